@@ -1,0 +1,246 @@
+"""Messages to frames and back.
+
+The client side is bert-as-service's wire, extended without changing what the old client sees:
+
+    request        identity | body | request_id | num_texts     body: JSON list, JSON object or a command
+    encode reply   identity | info | array | request_id         info: dtype, shape, tokens, truncated
+    error reply    identity | info | empty | request_id         info: error, and a dtype that no numpy knows
+    info reply     identity | info | request_id
+
+The worker side is `kind | header | array?`, header being a JSON object. Arrays travel as raw
+little-endian C-ordered bytes with dtype and shape in the JSON. Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .errors import InvalidRequest, error_from_info
+from .messages import (
+    Batch,
+    BrokerMessage,
+    Command,
+    CommandRequest,
+    EncodeReply,
+    EncodeRequest,
+    ErrorReply,
+    Failed,
+    Heartbeat,
+    InfoReply,
+    Ready,
+    Refused,
+    Reply,
+    Request,
+    Result,
+    Rows,
+    Stop,
+    WorkerMessage,
+)
+from .texts import check_texts
+
+#: A frame as it goes out or comes in.
+Frame: TypeAlias = "bytes | memoryview"
+Frames: TypeAlias = list[Frame]
+
+try:  # the server has orjson, which is faster; the bare client need not have it
+    import orjson
+
+    _dumps = orjson.dumps
+    _loads = orjson.loads
+except ImportError:
+
+    def _dumps(value: Any) -> bytes:  # type: ignore[misc]
+        return json.dumps(value, separators=(",", ":")).encode()
+
+    def _loads(text: Frame) -> Any:  # type: ignore[misc]
+        return json.loads(bytes(text))
+
+
+_COMMANDS = {command.value: command for command in Command}
+_MAX_IDENTITY_BYTES = 255
+_MAX_NUMBER_DIGITS = 20
+
+# -- client to broker ----------------------------------------------------------------------------------
+
+
+def request_to_frames(request: Request) -> Frames:
+    """Return the four frames of a request."""
+    if isinstance(request, CommandRequest):
+        return [request.identity, request.command.value, request.request_id, b"0"]
+    body: dict[str, Any] = {"texts": request.texts}
+    if request.show_tokens:
+        body["options"] = {"show_tokens": True}
+    if request.deadline_ms is not None:
+        body["deadline_ms"] = request.deadline_ms
+    # A plain request is the old client's literal body: a bare list.
+    plain = body if len(body) > 1 else request.texts
+    return [request.identity, _dumps(plain), request.request_id, b"%d" % len(request.texts)]
+
+
+def sender_of(frames: Sequence[Frame]) -> tuple[bytes, bytes] | None:
+    """Return (identity, request_id) to answer to, or None where the frames name no sender.
+
+    It is asked of requests that `request_from_frames` refused, so it trusts nothing.
+    """
+    if len(frames) < 2 or not 1 <= len(frames[0]) <= _MAX_IDENTITY_BYTES:
+        return None
+    request_id = bytes(frames[2]) if len(frames) > 2 and _is_number(frames[2]) else b"0"
+    return bytes(frames[0]), request_id
+
+
+def request_from_frames(frames: Sequence[Frame]) -> Request:
+    """Return the request in the frames. Raises InvalidRequest, which names what was expected."""
+    if len(frames) != 4:
+        raise InvalidRequest(
+            f"a request has 4 frames (identity; body; request id; number of texts), got {len(frames)}"
+        )
+    identity, body, request_id, num_texts = frames
+    if not 1 <= len(identity) <= _MAX_IDENTITY_BYTES:
+        raise InvalidRequest(f"identity must have 1 to {_MAX_IDENTITY_BYTES} bytes, got {len(identity)}")
+    command = _COMMANDS.get(bytes(body)) if len(body) <= 16 else None
+    if command is Command.TERMINATION:  # the oldest clients send it with empty numbers
+        return CommandRequest(bytes(identity), bytes(request_id), command)
+    if not _is_number(request_id):
+        raise InvalidRequest("request id must be a decimal number")
+    if command is not None:
+        return CommandRequest(bytes(identity), bytes(request_id), command)
+    if not _is_number(num_texts):
+        raise InvalidRequest("number of texts must be a decimal number")
+    texts, show_tokens, deadline_ms = _parse_body(body)
+    if len(texts) != int(num_texts):
+        raise InvalidRequest(f"the request announces {int(num_texts)} texts but holds {len(texts)}")
+    return EncodeRequest(bytes(identity), bytes(request_id), texts, show_tokens, deadline_ms)
+
+
+def _parse_body(body: Frame) -> tuple[list[Any], bool, int | None]:
+    value = parse_json(body)
+    options: Any = {}
+    deadline_ms = None
+    if isinstance(value, dict):
+        options = value.get("options") or {}
+        deadline_ms = value.get("deadline_ms")
+        value = value.get("texts")
+    try:
+        check_texts(value)
+    except (TypeError, ValueError) as exc:
+        raise InvalidRequest(str(exc)) from exc
+    if not isinstance(options, dict):
+        raise InvalidRequest("options must be a JSON object")
+    if unknown := options.keys() - {"show_tokens"}:
+        raise InvalidRequest(f"unknown option {sorted(unknown)[0]!r}")
+    if deadline_ms is not None and (type(deadline_ms) is not int or deadline_ms < 0):
+        raise InvalidRequest(f"deadline_ms must be a whole number of milliseconds, got {deadline_ms!r}")
+    return value, bool(options.get("show_tokens")), deadline_ms
+
+
+def parse_json(body: Frame) -> Any:
+    """Return the JSON value in the body. Raises InvalidRequest."""
+    try:
+        return _loads(body)
+    except ValueError:
+        # orjson refuses lone surrogates as no JSON at all; json lets them pass, for check_texts to name.
+        try:
+            return json.loads(bytes(body))
+        except (ValueError, RecursionError) as exc:
+            raise InvalidRequest(f"the body is not JSON: {exc}") from exc
+
+
+def _is_number(frame: Frame) -> bool:
+    return len(frame) <= _MAX_NUMBER_DIGITS and bytes(frame).isdigit()
+
+
+# -- broker to client ----------------------------------------------------------------------------------
+
+
+def reply_to_frames(reply: Reply) -> Frames:
+    """Return the frames of a reply, as the old client reads them."""
+    if isinstance(reply, InfoReply):
+        return [reply.identity, _dumps(reply.info), reply.request_id]
+    if isinstance(reply, ErrorReply):
+        error = reply.error.to_info()
+        # bert-serving-client 1.10.0 hands dtype to numpy, which raises "data type '...' not understood"
+        # with our message in it. A comma would make numpy parse the text as a list of formats.
+        dtype = f"{error['code']}: {error['message']}".replace(",", ";")
+        return [
+            reply.identity,
+            _dumps({"dtype": dtype, "shape": [0], "tokens": "", "error": error}),
+            b"",
+            reply.request_id,
+        ]
+    info: dict[str, Any] = _array_info(reply.rows)
+    info["tokens"] = "" if reply.tokens is None else reply.tokens
+    if reply.truncated:
+        info["truncated"] = reply.truncated
+    return [reply.identity, _dumps(info), _array_frame(reply.rows), reply.request_id]
+
+
+def reply_from_frames(frames: Sequence[Frame]) -> Reply:
+    """Return the reply in the frames. Raises ValueError if they hold none."""
+    if len(frames) not in (3, 4):
+        raise ValueError(f"a reply has 3 or 4 frames, got {len(frames)}")
+    identity, request_id = bytes(frames[0]), bytes(frames[-1])
+    info = _loads(frames[1])
+    if len(frames) == 3:
+        return InfoReply(identity, request_id, info)
+    if "error" in info:
+        return ErrorReply(identity, request_id, error_from_info(info["error"]))
+    tokens = info.get("tokens")
+    return EncodeReply(
+        identity, request_id, _array(info, frames[2]), tokens if tokens != "" else None, info.get("truncated", ())
+    )
+
+
+# -- broker and workers --------------------------------------------------------------------------------
+
+_KINDS: dict[bytes, type[Any]] = {
+    cls.__name__.upper().encode(): cls for cls in (Ready, Refused, Result, Failed, Heartbeat, Batch, Stop)
+}
+
+
+def worker_message_to_frames(message: WorkerMessage | BrokerMessage) -> Frames:
+    """Return `kind | header`, and the array of a Result as a third frame."""
+    kind = type(message).__name__.upper().encode()
+    if not isinstance(message, Result):
+        return [kind, _dumps({name: getattr(message, name) for name in message.__slots__})]
+    header = {
+        "batch_id": message.batch_id,
+        "num_tokens": message.num_tokens,
+        "truncated": message.truncated,
+        "tokens": message.tokens,
+        "tokenize_ms": message.tokenize_ms,
+        "compute_ms": message.compute_ms,
+        "array": _array_info(message.rows),
+    }
+    return [kind, _dumps(header), _array_frame(message.rows)]
+
+
+def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | BrokerMessage:
+    """Return the message in the frames; both ends are ours, so anything else is a bug and raises."""
+    cls = _KINDS[bytes(frames[0])]
+    header = _loads(frames[1])
+    if cls is Result:
+        header["rows"] = _array(header.pop("array"), frames[2])
+    message: WorkerMessage | BrokerMessage = cls(**header)
+    return message
+
+
+# -- arrays --------------------------------------------------------------------------------------------
+
+
+def _array_info(rows: Rows) -> dict[str, Any]:
+    return {"dtype": rows.dtype.name, "shape": list(rows.shape)}
+
+
+def _array_frame(rows: Rows) -> memoryview:
+    little_endian = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
+    return np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8).data
+
+
+def _array(info: dict[str, Any], frame: Frame) -> Rows:
+    dtype = np.dtype(str(info["dtype"])).newbyteorder("<")
+    rows: Rows = np.frombuffer(frame, dtype=dtype).reshape(info["shape"])
+    return rows

@@ -1,0 +1,55 @@
+"""What a list of texts must be. Clients check before they send, the broker checks what arrives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def check_texts(texts: Any) -> bool:
+    """Return whether the texts are tokenized, or raise what is wrong with them.
+
+    texts: a non-empty list, either of non-empty strings or of non-empty lists of non-empty strings.
+    Raises TypeError for a wrong type and ValueError for a wrong value; both name the place.
+    """
+    if not isinstance(texts, list):
+        raise TypeError(f"texts must be a list of strings, got {_kind(texts)}")
+    if not texts:
+        raise ValueError("texts must not be empty")
+    if isinstance(texts[0], list):
+        for i, tokens in enumerate(texts):
+            if not isinstance(tokens, list):
+                raise TypeError(f"texts[{i}] must be a list of tokens like texts[0], got {_kind(tokens)}")
+            if not tokens:
+                raise ValueError(f"texts[{i}] has no token")
+            _check_strings(tokens, f"texts[{i}]")
+        return True
+    _check_strings(texts, "texts")
+    return False
+
+
+def _check_strings(strings: list[Any], name: str) -> None:
+    # Whole-list tests first: they run in C, and almost every list passes them.
+    if set(map(type, strings)) != {str}:
+        i = next(i for i, s in enumerate(strings) if type(s) is not str)
+        raise TypeError(f"{name}[{i}] must be a string, got {_kind(strings[i])}")
+    if "" in strings:
+        raise ValueError(f"{name}[{strings.index('')}] is an empty string")
+    joined = "".join(strings)
+    if "\0" in joined:
+        i = next(i for i, s in enumerate(strings) if "\0" in s)
+        raise ValueError(f"{name}[{i}] contains a NUL character")
+    if not joined.isascii() and _has_lone_surrogate(joined):
+        i = next(i for i, s in enumerate(strings) if _has_lone_surrogate(s))
+        raise ValueError(f"{name}[{i}] contains a lone surrogate, which is no Unicode text")
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__

@@ -1,0 +1,1 @@
+"""The server: broker, workers and gateway."""

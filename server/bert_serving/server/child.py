@@ -1,0 +1,26 @@
+"""First steps of a child process. Light: it is imported by every child, and by the server for its name."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+
+def run(target: str, title: str, verbose: bool, kwargs: dict[str, Any]) -> None:
+    """Call `module:function` with the arguments; a child imports only what its own target needs."""
+    set_up_logging(title, verbose=verbose)
+    module, _, function = target.partition(":")
+    getattr(importlib.import_module(module), function)(**kwargs)
+
+
+def set_up_logging(title: str, *, verbose: bool) -> None:
+    """Log to standard error, one line an event, with the process' title in front."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format=f"%(asctime)s %(levelname)s {title}: %(message)s",
+        stream=sys.stderr,
+    )
+    for chatty in ("asyncio", "httpx", "httpcore", "urllib3", "filelock"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

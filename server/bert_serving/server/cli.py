@@ -1,0 +1,55 @@
+"""The console scripts. Only here is logging set up and a process ended with an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from .child import set_up_logging
+from .settings import parse_settings
+
+log = logging.getLogger(__name__)
+
+
+def start(argv: Sequence[str] | None = None) -> int:
+    """bert-serving-start: serve until told to stop. Returns the exit code: 0, or 1 with one line of why."""
+    settings = parse_settings(argv)
+    set_up_logging("server", verbose=settings.verbose)
+    from .supervisor import StartError, Supervisor, resolve
+
+    try:
+        settings = resolve(settings)
+        supervisor = Supervisor(settings)
+        with supervisor.stop_on_signals():
+            sys.stdout.write(settings.table() + "\n")
+            sys.stdout.flush()
+            supervisor.run()
+    except StartError as exc:
+        log.error("%s", exc)
+        return 1
+    log.info("stopped")
+    return 0
+
+
+def terminate(argv: Sequence[str] | None = None) -> int:
+    """bert-serving-terminate: stop a server. Returns 0 when it did stop, else 1 with one line of why."""
+    from .terminate import TerminateError, terminate_server
+
+    parser = argparse.ArgumentParser(prog="bert-serving-terminate", description="Stop a server.")
+    parser.add_argument(
+        "-port", "--port", "-port_in", "-port_data", type=int, required=True, help="its port for requests"
+    )
+    parser.add_argument("-ip", "--ip", default="localhost", help="its address (default: localhost)")
+    parser.add_argument(
+        "-timeout", "--timeout", type=int, default=15_000, help="milliseconds to wait for its end (default: 15000)"
+    )
+    args = parser.parse_args(argv)
+    try:
+        terminate_server(args.ip, args.port, timeout_s=args.timeout / 1000)
+    except TerminateError as exc:
+        sys.stderr.write(f"bert-serving-terminate: {exc}\n")
+        return 1
+    sys.stdout.write(f"the server at {args.ip}:{args.port} has stopped\n")
+    return 0

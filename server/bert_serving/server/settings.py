@@ -1,0 +1,200 @@
+"""Every option of the server, spelled once.
+
+`Settings` is the only place where an option has a name, a type, a default and a help text. Flags,
+`BERT_SERVING_...` variables, `--help` and the table that is printed at start are all made from it.
+A flag wins over a variable, a variable over the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import types
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PoolingStrategy = Literal[
+    "auto", "REDUCE_MEAN", "REDUCE_MAX", "REDUCE_MEAN_MAX", "CLS_TOKEN", "FIRST_TOKEN", "SEP_TOKEN", "LAST_TOKEN"
+]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+_ENV_PREFIX = "BERT_SERVING_"
+
+
+def own_version() -> str:
+    """Return the version of the installed distribution."""
+    try:
+        return version("bert-embedding-service")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class Settings(BaseSettings):
+    """Settings of one server. Frozen; raises pydantic.ValidationError for values out of range."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_ENV_PREFIX, frozen=True, extra="forbid", protected_namespaces=(), env_ignore_empty=True
+    )
+
+    model_dir: str | None = Field(
+        None, description="folder of a model, or its name on the Hugging Face hub; default: the demo model"
+    )
+    num_worker: int | None = Field(
+        None, ge=1, le=256, description="worker processes; default: one for each GPU, or one on the CPU"
+    )
+    device_map: Annotated[tuple[int, ...], NoDecode] = Field(
+        (), description="GPU ids for the workers, used in turn; default: all that are visible"
+    )
+    cpu: bool = Field(False, description="run on the CPU even where there is a GPU")
+    host: str = Field("127.0.0.1", description="address that all ports listen on; 0.0.0.0: every interface")
+    port: int = Field(
+        5555,
+        ge=1,
+        le=65535,
+        description="port for requests",
+        json_schema_extra={"aliases": ["port_in", "port_data"]},
+    )
+    port_out: int = Field(
+        5556, ge=1, le=65535, description="port for results", json_schema_extra={"aliases": ["port_result"]}
+    )
+    http_port: int | None = Field(None, ge=1, le=65535, description="port for HTTP; default: no HTTP")
+    max_seq_len: int | None = Field(
+        None, ge=3, description="longest sequence in tokens, special ones included; default: the model's own"
+    )
+    max_batch_size: int = Field(256, ge=1, description="most texts in one batch of a worker")
+    max_batch_tokens: int = Field(16384, ge=64, description="most tokens in one batch of a worker")
+    priority_batch_size: int = Field(16, ge=0, description="requests of up to so many texts overtake larger ones")
+    pooling_strategy: PoolingStrategy = Field(
+        "auto",
+        description="how token vectors become one; auto: the model's own, or REDUCE_MEAN where it has none "
+        "or -pooling_layer is given",
+    )
+    pooling_layer: Annotated[tuple[int, ...] | None, NoDecode] = Field(
+        None,
+        description="layers that are pooled, concatenated in this order; -1 is the last, 0 the first; "
+        "default -2, unless the model pools for itself",
+    )
+    dtype: Dtype = Field(
+        "auto",
+        description="number format of the forward pass; auto: float16 on a GPU, bfloat16 on a CPU that has it "
+        "in hardware, else float32",
+    )
+    show_tokens_to_client: bool = Field(False, description="send the tokens with every result")
+    queue_capacity: int = Field(
+        262_144, ge=1, description="most texts that wait at once, and most in one request; beyond: an error reply"
+    )
+    queue_mb: int = Field(2048, ge=1, description="most MiB of requests that are not answered yet")
+    max_message_mb: int = Field(256, ge=1, le=2047, description="largest request in MiB")
+    outbox_mb: int = Field(1024, ge=1, description="most MiB of results that wait for their client to fetch them")
+    outbox_age: float = Field(300, gt=0, description="seconds that a result waits for its client")
+    worker_timeout: float = Field(
+        120, gt=0, description="seconds in which a batch must end, else its worker is replaced"
+    )
+    drain_timeout: float = Field(5, ge=0, description="seconds in which accepted work may finish after SIGTERM")
+    allow_remote_termination: bool = Field(
+        False, description="obey bert-serving-terminate from other machines too"
+    )
+    verbose: bool = Field(False, description="log each batch")
+
+    @field_validator("device_map", "pooling_layer", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        """A variable holds a list as `0 1` or `0,1`."""
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("max_seq_len", mode="before")
+    @classmethod
+    def _none_is_the_models_own(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and value.upper() == "NONE" else value
+
+    @field_validator("pooling_strategy", mode="before")
+    @classmethod
+    def _any_case(cls, value: Any) -> Any:
+        if not isinstance(value, str) or value.lower() == "auto":
+            return "auto" if isinstance(value, str) else value
+        return value.upper()
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Settings:
+        ports = [port for port in (self.port, self.port_out, self.http_port) if port is not None]
+        if len(set(ports)) != len(ports):
+            raise ValueError(f"port, port_out and http_port must differ, got {ports}")
+        return self
+
+    @model_validator(mode="after")
+    def _devices_are_gpu_ids(self) -> Settings:
+        if any(gpu < 0 for gpu in self.device_map):
+            raise ValueError(f"device_map must hold GPU ids from 0, got {list(self.device_map)}")
+        return self
+
+    def table(self) -> str:
+        """Return the settings in force as the two-column table that is printed at start."""
+        rows = [(name, _shown(getattr(self, name))) for name in type(self).model_fields]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:>{width}} = {value}" for name, value in rows)
+
+
+def parse_settings(argv: Sequence[str] | None = None, *, prog: str = "bert-serving-start") -> Settings:
+    """Return the settings from flags and environment; on bad ones print one line and exit with 2."""
+    parser = settings_parser(prog)
+    flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    try:
+        return Settings(**flags)
+    except ValidationError as exc:
+        parser.error(validation_line(exc))
+
+
+def settings_parser(prog: str) -> argparse.ArgumentParser:
+    """Return a parser with `-name` and `--name` for every field, all of them defaulting to None."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Serve sentence vectors over ZeroMQ and HTTP.",
+        epilog=f"Each option is also an environment variable: {_ENV_PREFIX} and its name in upper case.",
+    )
+    parser.add_argument("-version", "--version", action="version", version=f"%(prog)s {own_version()}")
+    for name, field in Settings.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        aliases = extra.get("aliases", [])
+        assert isinstance(aliases, list)
+        flags = [f"{dash}{spelling}" for spelling in (name, *aliases) for dash in ("-", "--")]
+        default = "" if field.default in (None, ()) or field.annotation is bool else f" (default: {field.default})"
+        help_text = f"{field.description}{default}".replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(*flags, dest=name, action="store_const", const=True, help=help_text)
+        else:
+            nargs = "+" if _is_tuple(field.annotation) else None
+            parser.add_argument(*flags, dest=name, nargs=nargs, metavar=_metavar(field.annotation), help=help_text)
+    return parser
+
+
+def validation_line(exc: ValidationError) -> str:
+    """Return the first problem of a validation as one line that names the option and the value."""
+    problem = exc.errors()[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    name = problem["loc"][0] if problem["loc"] else None
+    if name is None:
+        return message
+    return f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+
+
+def _is_tuple(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(_is_tuple(arg) for arg in get_args(annotation))
+    return get_origin(annotation) is tuple
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "{" + ",".join(get_args(annotation)) + "}"
+    kinds = [arg for arg in get_args(annotation) if arg is not type(None)] or [annotation]
+    kind = get_args(kinds[0])[0] if _is_tuple(annotation) and get_args(kinds[0]) else kinds[0]
+    return {int: "N", float: "SECONDS", str: "TEXT"}.get(kind, "N")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)

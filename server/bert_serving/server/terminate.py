@@ -1,0 +1,57 @@
+"""Stopping a server from outside, and knowing that it stopped."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import zmq
+from bert_serving.protocol import Command, CommandRequest, request_to_frames
+from zmq.utils.monitor import recv_monitor_message
+
+_HANDSHAKE_S = 3.0
+_POLL_S = 0.05
+
+
+class TerminateError(Exception):
+    """The server was not stopped; the message says why."""
+
+
+def terminate_server(ip: str, port: int, *, timeout_s: float) -> None:
+    """Send TERMINATION and wait until the port is closed. Raises TerminateError."""
+    deadline = time.monotonic() + timeout_s
+    if not _accepts(ip, port):
+        raise TerminateError(f"nobody answers at {ip}:{port}")
+    with zmq.Context() as context, context.socket(zmq.PUSH) as pusher:
+        pusher.linger = 0
+        monitor = pusher.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        pusher.connect(f"tcp://{ip}:{port}")
+        try:
+            if _next_event(monitor, min(_HANDSHAKE_S, timeout_s)) != zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                raise TerminateError(
+                    f"what answers at {ip}:{port} is no server for embeddings: it speaks no ZeroMQ"
+                )
+            pusher.send_multipart(request_to_frames(CommandRequest(b"0", b"0", Command.TERMINATION)))
+            while _accepts(ip, port):
+                if time.monotonic() > deadline:
+                    raise TerminateError(
+                        f"the server at {ip}:{port} still runs after {timeout_s:g} s; "
+                        "it obeys its own machine only, unless started with -allow_remote_termination"
+                    )
+                time.sleep(_POLL_S)
+        finally:
+            pusher.disable_monitor()
+
+
+def _accepts(ip: str, port: int) -> bool:
+    try:
+        with socket.create_connection((ip, port), timeout=_HANDSHAKE_S):
+            return True
+    except OSError:
+        return False
+
+
+def _next_event(monitor: zmq.Socket[bytes], timeout_s: float) -> int | None:
+    if not monitor.poll(round(timeout_s * 1000)):
+        return None
+    return int(recv_monitor_message(monitor)["event"])

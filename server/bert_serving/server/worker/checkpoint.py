@@ -1,0 +1,68 @@
+"""Weights from a folder into a Transformers model, all of them or an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from ..model_files import ModelError
+
+
+def load_model(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, num_layers: int | None = None
+) -> PreTrainedModel:
+    """Return the encoder in the folder, in evaluation mode on the device.
+
+    num_layers: build only so many transformer layers from the bottom; None: all.
+    Raises ModelError that names a weight which is missing or has the wrong shape.
+    """
+    transformers_logging.set_verbosity_error()  # what matters of its warnings is an error here
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if num_layers is not None:
+            config.num_hidden_layers = num_layers
+        model, report = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as exc:
+        raise ModelError(f"cannot load the model in {folder}: {str(exc).strip().splitlines()[0]}") from exc
+    _check_complete(folder, report)
+    model.eval().requires_grad_(False)
+    return model.to(device)
+
+
+def num_hidden_layers(folder: Path) -> int:
+    """Return how many transformer layers the model in the folder has."""
+    try:
+        return int(AutoConfig.from_pretrained(folder, local_files_only=True).num_hidden_layers)
+    except (OSError, ValueError, KeyError, AttributeError) as exc:
+        raise ModelError(f"cannot read the model config in {folder}: {str(exc).strip().splitlines()[0]}") from exc
+
+
+def _check_complete(folder: Path, report: dict[str, object]) -> None:
+    # The pooler sits above the hidden states that are pooled here; checkpoints often lack it.
+    missing = sorted(str(name) for name in _names(report, "missing_keys") if "pooler." not in str(name))
+    if missing:
+        raise ModelError(f"weights are missing in {folder}: {missing[0]}{_and_more(missing)}")
+    mismatched = sorted(str(entry) for entry in _names(report, "mismatched_keys") if "pooler." not in str(entry))
+    if mismatched:
+        raise ModelError(f"weights do not fit the config in {folder}: {mismatched[0]}{_and_more(mismatched)}")
+
+
+def _names(report: dict[str, object], key: str) -> list[object]:
+    names = report.get(key) or []
+    assert isinstance(names, (list, set, tuple))
+    return list(names)
+
+
+def _and_more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

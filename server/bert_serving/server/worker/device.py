@@ -1,0 +1,65 @@
+"""What the forward pass runs on: device, number format, threads. Raises ModelError for what is not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from ..model_files import ModelError
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def pick_device(device: str) -> torch.device:
+    """Return the device for "auto", "cpu" or "cuda:N". Raises ModelError for a GPU that is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    picked = torch.device(device)
+    if picked.type == "cuda" and (picked.index or 0) >= count:
+        seen = f"{count} GPUs" if count else "no GPU"
+        raise ModelError(f"GPU {picked.index or 0} is not there: PyTorch {torch.__version__} sees {seen}")
+    return picked
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype for a name; "auto" is the fastest that the device computes in hardware."""
+    if dtype != "auto":
+        picked = getattr(torch, dtype)
+        assert isinstance(picked, torch.dtype)
+        return picked
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+
+
+def allowed_cpus() -> int:
+    """Return how many CPUs this process may keep busy: its affinity mask, or its cgroup's quota if less.
+
+    Threads beyond the quota of a container are not just useless: they throttle those within it.
+    """
+    cpus = len(os.sched_getaffinity(0))
+    quota = _cgroup_cpus()
+    return cpus if quota is None else max(1, min(cpus, round(quota)))
+
+
+def _cgroup_cpus() -> float | None:
+    try:  # version 2: "max 100000" or "150000 100000", in microseconds
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:  # version 1: -1 means no quota
+            quota = (_CGROUP / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (_CGROUP / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    return int(quota) / int(period) if quota.isdigit() else None
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
