@@ -22,5 +22,5 @@ def set_up_logging(title: str, *, verbose: bool) -> None:
         format=f"%(asctime)s %(levelname)s {title}: %(message)s",
         stream=sys.stderr,
     )
-    for chatty in ("asyncio", "httpx", "httpcore", "urllib3", "filelock"):
+    for chatty in ("asyncio", "uvicorn", "httpx", "httpcore", "urllib3", "filelock"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

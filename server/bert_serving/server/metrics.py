@@ -5,7 +5,14 @@ The broker's text travels to the gateway as the answer to SHOW_METRICS; the gate
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.metrics import MetricWrapperBase
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -26,6 +33,7 @@ class BrokerMetrics:
     """What the broker counts. All series exist from the start, at zero."""
 
     def __init__(self) -> None:
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "Encode requests that arrived")
         self.commands = self._counter("commands", "Config, status and metrics requests that arrived")
@@ -70,6 +78,7 @@ class GatewayMetrics:
     """What a gateway counts: HTTP requests by route and status."""
 
     def __init__(self) -> None:
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "bert_serving_http_requests",

@@ -1,0 +1,35 @@
+"""Clients of the embedding service. They need numpy and pyzmq, and nothing else."""
+
+from bert_serving.protocol import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+    ServingError,
+    Unauthorized,
+    Unavailable,
+    WorkerFailed,
+)
+
+from .aio import AsyncBertClient
+from .checks import Response, client_version
+from .concurrent import ConcurrentBertClient
+from .sync import BertClient
+
+__all__ = [
+    "AsyncBertClient",
+    "BertClient",
+    "ConcurrentBertClient",
+    "DeadlineExceeded",
+    "InvalidRequest",
+    "Overloaded",
+    "PayloadTooLarge",
+    "Response",
+    "ServingError",
+    "Unauthorized",
+    "Unavailable",
+    "WorkerFailed",
+    "__version__",
+]
+
+__version__ = client_version()

@@ -1,0 +1,213 @@
+"""AsyncBertClient: the same conversation on an asyncio loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from contextlib import suppress
+from typing import Any
+
+import zmq
+from bert_serving.protocol import Command, EncodeReply, Frames, InfoReply, Reply, Unavailable
+
+from .checks import check_request, client_version, response_of
+from .connection import Connection
+from .session import Session
+
+_NO_ROOM_S = 0.005
+_PROBE_EVERY_S = 1.0
+
+
+class AsyncBertClient:
+    """A client of one server for one event loop; any number of calls may be under way at once.
+
+    Arguments and errors as for BertClient. The connection opens with the first call.
+
+    >>> async with AsyncBertClient() as client:
+    ...     vectors = await client.encode(["First do it", "then do it right"])
+    """
+
+    def __init__(
+        self,
+        ip: str = "localhost",
+        port: int = 5555,
+        port_out: int = 5556,
+        output_fmt: str = "ndarray",
+        identity: bytes | str | None = None,
+        check_length: bool = True,
+        timeout: int = -1,
+        *,
+        connect_timeout: int = 10_000,
+    ) -> None:
+        if output_fmt not in ("ndarray", "list"):
+            raise AttributeError(f'"output_fmt" must be "ndarray" or "list", got {output_fmt!r}')
+        self.ip, self.port, self.port_out = ip, port, port_out
+        self.output_fmt = output_fmt
+        self.timeout = timeout
+        self.connect_timeout = connect_timeout
+        self._warns = check_length
+        name = identity.encode() if isinstance(identity, str) else identity
+        self._session = Session(name or str(uuid.uuid4()).encode())
+        self._connection: Connection | None = None
+        self._num_losses = 0
+        self._answers: dict[int, asyncio.Future[None]] = {}
+        self._connected = asyncio.Event()
+        self._prober: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    async def __aenter__(self) -> AsyncBertClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<AsyncBertClient {self.ip}:{self.port} {self._session!r}>"
+
+    async def close(self) -> None:
+        """Drop the connection; calls that still wait raise Unavailable."""
+        self._is_closed = True
+        if self._connection is None:
+            return
+        loop = asyncio.get_running_loop()
+        for socket in self._connection.sockets:
+            loop.remove_reader(socket.fileno())
+        assert self._prober is not None
+        self._prober.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._prober
+        self._wake(self._session.fail_pending(Unavailable("this client is closed")))
+        self._connection.close()
+        self._connection = None
+
+    async def encode(
+        self, texts: list[str] | list[list[str]], is_tokenized: bool = False, show_tokens: bool = False
+    ) -> Any:
+        """Return the vectors of the texts: (B, D) float32, rows in the order of the texts.
+
+        Arguments and errors as for BertClient.encode. Cancelling the call forgets the request.
+        """
+        check_request(texts, is_tokenized=is_tokenized)
+        request_id, reply = await self._request(
+            lambda now: self._session.encode(
+                texts, now, show_tokens=show_tokens, deadline_ms=self.timeout if self.timeout >= 0 else None
+            ),
+            self.timeout / 1000 if self.timeout >= 0 else None,
+        )
+        assert isinstance(reply, EncodeReply)
+        response = response_of(request_id, reply, as_list=self.output_fmt == "list", warn=self._warns)
+        return (response.embedding, response.tokens) if show_tokens else response.embedding
+
+    async def server_config(self) -> dict[str, Any]:
+        """Return the settings in force at the server, and its versions."""
+        return await self.ask(Command.SHOW_CONFIG)
+
+    async def server_status(self) -> dict[str, Any]:
+        """Return the server's settings, counters and workers."""
+        return await self.ask(Command.SHOW_STATUS)
+
+    async def ask(self, command: Command) -> dict[str, Any]:
+        """Return the server's answer to a command."""
+        limit_s = (self.timeout if self.timeout >= 0 else self.connect_timeout) / 1000
+        _, reply = await self._request(lambda now: self._session.command(command, now), limit_s)
+        assert isinstance(reply, InfoReply)
+        return dict(reply.info)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The state of this client."""
+        pending = self._session.pending
+        return {
+            "identity": self._session.identity,
+            "num_request": self._session.num_request,
+            "num_pending_request": len(pending),
+            "pending_request": pending,
+            "output_fmt": self.output_fmt,
+            "port": self.port,
+            "port_out": self.port_out,
+            "server_ip": self.ip,
+            "client_version": client_version(),
+            "timeout": self.timeout,
+        }
+
+    # -- the line --------------------------------------------------------------------------------------
+
+    async def _request(self, make: Any, limit_s: float | None) -> tuple[int, Reply]:
+        deadline = None if limit_s is None else time.monotonic() + limit_s
+        connection = await self._ensure_connected(limit_s)
+        request_id, frames = make(time.monotonic())
+        answered = self._answers[request_id] = asyncio.get_running_loop().create_future()
+        try:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            await asyncio.wait_for(self._exchange(connection, frames, answered), left)
+            reply = self._session.take(request_id)
+        except asyncio.TimeoutError:
+            raise TimeoutError(
+                f"the server at {self.ip}:{self.port} did not answer within {limit_s:g} s"
+            ) from None
+        finally:
+            del self._answers[request_id]
+            self._session.forget(request_id)
+        assert reply is not None
+        return request_id, reply
+
+    async def _exchange(self, connection: Connection, frames: Frames, answered: asyncio.Future[None]) -> None:
+        while not answered.done() and not connection.send(frames):
+            await asyncio.sleep(_NO_ROOM_S)
+        await answered
+
+    async def _ensure_connected(self, limit_s: float | None) -> Connection:
+        if self._is_closed:
+            raise Unavailable("this client is closed")
+        if self._connection is None:
+            self._connection = Connection(
+                zmq.Context.instance(), self._session.identity, self.ip, self.port, self.port_out
+            )
+            loop = asyncio.get_running_loop()
+            for socket in self._connection.sockets:
+                loop.add_reader(socket.fileno(), self._receive)
+            self._prober = loop.create_task(self._probe())
+        self._receive()  # a loss that happened before this request must not be counted against it
+        connect_s = self.connect_timeout / 1000
+        try:
+            await asyncio.wait_for(
+                self._connected.wait(), connect_s if limit_s is None else min(connect_s, limit_s)
+            )
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"cannot reach the server: {self._connection.trouble}") from None
+        return self._connection
+
+    def _receive(self) -> None:
+        """Take in all that is there: a ZeroMQ descriptor tells of a change only once."""
+        connection = self._connection
+        if connection is None:
+            return
+        now = time.monotonic()
+        for frames in connection.receive():
+            request_id = self._session.receive(frames, now)
+            if request_id is not None:
+                self._wake([request_id])
+        if self._num_losses != connection.num_losses:
+            self._num_losses = connection.num_losses
+            error = Unavailable(f"the server at {self.ip}:{self.port} went away")
+            self._wake(self._session.fail_pending(error))
+        if connection.is_connected:
+            self._connected.set()
+        else:
+            self._connected.clear()
+
+    def _wake(self, request_ids: list[int]) -> None:
+        for request_id in request_ids:
+            answered = self._answers.get(request_id)
+            if answered is not None and not answered.done():
+                answered.set_result(None)
+
+    async def _probe(self) -> None:
+        while True:
+            await asyncio.sleep(_PROBE_EVERY_S)
+            self._receive()
+            probe = self._session.probe(time.monotonic())
+            self._wake(list(self._answers) if not self._session.pending else [])
+            if probe is not None and self._connection is not None:
+                self._connection.send(probe)

@@ -1,0 +1,64 @@
+"""What both clients check and say in the same words."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from bert_serving.protocol import EncodeReply, check_texts
+
+#: The wire that this client speaks; servers report it as `server_version`.
+WIRE_VERSION = "1.10.0"
+
+
+class Response(NamedTuple):
+    """A result. `embedding`: (B, D), or a list of lists; `tokens`: '' where none were sent."""
+
+    id: int
+    embedding: Any
+    tokens: Any
+
+
+def client_version() -> str:
+    """Return the version of the installed distribution."""
+    try:
+        return version("bert-embedding-service")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def check_request(texts: Any, *, is_tokenized: bool) -> None:
+    """Raise TypeError or ValueError for texts that are none, or are not of the announced kind."""
+    if check_texts(texts) != is_tokenized:
+        expected = "lists of tokens" if is_tokenized else "strings (or pass is_tokenized=True)"
+        raise TypeError(f"texts must be a list of {expected}")
+
+
+def check_server(config: Mapping[str, Any], *, show: bool) -> None:
+    """Raise AttributeError if the server speaks another wire. show: print its configuration first."""
+    if show:
+        sys.stdout.write("".join(f"{key:>30} = {value!r}\n" for key, value in sorted(config.items())))
+    found = config.get("server_version")
+    if found != WIRE_VERSION:
+        raise AttributeError(
+            f"version mismatch: this client speaks {WIRE_VERSION}, the server {found}; "
+            "pass check_version=False to go on all the same"
+        )
+
+
+def response_of(request_id: int, reply: EncodeReply, *, as_list: bool, warn: bool) -> Response:
+    """Return the reply as the caller wants it. warn: say so if texts were cut."""
+    if warn and reply.truncated:
+        warnings.warn(
+            f"{len(reply.truncated)} of {len(reply.rows)} texts are longer than the server's max_seq_len "
+            f"and were cut, first texts[{reply.truncated[0]}]",
+            stacklevel=4,
+        )
+    # The frame's memory is read-only; a caller may want to write to what is his.
+    rows: npt.NDArray[np.floating[Any]] = np.array(reply.rows)
+    return Response(request_id, rows.tolist() if as_list else rows, "" if reply.tokens is None else reply.tokens)

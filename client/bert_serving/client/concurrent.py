@@ -1,0 +1,46 @@
+"""ConcurrentBertClient: a BertClient for many threads, with a bound on how many ask at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from .sync import BertClient
+
+
+class ConcurrentBertClient(BertClient):
+    """A BertClient of which at most `max_concurrency` calls are under way; further callers wait their turn.
+
+    One connection serves them all, since the server merges what arrives together. Results cannot be
+    fetched later, because threads would take each other's.
+    """
+
+    def __init__(self, max_concurrency: int = 10, **kwargs: Any) -> None:
+        if max_concurrency < 1:
+            raise ValueError(f"max_concurrency must be at least 1, got {max_concurrency}")
+        self._turns = threading.BoundedSemaphore(max_concurrency)
+        self.max_concurrency = max_concurrency
+        super().__init__(**kwargs)
+
+    def encode(
+        self, texts: Any, blocking: bool = True, is_tokenized: bool = False, show_tokens: bool = False
+    ) -> Any:
+        """Return the vectors of the texts, as BertClient.encode; `blocking=False` is refused."""
+        if not blocking:
+            _refuse("encode(blocking=False)")
+        with self._turns:
+            return super().encode(texts, is_tokenized=is_tokenized, show_tokens=show_tokens)
+
+    def fetch(self, delay: float = 0.0) -> Iterator[Any]:
+        _refuse("fetch")
+
+    def fetch_all(self, sort: bool = True, concat: bool = False) -> Any:
+        _refuse("fetch_all")
+
+    def encode_async(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        _refuse("encode_async")
+
+
+def _refuse(what: str) -> NoReturn:
+    raise NotImplementedError(f"ConcurrentBertClient has no {what}; use a BertClient")

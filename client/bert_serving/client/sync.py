@@ -1,0 +1,343 @@
+"""BertClient: the blocking client, with bert-as-service's signatures.
+
+It has no thread of its own: whoever waits for a reply receives for everybody, and the others wait for him.
+All state is guarded by `_changed`, except the receiving sockets: they belong to who set `_is_receiving`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import zmq
+from bert_serving.protocol import Command, EncodeReply, InfoReply, Reply, Unavailable
+
+from .checks import Response, check_request, check_server, client_version, response_of
+from .connection import Connection
+from .session import Session
+
+_T = TypeVar("_T")
+
+_POLL_S = 0.2  # how soon a waiting call notices that the client was closed or a probe is due
+_NO_ROOM_S = 0.01
+_ASYNC_POLL_S = 0.05
+
+
+class BertClient:
+    """A client of one server. Safe for several threads, and usable in a child after a fork.
+
+    ip, port, port_out: where the server listens. output_fmt: "ndarray" or "list".
+    show_server_config: print the server's configuration once connected.
+    identity: bytes or str; default: a new UUID. Clients that share one all hear its replies.
+    check_version, check_token_info: ask for the server's configuration at once, and refuse a server that
+    speaks another wire. check_length: warn when texts were cut. ignore_all_checks: none of these.
+    timeout: milliseconds that a call may take; -1: as long as the server is alive and at work on it.
+    connect_timeout: milliseconds in which the server must be reached.
+
+    Raises TimeoutError if nobody answers at these ports, Unavailable (a ConnectionError) if the server
+    dies while it is asked, and other ServingErrors as the server sends them.
+
+    >>> with BertClient() as client:
+    ...     client.encode(["First do it", "then do it right"]).shape
+    (2, 384)
+    """
+
+    def __init__(
+        self,
+        ip: str = "localhost",
+        port: int = 5555,
+        port_out: int = 5556,
+        output_fmt: str = "ndarray",
+        show_server_config: bool = False,
+        identity: bytes | str | None = None,
+        check_version: bool = True,
+        check_length: bool = True,
+        check_token_info: bool = True,
+        ignore_all_checks: bool = False,
+        timeout: int = -1,
+        *,
+        connect_timeout: int = 10_000,
+    ) -> None:
+        if output_fmt not in ("ndarray", "list"):
+            raise AttributeError(f'"output_fmt" must be "ndarray" or "list", got {output_fmt!r}')
+        self.ip, self.port, self.port_out = ip, port, port_out
+        self.output_fmt = output_fmt
+        self.timeout = timeout
+        self.connect_timeout = connect_timeout
+        self._warns = check_length and not ignore_all_checks
+        self._is_closed = False
+        self._open(identity.encode() if isinstance(identity, str) else identity)
+        if ignore_all_checks or not (check_version or check_length or check_token_info or show_server_config):
+            return
+        try:
+            config = self.server_config
+            if check_version or show_server_config:
+                check_server(config, show=show_server_config)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> BertClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.ip}:{self.port} {self._session!r}>"
+
+    def close(self) -> None:
+        """Drop the connection. Calls of other threads that still wait raise Unavailable."""
+        if self._pid != os.getpid():
+            self._is_closed = True
+            return
+        with self._changed:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._changed.wait_for(lambda: not self._is_receiving)
+            self._connection.close()
+            self._changed.notify_all()
+
+    # -- vectors ---------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        texts: list[str] | list[list[str]],
+        blocking: bool = True,
+        is_tokenized: bool = False,
+        show_tokens: bool = False,
+    ) -> Any:
+        """Return the vectors of the texts: (B, D) float32, rows in the order of the texts.
+
+        texts: a list of non-empty strings, or with is_tokenized a list of lists of tokens.
+        blocking: wait for the vectors; if False return None, and `fetch` or `fetch_all` has them later.
+        show_tokens: return (vectors, tokens), the tokens being those that the model saw.
+        Raises TypeError or ValueError for bad texts, and what the class says for the rest.
+        """
+        check_request(texts, is_tokenized=is_tokenized)
+        deadline = self._deadline() if blocking else float("inf")
+        request_id = self._send(
+            lambda now: self._session.encode(
+                texts,
+                now,
+                show_tokens=show_tokens,
+                deadline_ms=self.timeout if blocking and self.timeout >= 0 else None,
+                to_fetch=not blocking,
+            ),
+            deadline,
+        )
+        if not blocking:
+            return None
+        response = self._response(request_id, self._reply_to(request_id, deadline))
+        return (response.embedding, response.tokens) if show_tokens else response.embedding
+
+    def fetch(self, delay: float = 0.0) -> Iterator[Response]:
+        """Yield the results of `encode(..., blocking=False)` as they arrive, until none is pending.
+
+        delay: seconds to wait before the first. The error of a request is raised in its place.
+        """
+        time.sleep(delay)
+        while self._session.has_to_fetch:
+            yield self._response(*self._wait(self._session.take_any, self._deadline()))
+
+    def fetch_all(self, sort: bool = True, concat: bool = False) -> Any:
+        """Return all results of `encode(..., blocking=False)`, or None if none is pending.
+
+        sort: in the order of sending, not of arrival. concat: join the vectors to one array or list.
+        """
+        if not self._session.has_to_fetch:
+            return None
+        responses = list(self.fetch())
+        if sort:
+            responses.sort(key=lambda response: response.id)
+        embeddings = [response.embedding for response in responses]
+        if not concat:
+            return embeddings
+        return list(chain.from_iterable(embeddings)) if self.output_fmt == "list" else np.concatenate(embeddings)
+
+    def encode_async(
+        self,
+        batch_generator: Iterable[list[str]],
+        max_num_batch: int | None = None,
+        delay: float = 0.1,
+        **kwargs: Any,
+    ) -> Iterator[Response]:
+        """Yield the results of the batches as they arrive, while another thread goes on sending.
+
+        max_num_batch: send so many batches at most. delay: seconds before the first result is looked for.
+        kwargs: as for `encode`. What the generator raises is raised here after the results.
+        """
+        errors: list[BaseException] = []
+        producer = threading.Thread(
+            target=self._produce, args=(batch_generator, max_num_batch, kwargs, errors), daemon=True
+        )
+        producer.start()
+        time.sleep(delay)
+        while True:
+            is_producing = producer.is_alive()  # asked first: what it sent before its end is then seen below
+            with suppress(TimeoutError):
+                limit = _ASYNC_POLL_S if is_producing else self._time_left()
+                if is_producing or self._session.has_to_fetch:
+                    yield self._response(*self._wait(self._session.take_any, time.monotonic() + limit))
+                    continue
+            if not is_producing:
+                break
+        if errors:
+            raise errors[0]
+
+    def _produce(
+        self, batches: Iterable[list[str]], limit: int | None, kwargs: dict[str, Any], errors: list[BaseException]
+    ) -> None:
+        try:
+            for i, texts in enumerate(batches):
+                if limit is not None and i >= limit:
+                    break
+                self.encode(texts, **{**kwargs, "blocking": False})
+        except BaseException as exc:  # handed to the thread that iterates
+            errors.append(exc)
+
+    # -- what is known ---------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The state of this client."""
+        pending = self._session.pending
+        return {
+            "identity": self._session.identity,
+            "num_request": self._session.num_request,
+            "num_pending_request": len(pending),
+            "pending_request": pending,
+            "output_fmt": self.output_fmt,
+            "port": self.port,
+            "port_out": self.port_out,
+            "server_ip": self.ip,
+            "client_version": client_version(),
+            "timeout": self.timeout,
+        }
+
+    @property
+    def server_config(self) -> dict[str, Any]:
+        """The settings in force at the server, and its versions."""
+        return self._ask(Command.SHOW_CONFIG)
+
+    @property
+    def server_status(self) -> dict[str, Any]:
+        """The server's settings, counters and workers."""
+        return self._ask(Command.SHOW_STATUS)
+
+    def _ask(self, command: Command) -> dict[str, Any]:
+        # The broker answers these whatever its workers do, so they never take long.
+        limit_s = (self.timeout if self.timeout >= 0 else self.connect_timeout) / 1000
+        deadline = time.monotonic() + limit_s
+        request_id = self._send(lambda now: self._session.command(command, now), deadline)
+        reply = self._reply_to(request_id, deadline)
+        assert isinstance(reply, InfoReply)
+        return dict(reply.info)
+
+    # -- the line --------------------------------------------------------------------------------------
+
+    def _open(self, identity: bytes | None) -> None:
+        self._pid = os.getpid()
+        self._changed = threading.Condition(threading.Lock())
+        self._is_receiving = False
+        self._session = Session(identity or str(uuid.uuid4()).encode())
+        self._connection = Connection(
+            zmq.Context.instance(), self._session.identity, self.ip, self.port, self.port_out
+        )
+        self._num_losses = 0
+        self._poller = zmq.Poller()
+        for socket in self._connection.sockets:
+            self._poller.register(socket, zmq.POLLIN)
+
+    def _send(self, make: Callable[[float], tuple[int, list[Any]]], deadline: float) -> int:
+        """Send a request over a line that is whole; return its id."""
+        if self._pid != os.getpid():
+            # After a fork the sockets belong to the parent, and replies to its identity are not ours.
+            self._open(None)
+        connect_by = min(deadline, time.monotonic() + self.connect_timeout / 1000)
+        with self._changed:
+            if not self._is_closed and not self._is_receiving:
+                self._receive(0)  # a loss that happened before this request must not be counted against it
+        self._wait(lambda: self._connection.is_connected or None, connect_by)
+        with self._changed:
+            request_id, frames = make(time.monotonic())
+            has_left = self._connection.send(frames)
+        while not has_left:
+            with suppress(TimeoutError):
+                self._wait(lambda: None, min(connect_by, time.monotonic() + _NO_ROOM_S))
+            with self._changed:
+                has_left = self._connection.send(frames)
+                if not has_left and time.monotonic() >= connect_by:
+                    self._session.forget(request_id)
+                    raise self._too_late()
+        return request_id
+
+    def _reply_to(self, request_id: int, deadline: float) -> Reply:
+        try:
+            return cast(Reply, self._wait(lambda: self._session.take(request_id), deadline))
+        except BaseException:
+            self._session.forget(request_id)
+            raise
+
+    def _wait(self, done: Callable[[], _T | None], deadline: float) -> _T:
+        """Return what `done` returns once that is not None. Raises TimeoutError at the deadline."""
+        with self._changed:
+            while True:
+                if self._is_closed:
+                    raise Unavailable("this client is closed")
+                if (result := done()) is not None:
+                    return result
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise self._too_late()
+                if self._is_receiving:
+                    self._changed.wait(min(left, _POLL_S))
+                else:
+                    self._receive(min(left, _POLL_S))
+
+    def _receive(self, timeout_s: float) -> None:
+        """Receive what comes within the timeout, for everybody. The lock is held, but not while waiting."""
+        self._is_receiving = True
+        self._changed.release()
+        try:
+            self._poller.poll(round(timeout_s * 1000))
+            messages = self._connection.receive()
+        finally:
+            self._changed.acquire()
+            self._is_receiving = False
+            self._changed.notify_all()
+        now = time.monotonic()
+        for frames in messages:
+            self._session.receive(frames, now)
+        if self._num_losses != self._connection.num_losses:
+            self._num_losses = self._connection.num_losses
+            self._session.fail_pending(Unavailable(f"the server at {self.ip}:{self.port} went away"))
+        probe = self._session.probe(now)
+        if probe is not None:
+            self._connection.send(probe)
+
+    def _too_late(self) -> TimeoutError:
+        if not self._connection.is_connected:
+            return TimeoutError(f"cannot reach the server: {self._connection.trouble}")
+        return TimeoutError(
+            f"the server at {self.ip}:{self.port} did not answer in time; "
+            f"is timeout={self.timeout} ms enough for what was asked?"
+        )
+
+    def _time_left(self) -> float:
+        return self.timeout / 1000 if self.timeout >= 0 else float("inf")
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._time_left()
+
+    def _response(self, request_id: int, reply: Reply) -> Response:
+        assert isinstance(reply, EncodeReply)
+        return response_of(request_id, reply, as_list=self.output_fmt == "list", warn=self._warns)

@@ -1,0 +1,124 @@
+"""bert-as-service's HTTP: POST /encode, GET /status/server, GET /status/client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from bert_serving.client import AsyncBertClient
+from bert_serving.protocol import InvalidRequest, ServingError, check_texts, parse_json
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from .body import error_body
+
+
+class EncodeBody(BaseModel):
+    """What /encode takes. It documents the route; `_parse` checks, in words of its own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: Any = Field(description="comes back as it is", examples=[123])
+    texts: list[str] | list[list[str]] = Field(
+        description="sentences, or lists of tokens", examples=[["hello world"]]
+    )
+    is_tokenized: bool = Field(False, description="texts are lists of tokens")
+
+
+class EncodeResult(BaseModel):
+    id: Any
+    result: list[list[float]] = Field(description="a vector for each text, in the order of the texts")
+    status: int = Field(examples=[200])
+
+
+class ErrorResult(BaseModel):
+    description: str
+    type: str
+    status: int
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorResult, "description": "the request cannot be understood"},
+    413: {"model": ErrorResult, "description": "too many texts, or too large a body"},
+    429: {"model": ErrorResult, "description": "the queue is full; see Retry-After"},
+    503: {"model": ErrorResult, "description": "the service is not there"},
+}
+
+
+def create_router(client: AsyncBertClient) -> APIRouter:
+    """Return the routes in front of a client."""
+    router = APIRouter(tags=["bert-as-service"])
+
+    @router.post(
+        "/encode",
+        response_model=EncodeResult,
+        responses=_ERRORS,
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": EncodeBody.model_json_schema()}},
+            }
+        },
+    )
+    async def encode(request: Request) -> Response:
+        """Return a vector for each text."""
+        try:
+            body = _parse(await request.body())
+            is_tokenized = isinstance(body["texts"][0], list)
+            rows = await client.encode(body["texts"], is_tokenized=is_tokenized)
+        except (ServingError, TimeoutError) as error:
+            return _error(error)
+        return _json({"id": body["id"], "result": rows, "status": 200})
+
+    @router.get("/status/server", responses={503: _ERRORS[503]})
+    async def status_server() -> Response:
+        """Return the server's settings, counters and workers."""
+        try:
+            return _json({**await client.server_status(), "status": 200})
+        except (ServingError, TimeoutError) as error:
+            return _error(error)
+
+    @router.get("/status/client")
+    async def status_client() -> Response:
+        """Return the state of this gateway's own client."""
+        status = client.status
+        status["identity"] = list(status["identity"])  # a list of integers, as in the original
+        status["pending_request"] = sorted(status["pending_request"])
+        return _json({**status, "status": 200})
+
+    return router
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    """Return the body with `id` and `texts`. Raises InvalidRequest."""
+    body = parse_json(raw)
+    if not isinstance(body, dict):
+        raise InvalidRequest('the body must be a JSON object: {"id": ..., "texts": [...]}')
+    for key in ("id", "texts"):
+        if key not in body:
+            raise InvalidRequest(f'the body has no "{key}"; expected {{"id": ..., "texts": [...]}}')
+    try:
+        is_tokenized = check_texts(body["texts"])
+    except (TypeError, ValueError) as exc:
+        raise InvalidRequest(str(exc)) from exc
+    try:
+        orjson.dumps(body["id"])
+    except TypeError as exc:
+        raise InvalidRequest(f"id cannot be sent back: {exc}") from exc
+    if body.get("is_tokenized") and not is_tokenized:
+        raise InvalidRequest("is_tokenized is set, so texts must be lists of tokens")
+    return body
+
+
+def _json(value: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    content = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(content, status_code=status, media_type="application/json", headers=headers)
+
+
+def _error(error: ServingError | TimeoutError) -> Response:
+    if not isinstance(error, ServingError):  # the broker does not answer at all
+        return _json(error_body(str(error), "Unavailable", 503), 503)
+    headers = None
+    if error.retry_after_ms is not None:
+        headers = {"Retry-After": str(-(-error.retry_after_ms // 1000))}
+    return _json(error_body(error.message, type(error).__name__, error.http_status), error.http_status, headers)
