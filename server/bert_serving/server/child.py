@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from typing import Any
 
 
-def run(target: str, title: str, verbose: bool, kwargs: dict[str, Any]) -> None:
-    """Call `module:function` with the arguments; a child imports only what its own target needs."""
+def run(target: str, title: str, verbose: bool, scratch_dir: str, kwargs: dict[str, Any]) -> None:
+    """Call `module:function` with the arguments; a child imports only what its own target needs.
+
+    scratch_dir: a folder that goes away with the server.
+    """
     set_up_logging(title, verbose=verbose)
+    # Importing Transformers makes torch create this folder, by default one in /tmp that nobody removes.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(scratch_dir, "torchinductor"))
     module, _, function = target.partition(":")
     getattr(importlib.import_module(module), function)(**kwargs)
 

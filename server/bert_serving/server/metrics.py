@@ -33,7 +33,7 @@ class BrokerMetrics:
     """What the broker counts. All series exist from the start, at zero."""
 
     def __init__(self) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "Encode requests that arrived")
         self.commands = self._counter("commands", "Config, status and metrics requests that arrived")
@@ -78,7 +78,7 @@ class GatewayMetrics:
     """What a gateway counts: HTTP requests by route and status."""
 
     def __init__(self) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "bert_serving_http_requests",

@@ -77,6 +77,7 @@ class _Child:
     target: str
     kwargs: dict[str, Any]
     verbose: bool
+    scratch_dir: str
     process: BaseProcess | None = None
     started_at: float = 0.0
     restart_at: float = 0.0
@@ -84,7 +85,7 @@ class _Child:
     num_early_deaths: int = 0
 
     def spawn(self) -> None:
-        args = (self.target, self.name, self.verbose, self.kwargs)
+        args = (self.target, self.name, self.verbose, self.scratch_dir, self.kwargs)
         self.process = _spawn.Process(target=child.run, args=args, name=self.name)
         self.process.start()
         self.started_at = time.monotonic()
@@ -306,7 +307,7 @@ class Supervisor:
             "pooling_layer": settings.pooling_layer,
         }
         kwargs = {"name": name, "endpoint": endpoint, "num_sharing_cpu": settings.num_worker, "encoder": encoder}
-        return _Child(name, "bert_serving.server.worker.worker:main", kwargs, settings.verbose)
+        return self._child(name, "bert_serving.server.worker.worker:main", kwargs)
 
     def _gateway(self, http_port: int) -> _Child:
         settings = self._settings
@@ -320,7 +321,10 @@ class Supervisor:
             "port_out": settings.port_out,
             "max_body_bytes": settings.max_message_mb << 20,
         }
-        return _Child("gateway", "bert_serving.server.gateway.app:main", kwargs, settings.verbose)
+        return self._child("gateway", "bert_serving.server.gateway.app:main", kwargs)
+
+    def _child(self, name: str, target: str, kwargs: dict[str, Any]) -> _Child:
+        return _Child(name, target, kwargs, self._settings.verbose, str(self._runtime_dir))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,0 +1,37 @@
+# The service with the demo model, for the CPU:
+#     docker build -t bert-embedding-service .
+# For NVIDIA GPUs, name the CUDA version of the torch build:
+#     docker build -t bert-embedding-service:cuda --build-arg TORCH_BACKEND=cu130 .
+#
+# tests/service/test_docker.py runs the RUN lines below in a clean environment.
+
+ARG PYTHON_VERSION=3.12
+
+FROM python:${PYTHON_VERSION}-slim AS build
+ARG TORCH_BACKEND=cpu
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY server server
+COPY client client
+RUN python -m venv /opt/venv
+RUN /opt/venv/bin/pip install --no-cache-dir -c constraints.txt uv
+RUN /opt/venv/bin/uv pip install --no-cache --no-deps --python /opt/venv --torch-backend=${TORCH_BACKEND} -c constraints.txt torch
+RUN /opt/venv/bin/pip install --no-cache-dir -c constraints.txt ".[server,demo]"
+
+FROM python:${PYTHON_VERSION}-slim
+COPY --from=build /opt/venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    HF_HOME=/models/.huggingface \
+    BERT_SERVING_HOST=0.0.0.0 \
+    BERT_SERVING_HTTP_PORT=8125
+# Models are mounted here: -model_dir /models/NAME, or a hub name, which is kept here too.
+VOLUME /models
+USER 10001:10001
+EXPOSE 5555 5556 8125
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8125/ready', timeout=4)"]
+# Longer than the drain time, so that accepted requests are finished.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["bert-serving-start"]

@@ -1,0 +1,50 @@
+# make serve    a server with the demo model on ports 5555, 5556 and 8125 (HTTP)
+# make test     all tests               make check    format, lint, types
+# make bench    the benchmarks          make clean    remove what these made
+#
+# PYTHON   the interpreter to start from            VENV   where the virtual environment goes
+# ARGS     more flags for bert-serving-start, or for pytest
+# TORCH    what to install as torch, with pip's options; the default is your index' own build
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+TORCH  ?= torch
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: serve install test check bench clean
+
+serve: $(VENV)/.serve
+	$(BIN)/bert-serving-start -http_port 8125 $(ARGS)
+
+install: $(VENV)/.serve
+
+test: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/service.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# torch goes first and alone: its build is chosen here, and what follows keeps it.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	touch $@
+
+$(VENV)/.serve: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[server,demo]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.serve
+	$(PIP) -e '.[server,demo,test]'
+	touch $@

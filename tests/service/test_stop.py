@@ -1,0 +1,118 @@
+"""However the server ends, it ends soon and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import psutil
+import pytest
+from bert_serving.client import BertClient, Unavailable
+from running_server import RunningServer, command, free_ports
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_everything_with_exit_code_0(signum: signal.Signals) -> None:
+    with RunningServer() as running:
+        running.wait_ready()
+        running.signal(signum)
+        assert running.wait_end() == 0
+        running.assert_nothing_left()
+
+
+def test_ctrl_c_reaches_the_whole_process_group() -> None:
+    with RunningServer() as running:
+        running.wait_ready()
+        os.killpg(running.process.pid, signal.SIGINT)
+        assert running.wait_end() == 0
+        running.assert_nothing_left()
+        assert "Traceback" not in running.log
+
+
+def test_sigterm_while_models_load_ends_at_once() -> None:
+    with RunningServer() as running:
+        running.wait_for("worker_timeout = ", 30)
+        time.sleep(0.5)
+        running.family = psutil.Process(running.process.pid).children(recursive=True)
+        running.signal(signal.SIGTERM)
+        assert running.wait_end() == 0
+        running.assert_nothing_left()
+
+
+def test_accepted_work_is_finished_before_the_end() -> None:
+    with RunningServer() as running:
+        running.wait_ready()
+        with BertClient(**running.ports) as client:
+            client.encode(["one sentence to wait for"] * 300, blocking=False)
+            client.server_status  # noqa: B018  # answered in order: the texts are accepted now
+            running.signal(signal.SIGTERM)
+            (rows,) = client.fetch_all()
+            assert rows.shape == (300, 384)
+        assert running.wait_end() == 0
+
+
+def test_work_that_does_not_fit_into_the_drain_time_gets_an_error() -> None:
+    with RunningServer("-drain_timeout", "0.2") as running:
+        running.wait_ready()
+        with BertClient(**running.ports) as client:
+            client.encode(["a long sentence " * 30] * 5000, blocking=False)
+            client.server_status  # noqa: B018
+            running.signal(signal.SIGTERM)
+            with pytest.raises(Unavailable, match="shutting down"):
+                list(client.fetch())
+        assert running.wait_end() == 0
+        running.assert_nothing_left()
+
+
+def test_a_killed_server_leaves_no_child_and_no_file() -> None:
+    with RunningServer() as running:
+        running.wait_ready()
+        running.process.kill()
+        running.process.wait()
+        running.assert_nothing_left()
+
+
+def test_terminate_stops_a_server_and_says_so() -> None:
+    with RunningServer() as running:
+        running.wait_ready()
+        done = _terminate("-port", running.port)
+        assert done.returncode == 0
+        assert "has stopped" in done.stdout
+        assert running.wait_end() == 0
+        running.assert_nothing_left()
+
+
+def test_terminate_fails_where_nobody_answers() -> None:
+    (port,) = free_ports(1)
+    done = _terminate("-port", port)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == f"bert-serving-terminate: nobody answers at localhost:{port}\n"
+
+
+def test_terminate_does_not_take_http_for_a_server(server: RunningServer) -> None:
+    done = _terminate("-port", server.http_port)
+    assert done.returncode == 1
+    assert "speaks no ZeroMQ" in done.stderr
+
+
+def test_a_server_that_dies_during_a_call_is_an_error() -> None:
+    with RunningServer() as running:
+        running.wait_ready()
+        with BertClient(**running.ports) as client:
+            threading.Timer(0.5, running.process.kill).start()
+            start = time.monotonic()
+            with pytest.raises(Unavailable, match=f"localhost:{running.port} went away"):
+                client.encode(["a long sentence " * 30] * 5000)
+            assert time.monotonic() - start < 10
+        running.process.wait()
+        running.assert_nothing_left()
+
+
+def _terminate(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("bert-serving-terminate", *args), capture_output=True, text=True, timeout=30, check=False
+    )

@@ -1,0 +1,342 @@
+"""Replies wait for their subscriber: order, isolation of clients, bounds."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from bert_serving.protocol import Frames
+from bert_serving.server.broker.outbox import Outbox
+from hypothesis import given
+from hypothesis import strategies as st
+
+ALICE, BOB, CAROL = b"alice-0123456789", b"bob-0123456789ab", b"carol-0123456789"
+
+
+class Pipes:
+    """The way to the subscribers: what went through, and which topics have no room."""
+
+    def __init__(self, *full: bytes) -> None:
+        self.full = set(full)
+        self.sent: list[tuple[bytes, bytes]] = []
+
+    def send(self, frames: Frames) -> bool:
+        topic, body = map(bytes, frames[:2])
+        if topic in self.full:
+            return False
+        self.sent.append((topic, body))
+        return True
+
+
+def make_outbox(capacity_bytes: int = 1 << 30, max_age_s: float = 300.0) -> Outbox:
+    return Outbox(capacity_bytes=capacity_bytes, max_age_s=max_age_s)
+
+
+def reply(identity: bytes, body: bytes = b"{}") -> Frames:
+    return [identity, body, b"1"]
+
+
+def delivered(outbox: Outbox) -> list[tuple[bytes, bytes]]:
+    pipes = Pipes()
+    outbox.deliver(pipes.send)
+    return pipes.sent
+
+
+# -- holding -------------------------------------------------------------------------------------------
+
+
+def test_reply_to_a_subscriber_goes_at_once() -> None:
+    outbox = make_outbox()
+    outbox.subscribe(ALICE)
+    outbox.post(reply(ALICE), 0.0)
+    assert delivered(outbox) == [(ALICE, b"{}")]
+
+
+def test_all_frames_of_a_reply_are_sent() -> None:
+    outbox = make_outbox()
+    outbox.subscribe(ALICE)
+    outbox.post([ALICE, b"info", memoryview(b"rows"), b"7"], 0.0)
+    sent: list[Frames] = []
+    outbox.deliver(lambda frames: sent.append(frames) is None)
+    assert sent == [[ALICE, b"info", memoryview(b"rows"), b"7"]]
+
+
+def test_reply_is_held_until_its_subscriber_is_there() -> None:
+    outbox = make_outbox()
+    outbox.post(reply(ALICE), 0.0)
+    assert delivered(outbox) == []
+    outbox.subscribe(ALICE)
+    assert delivered(outbox) == [(ALICE, b"{}")]
+
+
+def test_held_replies_go_in_their_order() -> None:
+    outbox = make_outbox()
+    for body in (b"1", b"2", b"3"):
+        outbox.post(reply(ALICE, body), 0.0)
+    outbox.subscribe(ALICE)
+    assert [body for _, body in delivered(outbox)] == [b"1", b"2", b"3"]
+
+
+def test_subscription_of_one_does_not_release_the_replies_of_another() -> None:
+    outbox = make_outbox()
+    outbox.post(reply(ALICE), 0.0)
+    outbox.subscribe(BOB)
+    assert delivered(outbox) == []
+
+
+def test_reply_is_sent_once() -> None:
+    outbox = make_outbox()
+    outbox.subscribe(ALICE)
+    outbox.post(reply(ALICE), 0.0)
+    assert len(delivered(outbox) + delivered(outbox)) == 1
+
+
+def test_has_deliverable_says_whether_a_reply_could_go() -> None:
+    outbox = make_outbox()
+    outbox.post(reply(ALICE), 0.0)
+    before = outbox.has_deliverable
+    outbox.subscribe(ALICE)
+    waiting = outbox.has_deliverable
+    delivered(outbox)
+    assert (before, waiting, outbox.has_deliverable) == (False, True, False)
+
+
+# -- a full pipe ---------------------------------------------------------------------------------------
+
+
+def test_full_pipe_keeps_its_replies_in_their_order() -> None:
+    outbox = make_outbox()
+    outbox.subscribe(ALICE)
+    for body in (b"1", b"2"):
+        outbox.post(reply(ALICE, body), 0.0)
+    outbox.deliver(Pipes(ALICE).send)
+    outbox.post(reply(ALICE, b"3"), 0.0)
+    assert [body for _, body in delivered(outbox)] == [b"1", b"2", b"3"]
+
+
+def test_full_pipe_does_not_block_other_topics() -> None:
+    outbox = make_outbox()
+    for identity in (ALICE, BOB):
+        outbox.subscribe(identity)
+        outbox.post(reply(identity), 0.0)
+    pipes = Pipes(ALICE)
+    outbox.deliver(pipes.send)
+    assert pipes.sent == [(BOB, b"{}")]
+
+
+def test_full_pipe_stays_deliverable() -> None:
+    outbox = make_outbox()
+    outbox.subscribe(ALICE)
+    outbox.post(reply(ALICE), 0.0)
+    outbox.deliver(Pipes(ALICE).send)
+    assert outbox.has_deliverable
+
+
+# -- leaving -------------------------------------------------------------------------------------------
+
+
+def test_last_unsubscription_drops_what_waits() -> None:
+    outbox = make_outbox()
+    outbox.subscribe(ALICE)
+    outbox.post(reply(ALICE), 0.0)
+    assert outbox.unsubscribe(ALICE)
+    assert (outbox.held_bytes, outbox.has_deliverable, outbox.num_subscribers) == (0, False, 0)
+
+
+def test_client_that_returns_does_not_hear_what_was_dropped() -> None:
+    outbox = make_outbox()
+    outbox.subscribe(ALICE)
+    outbox.post(reply(ALICE), 0.0)
+    outbox.unsubscribe(ALICE)
+    outbox.subscribe(ALICE)
+    assert delivered(outbox) == []
+
+
+def test_shared_identity_stays_until_its_last_holder_leaves() -> None:
+    outbox = make_outbox()
+    outbox.subscribe(ALICE)
+    outbox.subscribe(ALICE)
+    assert [outbox.unsubscribe(ALICE) for _ in range(2)] == [False, True]
+
+
+def test_shared_identity_counts_as_one_subscriber() -> None:
+    outbox = make_outbox()
+    outbox.subscribe(ALICE)
+    outbox.subscribe(ALICE)
+    outbox.subscribe(BOB)
+    assert outbox.num_subscribers == 2
+
+
+def test_reply_of_a_shared_identity_waits_on_when_one_holder_leaves() -> None:
+    outbox = make_outbox()
+    outbox.subscribe(ALICE)
+    outbox.subscribe(ALICE)
+    outbox.post(reply(ALICE), 0.0)
+    outbox.unsubscribe(ALICE)
+    assert delivered(outbox) == [(ALICE, b"{}")]
+
+
+def test_unsubscription_of_a_stranger_changes_nothing() -> None:
+    outbox = make_outbox()
+    outbox.post(reply(ALICE), 0.0)
+    assert not outbox.unsubscribe(ALICE)
+    assert outbox.held_bytes > 0
+
+
+def test_has_subscriber_follows_subscriptions() -> None:
+    outbox = make_outbox()
+    outbox.subscribe(ALICE)
+    before = outbox.has_subscriber(ALICE)
+    outbox.unsubscribe(ALICE)
+    assert (before, outbox.has_subscriber(ALICE), outbox.has_subscriber(BOB)) == (True, False, False)
+
+
+# -- nobody listens in on others -----------------------------------------------------------------------
+
+
+def test_empty_subscription_is_refused() -> None:
+    outbox = make_outbox()
+    assert outbox.subscribe(b"") is None
+    assert outbox.num_subscribers == 0
+
+
+def test_full_identity_is_its_own_topic() -> None:
+    assert make_outbox().subscribe(ALICE) == ALICE
+
+
+def test_short_identity_gets_a_topic_that_its_socket_hears() -> None:
+    topic = make_outbox().subscribe(b"me")
+    assert topic is not None
+    assert topic.startswith(b"me")
+    assert topic != b"me"
+
+
+def test_short_identity_is_answered_on_the_topic_that_it_subscribed() -> None:
+    outbox = make_outbox()
+    topic = outbox.subscribe(b"me")
+    outbox.post(reply(b"me"), 0.0)
+    assert delivered(outbox) == [(topic, b"{}")]
+
+
+def test_topics_of_two_servers_differ() -> None:
+    assert make_outbox().topic_of(b"me") != make_outbox().topic_of(b"me")
+
+
+@given(st.binary(min_size=1, max_size=15), st.binary(min_size=1, max_size=40))
+def test_short_subscriber_hears_nobody_else(eavesdropper: bytes, victim: bytes) -> None:
+    outbox = make_outbox()
+    heard = outbox.subscribe(eavesdropper)
+    assert heard is not None
+    assert eavesdropper == victim or not outbox.topic_of(victim).startswith(heard)
+
+
+# -- bounds --------------------------------------------------------------------------------------------
+
+
+def test_held_bytes_counts_every_frame() -> None:
+    outbox = make_outbox()
+    outbox.post([ALICE, b"12345", memoryview(b"1234567"), b"1"], 0.0)
+    assert outbox.held_bytes == 16 + 5 + 7 + 1
+
+
+def test_delivery_frees_the_bytes() -> None:
+    outbox = make_outbox()
+    outbox.subscribe(ALICE)
+    outbox.post(reply(ALICE), 0.0)
+    delivered(outbox)
+    assert outbox.held_bytes == 0
+
+
+def test_oldest_replies_are_given_up_beyond_the_bytes() -> None:
+    outbox = make_outbox(capacity_bytes=250)
+    for now, identity in enumerate((ALICE, BOB, CAROL)):
+        dropped = outbox.post(reply(identity, b"x" * 83), float(now))  # 100 bytes with its other frames
+    assert [d.topic for d in dropped] == [ALICE]
+    assert outbox.held_bytes == 200
+
+
+def test_giving_up_says_why() -> None:
+    outbox = make_outbox(capacity_bytes=1 << 20)
+    for now in range(2):
+        dropped = outbox.post(reply(ALICE, b"x" * (1 << 19)), float(now))
+    assert [d.reason for d in dropped] == ["more than 1 MiB waited to be fetched"]
+
+
+def test_one_reply_alone_may_exceed_the_bytes() -> None:
+    outbox = make_outbox(capacity_bytes=10)
+    outbox.subscribe(ALICE)
+    assert outbox.post(reply(ALICE, b"x" * 100), 0.0) == []
+    assert len(delivered(outbox)) == 1
+
+
+def test_reply_with_a_subscriber_is_not_given_up_for_one_without() -> None:
+    outbox = make_outbox(capacity_bytes=250)
+    outbox.subscribe(ALICE)
+    outbox.post(reply(ALICE, b"x" * 83), 0.0)
+    outbox.post(reply(BOB, b"x" * 83), 1.0)
+    outbox.post(reply(CAROL, b"x" * 83), 2.0)
+    assert [topic for topic, _ in delivered(outbox)] == [ALICE]
+
+
+def test_reply_is_given_up_beyond_its_age() -> None:
+    outbox = make_outbox(max_age_s=5.0)
+    outbox.post(reply(ALICE), 10.0)
+    assert outbox.expire(15.0) == []
+    (dropped,) = outbox.expire(15.1)
+    assert (dropped.topic, dropped.reason) == (ALICE, "not fetched within 5 s")
+    assert outbox.held_bytes == 0
+
+
+def test_younger_replies_outlive_an_older_one() -> None:
+    outbox = make_outbox(max_age_s=5.0)
+    outbox.post(reply(ALICE, b"old"), 0.0)
+    outbox.post(reply(ALICE, b"young"), 4.0)
+    outbox.expire(6.0)
+    outbox.subscribe(ALICE)
+    assert delivered(outbox) == [(ALICE, b"young")]
+
+
+def test_full_pipe_does_not_protect_from_age() -> None:
+    outbox = make_outbox(max_age_s=5.0)
+    outbox.subscribe(ALICE)
+    outbox.post(reply(ALICE), 0.0)
+    outbox.deliver(Pipes(ALICE).send)
+    assert len(outbox.expire(6.0)) == 1
+    assert not outbox.has_deliverable
+
+
+def test_repr_counts_what_is_there() -> None:
+    outbox = make_outbox()
+    outbox.subscribe(ALICE)
+    outbox.post(reply(BOB), 0.0)
+    assert repr(outbox) == "<Outbox subscribers=1 held=1 bytes=19>"
+
+
+IDENTITIES = st.sampled_from([ALICE, BOB, b"me"])
+
+
+@given(st.lists(st.tuples(st.sampled_from(["subscribe", "unsubscribe", "post", "deliver", "full"]), IDENTITIES)))
+def test_replies_of_each_identity_keep_their_order_whatever_happens(steps: list[tuple[str, bytes]]) -> None:
+    outbox, pipes = make_outbox(), Pipes()
+    holders: Counter[bytes] = Counter()
+    for number, (step, identity) in enumerate(steps):
+        if step == "subscribe":
+            outbox.subscribe(identity)
+            holders[identity] += 1
+        elif step == "unsubscribe" and holders[identity]:
+            holders[identity] -= 1
+            assert outbox.unsubscribe(identity) == (holders[identity] == 0)
+        elif step == "post":
+            outbox.post(reply(identity, b"%d" % number), 0.0)
+        else:
+            pipes.full = {outbox.topic_of(identity)} if step == "full" else set()
+            outbox.deliver(pipes.send)
+    by_topic: dict[bytes, list[int]] = {}
+    for topic, body in pipes.sent:
+        by_topic.setdefault(topic, []).append(int(body))
+    assert all(numbers == sorted(set(numbers)) for numbers in by_topic.values())
+    assert outbox.num_subscribers == len(+holders)
+    for identity in list(+holders):
+        for _ in range(holders[identity]):
+            outbox.unsubscribe(identity)
+    outbox.expire(1e9)
+    assert (outbox.held_bytes, outbox.num_subscribers, outbox.has_deliverable) == (0, 0, False)

@@ -1,0 +1,950 @@
+"""The scheduler's rules, one by one, and what must hold whatever happens.
+
+A text of 4 * (n - 2) characters is estimated at n tokens, and the worker of these tests confirms that; most
+texts here have 16 tokens. A worker of 20,000 tokens/s has a full batch of 1,600 tokens: 100 texts of 16.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from bert_serving.protocol import (
+    Batch,
+    DeadlineExceeded,
+    EncodeRequest,
+    Overloaded,
+    PayloadTooLarge,
+    Result,
+    Unavailable,
+    WorkerFailed,
+)
+from bert_serving.server.broker.job import Job
+from bert_serving.server.broker.scheduler import Failure, Scheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+ALICE, BOB, CAROL = b"alice-0123456789", b"bob-0123456789ab", b"carol-0123456789"
+FULL_BATCH = 100  # texts of 16 tokens
+SMALL = 16  # most texts of a request that overtakes
+
+_unique = itertools.count(1)
+
+
+def make_texts(count: int, num_tokens: int = 16) -> list[str]:
+    """Texts of so many tokens, each with a number of its own in front."""
+    return [f"{next(_unique)} ".ljust(4 * (num_tokens - 2), "x") for _ in range(count)]
+
+
+def number_of(text: str) -> float:
+    """Stand-in for the vector of a text."""
+    return float(text.split()[0])
+
+
+def make_scheduler(
+    *, workers: int = 1, tokens_per_s: float = 20_000, max_batch_tokens: int = 16_384, **options: Any
+) -> Scheduler:
+    defaults = {
+        "queue_capacity": 100_000,
+        "queue_bytes": 1 << 30,
+        "max_batch_size": 10_000,
+        "priority_batch_size": SMALL,
+        "max_seq_len": 512,
+    }
+    scheduler = Scheduler(**{**defaults, **options})
+    for i in range(workers):
+        scheduler.worker_ready(f"w{i}", facts(tokens_per_s, max_batch_tokens))
+    return scheduler
+
+
+def facts(tokens_per_s: float = 20_000, max_batch_tokens: int = 16_384) -> Mapping[str, Any]:
+    return {"max_batch_tokens": max_batch_tokens, "tokens_per_s": tokens_per_s}
+
+
+def request(client: bytes, texts: list[str], **options: Any) -> EncodeRequest:
+    return EncodeRequest(client, b"1", texts, **options)
+
+
+def submit(scheduler: Scheduler, client: bytes, count: int, now: float = 0.0, **options: Any) -> Job:
+    return scheduler.submit(request(client, make_texts(count), **options), now)
+
+
+def tokens_of(text: str) -> int:
+    return min(len(text) // 4 + 2, 512)
+
+
+def computed(batch: Batch, *, tokens_per_s: float = 20_000, factor: int = 1) -> Result:
+    """What a worker of this speed answers; `factor`: real tokens for each one estimated."""
+    num_tokens = [factor * tokens_of(text) for text in batch.texts]
+    rows = np.array([[number_of(text)] for text in batch.texts], np.float64)
+    return Result(batch.batch_id, rows, num_tokens, compute_ms=1000 * sum(num_tokens) / tokens_per_s)
+
+
+def next_batch(scheduler: Scheduler, name: str = "w0", now: float = 0.0) -> Batch:
+    batch = scheduler.next_batch(name, now)
+    assert batch is not None
+    return batch
+
+
+def turn(scheduler: Scheduler, name: str = "w0", **speed: Any) -> Batch:
+    """One batch to the worker and back."""
+    batch = next_batch(scheduler, name)
+    scheduler.complete(name, computed(batch, **speed), 0.0)
+    return batch
+
+
+def run_all(scheduler: Scheduler, name: str = "w0") -> list[Job]:
+    """Let one worker compute until nothing is left; return the jobs in the order of their end."""
+    done: list[Job] = []
+    while (batch := scheduler.next_batch(name, 0.0)) is not None:
+        done += scheduler.complete(name, computed(batch), 0.0)
+    return done
+
+
+def share_of(job: Job, batch: Batch) -> int:
+    return len(set(job.texts) & set(batch.texts))
+
+
+# -- merging -------------------------------------------------------------------------------------------
+
+
+def test_idle_server_sends_a_single_text_at_once() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 1)
+    assert next_batch(scheduler).texts == job.texts
+
+
+def test_requests_of_different_clients_merge_into_one_batch() -> None:
+    scheduler = make_scheduler()
+    jobs = [submit(scheduler, client, 2) for client in (ALICE, BOB, CAROL)]
+    batch = next_batch(scheduler)
+    assert [share_of(job, batch) for job in jobs] == [2, 2, 2]
+
+
+def test_merged_rows_return_to_the_request_that_they_came_from() -> None:
+    scheduler = make_scheduler()
+    jobs = [submit(scheduler, client, 3) for client in (ALICE, BOB, ALICE)]
+    assert run_all(scheduler) == jobs
+    for job in jobs:
+        assert job.rows is not None
+        assert job.rows[:, 0].tolist() == [number_of(text) for text in job.texts]
+
+
+def test_empty_queue_gives_no_batch() -> None:
+    assert make_scheduler().next_batch("w0", 0.0) is None
+
+
+def test_worker_that_is_not_ready_gets_no_batch() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 1)
+    assert scheduler.next_batch("w7", 0.0) is None
+
+
+def test_texts_wait_for_the_first_worker() -> None:
+    scheduler = make_scheduler(workers=0)
+    job = submit(scheduler, ALICE, 1)
+    scheduler.worker_ready("w0", facts())
+    assert run_all(scheduler) == [job]
+
+
+def test_batch_asks_for_tokens_if_one_of_its_requests_does() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 1)
+    submit(scheduler, BOB, 1, show_tokens=True)
+    assert next_batch(scheduler).show_tokens
+
+
+def test_only_the_request_that_asked_for_tokens_keeps_them() -> None:
+    scheduler = make_scheduler()
+    plain, curious = submit(scheduler, ALICE, 1), submit(scheduler, BOB, 1, show_tokens=True)
+    batch = next_batch(scheduler)
+    tokens = [["[CLS]", text, "[SEP]"] for text in batch.texts]
+    rows = np.zeros((2, 1), np.float32)
+    scheduler.complete("w0", Result(batch.batch_id, rows, [16, 16], tokens=tokens), 0.0)
+    assert (plain.tokens, curious.tokens) == ([], [["[CLS]", curious.texts[0], "[SEP]"]])
+
+
+def test_truncated_rows_are_numbered_within_their_own_request() -> None:
+    scheduler = make_scheduler()
+    first, second = submit(scheduler, ALICE, 2), submit(scheduler, BOB, 3)
+    batch = next_batch(scheduler)
+    cut = [i for i, text in enumerate(batch.texts) if text in (first.texts[0], second.texts[2])]
+    rows = np.zeros((5, 1), np.float32)
+    scheduler.complete("w0", Result(batch.batch_id, rows, [16] * 5, truncated=cut), 0.0)
+    assert (first.truncated, second.truncated) == ([0], [2])
+
+
+# -- size of a batch -----------------------------------------------------------------------------------
+
+
+def test_full_batch_is_what_the_worker_computes_in_80_ms() -> None:
+    scheduler = make_scheduler(tokens_per_s=20_000)
+    submit(scheduler, ALICE, 500)
+    assert len(next_batch(scheduler).texts) == FULL_BATCH
+
+
+def test_batch_is_bounded_by_the_workers_tokens() -> None:
+    scheduler = make_scheduler(tokens_per_s=1e9, max_batch_tokens=512)
+    submit(scheduler, ALICE, 500)
+    assert len(next_batch(scheduler).texts) == 512 // 16
+
+
+def test_smallest_batch_that_is_worth_its_way_yields_to_the_workers_tokens() -> None:
+    scheduler = make_scheduler(max_batch_tokens=64)
+    submit(scheduler, ALICE, 100)
+    assert len(next_batch(scheduler).texts) == 64 // 16
+
+
+def test_slow_worker_still_gets_batches_of_256_tokens() -> None:
+    scheduler = make_scheduler(tokens_per_s=100)
+    submit(scheduler, ALICE, 100)
+    assert len(next_batch(scheduler).texts) == 256 // 16
+
+
+def test_batch_is_bounded_by_max_batch_size() -> None:
+    scheduler = make_scheduler(max_batch_size=7)
+    submit(scheduler, ALICE, 500)
+    assert len(next_batch(scheduler).texts) == 7
+
+
+def test_text_longer_than_a_full_batch_travels_alone() -> None:
+    scheduler = make_scheduler(max_batch_tokens=256)
+    scheduler.submit(request(ALICE, [*make_texts(1, 400), *make_texts(1)]), 0.0)
+    assert len(next_batch(scheduler).texts) == 1
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(5, 600)), min_size=1, max_size=12),
+    max_batch_tokens=st.integers(256, 2048),
+)
+def test_batch_of_several_texts_stays_within_the_tokens_of_its_worker(
+    sizes: list[tuple[int, int]], max_batch_tokens: int
+) -> None:
+    scheduler = make_scheduler(tokens_per_s=1e9, max_batch_tokens=max_batch_tokens)
+    for client, (count, num_tokens) in enumerate(sizes):
+        scheduler.submit(request(b"%d" % client, make_texts(count, num_tokens)), 0.0)
+    while (batch := scheduler.next_batch("w0", 0.0)) is not None:
+        assert len(batch.texts) == 1 or sum(map(tokens_of, batch.texts)) <= max_batch_tokens
+        scheduler.complete("w0", computed(batch, tokens_per_s=1e9), 0.0)
+
+
+def test_batches_grow_with_the_measured_rate() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 10_000)
+    sizes = [len(turn(scheduler, tokens_per_s=40_000).texts) for _ in range(20)]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == pytest.approx(2 * FULL_BATCH, rel=0.05)
+
+
+def test_batches_never_shrink_below_a_quarter_of_the_rate_at_warm_up() -> None:
+    scheduler = make_scheduler(tokens_per_s=80_000)
+    submit(scheduler, ALICE, 20_000)
+    sizes = [len(turn(scheduler, tokens_per_s=1_000).texts) for _ in range(40)]
+    assert sizes[-1] == 4 * FULL_BATCH // 4
+
+
+def test_slow_small_batches_do_not_lower_the_rate() -> None:
+    scheduler = make_scheduler()
+    for _ in range(20):
+        submit(scheduler, ALICE, 1)
+        turn(scheduler, tokens_per_s=500)
+    assert scheduler.tokens_per_s == 20_000
+
+
+def test_rate_is_that_of_all_workers_together() -> None:
+    assert make_scheduler(workers=3).tokens_per_s == 60_000
+
+
+def test_token_estimate_follows_what_workers_count() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 10_000)
+    sizes = [len(turn(scheduler, factor=2).texts) for _ in range(30)]
+    assert sizes[-1] == pytest.approx(FULL_BATCH / 2, rel=0.1)
+
+
+def test_tokenized_texts_cost_their_tokens() -> None:
+    scheduler = make_scheduler(tokens_per_s=1e9, max_batch_tokens=320)
+    scheduler.submit(EncodeRequest(ALICE, b"1", [["token"] * 14] * 50), 0.0)
+    assert len(next_batch(scheduler).texts) == 320 // 16
+
+
+def test_long_text_costs_no_more_than_max_seq_len() -> None:
+    scheduler = make_scheduler(max_seq_len=32, tokens_per_s=1e9, max_batch_tokens=320)
+    scheduler.submit(request(ALICE, make_texts(50, 1000)), 0.0)
+    assert len(next_batch(scheduler).texts) == 10
+
+
+# -- the batch ahead -----------------------------------------------------------------------------------
+
+
+def test_batch_ahead_waits_while_it_is_worth_less_than_the_one_in_work() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 10)
+    next_batch(scheduler)
+    submit(scheduler, BOB, 9)
+    assert scheduler.next_batch("w0", 0.0) is None
+
+
+def test_batch_ahead_is_sent_when_it_is_worth_the_one_in_work() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 10)
+    next_batch(scheduler)
+    job = submit(scheduler, BOB, 10)
+    assert next_batch(scheduler).texts == job.texts
+
+
+def test_batch_ahead_is_sent_when_it_is_half_full() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, FULL_BATCH)
+    next_batch(scheduler)
+    job = submit(scheduler, BOB, FULL_BATCH // 2)
+    assert next_batch(scheduler).texts == job.texts
+
+
+def test_batch_ahead_grows_until_the_one_in_work_is_done() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 10)
+    first = next_batch(scheduler)
+    for client in (ALICE, BOB, CAROL):
+        submit(scheduler, client, 1)
+        assert scheduler.next_batch("w0", 0.0) is None
+    scheduler.complete("w0", computed(first), 0.0)
+    assert len(next_batch(scheduler).texts) == 3
+
+
+def test_worker_holds_two_batches_at_most() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 1000)
+    assert [scheduler.next_batch("w0", 0.0) is not None for _ in range(3)] == [True, True, False]
+
+
+def test_each_worker_gets_its_first_batch_before_any_gets_one_ahead() -> None:
+    scheduler = make_scheduler(workers=3)
+    submit(scheduler, ALICE, 1000)
+    names = [name for name, _ in scheduler.next_batches(0.0)]
+    assert sorted(names[:3]) == sorted(names[3:]) == ["w0", "w1", "w2"]
+
+
+def test_job_is_spread_over_the_workers_and_comes_together_in_order() -> None:
+    scheduler = make_scheduler(workers=3)
+    job = submit(scheduler, ALICE, 550)
+    batches = list(scheduler.next_batches(0.0))
+    for name, batch in reversed(batches):
+        done = scheduler.complete(name, computed(batch), 0.0)
+    assert done == [job]
+    assert job.rows is not None
+    assert job.rows[:, 0].tolist() == [number_of(text) for text in job.texts]
+
+
+# -- who goes first ------------------------------------------------------------------------------------
+
+
+def test_small_request_overtakes_a_large_one() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 1000)
+    small = submit(scheduler, BOB, SMALL)
+    assert share_of(small, next_batch(scheduler)) == SMALL
+
+
+def test_large_request_keeps_a_quarter_of_every_batch() -> None:
+    scheduler = make_scheduler()
+    large = submit(scheduler, ALICE, 200)
+    for _ in range(60):
+        submit(scheduler, BOB, SMALL)
+    assert [share_of(large, turn(scheduler)) for _ in range(8)] == [25] * 8
+
+
+def test_large_request_keeps_its_share_of_batches_that_are_bounded_by_texts() -> None:
+    scheduler = make_scheduler(tokens_per_s=1e6, max_batch_size=64)
+    large = submit(scheduler, ALICE, 200)
+    for _ in range(60):
+        submit(scheduler, BOB, SMALL)
+    shares = [share_of(large, turn(scheduler, tokens_per_s=1e6)) for _ in range(8)]
+    assert sum(shares) >= 0.2 * 8 * 64
+
+
+def test_large_request_keeps_its_share_beside_small_ones_of_long_texts() -> None:
+    scheduler = make_scheduler(max_batch_tokens=256)
+    large = submit(scheduler, ALICE, 200)
+    for _ in range(60):
+        scheduler.submit(request(BOB, make_texts(1, 300)), 0.0)
+    shares = [share_of(large, turn(scheduler)) for _ in range(40)]
+    assert sum(shares) > 0
+
+
+def test_small_requests_fill_the_batch_when_no_large_one_waits() -> None:
+    scheduler = make_scheduler()
+    for _ in range(20):
+        submit(scheduler, BOB, SMALL)
+    assert len(next_batch(scheduler).texts) == FULL_BATCH
+
+
+def test_job_of_20000_texts_delays_a_single_text_by_the_batches_in_flight_only() -> None:
+    scheduler = make_scheduler(workers=2)
+    submit(scheduler, ALICE, 20_000)
+    in_flight = list(scheduler.next_batches(0.0))
+    single = submit(scheduler, BOB, 1)
+    name, first = in_flight[0]
+    scheduler.complete(name, computed(first), 0.0)
+    assert share_of(single, next_batch(scheduler, name)) == 1
+
+
+def test_large_requests_share_by_tokens_not_by_texts() -> None:
+    scheduler = make_scheduler()
+    short, long = submit(scheduler, ALICE, 2000), make_texts(2000, 64)
+    scheduler.submit(request(BOB, long), 0.0)
+    batches = [turn(scheduler) for _ in range(20)]
+    alice = sum(share_of(short, batch) for batch in batches) * 16
+    bob = sum(len(set(long) & set(batch.texts)) for batch in batches) * 64
+    assert alice == pytest.approx(bob, abs=400)
+
+
+def test_client_with_many_requests_does_not_hold_up_another() -> None:
+    scheduler = make_scheduler()
+    for _ in range(500):
+        submit(scheduler, ALICE, SMALL)
+    single = submit(scheduler, BOB, 1)
+    next_batch(scheduler)
+    assert share_of(single, next_batch(scheduler)) == 1 or single.num_waiting == 0
+
+
+def test_requests_of_one_client_are_served_in_their_order() -> None:
+    scheduler = make_scheduler()
+    jobs = [submit(scheduler, ALICE, SMALL) for _ in range(30)]
+    assert run_all(scheduler) == jobs
+
+
+# -- lost workers --------------------------------------------------------------------------------------
+
+
+def test_batch_of_a_lost_worker_goes_to_the_front() -> None:
+    scheduler = make_scheduler(workers=2)
+    lost = submit(scheduler, ALICE, 3)
+    next_batch(scheduler, "w0")
+    submit(scheduler, BOB, 3)
+    assert scheduler.worker_lost("w0") == []
+    assert next_batch(scheduler, "w1").texts == lost.texts
+
+
+def test_both_batches_of_a_lost_worker_return_in_their_order() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 300)
+    lost = [next_batch(scheduler).texts, next_batch(scheduler).texts]
+    scheduler.worker_lost("w0")
+    scheduler.worker_ready("w0", facts())
+    assert [turn(scheduler).texts, turn(scheduler).texts] == lost
+
+
+def test_suspect_is_not_sent_behind_another_batch() -> None:
+    scheduler = make_scheduler(workers=2)
+    submit(scheduler, ALICE, 200)
+    next_batch(scheduler, "w0")
+    next_batch(scheduler, "w1")
+    scheduler.worker_lost("w0")
+    assert scheduler.next_batch("w1", 0.0) is None
+
+
+def test_nothing_is_sent_behind_a_suspect() -> None:
+    scheduler = make_scheduler(workers=2)
+    submit(scheduler, ALICE, 100)
+    next_batch(scheduler, "w0")
+    scheduler.worker_lost("w0")
+    next_batch(scheduler, "w1")
+    submit(scheduler, BOB, 1000)
+    assert scheduler.next_batch("w1", 0.0) is None
+
+
+def test_suspect_is_not_merged_with_others() -> None:
+    scheduler = make_scheduler()
+    lost = submit(scheduler, ALICE, 1)
+    next_batch(scheduler)
+    scheduler.worker_lost("w0")
+    scheduler.worker_ready("w0", facts())
+    submit(scheduler, BOB, 1)
+    assert next_batch(scheduler).texts == lost.texts
+
+
+def test_suspect_that_is_computed_is_answered_like_any_other() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 3)
+    next_batch(scheduler)
+    scheduler.worker_lost("w0")
+    scheduler.worker_ready("w0", facts())
+    assert run_all(scheduler) == [job]
+
+
+def test_second_loss_splits_the_suspect() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 5)
+    for _ in range(2):
+        next_batch(scheduler)
+        scheduler.worker_lost("w0")
+        scheduler.worker_ready("w0", facts())
+    assert [turn(scheduler).texts, turn(scheduler).texts] == [job.texts[:2], job.texts[2:]]
+
+
+def test_text_that_is_alone_at_the_second_loss_fails_with_worker_failed() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 1)
+    next_batch(scheduler)
+    assert scheduler.worker_lost("w0") == []
+    scheduler.worker_ready("w0", facts())
+    next_batch(scheduler)
+    (failure,) = scheduler.worker_lost("w0")
+    assert (failure.job, type(failure.error)) == (job, WorkerFailed)
+
+
+def deadly_run(scheduler: Scheduler, poison: set[str], *, kills: bool) -> tuple[list[Job], list[Failure]]:
+    """Run everything on a worker that dies of poison, or only raises an error."""
+    done: list[Job] = []
+    failures: list[Failure] = []
+    while (batch := scheduler.next_batch("w0", 0.0)) is not None:
+        if not poison & set(batch.texts):
+            done += scheduler.complete("w0", computed(batch), 0.0)
+        elif kills:
+            failures += scheduler.worker_lost("w0")
+            scheduler.worker_ready("w0", facts())
+        else:
+            failures += scheduler.fail("w0", batch.batch_id, "index out of range")
+    return done, failures
+
+
+@pytest.mark.parametrize("kills", [True, False], ids=["worker dies", "batch fails"])
+def test_only_the_request_of_the_guilty_text_fails(kills: bool) -> None:
+    scheduler = make_scheduler()
+    jobs = [submit(scheduler, client, count) for client, count in ((ALICE, 7), (BOB, 1), (CAROL, 90))]
+    done, failures = deadly_run(scheduler, {str(jobs[0].texts[4])}, kills=kills)
+    assert ([f.job for f in failures], {id(job) for job in done}) == ([jobs[0]], {id(jobs[1]), id(jobs[2])})
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=8),
+    picks=st.sets(st.integers(0, 200), max_size=4),
+    kills=st.booleans(),
+)
+def test_whatever_texts_are_guilty_exactly_their_requests_fail(
+    sizes: list[int], picks: set[int], kills: bool
+) -> None:
+    scheduler = make_scheduler()
+    jobs = [submit(scheduler, b"%d" % i, count) for i, count in enumerate(sizes)]
+    texts = [text for job in jobs for text in job.texts]
+    poison = {str(texts[i]) for i in picks if i < len(texts)}
+    done, failures = deadly_run(scheduler, poison, kills=kills)
+    guilty = {job.job_id for job in jobs if poison & set(map(str, job.texts))}
+    assert {f.job.job_id for f in failures} == guilty
+    assert {job.job_id for job in done} == {job.job_id for job in jobs} - guilty
+
+
+def test_failed_batch_is_split_at_once() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 4)
+    assert scheduler.fail("w0", next_batch(scheduler).batch_id, "out of memory") == []
+    assert [turn(scheduler).texts, turn(scheduler).texts] == [job.texts[:2], job.texts[2:]]
+
+
+def test_failed_batch_of_one_text_fails_its_request_with_the_workers_message() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 1)
+    (failure,) = scheduler.fail("w0", next_batch(scheduler).batch_id, "index out of range")
+    assert isinstance(failure.error, WorkerFailed)
+    assert "index out of range" in failure.error.message
+
+
+def test_half_of_a_failed_batch_survives_the_first_worker_that_it_loses() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 2)
+    scheduler.fail("w0", next_batch(scheduler).batch_id, "out of memory")
+    next_batch(scheduler)
+    assert scheduler.worker_lost("w0") == []
+    scheduler.worker_ready("w0", facts())
+    assert run_all(scheduler) == [job]
+
+
+def test_failure_of_a_batch_that_is_not_in_flight_is_ignored() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 1)
+    assert scheduler.fail("w0", 4711, "what?") == []
+
+
+def test_loss_of_an_unknown_worker_changes_nothing() -> None:
+    assert make_scheduler().worker_lost("w7") == []
+
+
+def test_worker_that_comes_back_unannounced_loses_no_batch() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 3)
+    next_batch(scheduler)
+    scheduler.worker_ready("w0", facts())
+    assert run_all(scheduler) == [job]
+
+
+# -- the end of a job ----------------------------------------------------------------------------------
+
+
+def test_job_is_done_once_its_last_row_is_there() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, FULL_BATCH + 50)
+    first, second = next_batch(scheduler), next_batch(scheduler)
+    assert scheduler.complete("w0", computed(first), 0.0) == []
+    assert scheduler.complete("w0", computed(second), 0.0) == [job]
+    assert scheduler.is_idle
+
+
+def test_job_expires_at_its_deadline_and_not_before() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 1, now=10.0, deadline_ms=500)
+    assert scheduler.expire(10.49) == []
+    (failure,) = scheduler.expire(10.5)
+    assert isinstance(failure.error, DeadlineExceeded)
+    assert "500 ms" in failure.error.message
+
+
+def test_expired_job_is_never_computed() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 5, deadline_ms=100)
+    alive = submit(scheduler, BOB, 5)
+    scheduler.expire(1.0)
+    assert next_batch(scheduler, now=1.0).texts == alive.texts
+
+
+def test_job_without_deadline_never_expires() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 1)
+    assert scheduler.expire(1e9) == []
+
+
+def test_job_that_is_done_does_not_expire() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 1, deadline_ms=100)
+    run_all(scheduler)
+    assert scheduler.expire(1.0) == []
+
+
+def test_result_of_an_expired_job_is_ignored() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 1, deadline_ms=100)
+    batch = next_batch(scheduler)
+    scheduler.expire(1.0)
+    assert scheduler.complete("w0", computed(batch), 1.1) == []
+
+
+def test_cancel_ends_the_jobs_of_one_client_only() -> None:
+    scheduler = make_scheduler()
+    mine = [submit(scheduler, ALICE, 1), submit(scheduler, ALICE, 100)]
+    other = submit(scheduler, BOB, 1)
+    assert scheduler.cancel(ALICE) == mine
+    assert run_all(scheduler) == [other]
+
+
+def test_cancelled_texts_leave_the_queue_at_once() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 500)
+    next_batch(scheduler)
+    scheduler.cancel(ALICE)
+    assert (scheduler.num_waiting, scheduler.open_bytes, scheduler.num_jobs) == (0, 0, 0)
+
+
+def test_cancelled_job_is_not_tried_again_after_a_loss() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 3)
+    kept = submit(scheduler, BOB, 3)
+    next_batch(scheduler)
+    scheduler.worker_lost("w0")
+    scheduler.worker_ready("w0", facts())
+    scheduler.cancel(ALICE)
+    assert next_batch(scheduler).texts == kept.texts
+
+
+def test_cancelled_job_cannot_fail_any_more() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 1)
+    batch = next_batch(scheduler)
+    scheduler.cancel(ALICE)
+    assert scheduler.fail("w0", batch.batch_id, "too late") == []
+
+
+def test_result_that_comes_twice_is_ignored() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 1)
+    result = computed(next_batch(scheduler))
+    assert [scheduler.complete("w0", result, 0.0) for _ in range(2)] == [[job], []]
+
+
+def test_late_result_of_a_lost_worker_is_ignored() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 1)
+    late = computed(next_batch(scheduler))
+    scheduler.worker_lost("w0")
+    assert scheduler.complete("w0", late, 0.0) == []
+    scheduler.worker_ready("w0", facts())
+    assert scheduler.complete("w0", late, 0.0) == []
+    assert run_all(scheduler) == [job]
+
+
+def test_fail_all_answers_every_job_with_unavailable() -> None:
+    scheduler = make_scheduler()
+    jobs = [submit(scheduler, ALICE, 1), submit(scheduler, BOB, 500)]
+    next_batch(scheduler)
+    failures = scheduler.fail_all("the server is going down")
+    assert [f.job for f in failures] == jobs
+    assert all(isinstance(f.error, Unavailable) for f in failures)
+    assert scheduler.is_idle
+
+
+class WatchedTexts(list[str]):
+    """A list that shows when it is let go of."""
+
+
+@pytest.mark.parametrize("end", ["expire", "cancel"])
+def test_texts_of_an_ended_job_are_let_go_of_though_no_worker_is_there(end: str) -> None:
+    scheduler = make_scheduler(workers=0)
+    texts = WatchedTexts(make_texts(3))
+    scheduler.submit(request(ALICE, texts, deadline_ms=100), 0.0)
+    watch = weakref.ref(texts)
+    del texts
+    scheduler.expire(1.0) if end == "expire" else scheduler.cancel(ALICE)
+    assert watch() is None
+
+
+# -- admission -----------------------------------------------------------------------------------------
+
+
+def test_full_queue_rejects_with_overloaded() -> None:
+    scheduler = make_scheduler(workers=0, queue_capacity=10)
+    submit(scheduler, ALICE, 8)
+    with pytest.raises(Overloaded, match="8 texts wait, 10 may"):
+        submit(scheduler, BOB, 3)
+
+
+def test_queue_takes_exactly_its_capacity() -> None:
+    scheduler = make_scheduler(workers=0, queue_capacity=10)
+    submit(scheduler, ALICE, 8)
+    submit(scheduler, BOB, 2)
+    assert scheduler.num_waiting == 10
+
+
+def test_rejected_request_leaves_no_trace() -> None:
+    scheduler = make_scheduler(queue_capacity=10)
+    first = submit(scheduler, ALICE, 8)
+    with pytest.raises(Overloaded):
+        submit(scheduler, BOB, 3)
+    assert run_all(scheduler) == [first]
+    assert (scheduler.num_waiting, scheduler.num_jobs) == (0, 0)
+
+
+def test_batch_that_left_makes_room_in_the_queue() -> None:
+    scheduler = make_scheduler(queue_capacity=10)
+    submit(scheduler, ALICE, 10)
+    next_batch(scheduler)
+    submit(scheduler, BOB, 10)
+    assert scheduler.num_waiting == 10
+
+
+@pytest.mark.parametrize(("workers", "expected_ms"), [(1, 200), (2, 100), (0, 1000)])
+def test_overloaded_names_the_time_at_the_measured_rate(workers: int, expected_ms: int) -> None:
+    scheduler = make_scheduler(workers=workers, queue_capacity=1000)
+    submit(scheduler, ALICE, 1000)
+    with pytest.raises(Overloaded) as caught:
+        submit(scheduler, BOB, 250)  # 4,000 tokens at 20,000 tokens/s a worker
+    assert caught.value.retry_after_ms == expected_ms
+
+
+def test_request_larger_than_the_queue_is_too_large_however_empty_it_is() -> None:
+    scheduler = make_scheduler(queue_capacity=10)
+    with pytest.raises(PayloadTooLarge, match="at most 10 texts, got 11"):
+        submit(scheduler, ALICE, 11)
+
+
+def test_requests_beyond_the_bytes_of_the_queue_are_overload() -> None:
+    scheduler = make_scheduler(queue_bytes=1000)
+    scheduler.submit(request(ALICE, make_texts(1)), 0.0, num_bytes=900)
+    with pytest.raises(Overloaded, match="900 bytes"):
+        scheduler.submit(request(BOB, make_texts(1)), 0.0, num_bytes=101)
+
+
+def test_bytes_count_until_the_answer() -> None:
+    scheduler = make_scheduler(queue_bytes=1000)
+    scheduler.submit(request(ALICE, make_texts(1)), 0.0, num_bytes=900)
+    batch = next_batch(scheduler)
+    assert scheduler.open_bytes == 900
+    scheduler.complete("w0", computed(batch), 0.0)
+    assert scheduler.open_bytes == 0
+
+
+def test_request_larger_than_the_bytes_of_the_queue_is_taken_when_it_is_alone() -> None:
+    scheduler = make_scheduler(queue_bytes=1000)
+    job = scheduler.submit(request(ALICE, make_texts(1)), 0.0, num_bytes=5000)
+    assert run_all(scheduler) == [job]
+
+
+# -- what others ask -----------------------------------------------------------------------------------
+
+
+def test_worker_is_overdue_when_its_oldest_batch_is() -> None:
+    scheduler = make_scheduler(workers=2)
+    submit(scheduler, ALICE, 150)
+    next_batch(scheduler, "w0", now=0.0)
+    next_batch(scheduler, "w1", now=60.0)
+    assert scheduler.overdue(120.5, timeout_s=120.0) == ["w0"]
+
+
+def test_idle_worker_is_never_overdue() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 1)
+    turn(scheduler)
+    assert scheduler.overdue(1e9, timeout_s=1.0) == []
+
+
+def test_batch_ahead_is_not_overdue_for_the_time_that_it_waited() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 200)
+    first = next_batch(scheduler, now=0.0)
+    next_batch(scheduler, now=0.0)
+    scheduler.complete("w0", computed(first), 100.0)
+    assert scheduler.overdue(150.0, timeout_s=120.0) == []
+
+
+def test_repr_counts_what_is_there() -> None:
+    scheduler = make_scheduler(workers=2)
+    submit(scheduler, ALICE, 150)
+    next_batch(scheduler)
+    assert repr(scheduler) == "<Scheduler jobs=1 waiting=50 workers=2 in_flight=1>"
+
+
+# -- whatever happens ----------------------------------------------------------------------------------
+
+CLIENTS = st.sampled_from([ALICE, BOB, CAROL])
+NAMES = st.sampled_from(["w0", "w1", "w2"])
+
+
+class AnyOrderOfEvents(RuleBasedStateMachine):
+    """Every job ends exactly once, every row lands in its place, and the counters follow."""
+
+    @initialize()
+    def start(self) -> None:
+        self.now = 0.0
+        self.scheduler = make_scheduler(
+            workers=0, queue_capacity=400, queue_bytes=20_000, max_batch_size=50, priority_batch_size=4
+        )
+        self.jobs: list[Job] = []
+        self.ends: Counter[int] = Counter()
+        self.ready: set[str] = set()
+        self.in_flight: dict[str, list[Batch]] = {}
+        self.old: list[tuple[str, Result]] = []
+
+    @rule(client=CLIENTS, count=st.integers(1, 120), tokens=st.integers(5, 700), deadline=st.booleans())
+    def submit(self, client: bytes, count: int, tokens: int, deadline: bool) -> None:
+        texts = make_texts(count, tokens)
+        try:
+            job = self.scheduler.submit(
+                request(client, texts, deadline_ms=300 if deadline else None), self.now, num_bytes=10 * count
+            )
+        except Overloaded as error:
+            assert error.retry_after_ms is not None
+            assert error.retry_after_ms >= 1
+        else:
+            self.jobs.append(job)
+
+    @rule(name=NAMES, rate=st.sampled_from([500, 20_000, 1_000_000]))
+    def worker_ready(self, name: str, rate: int) -> None:
+        if name not in self.ready:
+            self.ready.add(name)
+            self.in_flight[name] = []
+            self.scheduler.worker_ready(name, facts(rate, 1024))
+
+    @rule()
+    def dispatch(self) -> None:
+        for name, batch in self.scheduler.next_batches(self.now):
+            self.in_flight[name].append(batch)
+            assert len(self.in_flight[name]) <= 2
+            assert 1 <= len(batch.texts) <= 50
+
+    @precondition(lambda self: any(self.in_flight.values()))
+    @rule(data=st.data())
+    def complete(self, data: st.DataObject) -> None:
+        name, batch = self._pick(data)
+        result = computed(batch)
+        self.old.append((name, result))
+        for job in self.scheduler.complete(name, result, self.now):
+            self._check_rows(job)
+            self._end(job)
+
+    @precondition(lambda self: any(self.in_flight.values()))
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        name, batch = self._pick(data)
+        self._end_failed(self.scheduler.fail(name, batch.batch_id, "boom"))
+
+    @rule(name=NAMES)
+    def worker_lost(self, name: str) -> None:
+        self.ready.discard(name)
+        self.old += [(name, computed(batch)) for batch in self.in_flight.pop(name, [])]
+        self._end_failed(self.scheduler.worker_lost(name))
+
+    @precondition(lambda self: self.old)
+    @rule(data=st.data())
+    def late_result(self, data: st.DataObject) -> None:
+        name, result = data.draw(st.sampled_from(self.old))
+        assert self.scheduler.complete(name, result, self.now) == []
+
+    @rule(client=CLIENTS)
+    def cancel(self, client: bytes) -> None:
+        for job in self.scheduler.cancel(client):
+            assert job.client == client
+            self._end(job)
+
+    @rule(seconds=st.sampled_from([0.05, 0.2, 1.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self._end_failed(self.scheduler.expire(self.now))
+
+    @invariant()
+    def counters_follow(self) -> None:
+        open_jobs = [job for job in self.jobs if job.is_open]
+        assert self.scheduler.num_jobs == len(open_jobs)
+        assert self.scheduler.num_waiting == sum(job.num_waiting for job in open_jobs)
+        assert self.scheduler.open_bytes == sum(job.num_bytes for job in open_jobs)
+        assert all(self.ends[job.job_id] == (not job.is_open) for job in self.jobs)
+
+    def teardown(self) -> None:
+        """One good worker is enough to bring everything to its end."""
+        for name in ("w0", "w1", "w2"):
+            self.worker_lost(name)
+        self.worker_ready("w0", 20_000)
+        while True:
+            self.dispatch()
+            if not self.in_flight["w0"]:
+                break
+            for job in self.scheduler.complete("w0", computed(self.in_flight["w0"].pop(0)), self.now):
+                self._check_rows(job)
+                self._end(job)
+        assert {self.ends[job.job_id] for job in self.jobs} <= {1}
+        assert self.scheduler.is_idle
+        assert (self.scheduler.num_waiting, self.scheduler.open_bytes) == (0, 0)
+
+    def _pick(self, data: st.DataObject) -> tuple[str, Batch]:
+        name = data.draw(st.sampled_from(sorted(n for n, batches in self.in_flight.items() if batches)))
+        batches = self.in_flight[name]
+        return name, batches.pop(data.draw(st.integers(0, len(batches) - 1)))
+
+    def _check_rows(self, job: Job) -> None:
+        assert job.rows is not None
+        assert job.rows[:, 0].tolist() == [number_of(str(text)) for text in job.texts]
+
+    def _end(self, job: Job) -> None:
+        self.ends[job.job_id] += 1
+        assert self.ends[job.job_id] == 1
+
+    def _end_failed(self, failures: Iterable[Failure]) -> None:
+        for failure in failures:
+            self._end(failure.job)
+
+
+TestAnyOrderOfEvents = AnyOrderOfEvents.TestCase
+TestAnyOrderOfEvents.settings = settings(max_examples=60, stateful_step_count=40)

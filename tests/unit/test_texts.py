@@ -1,0 +1,73 @@
+"""What a list of texts must be, and what is said of one that is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from bert_serving.protocol import check_texts
+from hypothesis import given
+from hypothesis import strategies as st
+
+WORDS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1)
+
+
+@given(st.lists(WORDS, min_size=1))
+def test_any_unicode_strings_are_texts(texts: list[str]) -> None:
+    assert check_texts(texts) is False
+
+
+@given(st.lists(st.lists(WORDS, min_size=1), min_size=1))
+def test_lists_of_tokens_are_tokenized_texts(texts: list[list[str]]) -> None:
+    assert check_texts(texts) is True
+
+
+def test_blank_text_is_a_text() -> None:
+    assert check_texts([" "]) is False
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (None, "texts must be a list of strings, got null"),
+        ("a text", "texts must be a list of strings, got str"),
+        (("a", "b"), "texts must be a list of strings, got tuple"),
+        ({"texts": ["a"]}, "texts must be a list of strings, got dict"),
+        ([1], "texts[0] must be a string, got int"),
+        (["a", None], "texts[1] must be a string, got null"),
+        (["a", ["b"]], "texts[1] must be a string, got list"),
+        (["a", b"b"], "texts[1] must be a string, got bytes"),
+        ([["a"], "b"], "texts[1] must be a list of tokens like texts[0], got str"),
+        ([["a"], ["b", 2]], "texts[1][1] must be a string, got int"),
+        ([[["a"]]], "texts[0][0] must be a string, got list"),
+    ],
+)
+def test_wrong_type_raises_type_error_that_names_the_place(texts: Any, message: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        check_texts(texts)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "texts must not be empty"),
+        (["a", ""], "texts[1] is an empty string"),
+        ([["a"], []], "texts[1] has no token"),
+        ([["a", ""]], "texts[0][1] is an empty string"),
+        (["a", "b\0c"], "texts[1] contains a NUL character"),
+        ([["a"], ["\0"]], "texts[1][0] contains a NUL character"),
+        (["a", "\ud800"], "texts[1] contains a lone surrogate, which is no Unicode text"),
+        (["\udc00\ud800"], "texts[0] contains a lone surrogate, which is no Unicode text"),
+        ([["é", "x\udfff"]], "texts[0][1] contains a lone surrogate, which is no Unicode text"),
+    ],
+)
+def test_wrong_value_raises_value_error_that_names_the_place(texts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        check_texts(texts)
+    assert str(caught.value) == message
+
+
+def test_two_halves_of_a_pair_in_two_texts_are_no_character() -> None:
+    with pytest.raises(ValueError, match="lone surrogate"):
+        check_texts(["\ud83d", "\ude00"])
