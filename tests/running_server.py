@@ -124,7 +124,9 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def run_start(*args: object, timeout_s: float = 60, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_start(
+    *args: object, timeout_s: float = 60, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run bert-serving-start to its end; for starts that should fail."""
     return subprocess.run(
         command("bert-serving-start", *args),

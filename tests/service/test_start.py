@@ -27,7 +27,11 @@ def test_start_prints_settings_then_workers_then_all_set(server: RunningServer) 
     assert re.search(rf"^ *port = {server.port}$", log, re.M)
     assert re.search(r"^ *max_seq_len = 256$", log, re.M)
     assert re.search(r"worker-0 is ready: .*device=cpu dtype=\w+ dimension=384", log)
-    order = [log.index("max_seq_len = "), log.index("worker-0 is ready"), log.index("all set, ready to serve request!")]
+    order = [
+        log.index("max_seq_len = "),
+        log.index("worker-0 is ready"),
+        log.index("all set, ready to serve request!"),
+    ]
     assert order == sorted(order)
 
 
@@ -68,7 +72,9 @@ def test_a_folder_that_is_not_there_is_named() -> None:
     ("missing", "said"),
     [("model.safetensors", "no weights"), ("config.json", "no config.json"), ("tokenizer.json", "no tokenizer")],
 )
-def test_a_model_folder_without_a_file_says_which(tmp_path: Path, demo_model: Path, missing: str, said: str) -> None:
+def test_a_model_folder_without_a_file_says_which(
+    tmp_path: Path, demo_model: Path, missing: str, said: str
+) -> None:
     for file in demo_model.iterdir():
         if file.is_file() and file.name not in (missing, "vocab.txt"):
             (tmp_path / file.name).symlink_to(file)

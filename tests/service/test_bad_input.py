@@ -1,0 +1,143 @@
+"""What strangers and broken clients send to the ZeroMQ ports: an answer for them, no harm to others."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import zmq
+from bert_serving.client import BertClient
+from running_server import RunningServer
+
+Frames = list[bytes]
+
+
+class RawClient:
+    """Two sockets and an identity; sends any frames and returns what comes back."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.identity = str(uuid.uuid4()).encode()
+        self._context = zmq.Context()
+        self._push = self._context.socket(zmq.PUSH)
+        self._push.connect(f"tcp://127.0.0.1:{server.port}")
+        self._sub = self._context.socket(zmq.SUB)
+        self._sub.subscribe(self.identity)
+        self._sub.connect(f"tcp://127.0.0.1:{server.port_out}")
+
+    def ask(self, *frames: bytes, timeout_ms: int = 5000) -> Frames:
+        self._push.send_multipart([self.identity, *frames])
+        assert self._sub.poll(timeout_ms), "no answer"
+        return self._sub.recv_multipart()
+
+    def send(self, *frames: bytes) -> None:
+        self._push.send_multipart(list(frames))
+
+    def hears(self, timeout_ms: int) -> bool:
+        return bool(self._sub.poll(timeout_ms))
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def raw(server: RunningServer) -> Iterator[RawClient]:
+    client = RawClient(server)
+    client.ask(b"SHOW_CONFIG", b"1", b"0")
+    yield client
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "num_texts", "said"),
+    [
+        (b"not json", b"1", "the body is not JSON"),
+        (b'["a", "b"]', b"1", "announces 1 texts but holds 2"),
+        (b'["a"]', b"3", "announces 3 texts but holds 1"),
+        (b'["a"]', b"many", "number of texts must be a decimal number"),
+        (b'["a", ""]', b"2", "texts[1] is an empty string"),
+        (b"[]", b"0", "texts must not be empty"),
+        (b"[1, 2]", b"2", "texts[0] must be a string, got int"),
+        (b'["a", ["b"]]', b"2", "texts[1] must be a string, got list"),
+        (b'[["a"], "b"]', b"2", "texts[1] must be a list of tokens"),
+        (b'[["a"], []]', b"2", "texts[1] has no token"),
+        (b'["\\ud800"]', b"1", "texts[0] contains a lone surrogate"),
+        (b'["a\\u0000b"]', b"1", "texts[0] contains a NUL character"),
+        (b"null", b"1", "texts must be a list of strings, got null"),
+        (b"REGISTER", b"0", "the body is not JSON"),
+        (b'{"texts": ["a"], "options": {"no_such": 1}}', b"1", "unknown option 'no_such'"),
+        (b'{"texts": ["a"], "deadline_ms": "soon"}', b"1", "deadline_ms must be a whole number"),
+        (b"[" * 100_000, b"1", "the body is not JSON"),
+    ],
+)
+def test_bad_requests_are_answered_with_a_reason(raw: RawClient, body: bytes, num_texts: bytes, said: str) -> None:
+    identity, info, empty, request_id = raw.ask(body, b"7", num_texts)
+    assert (identity, empty, request_id) == (raw.identity, b"", b"7")
+    reply = json.loads(info)
+    assert reply["error"]["code"] == "invalid_request"
+    assert said in reply["error"]["message"]
+    assert "," not in reply["dtype"]
+
+
+def test_a_wrong_number_of_frames_is_answered_where_there_is_a_sender(raw: RawClient) -> None:
+    for frames in ([b'["a"]'], [b'["a"]', b"7"], [b'["a"]', b"7", b"1", b"extra"]):
+        info = json.loads(raw.ask(*frames)[1])
+        assert info["error"]["message"].endswith(f"number of texts), got {len(frames) + 1}")
+
+
+def test_garbage_without_a_sender_is_logged_and_harms_nobody(server: RunningServer, client: BertClient) -> None:
+    stranger = RawClient(server)
+    for frames in ([b""], [b"x"], [b"", b"[]", b"1", b"1"], [b"a" * 300, b"[]", b"1", b"1"], [b"\xff" * 20] * 9):
+        stranger.send(*frames)
+    with socket.create_connection(("127.0.0.1", server.port)) as probe:
+        probe.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.2)
+        with socket.create_connection(("127.0.0.1", server.port_out)) as other:
+            other.sendall(b"\x16\x03\x01" + bytes(300))
+            assert client.encode(["still here"]).shape == (1, 384)
+    deadline = time.monotonic() + 5
+    while "ignored a message that is no request" not in server.log:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "Traceback" not in server.log
+    stranger.close()
+
+
+@pytest.mark.parametrize("topic", [b"", b"a", b"cli"])
+def test_nobody_can_listen_in_with_a_short_subscription(server: RunningServer, topic: bytes) -> None:
+    with zmq.Context() as context, context.socket(zmq.SUB) as ear:
+        ear.subscribe(topic)
+        ear.connect(f"tcp://127.0.0.1:{server.port_out}")
+        time.sleep(0.3)
+        for identity in ("client", "abc", "abcdefghijklmnopqrstuvwxyz"[::-1]):
+            with BertClient(**server.ports, identity=identity) as client:
+                client.encode(["secret"])
+        assert not ear.poll(300)
+
+
+@pytest.mark.parametrize("identity", [b"\xff\xfe not ascii", b"with@at", b"with#hash", b"\0", b"x" * 255])
+def test_any_bytes_are_an_identity(server: RunningServer, identity: bytes) -> None:
+    with BertClient(**server.ports, identity=identity) as client:
+        assert client.encode(["x"]).shape == (1, 384)
+
+
+def test_the_request_id_and_large_announcements_of_a_command_do_no_harm(raw: RawClient) -> None:
+    assert len(raw.ask(b"SHOW_STATUS", b"12345678901234567890", b"999999999")) == 3
+    assert b"request id must be a decimal number" in raw.ask(b"SHOW_CONFIG", b"abc", b"0")[1]
+
+
+def test_a_client_that_goes_away_takes_its_queued_work_along(server: RunningServer, client: BertClient) -> None:
+    leaver = RawClient(server)
+    leaver.ask(b"SHOW_CONFIG", b"1", b"0")
+    leaver.send(leaver.identity, json.dumps(["a sentence to forget"] * 30_000).encode(), b"2", b"30000")
+    deadline = time.monotonic() + 20
+    while client.server_status["queue_texts"] < 1000:
+        assert time.monotonic() < deadline
+    leaver.close()
+    while client.server_status["queue_texts"] > 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert client.server_status["open_requests"] == 0

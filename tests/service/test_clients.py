@@ -1,0 +1,298 @@
+"""The three clients against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from bert_serving.client import AsyncBertClient, BertClient, ConcurrentBertClient, DeadlineExceeded, InvalidRequest
+from running_server import RunningServer, free_ports
+
+TEXTS = ["First do it", "then do it right", "then do it better"]
+
+
+@pytest.fixture(scope="module")
+def vectors(server: RunningServer) -> np.ndarray:
+    with BertClient(**server.ports) as client:
+        return client.encode(TEXTS)
+
+
+def close(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal but for what bfloat16 products of another batch shape change."""
+    return a.shape == b.shape and bool(np.abs(a - b).max() < 0.01)
+
+
+def test_encode_returns_unit_rows_that_the_caller_may_change(client: BertClient) -> None:
+    rows = client.encode(TEXTS)
+    assert (rows.shape, rows.dtype) == ((3, 384), np.float32)
+    assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-3
+    rows += 1
+
+
+def test_rows_come_back_in_the_callers_order(client: BertClient, vectors: np.ndarray) -> None:
+    texts = [TEXTS[i % 3] + " " * (i % 2) for i in range(700)]
+    assert close(client.encode(texts), np.stack([vectors[i % 3] for i in range(700)]))
+
+
+def test_list_output(server: RunningServer, vectors: np.ndarray) -> None:
+    with BertClient(**server.ports, output_fmt="list") as client:
+        rows = client.encode(TEXTS)
+        assert type(rows) is list
+        assert type(rows[0][0]) is float
+        assert close(np.array(rows), vectors)
+        client.encode(TEXTS, blocking=False)
+        client.encode(TEXTS, blocking=False)
+        assert len(client.fetch_all(concat=True)) == 6
+
+
+def test_tokenized_texts_and_tokens_in_the_reply(client: BertClient, vectors: np.ndarray) -> None:
+    rows, tokens = client.encode([["first", "do", "it"], ["hello"]], is_tokenized=True, show_tokens=True)
+    assert close(rows[:1], vectors[:1])
+    assert tokens == [["[CLS]", "first", "do", "it", "[SEP]"], ["[CLS]", "hello", "[SEP]"]]
+
+
+def test_fetch_all_sorts_and_concatenates(client: BertClient, vectors: np.ndarray) -> None:
+    assert client.fetch_all() is None
+    for i in range(6):
+        client.encode([TEXTS[i % 3]] * (i + 1), blocking=False)
+    parts = client.fetch_all()
+    assert [len(part) for part in parts] == [1, 2, 3, 4, 5, 6]
+    assert all(close(part[:1], vectors[i % 3 : i % 3 + 1]) for i, part in enumerate(parts))
+    client.encode(TEXTS, blocking=False)
+    client.encode(TEXTS[:1], blocking=False)
+    assert client.fetch_all(concat=True).shape == (4, 384)
+
+
+def test_fetch_yields_ids_and_ends_when_nothing_is_pending(client: BertClient) -> None:
+    before = client.status["num_request"]
+    for _ in range(4):
+        client.encode(TEXTS, blocking=False)
+    assert client.status["num_pending_request"] > 0
+    assert {response.id for response in client.fetch()} == {before + i for i in range(1, 5)}
+    assert list(client.fetch()) == []
+    assert client.status["num_pending_request"] == 0
+
+
+def test_a_blocking_call_between_leaves_the_others_to_fetch(client: BertClient, vectors: np.ndarray) -> None:
+    client.encode(TEXTS * 20, blocking=False)
+    assert close(client.encode(TEXTS), vectors)
+    (rows,) = client.fetch_all()
+    assert len(rows) == 60
+
+
+def test_encode_async_with_a_slow_producer_returns_every_batch(client: BertClient) -> None:
+    def slowly() -> Iterator[list[str]]:
+        for i in range(4):
+            time.sleep(0.15)
+            yield [f"batch {i}"] * (i + 1)
+
+    assert sorted(len(r.embedding) for r in client.encode_async(slowly(), delay=0)) == [1, 2, 3, 4]
+    assert len(list(client.encode_async(slowly(), max_num_batch=2))) == 2
+
+
+def test_encode_async_raises_what_the_producer_raises(client: BertClient) -> None:
+    def broken() -> Iterator[list[str]]:
+        yield ["fine"]
+        raise KeyError("producer")
+
+    results = client.encode_async(broken())
+    assert len(next(results).embedding) == 1
+    with pytest.raises(KeyError, match="producer"):
+        next(results)
+
+
+def test_config_status_and_own_status(client: BertClient, server: RunningServer) -> None:
+    config = client.server_config
+    assert (config["server_version"], config["max_seq_len"], config["num_worker"]) == ("1.10.0", 256, 1)
+    assert config["show_tokens_to_client"] is False
+    status = client.server_status
+    assert status["ready"] is True
+    assert status["workers"][0]["device"] == "cpu"
+    assert status["statistic"]["num_total_request"] >= 2
+    assert client.status["port"] == server.port
+
+
+@pytest.mark.parametrize(
+    ("texts", "error"),
+    [
+        ("a string", TypeError),
+        (None, TypeError),
+        ([], ValueError),
+        (["fine", ""], ValueError),
+        (["fine", 3], TypeError),
+        ([["tokens"], "text"], TypeError),
+        (["nul \0"], ValueError),
+        (["lone \ud800"], ValueError),
+        ([["tokens"]], TypeError),
+    ],
+)
+def test_bad_texts_are_refused_before_they_are_sent(client: BertClient, texts: object, error: type) -> None:
+    sent = client.status["num_request"]
+    with pytest.raises(error):
+        client.encode(texts)  # type: ignore[arg-type]
+    assert client.status["num_request"] == sent
+
+
+def test_cut_texts_are_warned_of(client: BertClient) -> None:
+    with pytest.warns(UserWarning, match=r"1 of 2 texts are longer .* first texts\[1\]"):
+        client.encode(["short", "long " * 500])
+
+
+def test_one_client_serves_many_threads(client: BertClient, vectors: np.ndarray) -> None:
+    def ask(i: int) -> bool:
+        return close(client.encode([TEXTS[i % 3]]), vectors[i % 3 : i % 3 + 1])
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(200)))
+
+
+def test_concurrent_client_bounds_and_refuses(server: RunningServer, vectors: np.ndarray) -> None:
+    with ConcurrentBertClient(max_concurrency=2, **server.ports) as client, ThreadPoolExecutor(8) as pool:
+        assert all(close(rows, vectors) for rows in pool.map(lambda _: client.encode(TEXTS), range(20)))
+        assert client.server_config["server_version"] == "1.10.0"
+        for refused in (client.fetch, client.fetch_all, client.encode_async):
+            with pytest.raises(NotImplementedError):
+                refused()
+
+
+def _encode_in_child(client: BertClient, queue: multiprocessing.SimpleQueue[object]) -> None:
+    queue.put((client.encode(TEXTS), client.status["identity"]))
+
+
+def test_a_client_works_on_both_sides_of_a_fork(client: BertClient, vectors: np.ndarray) -> None:
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    children = [context.Process(target=_encode_in_child, args=(client, queue)) for _ in range(3)]
+    for child in children:
+        child.start()
+    here = client.encode(TEXTS)
+    answers = [queue.get() for _ in children]
+    for child in children:
+        child.join(10)
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    assert close(here, vectors)
+    assert all(close(rows, vectors) for rows, _ in answers)
+    assert len({identity for _, identity in answers} | {client.status["identity"]}) == 4
+
+
+def test_clones_with_a_shared_identity_hear_each_others_replies(server: RunningServer) -> None:
+    with BertClient(**server.ports, identity="clone-with-a-long-name") as one:
+        import zmq
+
+        with zmq.Context() as context, context.socket(zmq.SUB) as ear:
+            ear.subscribe(b"clone-with-a-long-name")
+            ear.connect(f"tcp://127.0.0.1:{server.port_out}")
+            time.sleep(0.3)
+            one.encode(TEXTS)
+            assert ear.poll(5000)
+            assert ear.recv_multipart()[0] == b"clone-with-a-long-name"
+
+
+def test_a_short_identity_is_answered_too(server: RunningServer, vectors: np.ndarray) -> None:
+    with BertClient(**server.ports, identity=b"me") as client:
+        assert close(client.encode(TEXTS), vectors)
+
+
+def test_an_unreachable_server_is_a_timeout_error_with_host_and_port() -> None:
+    port, port_out = free_ports(2)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=f"localhost:{port}.*localhost:{port_out}"):
+        BertClient(port=port, port_out=port_out, connect_timeout=1000)
+    assert time.monotonic() - start < 3
+
+
+def test_the_default_connect_timeout_is_at_most_ten_seconds() -> None:
+    port, port_out = free_ports(2)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError):
+        BertClient(port=port, port_out=port_out)
+    assert time.monotonic() - start < 11
+
+
+def test_swapped_ports_are_an_error_that_says_so(server: RunningServer) -> None:
+    with pytest.raises(TimeoutError, match="are port and port_out right"):
+        BertClient(port=server.port_out, port_out=server.port, connect_timeout=1500)
+
+
+def test_a_timeout_holds_and_the_late_reply_is_forgotten(server: RunningServer, vectors: np.ndarray) -> None:
+    with BertClient(**server.ports, timeout=300) as client:
+        with pytest.raises(TimeoutError):
+            client.encode(["a long sentence " * 30] * 2000)
+        client.timeout = -1
+        assert close(client.encode(TEXTS), vectors)
+        assert client.status["num_pending_request"] == 0
+        assert client.fetch_all() is None
+
+
+def test_bad_constructor_arguments_and_closed_clients(server: RunningServer) -> None:
+    with pytest.raises(AttributeError, match="output_fmt"):
+        BertClient(output_fmt="tuple")
+    client = BertClient(**server.ports)
+    client.close()
+    client.close()
+    with pytest.raises(ConnectionError, match="closed"):
+        client.encode(TEXTS)
+
+
+def test_many_clients_in_one_process_need_few_descriptors(server: RunningServer) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    clients = [BertClient(**server.ports) for _ in range(30)]
+    assert all(client.encode(["hello"]).shape == (1, 384) for client in clients)
+    assert (len(os.listdir("/proc/self/fd")) - before) / 30 < 9
+    for client in clients:
+        client.close()
+
+
+def test_async_client(server: RunningServer, vectors: np.ndarray) -> None:
+    async def main() -> None:
+        async with AsyncBertClient(**server.ports) as client:
+            rows = await asyncio.gather(*(client.encode([TEXTS[i % 3]]) for i in range(100)))
+            assert all(close(row, vectors[i % 3 : i % 3 + 1]) for i, row in enumerate(rows))
+            tokens = (await client.encode([["hello"]], is_tokenized=True, show_tokens=True))[1]
+            assert tokens == [["[CLS]", "hello", "[SEP]"]]
+            assert (await client.server_config())["server_version"] == "1.10.0"
+            assert (await client.server_status())["ready"] is True
+            with pytest.raises(ValueError, match="empty string"):
+                await client.encode([""])
+            assert client.status["num_pending_request"] == 0
+
+    asyncio.run(main())
+
+
+def test_async_client_times_out_and_is_cancelled(server: RunningServer) -> None:
+    async def main() -> None:
+        async with AsyncBertClient(**server.ports, timeout=200) as client:
+            with pytest.raises((TimeoutError, DeadlineExceeded)):
+                await client.encode(["a long sentence " * 30] * 2000)
+            task = asyncio.create_task(client.encode(["x"] * 500))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert client.status["num_pending_request"] == 0
+
+    asyncio.run(main())
+
+
+def test_async_client_names_an_unreachable_server() -> None:
+    port, port_out = free_ports(2)
+
+    async def main() -> None:
+        async with AsyncBertClient(port=port, port_out=port_out, connect_timeout=500) as client:
+            with pytest.raises(TimeoutError, match=f"localhost:{port}"):
+                await client.encode(["x"])
+
+    asyncio.run(main())
+
+
+def test_a_list_too_long_is_refused_and_the_rest_goes_on(vectors: np.ndarray) -> None:
+    with RunningServer("-queue_capacity", "100") as running, BertClient(**running.wait_ready().ports) as client:
+        with pytest.raises(InvalidRequest, match="at most 100 texts, got 101"):
+            client.encode(["x"] * 101)
+        assert close(client.encode(TEXTS), vectors)

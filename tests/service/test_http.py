@@ -1,0 +1,192 @@
+"""The HTTP gateway, asked with plain requests."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from bert_serving.client import BertClient
+from prometheus_client.parser import text_string_to_metric_families
+from running_server import RunningServer
+
+
+@pytest.fixture
+def http(server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        yield client
+
+
+def test_encode_returns_id_result_and_status(http: httpx.Client, client: BertClient) -> None:
+    reply = http.post("/encode", json={"id": 123, "texts": ["hello world", "good day"], "is_tokenized": False})
+    assert reply.status_code == 200
+    body = reply.json()
+    assert body.keys() == {"id", "result", "status"}
+    assert (body["id"], body["status"]) == (123, 200)
+    assert np.abs(np.array(body["result"]) - client.encode(["hello world", "good day"])).max() < 0.01
+
+
+@pytest.mark.parametrize("identifier", [0, "text", None, [1, 2], {"a": None}, 1.5, True])
+def test_the_id_comes_back_whatever_it_is(http: httpx.Client, identifier: object) -> None:
+    assert http.post("/encode", json={"id": identifier, "texts": ["x"]}).json()["id"] == identifier
+
+
+def test_tokenized_texts(http: httpx.Client, client: BertClient) -> None:
+    body = {"id": 1, "texts": [["hello", "world"]], "is_tokenized": True}
+    reply = http.post("/encode", json=body)
+    assert np.abs(np.array(reply.json()["result"]) - client.encode(["hello world"])).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"not json", "not JSON"),
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[]", "must be a JSON object"),
+        (b'{"texts": ["x"]}', 'no "id"'),
+        (b'{"id": 1}', 'no "texts"'),
+        (b'{"id": 1, "texts": "x"}', "must be a list of strings, got str"),
+        (b'{"id": 1, "texts": []}', "must not be empty"),
+        (b'{"id": 1, "texts": ["x", ""]}', "texts[1] is an empty string"),
+        (b'{"id": 1, "texts": ["x", 3]}', "texts[1] must be a string, got int"),
+        (b'{"id": 1, "texts": [null]}', "texts[0] must be a string, got null"),
+        (b'{"id": 1, "texts": ["x", ["y"]]}', "texts[1] must be a string, got list"),
+        (b'{"id": 1, "texts": ["a\\ud800"]}', "texts[0] contains a lone surrogate"),
+        (b'{"id": 1, "texts": ["a\\u0000"]}', "texts[0] contains a NUL character"),
+        (b'{"id": 1, "texts": ["x"], "is_tokenized": true}', "must be lists of tokens"),
+        (b'{"id": "\\ud800", "texts": ["x"]}', "id cannot be sent back"),
+        (b"[" * 100_000, "not JSON"),
+    ],
+)
+def test_bad_bodies_are_400_with_a_reason(http: httpx.Client, content: bytes, said: str) -> None:
+    reply = http.post("/encode", content=content)
+    assert reply.status_code == 400
+    body = reply.json()
+    assert body.keys() == {"description", "type", "status"}
+    assert said in body["description"]
+    assert body["status"] == 400
+
+
+def test_a_list_too_long_is_413(http: httpx.Client) -> None:
+    reply = http.post("/encode", json={"id": 1, "texts": ["x"] * 262_145})
+    assert reply.status_code == 413
+    assert "at most 262144 texts, got 262145" in reply.json()["description"]
+
+
+def test_other_methods_and_paths_are_json_errors(http: httpx.Client) -> None:
+    assert http.get("/encode").json() == {
+        "description": "Method Not Allowed",
+        "type": "HTTPException",
+        "status": 405,
+    }
+    assert http.get("/no/such/path").json()["status"] == 404
+
+
+def test_a_body_too_large_is_413_announced_or_not() -> None:
+    with RunningServer("-max_message_mb", "1") as running:
+        running.wait_ready()
+        body = json.dumps({"id": 1, "texts": ["x" * (1 << 20)]}).encode()
+        announced = httpx.post(f"{running.url}/encode", content=body)
+        chunked = httpx.post(f"{running.url}/encode", content=iter([body[:1000], body[1000:]]))
+        for reply in (announced, chunked):
+            assert reply.status_code == 413
+            assert reply.json()["description"] == "the body must have at most 1048576 bytes"
+        # Over ZeroMQ the connection is cut, which the client reports at once.
+        with BertClient(**running.ports) as client:
+            with pytest.raises(ConnectionError):
+                client.encode(["x" * (1 << 20)])
+            assert client.encode(["x"]).shape == (1, 384)
+
+
+def test_status_of_server_and_client(http: httpx.Client) -> None:
+    server_status = http.get("/status/server").json()
+    assert (server_status["status"], server_status["server_version"]) == (200, "1.10.0")
+    assert server_status["statistic"]["num_data_request"] >= 0
+    client_status = http.get("/status/client").json()
+    assert bytes(client_status["identity"]).decode().count("-") == 4
+    assert client_status["pending_request"] == []
+
+
+def test_live_ready_and_docs(http: httpx.Client) -> None:
+    assert http.get("/live").json() == {"status": "live"}
+    assert http.get("/ready").json() == {"status": "ready", "workers": {"worker-0": "ready"}}
+    assert "swagger" in http.get("/docs").text.lower()
+    paths = http.get("/openapi.json").json()["paths"]
+    assert {"/encode", "/status/server", "/status/client", "/live", "/ready", "/metrics"} <= paths.keys()
+
+
+def test_metrics_count_what_was_done(http: httpx.Client) -> None:
+    def read() -> dict[str, float]:
+        reply = http.get("/metrics")
+        assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+        samples = [s for family in text_string_to_metric_families(reply.text) for s in family.samples]
+        return {s.name + "".join(s.labels.values()): s.value for s in samples}
+
+    before = read()
+    http.post("/encode", json={"id": 1, "texts": ["hello world", "word " * 500]})
+    http.post("/encode", json={"id": 1, "texts": []})
+    after = read()
+    grown = {name: after[name] - before.get(name, 0) for name in after}
+    assert grown["bert_serving_texts_total"] == 2
+    assert grown["bert_serving_tokens_total"] == 4 + 256
+    assert grown["bert_serving_truncated_texts_total"] == 1
+    assert grown["bert_serving_requests_total"] == 1
+    assert grown["bert_serving_request_seconds_count"] == 1
+    assert grown["bert_serving_http_requests_total/encode200"] == 1
+    assert grown["bert_serving_http_requests_total/encode400"] == 1
+    assert after["bert_serving_broker_up"] == after["bert_serving_workers_ready"] == 1
+
+
+def test_many_posts_at_once_merge(http: httpx.Client, client: BertClient) -> None:
+    before = client.server_status["num_batch"]
+    with ThreadPoolExecutor(16) as pool:
+        replies = list(
+            pool.map(lambda i: http.post("/encode", json={"id": i, "texts": [f"text {i}"]}), range(200))
+        )
+    assert [reply.json()["id"] for reply in replies] == list(range(200))
+    assert client.server_status["num_batch"] - before < 100
+
+
+def test_before_the_models_are_loaded_it_is_live_but_not_ready() -> None:
+    with RunningServer() as running:
+        running.wait_for("HTTP is ready", 60)
+        assert httpx.get(f"{running.url}/live").status_code == 200
+        reply = httpx.get(f"{running.url}/ready")
+        if "all set" not in running.log:
+            assert reply.status_code == 503
+            assert reply.json()["workers"] == {"worker-0": "starting"}
+        # What is asked meanwhile waits for the model.
+        body = {"id": 1, "texts": ["early"]}
+        assert httpx.post(f"{running.url}/encode", json=body, timeout=60).status_code == 200
+        # and the config is there at once
+        running.wait_ready()
+
+
+def test_a_dead_gateway_is_replaced_and_its_port_never_refuses() -> None:
+    with RunningServer() as running:
+        running.wait_ready()
+        gateway = next(
+            p for p in running.family if any(c.laddr.port == running.http_port for c in p.net_connections("tcp"))
+        )
+        gateway.send_signal(signal.SIGKILL)
+        psutil.wait_procs([gateway], timeout=5)
+        deadline = time.monotonic() + 20
+        reply = None
+        while reply is None and time.monotonic() < deadline:
+            try:
+                reply = httpx.get(f"{running.url}/ready", timeout=20)
+            except httpx.ConnectError as exc:
+                raise AssertionError("the port refused a connection") from exc
+            except httpx.TransportError:
+                continue  # it was the old gateway's connection
+        assert reply is not None
+        assert reply.status_code == 200
+        running.signal(signal.SIGTERM)
+        assert running.wait_end() == 0

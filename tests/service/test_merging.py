@@ -1,0 +1,69 @@
+"""Requests of many clients share batches, and none waits long behind a large one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from bert_serving.client import BertClient
+from running_server import RunningServer
+
+NUM_CLIENTS = 16
+NUM_REQUESTS = 200
+
+
+def test_single_sentences_of_16_clients_merge_and_never_mix(server: RunningServer) -> None:
+    texts = [f"client {c} says {word}" for c in range(NUM_CLIENTS) for word in ("one", "two", "three", "four")]
+    with BertClient(**server.ports) as client:
+        expected = client.encode(texts).reshape(NUM_CLIENTS, 4, -1)
+        before = client.server_status
+
+    def run(c: int) -> int:
+        with BertClient(**server.ports) as client:
+            wrong = 0
+            for i in range(NUM_REQUESTS):
+                row = client.encode([texts[c * 4 + i % 4]])[0]
+                # Nearest to its own text among all, and equal to it up to the dtype.
+                nearest = int(np.argmax(expected.reshape(len(texts), -1) @ row))
+                wrong += nearest != c * 4 + i % 4 or float(row @ expected[c, i % 4]) < 0.9999
+            return wrong
+
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        assert sum(pool.map(run, range(NUM_CLIENTS))) == 0
+    with BertClient(**server.ports) as client:
+        after = client.server_status
+    num_batches = after["num_batch"] - before["num_batch"]
+    num_texts = after["statistic"]["num_total_seq"] - before["statistic"]["num_total_seq"]
+    assert num_texts == NUM_CLIENTS * NUM_REQUESTS
+    assert num_texts / num_batches > 4
+
+
+def test_a_job_of_20000_delays_a_single_sentence_by_the_batches_in_flight_only(server: RunningServer) -> None:
+    """Counted in batches, not in seconds: at most two may be in flight when the single text arrives."""
+    done = threading.Event()
+
+    def run_large() -> None:
+        with BertClient(**server.ports) as client:
+            rows = client.encode([f"sentence {i} of a large job" for i in range(20_000)])
+            assert rows.shape == (20_000, 384)
+        done.set()
+
+    large = threading.Thread(target=run_large)
+    with BertClient(**server.ports) as client:
+        client.encode(["warm"])
+        first = client.server_status["num_batch"]
+        large.start()
+        while client.server_status["num_batch"] < first + 3:
+            time.sleep(0.01)
+        waited = []
+        for i in range(10):
+            before = client.server_status["num_batch"]
+            client.encode([f"urgent {i}"])
+            # +1 is the batch that carries the text, +1 what may end while the status travels.
+            waited.append(client.server_status["num_batch"] - before)
+            assert not done.is_set()
+        assert max(waited) <= 2 + 1 + 1, waited
+    large.join()
+    assert done.is_set()

@@ -1,0 +1,107 @@
+"""The unmodified bert-serving-client 1.10.0 from PyPI, in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running_server import RunningServer
+
+SCRIPT = """
+import json, sys
+import numpy as np
+from bert_serving.client import BertClient, ConcurrentBertClient
+import bert_serving.client
+assert bert_serving.client.__version__ == "1.10.0", bert_serving.client.__version__
+port, port_out = int(sys.argv[1]), int(sys.argv[2])
+ports = dict(port=port, port_out=port_out, timeout=20000)
+found = {}
+
+with BertClient(**ports) as bc:                        # default checks
+    rows = bc.encode(["First do it", "then do it right"])
+    found["shape"], found["dtype"] = list(rows.shape), str(rows.dtype)
+    found["row"] = rows[0].tolist()
+    found["tokenized"] = bc.encode([["first", "do", "it"]], is_tokenized=True)[0].tolist()
+    sizes = [3, 1, 2]
+    for size in sizes:
+        bc.encode(["hello world"] * size, blocking=False)
+    found["fetch_all"] = [len(part) for part in bc.fetch_all()]
+    for size in sizes:
+        bc.encode(["hello world"] * size, blocking=False)
+    found["concat"] = list(bc.fetch_all(concat=True).shape)
+    found["async"] = sorted(len(r.embedding) for r in bc.encode_async(iter([["a"], ["b", "c"]] * 2), delay=0.5))
+    found["config"] = bc.server_config["server_version"]
+    found["status"] = bc.server_status["statistic"]["num_data_request"]
+    found["own"] = bc.status["num_request"]
+
+fresh = []
+for i in range(30):                                    # each asks before its subscription can have arrived
+    with BertClient(ignore_all_checks=True, **ports) as bc:
+        fresh.append(bc.encode(["fresh client %d" % i]).shape == (1, 384))
+found["fresh"] = sum(fresh)
+
+with BertClient(output_fmt="list", **ports) as bc:
+    found["list"] = len(bc.encode(["x"])[0])
+
+with ConcurrentBertClient(max_concurrency=3, **ports) as bc:
+    found["concurrent"] = list(bc.encode(["x"]).shape)
+
+with BertClient(ignore_all_checks=True, **ports) as bc:  # past the client's own check: an error, not a hang
+    bc._send(json.dumps(["fine", ""]).encode(), 2)
+    try:
+        bc._recv_ndarray(1)
+    except TypeError as exc:
+        found["error"] = str(exc)
+    found["after_error"] = list(bc.encode(["fine"]).shape)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("old-client")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*install, "bert-serving-client==1.10.0"], check=True)
+    return python
+
+
+def test_the_old_client_does_all_that_it_could(server: RunningServer, old_python: Path, tmp_path: Path) -> None:
+    from bert_serving.client import BertClient
+
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [old_python, script, str(server.port), str(server.port_out)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    with BertClient(**server.ports) as client:
+        (expected,) = client.encode(["First do it"])
+    row, tokenized = found.pop("row"), found.pop("tokenized")
+    assert max(abs(a - b) for a, b in zip(row, expected, strict=True)) < 0.01
+    assert max(abs(a - b) for a, b in zip(tokenized, expected, strict=True)) < 0.01
+    assert found.pop("status") >= 10
+    assert found.pop("error") == "data type 'invalid_request: texts[1] is an empty string' not understood"
+    assert found == {
+        "shape": [2, 384],
+        "dtype": "float32",
+        "fetch_all": [3, 1, 2],
+        "concat": [6, 384],
+        "async": [1, 1, 2, 2],
+        "config": "1.10.0",
+        "own": 15,
+        "fresh": 30,
+        "list": 384,
+        "concurrent": [1, 384],
+        "after_error": [1, 384],
+    }
