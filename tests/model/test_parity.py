@@ -68,7 +68,9 @@ def test_long_texts_are_cut_to_max_seq_len_and_say_so(demo_model: Path) -> None:
     assert tokens == long
 
 
-def test_original_default_pooling_is_the_mean_over_the_second_last_layer(demo_model: Path, texts: list[str]) -> None:
+def test_original_default_pooling_is_the_mean_over_the_second_last_layer(
+    demo_model: Path, texts: list[str]
+) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 

@@ -156,7 +156,7 @@ def test_newcomer_is_served_within_one_round() -> None:
 
 def test_client_that_always_comes_back_does_not_starve_another() -> None:
     queue = queue_of(make_job(ALICE, *[10] * 1000))
-    slices = []
+    slices = take(queue, max_tokens=250)
     for _ in range(20):
         queue.push(make_job(BOB, *[10] * 25))  # all of it leaves with one take: each time he starts anew
         slices += take(queue, max_tokens=250)

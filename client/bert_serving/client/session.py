@@ -85,9 +85,9 @@ class Session:
             if now - self._probe[1] > PROBE_TIMEOUT_S:
                 self.fail_pending(Unavailable("the server does not answer any more"))
         elif now - self._heard_at > PROBE_AFTER_S:
-            request_id, frames = self.command(Command.SHOW_CONFIG, now)
-            self._probe = request_id, now
-            return frames
+            self.num_request += 1
+            self._probe = self.num_request, now
+            return request_to_frames(CommandRequest(self.identity, b"%d" % self.num_request, Command.SHOW_CONFIG))
         return None
 
     def _begin(self, now: float) -> int:
@@ -104,10 +104,7 @@ class Session:
         self._heard_at = now
         reply = reply_from_frames(frames)
         request_id = int(reply.request_id) if reply.request_id.isdigit() else 0
-        if self._probe is not None:
-            if request_id == self._probe[0]:
-                self._pending.discard(request_id)
-            self._probe = None
+        self._probe = None
         if request_id not in self._pending:
             return None
         self._pending.remove(request_id)
@@ -143,7 +140,5 @@ class Session:
         for request_id in failed:
             self._replies[request_id] = ErrorReply(self.identity, b"%d" % request_id, error)
         self._pending.clear()
-        if self._probe is not None:
-            self._replies.pop(self._probe[0], None)
-            self._probe = None
+        self._probe = None
         return failed

@@ -63,6 +63,7 @@ except ImportError:
 _COMMANDS = {command.value: command for command in Command}
 _MAX_IDENTITY_BYTES = 255
 _MAX_NUMBER_DIGITS = 20
+_MAX_DEADLINE_MS = 2**53
 
 # -- client to broker ----------------------------------------------------------------------------------
 
@@ -132,7 +133,7 @@ def _parse_body(body: Frame) -> tuple[list[Any], bool, int | None]:
         raise InvalidRequest("options must be a JSON object")
     if unknown := options.keys() - {"show_tokens"}:
         raise InvalidRequest(f"unknown option {sorted(unknown)[0]!r}")
-    if deadline_ms is not None and (type(deadline_ms) is not int or deadline_ms < 0):
+    if deadline_ms is not None and (type(deadline_ms) is not int or not 0 <= deadline_ms <= _MAX_DEADLINE_MS):
         raise InvalidRequest(f"deadline_ms must be a whole number of milliseconds, got {deadline_ms!r}")
     return value, bool(options.get("show_tokens")), deadline_ms
 
@@ -186,12 +187,14 @@ def reply_from_frames(frames: Sequence[Frame]) -> Reply:
     info = _loads(frames[1])
     if len(frames) == 3:
         return InfoReply(identity, request_id, info)
-    if "error" in info:
-        return ErrorReply(identity, request_id, error_from_info(info["error"]))
-    tokens = info.get("tokens")
-    return EncodeReply(
-        identity, request_id, _array(info, frames[2]), tokens if tokens != "" else None, info.get("truncated", ())
-    )
+    try:
+        if "error" in info:
+            return ErrorReply(identity, request_id, error_from_info(info["error"]))
+        rows = _array(info, frames[2])
+        tokens = info.get("tokens")
+    except (AttributeError, KeyError, TypeError) as exc:
+        raise ValueError(f"a reply that cannot be read: {exc!r}") from exc
+    return EncodeReply(identity, request_id, rows, tokens if tokens != "" else None, info.get("truncated", ()))
 
 
 # -- broker and workers --------------------------------------------------------------------------------

