@@ -43,7 +43,7 @@ class RunningServer:
         # Where its private socket lies: whatever is left in here after its end is a leak.
         self.tmp = tempfile.TemporaryDirectory(prefix="bs")
         ports = ["-port", self.port, "-port_out", self.port_out, "-http_port", self.http_port]
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by __exit__
         self.process = subprocess.Popen(
             command("bert-serving-start", *ports, *args),
             stdout=self._log,

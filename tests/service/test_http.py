@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -177,16 +176,6 @@ def test_a_dead_gateway_is_replaced_and_its_port_never_refuses() -> None:
         )
         gateway.send_signal(signal.SIGKILL)
         psutil.wait_procs([gateway], timeout=5)
-        deadline = time.monotonic() + 20
-        reply = None
-        while reply is None and time.monotonic() < deadline:
-            try:
-                reply = httpx.get(f"{running.url}/ready", timeout=20)
-            except httpx.ConnectError as exc:
-                raise AssertionError("the port refused a connection") from exc
-            except httpx.TransportError:
-                continue  # it was the old gateway's connection
-        assert reply is not None
-        assert reply.status_code == 200
+        assert httpx.get(f"{running.url}/ready", timeout=20).status_code == 200
         running.signal(signal.SIGTERM)
         assert running.wait_end() == 0

@@ -9,6 +9,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from bert_serving.protocol import (
@@ -24,6 +25,8 @@ from bert_serving.protocol import (
     reply_from_frames,
     request_to_frames,
 )
+
+log = logging.getLogger(__name__)
 
 PROBE_AFTER_S = 10.0
 PROBE_TIMEOUT_S = 10.0
@@ -102,7 +105,11 @@ class Session:
     def receive(self, frames: Frames, now: float) -> int | None:
         """Take a message; return the request that it answers, or None if nobody waits for it."""
         self._heard_at = now
-        reply = reply_from_frames(frames)
+        try:
+            reply = reply_from_frames(frames)
+        except ValueError as exc:
+            log.warning("ignored a message that is no reply: %s", exc)
+            return None
         request_id = int(reply.request_id) if reply.request_id.isdigit() else 0
         self._probe = None
         if request_id not in self._pending:

@@ -49,6 +49,7 @@ _LARGE_SHARE = 0.25
 _MAX_IN_FLIGHT = 2
 _MAX_LOST_WORKERS = 2
 _SMOOTHING = 0.2  # weight of the newest batch in the running estimates
+_ESTIMATE_TOKENS = 4096  # a batch of fewer tokens weighs less in the estimate of tokens from text length
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +390,9 @@ class Scheduler:
         ]
         chars, words = sum(c for c, _ in whole), sum(n for _, n in whole) - 2 * len(whole)
         if words > 0:
-            self._chars_per_token += _SMOOTHING * (chars / words - self._chars_per_token)
+            # Weighted by tokens: one odd text, a long word that became one token, must not turn it round.
+            weight = min(_SMOOTHING, words / _ESTIMATE_TOKENS)
+            self._chars_per_token += weight * (chars / words - self._chars_per_token)
 
     def _cost(self, text: Text) -> float:
         words = len(text) / self._chars_per_token if isinstance(text, str) else len(text)
