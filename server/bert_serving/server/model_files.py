@@ -136,11 +136,16 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | Non
 
 def position_limit(folder: Path) -> int:
     """Return the longest sequence, in tokens, for which the model has position embeddings."""
-    config = read_json(folder / _transformer_path(folder) / "config.json")
-    limit = int(config.get("max_position_embeddings") or 512)
-    if config.get("model_type") in _POSITIONS_AFTER_PADDING:
-        limit -= int(config.get("pad_token_id") or 0) + 1
-    return limit
+    transformer_dir = folder / _transformer_path(folder)
+    config = read_json(transformer_dir / "config.json")
+    return int(config.get("max_position_embeddings") or 512) - first_position(transformer_dir)
+
+
+def first_position(transformer_dir: Path) -> int:
+    """Return the position id of the first token: 0, or the one behind the padding's."""
+    config = read_json(transformer_dir / "config.json")
+    behind_padding = config.get("model_type") in _POSITIONS_AFTER_PADDING
+    return int(config.get("pad_token_id") or 0) + 1 if behind_padding else 0
 
 
 def own_max_seq_len(folder: Path) -> int:

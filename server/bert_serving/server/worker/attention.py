@@ -1,10 +1,105 @@
-"""Which position attends to which. Sequences of a micro-batch lie side by side, padded to the longest."""
+"""Attention within each sequence of a packed row, plugged into Transformers' own model code.
+
+The models ask Transformers' registry for their attention function by name. `PACKED` names ours: it sees one
+row of T tokens and the groups that lie in it (see packing), and attends within each sequence. The models'
+mask function of the same name makes no mask, since there is no padding to hide.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import accumulate
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from .packing import Group
+
+PACKED = "packed"
+PADDED = "sdpa"
+REFERENCE = "eager"
+
+_groups: ContextVar[Sequence[Group]] = ContextVar("groups of the packed row")
+
+
+@contextmanager
+def packed_row(groups: Sequence[Group]) -> Iterator[None]:
+    """Let `packed_attention` know the groups of the row that a forward pass in this context works on."""
+    token = _groups.set(groups)
+    try:
+        yield
+    finally:
+        _groups.reset(token)
+
+
+def register() -> None:
+    """Make PACKED known to Transformers. May be called again."""
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, lambda *args, **kwargs: None)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Return (attention output, None), the output as (1, T, N, D).
+
+    query, key, value: (1, N, T, D), as Transformers' models hand them over. sliding_window: a token sees
+    those that are fewer than so many tokens away, on either side.
+    """
+    groups = _groups.get()
+    # (T, N, D): in memory the tokens are outermost, so that a group is a view. Rotary embeddings may have
+    # been applied in float32.
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        return _varlen(q, k, v, groups, scaling, sliding_window)[None], None
+    output = torch.empty(q.shape, dtype=q.dtype, device=q.device)  # (T, N, D)
+    for group in groups:
+        rows = slice(group.start, group.stop)
+        shape = (group.count, group.length, *q.shape[1:])
+        part = scaled_dot_product_attention(
+            q[rows].view(shape).transpose(1, 2),  # (B, N, T, D)
+            k[rows].view(shape).transpose(1, 2),
+            v[rows].view(shape).transpose(1, 2),
+            attn_mask=_window_mask(group.length, sliding_window, q.device),
+            scale=scaling,
+        )
+        output[rows].view(shape).copy_(part.transpose(1, 2))
+    return output[None], None
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Return a (T, T) mask, True = visible, or None where a sequence is no longer than its window."""
+    if window is None or length <= window:
+        return None
+    at = torch.arange(length, device=device)
+    return (at[:, None] - at[None, :]).abs() < window
+
+
+def _varlen(
+    q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], scaling: float | None, window: int | None
+) -> Tensor:
+    """Return the attention output (T, N, D) by one kernel for all sequences; half precision on CUDA."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    lengths = [group.length for group in groups for _ in range(group.count)]
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=q.device)
+    longest = max(lengths)
+    reach = -1 if window is None else window - 1
+    output = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(reach, reach))
+    assert isinstance(output, Tensor)
+    return output
 
 
 def pad(

@@ -1,7 +1,14 @@
-"""Texts in, vectors out: one model on one device, with no knowledge of sockets or jobs."""
+"""Texts in, vectors out: one model on one device, with no knowledge of sockets or jobs.
+
+    tokenize -> plan micro-batches -> one forward pass for each -> pool -> rows in the caller's order
+
+The forward pass is packed, without padding, if at load time that gives this model's own float32 vectors;
+else it is padded.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,21 +19,29 @@ from bert_serving.protocol import Rows, Text
 from ..model_files import (
     ModelError,
     check_max_seq_len,
+    first_position,
     read_sentence_transformers,
     resolve_model_dir,
 )
-from .attention import pad
-from .checkpoint import load_model, num_hidden_layers
+from . import attention
+from .checkpoint import load_model, lower_precision, num_hidden_layers
 from .device import pick_device, pick_dtype
-from .packing import plan_micro_batches
+from .packing import groups_of, plan_micro_batches
 from .pooling import pool
 from .tokenizer import TokenizedText, Tokenizer
+
+log = logging.getLogger(__name__)
 
 # Micro-batches of this size keep a CPU's activations in its caches (1,000 to 2,000 measured best);
 # a GPU wants as many tokens as there are.
 _CPU_MICRO_BATCH_TOKENS = 2048
 
 _DEFAULT_LAYERS = (-2,)  # bert-as-service's
+
+# Short and long, of equal and of different length, and longer than the window of local attention.
+_PROBES = ["a", "Hello world!", "one two three", "four five six", "The quick brown fox jumps. " * 4, "word " * 300]
+_MAX_DEVIATION = 1e-4  # of packed float32 from padded float32, relative to the largest value; rounding is 1e-6
+_MIN_COSINE = 0.99  # of the working dtype with float32; bfloat16 and float16 have 0.9999 and better
 
 
 class Encoder:
@@ -72,22 +87,19 @@ class Encoder:
             layers = pooling_layer or _DEFAULT_LAYERS
         num_layers = num_hidden_layers(transformer_dir)
         self._layers = [_layer_index(layer, num_layers) for layer in layers]
-
+        self._first_position = first_position(transformer_dir)
         self._tokenizer = Tokenizer(
             transformer_dir,
             max_seq_len=self.max_seq_len,
             do_lower_case=own.do_lower_case if own else False,
             prompt=own.default_prompt if own else "",
         )
-        # On a CPU, bfloat16 is for the matrix products alone: with float32 between them each row keeps
-        # cosine >= 0.9999 with the reference (0.99994 at worst; 0.99988 all in bfloat16), for 7 % of the speed.
-        self._autocast = self.device.type == "cpu" and self.dtype is torch.bfloat16
-        self._model = load_model(
-            transformer_dir,
-            device=self.device,
-            dtype=torch.float32 if self._autocast else self.dtype,
-            num_layers=max(self._layers) + 1,
-        )
+        self._model = load_model(transformer_dir, device=self.device, num_layers=max(self._layers) + 1)
+        self._autocast = False
+        #: Why the forward pass is padded, or None if it is packed.
+        self.padded_because: str | None = None
+        #: Smallest cosine of a probe's vector with that of the padded float32 model.
+        self.parity = self._settle_forward()
         self.dimension = self.encode(["a"]).shape[1]
 
     def encode(self, texts: Sequence[Text]) -> Rows:
@@ -107,25 +119,90 @@ class Encoder:
 
     def forward(self, tokenized: Sequence[TokenizedText]) -> Rows:
         """Return the vectors of tokenized texts, (B, D) float32; the second half of `encode`."""
-        plan = plan_micro_batches([len(t.ids) for t in tokenized], self.micro_batch_tokens)
-        parts = [self._forward_micro_batch([tokenized[i].ids for i in indices]) for indices in plan]
+        run = self._forward_packed if self.padded_because is None else self._forward_padded
+        plan = plan_micro_batches(
+            [len(t.ids) for t in tokenized], self.micro_batch_tokens, padded=self.padded_because is not None
+        )
+        parts = [run([tokenized[i].ids for i in indices]) for indices in plan]
         rows = np.empty((len(tokenized), parts[0].shape[1]), dtype=np.float32)
         for indices, part in zip(plan, parts, strict=True):
             rows[indices] = part.cpu().numpy()
         return rows
 
     @torch.inference_mode()
-    def _forward_micro_batch(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-        input_ids, mask = pad(sequences, pad_id=self._tokenizer.pad_id, device=self.device)  # (B, T)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            output = self._model(
-                input_ids=input_ids, attention_mask=mask, output_hidden_states=len(self._layers) > 1
-            )
-        if len(self._layers) == 1:  # it is the top layer that was loaded
-            hidden = output.last_hidden_state  # (B, T, H)
-        else:  # hidden_states[0] is the embedding
-            hidden = torch.cat([output.hidden_states[layer + 1] for layer in self._layers], dim=-1)
+    def _forward_packed(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return the pooled rows of sequences that are sorted by length."""
+        groups = groups_of([len(s) for s in sequences])
+        input_ids = torch.tensor([i for s in sequences for i in s])  # (T,)
+        position_ids = torch.cat([torch.arange(g.length).repeat(g.count) for g in groups]) + self._first_position
+        with attention.packed_row(groups):
+            hidden = self._hidden(
+                input_ids=input_ids[None].to(self.device, non_blocking=True),
+                position_ids=position_ids[None].to(self.device, non_blocking=True),
+            )[0]  # (T, H)
+        rows = []
+        for group in groups:
+            tokens = hidden[group.start : group.stop].view(group.count, group.length, -1)  # (B, T, H)
+            mask = torch.ones(tokens.shape[:2], device=self.device)
+            rows.append(pool(tokens, mask, self._poolings, normalize=self._normalize))
+        return torch.cat(rows)
+
+    @torch.inference_mode()
+    def _forward_padded(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return the pooled rows of sequences of any lengths."""
+        input_ids, mask = attention.pad(sequences, pad_id=self._tokenizer.pad_id, device=self.device)  # (B, T)
+        hidden = self._hidden(input_ids=input_ids, attention_mask=mask)  # (B, T, H)
         return pool(hidden, mask, self._poolings, normalize=self._normalize)
+
+    def _hidden(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """Return the chosen layers' hidden states side by side, (B, T, H)."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self._autocast):
+            output = self._model(**inputs, output_hidden_states=len(self._layers) > 1)
+        if len(self._layers) == 1:  # it is the top layer that was loaded
+            top: torch.Tensor = output.last_hidden_state
+            return top
+        # hidden_states[0] is the embedding
+        return torch.cat([output.hidden_states[layer + 1] for layer in self._layers], dim=-1)
+
+    # -- at load time ----------------------------------------------------------------------------------
+
+    def _settle_forward(self) -> float:
+        """Choose packed or padded, lower the precision, and return the parity with the float32 reference."""
+        sequences = sorted((t.ids for t in self.tokenize(_PROBES)), key=len)
+        self._model.set_attn_implementation(attention.REFERENCE)
+        reference = self._forward_padded(sequences)
+        self.padded_because = self._why_not_packed(sequences, reference)
+        if self.padded_because is not None:
+            log.warning("this model runs padded, which is slower: %s", self.padded_because)
+            self._model.set_attn_implementation(attention.PADDED)
+        if self.dtype is torch.float32:
+            return self._parity(sequences, reference)
+        # Attention of a model's own may mix dtypes in ways that only autocast knows how to settle.
+        self._autocast = self.padded_because is not None and self.device.type == "cpu"
+        if not self._autocast:
+            lower_precision(self._model, self.dtype, self.device)
+        parity = self._parity(sequences, reference)
+        if not parity >= _MIN_COSINE:  # NaN is no parity either
+            raise ModelError(
+                f"{self.dtype} is too coarse for this model (cosine {parity:.4f}): use -dtype float32"
+            )
+        return parity
+
+    def _why_not_packed(self, sequences: Sequence[Sequence[int]], reference: torch.Tensor) -> str | None:
+        attention.register()
+        try:
+            self._model.set_attn_implementation(attention.PACKED)
+            packed = self._forward_packed(sequences)
+        except Exception as exc:  # whatever a model's code makes of a packed row, it is a reason
+            return f"a packed row is not accepted ({type(exc).__name__}: {str(exc).strip().splitlines()[0][:100]})"
+        deviation = float((packed - reference).abs().max() / reference.abs().max())
+        if deviation <= _MAX_DEVIATION:
+            return None
+        return f"packed vectors differ from padded ones by {deviation:.1e} (positions or attention of its own)"
+
+    def _parity(self, sequences: Sequence[Sequence[int]], reference: torch.Tensor) -> float:
+        run = self._forward_packed if self.padded_because is None else self._forward_padded
+        return float(torch.nn.functional.cosine_similarity(run(sequences), reference).min())
 
 
 def _layer_index(layer: int, num_layers: int) -> int:

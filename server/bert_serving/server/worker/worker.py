@@ -202,6 +202,8 @@ def warm_up(encoder: Encoder) -> dict[str, Any]:
         "dtype": str(encoder.dtype).removeprefix("torch."),
         "dimension": encoder.dimension,
         "max_seq_len": encoder.max_seq_len,
+        "forward": "packed" if encoder.padded_because is None else "padded",
+        "parity": round(encoder.parity, 6),
         "tokens_per_s": round(sum(len(t.ids) for t in tokenized) / min(seconds)),
     }
 

@@ -1,0 +1,94 @@
+"""Every family of models gives Transformers' own float32 vectors, packed where it can be."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bert_serving.server.worker.encoder import Encoder
+from tiny_models import FAMILIES, WORDS, make_model
+from transformers import AutoModel, AutoTokenizer
+
+PADDED = {"mpnet", "deberta-v2"}  # their attention knows how far apart two tokens are
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: make_model(tmp_path_factory.mktemp(name), name) for name in FAMILIES}
+
+
+def texts(count: int, longest: int) -> list[str]:
+    """Return texts of 1 to `longest` words, each length about as often as any other."""
+    rng = random.Random(count)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
+
+
+def reference(folder: Path, batch: list[str], *, max_length: int = 512) -> np.ndarray:
+    """Transformers, padded, float32, eager attention; mean of the last layer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    inputs = tokenizer(batch, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    with torch.inference_mode():
+        hidden = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    return ((hidden * mask).sum(1) / mask.sum(1)).numpy()
+
+
+def encoder(folder: Path, **options: object) -> Encoder:
+    options = {
+        "device": "cpu",
+        "dtype": "float32",
+        "pooling_strategy": "REDUCE_MEAN",
+        "pooling_layer": [-1],
+    } | options
+    return Encoder(folder, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_equals_padded_transformers(folders: dict[str, Path], family: str) -> None:
+    batch = [*texts(60, 40), *texts(3, 300)]
+    mine = encoder(folders[family])
+    assert (mine.padded_because is not None) == (family in PADDED), mine.padded_because
+    assert np.abs(mine.encode(batch) - reference(folders[family], batch)).max() <= 1e-5
+    assert mine.parity > 0.99999
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_stays_close(folders: dict[str, Path], family: str) -> None:
+    batch = texts(100, 60)
+    rows, expected = encoder(folders[family], dtype="bfloat16").encode(batch), reference(folders[family], batch)
+    cosine = (rows * expected).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosine.min() >= 0.999
+    assert cosine.mean() >= 0.9999
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_full_length_is_used_and_no_more(folders: dict[str, Path], family: str) -> None:
+    batch = ["word " * 700, "a"]
+    mine = encoder(folders[family])
+    assert mine.max_seq_len == 512
+    assert np.abs(mine.encode(batch) - reference(folders[family], batch)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"modernbert"}))
+def test_lower_layers_are_those_of_the_whole_model(folders: dict[str, Path], family: str) -> None:
+    """Only the layers up to the one that is pooled are loaded, which must not change it."""
+    batch = texts(20, 30)
+    tokenizer = AutoTokenizer.from_pretrained(folders[family])
+    model = AutoModel.from_pretrained(folders[family], attn_implementation="eager").eval()
+    inputs = tokenizer(batch, padding=True, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    with torch.inference_mode():
+        hidden = model(**inputs, output_hidden_states=True).hidden_states[2]
+    mask = inputs["attention_mask"][..., None]
+    expected = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
+    assert np.abs(encoder(folders[family], pooling_layer=[-2]).encode(batch) - expected).max() <= 1e-5
+
+
+def test_half_of_the_layers_are_not_even_loaded(folders: dict[str, Path]) -> None:
+    shallow = encoder(folders["bert"], pooling_layer=[0])
+    assert len(shallow._model.encoder.layer) == 1
