@@ -23,15 +23,8 @@ WORDS = [
     "one",
     "two",
     "three",
-    "four",
-    "five",
-    "six",
-    "word",
-    "and",
-    "of",
-    "in",
-    "to",
 ]
+WORDS += ["four", "five", "six", "word", "and", "of", "in", "to"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?-()'\""
 
 _SIZES = {
@@ -58,8 +51,11 @@ FAMILIES: dict[str, dict[str, object]] = {
 }
 
 
-def make_model(folder: Path, model_type: str, **options: object) -> Path:
-    """Write a random checkpoint and its tokenizer to the folder; return the folder."""
+def make_model(folder: Path, model_type: str, *, poison: str | None = None, **options: object) -> Path:
+    """Write a random checkpoint and its tokenizer to the folder; return the folder.
+
+    poison: a word whose embedding is no number.
+    """
     pad_id = 1 if "max_position_embeddings" in FAMILIES[model_type] else 0  # RoBERTa's relatives pad with 1
     tokenizer = make_tokenizer(pad_id)
     sizes = _SIZES | FAMILIES[model_type] | options
@@ -70,6 +66,8 @@ def make_model(folder: Path, model_type: str, **options: object) -> Path:
     model = AutoModel.from_config(config)
     for parameter in model.parameters():  # wide enough for every part of the model to matter
         parameter.data.normal_(0, 0.1)
+    if poison is not None:
+        model.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids(poison)] = float("nan")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -6,11 +6,13 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
-from bert_serving.client import BertClient
+from bert_serving.client import BertClient, WorkerFailed
 from running_server import RunningServer
+from tiny_models import make_model
 
 
 def test_work_of_a_killed_worker_is_done_by_its_successor() -> None:
@@ -45,11 +47,31 @@ def test_a_hung_worker_is_replaced_and_readiness_tells() -> None:
         assert httpx.get(f"{running.url}/ready").status_code == 200
 
 
+def test_a_poisonous_text_fails_alone(tmp_path: Path) -> None:
+    """A model whose vector for one word is no number: its requests get an error, all others their rows."""
+    make_model(tmp_path, "bert", poison="lazy")
+    with RunningServer("-model_dir", tmp_path) as running, BertClient(**running.wait_ready().ports) as client:
+        expected = client.encode(["the quick brown dog"])
+        for i in range(40):
+            client.encode(["a lazy fox" if i == 17 else "the quick brown dog"] * (i % 3 + 1), blocking=False)
+        num_rows, errors = 0, []
+        while (results := client.fetch()) and len(errors) < 2:
+            try:
+                for response in results:
+                    assert np.abs(response.embedding - expected).max() < 0.05
+                    num_rows += len(response.embedding)
+                break
+            except WorkerFailed as error:  # in its place; the others are fetched on
+                errors.append(str(error))
+        assert num_rows == sum(i % 3 + 1 for i in range(40) if i != 17)
+        assert len(errors) == 1
+        assert "no finite vector" in errors[0]
+        assert running.log.count("worker-0 is ready") == 1
+
+
 def test_two_workers_share_a_job() -> None:
     with RunningServer("-num_worker", "2") as running, BertClient(**running.wait_ready().ports) as client:
         assert len(running.worker_pids()) == 2
         before = client.server_status["num_batch"]
         assert client.encode(["some words to share between them"] * 2000).shape == (2000, 384)
         assert client.server_status["num_batch"] - before >= 2
-        threads = {int(p.num_threads()) for p in running.family}
-        assert threads

@@ -1,1 +1,19 @@
-"""The server: broker, workers and gateway."""
+"""The server: broker, workers and gateway; and the encoder, for use without a server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .worker.encoder import Encoder as Encoder
+
+__all__ = ["Encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late: the encoder brings torch along, which the server process must never load.
+    if name == "Encoder":
+        from .worker.encoder import Encoder
+
+        return Encoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -190,9 +190,7 @@ class Supervisor:
         """Take nothing new, finish what was accepted, and answer the rest with an error."""
         log.info("stopping: finishing accepted requests, at most %g s", self._settings.drain_timeout)
         self._broker.stop_accepting()
-        for gateway in self._gateways:
-            if gateway.is_alive and gateway.process is not None:
-                gateway.process.terminate()
+        self._terminate_gateways()
         deadline = time.monotonic() + self._settings.drain_timeout
         while time.monotonic() < deadline and self._num_stop_requests < 2:
             self._broker.step(_POLL_MS // 10)
@@ -204,9 +202,10 @@ class Supervisor:
             self._broker.step(_POLL_MS // 10)
 
     def _stop_children(self) -> None:
-        """End every child: workers that listen are told, all others are killed."""
+        """End every child: those that listen are told, all others are killed."""
         self._broker.fail_all("the server is going down")
         self._broker.stop_workers()
+        self._terminate_gateways()
         for each in self._children:
             if each.process is not None and not each.is_ready:
                 each.process.kill()
@@ -221,6 +220,11 @@ class Supervisor:
                 each.process.join()
             each.process.close()
             each.process = None
+
+    def _terminate_gateways(self) -> None:
+        for gateway in self._gateways:
+            if gateway.is_alive and gateway.process is not None:
+                gateway.process.terminate()
 
     def _close(self) -> None:
         if hasattr(self, "_broker"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
@@ -31,7 +32,7 @@ def load_model(folder: Path, *, device: torch.device, num_layers: int | None = N
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as exc:
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as exc:
         raise ModelError(f"cannot load the model in {folder}: {str(exc).strip().splitlines()[0]}") from exc
     _check_complete(folder, report)
     model.eval().requires_grad_(False)

@@ -44,6 +44,10 @@ _MAX_DEVIATION = 1e-4  # of packed float32 from padded float32, relative to the 
 _MIN_COSINE = 0.99  # of the working dtype with float32; bfloat16 and float16 have 0.9999 and better
 
 
+class EncodingError(Exception):
+    """The model fails on a text."""
+
+
 class Encoder:
     """Sentence vectors of one model.
 
@@ -118,7 +122,10 @@ class Encoder:
         return self._tokenizer.tokens(tokenized.ids)
 
     def forward(self, tokenized: Sequence[TokenizedText]) -> Rows:
-        """Return the vectors of tokenized texts, (B, D) float32; the second half of `encode`."""
+        """Return the vectors of tokenized texts, (B, D) float32; the second half of `encode`.
+
+        Raises EncodingError rather than return a value that is not finite.
+        """
         run = self._forward_packed if self.padded_because is None else self._forward_padded
         plan = plan_micro_batches(
             [len(t.ids) for t in tokenized], self.micro_batch_tokens, padded=self.padded_because is not None
@@ -127,6 +134,9 @@ class Encoder:
         rows = np.empty((len(tokenized), parts[0].shape[1]), dtype=np.float32)
         for indices, part in zip(plan, parts, strict=True):
             rows[indices] = part.cpu().numpy()
+        if not np.isfinite(rows).all():
+            bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+            raise EncodingError(f"the model gives no finite vector in {self.dtype} for texts[{bad}]")
         return rows
 
     @torch.inference_mode()

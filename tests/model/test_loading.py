@@ -1,0 +1,114 @@
+"""The forms in which a model may lie in a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bert_serving.server.model_files import ModelError
+from bert_serving.server.worker.encoder import Encoder
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentences import sentences
+from tiny_models import make_model, make_tokenizer
+from transformers import AutoModel
+
+TEXTS = sentences(60)
+MODES = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("plain"), "bert")
+
+
+def encode(folder: Path, texts: list[str] = TEXTS) -> np.ndarray:
+    return Encoder(folder, device="cpu", dtype="float32").encode(texts)
+
+
+@pytest.mark.parametrize("modes", [*([mode] for mode in MODES), ["cls", "mean", "max"]], ids="+".join)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_sentence_transformers_folders_are_honoured(
+    plain: Path, tmp_path: Path, modes: list[str], normalize: bool
+) -> None:
+    body = Transformer(str(plain), max_seq_length=48)
+    modules = [body, Pooling(64, pooling_mode=tuple(modes)), *([Normalize()] if normalize else [])]
+    model = SentenceTransformer(modules=modules, device="cpu")
+    model.save(str(tmp_path))
+    mine = Encoder(tmp_path, device="cpu", dtype="float32")
+    assert mine.max_seq_len == 48
+    assert np.abs(mine.encode(TEXTS) - model.encode(TEXTS)).max() <= 1e-5
+
+
+def test_a_default_prompt_goes_in_front(plain: Path, tmp_path: Path) -> None:
+    modules = [Transformer(str(plain)), Pooling(64)]
+    prompts = {"query": "the query: ", "passage": "fox "}
+    model = SentenceTransformer(modules=modules, device="cpu", prompts=prompts, default_prompt_name="query")
+    model.save(str(tmp_path))
+    assert np.abs(encode(tmp_path) - model.encode(TEXTS)).max() <= 1e-5
+    assert np.abs(encode(tmp_path) - model.encode(TEXTS, prompt="")).max() > 1e-3
+
+
+def test_older_folders_spell_pooling_in_booleans(plain: Path, tmp_path: Path) -> None:
+    model = SentenceTransformer(modules=[Transformer(str(plain)), Pooling(64)], device="cpu")
+    model.save(str(tmp_path))
+    old = {"word_embedding_dimension": 64, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(old))
+    expected = SentenceTransformer(str(tmp_path), device="cpu").encode(TEXTS)
+    assert expected.shape == (60, 128)
+    assert np.abs(encode(tmp_path) - expected).max() <= 1e-5
+
+
+def test_pytorch_bin_and_sharded_weights_give_the_same_vectors(plain: Path, tmp_path: Path) -> None:
+    expected = encode(plain)
+    model = AutoModel.from_pretrained(plain)
+    for name, weights in (("bin", "pytorch_model.bin"), ("sharded", "model.safetensors.index.json")):
+        folder = tmp_path / name
+        if name == "bin":
+            folder.mkdir()
+            model.config.save_pretrained(folder)
+            torch.save(model.state_dict(), folder / weights)
+        else:
+            model.save_pretrained(folder, max_shard_size="50KB")
+        make_tokenizer(0).save_pretrained(folder)
+        assert (folder / weights).is_file()
+        assert np.abs(encode(folder) - expected).max() == 0
+
+
+def test_a_pickle_that_is_more_than_weights_is_refused(plain: Path, tmp_path: Path) -> None:
+    AutoModel.from_pretrained(plain).config.save_pretrained(tmp_path)
+    make_tokenizer(0).save_pretrained(tmp_path)
+    torch.save({"evil": Path("x")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot load the model"):
+        encode(tmp_path)
+
+
+def test_vocab_txt_alone_makes_a_tokenizer(demo_model: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "vocab.txt"):
+        (tmp_path / name).symlink_to(demo_model / name)
+    mine = Encoder(tmp_path, device="cpu", dtype="float32", pooling_layer=[-1])
+    assert mine.tokens(mine.tokenize(["Hello embeddings"])[0]) == [
+        "[CLS]",
+        "hello",
+        "em",
+        "##bed",
+        "##ding",
+        "##s",
+        "[SEP]",
+    ]
+    full = Encoder(demo_model, device="cpu", dtype="float32", pooling_layer=[-1])
+    assert np.abs(mine.encode(TEXTS) - full.encode(TEXTS)).max() <= 1e-6
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 4}, {"hidden_size": 32}, {"vocab_size": 300}])
+def test_weights_that_do_not_fit_the_config_are_named(plain: Path, tmp_path: Path, change: dict[str, int]) -> None:
+    for file in plain.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((plain / "config.json").read_text()) | change
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"(missing|do not fit).*(encoder\.layer|embeddings)"):
+        Encoder(tmp_path, device="cpu", pooling_layer=[-1])
