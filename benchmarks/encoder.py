@@ -113,17 +113,14 @@ def main() -> None:
     print(f"{cpu_name()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{len(texts)} sentences, {num_tokens / len(texts):.1f} tokens each in the mean; ", end="")
     print(f"median of {args.rounds} rounds in alternation\n")
-    print(
-        "| way | sentences/s | tokens/s | to the first | of the bound | one sentence, ms |\n|---|---|---|---|---|---|"
-    )
+    print("| way | sentences/s | tokens/s | to the first | of the bound | one sentence, ms |")
+    print("|---|---|---|---|---|---|")
     base = statistics.median(times[next(iter(ways))])
     for name in ways:
         took = statistics.median(times[name])
         bound = statistics.median(bounds["bfloat16" if "bfloat16" in name else "float32"])
-        print(
-            f"| {name} | {len(texts) / took:.0f} | {num_tokens / took:.0f} | {base / took:.2f} | {bound / took:.0%} "
-            f"| {statistics.median(single[name]) * 1000:.1f} |"
-        )
+        rates = f"{len(texts) / took:.0f} | {num_tokens / took:.0f} | {base / took:.2f} | {bound / took:.0%}"
+        print(f"| {name} | {rates} | {statistics.median(single[name]) * 1000:.1f} |")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ class BrokerMetrics:
         self.compute = self._histogram("compute_seconds", "Time to compute a batch", _SECONDS)
         self.batch_texts = self._histogram("batch_texts", "Texts in a batch", _SIZES)
         self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch", _SIZES)
+        self.subscriptions = self._counter("subscriptions", "Clients that subscribed to their replies")
+        self.clients = self._gauge("clients", "Clients that are connected")
         self.queue_texts = self._gauge("queue_texts", "Texts that wait for a worker")
         self.open_requests = self._gauge("open_requests", "Requests that are not answered yet")
         self.workers_ready = self._gauge("workers_ready", "Workers that can take a batch")

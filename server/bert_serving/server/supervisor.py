@@ -30,7 +30,8 @@ from typing import Any
 import zmq
 
 from . import child
-from .broker.broker import Broker, PortInUse
+from .broker.broker import Broker
+from .broker.ports import PortInUse
 from .model_files import ModelError, check_max_seq_len, resolve_model_dir
 from .settings import Settings
 

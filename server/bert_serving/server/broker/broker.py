@@ -1,24 +1,13 @@
-"""The poll loop between clients and workers: sockets here, decisions in scheduler and outbox.
+"""The loop between clients and workers: what arrives is handed to scheduler and outbox, what they decide is done.
 
-It runs in the server process and owns three sockets:
-
-    PULL    requests from clients
-    XPUB    replies to clients, in manual mode: a subscription counts when the outbox has seen it
-    ROUTER  workers, on a private ipc path
-
-It never waits for anybody: every send is non-blocking, and what cannot go now is kept by the outbox.
+It runs in the server process and never waits for anybody: every send is non-blocking, and a reply that
+cannot go now is kept by the outbox.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import platform
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from typing import Any
 
 import zmq
 from bert_serving.protocol import (
@@ -45,60 +34,20 @@ from bert_serving.protocol import (
     worker_message_to_frames,
 )
 
-from ..metrics import BrokerMetrics, value_of
-from ..settings import Settings, own_version
+from ..metrics import BrokerMetrics
+from ..settings import Settings
 from .job import Job
 from .outbox import Dropped, Outbox
+from .ports import Ports, is_loopback, peer_of, receive
 from .scheduler import Failure, Scheduler
+from .status import StatusReport, WorkerView
 
 log = logging.getLogger(__name__)
 
-#: What bert-serving-client 1.10.0 demands to hear.
-COMPATIBLE_VERSION = "1.10.0"
-
 _REQUESTS_PER_STEP = 512  # then workers and replies get their turn
-_MAX_SUBSCRIPTION_BYTES = 1024
-_HEARTBEAT_MS = 5_000  # a peer that is silent for three of them is gone
-_FRESH_FORWARD_S = 60.0  # an idle worker tries its model more often than this
 _STALLED_RETRY_MS = 10
 _EXPIRE_EVERY_S = 1.0
-_REPLIES_IN_PIPE = 128  # for each client inside libzmq; what is beyond waits in the outbox, counted in bytes
-_LINGER_MS = 1_000
 _FIRST_BYTES_OF_WARNING = 40
-
-
-class PortInUse(Exception):
-    """A port cannot be listened on; the message says which and why."""
-
-
-@dataclass(slots=True)
-class WorkerView:
-    """What the broker knows of one worker process."""
-
-    name: str
-    routing_id: bytes | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    heartbeat: Heartbeat | None = None
-    heard_at: float = 0.0
-    refusal: str | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        return self.routing_id is not None
-
-    def to_info(self, now: float) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "state": "ready" if self.is_ready else "starting",
-            "forward_age_s": round(self._forward_age_s(now), 3) if self.heartbeat else None,
-            **self.facts,
-        }
-
-    def has_fresh_forward(self, now: float) -> bool:
-        return self.is_ready and self._forward_age_s(now) < _FRESH_FORWARD_S
-
-    def _forward_age_s(self, now: float) -> float:
-        return now - self.heard_at + (self.heartbeat.forward_age_s if self.heartbeat else 0.0)
 
 
 class Broker:
@@ -112,13 +61,12 @@ class Broker:
         self, settings: Settings, *, worker_endpoint: str, worker_names: list[str], max_seq_len: int
     ) -> None:
         self._settings = settings
-        self._started_at = datetime.now(timezone.utc).astimezone()
         self.workers = {name: WorkerView(name) for name in worker_names}
+        self.metrics = BrokerMetrics()
         self.termination_requested = False
+        self._report = StatusReport(settings, self.metrics, self.workers)
         self._is_accepting = True
         self._next_expiry = 0.0
-        self.metrics = BrokerMetrics()
-        self._num_total_clients = 0
         self._garbage_log = _SparseLog()
         self._scheduler = Scheduler(
             queue_capacity=settings.queue_capacity,
@@ -129,28 +77,15 @@ class Broker:
             show_tokens=settings.show_tokens_to_client,
         )
         self._outbox = Outbox(capacity_bytes=settings.outbox_mb << 20, max_age_s=settings.outbox_age)
-
-        self._context = zmq.Context()
-        self._requests = self._socket(zmq.PULL)
-        self._requests.maxmsgsize = settings.max_message_mb << 20
-        self._replies = self._socket(zmq.XPUB)
-        self._replies.maxmsgsize = _MAX_SUBSCRIPTION_BYTES
-        self._replies.xpub_manual = 1
-        self._replies.xpub_nodrop = 1
-        self._replies.sndhwm = _REPLIES_IN_PIPE
-        self._workers_socket = self._socket(zmq.ROUTER)
-        self._workers_socket.router_mandatory = 1
-        self._workers_socket.sndhwm = 0  # two batches a worker at most, so nothing piles up
-        self.poller = zmq.Poller()
-        for socket in (self._requests, self._replies, self._workers_socket):
-            self.poller.register(socket, zmq.POLLIN)
-        try:
-            self._bind(self._requests, settings.port)
-            self._bind(self._replies, settings.port_out)
-            self._workers_socket.bind(worker_endpoint)
-        except BaseException:
-            self.close()
-            raise
+        self._ports = Ports(
+            host=settings.host,
+            port=settings.port,
+            port_out=settings.port_out,
+            worker_endpoint=worker_endpoint,
+            max_message_bytes=settings.max_message_mb << 20,
+        )
+        #: Others may register what should end a `step` early.
+        self.poller = self._ports.poller
 
     def __repr__(self) -> str:
         return f"<Broker {self._scheduler!r} {self._outbox!r}>"
@@ -174,31 +109,31 @@ class Broker:
             self._note_dropped(self._outbox.expire(now))
         for name, batch in self._scheduler.next_batches(now):
             self._send_to_worker(name, worker_message_to_frames(batch))
-        self._outbox.deliver(self._try_send)
+        self._outbox.deliver(self._ports.reply)
 
     def _drain_subscriptions(self) -> None:
-        while (message := _receive(self._replies)) is not None:
+        while (message := receive(self._ports.replies)) is not None:
             data = message[0].bytes
             if data[:1] == b"\x01":
                 topic = self._outbox.subscribe(data[1:])
                 if topic is not None:
-                    self._replies.setsockopt(zmq.SUBSCRIBE, topic)
-                    self._num_total_clients += 1
+                    self._ports.replies.setsockopt(zmq.SUBSCRIBE, topic)
+                    self.metrics.subscriptions.inc()
             elif data[:1] == b"\x00" and data[1:]:
-                self._replies.setsockopt(zmq.UNSUBSCRIBE, self._outbox.topic_of(data[1:]))
+                self._ports.replies.setsockopt(zmq.UNSUBSCRIBE, self._outbox.topic_of(data[1:]))
                 if self._outbox.unsubscribe(data[1:]):
                     cancelled = self._scheduler.cancel(data[1:])
                     self.metrics.cancelled.inc(len(cancelled))
 
     def _drain_workers(self, now: float) -> None:
-        while (message := _receive(self._workers_socket)) is not None:
+        while (message := receive(self._ports.workers)) is not None:
             routing_id = message[0].bytes
             name = routing_id.decode().partition("#")[0]
             self._on_worker_message(name, routing_id, [frame.buffer for frame in message[1:]], now)
 
     def _drain_requests(self, now: float) -> None:
         for _ in range(_REQUESTS_PER_STEP):
-            message = _receive(self._requests)
+            message = receive(self._ports.requests)
             if message is None:
                 return
             self._on_request(message, now)
@@ -210,7 +145,7 @@ class Broker:
         try:
             request = request_from_frames(frames)
             if isinstance(request, CommandRequest):
-                self._on_command(request, _peer_of(message[0]), now)
+                self._on_command(request, peer_of(message[0]), now)
             else:
                 self._on_encode(request, sum(map(len, frames)), now)
         except ServingError as error:
@@ -225,17 +160,19 @@ class Broker:
     def _on_command(self, request: CommandRequest, peer: str, now: float) -> None:
         self.metrics.commands.inc()
         if request.command is Command.TERMINATION:
-            if not (self._settings.allow_remote_termination or _is_loopback(peer)):
+            if not (self._settings.allow_remote_termination or is_loopback(peer)):
                 raise Unauthorized(f"TERMINATION is obeyed from this machine only, not from {peer}")
             log.info("termination requested peer=%s", peer)
             self.termination_requested = True
             return
-        if request.command is Command.SHOW_METRICS:
-            info: Mapping[str, Any] = {"text": self._metrics_text()}
-        elif request.command is Command.SHOW_STATUS:
-            info = self.status(now)
+        if request.command is Command.SHOW_CONFIG:
+            info = self._report.config()
         else:
-            info = self.config()
+            self._set_gauges()
+            if request.command is Command.SHOW_STATUS:
+                info = self._report.status(now, is_ready=self.is_ready)
+            else:
+                info = {"text": self.metrics.text()}
         self._post(reply_to_frames(InfoReply(request.identity, request.request_id, info)), now)
 
     def _refuse(self, frames: Frames, error: ServingError, now: float) -> None:
@@ -258,17 +195,17 @@ class Broker:
     def _post(self, frames: Frames, now: float) -> None:
         self._note_dropped(self._outbox.post(frames, now))
 
+    def _set_gauges(self) -> None:
+        self.metrics.queue_texts.set(self._scheduler.num_waiting)
+        self.metrics.open_requests.set(self._scheduler.num_jobs)
+        self.metrics.workers_ready.set(sum(worker.is_ready for worker in self.workers.values()))
+        self.metrics.outbox_bytes.set(self._outbox.held_bytes)
+        self.metrics.clients.set(self._outbox.num_subscribers)
+
     def _note_dropped(self, dropped: list[Dropped]) -> None:
         for reply in dropped:
             self.metrics.dropped_replies.inc()
             log.warning("gave up a reply topic=%r reason=%s", reply.topic, reply.reason)
-
-    def _try_send(self, frames: Frames) -> bool:
-        try:
-            self._replies.send_multipart(frames, zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return False
-        return True
 
     # -- workers ---------------------------------------------------------------------------------------
 
@@ -332,7 +269,7 @@ class Broker:
         routing_id = self.workers[name].routing_id
         assert routing_id is not None
         try:
-            self._workers_socket.send_multipart([routing_id, *frames], zmq.NOBLOCK, copy=False)
+            self._ports.workers.send_multipart([routing_id, *frames], zmq.NOBLOCK, copy=False)
         except zmq.ZMQError as exc:
             # It died this instant; the supervisor will say so and the batch will go to another.
             log.warning("cannot send to %s: %s", name, exc)
@@ -372,7 +309,7 @@ class Broker:
         now = time.monotonic()
         for failure in self._scheduler.fail_all(reason):
             self._answer_failure(failure, now)
-        self._outbox.deliver(self._try_send)
+        self._outbox.deliver(self._ports.reply)
 
     def stop_workers(self) -> None:
         """Tell every worker that is ready to end."""
@@ -382,68 +319,7 @@ class Broker:
 
     def close(self) -> None:
         """Close the ports; what libzmq still holds for clients gets a second to leave."""
-        self._context.destroy(linger=_LINGER_MS)
-
-    # -- answers to commands ---------------------------------------------------------------------------
-
-    def config(self) -> dict[str, Any]:
-        """Return what SHOW_CONFIG answers: the settings in force, and the versions behind them."""
-        return {
-            **self._settings.model_dump(),
-            "server_version": COMPATIBLE_VERSION,
-            "version": own_version(),
-            "python_version": platform.python_version(),
-            "pyzmq_version": zmq.pyzmq_version(),
-            "zmq_version": zmq.zmq_version(),
-            "server_start_time": self._started_at.isoformat(),
-            "server_current_time": datetime.now(timezone.utc).astimezone().isoformat(),
-        }
-
-    def status(self, now: float) -> dict[str, Any]:
-        """Return what SHOW_STATUS answers: the config, the counters and the state of each worker."""
-        num_data, num_sys = value_of(self.metrics.requests), value_of(self.metrics.commands)
-        return {
-            **self.config(),
-            "ready": self.is_ready,
-            "workers": [worker.to_info(now) for worker in self.workers.values()],
-            "queue_texts": self._scheduler.num_waiting,
-            "open_requests": self._scheduler.num_jobs,
-            "num_batch": int(value_of(self.metrics.batches)),
-            "statistic": {
-                "num_data_request": int(num_data),
-                "num_sys_request": int(num_sys),
-                "num_total_request": int(num_data + num_sys),
-                "num_total_seq": int(value_of(self.metrics.texts)),
-                "num_total_client": self._num_total_clients,
-                "num_active_client": self._outbox.num_subscribers,
-            },
-        }
-
-    def _metrics_text(self) -> str:
-        self.metrics.queue_texts.set(self._scheduler.num_waiting)
-        self.metrics.open_requests.set(self._scheduler.num_jobs)
-        self.metrics.workers_ready.set(sum(worker.is_ready for worker in self.workers.values()))
-        self.metrics.outbox_bytes.set(self._outbox.held_bytes)
-        return self.metrics.text()
-
-    # -- sockets ---------------------------------------------------------------------------------------
-
-    def _socket(self, kind: int) -> zmq.Socket[bytes]:
-        socket: zmq.Socket[bytes] = self._context.socket(kind)
-        socket.heartbeat_ivl = _HEARTBEAT_MS
-        socket.heartbeat_timeout = 3 * _HEARTBEAT_MS
-        socket.tcp_keepalive = 1
-        return socket
-
-    def _bind(self, socket: zmq.Socket[bytes], port: int) -> None:
-        host = self._settings.host
-        try:
-            socket.ipv6 = ":" in host
-            socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
-        except zmq.ZMQError as exc:
-            if exc.errno == zmq.EADDRINUSE:
-                raise PortInUse(f"port {port} on {host} is in use") from exc
-            raise PortInUse(f"cannot listen on {host} port {port}: {exc}") from exc
+        self._ports.close()
 
 
 class _SparseLog:
@@ -462,24 +338,3 @@ class _SparseLog:
             return
         log.warning(f"{message} (%d more since the last warning)", *args, self._skipped)  # noqa: G004
         self._next, self._skipped = now + self._EVERY_S, 0
-
-
-def _receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
-    try:
-        return socket.recv_multipart(zmq.NOBLOCK, copy=False)
-    except zmq.Again:
-        return None
-
-
-def _peer_of(frame: zmq.Frame) -> str:
-    try:
-        return str(frame.get("Peer-Address"))
-    except zmq.ZMQError:
-        return "unknown"
-
-
-def _is_loopback(peer: str) -> bool:
-    try:
-        return ipaddress.ip_address(peer).is_loopback
-    except ValueError:
-        return False

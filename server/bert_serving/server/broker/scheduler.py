@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -41,7 +40,8 @@ from bert_serving.protocol import (
 )
 
 from .fair_queue import FairQueue
-from .job import Job, Slice, TextCost
+from .job import Job, Slice
+from .parcel import Filling, Parcel, halve
 
 BATCH_S = 0.08  # the best micro-batch for a CPU's caches and a full one for a GPU, measured on both
 _MIN_BATCH_TOKENS = 256
@@ -61,57 +61,12 @@ class Failure:
 
 
 @dataclass(slots=True)
-class _Parcel:
-    """Slices that travel together. A suspect has lost a worker and keeps its slices, so that blame is found."""
-
-    slices: list[Slice]
-    tokens: float
-    num_lost_workers: int = 0
-    sent_at: float = 0.0
-
-    @property
-    def num_texts(self) -> int:
-        return sum(map(len, self.slices))
-
-    @property
-    def is_suspect(self) -> bool:
-        return self.num_lost_workers > 0
-
-
-@dataclass(slots=True)
-class _Filling:
-    """A batch in the making: what it holds, and what it may hold."""
-
-    max_tokens: float
-    max_texts: int
-    cost: TextCost
-    slices: list[Slice] = field(default_factory=list)
-    tokens: float = 0.0
-    num_texts: int = 0
-
-    def take(self, queue: FairQueue, share: float = 1.0) -> float:
-        """Take from a queue what fits, up to a share of the batch; return the share that it was."""
-        texts = min(self.max_texts - self.num_texts, math.floor(self.max_texts * share))
-        tokens = min(self.max_tokens - self.tokens, self.max_tokens * share)
-        if texts < 1:
-            return 0.0
-        # A text that is larger than a batch makes one of its own.
-        alone = share == 1.0 and not self.slices
-        more, worth = queue.take(max_tokens=tokens, max_texts=texts, cost=self.cost, at_least_one=alone)
-        taken = sum(map(len, more))
-        self.slices += more
-        self.tokens += worth
-        self.num_texts += taken
-        return max(worth / self.max_tokens, taken / self.max_texts)
-
-
-@dataclass(slots=True)
 class _Worker:
     name: str
     max_batch_tokens: int
     tokens_per_s: float
     floor_tokens_per_s: float
-    in_flight: dict[int, _Parcel] = field(default_factory=dict)
+    in_flight: dict[int, Parcel] = field(default_factory=dict)
 
     @property
     def budget(self) -> float:
@@ -153,7 +108,7 @@ class Scheduler:
         self._jobs: dict[int, Job] = {}
         self._small = FairQueue()
         self._large = FairQueue()
-        self._again: deque[_Parcel] = deque()
+        self._again: deque[Parcel] = deque()
         self._deadlines: list[tuple[float, int]] = []
         self._workers: dict[str, _Worker] = {}
         self._numbers = itertools.count(1)
@@ -321,7 +276,7 @@ class Scheduler:
 
     # -- inside ----------------------------------------------------------------------------------------
 
-    def _next_again(self) -> _Parcel | None:
+    def _next_again(self) -> Parcel | None:
         while self._again:
             parcel = self._again.popleft()
             parcel.slices = [part for part in parcel.slices if part.job.is_open]
@@ -329,13 +284,13 @@ class Scheduler:
                 return parcel
         return None
 
-    def _merge(self, worker: _Worker) -> _Parcel | None:
+    def _merge(self, worker: _Worker) -> Parcel | None:
         """Return what waits, up to a full batch, or None where it is better to let it grow."""
         if worker.in_flight:
             in_work = sum(parcel.tokens for parcel in worker.in_flight.values())
             if self._waiting_tokens < min(in_work, worker.budget / 2):
                 return None
-        filling = _Filling(worker.budget, self._max_batch_size, self._cost)
+        filling = Filling(worker.budget, self._max_batch_size, self._cost)
         if self._small and self._large:
             # What is owed is carried over: a share may be less than one text.
             self._owed_to_large = min(1.0, self._owed_to_large + _LARGE_SHARE)
@@ -345,13 +300,13 @@ class Scheduler:
         if not filling.slices:
             return None
         self.num_waiting -= filling.num_texts
-        return _Parcel(filling.slices, filling.tokens)
+        return Parcel(filling.slices, filling.tokens)
 
     @property
     def _waiting_tokens(self) -> float:
         return self.num_waiting * self._tokens_per_text
 
-    def _isolate(self, parcel: _Parcel, error: ServingError, num_lost: int) -> list[Failure]:
+    def _isolate(self, parcel: Parcel, error: ServingError, num_lost: int) -> list[Failure]:
         """Halve a parcel that failed and put the halves in front, or fail the job of its only text."""
         slices = [part for part in parcel.slices if part.job.is_open]
         num_texts = sum(map(len, slices))
@@ -359,8 +314,8 @@ class Scheduler:
             return []
         if num_texts == 1:
             return [self._fail_job(slices[0].job, error)]
-        for half in reversed(_halve(slices, num_texts // 2)):
-            self._again.appendleft(_Parcel(half, self._tokens(half), num_lost))
+        for half in reversed(halve(slices, num_texts // 2)):
+            self._again.appendleft(Parcel(half, self._tokens(half), num_lost))
         return []
 
     def _forget_old_deadlines(self) -> None:
@@ -369,11 +324,11 @@ class Scheduler:
             self._deadlines = [entry for entry in self._deadlines if entry[1] in self._jobs]
             heapq.heapify(self._deadlines)
 
-    def _land(self, name: str, batch_id: int) -> _Parcel | None:
+    def _land(self, name: str, batch_id: int) -> Parcel | None:
         worker = self._workers.get(name)
         return None if worker is None else worker.in_flight.pop(batch_id, None)
 
-    def _learn(self, worker: _Worker, parcel: _Parcel, result: Result) -> None:
+    def _learn(self, worker: _Worker, parcel: Parcel, result: Result) -> None:
         """Correct the estimates by what a batch really held and took."""
         tokens = sum(result.num_tokens)
         if tokens >= worker.budget / 2 and result.compute_ms > 0:
@@ -418,21 +373,3 @@ class Scheduler:
         excess = max(1, self.num_waiting + num_texts - self._queue_capacity)
         rate = self.tokens_per_s
         return 1000 if rate == 0 else max(1, round(excess * self._tokens_per_text / rate * 1000))
-
-
-def _halve(slices: list[Slice], count: int) -> tuple[list[Slice], list[Slice]]:
-    """Return the first `count` texts of the slices, and the others."""
-    head: list[Slice] = []
-    tail: list[Slice] = []
-    for part in slices:
-        if count >= len(part):
-            head.append(part)
-            count -= len(part)
-        elif count > 0:
-            first, rest = part.split(count)
-            head.append(first)
-            tail.append(rest)
-            count = 0
-        else:
-            tail.append(part)
-    return head, tail
