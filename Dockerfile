@@ -3,7 +3,7 @@
 # For NVIDIA GPUs, name the CUDA version of the torch build:
 #     docker build -t bert-embedding-service:cuda --build-arg TORCH_BACKEND=cu130 .
 #
-# tests/service/test_docker.py runs the RUN lines below in a clean environment.
+# tests/service/test_packaging.py runs the RUN lines below in a clean environment.
 
 ARG PYTHON_VERSION=3.12
 

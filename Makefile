@@ -30,6 +30,7 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/encoder.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/service.py $(ARGS)
 
 clean:

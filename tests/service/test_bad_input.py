@@ -19,12 +19,13 @@ Frames = list[bytes]
 class RawClient:
     """Two sockets and an identity; sends any frames and returns what comes back."""
 
-    def __init__(self, server: RunningServer) -> None:
+    def __init__(self, server: RunningServer, *, rcvhwm: int = 1000) -> None:
         self.identity = str(uuid.uuid4()).encode()
         self._context = zmq.Context()
         self._push = self._context.socket(zmq.PUSH)
         self._push.connect(f"tcp://127.0.0.1:{server.port}")
         self._sub = self._context.socket(zmq.SUB)
+        self._sub.rcvhwm = rcvhwm
         self._sub.subscribe(self.identity)
         self._sub.connect(f"tcp://127.0.0.1:{server.port_out}")
 
@@ -35,6 +36,9 @@ class RawClient:
 
     def send(self, *frames: bytes) -> None:
         self._push.send_multipart(list(frames))
+
+    def receive(self) -> Frames:
+        return self._sub.recv_multipart()
 
     def hears(self, timeout_ms: int) -> bool:
         return bool(self._sub.poll(timeout_ms))
@@ -118,7 +122,7 @@ def test_nobody_can_listen_in_with_a_short_subscription(server: RunningServer, t
         assert not ear.poll(300)
 
 
-@pytest.mark.parametrize("identity", [b"\xff\xfe not ascii", b"with@at", b"with#hash", b"\0", b"x" * 255])
+@pytest.mark.parametrize("identity", [b"\xff\xfe not ascii", b"with@at", b"with#hash", b"\0", b"x" * 128])
 def test_any_bytes_are_an_identity(server: RunningServer, identity: bytes) -> None:
     with BertClient(**server.ports, identity=identity) as client:
         assert client.encode(["x"]).shape == (1, 384)
@@ -127,6 +131,43 @@ def test_any_bytes_are_an_identity(server: RunningServer, identity: bytes) -> No
 def test_the_request_id_and_large_announcements_of_a_command_do_no_harm(raw: RawClient) -> None:
     assert len(raw.ask(b"SHOW_STATUS", b"12345678901234567890", b"999999999")) == 3
     assert b"request id must be a decimal number" in raw.ask(b"SHOW_CONFIG", b"abc", b"0")[1]
+
+
+def test_a_reply_that_is_given_up_is_an_error_and_not_silence() -> None:
+    """A client that does not read while 150 MB are computed for it, where one may wait."""
+    with RunningServer("-outbox_mb", "1") as running, BertClient(**running.wait_ready().ports) as other:
+        slow = RawClient(running, rcvhwm=1)
+        slow.ask(b"SHOW_CONFIG", b"1", b"0")
+        body = json.dumps(["word"] * 2000).encode()
+        for i in range(2, 52):
+            slow.send(slow.identity, body, b"%d" % i, b"2000")
+        while other.server_status["num_batch"] == 0 or other.server_status["open_requests"] > 0:
+            time.sleep(0.1)
+        answers = {}
+        while len(answers) < 50:
+            assert slow.hears(5000), f"only {len(answers)} answers"
+            frames = slow.receive()
+            answers[frames[-1]] = json.loads(frames[1])
+        slow.close()
+        errors = [info["error"]["message"] for info in answers.values() if "error" in info]
+        assert 0 < len(errors) < 50
+        assert set(errors) == {"the reply was given up: more than 1 MiB waited to be fetched"}
+
+
+def test_a_flood_from_a_client_that_leaves_does_not_harm_the_server() -> None:
+    """libzmq's own heartbeats would abort the process here; the broker is busy, simulated by a stop."""
+    with RunningServer("-outbox_mb", "20") as running, BertClient(**running.wait_ready().ports) as client:
+        flood = zmq.Context()
+        push = flood.socket(zmq.PUSH)
+        push.sndhwm = 0
+        push.connect(f"tcp://127.0.0.1:{running.port}")
+        for i in range(50_000):
+            push.send_multipart([b"%016d" % i, b"x", b"1", b"1"])
+        time.sleep(0.3)
+        flood.destroy(linger=0)
+        assert client.encode(["still here"]).shape == (1, 384)
+        assert running.process.poll() is None
+        assert running.log.count("gave up a reply") < 10
 
 
 def test_a_client_that_goes_away_takes_its_queued_work_along(server: RunningServer, client: BertClient) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import pytest
+import zmq
 from bert_serving.client import AsyncBertClient, BertClient, ConcurrentBertClient, DeadlineExceeded, InvalidRequest
-from running_server import RunningServer, free_ports
+from running_server import RunningServer, command, free_ports
 
 TEXTS = ["First do it", "then do it right", "then do it better"]
 
@@ -181,17 +184,99 @@ def test_a_client_works_on_both_sides_of_a_fork(client: BertClient, vectors: np.
     assert len({identity for _, identity in answers} | {client.status["identity"]}) == 4
 
 
-def test_clones_with_a_shared_identity_hear_each_others_replies(server: RunningServer) -> None:
-    with BertClient(**server.ports, identity="clone-with-a-long-name") as one:
-        import zmq
+@pytest.mark.parametrize("identity", ["clone", "0cea2867-890a-4286-b54f-7548ab5732c3"])
+def test_clones_with_a_shared_identity_hear_each_others_replies(server: RunningServer, identity: str) -> None:
+    with BertClient(**server.ports, identity=identity) as one, zmq.Context() as zmq_, zmq_.socket(zmq.SUB) as ear:
+        ear.subscribe(identity.encode())
+        ear.connect(f"tcp://127.0.0.1:{server.port_out}")
+        time.sleep(0.3)
+        one.encode(TEXTS)
+        assert ear.poll(5000)
+        assert ear.recv_multipart()[0].startswith(identity.encode())
 
-        with zmq.Context() as context, context.socket(zmq.SUB) as ear:
-            ear.subscribe(b"clone-with-a-long-name")
-            ear.connect(f"tcp://127.0.0.1:{server.port_out}")
-            time.sleep(0.3)
-            one.encode(TEXTS)
-            assert ear.poll(5000)
-            assert ear.recv_multipart()[0] == b"clone-with-a-long-name"
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("embedding-client", "embedding-client-2"), ("the-same-name", "the-same-name")]
+)
+def test_clients_with_like_names_never_take_each_others_vectors(
+    server: RunningServer, vectors: np.ndarray, first: str, second: str
+) -> None:
+    def ask(identity: str, i: int) -> bool:
+        with BertClient(**server.ports, identity=identity) as client:
+            return all(close(client.encode([TEXTS[i]]), vectors[i : i + 1]) for _ in range(50))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(ask, [first, second], [0, 1]))
+
+
+def _fetch_in_child(client: BertClient, queue: multiprocessing.SimpleQueue[object]) -> None:
+    queue.put((client.fetch_all(), list(client.fetch())))
+
+
+def test_what_the_parent_has_pending_is_not_the_childs_to_fetch(client: BertClient) -> None:
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    client.encode(["a sentence to wait for"] * 500, blocking=False)
+    child = context.Process(target=_fetch_in_child, args=(client, queue))
+    child.start()
+    assert queue.get() == (None, [])
+    child.join(10)
+    assert child.exitcode == 0
+    assert client.fetch_all()[0].shape == (500, 384)
+
+
+def _many_threads_in_child(client: BertClient, queue: multiprocessing.SimpleQueue[object]) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        queue.put([rows.shape for rows in pool.map(lambda _: client.encode(TEXTS), range(32))])
+
+
+@pytest.mark.parametrize("kind", [BertClient, ConcurrentBertClient])
+def test_a_fork_while_threads_encode_leaves_both_sides_working(
+    server: RunningServer, kind: type[BertClient]
+) -> None:
+    context = multiprocessing.get_context("fork")
+    options = {"max_concurrency": 2} if kind is ConcurrentBertClient else {}
+    with kind(**server.ports, **options) as client, ThreadPoolExecutor(4) as pool:  # type: ignore[arg-type]
+        here = [pool.submit(client.encode, TEXTS * 20) for _ in range(40)]
+        queue = context.SimpleQueue()
+        children = [context.Process(target=_many_threads_in_child, args=(client, queue)) for _ in range(3)]
+        for child in children:
+            child.start()
+        assert [queue.get() for _ in children] == [[(3, 384)] * 32] * 3
+        assert all(future.result().shape == (60, 384) for future in here)
+        for child in children:
+            child.join(10)
+        assert [child.exitcode for child in children] == [0, 0, 0]
+
+
+def test_threads_that_fetch_together_share_the_results_and_all_return(client: BertClient) -> None:
+    for i in range(5):
+        client.encode([f"text {i}"], blocking=False)
+    with ThreadPoolExecutor(4) as pool:
+        fetched = list(pool.map(lambda _: [r.id for r in client.fetch()], range(4)))
+    assert len({i for ids in fetched for i in ids}) == 5
+
+
+def test_an_error_among_the_results_costs_none_of_them(client: BertClient) -> None:
+    client.encode(["first"], blocking=False)
+    client.encode(["x"] * 262_145, blocking=False)
+    client.encode(["last"], blocking=False)
+    client.server_status  # noqa: B018
+    time.sleep(0.5)
+    with pytest.raises(InvalidRequest, match="262144"):
+        client.fetch_all()
+    assert len(client.fetch_all()) == 2
+
+
+def test_encode_async_says_when_it_ran_out_of_time(server: RunningServer) -> None:
+    with BertClient(**server.ports, timeout=100) as client, pytest.raises(TimeoutError):
+        list(client.encode_async(iter([["a long sentence " * 30] * 500] * 4), delay=0))
+
+
+def test_encode_async_sends_more_than_the_queue_holds() -> None:
+    with RunningServer("-queue_capacity", "600") as running, BertClient(**running.wait_ready().ports) as client:
+        batches = ([f"batch {i}"] * 32 for i in range(100))
+        assert sum(len(response.embedding) for response in client.encode_async(batches)) == 3200
 
 
 def test_a_short_identity_is_answered_too(server: RunningServer, vectors: np.ndarray) -> None:
@@ -278,6 +363,42 @@ def test_async_client_times_out_and_is_cancelled(server: RunningServer) -> None:
             assert client.status["num_pending_request"] == 0
 
     asyncio.run(main())
+
+
+def test_async_client_outlives_its_event_loop(server: RunningServer) -> None:
+    client = AsyncBertClient(**server.ports)
+    for _ in range(3):
+        assert asyncio.run(client.encode(["hello"])).shape == (1, 384)
+    asyncio.run(client.close())
+
+
+def test_async_client_that_is_closed_while_it_connects() -> None:
+    port, port_out = free_ports(2)
+
+    async def main() -> None:
+        client = AsyncBertClient(port=port, port_out=port_out)
+        asking = asyncio.create_task(client.encode(["x"]))
+        await asyncio.sleep(0.1)
+        await client.close()
+        with pytest.raises(ConnectionError, match="closed"):
+            await asyncio.wait_for(asking, 2)
+
+    asyncio.run(main())
+
+
+def test_ipv6() -> None:
+    with RunningServer("-host", "::1") as running:
+        running.wait_ready()
+        with BertClient(ip="::1", **running.ports) as client:
+            assert client.encode(["x"]).shape == (1, 384)
+        assert httpx.get(f"http://[::1]:{running.http_port}/ready").status_code == 200
+        done = subprocess.run(
+            command("bert-serving-terminate", "-ip", "::1", "-port", running.port),
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0
+        assert running.wait_end() == 0
 
 
 def test_async_client_names_an_unreachable_server() -> None:

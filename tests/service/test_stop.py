@@ -32,6 +32,17 @@ def test_ctrl_c_reaches_the_whole_process_group() -> None:
         assert "Traceback" not in running.log
 
 
+@pytest.mark.parametrize("delay_s", [0.7, 1.0, 1.5, 2.5])
+def test_ctrl_c_at_any_moment_of_the_start_ends_it_quietly(delay_s: float) -> None:
+    with RunningServer() as running:
+        time.sleep(delay_s)
+        running.family = psutil.Process(running.process.pid).children(recursive=True)
+        os.killpg(running.process.pid, signal.SIGINT)
+        assert running.wait_end() == 0
+        running.assert_nothing_left()
+        assert "Traceback" not in running.log
+
+
 def test_sigterm_while_models_load_ends_at_once() -> None:
     with RunningServer() as running:
         running.wait_for("worker_timeout = ", 30)
@@ -96,7 +107,7 @@ def test_terminate_fails_where_nobody_answers() -> None:
 def test_terminate_does_not_take_http_for_a_server(server: RunningServer) -> None:
     done = _terminate("-port", server.http_port)
     assert done.returncode == 1
-    assert "speaks no ZeroMQ" in done.stderr
+    assert "takes no requests over ZeroMQ" in done.stderr
 
 
 def test_a_server_that_dies_during_a_call_is_an_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 
 from bert_serving.protocol import Frames
@@ -9,7 +10,8 @@ from bert_serving.server.broker.outbox import Outbox
 from hypothesis import given
 from hypothesis import strategies as st
 
-ALICE, BOB, CAROL = b"alice-0123456789", b"bob-0123456789ab", b"carol-0123456789"
+ALICE, BOB, CAROL = (str(uuid.UUID(int=i)).encode() for i in (1, 2, 3))
+OVERHEAD = 1024  # bytes that each reply counts beside its frames
 
 
 class Pipes:
@@ -28,7 +30,11 @@ class Pipes:
 
 
 def make_outbox(capacity_bytes: int = 1 << 30, max_age_s: float = 300.0) -> Outbox:
-    return Outbox(capacity_bytes=capacity_bytes, max_age_s=max_age_s)
+    return Outbox(capacity_bytes=capacity_bytes, max_age_s=max_age_s, substitute=given_up)
+
+
+def given_up(frames: Frames, reason: str) -> Frames:
+    return [frames[0], f"given up: {reason}".encode(), frames[-1]]
 
 
 def reply(identity: bytes, body: bytes = b"{}") -> Frames:
@@ -204,18 +210,18 @@ def test_empty_subscription_is_refused() -> None:
     assert outbox.num_subscribers == 0
 
 
-def test_full_identity_is_its_own_topic() -> None:
+def test_uuid_is_its_own_topic() -> None:
     assert make_outbox().subscribe(ALICE) == ALICE
 
 
-def test_short_identity_gets_a_topic_that_its_socket_hears() -> None:
+def test_other_identity_gets_a_topic_that_its_socket_hears() -> None:
     topic = make_outbox().subscribe(b"me")
     assert topic is not None
     assert topic.startswith(b"me")
     assert topic != b"me"
 
 
-def test_short_identity_is_answered_on_the_topic_that_it_subscribed() -> None:
+def test_other_identity_is_answered_on_the_topic_that_it_subscribed() -> None:
     outbox = make_outbox()
     topic = outbox.subscribe(b"me")
     outbox.post(reply(b"me"), 0.0)
@@ -226,12 +232,17 @@ def test_topics_of_two_servers_differ() -> None:
     assert make_outbox().topic_of(b"me") != make_outbox().topic_of(b"me")
 
 
-@given(st.binary(min_size=1, max_size=15), st.binary(min_size=1, max_size=40))
-def test_short_subscriber_hears_nobody_else(eavesdropper: bytes, victim: bytes) -> None:
+CHOSEN = st.one_of(
+    st.binary(min_size=1, max_size=40), st.sampled_from([b"client", b"client-2", b"client-2-b", ALICE, BOB])
+)
+
+
+@given(CHOSEN, CHOSEN)
+def test_subscriber_hears_nobody_whose_identity_begins_with_its_own(one: bytes, other: bytes) -> None:
     outbox = make_outbox()
-    heard = outbox.subscribe(eavesdropper)
+    heard = outbox.subscribe(one)
     assert heard is not None
-    assert eavesdropper == victim or not outbox.topic_of(victim).startswith(heard)
+    assert one == other or not outbox.topic_of(other).startswith(heard)
 
 
 # -- bounds --------------------------------------------------------------------------------------------
@@ -240,7 +251,7 @@ def test_short_subscriber_hears_nobody_else(eavesdropper: bytes, victim: bytes) 
 def test_held_bytes_counts_every_frame() -> None:
     outbox = make_outbox()
     outbox.post([ALICE, b"12345", memoryview(b"1234567"), b"1"], 0.0)
-    assert outbox.held_bytes == 16 + 5 + 7 + 1
+    assert outbox.held_bytes == len(ALICE) + 5 + 7 + 1 + OVERHEAD
 
 
 def test_delivery_frees_the_bytes() -> None:
@@ -251,26 +262,42 @@ def test_delivery_frees_the_bytes() -> None:
     assert outbox.held_bytes == 0
 
 
+def fill(outbox: Outbox, *identities: bytes) -> None:
+    """Post a reply of 2,000 bytes, all counted, to each of the identities."""
+    for now, identity in enumerate(identities):
+        outbox.post(reply(identity, b"x" * (2000 - OVERHEAD - len(identity) - 1)), float(now))
+
+
 def test_oldest_replies_are_given_up_beyond_the_bytes() -> None:
-    outbox = make_outbox(capacity_bytes=250)
-    for now, identity in enumerate((ALICE, BOB, CAROL)):
-        dropped = outbox.post(reply(identity, b"x" * 83), float(now))  # 100 bytes with its other frames
-    assert [d.topic for d in dropped] == [ALICE]
-    assert outbox.held_bytes == 200
+    outbox = make_outbox(capacity_bytes=5000)
+    fill(outbox, ALICE, BOB, CAROL)
+    assert [d.topic for d in outbox.trim()] == [ALICE]
+    assert (outbox.held_bytes, outbox.is_over_capacity) == (4000, False)
 
 
-def test_giving_up_says_why() -> None:
-    outbox = make_outbox(capacity_bytes=1 << 20)
-    for now in range(2):
-        dropped = outbox.post(reply(ALICE, b"x" * (1 << 19)), float(now))
-    assert [d.reason for d in dropped] == ["more than 1 MiB waited to be fetched"]
-
-
-def test_one_reply_alone_may_exceed_the_bytes() -> None:
-    outbox = make_outbox(capacity_bytes=10)
+def test_replies_that_nobody_is_there_to_take_are_given_up_first() -> None:
+    outbox = make_outbox(capacity_bytes=5000)
     outbox.subscribe(ALICE)
-    assert outbox.post(reply(ALICE, b"x" * 100), 0.0) == []
-    assert len(delivered(outbox)) == 1
+    fill(outbox, ALICE, BOB, CAROL)
+    assert [d.topic for d in outbox.trim()] == [BOB]
+
+
+def test_subscriber_gets_an_error_in_the_place_of_a_reply_that_was_given_up() -> None:
+    outbox = make_outbox(capacity_bytes=5500)
+    outbox.subscribe(ALICE)
+    fill(outbox, ALICE, ALICE, ALICE)
+    assert [d.reason for d in outbox.trim()] == ["more than 0 MiB waited to be fetched"]
+    bodies = [body for _, body in delivered(outbox)]
+    assert [body[:8] for body in bodies] == [b"given up", b"x" * 8, b"x" * 8]
+
+
+def test_an_error_is_not_given_up_again() -> None:
+    outbox = make_outbox(capacity_bytes=100)
+    outbox.subscribe(ALICE)
+    fill(outbox, ALICE, ALICE)
+    assert len(outbox.trim()) == 2
+    assert outbox.trim() == []
+    assert len(delivered(outbox)) == 2
 
 
 def test_reply_is_given_up_beyond_its_age() -> None:
@@ -297,14 +324,15 @@ def test_full_pipe_does_not_protect_from_age() -> None:
     outbox.post(reply(ALICE), 0.0)
     outbox.deliver(Pipes(ALICE).send)
     assert len(outbox.expire(6.0)) == 1
-    assert not outbox.has_deliverable
+    assert outbox.expire(7.0) == []
+    assert delivered(outbox) == [(ALICE, b"given up: not fetched within 5 s")]
 
 
 def test_repr_counts_what_is_there() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.post(reply(BOB), 0.0)
-    assert repr(outbox) == "<Outbox subscribers=1 held=1 bytes=19>"
+    assert repr(outbox) == f"<Outbox subscribers=1 held=1 bytes={36 + 2 + 1 + OVERHEAD}>"
 
 
 IDENTITIES = st.sampled_from([ALICE, BOB, b"me"])

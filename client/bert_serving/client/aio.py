@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import uuid
 from contextlib import suppress
@@ -47,14 +48,8 @@ class AsyncBertClient:
         self.timeout = timeout
         self.connect_timeout = connect_timeout
         self._warns = check_length
-        name = identity.encode() if isinstance(identity, str) else identity
-        self._session = Session(name or str(uuid.uuid4()).encode())
-        self._connection: Connection | None = None
-        self._num_losses = 0
-        self._answers: dict[int, asyncio.Future[None]] = {}
-        self._connected = asyncio.Event()
-        self._prober: asyncio.Task[None] | None = None
         self._is_closed = False
+        self._begin(identity.encode() if isinstance(identity, str) else identity)
 
     async def __aenter__(self) -> AsyncBertClient:
         return self
@@ -65,11 +60,22 @@ class AsyncBertClient:
     def __repr__(self) -> str:
         return f"<AsyncBertClient {self.ip}:{self.port} {self._session!r}>"
 
+    def _begin(self, identity: bytes | None) -> None:
+        """Begin a conversation; it belongs to the event loop and the process of its first request."""
+        self._session = Session(identity or str(uuid.uuid4()).encode(), is_shared=identity is not None)
+        self._connection: Connection | None = None
+        self._owner: tuple[asyncio.AbstractEventLoop, int] | None = None
+        self._num_losses = 0
+        self._answers: dict[int, asyncio.Future[None]] = {}
+        self._connected = asyncio.Event()
+        self._prober: asyncio.Task[None] | None = None
+
     async def close(self) -> None:
         """Drop the connection; calls that still wait raise Unavailable."""
         self._is_closed = True
         if self._connection is None:
             return
+        self._connected.set()  # for those who wait for it, to see that it is closed
         loop = asyncio.get_running_loop()
         for socket in self._connection.sockets:
             loop.remove_reader(socket.fileno())
@@ -160,14 +166,21 @@ class AsyncBertClient:
     async def _ensure_connected(self, limit_s: float | None) -> Connection:
         if self._is_closed:
             raise Unavailable("this client is closed")
+        loop = asyncio.get_running_loop()
+        if self._owner not in (None, (loop, os.getpid())):
+            # Another event loop, or a fork: the old loop's readers and the parent's sockets are of no use.
+            if self._connection is not None and self._owner is not None and self._owner[1] == os.getpid():
+                self._connection.close()
+            self._begin(None)
         if self._connection is None:
+            self._owner = (loop, os.getpid())
             self._connection = Connection(
                 zmq.Context.instance(), self._session.identity, self.ip, self.port, self.port_out
             )
-            loop = asyncio.get_running_loop()
             for socket in self._connection.sockets:
                 loop.add_reader(socket.fileno(), self._receive)
             self._prober = loop.create_task(self._probe())
+        connection = self._connection
         self._receive()  # a loss that happened before this request must not be counted against it
         connect_s = self.connect_timeout / 1000
         try:
@@ -175,8 +188,10 @@ class AsyncBertClient:
                 self._connected.wait(), connect_s if limit_s is None else min(connect_s, limit_s)
             )
         except asyncio.TimeoutError:
-            raise TimeoutError(f"cannot reach the server: {self._connection.trouble}") from None
-        return self._connection
+            raise TimeoutError(f"cannot reach the server: {connection.trouble}") from None
+        if self._is_closed:
+            raise Unavailable("this client is closed")
+        return connection
 
     def _receive(self) -> None:
         """Take in all that is there: a ZeroMQ descriptor tells of a change only once."""

@@ -23,6 +23,10 @@ class ConcurrentBertClient(BertClient):
         self.max_concurrency = max_concurrency
         super().__init__(**kwargs)
 
+    def _after_fork(self) -> None:
+        self._turns = threading.BoundedSemaphore(self.max_concurrency)  # the parent's threads hold theirs
+        super()._after_fork()
+
     def encode(
         self, texts: Any, blocking: bool = True, is_tokenized: bool = False, show_tokens: bool = False
     ) -> Any:

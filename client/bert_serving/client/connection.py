@@ -30,9 +30,12 @@ class Connection:
         self._receiver = self._open(context, zmq.SUB)
         self._receiver.rcvhwm = 0
         self._receiver.subscribe(identity)
+        for socket in (self._sender, self._receiver):
+            socket.ipv6 = ":" in ip
+        host = f"[{ip}]" if ":" in ip else ip
         self._peers = {
-            f"{ip}:{port}": (self._sender, self._sender.get_monitor_socket(_EVENTS)),
-            f"{ip}:{port_out}": (self._receiver, self._receiver.get_monitor_socket(_EVENTS)),
+            f"{host}:{port}": (self._sender, self._sender.get_monitor_socket(_EVENTS)),
+            f"{host}:{port_out}": (self._receiver, self._receiver.get_monitor_socket(_EVENTS)),
         }
         self._connected: set[str] = set()
         for address, (socket, _) in self._peers.items():

@@ -10,9 +10,11 @@ Rules of this file:
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Sequence
 
 from bert_serving.protocol import (
+    MAX_IDENTITY_BYTES,
     Command,
     CommandRequest,
     EncodeRequest,
@@ -33,10 +35,17 @@ PROBE_TIMEOUT_S = 10.0
 
 
 class Session:
-    """Numbers requests and matches replies to them. `now` is a monotonic time in seconds."""
+    """Numbers requests and matches replies to them. `now` is a monotonic time in seconds.
 
-    def __init__(self, identity: bytes) -> None:
+    is_shared: others may use the same identity and hear our replies, as we hear theirs; so that nobody
+    takes a reply for his own that is not, requests are then numbered on the wire from a random number on.
+    """
+
+    def __init__(self, identity: bytes, *, is_shared: bool = False) -> None:
+        if not 1 <= len(identity) <= MAX_IDENTITY_BYTES:
+            raise ValueError(f"identity must have 1 to {MAX_IDENTITY_BYTES} bytes, got {len(identity)}")
         self.identity = identity
+        self._base = secrets.randbelow(10**9) * 10**9 if is_shared else 0
         self.num_request = 0
         self._pending: set[int] = set()
         self._to_fetch: set[int] = set()  # pending or answered requests that `fetch` should return
@@ -72,13 +81,13 @@ class Session:
         request_id = self._begin(now)
         if to_fetch:
             self._to_fetch.add(request_id)
-        request = EncodeRequest(self.identity, b"%d" % request_id, texts, show_tokens, deadline_ms)
+        request = EncodeRequest(self.identity, self._wire_id(request_id), texts, show_tokens, deadline_ms)
         return request_id, request_to_frames(request)
 
     def command(self, command: Command, now: float) -> tuple[int, Frames]:
         """Return (request id, frames) of a command."""
         request_id = self._begin(now)
-        return request_id, request_to_frames(CommandRequest(self.identity, b"%d" % request_id, command))
+        return request_id, request_to_frames(CommandRequest(self.identity, self._wire_id(request_id), command))
 
     def probe(self, now: float) -> Frames | None:
         """Return the frames of a probe if one is due. Call it about once a second while waiting."""
@@ -90,8 +99,12 @@ class Session:
         elif now - self._heard_at > PROBE_AFTER_S:
             self.num_request += 1
             self._probe = self.num_request, now
-            return request_to_frames(CommandRequest(self.identity, b"%d" % self.num_request, Command.SHOW_CONFIG))
+            wire_id = self._wire_id(self.num_request)
+            return request_to_frames(CommandRequest(self.identity, wire_id, Command.SHOW_CONFIG))
         return None
+
+    def _wire_id(self, request_id: int) -> bytes:
+        return b"%d" % (self._base + request_id)
 
     def _begin(self, now: float) -> int:
         if not self._pending:
@@ -110,7 +123,7 @@ class Session:
         except ValueError as exc:
             log.warning("ignored a message that is no reply: %s", exc)
             return None
-        request_id = int(reply.request_id) if reply.request_id.isdigit() else 0
+        request_id = int(reply.request_id) - self._base if reply.request_id.isdigit() else 0
         self._probe = None
         if request_id not in self._pending:
             return None
@@ -134,6 +147,11 @@ class Session:
                 assert reply is not None
                 return request_id, reply
         return None
+
+    def put_back(self, request_id: int, reply: Reply) -> None:
+        """Make a reply that `take_any` gave fetchable again."""
+        self._replies[request_id] = reply
+        self._to_fetch.add(request_id)
 
     def forget(self, request_id: int) -> None:
         """Wait no longer for a request; its reply will be ignored."""

@@ -10,14 +10,15 @@ import os
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import zmq
-from bert_serving.protocol import Command, EncodeReply, InfoReply, Reply, Unavailable
+from bert_serving.protocol import Command, EncodeReply, InfoReply, Reply, ServingError, Unavailable
 
 from .checks import Response, check_request, check_server, client_version, response_of
 from .connection import Connection
@@ -28,6 +29,18 @@ _T = TypeVar("_T")
 _POLL_S = 0.2  # how soon a waiting call notices that the client was closed or a probe is due
 _NO_ROOM_S = 0.01
 _ASYNC_POLL_S = 0.05
+_ASYNC_WINDOW = 16  # batches under way at once; more would only fill the server's queue
+
+
+_clients: weakref.WeakSet[BertClient] = weakref.WeakSet()
+
+
+def _reopen_all() -> None:
+    for client in list(_clients):
+        client._after_fork()
+
+
+os.register_at_fork(after_in_child=_reopen_all)
 
 
 class BertClient:
@@ -48,6 +61,8 @@ class BertClient:
     ...     client.encode(["First do it", "then do it right"]).shape
     (2, 384)
     """
+
+    _connection: Connection | None
 
     def __init__(
         self,
@@ -74,6 +89,7 @@ class BertClient:
         self._warns = check_length and not ignore_all_checks
         self._is_closed = False
         self._open(identity.encode() if isinstance(identity, str) else identity)
+        _clients.add(self)
         if ignore_all_checks or not (check_version or check_length or check_token_info or show_server_config):
             return
         try:
@@ -95,15 +111,14 @@ class BertClient:
 
     def close(self) -> None:
         """Drop the connection. Calls of other threads that still wait raise Unavailable."""
-        if self._pid != os.getpid():
-            self._is_closed = True
-            return
         with self._changed:
             if self._is_closed:
                 return
             self._is_closed = True
             self._changed.wait_for(lambda: not self._is_receiving)
-            self._connection.close()
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
             self._changed.notify_all()
 
     # -- vectors ---------------------------------------------------------------------------------------
@@ -145,8 +160,8 @@ class BertClient:
         delay: seconds to wait before the first. The error of a request is raised in its place.
         """
         time.sleep(delay)
-        while self._session.has_to_fetch:
-            yield self._response(*self._wait(self._session.take_any, self._deadline()))
+        while (found := self._fetch_next(self._deadline())) is not None:
+            yield self._response(*found)
 
     def fetch_all(self, sort: bool = True, concat: bool = False) -> Any:
         """Return all results of `encode(..., blocking=False)`, or None if none is pending.
@@ -155,7 +170,16 @@ class BertClient:
         """
         if not self._session.has_to_fetch:
             return None
-        responses = list(self.fetch())
+        found: list[tuple[int, Reply]] = []
+        try:
+            while (one := self._fetch_next(self._deadline())) is not None:
+                found.append(one)
+        except BaseException:
+            with self._changed:  # one request's error must not cost the others their results
+                for request_id, reply in found:
+                    self._session.put_back(request_id, reply)
+            raise
+        responses = [self._response(*one) for one in found]
         if sort:
             responses.sort(key=lambda response: response.id)
         embeddings = [response.embedding for response in responses]
@@ -176,33 +200,56 @@ class BertClient:
         kwargs: as for `encode`. What the generator raises is raised here after the results.
         """
         errors: list[BaseException] = []
+        window = threading.Semaphore(_ASYNC_WINDOW)
         producer = threading.Thread(
-            target=self._produce, args=(batch_generator, max_num_batch, kwargs, errors), daemon=True
+            target=self._produce, args=(batch_generator, max_num_batch, kwargs, window, errors), daemon=True
         )
         producer.start()
         time.sleep(delay)
+        deadline = self._deadline()
         while True:
             is_producing = producer.is_alive()  # asked first: what it sent before its end is then seen below
-            with suppress(TimeoutError):
-                limit = _ASYNC_POLL_S if is_producing else self._time_left()
-                if is_producing or self._session.has_to_fetch:
-                    yield self._response(*self._wait(self._session.take_any, time.monotonic() + limit))
+            try:
+                found = self._fetch_next(time.monotonic() + _ASYNC_POLL_S if is_producing else deadline)
+            except TimeoutError as exc:
+                # Either our short wait is over, or a deadline: the caller's own, or one that the server kept.
+                if is_producing and time.monotonic() < deadline and not isinstance(exc, ServingError):
                     continue
-            if not is_producing:
+                raise
+            if found is not None:
+                window.release()
+                yield self._response(*found)
+                deadline = self._deadline()
+            elif not is_producing:
                 break
+            else:
+                time.sleep(_NO_ROOM_S)
         if errors:
             raise errors[0]
 
     def _produce(
-        self, batches: Iterable[list[str]], limit: int | None, kwargs: dict[str, Any], errors: list[BaseException]
+        self,
+        batches: Iterable[list[str]],
+        limit: int | None,
+        kwargs: dict[str, Any],
+        window: threading.Semaphore,
+        errors: list[BaseException],
     ) -> None:
         try:
-            for i, texts in enumerate(batches):
-                if limit is not None and i >= limit:
-                    break
+            for texts in islice(batches, limit):
+                window.acquire()
                 self.encode(texts, **{**kwargs, "blocking": False})
         except BaseException as exc:  # handed to the thread that iterates
             errors.append(exc)
+
+    def _fetch_next(self, deadline: float) -> tuple[int, Reply] | None:
+        """Return (request id, reply) of a request to fetch, or None if there is none any more."""
+
+        def next_or_nothing() -> tuple[int, Reply] | bool | None:
+            # Another thread may have taken the last one while this one waited.
+            return self._session.take_any() or (None if self._session.has_to_fetch else False)
+
+        return cast("tuple[int, Reply] | None", self._wait(next_or_nothing, deadline) or None)
 
     # -- what is known ---------------------------------------------------------------------------------
 
@@ -245,39 +292,49 @@ class BertClient:
     # -- the line --------------------------------------------------------------------------------------
 
     def _open(self, identity: bytes | None) -> None:
-        self._pid = os.getpid()
+        """Begin a conversation; the sockets follow with the first request."""
         self._changed = threading.Condition(threading.Lock())
         self._is_receiving = False
-        self._session = Session(identity or str(uuid.uuid4()).encode())
-        self._connection = Connection(
-            zmq.Context.instance(), self._session.identity, self.ip, self.port, self.port_out
-        )
+        self._session = Session(identity or str(uuid.uuid4()).encode(), is_shared=identity is not None)
+        self._connection = None
         self._num_losses = 0
-        self._poller = zmq.Poller()
-        for socket in self._connection.sockets:
-            self._poller.register(socket, zmq.POLLIN)
+
+    def _after_fork(self) -> None:
+        """In the child: the sockets belong to the parent, and so do the replies to its identity."""
+        self._open(None)
+
+    def _connect(self) -> Connection:
+        """Return the connection. The lock is held."""
+        if self._connection is None:
+            self._connection = Connection(
+                zmq.Context.instance(), self._session.identity, self.ip, self.port, self.port_out
+            )
+            self._poller = zmq.Poller()
+            for socket in self._connection.sockets:
+                self._poller.register(socket, zmq.POLLIN)
+        return self._connection
 
     def _send(self, make: Callable[[float], tuple[int, list[Any]]], deadline: float) -> int:
         """Send a request over a line that is whole; return its id."""
-        if self._pid != os.getpid():
-            # After a fork the sockets belong to the parent, and replies to its identity are not ours.
-            self._open(None)
         connect_by = min(deadline, time.monotonic() + self.connect_timeout / 1000)
         with self._changed:
-            if not self._is_closed and not self._is_receiving:
+            if self._is_closed:
+                raise Unavailable("this client is closed")
+            connection = self._connect()
+            if not self._is_receiving:
                 self._receive(0)  # a loss that happened before this request must not be counted against it
-        self._wait(lambda: self._connection.is_connected or None, connect_by)
+        self._wait(lambda: connection.is_connected or None, connect_by)
         with self._changed:
             request_id, frames = make(time.monotonic())
-            has_left = self._connection.send(frames)
+            has_left = connection.send(frames)
         while not has_left:
             with suppress(TimeoutError):
                 self._wait(lambda: None, min(connect_by, time.monotonic() + _NO_ROOM_S))
             with self._changed:
-                has_left = self._connection.send(frames)
+                has_left = connection.send(frames)
                 if not has_left and time.monotonic() >= connect_by:
                     self._session.forget(request_id)
-                    raise self._too_late()
+                    raise TimeoutError(f"the server at {self.ip}:{self.port} takes no more requests")
         return request_id
 
     def _reply_to(self, request_id: int, deadline: float) -> Reply:
@@ -298,18 +355,19 @@ class BertClient:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise self._too_late()
-                if self._is_receiving:
+                if self._is_receiving or self._connection is None:
                     self._changed.wait(min(left, _POLL_S))
                 else:
                     self._receive(min(left, _POLL_S))
 
     def _receive(self, timeout_s: float) -> None:
         """Receive what comes within the timeout, for everybody. The lock is held, but not while waiting."""
+        connection = self._connect()
         self._is_receiving = True
         self._changed.release()
         try:
             self._poller.poll(round(timeout_s * 1000))
-            messages = self._connection.receive()
+            messages = connection.receive()
         finally:
             self._changed.acquire()
             self._is_receiving = False
@@ -317,15 +375,15 @@ class BertClient:
         now = time.monotonic()
         for frames in messages:
             self._session.receive(frames, now)
-        if self._num_losses != self._connection.num_losses:
-            self._num_losses = self._connection.num_losses
+        if self._num_losses != connection.num_losses:
+            self._num_losses = connection.num_losses
             self._session.fail_pending(Unavailable(f"the server at {self.ip}:{self.port} went away"))
         probe = self._session.probe(now)
         if probe is not None:
-            self._connection.send(probe)
+            connection.send(probe)
 
     def _too_late(self) -> TimeoutError:
-        if not self._connection.is_connected:
+        if self._connection is not None and not self._connection.is_connected:
             return TimeoutError(f"cannot reach the server: {self._connection.trouble}")
         return TimeoutError(
             f"the server at {self.ip}:{self.port} did not answer in time; "

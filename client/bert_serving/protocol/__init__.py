@@ -1,6 +1,7 @@
 """What crosses the wire, as data. No sockets, no torch."""
 
 from .codec import (
+    MAX_IDENTITY_BYTES,
     Frames,
     parse_json,
     reply_from_frames,
@@ -46,6 +47,7 @@ from .messages import (
 from .texts import check_texts
 
 __all__ = [
+    "MAX_IDENTITY_BYTES",
     "Batch",
     "BrokerMessage",
     "Command",

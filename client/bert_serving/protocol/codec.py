@@ -61,7 +61,7 @@ except ImportError:
 
 
 _COMMANDS = {command.value: command for command in Command}
-_MAX_IDENTITY_BYTES = 255
+MAX_IDENTITY_BYTES = 128
 _MAX_NUMBER_DIGITS = 20
 _MAX_DEADLINE_MS = 2**53
 
@@ -87,7 +87,7 @@ def sender_of(frames: Sequence[Frame]) -> tuple[bytes, bytes] | None:
 
     It is asked of requests that `request_from_frames` refused, so it trusts nothing.
     """
-    if len(frames) < 2 or not 1 <= len(frames[0]) <= _MAX_IDENTITY_BYTES:
+    if len(frames) < 2 or not 1 <= len(frames[0]) <= MAX_IDENTITY_BYTES:
         return None
     request_id = bytes(frames[2]) if len(frames) > 2 and _is_number(frames[2]) else b"0"
     return bytes(frames[0]), request_id
@@ -100,8 +100,8 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
             f"a request has 4 frames (identity; body; request id; number of texts), got {len(frames)}"
         )
     identity, body, request_id, num_texts = frames
-    if not 1 <= len(identity) <= _MAX_IDENTITY_BYTES:
-        raise InvalidRequest(f"identity must have 1 to {_MAX_IDENTITY_BYTES} bytes, got {len(identity)}")
+    if not 1 <= len(identity) <= MAX_IDENTITY_BYTES:
+        raise InvalidRequest(f"identity must have 1 to {MAX_IDENTITY_BYTES} bytes, got {len(identity)}")
     command = _COMMANDS.get(bytes(body)) if len(body) <= 16 else None
     if command is Command.TERMINATION:  # the oldest clients send it with empty numbers
         return CommandRequest(bytes(identity), bytes(request_id), command)

@@ -118,7 +118,8 @@ class Batch:
 class Result:
     """The vectors of a batch, one row for each text.
 
-    num_tokens: the real tokens of each text, special ones included. busy_ms: time that the batch took.
+    num_tokens: the real tokens of each text, special ones included. tokenize_ms, compute_ms: time that the
+    batch took in either stage.
     """
 
     batch_id: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -15,10 +16,14 @@ log = logging.getLogger(__name__)
 
 def start(argv: Sequence[str] | None = None) -> int:
     """bert-serving-start: serve until told to stop. Returns the exit code: 0, or 1 with one line of why."""
+    # Until the supervisor takes over, SIGTERM ends the start as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings = parse_settings(argv)
     set_up_logging("server", verbose=settings.verbose)
-    from .supervisor import StartError, Supervisor, resolve
-
+    try:
+        from .supervisor import StartError, Supervisor, resolve
+    except KeyboardInterrupt:
+        return 0
     try:
         settings = resolve(settings)
         supervisor = Supervisor(settings)
@@ -29,6 +34,8 @@ def start(argv: Sequence[str] | None = None) -> int:
     except StartError as exc:
         log.error("%s", exc)
         return 1
+    except KeyboardInterrupt:
+        pass  # before there was anything to stop
     log.info("stopped")
     return 0
 

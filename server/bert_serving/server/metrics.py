@@ -19,6 +19,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _SIZES = tuple(2**i for i in range(15))
 
 ERROR_CODES = (
+    "internal",
     "invalid_request",
     "payload_too_large",
     "unauthorized",

@@ -22,7 +22,18 @@ _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.m
 _T = TypeVar("_T")
 
 # Their position ids start behind the padding id, so that many embeddings are never used.
-_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+_POSITIONS_AFTER_PADDING = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "mpnet",
+    "roberta-prelayernorm",
+    "data2vec-text",
+    "xmod",
+    "ibert",
+    "longformer",
+)
 
 
 class ModelError(Exception):
@@ -36,6 +47,10 @@ def resolve_model_dir(model_dir: str | None) -> Path:
     """
     if model_dir is None:
         return check_model_dir(find_demo_model())
+    try:
+        model_dir.encode()
+    except UnicodeEncodeError as exc:
+        raise ModelError(f"model_dir must be valid text, got {model_dir!r}") from exc
     folder = Path(model_dir).expanduser()
     if folder.exists():
         return check_model_dir(folder)
@@ -124,11 +139,14 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | Non
     transformer_dir = folder / modules[0][1]
     options_file = transformer_dir / "sentence_bert_config.json"
     options = read_json(options_file) if options_file.is_file() else {}
+    modes = _pooling_modes(pooling)
+    if unknown := [mode for mode in modes if mode not in _OLD_POOLING_KEYS.values()]:
+        raise ModelError(f"pooling mode {unknown[0]!r} is not supported: {folder}")
     return SentenceTransformersConfig(
         transformer_dir=transformer_dir,
-        pooling_modes=_pooling_modes(pooling),
+        pooling_modes=modes,
         normalize="Normalize" in kinds,
-        max_seq_len=options.get("max_seq_length"),
+        max_seq_len=_whole_number(options, "max_seq_length", options_file),
         do_lower_case=bool(options.get("do_lower_case", False)),
         default_prompt=_default_prompt(folder),
     )
@@ -138,14 +156,16 @@ def position_limit(folder: Path) -> int:
     """Return the longest sequence, in tokens, for which the model has position embeddings."""
     transformer_dir = folder / _transformer_path(folder)
     config = read_json(transformer_dir / "config.json")
-    return int(config.get("max_position_embeddings") or 512) - first_position(transformer_dir)
+    limit = _whole_number(config, "max_position_embeddings", transformer_dir / "config.json")
+    return (limit or 512) - first_position(transformer_dir)
 
 
 def first_position(transformer_dir: Path) -> int:
     """Return the position id of the first token: 0, or the one behind the padding's."""
     config = read_json(transformer_dir / "config.json")
     behind_padding = config.get("model_type") in _POSITIONS_AFTER_PADDING
-    return int(config.get("pad_token_id") or 0) + 1 if behind_padding else 0
+    padding = _whole_number(config, "pad_token_id", transformer_dir / "config.json") or 0
+    return padding + 1 if behind_padding else 0
 
 
 def own_max_seq_len(folder: Path) -> int:
@@ -155,7 +175,10 @@ def own_max_seq_len(folder: Path) -> int:
         limits.append(sentence_transformers.max_seq_len)
     tokenizer_config = folder / _transformer_path(folder) / "tokenizer_config.json"
     if tokenizer_config.is_file():
-        limits.append(int(read_json(tokenizer_config).get("model_max_length") or limits[0]))
+        # Transformers writes 1e30 where a tokenizer has no limit.
+        limits.append(
+            _whole_number(read_json(tokenizer_config), "model_max_length", tokenizer_config) or limits[0]
+        )
     return min(limits)
 
 
@@ -167,6 +190,12 @@ def check_max_seq_len(folder: Path, max_seq_len: int | None) -> int:
     if not 3 <= max_seq_len <= limit:
         raise ModelError(f"max_seq_len must be in 3..{limit} for this model, got {max_seq_len}")
     return max_seq_len
+
+
+def one_line(exc: BaseException) -> str:
+    """Return an exception's type and the first line of its message."""
+    lines = str(exc).strip().splitlines()
+    return f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -191,6 +220,16 @@ def _read(path: Path, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
         raise ModelError(f"{path} must hold a JSON {kind.__name__}, got {type(value).__name__}")
     return value
+
+
+def _whole_number(config: dict[str, Any], key: str, path: Path) -> int | None:
+    """Return a number from a file's object, None where it is absent or null. Raises ModelError."""
+    value = config.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise ModelError(f"{key} must be a whole number in {path}, got {value!r}")
+    return int(value)
 
 
 def _pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:

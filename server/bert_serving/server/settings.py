@@ -163,7 +163,8 @@ def settings_parser(prog: str) -> argparse.ArgumentParser:
         default = "" if field.default in (None, ()) or field.annotation is bool else f" (default: {field.default})"
         help_text = f"{field.description}{default}".replace("%", "%%")
         if field.annotation is bool:
-            parser.add_argument(*flags, dest=name, action="store_const", const=True, help=help_text)
+            # `-cpu` alone, or `-cpu false` to overrule a variable.
+            parser.add_argument(*flags, dest=name, nargs="?", const="true", metavar="BOOL", help=help_text)
         else:
             nargs = "+" if _is_tuple(field.annotation) else None
             parser.add_argument(*flags, dest=name, nargs=nargs, metavar=_metavar(field.annotation), help=help_text)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -88,7 +89,14 @@ class _Child:
     def spawn(self) -> None:
         args = (self.target, self.name, self.verbose, self.scratch_dir, self.kwargs)
         self.process = _spawn.Process(target=child.run, args=args, name=self.name)
-        self.process.start()
+        # Ctrl-C reaches the whole process group, but the server alone decides when its children end. The
+        # blocked signal is inherited, so that not even a child's first imports can be interrupted.
+        resource_tracker.ensure_running()  # started by the first child otherwise, it would unblock the signal
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         self.started_at = time.monotonic()
 
     @property
@@ -195,6 +203,7 @@ class Supervisor:
         deadline = time.monotonic() + self._settings.drain_timeout
         while time.monotonic() < deadline and self._num_stop_requests < 2:
             self._broker.step(_POLL_MS // 10)
+            self._bury_the_dead()
             if self._broker.is_drained and not any(gateway.is_alive for gateway in self._gateways):
                 return
         self._broker.fail_all("the server is shutting down")
@@ -270,10 +279,8 @@ class Supervisor:
     def _on_death(self, each: _Child) -> None:
         self._broker.step(0)  # its last words may still be in the socket
         worker = self._broker.workers.get(each.name)
-        assert each.process is not None
-        self._broker.poller.unregister(each.process.sentinel)
         was_ready = each.is_ready
-        exit_code = each.bury()
+        exit_code = self._bury(each)
         if worker is not None:
             refusal = worker.refusal
             self._broker.worker_lost(each.name)
@@ -286,6 +293,19 @@ class Supervisor:
             raise StartError(f"{each.name} died {each.num_early_deaths} times before it was ready: {reason}")
         self._broker.metrics.worker_restarts.inc(worker is not None)
         log.error("%s died, exit code %s: replacing it", each.name, exit_code)
+
+    def _bury(self, each: _Child) -> int | None:
+        assert each.process is not None
+        self._broker.poller.unregister(each.process.sentinel)
+        return each.bury()
+
+    def _bury_the_dead(self) -> None:
+        """While draining: nobody is replaced, but a dead child's descriptor must not keep the loop spinning."""
+        for each in self._children:
+            if each.process is not None and not each.is_alive:
+                self._bury(each)
+                if each.name in self._workers:
+                    self._broker.worker_lost(each.name)
 
     def _spawn(self, each: _Child) -> None:
         each.spawn()
@@ -338,7 +358,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        listener.bind(("" if host == "*" else host, port))
         listener.listen(_BACKLOG)
     except OSError as exc:
         listener.close()

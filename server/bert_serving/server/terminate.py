@@ -25,11 +25,12 @@ def terminate_server(ip: str, port: int, *, timeout_s: float) -> None:
     with zmq.Context() as context, context.socket(zmq.PUSH) as pusher:
         pusher.linger = 0
         monitor = pusher.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        pusher.connect(f"tcp://{ip}:{port}")
+        pusher.ipv6 = ":" in ip
+        pusher.connect(f"tcp://[{ip}]:{port}" if ":" in ip else f"tcp://{ip}:{port}")
         try:
             if _next_event(monitor, min(_HANDSHAKE_S, timeout_s)) != zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 raise TerminateError(
-                    f"what answers at {ip}:{port} is no server for embeddings: it speaks no ZeroMQ"
+                    f"what answers at {ip}:{port} is no server for embeddings: it takes no requests over ZeroMQ"
                 )
             pusher.send_multipart(request_to_frames(CommandRequest(b"0", b"0", Command.TERMINATION)))
             while _accepts(ip, port):

@@ -20,6 +20,7 @@ from bert_serving.protocol import (
     Frames,
     Heartbeat,
     InfoReply,
+    Overloaded,
     Ready,
     Refused,
     Result,
@@ -44,7 +45,8 @@ from .status import StatusReport, WorkerView
 
 log = logging.getLogger(__name__)
 
-_REQUESTS_PER_STEP = 512  # then workers and replies get their turn
+_MESSAGES_PER_STEP = 512  # from one socket; then the others get their turn
+_MAX_SUBSCRIBERS = 50_000
 _STALLED_RETRY_MS = 10
 _EXPIRE_EVERY_S = 1.0
 _FIRST_BYTES_OF_WARNING = 40
@@ -67,7 +69,7 @@ class Broker:
         self._report = StatusReport(settings, self.metrics, self.workers)
         self._is_accepting = True
         self._next_expiry = 0.0
-        self._garbage_log = _SparseLog()
+        self._sparse_log = _SparseLog()
         self._scheduler = Scheduler(
             queue_capacity=settings.queue_capacity,
             queue_bytes=settings.queue_mb << 20,
@@ -76,7 +78,9 @@ class Broker:
             max_seq_len=max_seq_len,
             show_tokens=settings.show_tokens_to_client,
         )
-        self._outbox = Outbox(capacity_bytes=settings.outbox_mb << 20, max_age_s=settings.outbox_age)
+        self._outbox = Outbox(
+            capacity_bytes=settings.outbox_mb << 20, max_age_s=settings.outbox_age, substitute=_given_up
+        )
         self._ports = Ports(
             host=settings.host,
             port=settings.port,
@@ -112,9 +116,15 @@ class Broker:
         self._outbox.deliver(self._ports.reply)
 
     def _drain_subscriptions(self) -> None:
-        while (message := receive(self._ports.replies)) is not None:
+        for _ in range(_MESSAGES_PER_STEP):
+            message = receive(self._ports.replies)
+            if message is None:
+                return
             data = message[0].bytes
             if data[:1] == b"\x01":
+                if self._outbox.num_subscribers >= _MAX_SUBSCRIBERS:
+                    self._sparse_log.warning("ignored a subscription: %d are enough", _MAX_SUBSCRIBERS)
+                    continue
                 topic = self._outbox.subscribe(data[1:])
                 if topic is not None:
                     self._ports.replies.setsockopt(zmq.SUBSCRIBE, topic)
@@ -132,7 +142,7 @@ class Broker:
             self._on_worker_message(name, routing_id, [frame.buffer for frame in message[1:]], now)
 
     def _drain_requests(self, now: float) -> None:
-        for _ in range(_REQUESTS_PER_STEP):
+        for _ in range(_MESSAGES_PER_STEP):
             message = receive(self._ports.requests)
             if message is None:
                 return
@@ -150,6 +160,9 @@ class Broker:
                 self._on_encode(request, sum(map(len, frames)), now)
         except ServingError as error:
             self._refuse(frames, error, now)
+        except Exception:  # the outermost place where one request's trouble can stay its own
+            log.exception("cannot handle a request")
+            self._refuse(frames, ServingError("internal error"), now)
 
     def _on_encode(self, request: EncodeRequest, num_bytes: int, now: float) -> None:
         self.metrics.requests.inc()
@@ -183,7 +196,7 @@ class Broker:
         if sender is None or not (len(frames) == 4 or self._outbox.has_subscriber(sender[0])):
             self.metrics.malformed.inc()
             start = bytes(frames[0][:_FIRST_BYTES_OF_WARNING]) if frames else b""
-            self._garbage_log.warning("ignored a message that is no request: %s; it begins with %r", error, start)
+            self._sparse_log.warning("ignored a message that is no request: %s; it begins with %r", error, start)
             return
         log.debug("refused request error=%s", error)
         self._post_error(*sender, error, now)
@@ -193,7 +206,10 @@ class Broker:
         self._post(reply_to_frames(ErrorReply(identity, request_id, error)), now)
 
     def _post(self, frames: Frames, now: float) -> None:
-        self._note_dropped(self._outbox.post(frames, now))
+        self._outbox.post(frames, now)
+        if self._outbox.is_over_capacity:
+            self._outbox.deliver(self._ports.reply)
+            self._note_dropped(self._outbox.trim())
 
     def _set_gauges(self) -> None:
         self.metrics.queue_texts.set(self._scheduler.num_waiting)
@@ -205,7 +221,7 @@ class Broker:
     def _note_dropped(self, dropped: list[Dropped]) -> None:
         for reply in dropped:
             self.metrics.dropped_replies.inc()
-            log.warning("gave up a reply topic=%r reason=%s", reply.topic, reply.reason)
+            self._sparse_log.warning("gave up a reply topic=%r reason=%s", reply.topic, reply.reason)
 
     # -- workers ---------------------------------------------------------------------------------------
 
@@ -320,6 +336,12 @@ class Broker:
     def close(self) -> None:
         """Close the ports; what libzmq still holds for clients gets a second to leave."""
         self._ports.close()
+
+
+def _given_up(frames: Frames, reason: str) -> Frames:
+    """Return the error that takes the place of a reply."""
+    error = Overloaded(f"the reply was given up: {reason}")
+    return reply_to_frames(ErrorReply(bytes(frames[0]), bytes(frames[-1]), error))
 
 
 class _SparseLog:

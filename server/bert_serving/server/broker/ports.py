@@ -12,11 +12,12 @@ from __future__ import annotations
 import ipaddress
 
 import zmq
-from bert_serving.protocol import Frames
+from bert_serving.protocol import MAX_IDENTITY_BYTES, Frames
 
-_MAX_SUBSCRIPTION_BYTES = 1024
-_HEARTBEAT_MS = 5_000  # a peer that is silent for three of them is gone
-_REPLIES_IN_PIPE = 128  # for each client inside libzmq; what is beyond waits in the outbox, counted in bytes
+# Behind the command name SUBSCRIBE. libzmq keeps a node for every byte of every subscription.
+_MAX_SUBSCRIPTION_BYTES = 16 + MAX_IDENTITY_BYTES
+_REPLIES_IN_PIPE = 16  # for each client inside libzmq; what is beyond waits in the outbox, counted in bytes
+_KEEPALIVE_S = 30  # a peer that is silent for so long is asked, and gone if it does not answer three times
 _LINGER_MS = 1_000
 
 
@@ -69,9 +70,12 @@ class Ports:
 
     def _open(self, kind: int) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self._context.socket(kind)
-        socket.heartbeat_ivl = _HEARTBEAT_MS
-        socket.heartbeat_timeout = 3 * _HEARTBEAT_MS
+        # TCP's own, not ZeroMQ's heartbeats: libzmq 4.3.5 aborts the process when one is due on a socket
+        # whose peer has left while more than its high-water mark of messages waits.
         socket.tcp_keepalive = 1
+        socket.tcp_keepalive_idle = _KEEPALIVE_S
+        socket.tcp_keepalive_intvl = _KEEPALIVE_S // 3
+        socket.tcp_keepalive_cnt = 3
         return socket
 
 

@@ -9,6 +9,7 @@ from bert_serving.client import AsyncBertClient
 from bert_serving.protocol import InvalidRequest, ServingError, check_texts, parse_json
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
 
 from .body import error_body
 
@@ -66,6 +67,8 @@ def create_router(client: AsyncBertClient) -> APIRouter:
             body = _parse(await request.body())
             is_tokenized = isinstance(body["texts"][0], list)
             rows = await client.encode(body["texts"], is_tokenized=is_tokenized)
+        except ClientDisconnect:
+            return Response(status_code=400)  # to nobody: the client left while it sent
         except (ServingError, TimeoutError) as error:
             return _error(error)
         return _json({"id": body["id"], "result": rows, "status": 200})

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ..model_files import ModelError
+from ..model_files import ModelError, one_line
 
 
 def load_model(folder: Path, *, device: torch.device, num_layers: int | None = None) -> PreTrainedModel:
@@ -32,8 +31,8 @@ def load_model(folder: Path, *, device: torch.device, num_layers: int | None = N
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as exc:
-        raise ModelError(f"cannot load the model in {folder}: {str(exc).strip().splitlines()[0]}") from exc
+    except Exception as exc:  # whatever a damaged file makes of the libraries that read it
+        raise ModelError(f"cannot load the model in {folder}: {one_line(exc)}") from exc
     _check_complete(folder, report)
     model.eval().requires_grad_(False)
     return model.to(device)
@@ -63,8 +62,22 @@ def num_hidden_layers(folder: Path) -> int:
     """Return how many transformer layers the model in the folder has."""
     try:
         return int(AutoConfig.from_pretrained(folder, local_files_only=True).num_hidden_layers)
-    except (OSError, ValueError, KeyError, AttributeError) as exc:
-        raise ModelError(f"cannot read the model config in {folder}: {str(exc).strip().splitlines()[0]}") from exc
+    except Exception as exc:
+        raise ModelError(f"cannot read the model config in {folder}: {one_line(exc)}") from exc
+
+
+# What comes out of these models is what comes out of their top layer. Others pass it through a last norm, so
+# that a model cut off at a lower layer would not give that layer's vectors.
+_NO_LAST_NORM = {
+    *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "mpnet", "nomic_bert"),
+    *("deberta", "deberta-v2", "ernie", "convbert", "roc_bert", "squeezebert", "data2vec-text"),
+}
+
+
+def layers_to_load(folder: Path, *, highest: int) -> int:
+    """Return how many layers give the hidden states of layer `highest`: those up to it, where that is safe."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return highest + 1 if config.model_type in _NO_LAST_NORM else int(config.num_hidden_layers)
 
 
 def _check_complete(folder: Path, report: dict[str, object]) -> None:

@@ -20,11 +20,12 @@ from ..model_files import (
     ModelError,
     check_max_seq_len,
     first_position,
+    one_line,
     read_sentence_transformers,
     resolve_model_dir,
 )
 from . import attention
-from .checkpoint import load_model, lower_precision, num_hidden_layers
+from .checkpoint import layers_to_load, load_model, lower_precision, num_hidden_layers
 from .device import pick_device, pick_dtype
 from .packing import groups_of, plan_micro_batches
 from .pooling import pool
@@ -39,7 +40,7 @@ _CPU_MICRO_BATCH_TOKENS = 2048
 _DEFAULT_LAYERS = (-2,)  # bert-as-service's
 
 # Short and long, of equal and of different length, and longer than the window of local attention.
-_PROBES = ["a", "Hello world!", "one two three", "four five six", "The quick brown fox jumps. " * 4, "word " * 300]
+_PROBES = ["a", "Hello world!", "one two three", "four five six", "The quick brown fox jumps. " * 4, "word " * 600]
 _MAX_DEVIATION = 1e-4  # of packed float32 from padded float32, relative to the largest value; rounding is 1e-6
 _MIN_COSINE = 0.99  # of the working dtype with float32; bfloat16 and float16 have 0.9999 and better
 
@@ -98,7 +99,8 @@ class Encoder:
             do_lower_case=own.do_lower_case if own else False,
             prompt=own.default_prompt if own else "",
         )
-        self._model = load_model(transformer_dir, device=self.device, num_layers=max(self._layers) + 1)
+        self._num_layers = layers_to_load(transformer_dir, highest=max(self._layers))
+        self._model = load_model(transformer_dir, device=self.device, num_layers=self._num_layers)
         self._autocast = False
         #: Why the forward pass is padded, or None if it is packed.
         self.padded_because: str | None = None
@@ -166,9 +168,10 @@ class Encoder:
 
     def _hidden(self, **inputs: torch.Tensor) -> torch.Tensor:
         """Return the chosen layers' hidden states side by side, (B, T, H)."""
+        is_top = self._layers == [self._num_layers - 1]
         with torch.autocast(self.device.type, self.dtype, enabled=self._autocast):
-            output = self._model(**inputs, output_hidden_states=len(self._layers) > 1)
-        if len(self._layers) == 1:  # it is the top layer that was loaded
+            output = self._model(**inputs, output_hidden_states=not is_top)
+        if is_top:
             top: torch.Tensor = output.last_hidden_state
             return top
         # hidden_states[0] is the embedding
@@ -204,7 +207,7 @@ class Encoder:
             self._model.set_attn_implementation(attention.PACKED)
             packed = self._forward_packed(sequences)
         except Exception as exc:  # whatever a model's code makes of a packed row, it is a reason
-            return f"a packed row is not accepted ({type(exc).__name__}: {str(exc).strip().splitlines()[0][:100]})"
+            return f"a packed row is not accepted ({one_line(exc)[:100]})"
         deviation = float((packed - reference).abs().max() / reference.abs().max())
         if deviation <= _MAX_DEVIATION:
             return None

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bert_serving.protocol import Text
 from transformers import AutoTokenizer
 
-from ..model_files import ModelError
+from ..model_files import ModelError, one_line
+
+_CHARS_PER_TOKEN = 16  # of the text's beginning that is looked at first; texts have about 4
+_MARGIN_TOKENS = 16  # that must be left over for the cut to be out of sight of the tokens that are kept
+_LONGEST_WORD = 1 << 20
+_WHITE_SPACE = re.compile(r"[ \t\r\n]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +36,8 @@ class Tokenizer:
     def __init__(self, folder: Path, *, max_seq_len: int, do_lower_case: bool = False, prompt: str = "") -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
-        except (OSError, ValueError, KeyError) as exc:
-            raise ModelError(f"cannot load the tokenizer in {folder}: {str(exc).strip().splitlines()[0]}") from exc
+        except Exception as exc:  # whatever a damaged file makes of the libraries that read it
+            raise ModelError(f"cannot load the tokenizer in {folder}: {one_line(exc)}") from exc
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"the tokenizer in {folder} has no fast (Rust) form: {type(tokenizer).__name__}")
         self._rust = tokenizer.backend_tokenizer
@@ -47,12 +54,25 @@ class Tokenizer:
     def __call__(self, texts: Sequence[Text]) -> list[TokenizedText]:
         """Return the ids of each text, in order. A list of tokens is looked up word by word, as it is."""
         plain = [self._prepare(text) for text in texts if isinstance(text, str)]
-        encodings = iter(self._rust.encode_batch_fast(plain) if plain else ())
+        encodings = iter(self._encode(plain) if plain else ())
         return [self._from_tokens(t) if isinstance(t, list) else _from_encoding(next(encodings)) for t in texts]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Return the tokens of the ids, as the vocabulary spells them."""
         return [self._rust.id_to_token(i) or "" for i in ids]
+
+    def _encode(self, texts: list[str]) -> list[Any]:
+        """Return the encodings of the texts, reading no more of a very long one than its first tokens need."""
+        reach = self._max_words * _CHARS_PER_TOKEN
+        beginnings = [_beginning(text, reach) for text in texts]
+        encodings = self._rust.encode_batch_fast(beginnings)
+        for i, text in enumerate(texts):
+            size = reach
+            while len(beginnings[i]) < len(text) and _num_left_over(encodings[i]) < _MARGIN_TOKENS:
+                size *= 4
+                beginnings[i] = _beginning(text, size)
+                encodings[i] = self._rust.encode_batch_fast([beginnings[i]])[0]
+        return list(encodings)
 
     def _prepare(self, text: str) -> str:
         text = self._prompt + text
@@ -73,5 +93,23 @@ class Tokenizer:
         return encoding.ids[: words[0]], encoding.ids[words[-1] + 1 :]
 
 
-def _from_encoding(encoding) -> TokenizedText:  # type: ignore[no-untyped-def]  # tokenizers ships no types
+def _beginning(text: str, size: int) -> str:
+    """Return the text up to the first white space behind `size` characters.
+
+    Tokenizers treat words one by one, so that nothing behind a white space changes a token well before it.
+    Only white space counts that every tokenizer sees as such: BERT's removes other control characters.
+    Where there is none for a million characters, the text is cut there.
+    """
+    if len(text) <= size:
+        return text
+    end = size + _LONGEST_WORD
+    space = _WHITE_SPACE.search(text, size, end)
+    return text[:end] if space is None else text[: space.start()]
+
+
+def _num_left_over(encoding: Any) -> int:
+    return sum(len(part.ids) for part in encoding.overflowing)
+
+
+def _from_encoding(encoding: Any) -> TokenizedText:
     return TokenizedText(encoding.ids, truncated=bool(encoding.overflowing))

@@ -37,7 +37,7 @@ from bert_serving.protocol import (
     worker_message_to_frames,
 )
 
-from ..model_files import ModelError
+from ..model_files import ModelError, one_line
 from .device import allowed_cpus
 from .encoder import Encoder
 from .tokenizer import TokenizedText
@@ -81,10 +81,14 @@ class Worker:
         """Load, warm up, say so, and serve."""
         try:
             encoder = Encoder(**options)
+            facts = warm_up(encoder) | {"max_batch_tokens": options["max_batch_tokens"]}
         except ModelError as exc:
             self._mail.send(Refused(str(exc)))
             return
-        facts = warm_up(encoder) | {"max_batch_tokens": options["max_batch_tokens"]}
+        except Exception as exc:
+            log.debug("cannot start", exc_info=True)
+            self._mail.send(Refused(f"cannot start the model in {options['model_dir']}: {one_line(exc)}"))
+            return
         self._mail.forward_at = time.monotonic()
         self._mail.send(Ready(facts))
         thread = threading.Thread(target=self._mail.run, args=(encoder,), name="mail")
@@ -177,7 +181,7 @@ class _Mail:
             tokenized = encoder.tokenize(batch.texts)
         except Exception as exc:  # the answer to this batch, whatever it is
             log.exception("cannot tokenize batch id=%d", batch.batch_id)
-            self.send(Failed(batch.batch_id, _one_line(exc)))
+            self.send(Failed(batch.batch_id, one_line(exc)))
             return
         self.inbox.put(_Work(batch, tokenized, (time.perf_counter() - start) * 1000))
 
@@ -221,7 +225,7 @@ def _encode(encoder: Encoder, work: _Work) -> Result | Failed:
         rows = encoder.forward(work.tokenized)
     except Exception as exc:  # the answer to this batch, whatever it is
         log.exception("cannot encode batch id=%d", work.batch.batch_id)
-        return Failed(work.batch.batch_id, _one_line(exc))
+        return Failed(work.batch.batch_id, one_line(exc))
     return Result(
         work.batch.batch_id,
         rows,
@@ -231,7 +235,3 @@ def _encode(encoder: Encoder, work: _Work) -> Result | Failed:
         tokenize_ms=work.tokenize_ms,
         compute_ms=(time.perf_counter() - start) * 1000,
     )
-
-
-def _one_line(exc: Exception) -> str:
-    return f"{type(exc).__name__}: {str(exc).strip().splitlines()[0] if str(exc).strip() else 'no message'}"

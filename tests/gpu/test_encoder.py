@@ -1,0 +1,50 @@
+"""The encoder on a CUDA device gives the vectors of the float32 CPU reference. Skipped without one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bert_serving.server.worker.encoder import Encoder
+from tiny_models import FAMILIES, WORDS, make_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+PADDED = {"mpnet", "deberta-v2"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: make_model(tmp_path_factory.mktemp(name), name) for name in FAMILIES}
+
+
+def texts(count: int, longest: int) -> list[str]:
+    rng = random.Random(count)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_cuda_rows_equal_the_cpus(folders: dict[str, Path], family: str, dtype: str) -> None:
+    options = {"pooling_strategy": "REDUCE_MEAN", "pooling_layer": [-1]}
+    batch = [*texts(100, 60), *texts(3, 400)]
+    expected = Encoder(folders[family], device="cpu", dtype="float32", **options).encode(batch)  # type: ignore[arg-type]
+    mine = Encoder(folders[family], device="cuda:0", dtype=dtype, **options)  # type: ignore[arg-type]
+    assert (mine.padded_because is not None) == (family in PADDED), mine.padded_because
+    rows = mine.encode(batch)
+    if dtype == "float32":
+        assert np.abs(rows - expected).max() <= 1e-5
+    cosine = (rows * expected).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosine.min() >= 0.999
+    assert cosine.mean() >= 0.9999
+
+
+def test_the_demo_model_in_half_precision(demo_model: Path) -> None:
+    batch = texts(300, 80)
+    expected = Encoder(demo_model, device="cpu", dtype="float32").encode(batch)
+    mine = Encoder(demo_model)
+    assert (mine.device.type, mine.dtype) == ("cuda", torch.float16)
+    assert (mine.encode(batch) * expected).sum(1).min() >= 0.9999

@@ -1,0 +1,104 @@
+"""Very long texts are read no further than needed, with the ids that the whole text would have."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from bert_serving.server.worker.tokenizer import Tokenizer, _beginning
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentences import ODD, sentences
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+MAX_SEQ_LEN = 24
+
+
+def _train(folder: Path, kind: str) -> Path:
+    """Train a small tokenizer of the kind that RoBERTa or XLM-RoBERTa use."""
+    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+    if kind == "byte-level BPE":
+        rust = RustTokenizer(models.BPE())
+        rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        rust.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=specials)
+    else:
+        rust = RustTokenizer(models.Unigram())
+        rust.normalizer = normalizers.NFKC()
+        rust.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=600, special_tokens=specials, unk_token="<unk>")
+    rust.train_from_iterator(sentences(2000, seed=1), trainer)
+    rust.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=rust, **names).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["WordPiece", "byte-level BPE", "Unigram"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Path:
+    if request.param == "WordPiece":
+        return demo_model
+    return _train(tmp_path_factory.mktemp("tokenizer"), request.param)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer(folder, max_seq_len=MAX_SEQ_LEN)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(folder)
+
+
+WORDS = st.sampled_from(
+    [
+        *ODD,
+        "a",
+        "hello",
+        "embedding",
+        "\u00a0",
+        "\x1c",
+        "\u3000",
+        "e\u0301",
+        "\n",
+        "  ",
+        "\t",
+        "x" * 500,
+        "-",
+        "'s",
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    words=st.lists(WORDS, min_size=1, max_size=12), times=st.integers(1, 40), glue=st.sampled_from(["", " ", "\n"])
+)
+def test_a_long_text_has_the_ids_of_the_whole(
+    tokenizer: Tokenizer, whole: PreTrainedTokenizerFast, words: list[str], times: int, glue: str
+) -> None:
+    text = glue.join(words * times)
+    (mine,) = tokenizer([text])
+    full = whole(text)["input_ids"]
+    assert mine.ids == whole(text, truncation=True, max_length=MAX_SEQ_LEN)["input_ids"]
+    assert mine.truncated == (len(full) > MAX_SEQ_LEN)
+
+
+def test_no_more_of_a_giant_text_is_read_than_up_to_a_white_space() -> None:
+    giant = "hello world embedding " * 1_000_000
+    assert _beginning(giant, 100) == ("hello world embedding " * 5)[:109]
+    assert _beginning("x" * 1000, 100) == "x" * 1000
+    assert _beginning("short text", 100) == "short text"
+
+
+def test_a_giant_text_has_the_ids_of_its_beginning(tokenizer: Tokenizer) -> None:
+    giant = " ".join(random.Random(0).choices(["hello", "world", "embedding"], k=200_000))
+    (mine,) = tokenizer([giant])
+    assert (len(mine.ids), mine.truncated) == (MAX_SEQ_LEN, True)
+    assert mine == tokenizer([giant[:10_000]])[0]
