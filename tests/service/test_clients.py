@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -266,6 +267,24 @@ def test_an_error_among_the_results_costs_none_of_them(client: BertClient) -> No
     with pytest.raises(InvalidRequest, match="262144"):
         client.fetch_all()
     assert len(client.fetch_all()) == 2
+
+
+def test_encode_async_that_is_left_early_ends_its_thread(client: BertClient) -> None:
+    given = []
+
+    def forever() -> Iterator[list[str]]:
+        while True:
+            given.append(1)
+            yield ["text"]
+
+    for response in client.encode_async(forever()):
+        assert response.embedding.shape == (1, 384)
+        if len(given) > 30:
+            break
+    deadline = time.monotonic() + 5
+    while any(thread.name == "producer" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_encode_async_says_when_it_ran_out_of_time(server: RunningServer) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import zmq
 from bert_serving.protocol import Command, EncodeReply, Frames, InfoReply, Reply, Unavailable
 
-from .checks import check_request, client_version, response_of
+from .checks import check_request, client_status, response_of
 from .connection import Connection
 from .session import Session
 
@@ -123,19 +123,7 @@ class AsyncBertClient:
     @property
     def status(self) -> dict[str, Any]:
         """The state of this client."""
-        pending = self._session.pending
-        return {
-            "identity": self._session.identity,
-            "num_request": self._session.num_request,
-            "num_pending_request": len(pending),
-            "pending_request": pending,
-            "output_fmt": self.output_fmt,
-            "port": self.port,
-            "port_out": self.port_out,
-            "server_ip": self.ip,
-            "client_version": client_version(),
-            "timeout": self.timeout,
-        }
+        return client_status(self, self._session)
 
     # -- the line --------------------------------------------------------------------------------------
 

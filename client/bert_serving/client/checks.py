@@ -6,11 +6,13 @@ import sys
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from bert_serving.protocol import EncodeReply, check_texts
+
+from .session import Session
 
 #: The wire that this client speaks; servers report it as `server_version`.
 WIRE_VERSION = "1.10.0"
@@ -30,6 +32,31 @@ def client_version() -> str:
         return version("bert-embedding-service")
     except PackageNotFoundError:
         return "unknown"
+
+
+class _Client(Protocol):
+    ip: str
+    port: int
+    port_out: int
+    output_fmt: str
+    timeout: int
+
+
+def client_status(client: _Client, session: Session) -> dict[str, Any]:
+    """Return the state of a client under bert-as-service's keys."""
+    pending = session.pending
+    return {
+        "identity": session.identity,
+        "num_request": session.num_request,
+        "num_pending_request": len(pending),
+        "pending_request": pending,
+        "output_fmt": client.output_fmt,
+        "port": client.port,
+        "port_out": client.port_out,
+        "server_ip": client.ip,
+        "client_version": client_version(),
+        "timeout": client.timeout,
+    }
 
 
 def check_request(texts: Any, *, is_tokenized: bool) -> None:

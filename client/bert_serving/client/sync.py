@@ -13,15 +13,16 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import zmq
 from bert_serving.protocol import Command, EncodeReply, InfoReply, Reply, ServingError, Unavailable
 
-from .checks import Response, check_request, check_server, client_version, response_of
+from .checks import Response, check_request, check_server, client_status, response_of
 from .connection import Connection
+from .producer import Producer
 from .session import Session
 
 _T = TypeVar("_T")
@@ -199,13 +200,24 @@ class BertClient:
         max_num_batch: send so many batches at most. delay: seconds before the first result is looked for.
         kwargs: as for `encode`. What the generator raises is raised here after the results.
         """
-        errors: list[BaseException] = []
-        window = threading.Semaphore(_ASYNC_WINDOW)
-        producer = threading.Thread(
-            target=self._produce, args=(batch_generator, max_num_batch, kwargs, window, errors), daemon=True
+        producer = Producer(
+            lambda texts: self.encode(texts, **{**kwargs, "blocking": False}),
+            batch_generator,
+            limit=max_num_batch,
+            window=_ASYNC_WINDOW,
         )
         producer.start()
-        time.sleep(delay)
+        try:
+            time.sleep(delay)
+            for request_id, reply in self._results_of(producer):
+                producer.batch_done()
+                yield self._response(request_id, reply)
+        finally:
+            producer.stop()
+        if producer.error is not None:
+            raise producer.error
+
+    def _results_of(self, producer: Producer) -> Iterator[tuple[int, Reply]]:
         deadline = self._deadline()
         while True:
             is_producing = producer.is_alive()  # asked first: what it sent before its end is then seen below
@@ -217,30 +229,12 @@ class BertClient:
                     continue
                 raise
             if found is not None:
-                window.release()
-                yield self._response(*found)
+                yield found
                 deadline = self._deadline()
-            elif not is_producing:
-                break
-            else:
+            elif is_producing:
                 time.sleep(_NO_ROOM_S)
-        if errors:
-            raise errors[0]
-
-    def _produce(
-        self,
-        batches: Iterable[list[str]],
-        limit: int | None,
-        kwargs: dict[str, Any],
-        window: threading.Semaphore,
-        errors: list[BaseException],
-    ) -> None:
-        try:
-            for texts in islice(batches, limit):
-                window.acquire()
-                self.encode(texts, **{**kwargs, "blocking": False})
-        except BaseException as exc:  # handed to the thread that iterates
-            errors.append(exc)
+            else:
+                return
 
     def _fetch_next(self, deadline: float) -> tuple[int, Reply] | None:
         """Return (request id, reply) of a request to fetch, or None if there is none any more."""
@@ -256,19 +250,7 @@ class BertClient:
     @property
     def status(self) -> dict[str, Any]:
         """The state of this client."""
-        pending = self._session.pending
-        return {
-            "identity": self._session.identity,
-            "num_request": self._session.num_request,
-            "num_pending_request": len(pending),
-            "pending_request": pending,
-            "output_fmt": self.output_fmt,
-            "port": self.port,
-            "port_out": self.port_out,
-            "server_ip": self.ip,
-            "client_version": client_version(),
-            "timeout": self.timeout,
-        }
+        return client_status(self, self._session)
 
     @property
     def server_config(self) -> dict[str, Any]:
