@@ -96,6 +96,10 @@ def test_the_wheel_alone_is_the_client_on_numpy_and_pyzmq(
         "    print(client.encode(['alone'], show_tokens=True))"
     )
     assert "[CLS]" in run(python, "-c", code, cwd=tmp_path)
+    start = subprocess.run([tmp_path / "env/bin/bert-serving-start"], capture_output=True, text=True, check=False)
+    assert start.returncode == 1
+    (line,) = start.stderr.splitlines()
+    assert "pip install 'bert-embedding-service[server]'" in line
 
 
 def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 
 from .child import set_up_logging
-from .settings import parse_settings
 
 log = logging.getLogger(__name__)
 
@@ -18,12 +17,16 @@ def start(argv: Sequence[str] | None = None) -> int:
     """bert-serving-start: serve until told to stop. Returns the exit code: 0, or 1 with one line of why."""
     # Until the supervisor takes over, SIGTERM ends the start as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    settings = parse_settings(argv)
-    set_up_logging("server", verbose=settings.verbose)
     try:
+        from .settings import parse_settings
         from .supervisor import StartError, Supervisor, resolve
+    except ModuleNotFoundError as exc:  # the base install is the client alone
+        sys.stderr.write(f"bert-serving-start: {exc}; pip install 'bert-embedding-service[server]'\n")
+        return 1
     except KeyboardInterrupt:
         return 0
+    settings = parse_settings(argv)
+    set_up_logging("server", verbose=settings.verbose)
     try:
         settings = resolve(settings)
         supervisor = Supervisor(settings)
