@@ -287,6 +287,12 @@ def test_encode_async_that_is_left_early_ends_its_thread(client: BertClient) -> 
         time.sleep(0.01)
 
 
+def test_encode_async_of_two_threads_in_one_client_ends_in_both(client: BertClient) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        counts = list(pool.map(lambda _: len(list(client.encode_async([["a"]] * 60))), range(2)))
+    assert sum(counts) == 120
+
+
 def test_encode_async_says_when_it_ran_out_of_time(server: RunningServer) -> None:
     with BertClient(**server.ports, timeout=100) as client, pytest.raises(TimeoutError):
         list(client.encode_async(iter([["a long sentence " * 30] * 500] * 4), delay=0))

@@ -66,6 +66,11 @@ class Session:
         """Whether `take_any` has something to give, now or later."""
         return bool(self._to_fetch)
 
+    @property
+    def num_to_fetch(self) -> int:
+        """Requests that `take_any` will return, now or later."""
+        return len(self._to_fetch)
+
     # -- sending ---------------------------------------------------------------------------------------
 
     def encode(

@@ -204,13 +204,13 @@ class BertClient:
             lambda texts: self.encode(texts, **{**kwargs, "blocking": False}),
             batch_generator,
             limit=max_num_batch,
-            window=_ASYNC_WINDOW,
+            # Counted in the session: another thread may fetch what this one sent.
+            has_room=lambda: self._is_closed or self._session.num_to_fetch < _ASYNC_WINDOW,
         )
         producer.start()
         try:
             time.sleep(delay)
             for request_id, reply in self._results_of(producer):
-                producer.batch_done()
                 yield self._response(request_id, reply)
         finally:
             producer.stop()
@@ -232,6 +232,7 @@ class BertClient:
                 yield found
                 deadline = self._deadline()
             elif is_producing:
+                deadline = self._deadline()  # nothing is under way, so nothing is late
                 time.sleep(_NO_ROOM_S)
             else:
                 return
