@@ -3,8 +3,8 @@
     main thread    forward pass of the batch that is now
     mail thread    socket, heartbeats, tokenizing of the batch that is next
 
-The forward pass runs in the main thread because OpenMP serves it best: one short sentence takes 6 ms there
-and 10 ms in any other thread (two cores, all-MiniLM-L6-v2). An exception of a batch is the answer to that
+The forward pass runs in the main thread because OpenMP serves it best: in any other thread a short sentence
+takes markedly longer. An exception of a batch is the answer to that
 batch; any other ends the process, and the supervisor starts another.
 """
 
