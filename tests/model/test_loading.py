@@ -90,7 +90,7 @@ def test_vocab_txt_alone_makes_a_tokenizer(demo_model: Path, tmp_path: Path) -> 
     for name in ("config.json", "model.safetensors", "vocab.txt"):
         (tmp_path / name).symlink_to(demo_model / name)
     mine = Encoder(tmp_path, device="cpu", dtype="float32", pooling_layer=[-1])
-    assert mine.tokens(mine.tokenize(["Hello embeddings"])[0]) == [
+    assert mine.encode_tokens(["Hello embeddings"])[0].tokens == [
         "[CLS]",
         "hello",
         "em",

@@ -17,6 +17,7 @@ from bert_serving.protocol import (
     Command,
     CommandRequest,
     DeadlineExceeded,
+    EncodeOptions,
     EncodeReply,
     EncodeRequest,
     ErrorReply,
@@ -26,14 +27,17 @@ from bert_serving.protocol import (
     InfoReply,
     InvalidRequest,
     Overloaded,
+    Part,
     PayloadTooLarge,
     Ready,
     Refused,
+    Rejected,
     Result,
     ServingError,
     Stop,
     Unauthorized,
     Unavailable,
+    Vectors,
     WorkerFailed,
     codec,
     reply_from_frames,
@@ -51,6 +55,20 @@ IDENTITY = b"1f0c9f1e-8b8e-4d0e-9f43-0c2ab9a1f3aa"
 
 WORDS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1)
 TEXTS = st.lists(WORDS, min_size=1) | st.lists(st.lists(WORDS, min_size=1), min_size=1)
+OPTIONS = st.builds(
+    EncodeOptions,
+    pooling_strategy=st.none() | st.lists(st.sampled_from(["REDUCE_MEAN", "CLS_TOKEN"]), min_size=1).map(tuple),
+    pooling_layer=st.none() | st.lists(st.integers(-12, 11), min_size=1).map(tuple),
+    normalize=st.none() | st.booleans(),
+    dimensions=st.none() | st.integers(1, 768),
+    truncate=st.sampled_from(["right", "left", "error"]),
+    long_text=st.sampled_from(["truncate", "chunk"]),
+    prompt=st.none() | WORDS,
+    pairs=st.booleans(),
+    ragged=st.booleans(),
+    show_tokens=st.booleans(),
+    show_offsets=st.booleans(),
+)
 NUMBERS = st.integers(0, 10**18).map(lambda n: b"%d" % n)
 IDENTITIES = st.binary(min_size=1, max_size=255)
 
@@ -130,13 +148,14 @@ def test_request_with_a_deadline_is_an_object() -> None:
 
 
 def test_request_for_tokens_is_an_object_with_options() -> None:
-    frames = request_to_frames(EncodeRequest(IDENTITY, b"1", ["a"], show_tokens=True))
+    frames = request_to_frames(EncodeRequest(IDENTITY, b"1", ["a"], EncodeOptions(show_tokens=True)))
     assert plain(frames) == [IDENTITY, b'{"texts":["a"],"options":{"show_tokens":true}}', b"1", b"1"]
 
 
 def test_object_with_everything_is_read() -> None:
-    body = b'{"texts": ["a"], "deadline_ms": 9, "options": {"show_tokens": true}}'
-    assert request_from_frames([IDENTITY, body, b"1", b"1"]) == EncodeRequest(IDENTITY, b"1", ["a"], True, 9)
+    body = b'{"texts": ["a"], "deadline_ms": 9, "options": {"show_tokens": true}, "spans": [[[0, 1]]]}'
+    expected = EncodeRequest(IDENTITY, b"1", ["a"], EncodeOptions(show_tokens=True), 9, [[[0, 1]]])
+    assert request_from_frames([IDENTITY, body, b"1", b"1"]) == expected
 
 
 def test_command_is_written_as_the_old_client_does() -> None:
@@ -145,7 +164,7 @@ def test_command_is_written_as_the_old_client_does() -> None:
 
 
 @given(
-    st.builds(EncodeRequest, IDENTITIES, NUMBERS, TEXTS, st.booleans(), st.none() | st.integers(0, 2**53))
+    st.builds(EncodeRequest, IDENTITIES, NUMBERS, TEXTS, OPTIONS, st.none() | st.integers(0, 2**53))
     | st.builds(CommandRequest, IDENTITIES, NUMBERS, st.sampled_from(Command))
 )
 def test_every_request_returns_from_its_frames(request_: EncodeRequest | CommandRequest) -> None:
@@ -426,7 +445,14 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
             [b"READY", b'{"facts":{"device":"cpu","tokens_per_s":9.5}}'],
         ),
         (Refused("no GPU"), [b"REFUSED", b'{"reason":"no GPU"}']),
-        (Batch(5, ["a", "b"], True), [b"BATCH", b'{"batch_id":5,"texts":["a","b"],"show_tokens":true}']),
+        (
+            Batch(5, [Part(["a"]), Part(["b"], EncodeOptions(normalize=True), [[[0, 1]]])]),
+            [
+                b"BATCH",
+                b'{"batch_id":5,"parts":[{"texts":["a"]},'
+                b'{"texts":["b"],"options":{"normalize":true},"spans":[[[0,1]]]}]}',
+            ],
+        ),
         (Failed(5, "boom"), [b"FAILED", b'{"batch_id":5,"message":"boom"}']),
         (Heartbeat(1.5, 0.0), [b"HEARTBEAT", b'{"forward_age_s":1.5,"busy_s":0.0}']),
         (Stop(), [b"STOP", b"{}"]),
@@ -437,34 +463,59 @@ def test_worker_message_is_kind_and_header(message: Any, frames: list[bytes]) ->
     assert worker_message_from_frames(frames) == message
 
 
-def test_result_is_kind_header_and_array() -> None:
-    result = Result(5, ROWS, [3, 4], truncated=[1], tokenize_ms=0.5, compute_ms=2.0)
+def test_result_is_kind_header_and_an_array_for_each_part_that_has_one() -> None:
+    rejected = Rejected(InvalidRequest("too long"), 3)
+    result = Result(5, [Vectors(ROWS, [3, 4], [1]), rejected, Vectors(ROWS[:1], [2])], 0.5, 2.0)
     assert plain(worker_message_to_frames(result)) == [
         b"RESULT",
-        b'{"batch_id":5,"num_tokens":[3,4],"truncated":[1],"tokens":null,"tokenize_ms":0.5,"compute_ms":2.0,'
-        b'"array":{"dtype":"float32","shape":[2,1]}}',
+        b'{"batch_id":5,"outcomes":['
+        b'{"array":{"dtype":"float32","shape":[2,1]},"num_tokens":[3,4],"truncated":[1]},'
+        b'{"error":{"code":"invalid_request","message":"too long"},"index":3},'
+        b'{"array":{"dtype":"float32","shape":[1,1]},"num_tokens":[2]}],'
+        b'"tokenize_ms":0.5,"compute_ms":2.0}',
         b"\x00\x00\x80\x3f\x00\x00\x00\x40",
+        b"\x00\x00\x80\x3f",
     ]
+
+
+def test_a_rejected_part_returns_from_its_frames() -> None:
+    frames = worker_message_to_frames(Result(1, [Rejected(WorkerFailed("no number"), None)]))
+    result = worker_message_from_frames(frames)
+    assert isinstance(result, Result)
+    (rejected,) = result.outcomes
+    assert isinstance(rejected, Rejected)
+    assert (type(rejected.error), str(rejected.error), rejected.index) == (WorkerFailed, "no number", None)
 
 
 @given(
     rows=arrays(),
-    num_tokens=st.lists(st.integers(0, 512)),
-    tokens=st.none() | st.lists(st.lists(WORDS)),
+    num_tokens=st.lists(st.integers(0, 512), min_size=1),
+    tokens=st.none() | st.lists(st.lists(WORDS), min_size=1),
     truncated=st.lists(st.integers(0, 100)),
+    counts=st.none() | st.lists(st.integers(0, 9), min_size=1),
+    offsets=st.none() | st.lists(st.none() | st.lists(st.lists(st.integers(0, 9))), min_size=1),
 )
-def test_every_result_returns_from_its_frames(
-    rows: npt.NDArray[Any], num_tokens: list[int], tokens: list[list[str]] | None, truncated: list[int]
+def test_every_vector_returns_from_its_frames(
+    rows: npt.NDArray[Any],
+    num_tokens: list[int],
+    tokens: list[list[str]] | None,
+    truncated: list[int],
+    counts: list[int] | None,
+    offsets: list[list[list[int]] | None] | None,
 ) -> None:
-    frames = worker_message_to_frames(Result(9, rows, num_tokens, truncated, tokens, 0.25, 1.5))
+    sent = Vectors(rows, num_tokens, truncated, counts, tokens, offsets)
+    frames = worker_message_to_frames(Result(9, [sent], 0.25, 1.5))
     result = worker_message_from_frames([memoryview(bytes(frame)) for frame in frames])
     assert isinstance(result, Result)
-    np.testing.assert_array_equal(result.rows, rows)
-    assert (result.batch_id, result.num_tokens, result.truncated) == (9, num_tokens, truncated)
-    assert (result.tokens, result.tokenize_ms, result.compute_ms) == (tokens, 0.25, 1.5)
+    (vectors,) = result.outcomes
+    assert isinstance(vectors, Vectors)
+    np.testing.assert_array_equal(vectors.rows, rows)
+    assert (result.batch_id, result.tokenize_ms, result.compute_ms) == (9, 0.25, 1.5)
+    assert (vectors.num_tokens, list(vectors.truncated)) == (num_tokens, truncated)
+    assert (vectors.counts, vectors.tokens, vectors.offsets) == (counts, tokens, offsets)
 
 
-@given(st.builds(Batch, st.integers(0, 2**53), TEXTS, st.booleans()))
+@given(st.builds(Batch, st.integers(0, 2**53), st.lists(st.builds(Part, TEXTS, OPTIONS))))
 def test_every_batch_returns_from_its_frames(batch: Batch) -> None:
     assert worker_message_from_frames(worker_message_to_frames(batch)) == batch
 
@@ -486,7 +537,7 @@ def bare_codec(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_bare_client_writes_what_the_server_reads(bare_codec: ModuleType) -> None:
-    request = EncodeRequest(IDENTITY, b"1", ["café", "\N{GRINNING FACE}"], True, 250)
+    request = EncodeRequest(IDENTITY, b"1", ["café", "\N{GRINNING FACE}"], EncodeOptions(show_tokens=True), 250)
     assert request_from_frames(bare_codec.request_to_frames(request)) == request
 
 

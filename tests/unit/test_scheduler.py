@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,16 @@ import pytest
 from bert_serving.protocol import (
     Batch,
     DeadlineExceeded,
+    EncodeOptions,
     EncodeRequest,
+    InvalidRequest,
     Overloaded,
     PayloadTooLarge,
+    Rejected,
     Result,
     Text,
     Unavailable,
+    Vectors,
     WorkerFailed,
 )
 from bert_serving.server.broker.job import Job
@@ -82,9 +86,13 @@ def tokens_of(text: Text) -> int:
 
 def computed(batch: Batch, *, tokens_per_s: float = 20_000, factor: int = 1) -> Result:
     """What a worker of this speed answers; `factor`: real tokens for each one estimated."""
-    num_tokens = [factor * tokens_of(text) for text in batch.texts]
-    rows = np.array([[number_of(text)] for text in batch.texts], np.float64)
-    return Result(batch.batch_id, rows, num_tokens, compute_ms=1000 * sum(num_tokens) / tokens_per_s)
+    outcomes = [vectors(part.texts, [factor * tokens_of(text) for text in part.texts]) for part in batch.parts]
+    num_tokens = sum(sum(outcome.num_tokens) for outcome in outcomes)
+    return Result(batch.batch_id, outcomes, compute_ms=1000 * num_tokens / tokens_per_s)
+
+
+def vectors(texts: Sequence[Text], num_tokens: Sequence[int], **more: Any) -> Vectors:
+    return Vectors(np.array([[number_of(text)] for text in texts], np.float64), num_tokens, **more)
 
 
 def next_batch(scheduler: Scheduler, name: str = "w0", now: float = 0.0) -> Batch:
@@ -133,8 +141,8 @@ def test_merged_rows_return_to_the_request_that_they_came_from() -> None:
     jobs = [submit(scheduler, client, 3) for client in (ALICE, BOB, ALICE)]
     assert run_all(scheduler) == jobs
     for job in jobs:
-        assert job.rows is not None
-        assert job.rows[:, 0].tolist() == [number_of(text) for text in job.texts]
+        assert job.result.rows is not None
+        assert job.result.rows[:, 0].tolist() == [number_of(text) for text in job.texts]
 
 
 def test_empty_queue_gives_no_batch() -> None:
@@ -154,31 +162,84 @@ def test_texts_wait_for_the_first_worker() -> None:
     assert run_all(scheduler) == [job]
 
 
-def test_batch_asks_for_tokens_if_one_of_its_requests_does() -> None:
+def test_requests_with_different_options_share_a_batch() -> None:
     scheduler = make_scheduler()
+    curious = EncodeOptions(show_tokens=True, pooling_strategy=("CLS_TOKEN",))
     submit(scheduler, ALICE, 1)
-    submit(scheduler, BOB, 1, show_tokens=True)
-    assert next_batch(scheduler).show_tokens
+    submit(scheduler, BOB, 1, options=curious)
+    assert [part.options for part in next_batch(scheduler).parts] == [EncodeOptions(), curious]
 
 
-def test_only_the_request_that_asked_for_tokens_keeps_them() -> None:
-    scheduler = make_scheduler()
-    plain, curious = submit(scheduler, ALICE, 1), submit(scheduler, BOB, 1, show_tokens=True)
+def test_server_that_shows_tokens_asks_for_those_of_every_text() -> None:
+    scheduler = make_scheduler(show_tokens=True)
+    submit(scheduler, ALICE, 1)
+    assert next_batch(scheduler).parts[0].options.show_tokens
+
+
+def test_spans_travel_with_their_texts() -> None:
+    scheduler = make_scheduler(max_batch_size=2)
+    submit(scheduler, ALICE, 3, spans=[[[0, 1]], [[0, 2]], [[0, 3]]])
+    assert [turn(scheduler).parts[0].spans for _ in range(2)] == [[[[0, 1]], [[0, 2]]], [[[0, 3]]]]
+
+
+def test_vectors_of_several_tokens_are_kept_text_by_text() -> None:
+    scheduler = make_scheduler(max_batch_size=2)
+    job = submit(scheduler, ALICE, 3)
+    for rows, counts in (([[1.0], [2.0], [3.0]], [1, 2]), ([[4.0]], [1])):
+        part = Vectors(np.array(rows, np.float32), [16] * len(counts), counts=counts)
+        scheduler.complete("w0", Result(next_batch(scheduler).batch_id, [part]), 0.0)
+    assert [of_text.tolist() for of_text in job.result.ragged or []] == [[[1.0]], [[2.0], [3.0]], [[4.0]]]
+    assert job.result.padded(None)[:, :, 0].tolist() == [[1.0, 0.0], [2.0, 3.0], [4.0, 0.0]]
+    assert job.result.padded(4).shape == (3, 4, 1)
+    assert job.result.joined()[1] == [1, 2, 1]
+
+
+def test_a_rejected_text_fails_its_own_request_only_and_is_numbered_as_its_sender_counts() -> None:
+    scheduler = make_scheduler(max_batch_size=2)
+    bad, good = submit(scheduler, ALICE, 3), submit(scheduler, BOB, 1)
+    scheduler.complete("w0", computed(next_batch(scheduler)), 0.0)
     batch = next_batch(scheduler)
-    tokens = [["[CLS]", str(text), "[SEP]"] for text in batch.texts]
-    rows = np.zeros((2, 1), np.float32)
-    scheduler.complete("w0", Result(batch.batch_id, rows, [16, 16], tokens=tokens), 0.0)
-    assert (plain.tokens, curious.tokens) == ([], [["[CLS]", curious.texts[0], "[SEP]"]])
+    outcomes = [
+        Rejected(InvalidRequest("too long"), 0) if part.texts[0] in bad.texts else vectors(part.texts, [16])
+        for part in batch.parts
+    ]
+    ended = scheduler.complete("w0", Result(batch.batch_id, outcomes), 0.0)
+    failures = [e for e in ended if isinstance(e, Failure)]
+    assert [(f.job, type(f.error), str(f.error)) for f in failures] == [
+        (bad, InvalidRequest, "texts[2]: too long")
+    ]
+    assert good in ended or run_all(scheduler) == [good]
+
+
+def test_vectors_of_a_request_are_bounded() -> None:
+    scheduler = make_scheduler(result_bytes=16, max_batch_size=2)
+    job = submit(scheduler, ALICE, 4)
+    assert turn(scheduler).texts == job.texts[:2]
+    (failure,) = scheduler.complete("w0", computed(next_batch(scheduler)), 0.0)
+    assert isinstance(failure, Failure)
+    assert isinstance(failure.error, PayloadTooLarge)
 
 
 def test_truncated_rows_are_numbered_within_their_own_request() -> None:
     scheduler = make_scheduler()
     first, second = submit(scheduler, ALICE, 2), submit(scheduler, BOB, 3)
     batch = next_batch(scheduler)
-    cut = [i for i, text in enumerate(batch.texts) if text in (first.texts[0], second.texts[2])]
-    rows = np.zeros((5, 1), np.float32)
-    scheduler.complete("w0", Result(batch.batch_id, rows, [16] * 5, truncated=cut), 0.0)
-    assert (first.truncated, second.truncated) == ([0], [2])
+    cut = {first.texts[0], second.texts[2]}
+    outcomes = [
+        vectors(p.texts, [16] * len(p.texts), truncated=[i for i, text in enumerate(p.texts) if text in cut])
+        for p in batch.parts
+    ]
+    scheduler.complete("w0", Result(batch.batch_id, outcomes), 0.0)
+    assert (first.result.truncated, second.result.truncated) == ([0], [2])
+
+
+def test_a_text_that_is_read_whole_counts_whole() -> None:
+    scheduler = make_scheduler(max_seq_len=100)
+    texts = make_texts(1, num_tokens=2000)
+    cut = scheduler.submit(request(ALICE, texts), 0.0)
+    whole = scheduler.submit(request(BOB, texts, options=EncodeOptions(long_text="chunk")), 0.0)
+    estimate = [job.tokens_of(texts[0], scheduler._cost) for job in (cut, whole)]
+    assert estimate == [100, 2000]
 
 
 # -- size of a batch -----------------------------------------------------------------------------------
@@ -339,8 +400,8 @@ def test_job_is_spread_over_the_workers_and_comes_together_in_order() -> None:
     for name, batch in reversed(batches):
         done = scheduler.complete(name, computed(batch), 0.0)
     assert done == [job]
-    assert job.rows is not None
-    assert job.rows[:, 0].tolist() == [number_of(text) for text in job.texts]
+    assert job.result.rows is not None
+    assert job.result.rows[:, 0].tolist() == [number_of(text) for text in job.texts]
 
 
 # -- who goes first ------------------------------------------------------------------------------------
@@ -936,8 +997,8 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         return name, batches.pop(data.draw(st.integers(0, len(batches) - 1)))
 
     def _check_rows(self, job: Job) -> None:
-        assert job.rows is not None
-        assert job.rows[:, 0].tolist() == [number_of(text) for text in job.texts]
+        assert job.result.rows is not None
+        assert job.result.rows[:, 0].tolist() == [number_of(text) for text in job.texts]
 
     def _end(self, job: Job) -> None:
         self.ends[job.job_id] += 1

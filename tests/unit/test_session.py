@@ -7,6 +7,7 @@ import pytest
 from bert_serving.client.session import PROBE_AFTER_S, PROBE_TIMEOUT_S, Session
 from bert_serving.protocol import (
     Command,
+    EncodeOptions,
     EncodeReply,
     ErrorReply,
     Frames,
@@ -68,7 +69,7 @@ def test_command_is_written_as_the_old_client_does(session: Session) -> None:
 
 
 def test_options_travel_with_the_texts(session: Session) -> None:
-    _, frames = session.encode(["a"], 0.0, show_tokens=True, deadline_ms=50)
+    _, frames = session.encode(["a"], 0.0, options=EncodeOptions(show_tokens=True), deadline_ms=50)
     assert frames[1] == b'{"texts":["a"],"options":{"show_tokens":true},"deadline_ms":50}'
 
 

@@ -65,7 +65,7 @@ def test_old_names_of_ports_still_work(flag: str, name: str) -> None:
         ("CPU", "1", True),
         ("HTTP_PORT", "8125", 8125),
         ("POOLING_LAYER", "-4 -3,-2", (-4, -3, -2)),
-        ("POOLING_STRATEGY", "reduce_max", "REDUCE_MAX"),
+        ("POOLING_STRATEGY", "reduce_max cls", ("REDUCE_MAX", "CLS_TOKEN")),
         ("OUTBOX_AGE", "2.5", 2.5),
         ("PORT", "", 5555),
     ],
@@ -105,12 +105,12 @@ def test_layers_are_a_list_of_numbers_that_may_be_negative(
     ("given", "strategy"), [("REDUCE_MEAN", "REDUCE_MEAN"), ("cls_token", "CLS_TOKEN"), ("AUTO", "auto")]
 )
 def test_pooling_strategy_is_understood_in_any_case(given: str, strategy: str) -> None:
-    assert parse_settings(["-pooling_strategy", given]).pooling_strategy == strategy
+    assert parse_settings(["-pooling_strategy", given]).pooling_strategy == (strategy,)
 
 
 @pytest.mark.parametrize("none", ["NONE", "none", "None"])
-def test_max_seq_len_none_is_the_models_own(none: str) -> None:
-    assert parse_settings(["-max_seq_len", none]).max_seq_len is None
+def test_max_seq_len_none_is_understood_in_any_case(none: str) -> None:
+    assert parse_settings(["-max_seq_len", none]).max_seq_len == "NONE"
 
 
 def test_settings_cannot_be_changed() -> None:

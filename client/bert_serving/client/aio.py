@@ -6,13 +6,35 @@ import asyncio
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import zmq
-from bert_serving.protocol import Command, EncodeReply, Frames, InfoReply, Reply, Unavailable
+from bert_serving.protocol import (
+    Command,
+    EncodeOptions,
+    EncodeReply,
+    Frames,
+    InfoReply,
+    Reply,
+    Rows,
+    Spans,
+    Text,
+    TokenVectors,
+    Unavailable,
+    check_spans,
+)
 
-from .checks import check_request, client_status, response_of
+from .checks import (
+    TOKEN_LEVEL,
+    check_request,
+    client_status,
+    options_of,
+    response_of,
+    rows_by_text,
+    token_vectors_of,
+)
 from .connection import Connection
 from .session import Session
 
@@ -88,22 +110,48 @@ class AsyncBertClient:
         self._connection = None
 
     async def encode(
-        self, texts: list[str] | list[list[str]], is_tokenized: bool = False, show_tokens: bool = False
+        self,
+        texts: list[str] | list[list[str]],
+        is_tokenized: bool = False,
+        show_tokens: bool = False,
+        **options: Any,
     ) -> Any:
         """Return the vectors of the texts: (B, D) float32, rows in the order of the texts.
 
         Arguments and errors as for BertClient.encode. Cancelling the call forgets the request.
         """
         check_request(texts, is_tokenized=is_tokenized)
+        request_id, reply = await self._encoded(texts, options_of({**options, "show_tokens": show_tokens}))
+        response = response_of(request_id, reply, as_list=self.output_fmt == "list", warn=self._warns)
+        return (response.embedding, response.tokens) if show_tokens else response.embedding
+
+    async def encode_tokens(
+        self, texts: list[str] | list[list[str]], is_tokenized: bool = False, **options: Any
+    ) -> list[TokenVectors]:
+        """Return the vectors, tokens and offsets of each text's tokens, as BertClient.encode_tokens."""
+        check_request(texts, is_tokenized=is_tokenized)
+        _, reply = await self._encoded(texts, options_of(options | TOKEN_LEVEL))
+        return token_vectors_of(reply)
+
+    async def encode_spans(
+        self, texts: list[str], spans: Sequence[Sequence[tuple[int, int]]], **options: Any
+    ) -> list[Rows]:
+        """Return for each text a vector for each of its spans, as BertClient.encode_spans."""
+        check_request(texts, is_tokenized=False)
+        check_spans(spans, len(texts))
+        _, reply = await self._encoded(texts, options_of(options | {"ragged": True}), spans)
+        return rows_by_text(reply)
+
+    async def _encoded(
+        self, texts: Sequence[Text], options: EncodeOptions, spans: Sequence[Spans] | None = None
+    ) -> tuple[int, EncodeReply]:
+        deadline_ms = self.timeout if self.timeout >= 0 else None
         request_id, reply = await self._request(
-            lambda now: self._session.encode(
-                texts, now, show_tokens=show_tokens, deadline_ms=self.timeout if self.timeout >= 0 else None
-            ),
+            lambda now: self._session.encode(texts, now, options=options, spans=spans, deadline_ms=deadline_ms),
             self.timeout / 1000 if self.timeout >= 0 else None,
         )
         assert isinstance(reply, EncodeReply)
-        response = response_of(request_id, reply, as_list=self.output_fmt == "list", warn=self._warns)
-        return (response.embedding, response.tokens) if show_tokens else response.embedding
+        return request_id, reply
 
     async def server_config(self) -> dict[str, Any]:
         """Return the settings in force at the server, and its versions."""

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from bert_serving.protocol import EncodeReply, check_texts
+from bert_serving.protocol import EncodeOptions, EncodeReply, Rows, TokenVectors, check_texts, options_from_json
 
 from .session import Session
 
 #: The wire that this client speaks; servers report it as `server_version`.
 WIRE_VERSION = "1.10.0"
+
+#: The options of a request for the vectors of all tokens.
+TOKEN_LEVEL = {"pooling_strategy": "NONE", "ragged": True, "show_tokens": True, "show_offsets": True}
 
 
 class Response(NamedTuple):
@@ -66,6 +69,13 @@ def check_request(texts: Any, *, is_tokenized: bool) -> None:
         raise TypeError(f"texts must be a list of {expected}")
 
 
+def options_of(options: Mapping[str, Any]) -> EncodeOptions:
+    """Return the options of a call. Raises TypeError or ValueError, which name the one that is wrong."""
+    if unknown := sorted(options.keys() - EncodeOptions.__slots__):
+        raise TypeError(f"encode() has no option {unknown[0]!r}; there are {', '.join(EncodeOptions.__slots__)}")
+    return options_from_json(options)
+
+
 def check_server(config: Mapping[str, Any], *, show: bool) -> None:
     """Raise AttributeError if the server speaks another wire. show: print its configuration first."""
     if show:
@@ -89,3 +99,17 @@ def response_of(request_id: int, reply: EncodeReply, *, as_list: bool, warn: boo
     # The frame's memory is read-only; a caller may want to write to what is his.
     rows: npt.NDArray[np.floating[Any]] = np.array(reply.rows)
     return Response(request_id, rows.tolist() if as_list else rows, "" if reply.tokens is None else reply.tokens)
+
+
+def token_vectors_of(reply: EncodeReply) -> list[TokenVectors]:
+    """Return the tokens of each text in a reply that has them all."""
+    assert reply.tokens is not None
+    offsets = reply.offsets or [None] * len(reply.tokens)
+    rows = rows_by_text(reply)
+    return [TokenVectors(*of_text) for of_text in zip(rows, reply.tokens, offsets, strict=True)]
+
+
+def rows_by_text(reply: EncodeReply) -> list[Rows]:
+    """Return the rows of each text in a reply that has any number of them."""
+    assert reply.counts is not None
+    return np.split(np.array(reply.rows), np.cumsum(reply.counts)[:-1])

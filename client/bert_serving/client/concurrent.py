@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from bert_serving.protocol import Rows, TokenVectors
+
 from .sync import BertClient
 
 
@@ -28,13 +30,28 @@ class ConcurrentBertClient(BertClient):
         super()._after_fork()
 
     def encode(
-        self, texts: Any, blocking: bool = True, is_tokenized: bool = False, show_tokens: bool = False
+        self,
+        texts: Any,
+        blocking: bool = True,
+        is_tokenized: bool = False,
+        show_tokens: bool = False,
+        **options: Any,
     ) -> Any:
         """Return the vectors of the texts, as BertClient.encode; `blocking=False` is refused."""
         if not blocking:
             _refuse("encode(blocking=False)")
         with self._turns:
-            return super().encode(texts, is_tokenized=is_tokenized, show_tokens=show_tokens)
+            return super().encode(texts, is_tokenized=is_tokenized, show_tokens=show_tokens, **options)
+
+    def encode_tokens(self, texts: Any, is_tokenized: bool = False, **options: Any) -> list[TokenVectors]:
+        """Return the vectors of each text's tokens, as BertClient.encode_tokens."""
+        with self._turns:
+            return super().encode_tokens(texts, is_tokenized, **options)
+
+    def encode_spans(self, texts: Any, spans: Any, **options: Any) -> list[Rows]:
+        """Return a vector for each span, as BertClient.encode_spans."""
+        with self._turns:
+            return super().encode_spans(texts, spans, **options)
 
     def fetch(self, delay: float = 0.0) -> Iterator[Any]:
         _refuse("fetch")

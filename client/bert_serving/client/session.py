@@ -17,11 +17,13 @@ from bert_serving.protocol import (
     MAX_IDENTITY_BYTES,
     Command,
     CommandRequest,
+    EncodeOptions,
     EncodeRequest,
     ErrorReply,
     Frames,
     Reply,
     ServingError,
+    Spans,
     Text,
     Unavailable,
     reply_from_frames,
@@ -78,7 +80,8 @@ class Session:
         texts: Sequence[Text],
         now: float,
         *,
-        show_tokens: bool = False,
+        options: EncodeOptions = EncodeOptions(),  # noqa: B008
+        spans: Sequence[Spans] | None = None,
         deadline_ms: int | None = None,
         to_fetch: bool = False,
     ) -> tuple[int, Frames]:
@@ -86,7 +89,7 @@ class Session:
         request_id = self._begin(now)
         if to_fetch:
             self._to_fetch.add(request_id)
-        request = EncodeRequest(self.identity, self._wire_id(request_id), texts, show_tokens, deadline_ms)
+        request = EncodeRequest(self.identity, self._wire_id(request_id), texts, options, deadline_ms, spans)
         return request_id, request_to_frames(request)
 
     def command(self, command: Command, now: float) -> tuple[int, Frames]:

@@ -11,16 +11,39 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import zmq
-from bert_serving.protocol import Command, EncodeReply, InfoReply, Reply, ServingError, Unavailable
+from bert_serving.protocol import (
+    Command,
+    EncodeOptions,
+    EncodeReply,
+    InfoReply,
+    Reply,
+    Rows,
+    ServingError,
+    Spans,
+    Text,
+    TokenVectors,
+    Unavailable,
+    check_spans,
+)
 
-from .checks import Response, check_request, check_server, client_status, response_of
+from .checks import (
+    TOKEN_LEVEL,
+    Response,
+    check_request,
+    check_server,
+    client_status,
+    options_of,
+    response_of,
+    rows_by_text,
+    token_vectors_of,
+)
 from .connection import Connection
 from .producer import Producer
 from .session import Session
@@ -29,6 +52,7 @@ _T = TypeVar("_T")
 
 _POLL_S = 0.2  # how soon a waiting call notices that the client was closed or a probe is due
 _NO_ROOM_S = 0.01
+_ASK_AGAIN_S = 2.0
 _ASYNC_POLL_S = 0.05
 _ASYNC_WINDOW = 16  # batches under way at once; more would only fill the server's queue
 
@@ -130,21 +154,27 @@ class BertClient:
         blocking: bool = True,
         is_tokenized: bool = False,
         show_tokens: bool = False,
+        **options: Any,
     ) -> Any:
         """Return the vectors of the texts: (B, D) float32, rows in the order of the texts.
 
         texts: a list of non-empty strings, or with is_tokenized a list of lists of tokens.
         blocking: wait for the vectors; if False return None, and `fetch` or `fetch_all` has them later.
         show_tokens: return (vectors, tokens), the tokens being those that the model saw.
+        options: what this request wants in another way than the server was started for: pooling_strategy,
+        pooling_layer, normalize, dimensions, truncate, long_text, prompt, prompt_name, pairs; see
+        bert_serving.protocol.EncodeOptions. With pooling_strategy NONE the vectors are (B, T, D), zero behind
+        the end of a text.
         Raises TypeError or ValueError for bad texts, and what the class says for the rest.
         """
         check_request(texts, is_tokenized=is_tokenized)
+        asked = options_of({**options, "show_tokens": show_tokens})
         deadline = self._deadline() if blocking else float("inf")
         request_id = self._send(
             lambda now: self._session.encode(
                 texts,
                 now,
-                show_tokens=show_tokens,
+                options=asked,
                 deadline_ms=self.timeout if blocking and self.timeout >= 0 else None,
                 to_fetch=not blocking,
             ),
@@ -154,6 +184,37 @@ class BertClient:
             return None
         response = self._response(request_id, self._reply_to(request_id, deadline))
         return (response.embedding, response.tokens) if show_tokens else response.embedding
+
+    def encode_tokens(
+        self, texts: list[str] | list[list[str]], is_tokenized: bool = False, **options: Any
+    ) -> list[TokenVectors]:
+        """Return the vectors, tokens and offsets of each text's tokens. options: as for `encode`."""
+        check_request(texts, is_tokenized=is_tokenized)
+        asked = options_of(options | TOKEN_LEVEL)
+        return token_vectors_of(self._encoded(texts, asked))
+
+    def encode_spans(
+        self, texts: list[str], spans: Sequence[Sequence[tuple[int, int]]], **options: Any
+    ) -> list[Rows]:
+        """Return for each text a vector for each of its spans: (number of spans, D) float32.
+
+        spans: [start, end) in characters, some for each text. The whole text goes through the model once,
+        and the tokens of each span are pooled (late chunking). options: as for `encode`.
+        """
+        check_request(texts, is_tokenized=False)
+        check_spans(spans, len(texts))
+        return rows_by_text(self._encoded(texts, options_of(options | {"ragged": True}), spans))
+
+    def _encoded(
+        self, texts: Sequence[Text], options: EncodeOptions, spans: Sequence[Spans] | None = None
+    ) -> EncodeReply:
+        deadline = self._deadline()
+        deadline_ms = self.timeout if self.timeout >= 0 else None
+        request_id = self._send(
+            lambda now: self._session.encode(texts, now, options=options, spans=spans, deadline_ms=deadline_ms),
+            deadline,
+        )
+        return cast(EncodeReply, self._reply_to(request_id, deadline))
 
     def fetch(self, delay: float = 0.0) -> Iterator[Response]:
         """Yield the results of `encode(..., blocking=False)` as they arrive, until none is pending.
@@ -267,10 +328,18 @@ class BertClient:
         # The broker answers these whatever its workers do, so they never take long.
         limit_s = (self.timeout if self.timeout >= 0 else self.connect_timeout) / 1000
         deadline = time.monotonic() + limit_s
-        request_id = self._send(lambda now: self._session.command(command, now), deadline)
-        reply = self._reply_to(request_id, deadline)
-        assert isinstance(reply, InfoReply)
-        return dict(reply.info)
+        while True:
+            request_id = self._send(lambda now: self._session.command(command, now), deadline)
+            try:
+                reply = self._reply_to(request_id, min(deadline, time.monotonic() + _ASK_AGAIN_S))
+            except TimeoutError:
+                # Where clients share an identity, the first answer may go out to the others alone, before
+                # this one's subscription has arrived.
+                if time.monotonic() >= deadline:
+                    raise
+                continue
+            assert isinstance(reply, InfoReply)
+            return dict(reply.info)
 
     # -- the line --------------------------------------------------------------------------------------
 

@@ -3,18 +3,18 @@
 The client side is bert-as-service's wire, extended without changing what the old client sees:
 
     request        identity | body | request_id | num_texts     body: JSON list, JSON object or a command
-    encode reply   identity | info | array | request_id         info: dtype, shape, tokens, truncated
+    encode reply   identity | info | array | request_id         info: dtype, shape, tokens, truncated, ...
     error reply    identity | info | empty | request_id         info: error, and a dtype that no numpy knows
     info reply     identity | info | request_id
 
-The worker side is `kind | header | array?`, header being a JSON object. Arrays travel as raw
+The worker side is `kind | header | array ...`, header being a JSON object. Arrays travel as raw
 little-endian C-ordered bytes with dtype and shape in the JSON. Nothing is ever pickled.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,15 +31,20 @@ from .messages import (
     Failed,
     Heartbeat,
     InfoReply,
+    Outcome,
+    Part,
     Ready,
     Refused,
+    Rejected,
     Reply,
     Request,
     Result,
     Rows,
     Stop,
+    Vectors,
     WorkerMessage,
 )
+from .options import EncodeOptions, check_spans, options_from_json
 from .texts import check_texts
 
 #: A frame as it goes out or comes in.
@@ -73,8 +78,10 @@ def request_to_frames(request: Request) -> Frames:
     if isinstance(request, CommandRequest):
         return [request.identity, request.command.value, request.request_id, b"0"]
     body: dict[str, Any] = {"texts": request.texts}
-    if request.show_tokens:
-        body["options"] = {"show_tokens": True}
+    if options := request.options.to_json():
+        body["options"] = options
+    if request.spans is not None:
+        body["spans"] = request.spans
     if request.deadline_ms is not None:
         body["deadline_ms"] = request.deadline_ms
     # A plain request is the old client's literal body: a bare list.
@@ -111,31 +118,27 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
         return CommandRequest(bytes(identity), bytes(request_id), command)
     if not _is_number(num_texts):
         raise InvalidRequest("number of texts must be a decimal number")
-    texts, show_tokens, deadline_ms = _parse_body(body)
-    if len(texts) != int(num_texts):
-        raise InvalidRequest(f"the request announces {int(num_texts)} texts but holds {len(texts)}")
-    return EncodeRequest(bytes(identity), bytes(request_id), texts, show_tokens, deadline_ms)
-
-
-def _parse_body(body: Frame) -> tuple[list[Any], bool, int | None]:
     value = parse_json(body)
-    options: Any = {}
-    deadline_ms = None
-    if isinstance(value, dict):
-        options = value.get("options") or {}
-        deadline_ms = value.get("deadline_ms")
-        value = value.get("texts")
+    content: dict[str, Any] = value if isinstance(value, dict) else {"texts": value}
+    texts: Any = content.get("texts")
     try:
-        check_texts(value)
+        check_texts(texts)
+        options = options_from_json(content.get("options") or {})
+        if (spans := content.get("spans")) is not None:
+            check_spans(spans, len(texts))
     except (TypeError, ValueError) as exc:
         raise InvalidRequest(str(exc)) from exc
-    if not isinstance(options, dict):
-        raise InvalidRequest("options must be a JSON object")
-    if unknown := options.keys() - {"show_tokens"}:
-        raise InvalidRequest(f"unknown option {sorted(unknown)[0]!r}")
-    if deadline_ms is not None and (type(deadline_ms) is not int or not 0 <= deadline_ms <= _MAX_DEADLINE_MS):
-        raise InvalidRequest(f"deadline_ms must be a whole number of milliseconds, got {deadline_ms!r}")
-    return value, bool(options.get("show_tokens")), deadline_ms
+    if len(texts) != int(num_texts):
+        raise InvalidRequest(f"the request announces {int(num_texts)} texts but holds {len(texts)}")
+    deadline_ms = _deadline(content.get("deadline_ms"))
+    return EncodeRequest(bytes(identity), bytes(request_id), texts, options, deadline_ms, spans)
+
+
+def _deadline(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or not 0 <= value <= _MAX_DEADLINE_MS):
+        raise InvalidRequest(f"deadline_ms must be a whole number of milliseconds, got {value!r}")
+    found: int | None = value
+    return found
 
 
 def parse_json(body: Frame) -> Any:
@@ -174,8 +177,9 @@ def reply_to_frames(reply: Reply) -> Frames:
         ]
     info: dict[str, Any] = _array_info(reply.rows)
     info["tokens"] = "" if reply.tokens is None else reply.tokens
-    if reply.truncated:
-        info["truncated"] = reply.truncated
+    for name in ("truncated", "counts", "offsets"):
+        if value := getattr(reply, name):
+            info[name] = value
     return [reply.identity, _dumps(info), _array_frame(reply.rows), reply.request_id]
 
 
@@ -194,7 +198,15 @@ def reply_from_frames(frames: Sequence[Frame]) -> Reply:
         tokens = info.get("tokens")
     except (AttributeError, KeyError, TypeError) as exc:
         raise ValueError(f"a reply that cannot be read: {exc!r}") from exc
-    return EncodeReply(identity, request_id, rows, tokens if tokens != "" else None, info.get("truncated", ()))
+    return EncodeReply(
+        identity,
+        request_id,
+        rows,
+        tokens if tokens != "" else None,
+        info.get("truncated", ()),
+        info.get("counts"),
+        info.get("offsets"),
+    )
 
 
 # -- broker and workers --------------------------------------------------------------------------------
@@ -205,30 +217,58 @@ _KINDS: dict[bytes, type[Any]] = {
 
 
 def worker_message_to_frames(message: WorkerMessage | BrokerMessage) -> Frames:
-    """Return `kind | header`, and the array of a Result as a third frame."""
+    """Return `kind | header`, and behind them an array for each part of a Result that has vectors."""
     kind = type(message).__name__.upper().encode()
-    if not isinstance(message, Result):
-        return [kind, _dumps({name: getattr(message, name) for name in message.__slots__})]
-    header = {
-        "batch_id": message.batch_id,
-        "num_tokens": message.num_tokens,
-        "truncated": message.truncated,
-        "tokens": message.tokens,
-        "tokenize_ms": message.tokenize_ms,
-        "compute_ms": message.compute_ms,
-        "array": _array_info(message.rows),
-    }
-    return [kind, _dumps(header), _array_frame(message.rows)]
+    header = {name: getattr(message, name) for name in message.__slots__}
+    arrays: Frames = []
+    if isinstance(message, Batch):
+        header["parts"] = [_part_to_json(part) for part in message.parts]
+    elif isinstance(message, Result):
+        header["outcomes"] = [_outcome_to_json(outcome) for outcome in message.outcomes]
+        arrays = [_array_frame(outcome.rows) for outcome in message.outcomes if isinstance(outcome, Vectors)]
+    return [kind, _dumps(header), *arrays]
 
 
 def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | BrokerMessage:
     """Return the message in the frames; both ends are ours, so anything else is a bug and raises."""
     cls = _KINDS[bytes(frames[0])]
     header = _loads(frames[1])
-    if cls is Result:
-        header["rows"] = _array(header.pop("array"), frames[2])
+    if cls is Batch:
+        header["parts"] = [_part_from_json(part) for part in header["parts"]]
+    elif cls is Result:
+        arrays = iter(frames[2:])
+        header["outcomes"] = [_outcome_from_json(outcome, arrays) for outcome in header["outcomes"]]
     message: WorkerMessage | BrokerMessage = cls(**header)
     return message
+
+
+def _part_to_json(part: Part) -> dict[str, Any]:
+    value: dict[str, Any] = {"texts": part.texts}
+    if options := part.options.to_json():
+        value["options"] = options
+    if part.spans is not None:
+        value["spans"] = part.spans
+    return value
+
+
+def _part_from_json(value: dict[str, Any]) -> Part:
+    options = value.get("options")
+    return Part(value["texts"], options_from_json(options) if options else EncodeOptions(), value.get("spans"))
+
+
+def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    if isinstance(outcome, Rejected):
+        return {"error": outcome.error.to_info(), "index": outcome.index}
+    names = ("num_tokens", "truncated", "counts", "tokens", "offsets")
+    value = {name: getattr(outcome, name) for name in names if getattr(outcome, name)}
+    return {"array": _array_info(outcome.rows), **value}
+
+
+def _outcome_from_json(value: dict[str, Any], arrays: Iterator[Frame]) -> Outcome:
+    if "error" in value:
+        return Rejected(error_from_info(value["error"]), value["index"])
+    rows = _array(value.pop("array"), next(arrays))
+    return Vectors(rows=rows, **value)
 
 
 # -- arrays --------------------------------------------------------------------------------------------

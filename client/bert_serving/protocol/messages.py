@@ -19,12 +19,29 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ServingError
+from .options import EncodeOptions
 
 #: A text, or the tokens of a text that its sender has tokenized already.
 Text: TypeAlias = "str | list[str]"
 
-#: B rows of vectors, (B, D); float32, or float16 where the server was told so.
+#: [start, end] in characters, some for one text.
+Spans: TypeAlias = "Sequence[Sequence[int]]"
+
+#: Rows of vectors, (R, D) float32.
 Rows: TypeAlias = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenVectors:
+    """The tokens of one text. vectors: (T, D) float32; tokens: T strings, special ones included.
+
+    offsets: [start, end] in characters of each token, [0, 0] for special ones; None where the text came as
+    tokens.
+    """
+
+    vectors: Rows
+    tokens: Sequence[str]
+    offsets: Sequence[Sequence[int]] | None
 
 
 class Command(bytes, Enum):
@@ -44,13 +61,15 @@ class EncodeRequest:
     """Texts to encode. `request_id` is the sender's own number and comes back as it is.
 
     deadline_ms: how long the sender will wait, counted from the request's arrival; None: no limit.
+    spans: for each text [start, end] in characters, each to get a vector of its own; None: one for each text.
     """
 
     identity: bytes
     request_id: bytes
     texts: Sequence[Text]
-    show_tokens: bool = False
+    options: EncodeOptions = EncodeOptions()  # noqa: RUF009
     deadline_ms: int | None = None
+    spans: Sequence[Spans] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +81,10 @@ class CommandRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodeReply:
-    """Vectors, one row for each text, in the order of the texts.
+    """Vectors in the order of the texts: one row for each, or as many as `counts` says.
 
-    tokens: the tokens of each text if they were asked for. truncated: indices of the texts that were cut.
+    rows may also be (B, T, D): a row for each token, zero behind the end of a text. tokens, offsets: those of
+    each text if they were asked for. truncated: indices of the texts that were cut.
     """
 
     identity: bytes
@@ -72,6 +92,8 @@ class EncodeReply:
     rows: Rows
     tokens: Sequence[Sequence[str]] | None = None
     truncated: Sequence[int] = ()
+    counts: Sequence[int] | None = None
+    offsets: Sequence[Sequence[Sequence[int]] | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,27 +128,57 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Texts of one request in a batch, and what it wants."""
+
+    texts: Sequence[Text]
+    options: EncodeOptions = EncodeOptions()  # noqa: RUF009
+    spans: Sequence[Spans] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """Texts of any number of jobs, merged for one worker."""
+    """Texts of any number of requests, merged for one worker."""
 
     batch_id: int
-    texts: Sequence[Text]
-    show_tokens: bool = False
+    parts: Sequence[Part]
+
+    @property
+    def texts(self) -> list[Text]:
+        """The texts of all parts."""
+        return [text for part in self.parts for text in part.texts]
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The vectors of a part, in the order of its texts.
+
+    rows: (R, D), one for each text, or as many as `counts` says. num_tokens: what the model computed for
+    each text, special tokens included. truncated: indices of the texts that were cut.
+    """
+
+    rows: Rows
+    num_tokens: Sequence[int]
+    truncated: Sequence[int] = ()
+    counts: Sequence[int] | None = None
+    tokens: Sequence[Sequence[str]] | None = None
+    offsets: Sequence[Sequence[Sequence[int]] | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A part without vectors, for the fault of one text, or of its options where index is None."""
+
+    error: ServingError
+    index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The vectors of a batch, one row for each text.
-
-    num_tokens: the real tokens of each text, special ones included. tokenize_ms, compute_ms: time that the
-    batch took in either stage.
-    """
+    """What became of a batch, part by part. tokenize_ms, compute_ms: time that it took in either stage."""
 
     batch_id: int
-    rows: Rows
-    num_tokens: Sequence[int]
-    truncated: Sequence[int] = ()
-    tokens: Sequence[Sequence[str]] | None = None
+    outcomes: Sequence[Outcome]
     tokenize_ms: float = 0.0
     compute_ms: float = 0.0
 
@@ -155,6 +207,7 @@ class Stop:
     """The worker ends after the batches that it holds."""
 
 
+Outcome: TypeAlias = "Vectors | Rejected"
 Request: TypeAlias = EncodeRequest | CommandRequest
 Reply: TypeAlias = EncodeReply | InfoReply | ErrorReply
 WorkerMessage: TypeAlias = Ready | Refused | Result | Failed | Heartbeat

@@ -19,17 +19,17 @@ def start(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from .settings import parse_settings
-        from .supervisor import StartError, Supervisor, resolve
+        from .supervisor import StartError, Supervisor, resolve, token_rows
     except ModuleNotFoundError as exc:  # the base install is the client alone
         sys.stderr.write(f"bert-serving-start: {exc}; pip install 'bert-embedding-service[server]'\n")
         return 1
     except KeyboardInterrupt:
         return 0
-    settings = parse_settings(argv)
-    set_up_logging("server", verbose=settings.verbose)
+    asked = parse_settings(argv)
+    set_up_logging("server", verbose=asked.verbose)
     try:
-        settings = resolve(settings)
-        supervisor = Supervisor(settings)
+        settings = resolve(asked)
+        supervisor = Supervisor(settings, token_rows=token_rows(asked, settings))
         with supervisor.stop_on_signals():
             sys.stdout.write(settings.table() + "\n")
             sys.stdout.flush()

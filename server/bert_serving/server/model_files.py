@@ -182,11 +182,16 @@ def own_max_seq_len(folder: Path) -> int:
     return min(limits)
 
 
-def check_max_seq_len(folder: Path, max_seq_len: int | None) -> int:
-    """Return the longest sequence in force; None means the model's own. Raises ModelError if too long."""
+def check_max_seq_len(folder: Path, max_seq_len: int | str | None) -> int:
+    """Return the longest sequence in force, in tokens. Raises ModelError if it is too long for the model.
+
+    None: what the model was made for. "NONE": as many tokens as it has positions for.
+    """
     if max_seq_len is None:
         return own_max_seq_len(folder)
     limit = position_limit(folder)
+    if isinstance(max_seq_len, str):
+        return limit
     if not 3 <= max_seq_len <= limit:
         raise ModelError(f"max_seq_len must be in 3..{limit} for this model, got {max_seq_len}")
     return max_seq_len

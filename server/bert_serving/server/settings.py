@@ -13,12 +13,10 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
+from bert_serving.protocol import POOLING_STRATEGIES, EncodeOptions
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-PoolingStrategy = Literal[
-    "auto", "REDUCE_MEAN", "REDUCE_MAX", "REDUCE_MEAN_MAX", "CLS_TOKEN", "FIRST_TOKEN", "SEP_TOKEN", "LAST_TOKEN"
-]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 _ENV_PREFIX = "BERT_SERVING_"
@@ -61,21 +59,38 @@ class Settings(BaseSettings):
         5556, ge=1, le=65535, description="port for results", json_schema_extra={"aliases": ["port_result"]}
     )
     http_port: int | None = Field(None, ge=1, le=65535, description="port for HTTP; default: no HTTP")
-    max_seq_len: int | None = Field(
-        None, ge=3, description="longest sequence in tokens, special ones included; default: the model's own"
+    max_seq_len: Annotated[int, Field(ge=3)] | Literal["NONE"] | None = Field(
+        None,
+        description="longest sequence in tokens, special ones included; NONE: as many as the model has positions "
+        "for; default: the model's own",
     )
     max_batch_size: int = Field(256, ge=1, description="most texts in one batch of a worker")
     max_batch_tokens: int = Field(16384, ge=64, description="most tokens in one batch of a worker")
     priority_batch_size: int = Field(16, ge=0, description="requests of up to so many texts overtake larger ones")
-    pooling_strategy: PoolingStrategy = Field(
-        "auto",
-        description="how token vectors become one; auto: the model's own, or REDUCE_MEAN where it has none "
-        "or -pooling_layer is given",
+    pooling_strategy: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("auto",),
+        description=f"how token vectors become one: {', '.join(POOLING_STRATEGIES)}; several stand side by side; "
+        "auto: the model's own, or REDUCE_MEAN where it has none or -pooling_layer is given; NONE: a vector for "
+        "each token",
     )
     pooling_layer: Annotated[tuple[int, ...] | None, NoDecode] = Field(
         None,
         description="layers that are pooled, concatenated in this order; -1 is the last, 0 the first; "
         "default -2, unless the model pools for itself",
+    )
+    all_layers: bool = Field(
+        False,
+        description="load the layers above those of -pooling_layer too, for requests that ask for them",
+    )
+    normalize: bool | None = Field(None, description="divide vectors by their L2 norm; default: as the model does")
+    mask_cls_sep: bool = Field(
+        False, description="hide the special tokens from the other tokens and from the pooling"
+    )
+    no_special_token: bool = Field(False, description="put no special tokens around texts that come as tokens")
+    no_position_embeddings: bool = Field(False, description="leave out the position embeddings")
+    cased_tokenization: bool = Field(False, description="do not lower-case, whatever the model's tokenizer says")
+    fixed_embed_length: bool = Field(
+        False, description="pad the vectors of NONE to as many tokens as the model has positions for"
     )
     dtype: Dtype = Field(
         "auto",
@@ -99,7 +114,7 @@ class Settings(BaseSettings):
     )
     verbose: bool = Field(False, description="log each batch")
 
-    @field_validator("device_map", "pooling_layer", mode="before")
+    @field_validator("device_map", "pooling_layer", "pooling_strategy", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         """A variable holds a list as `0 1` or `0,1`."""
@@ -107,15 +122,13 @@ class Settings(BaseSettings):
 
     @field_validator("max_seq_len", mode="before")
     @classmethod
-    def _none_is_the_models_own(cls, value: Any) -> Any:
-        return None if isinstance(value, str) and value.upper() == "NONE" else value
+    def _none_in_any_case(cls, value: Any) -> Any:
+        return "NONE" if isinstance(value, str) and value.upper() == "NONE" else value
 
-    @field_validator("pooling_strategy", mode="before")
+    @field_validator("pooling_strategy")
     @classmethod
-    def _any_case(cls, value: Any) -> Any:
-        if not isinstance(value, str) or value.lower() == "auto":
-            return "auto" if isinstance(value, str) else value
-        return value.upper()
+    def _known_strategies(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return EncodeOptions(pooling_strategy=names).pooling_strategy or ("auto",)
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Settings:
@@ -129,6 +142,10 @@ class Settings(BaseSettings):
         if any(gpu < 0 for gpu in self.device_map):
             raise ValueError(f"device_map must hold GPU ids from 0, got {list(self.device_map)}")
         return self
+
+    def to_info(self) -> dict[str, Any]:
+        """Return the settings as SHOW_CONFIG tells them; as in bert-as-service, a strategy is one string."""
+        return {**self.model_dump(), "pooling_strategy": " ".join(self.pooling_strategy)}
 
     def table(self) -> str:
         """Return the settings in force as the two-column table that is printed at start."""
@@ -160,9 +177,10 @@ def settings_parser(prog: str) -> argparse.ArgumentParser:
         aliases = extra.get("aliases", [])
         assert isinstance(aliases, list)
         flags = [f"{dash}{spelling}" for spelling in (name, *aliases) for dash in ("-", "--")]
-        default = "" if field.default in (None, ()) or field.annotation is bool else f" (default: {field.default})"
+        is_bool = bool in (field.annotation, *get_args(field.annotation))
+        default = "" if is_bool or field.default in (None, ()) else f" (default: {_shown(field.default)})"
         help_text = f"{field.description}{default}".replace("%", "%%")
-        if field.annotation is bool:
+        if is_bool:
             # `-cpu` alone, or `-cpu false` to overrule a variable.
             parser.add_argument(*flags, dest=name, nargs="?", const="true", metavar="BOOL", help=help_text)
         else:
@@ -182,7 +200,7 @@ def validation_line(exc: ValidationError) -> str:
     problem = exc.errors()[0]
     message = problem["msg"].removeprefix("Value error, ")
     name = problem["loc"][0] if problem["loc"] else None
-    if name is None:
+    if name is None or message.startswith(str(name)):
         return message
     return f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
 

@@ -33,7 +33,7 @@ import zmq
 from . import child
 from .broker.broker import Broker
 from .broker.ports import PortInUse
-from .model_files import ModelError, check_max_seq_len, resolve_model_dir
+from .model_files import ModelError, check_max_seq_len, position_limit, resolve_model_dir
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,18 @@ def resolve(settings: Settings) -> Settings:
         "num_worker": settings.num_worker or max(1, len(gpus)),
     }
     return settings.model_copy(update=update)
+
+
+def token_rows(asked: Settings, resolved: Settings) -> int | None:
+    """Return how many rows a text has where the vectors of all tokens are answered as a rectangle.
+
+    As in bert-as-service: max_seq_len if a number was asked for; else None, as many as the longest text of
+    the request has; with -fixed_embed_length as many as the model has positions for.
+    """
+    assert resolved.model_dir is not None
+    if asked.fixed_embed_length:
+        return position_limit(Path(resolved.model_dir))
+    return asked.max_seq_len if isinstance(asked.max_seq_len, int) else None
 
 
 @dataclass(slots=True)
@@ -120,13 +132,14 @@ class _Child:
 class Supervisor:
     """One server, from `run` until it is told to stop.
 
-    settings: as `resolve` returns them. The constructor opens all ports and raises StartError if one is
-    taken; `run` raises StartError when the service cannot be kept up. Either leaves nothing behind.
+    settings: as `resolve` returns them; token_rows: see there. The constructor opens all ports and raises
+    StartError if one is taken; `run` raises it when the service cannot be kept up. Either leaves nothing
+    behind.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, token_rows: int | None = None) -> None:
         assert settings.num_worker is not None
-        assert settings.max_seq_len is not None
+        assert isinstance(settings.max_seq_len, int)
         self._settings = settings
         self._runtime_dir = _make_runtime_dir()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -138,7 +151,11 @@ class Supervisor:
         endpoint = f"ipc://{self._runtime_dir}/workers"
         try:
             self._broker = Broker(
-                settings, worker_endpoint=endpoint, worker_names=names, max_seq_len=settings.max_seq_len
+                settings,
+                worker_endpoint=endpoint,
+                worker_names=names,
+                max_seq_len=settings.max_seq_len,
+                token_rows=token_rows,
             )
             self._workers = {name: self._worker(i, name, endpoint) for i, name in enumerate(names)}
             self._gateways = [] if settings.http_port is None else [self._gateway(settings.http_port)]
@@ -330,6 +347,12 @@ class Supervisor:
             "max_batch_tokens": settings.max_batch_tokens,
             "pooling_strategy": settings.pooling_strategy,
             "pooling_layer": settings.pooling_layer,
+            "all_layers": settings.all_layers,
+            "normalize": settings.normalize,
+            "mask_cls_sep": settings.mask_cls_sep,
+            "no_special_token": settings.no_special_token,
+            "no_position_embeddings": settings.no_position_embeddings,
+            "cased_tokenization": settings.cased_tokenization,
         }
         kwargs = {"name": name, "endpoint": endpoint, "num_sharing_cpu": settings.num_worker, "encoder": encoder}
         return self._child(name, "bert_serving.server.worker.worker:main", kwargs)

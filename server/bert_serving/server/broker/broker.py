@@ -21,6 +21,7 @@ from bert_serving.protocol import (
     Heartbeat,
     InfoReply,
     Overloaded,
+    PayloadTooLarge,
     Ready,
     Refused,
     Result,
@@ -28,6 +29,7 @@ from bert_serving.protocol import (
     Stop,
     Unauthorized,
     Unavailable,
+    Vectors,
     reply_to_frames,
     request_from_frames,
     sender_of,
@@ -55,14 +57,23 @@ _FIRST_BYTES_OF_WARNING = 40
 class Broker:
     """Owns every request between its arrival and its reply.
 
-    worker_endpoint: where workers connect. max_seq_len: the length in force, in tokens.
+    worker_endpoint: where workers connect. max_seq_len: the length in force, in tokens. token_rows: rows of
+    each text where all token vectors are answered as a rectangle; None: as many as the longest text has.
     Raises PortInUse. Single-threaded: all methods are called by the server's loop.
     """
 
     def __init__(
-        self, settings: Settings, *, worker_endpoint: str, worker_names: list[str], max_seq_len: int
+        self,
+        settings: Settings,
+        *,
+        worker_endpoint: str,
+        worker_names: list[str],
+        max_seq_len: int,
+        token_rows: int | None = None,
     ) -> None:
         self._settings = settings
+        self._token_rows = token_rows
+        self._max_reply_bytes = max(settings.outbox_mb, settings.max_message_mb) << 20
         self.workers = {name: WorkerView(name) for name in worker_names}
         self.metrics = BrokerMetrics()
         self.termination_requested = False
@@ -77,6 +88,7 @@ class Broker:
             priority_batch_size=settings.priority_batch_size,
             max_seq_len=max_seq_len,
             show_tokens=settings.show_tokens_to_client,
+            result_bytes=self._max_reply_bytes,
         )
         self._outbox = Outbox(
             capacity_bytes=settings.outbox_mb << 20, max_age_s=settings.outbox_age, substitute=_given_up
@@ -249,33 +261,48 @@ class Broker:
                 self._answer_failure(failure, now)
 
     def _on_result(self, name: str, result: Result, now: float) -> None:
-        num_tokens = sum(result.num_tokens)
+        done = [outcome for outcome in result.outcomes if isinstance(outcome, Vectors)]
+        num_texts = sum(len(vectors.num_tokens) for vectors in done)
+        num_tokens = sum(sum(vectors.num_tokens) for vectors in done)
         log.debug(
             "batch done worker=%s id=%d texts=%d tokens=%d tokenize_ms=%.1f compute_ms=%.1f",
-            name, result.batch_id, len(result.num_tokens), num_tokens, result.tokenize_ms, result.compute_ms,
+            name, result.batch_id, num_texts, num_tokens, result.tokenize_ms, result.compute_ms,
         )  # fmt: skip
         self.metrics.batches.inc()
-        self.metrics.texts.inc(len(result.num_tokens))
+        self.metrics.texts.inc(num_texts)
         self.metrics.tokens.inc(num_tokens)
-        self.metrics.truncated.inc(len(result.truncated))
-        self.metrics.batch_texts.observe(len(result.num_tokens))
+        self.metrics.truncated.inc(sum(len(vectors.truncated) for vectors in done))
+        self.metrics.batch_texts.observe(num_texts)
         self.metrics.batch_tokens.observe(num_tokens)
         self.metrics.tokenize.observe(result.tokenize_ms / 1000)
         self.metrics.compute.observe(result.compute_ms / 1000)
-        for job in self._scheduler.complete(name, result, now):
-            self._answer(job, now)
+        for ended in self._scheduler.complete(name, result, now):
+            if isinstance(ended, Failure):
+                self._answer_failure(ended, now)
+            else:
+                self._answer(ended, now)
 
     def _answer(self, job: Job, now: float) -> None:
-        assert job.rows is not None
-        tokens = job.tokens if job.show_tokens else None
-        request = job.request
         self.metrics.latency.observe(now - job.arrived_at)
-        self._post(
-            reply_to_frames(
-                EncodeReply(request.identity, request.request_id, job.rows, tokens, sorted(job.truncated))
-            ),
-            now,
+        request, result, counts = job.request, job.result, None
+        if result.ragged is None:
+            assert result.rows is not None
+            rows = result.rows
+        elif job.options.ragged:
+            rows, counts = result.joined()
+        elif result.padded_bytes(self._token_rows) > self._max_reply_bytes:
+            error = PayloadTooLarge(
+                f"token vectors, padded, exceed {self._settings.outbox_mb} MiB: send fewer texts"
+            )
+            self._post_error(request.identity, request.request_id, error, now)
+            return
+        else:
+            rows = result.padded(self._token_rows)
+        tokens = result.tokens if job.options.show_tokens else None
+        reply = EncodeReply(
+            request.identity, request.request_id, rows, tokens, sorted(result.truncated), counts, result.offsets
         )
+        self._post(reply_to_frames(reply), now)
 
     def _answer_failure(self, failure: Failure, now: float) -> None:
         request = failure.job.request

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-import numpy as np
-from bert_serving.protocol import EncodeRequest, Result, Rows, Text
+from bert_serving.protocol import EncodeOptions, EncodeRequest, Part, Text, Vectors
+
+from .job_result import JobResult
 
 #: Estimates the tokens of a text.
 TextCost: TypeAlias = Callable[[Text], float]
@@ -15,19 +17,24 @@ TextCost: TypeAlias = Callable[[Text], float]
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One encode request. `job_id` is the broker's own number: two senders may share an identity."""
+    """One encode request. `job_id` is the broker's own number: two senders may share an identity.
+
+    options: the request's, and what the server always adds. max_text_tokens: most that one text can have.
+    """
 
     job_id: int
     request: EncodeRequest
     arrived_at: float
-    show_tokens: bool = False
+    options: EncodeOptions = EncodeOptions()  # noqa: RUF009
     num_bytes: int = 0
+    max_text_tokens: float = math.inf
     is_open: bool = True
     num_taken: int = 0
     num_done: int = 0
-    rows: Rows | None = None
-    tokens: list[Sequence[str]] = field(default_factory=list)
-    truncated: list[int] = field(default_factory=list)
+    result: JobResult = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.result = JobResult(len(self.texts))
 
     def __repr__(self) -> str:
         return f"<Job {self.job_id} texts={len(self.texts)} taken={self.num_taken} done={self.num_done}>"
@@ -53,14 +60,18 @@ class Job:
     def is_done(self) -> bool:
         return self.num_done == len(self.texts)
 
+    def tokens_of(self, text: Text, cost: TextCost) -> float:
+        """Return the estimated tokens of one of the texts, as many as the model will read of it."""
+        return min(cost(text), self.max_text_tokens)
+
     def reach(self, max_tokens: float, max_texts: int, cost: TextCost) -> tuple[int, float]:
         """Return how far the next texts reach within the limits, and their tokens; at least one text."""
         first = self.num_taken
         last = min(len(self.texts), first + max_texts)
-        tokens = cost(self.texts[first])
+        tokens = self.tokens_of(self.texts[first], cost)
         stop = first + 1
         while stop < last and tokens < max_tokens:
-            more = cost(self.texts[stop])
+            more = self.tokens_of(self.texts[stop], cost)
             if tokens + more > max_tokens:
                 break
             tokens += more
@@ -73,17 +84,10 @@ class Job:
         self.num_taken = stop
         return taken
 
-    def fill(self, start: int, result: Result, first: int, count: int) -> None:
-        """Copy `count` rows of a result, from its row `first` on, to this job's rows from `start` on."""
-        if self.rows is None:
-            self.rows = np.empty((len(self.texts), *result.rows.shape[1:]), result.rows.dtype)
-        self.rows[start : start + count] = result.rows[first : first + count]
-        if self.show_tokens and result.tokens is not None:
-            if not self.tokens:
-                self.tokens = [()] * len(self.texts)
-            self.tokens[start : start + count] = result.tokens[first : first + count]
-        self.truncated += [i - first + start for i in result.truncated if first <= i < first + count]
-        self.num_done += count
+    def fill(self, start: int, vectors: Vectors) -> None:
+        """Take in the vectors of the texts from `start` on."""
+        self.result.fill(start, vectors)
+        self.num_done += len(vectors.num_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,12 @@ class Slice:
     @property
     def texts(self) -> Sequence[Text]:
         return self.job.texts[self.start : self.stop]
+
+    @property
+    def part(self) -> Part:
+        """The texts as a worker gets them."""
+        spans = self.job.request.spans
+        return Part(self.texts, self.job.options, None if spans is None else spans[self.start : self.stop])
 
     def split(self, count: int) -> tuple[Slice, Slice]:
         """Return the first `count` texts and the rest."""

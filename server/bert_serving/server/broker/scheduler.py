@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bert_serving.protocol import (
@@ -32,10 +33,12 @@ from bert_serving.protocol import (
     EncodeRequest,
     Overloaded,
     PayloadTooLarge,
+    Rejected,
     Result,
     ServingError,
     Text,
     Unavailable,
+    Vectors,
     WorkerFailed,
 )
 
@@ -86,7 +89,7 @@ class Scheduler:
     queue_capacity: most texts that wait, and most in one request. queue_bytes: most bytes of requests that
     are not answered yet, as they came over the wire. max_batch_size: most texts in a batch.
     priority_batch_size: requests of up to so many texts overtake larger ones. max_seq_len: what the
-    estimate of a text's tokens is capped at.
+    estimate of a text's tokens is capped at. result_bytes: most bytes of one request's vectors.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Scheduler:
         priority_batch_size: int,
         max_seq_len: int,
         show_tokens: bool = False,
+        result_bytes: int = 1 << 30,
     ) -> None:
         self._queue_capacity = queue_capacity
         self._queue_bytes = queue_bytes
@@ -105,6 +109,7 @@ class Scheduler:
         self._priority_batch_size = priority_batch_size
         self._max_seq_len = max_seq_len
         self._show_tokens = show_tokens
+        self._result_bytes = result_bytes
         self._jobs: dict[int, Job] = {}
         self._small = FairQueue()
         self._large = FairQueue()
@@ -156,8 +161,14 @@ class Scheduler:
                 retry_after_ms=self._retry_after_ms(num_texts),
             )
         deadline = None if request.deadline_ms is None else now + request.deadline_ms / 1000
-        show_tokens = request.show_tokens or self._show_tokens
-        job = Job(next(self._numbers), request, now, show_tokens=show_tokens, num_bytes=num_bytes)
+        job = Job(
+            next(self._numbers),
+            request,
+            now,
+            replace(request.options, show_tokens=True) if self._show_tokens else request.options,
+            num_bytes=num_bytes,
+            max_text_tokens=math.inf if request.options.long_text == "chunk" else self._max_seq_len,
+        )
         self._jobs[job.job_id] = job
         self.open_bytes += num_bytes
         self.num_waiting += num_texts
@@ -229,8 +240,7 @@ class Scheduler:
         parcel.sent_at = now
         batch_id = next(self._numbers)
         worker.in_flight[batch_id] = parcel
-        texts: list[Text] = [text for part in parcel.slices for text in part.texts]
-        return Batch(batch_id, texts, any(part.job.show_tokens for part in parcel.slices))
+        return Batch(batch_id, [part.part for part in parcel.slices])
 
     def next_batches(self, now: float) -> Iterable[tuple[str, Batch]]:
         """Yield (worker name, batch) until no worker can take more, the least loaded worker first."""
@@ -243,23 +253,29 @@ class Scheduler:
                     progress = True
                     yield worker.name, batch
 
-    def complete(self, name: str, result: Result, now: float) -> list[Job]:
-        """Take a worker's result; return the jobs that are done with it."""
+    def complete(self, name: str, result: Result, now: float) -> list[Job | Failure]:
+        """Take a worker's result; return the jobs that end with it."""
         parcel = self._land(name, result.batch_id)
         if parcel is None:
             return []
         for ahead in self._workers[name].in_flight.values():
             ahead.sent_at = now  # its turn begins now
         self._learn(self._workers[name], parcel, result)
-        done, first = [], 0
-        for part in parcel.slices:
-            if part.job.is_open:
-                part.job.fill(part.start, result, first, len(part))
-                if part.job.is_done:
-                    self._close(part.job)
-                    done.append(part.job)
-            first += len(part)
-        return done
+        ended: list[Job | Failure] = []
+        for part, outcome in zip(parcel.slices, result.outcomes, strict=True):
+            job = part.job
+            if not job.is_open:
+                continue
+            if isinstance(outcome, Rejected):
+                ended.append(self._fail_job(job, _in_its_request(outcome, part)))
+                continue
+            job.fill(part.start, outcome)
+            if job.result.num_bytes > self._result_bytes:
+                ended.append(self._fail_job(job, self._too_large()))
+            elif job.is_done:
+                self._close(job)
+                ended.append(job)
+        return ended
 
     def fail(self, name: str, batch_id: int, message: str) -> list[Failure]:
         """Take back a batch that raised an error; return the jobs that are to blame."""
@@ -330,18 +346,25 @@ class Scheduler:
 
     def _learn(self, worker: _Worker, parcel: Parcel, result: Result) -> None:
         """Correct the estimates by what a batch really held and took."""
-        tokens = sum(result.num_tokens)
+        done = [
+            (part.texts, outcome)
+            for part, outcome in zip(parcel.slices, result.outcomes, strict=True)
+            if isinstance(outcome, Vectors)
+        ]
+        if not done:
+            return
+        tokens = sum(sum(vectors.num_tokens) for _, vectors in done)
         if tokens >= worker.budget / 2 and result.compute_ms > 0:
             rate = tokens / result.compute_ms * 1000
             worker.tokens_per_s += _SMOOTHING * (rate - worker.tokens_per_s)
             worker.tokens_per_s = max(worker.tokens_per_s, worker.floor_tokens_per_s)
-        self._tokens_per_text += _SMOOTHING * (tokens / len(result.num_tokens) - self._tokens_per_text)
-        cut = set(result.truncated)
-        texts = (text for part in parcel.slices for text in part.texts)
+        num_texts = sum(len(texts) for texts, _ in done)
+        self._tokens_per_text += _SMOOTHING * (tokens / num_texts - self._tokens_per_text)
         whole = [
             (len(text), n)
-            for i, (text, n) in enumerate(zip(texts, result.num_tokens, strict=True))
-            if i not in cut and isinstance(text, str)
+            for texts, vectors in done
+            for i, (text, n) in enumerate(zip(texts, vectors.num_tokens, strict=True))
+            if i not in vectors.truncated and isinstance(text, str)
         ]
         chars, words = sum(c for c, _ in whole), sum(n for _, n in whole) - 2 * len(whole)
         if words > 0:
@@ -351,10 +374,15 @@ class Scheduler:
 
     def _cost(self, text: Text) -> float:
         words = len(text) / self._chars_per_token if isinstance(text, str) else len(text)
-        return min(words + 2, self._max_seq_len)
+        return words + 2
 
     def _tokens(self, slices: Iterable[Slice]) -> float:
-        return sum(self._cost(text) for part in slices for text in part.texts)
+        return sum(part.job.tokens_of(text, self._cost) for part in slices for text in part.texts)
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(
+            f"the vectors of a request may have {self._result_bytes >> 20} MiB, these have more: send fewer texts"
+        )
 
     def _fail_job(self, job: Job, error: ServingError) -> Failure:
         self._close(job)
@@ -373,3 +401,10 @@ class Scheduler:
         excess = max(1, self.num_waiting + num_texts - self._queue_capacity)
         rate = self.tokens_per_s
         return 1000 if rate == 0 else max(1, round(excess * self._tokens_per_text / rate * 1000))
+
+
+def _in_its_request(rejected: Rejected, part: Slice) -> ServingError:
+    """Return the error with the number of the text at fault, as its sender counts."""
+    if rejected.index is None:
+        return rejected.error
+    return type(rejected.error)(f"texts[{part.start + rejected.index}]: {rejected.error.message}")

@@ -59,7 +59,7 @@ class StatusReport:
     """Composes the answers from the settings, the counters and the workers."""
 
     def __init__(self, settings: Settings, metrics: BrokerMetrics, workers: Mapping[str, WorkerView]) -> None:
-        self._settings = settings.model_dump()
+        self._settings = settings.to_info()
         self._metrics = metrics
         self._workers = workers
         self._started_at = _now()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -24,17 +25,26 @@ PACKED = "packed"
 PADDED = "sdpa"
 REFERENCE = "eager"
 
-_groups: ContextVar[Sequence[Group]] = ContextVar("groups of the packed row")
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What lies in a packed row: its groups, and which tokens others may see, (T,) bool; None: all."""
+
+    groups: Sequence[Group]
+    visible: Tensor | None = None
+
+
+_row: ContextVar[Row] = ContextVar("the packed row")
 
 
 @contextmanager
-def packed_row(groups: Sequence[Group]) -> Iterator[None]:
-    """Let `packed_attention` know the groups of the row that a forward pass in this context works on."""
-    token = _groups.set(groups)
+def packed_row(row: Row) -> Iterator[None]:
+    """Let `packed_attention` know the row that a forward pass in this context works on."""
+    token = _row.set(row)
     try:
         yield
     finally:
-        _groups.reset(token)
+        _row.reset(token)
 
 
 def register() -> None:
@@ -58,21 +68,27 @@ def packed_attention(
     query, key, value: (1, N, T, D), as Transformers' models hand them over. sliding_window: a token sees
     those that are fewer than so many tokens away, on either side.
     """
-    groups = _groups.get()
+    row = _row.get()
     # (T, N, D): in memory the tokens are outermost, so that a group is a view. Rotary embeddings may have
     # been applied in float32.
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
-        return _varlen(q, k, v, groups, scaling, sliding_window)[None], None
-    output = torch.empty(q.shape, dtype=q.dtype, device=q.device)  # (T, N, D)
-    for group in groups:
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and row.visible is None:
+        return _varlen(q, k, v, row.groups, scaling, sliding_window)[None], None
+    if not q.is_cuda:  # float32 is both faster here and closer to the reference
+        q, k, v = q.float(), k.float(), v.float()
+    output = torch.empty(q.shape, dtype=value.dtype, device=q.device)  # (T, N, D)
+    for group in row.groups:
         rows = slice(group.start, group.stop)
         shape = (group.count, group.length, *q.shape[1:])
+        mask = _window_mask(group.length, sliding_window, q.device)
+        if row.visible is not None:
+            seen = row.visible[rows].view(group.count, 1, 1, group.length)
+            mask = seen if mask is None else mask & seen
         part = scaled_dot_product_attention(
             q[rows].view(shape).transpose(1, 2),  # (B, N, T, D)
             k[rows].view(shape).transpose(1, 2),
             v[rows].view(shape).transpose(1, 2),
-            attn_mask=_window_mask(group.length, sliding_window, q.device),
+            attn_mask=mask,
             scale=scaling,
         )
         output[rows].view(shape).copy_(part.transpose(1, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,12 +35,14 @@ def load_model(folder: Path, *, device: torch.device, num_layers: int | None = N
     except Exception as exc:  # whatever a damaged file makes of the libraries that read it
         raise ModelError(f"cannot load the model in {folder}: {one_line(exc)}") from exc
     _check_complete(folder, report)
+    if any("pooler." in str(name) for key in ("missing_keys", "mismatched_keys") for name in _names(report, key)):
+        model.pooler = None  # what Transformers put in its place is random
     model.eval().requires_grad_(False)
     return model.to(device)
 
 
 def lower_precision(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> None:
-    """Let a packed model compute in a smaller dtype: all of it on a GPU, the linear layers alone on a CPU.
+    """Let a model compute in a smaller dtype: all of it on a GPU, the linear layers alone on a CPU.
 
     On a CPU the float32 between the products is what keeps every row at cosine >= 0.9999 with the reference
     (tests/model/test_parity.py); all in bfloat16, some rows of short texts fall below.
@@ -58,10 +61,27 @@ def _cast_input(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tupl
     return (args[0].to(module.weight.dtype), *args[1:])
 
 
-def num_hidden_layers(folder: Path) -> int:
-    """Return how many transformer layers the model in the folder has."""
+def drop_position_embeddings(model: PreTrainedModel) -> None:
+    """Take the position embeddings out of a model. Raises ModelError where it has none of its own."""
+    found = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "position_embeddings"]
+    tables = [module for module in found if isinstance(module, torch.nn.Embedding)]
+    if not tables:
+        raise ModelError("no_position_embeddings: this model has no table of position embeddings to leave out")
+    for table in tables:
+        table.weight.data.zero_()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    num_layers: int
+    hidden_size: int
+
+
+def model_shape(folder: Path) -> ModelShape:
+    """Return the size of the model in the folder, from its config."""
     try:
-        return int(AutoConfig.from_pretrained(folder, local_files_only=True).num_hidden_layers)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return ModelShape(int(config.num_hidden_layers), int(config.hidden_size))
     except Exception as exc:
         raise ModelError(f"cannot read the model config in {folder}: {one_line(exc)}") from exc
 

@@ -1,9 +1,9 @@
 """Texts in, vectors out: one model on one device, with no knowledge of sockets or jobs.
 
-    tokenize -> plan micro-batches -> one forward pass for each -> pool -> rows in the caller's order
+    prepare   options to a recipe, texts to token ids
+    forward   plan micro-batches -> hidden states of each -> pool -> vectors in the caller's order
 
-The forward pass is packed, without padding, if at load time that gives this model's own float32 vectors;
-else it is padded.
+An error of one text is a value in its place, so that it costs nobody else's text anything.
 """
 
 from __future__ import annotations
@@ -11,38 +11,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from bert_serving.protocol import Rows, Text
+from bert_serving.protocol import EncodeOptions, Rows, Text, TokenVectors, options_from_json, pooling_name
 
 from ..model_files import (
     ModelError,
     check_max_seq_len,
     first_position,
-    one_line,
     read_sentence_transformers,
     resolve_model_dir,
 )
-from . import attention
-from .checkpoint import layers_to_load, load_model, lower_precision, num_hidden_layers
-from .device import pick_device, pick_dtype
-from .packing import groups_of, plan_micro_batches
-from .pooling import pool
-from .tokenizer import TokenizedText, Tokenizer
+from .checkpoint import drop_position_embeddings, layers_to_load, load_model, model_shape
+from .compute import Answer, Budget, Task, compute
+from .device import fitting_tokens, micro_batch_tokens, pick_device, pick_dtype
+from .recipe import Pipeline, Recipes
+from .tokenizer import RequestError, TokenizedText, Tokenizer, TokenSequence
+from .transformer import Transformer
 
 log = logging.getLogger(__name__)
 
-# Micro-batches of this size keep a CPU's activations in its caches (1,000 to 2,000 measured best);
-# a GPU wants as many tokens as there are.
-_CPU_MICRO_BATCH_TOKENS = 2048
-
-_DEFAULT_LAYERS = (-2,)  # bert-as-service's
-
-# Short and long, of equal and of different length, and longer than the window of local attention.
+# Short and long, of equal and of different length, longer than the window of local attention, and a pair.
 _PROBES = ["a", "Hello world!", "one two three", "four five six", "The quick brown fox jumps. " * 4, "word " * 600]
-_MAX_DEVIATION = 1e-4  # of packed float32 from padded float32, relative to the largest value; rounding is 1e-6
-_MIN_COSINE = 0.99  # of the working dtype with float32; bfloat16 and float16 have 0.9999 and better
+_PROBES += ["the first ||| and the second"]
 
 
 class EncodingError(Exception):
@@ -52,11 +45,24 @@ class EncodingError(Exception):
 class Encoder:
     """Sentence vectors of one model.
 
-    model_dir: a folder, a hub name, or None for the demo model. device: "auto", "cpu" or "cuda:N".
+    The arguments are the server's settings of these names:
+
+    model_dir: a folder, a hub name, or None for the demo model.
+    device: "auto", "cpu" or "cuda:N".
     dtype: "auto", "float32", "float16" or "bfloat16", of the forward pass; vectors are always float32.
-    max_seq_len: longest sequence in tokens, special ones included; None: the model's own.
-    pooling_strategy, pooling_layer: as the server's settings of these names.
-    Raises ModelError, in one line, for anything that keeps the model from being served as asked.
+    max_seq_len: longest sequence in tokens, special ones included; None: the model's own; "NONE": as many as
+        it has positions for.
+    max_batch_tokens: most tokens in one forward pass; it bounds the memory.
+    pooling_strategy: one or several names, see `encode`; "auto": the model's own, or REDUCE_MEAN.
+    pooling_layer: layers that are pooled, -1 the last; None: -2, unless the model pools for itself.
+    normalize: divide vectors by their L2 norm; None: as the model does.
+    all_layers: load layers above the highest that is pooled, so that `encode` may choose them.
+    mask_cls_sep: special tokens are seen neither by other tokens nor by the pooling.
+    no_special_token: texts that come as tokens get no special tokens around them.
+    no_position_embeddings: leave out the position embeddings.
+    cased_tokenization: do not lower-case, whatever the model's tokenizer says.
+
+    Raises ModelError, in one line, for anything that keeps the model from being used as asked.
 
     >>> Encoder().encode(["First do it", "then do it right"]).shape
     (2, 384)
@@ -68,158 +74,235 @@ class Encoder:
         *,
         device: str = "auto",
         dtype: str = "auto",
-        max_seq_len: int | None = None,
+        max_seq_len: int | str | None = None,
         max_batch_tokens: int = 16384,
-        pooling_strategy: str = "auto",
+        pooling_strategy: str | Sequence[str] = "auto",
         pooling_layer: Sequence[int] | None = None,
+        normalize: bool | None = None,
+        all_layers: bool = False,
+        mask_cls_sep: bool = False,
+        no_special_token: bool = False,
+        no_position_embeddings: bool = False,
+        cased_tokenization: bool = False,
     ) -> None:
         folder = resolve_model_dir(None if model_dir is None else str(model_dir))
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.max_seq_len = check_max_seq_len(folder, max_seq_len)
-        self.micro_batch_tokens = (
-            min(max_batch_tokens, _CPU_MICRO_BATCH_TOKENS) if self.device.type == "cpu" else max_batch_tokens
-        )
-
         own = read_sentence_transformers(folder)
-        transformer_dir = own.transformer_dir if own else folder
-        if own and pooling_strategy == "auto" and pooling_layer is None:
-            self._poolings, self._normalize = own.pooling_modes, own.normalize
-            layers: Sequence[int] = (-1,)
-        else:
-            self._poolings = ("REDUCE_MEAN" if pooling_strategy == "auto" else pooling_strategy,)
-            self._normalize = False
-            layers = pooling_layer or _DEFAULT_LAYERS
-        num_layers = num_hidden_layers(transformer_dir)
-        self._layers = [_layer_index(layer, num_layers) for layer in layers]
-        self._first_position = first_position(transformer_dir)
+        self._transformer_dir = own.transformer_dir if own else folder
+        self._default_prompt = own.default_prompt if own else ""
+        shape = model_shape(self._transformer_dir)
+        try:
+            defaults = options_from_json({"pooling_strategy": pooling_strategy, "pooling_layer": pooling_layer})
+        except (TypeError, ValueError) as exc:
+            raise ModelError(str(exc)) from exc
+        self._recipes = Recipes(
+            own=Pipeline(tuple(map(pooling_name, own.pooling_modes)), own.normalize) if own else None,
+            strategy=defaults.pooling_strategy,
+            layers=defaults.pooling_layer,
+            normalize=normalize,
+            num_layers=shape.num_layers,
+            hidden_size=shape.hidden_size,
+        )
         self._tokenizer = Tokenizer(
-            transformer_dir,
+            self._transformer_dir,
             max_seq_len=self.max_seq_len,
             do_lower_case=own.do_lower_case if own else False,
-            prompt=own.default_prompt if own else "",
+            cased=cased_tokenization,
+            no_special_token=no_special_token,
         )
-        self._num_layers = layers_to_load(transformer_dir, highest=max(self._layers))
-        self._model = load_model(transformer_dir, device=self.device, num_layers=self._num_layers)
-        self._autocast = False
-        #: Why the forward pass is padded, or None if it is packed.
-        self.padded_because: str | None = None
+        highest = shape.num_layers - 1 if all_layers else self._recipes.highest
+        self._num_layers = layers_to_load(self._transformer_dir, highest=highest)
+        self._hides_specials = mask_cls_sep
+        self._drops_positions = no_position_embeddings
+        self._transformer = self._load()
+        self._exact: Transformer | None = None
+        self._recipes.loaded(self._num_layers, self._transformer.pooled if self._transformer.has_pooler else None)
         #: Smallest cosine of a probe's vector with that of the padded float32 model.
-        self.parity = self._settle_forward()
-        self.dimension = self.encode(["a"]).shape[1]
+        self.parity = self._transformer.settle(self._probes(), self.dtype)
+        self._budget = Budget(micro_batch_tokens(self.device, max_batch_tokens))
+        if self.device.type == "cuda":
+            self._budget = Budget(fitting_tokens(self._try, max_batch_tokens, self.device))
 
-    def encode(self, texts: Sequence[Text]) -> Rows:
+    # -- for everybody ---------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        texts: Sequence[Text],
+        *,
+        pooling_strategy: str | Sequence[str] | None = None,
+        pooling_layer: int | Sequence[int] | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        truncate: str = "right",
+        long_text: str = "truncate",
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        pairs: bool = True,
+    ) -> Rows:
         """Return the vectors of the texts, (B, D) float32, in the order of the texts.
 
-        A text is a string, or a list of tokens that are looked up in the vocabulary as they are.
+        A text is a string, or a list of tokens that are looked up in the vocabulary as they are. What is left
+        out is as the encoder was made.
+
+        pooling_strategy: REDUCE_MEAN, REDUCE_MAX, REDUCE_MEAN_MAX, CLS_TOKEN (FIRST_TOKEN), SEP_TOKEN
+            (LAST_TOKEN), CLS_POOLED, MEAN_SQRT_LEN or WEIGHTED_MEAN; "auto": the model's own; several stand
+            side by side, from one forward pass. NONE: a vector for each token, (B, T, D), zero behind the
+            end of a text; see `encode_tokens`.
+        pooling_layer: layers, -1 the last, concatenated in this order.
+        normalize: divide each vector by its L2 norm.
+        dimensions: keep so many leading components, of a model that was trained for that (Matryoshka).
+        truncate: the side on which a text is cut that is longer than `max_seq_len`; "error" to refuse it.
+        long_text: "chunk" reads all of a long text, in overlapping windows whose vectors are averaged by
+            length.
+        prompt: goes in front of each text. prompt_name: one of the prompts that the model comes with.
+        pairs: "a ||| b" is a pair of sentences.
+
+        Raises ValueError or TypeError for options and texts that do not fit, and EncodingError where the
+        model gives no finite vector.
         """
-        return self.forward(self.tokenize(texts))
-
-    def tokenize(self, texts: Sequence[Text]) -> list[TokenizedText]:
-        """Return the token ids of the texts; the first half of `encode`, for pipelines."""
-        return self._tokenizer(texts)
-
-    def tokens(self, tokenized: TokenizedText) -> list[str]:
-        """Return the tokens that the model sees, special ones included."""
-        return self._tokenizer.tokens(tokenized.ids)
-
-    def forward(self, tokenized: Sequence[TokenizedText]) -> Rows:
-        """Return the vectors of tokenized texts, (B, D) float32; the second half of `encode`.
-
-        Raises EncodingError rather than return a value that is not finite.
-        """
-        run = self._forward_packed if self.padded_because is None else self._forward_padded
-        plan = plan_micro_batches(
-            [len(t.ids) for t in tokenized], self.micro_batch_tokens, padded=self.padded_because is not None
+        options = options_from_json(
+            {
+                "pooling_strategy": pooling_strategy,
+                "pooling_layer": pooling_layer,
+                "normalize": normalize,
+                "dimensions": dimensions,
+                "truncate": truncate,
+                "long_text": long_text,
+                "prompt": prompt,
+                "prompt_name": prompt_name,
+                "pairs": pairs,
+            }
         )
-        parts = [run([tokenized[i].ids for i in indices]) for indices in plan]
-        rows = np.empty((len(tokenized), parts[0].shape[1]), dtype=np.float32)
-        for indices, part in zip(plan, parts, strict=True):
-            rows[indices] = part.cpu().numpy()
-        if not np.isfinite(rows).all():
-            bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-            raise EncodingError(f"the model gives no finite vector in {self.dtype} for texts[{bad}]")
-        return rows
+        answers = self._answers(self.prepare(texts, options))
+        return _rectangle(answers) if answers[0].ndim > 1 else np.stack(answers)
 
-    @torch.inference_mode()
-    def _forward_packed(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return the pooled rows of sequences that are sorted by length."""
-        groups = groups_of([len(s) for s in sequences])
-        input_ids = torch.tensor([i for s in sequences for i in s])  # (T,)
-        position_ids = torch.cat([torch.arange(g.length).repeat(g.count) for g in groups]) + self._first_position
-        with attention.packed_row(groups):
-            hidden = self._hidden(
-                input_ids=input_ids[None].to(self.device, non_blocking=True),
-                position_ids=position_ids[None].to(self.device, non_blocking=True),
-            )[0]  # (T, H)
-        rows = []
-        for group in groups:
-            tokens = hidden[group.start : group.stop].view(group.count, group.length, -1)  # (B, T, H)
-            mask = torch.ones(tokens.shape[:2], device=self.device)
-            rows.append(pool(tokens, mask, self._poolings, normalize=self._normalize))
-        return torch.cat(rows)
+    def encode_tokens(self, texts: Sequence[Text], **options: Any) -> list[TokenVectors]:
+        """Return the vectors, tokens and offsets of each text's tokens. options: as in `encode`."""
+        asked = options_from_json(options | {"pooling_strategy": "NONE", "show_offsets": True})
+        prepared = self.prepare(texts, asked)
+        answers = self._answers(prepared)
+        return [
+            TokenVectors(rows, self.tokens(task.text), task.text.offsets)
+            for rows, task in zip(answers, prepared, strict=True)
+            if isinstance(task, Task)
+        ]
 
-    @torch.inference_mode()
-    def _forward_padded(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return the pooled rows of sequences of any lengths."""
-        input_ids, mask = attention.pad(sequences, pad_id=self._tokenizer.pad_id, device=self.device)  # (B, T)
-        hidden = self._hidden(input_ids=input_ids, attention_mask=mask)  # (B, T, H)
-        return pool(hidden, mask, self._poolings, normalize=self._normalize)
+    def encode_spans(
+        self, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]], **options: Any
+    ) -> list[Rows]:
+        """Return for each text a vector for each of its spans, (number of spans, D).
 
-    def _hidden(self, **inputs: torch.Tensor) -> torch.Tensor:
-        """Return the chosen layers' hidden states side by side, (B, T, H)."""
-        is_top = self._layers == [self._num_layers - 1]
-        with torch.autocast(self.device.type, self.dtype, enabled=self._autocast):
-            output = self._model(**inputs, output_hidden_states=not is_top)
-        if is_top:
-            top: torch.Tensor = output.last_hidden_state
-            return top
-        # hidden_states[0] is the embedding
-        return torch.cat([output.hidden_states[layer + 1] for layer in self._layers], dim=-1)
+        spans: [start, end) in characters. Late chunking (Günther et al. 2024): the whole text goes through
+        the model once, then the tokens of each span are pooled. options: as in `encode`; with
+        long_text="chunk" a text may be longer than the model's sequences.
+        """
+        return self._answers(self.prepare(texts, options_from_json(options), spans=spans))
 
-    # -- at load time ----------------------------------------------------------------------------------
+    # -- in two halves, for pipelines ------------------------------------------------------------------
 
-    def _settle_forward(self) -> float:
-        """Choose packed or padded, lower the precision, and return the parity with the float32 reference."""
-        sequences = sorted((t.ids for t in self.tokenize(_PROBES)), key=len)
-        self._model.set_attn_implementation(attention.REFERENCE)
-        reference = self._forward_padded(sequences)
-        self.padded_because = self._why_not_packed(sequences, reference)
-        if self.padded_because is not None:
-            log.warning("this model runs padded, which is slower: %s", self.padded_because)
-            self._model.set_attn_implementation(attention.PADDED)
-        if self.dtype is torch.float32:
-            return self._parity(sequences, reference)
-        # Attention of a model's own may mix dtypes in ways that only autocast knows how to settle.
-        self._autocast = self.padded_because is not None and self.device.type == "cpu"
-        if not self._autocast:
-            lower_precision(self._model, self.dtype, self.device)
-        parity = self._parity(sequences, reference)
-        if not parity >= _MIN_COSINE:  # NaN is no parity either
-            raise ModelError(
-                f"{self.dtype} is too coarse for this model (cosine {parity:.4f}): use -dtype float32"
-            )
-        return parity
+    def prepare(
+        self,
+        texts: Sequence[Text],
+        options: EncodeOptions = EncodeOptions(),  # noqa: B008
+        *,
+        spans: Sequence[Sequence[Sequence[int]]] | None = None,
+    ) -> list[Task | RequestError]:
+        """Return a task for each text, or why there is none. Raises RequestError for options that do not fit."""
+        recipe = self._recipes(options)
+        if spans is not None and (recipe.is_token_level or "CLS_POOLED" in recipe.poolings):
+            raise RequestError("a span's tokens are pooled: pooling_strategy must not be NONE or CLS_POOLED")
+        found = self._tokenizer(texts, options, prompt=self._prompt(options), spans=spans)
+        return [text if isinstance(text, RequestError) else Task(text, recipe) for text in found]
 
-    def _why_not_packed(self, sequences: Sequence[Sequence[int]], reference: torch.Tensor) -> str | None:
-        attention.register()
-        try:
-            self._model.set_attn_implementation(attention.PACKED)
-            packed = self._forward_packed(sequences)
-        except Exception as exc:  # whatever a model's code makes of a packed row, it is a reason
-            return f"a packed row is not accepted ({one_line(exc)[:100]})"
-        deviation = float((packed - reference).abs().max() / reference.abs().max())
-        if deviation <= _MAX_DEVIATION:
-            return None
-        return f"packed vectors differ from padded ones by {deviation:.1e} (positions or attention of its own)"
+    def forward(self, tasks: Sequence[Task]) -> list[Answer | EncodingError]:
+        """Return the answer to each task, float32. One that is not finite is computed again in float32."""
+        answers = self._compute(self._transformer, tasks)
+        bad = [i for i, rows in enumerate(answers) if not np.isfinite(rows).all()]
+        found: list[Answer | EncodingError] = list(answers)
+        if not bad:
+            return found
+        if self.dtype is not torch.float32:
+            log.warning("%d texts have no finite vector in %s, computing again in float32", len(bad), self.dtype)
+            for i, rows in zip(bad, self._compute(self._in_float32(), [tasks[i] for i in bad]), strict=True):
+                found[i] = answers[i] = rows
+        for i in bad:
+            if not np.isfinite(answers[i]).all():
+                found[i] = EncodingError("the model gives no finite vector for this text")
+        return found
 
-    def _parity(self, sequences: Sequence[Sequence[int]], reference: torch.Tensor) -> float:
-        run = self._forward_packed if self.padded_because is None else self._forward_padded
-        return float(torch.nn.functional.cosine_similarity(run(sequences), reference).min())
+    def tokens(self, text: TokenizedText) -> list[str]:
+        """Return the tokens that the model sees of a text, special ones included."""
+        return self._tokenizer.tokens(text.ids)
+
+    @property
+    def padded_because(self) -> str | None:
+        """Why the forward pass is padded, or None if it is packed."""
+        return self._transformer.padded_because
+
+    @property
+    def dimension(self) -> int:
+        """Components of a vector, where a request asks for nothing else."""
+        return self._recipes(EncodeOptions()).width
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _answers(self, prepared: Sequence[Task | RequestError]) -> list[Answer]:
+        """Return all answers, or raise the first error, which names its text."""
+        tasks = []
+        for i, task in enumerate(prepared):
+            if isinstance(task, RequestError):
+                raise RequestError(f"texts[{i}]: {task}")
+            tasks.append(task)
+        if not tasks:
+            raise RequestError("texts must not be empty")
+        answers = []
+        for i, answer in enumerate(self.forward(tasks)):
+            if isinstance(answer, EncodingError):
+                raise EncodingError(f"texts[{i}]: {answer}")
+            answers.append(answer)
+        return answers
+
+    def _prompt(self, options: EncodeOptions) -> str:
+        return self._default_prompt if options.prompt is None else options.prompt
+
+    def _compute(self, transformer: Transformer, tasks: Sequence[Task]) -> list[Answer]:
+        return compute(transformer, tasks, self._budget, hide_specials=self._hides_specials)
+
+    def _in_float32(self) -> Transformer:
+        """Return the model in float32, loaded when it is first needed."""
+        if self._exact is None:
+            self._exact = self._load()
+            self._exact.settle(self._probes(), torch.float32)
+        return self._exact
+
+    def _load(self) -> Transformer:
+        model = load_model(self._transformer_dir, device=self.device, num_layers=self._num_layers)
+        if self._drops_positions:
+            drop_position_embeddings(model)
+        return Transformer(
+            model,
+            device=self.device,
+            first_position=first_position(self._transformer_dir),
+            pad_id=self._tokenizer.pad_id,
+            hide_specials=self._hides_specials,
+        )
+
+    def _try(self, num_tokens: int) -> None:
+        """Run a forward pass of so many tokens, in sequences of full length."""
+        length = min(self.max_seq_len, num_tokens)
+        sequence = TokenSequence([self._tokenizer.pad_id] * length, (0, length))
+        self._transformer.hidden([sequence] * (num_tokens // length), self._recipes(EncodeOptions()).reads)
+
+    def _probes(self) -> list[TokenSequence]:
+        found = self._tokenizer(_PROBES)
+        return [text.sequences[0] for text in found if isinstance(text, TokenizedText)]
 
 
-def _layer_index(layer: int, num_layers: int) -> int:
-    """Return the layer counted from 0, the lowest; negative numbers count from the top."""
-    if not -num_layers <= layer < num_layers:
-        raise ModelError(f"pooling_layer must be in {-num_layers}..{num_layers - 1} for this model, got {layer}")
-    return layer % num_layers
+def _rectangle(answers: Sequence[Answer]) -> Rows:
+    """Return rows of any number of tokens as (B, T, D), zero behind the end of a text."""
+    rows = np.zeros((len(answers), max(map(len, answers)), answers[0].shape[1]), dtype=np.float32)
+    for i, answer in enumerate(answers):
+        rows[i, : len(answer)] = answer
+    return rows

@@ -1,56 +1,107 @@
 """Token vectors to one vector a text.
 
-Each strategy is a function of hidden (B, T, H) float32 and mask (B, T) float32, 1 = real token, and
-returns (B, H) or a multiple of H. Padding never changes a result. Sources: bert-as-service's graph.py
-for the upper-case names, sentence-transformers' Pooling for the lower-case ones.
+The texts of a batch lie end to end in `hidden`, (T, H) float32, without padding; `Segments` says which rows
+belong to which text. Each strategy returns (B, H) float32, or a multiple of H. Sources: bert-as-service's
+graph.py for the upper-case names, sentence-transformers' Pooling for the last two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 
-def mean(hidden: Tensor, mask: Tensor) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Rows of T that are pooled together, for each of B texts.
+
+    rows: the row numbers, text after text. starts: (B,), where each text begins in `rows`.
+    first, last: (B,), the rows that FIRST_TOKEN and LAST_TOKEN take.
+    """
+
+    rows: Tensor
+    starts: Tensor
+    first: Tensor
+    last: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Return (B,), the number of rows of each text."""
+        ends = torch.cat([self.starts[1:], self.starts.new_tensor([len(self.rows)])])
+        return ends - self.starts
+
+    @property
+    def positions(self) -> Tensor:
+        """Return for each of `rows` its distance from its text's first row."""
+        return self.rows - torch.repeat_interleave(self.first, self.lengths)
+
+
+def whole_segments(lengths: Sequence[int], device: torch.device) -> Segments:
+    """Return segments of the given lengths, end to end, that are pooled with every row."""
+    ends = list(accumulate(lengths))
+    starts = torch.tensor([0, *ends[:-1]], device=device)
+    last = torch.tensor(ends, device=device) - 1
+    return Segments(torch.arange(ends[-1], device=device), starts, starts, last)
+
+
+def segments(
+    rows: Sequence[Sequence[int]], first: Sequence[int], last: Sequence[int], device: torch.device
+) -> Segments:
+    """Return segments of any rows. A text may have none: its mean and maximum are zero."""
+    starts = [0, *accumulate(map(len, rows))][:-1]
+    flat = [i for of_text in rows for i in of_text]
+    flat_tensor, starts_tensor, first_tensor, last_tensor = (
+        torch.tensor(values, dtype=torch.int64, device=device) for values in (flat, starts, first, last)
+    )
+    return Segments(flat_tensor, starts_tensor, first_tensor, last_tensor)
+
+
+def mean(hidden: Tensor, of: Segments) -> Tensor:
     """Mean of the token vectors. Reimers & Gurevych 2019, section 3."""
-    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1e-9)
+    return embedding_bag(of.rows, hidden, of.starts, mode="mean")
 
 
-def maximum(hidden: Tensor, mask: Tensor) -> Tensor:
+def maximum(hidden: Tensor, of: Segments) -> Tensor:
     """Largest value of each component over the tokens."""
-    return hidden.masked_fill(mask[..., None] == 0, float("-inf")).amax(1)
+    # The maximum alone would pass over a NaN, and give a vector that looks sound.
+    return embedding_bag(of.rows, hidden, of.starts, mode="max") + 0 * mean(hidden, of)
 
 
-def mean_and_max(hidden: Tensor, mask: Tensor) -> Tensor:
+def mean_and_max(hidden: Tensor, of: Segments) -> Tensor:
     """Mean, then maximum: (B, 2H)."""
-    return torch.cat([mean(hidden, mask), maximum(hidden, mask)], dim=1)
+    return torch.cat([mean(hidden, of), maximum(hidden, of)], dim=1)
 
 
-def first_token(hidden: Tensor, mask: Tensor) -> Tensor:
+def first_token(hidden: Tensor, of: Segments) -> Tensor:
     """The first token's vector: [CLS] for BERT."""
-    return hidden[:, 0]
+    return hidden[of.first]
 
 
-def last_token(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The last real token's vector: [SEP] for BERT."""
-    last = mask.sum(1).long() - 1  # (B,)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+def last_token(hidden: Tensor, of: Segments) -> Tensor:
+    """The last token's vector: [SEP] for BERT."""
+    return hidden[of.last]
 
 
-def mean_sqrt_len(hidden: Tensor, mask: Tensor) -> Tensor:
+def mean_sqrt_len(hidden: Tensor, of: Segments) -> Tensor:
     """Sum of the token vectors over the square root of their number."""
-    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1e-9).sqrt()
+    return mean(hidden, of) * of.lengths[:, None].sqrt()
 
 
-def weighted_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+def weighted_mean(hidden: Tensor, of: Segments) -> Tensor:
     """Mean of the token vectors weighted by position 1, 2, ... Muennighoff 2022 (SGPT), section 3.1."""
-    weights = mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    return mean(hidden, weights)
+    weights = (of.positions + 1).to(hidden.dtype)
+    total = embedding_bag(of.rows, hidden, of.starts, mode="sum", per_sample_weights=weights)
+    sums = torch.zeros(len(of.starts), dtype=hidden.dtype, device=hidden.device)
+    sums.index_add_(0, torch.repeat_interleave(of.lengths), weights)
+    return total / sums[:, None].clamp(min=1.0)
 
 
-Strategy = Callable[[Tensor, Tensor], Tensor]
+Strategy = Callable[[Tensor, Segments], Tensor]
 
 STRATEGIES: dict[str, Strategy] = {
     "REDUCE_MEAN": mean,
@@ -60,21 +111,6 @@ STRATEGIES: dict[str, Strategy] = {
     "FIRST_TOKEN": first_token,
     "SEP_TOKEN": last_token,
     "LAST_TOKEN": last_token,
-    "mean": mean,
-    "max": maximum,
-    "cls": first_token,
-    "lasttoken": last_token,
-    "mean_sqrt_len_tokens": mean_sqrt_len,
-    "weightedmean": weighted_mean,
+    "MEAN_SQRT_LEN": mean_sqrt_len,
+    "WEIGHTED_MEAN": weighted_mean,
 }
-
-
-def pool(hidden: Tensor, mask: Tensor, names: Sequence[str], *, normalize: bool) -> Tensor:
-    """Return the named poolings of the token vectors side by side, as float32 (B, D).
-
-    hidden: (B, T, H) of any float type; the sums run in float32. mask: (B, T), 1 = real token.
-    normalize: divide each row by its L2 norm.
-    """
-    hidden, mask = hidden.float().masked_fill(mask[..., None] == 0, 0.0), mask.float()
-    rows = torch.cat([STRATEGIES[name](hidden, mask) for name in names], dim=1)
-    return torch.nn.functional.normalize(rows, dim=1) if normalize else rows

@@ -30,6 +30,7 @@ from bert_serving.protocol import (
     Heartbeat,
     Ready,
     Refused,
+    Rejected,
     Result,
     Stop,
     WorkerMessage,
@@ -38,9 +39,9 @@ from bert_serving.protocol import (
 )
 
 from ..model_files import ModelError, one_line
+from .batch import PreparedPart, encode_parts, prepare_parts
 from .device import allowed_cpus
 from .encoder import Encoder
-from .tokenizer import TokenizedText
 
 log = logging.getLogger(__name__)
 
@@ -101,12 +102,11 @@ class Worker:
 
     def _compute(self, encoder: Encoder) -> None:
         mail = self._mail
-        canary = encoder.tokenize(["a"])
         while True:
             try:
                 work = mail.inbox.get(timeout=_CANARY_S)
             except queue.Empty:
-                encoder.forward(canary)
+                encoder.encode(["a"])
                 mail.forward_at = time.monotonic()
                 continue
             if work is None:
@@ -166,7 +166,7 @@ class _Mail:
                 if isinstance(message, Stop):
                     return
                 assert isinstance(message, Batch)
-                self._tokenize(encoder, message)
+                self._prepare(encoder, message)
             if parent.sentinel in ready:
                 # Killed, the server could not clean up; and nobody waits for the batch in work.
                 shutil.rmtree(self._runtime_dir, ignore_errors=True)
@@ -175,15 +175,15 @@ class _Mail:
                 self.send(self._heartbeat())
                 next_heartbeat = time.monotonic() + _HEARTBEAT_S
 
-    def _tokenize(self, encoder: Encoder, batch: Batch) -> None:
+    def _prepare(self, encoder: Encoder, batch: Batch) -> None:
         start = time.perf_counter()
         try:
-            tokenized = encoder.tokenize(batch.texts)
+            prepared = prepare_parts(encoder, batch.parts)
         except Exception as exc:  # the answer to this batch, whatever it is
             log.exception("cannot tokenize batch id=%d", batch.batch_id)
             self.send(Failed(batch.batch_id, one_line(exc)))
             return
-        self.inbox.put(_Work(batch, tokenized, (time.perf_counter() - start) * 1000))
+        self.inbox.put(_Work(batch.batch_id, prepared, (time.perf_counter() - start) * 1000))
 
     def _heartbeat(self) -> Heartbeat:
         now = time.monotonic()
@@ -194,11 +194,11 @@ class _Mail:
 def warm_up(encoder: Encoder) -> dict[str, Any]:
     """Run a full micro-batch a few times; return the facts that the broker plans with."""
     length = min(encoder.max_seq_len, 32)
-    tokenized = encoder.tokenize(["word " * (length - 2)] * (_WARM_UP_TOKENS // length))
+    texts = ["word " * (length - 2)] * (_WARM_UP_TOKENS // length)
     seconds = []
     for _ in range(_WARM_UP_RUNS):
         start = time.perf_counter()
-        encoder.forward(tokenized)
+        encoder.encode(texts)
         seconds.append(time.perf_counter() - start)
     return {
         "pid": os.getpid(),
@@ -208,30 +208,22 @@ def warm_up(encoder: Encoder) -> dict[str, Any]:
         "max_seq_len": encoder.max_seq_len,
         "forward": "packed" if encoder.padded_because is None else "padded",
         "parity": round(encoder.parity, 6),
-        "tokens_per_s": round(sum(len(t.ids) for t in tokenized) / min(seconds)),
+        "tokens_per_s": round(length * len(texts) / min(seconds)),
     }
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    batch: Batch
-    tokenized: list[TokenizedText]
+    batch_id: int
+    prepared: list[PreparedPart | Rejected]
     tokenize_ms: float
 
 
 def _encode(encoder: Encoder, work: _Work) -> Result | Failed:
     start = time.perf_counter()
     try:
-        rows = encoder.forward(work.tokenized)
+        outcomes = encode_parts(encoder, work.prepared)
     except Exception as exc:  # the answer to this batch, whatever it is
-        log.exception("cannot encode batch id=%d", work.batch.batch_id)
-        return Failed(work.batch.batch_id, one_line(exc))
-    return Result(
-        work.batch.batch_id,
-        rows,
-        num_tokens=[len(t.ids) for t in work.tokenized],
-        truncated=[i for i, t in enumerate(work.tokenized) if t.truncated],
-        tokens=[encoder.tokens(t) for t in work.tokenized] if work.batch.show_tokens else None,
-        tokenize_ms=work.tokenize_ms,
-        compute_ms=(time.perf_counter() - start) * 1000,
-    )
+        log.exception("cannot encode batch id=%d", work.batch_id)
+        return Failed(work.batch_id, one_line(exc))
+    return Result(work.batch_id, outcomes, work.tokenize_ms, (time.perf_counter() - start) * 1000)

@@ -1,0 +1,68 @@
+"""The vectors of a job as they come in, slice by slice, and as they go out, in one piece."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from bert_serving.protocol import Rows, Vectors
+
+
+@dataclass(slots=True)
+class JobResult:
+    """What is known of a job's texts. num_bytes: of the vectors so far.
+
+    Texts have a row each, in `rows`; or any number, in `ragged`, if they came with counts.
+    """
+
+    num_texts: int
+    num_bytes: int = 0
+    rows: Rows | None = None
+    ragged: list[Rows] | None = None
+    tokens: list[Sequence[str]] | None = None
+    offsets: list[Sequence[Sequence[int]] | None] | None = None
+    truncated: list[int] = field(default_factory=list)
+
+    def fill(self, start: int, vectors: Vectors) -> None:
+        """Copy the vectors of some texts, from text `start` on."""
+        stop = start + len(vectors.num_tokens)
+        if vectors.counts is None:
+            if self.rows is None:
+                self.rows = np.empty((self.num_texts, *vectors.rows.shape[1:]), vectors.rows.dtype)
+            self.rows[start:stop] = vectors.rows
+        else:
+            if self.ragged is None:
+                self.ragged = [vectors.rows[:0]] * self.num_texts
+            self.ragged[start:stop] = np.split(vectors.rows, np.cumsum(vectors.counts)[:-1])
+        if vectors.tokens is not None:
+            self.tokens = self.tokens or [()] * self.num_texts
+            self.tokens[start:stop] = vectors.tokens
+        if vectors.offsets is not None:
+            self.offsets = self.offsets or [None] * self.num_texts
+            self.offsets[start:stop] = vectors.offsets
+        self.truncated += [start + i for i in vectors.truncated]
+        self.num_bytes += vectors.rows.nbytes
+
+    def padded_bytes(self, length: int | None) -> int:
+        """Return the bytes of `padded(length)`."""
+        return math.prod(self._padded_shape(length)) * 4
+
+    def padded(self, length: int | None) -> Rows:
+        """Return ragged rows as (B, T, D), zero behind the end of a text; T: `length`, or the longest."""
+        assert self.ragged is not None
+        rows = np.zeros(self._padded_shape(length), np.float32)
+        for i, of_text in enumerate(self.ragged):
+            rows[i, : len(of_text)] = of_text
+        return rows
+
+    def _padded_shape(self, length: int | None) -> tuple[int, int, int]:
+        assert self.ragged is not None
+        longest = max(map(len, self.ragged))
+        return len(self.ragged), max(longest, length or 0), self.ragged[0].shape[1]
+
+    def joined(self) -> tuple[Rows, list[int]]:
+        """Return ragged rows end to end, and how many each text has."""
+        assert self.ragged is not None
+        return np.concatenate(self.ragged), list(map(len, self.ragged))

@@ -1,0 +1,77 @@
+"""The parts of a batch, each with options of its own, through the encoder together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from bert_serving.protocol import EncodeOptions, InvalidRequest, Outcome, Part, Rejected, Vectors, WorkerFailed
+
+from .compute import Answer, Task
+from .encoder import Encoder, EncodingError
+from .tokenizer import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPart:
+    """A part with a task for each of its texts."""
+
+    part: Part
+    tasks: list[Task]
+
+
+def prepare_parts(encoder: Encoder, parts: Sequence[Part]) -> list[PreparedPart | Rejected]:
+    """Return each part ready for the model, or why it is rejected. Parts with equal options are one call."""
+    found: dict[int, PreparedPart | Rejected] = {}
+    alike: dict[tuple[EncodeOptions, int | None], list[int]] = {}
+    for i, part in enumerate(parts):
+        alike.setdefault((part.options, None if part.spans is None else i), []).append(i)
+    for (options, _), indices in alike.items():
+        texts = [text for i in indices for text in parts[i].texts]
+        try:
+            prepared = iter(encoder.prepare(texts, options, spans=parts[indices[0]].spans))
+        except RequestError as exc:
+            found.update(dict.fromkeys(indices, Rejected(InvalidRequest(str(exc)))))
+            continue
+        for i in indices:
+            found[i] = _part(parts[i], list(islice(prepared, len(parts[i].texts))))
+    return [found[i] for i in range(len(parts))]
+
+
+def _part(part: Part, prepared: list[Task | RequestError]) -> PreparedPart | Rejected:
+    tasks = []
+    for i, task in enumerate(prepared):
+        if isinstance(task, RequestError):
+            return Rejected(InvalidRequest(str(task)), i)
+        tasks.append(task)
+    return PreparedPart(part, tasks)
+
+
+def encode_parts(encoder: Encoder, prepared: Sequence[PreparedPart | Rejected]) -> list[Outcome]:
+    """Return what becomes of each part, all of them in the same forward passes."""
+    tasks = [task for part in prepared if isinstance(part, PreparedPart) for task in part.tasks]
+    answers = iter(encoder.forward(tasks))
+    return [
+        part if isinstance(part, Rejected) else _outcome(encoder, part, list(islice(answers, len(part.tasks))))
+        for part in prepared
+    ]
+
+
+def _outcome(encoder: Encoder, prepared: PreparedPart, answers: list[Answer | EncodingError]) -> Outcome:
+    rows = []
+    for i, answer in enumerate(answers):
+        if isinstance(answer, EncodingError):
+            return Rejected(WorkerFailed(str(answer)), i)
+        rows.append(answer)
+    texts, options = [task.text for task in prepared.tasks], prepared.part.options
+    is_ragged = prepared.tasks[0].keeps_tokens
+    return Vectors(
+        rows=np.concatenate(rows) if is_ragged else np.stack(rows),
+        num_tokens=[text.num_tokens for text in texts],
+        truncated=[i for i, text in enumerate(texts) if text.truncated],
+        counts=list(map(len, rows)) if is_ragged else None,
+        tokens=[encoder.tokens(text) for text in texts] if options.show_tokens else None,
+        offsets=[text.offsets for text in texts] if options.show_offsets else None,
+    )

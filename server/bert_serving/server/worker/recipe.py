@@ -1,0 +1,195 @@
+"""What a request wants done with the hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from bert_serving.protocol import EncodeOptions
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..model_files import ModelError
+from .pooling import STRATEGIES, Segments
+from .tokenizer import RequestError
+
+_AUTO = ("auto",)
+_TOKENS = ("NONE",)
+_POOLER = "CLS_POOLED"
+_PLAIN_LAYERS = (-2,)  # bert-as-service's default
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recipe:
+    """From hidden states to vectors.
+
+    layers: counted from 0, concatenated in this order. reads: all layers that are needed. poolings: side by
+    side; NONE alone: a row for each token. pooler: the model's own, for CLS_POOLED. head: the model's own
+    layers behind its pooling. dimensions: how many leading components are kept, before `normalize` divides
+    by the L2 norm. width: components of a vector.
+    """
+
+    layers: tuple[int, ...]
+    reads: frozenset[int]
+    poolings: tuple[str, ...]
+    pooler: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor] | None
+    dimensions: int | None
+    normalize: bool
+    width: int
+
+    @property
+    def is_token_level(self) -> bool:
+        return self.poolings == _TOKENS
+
+    def tokens(self, hidden: dict[int, Tensor]) -> Tensor:
+        """Return the token vectors, (T, H * layers) float32."""
+        states = [hidden[layer] for layer in self.layers]
+        return (states[0] if len(states) == 1 else torch.cat(states, dim=-1)).float()
+
+    def pool(self, hidden: dict[int, Tensor], of: Segments) -> Tensor:
+        """Return the pooled rows of hidden states by layer, (B, D) float32."""
+        if _POOLER not in self.poolings:
+            return self.pool_tokens(self.tokens(hidden), of)
+        pooled = self.pooler(hidden[max(self.reads)][of.first])  # of the model's last layer
+        if len(self.poolings) == 1:
+            return pooled
+        tokens = self.tokens(hidden)
+        return torch.cat([pooled if n == _POOLER else STRATEGIES[n](tokens, of) for n in self.poolings], dim=1)
+
+    def pool_tokens(self, tokens: Tensor, of: Segments) -> Tensor:
+        """Return the pooled rows of token vectors, (B, D) float32; not for CLS_POOLED and NONE."""
+        return torch.cat([STRATEGIES[name](tokens, of) for name in self.poolings], dim=1)
+
+    def finish(self, rows: Tensor) -> Tensor:
+        """Return the rows as they are answered, (B, width)."""
+        if self.head is not None and not self.is_token_level:
+            rows = self.head(rows)
+        if self.dimensions is not None:
+            rows = rows[:, : self.dimensions]
+        return normalize(rows, dim=1) if self.normalize else rows
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What follows the transformer: poolings over its layers, and layers behind them, of such a width."""
+
+    poolings: tuple[str, ...] = ("REDUCE_MEAN",)  # bert-as-service's default
+    normalize: bool = False
+    head: Callable[[Tensor], Tensor] | None = None
+    head_width: int | None = None
+
+
+class Recipes:
+    """The recipes of one model, as it was started and as requests vary it.
+
+    strategy, layers, normalize: the server's; None: the model's own way, or bert-as-service's defaults.
+    num_layers: of the whole model. Raises ModelError where the server's own recipe cannot be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        own: Pipeline | None,
+        strategy: tuple[str, ...] | None,
+        layers: tuple[int, ...] | None,
+        normalize: bool | None,
+        num_layers: int,
+        hidden_size: int,
+    ) -> None:
+        self._own = own
+        self._strategy = None if strategy == _AUTO else strategy
+        self._layers = layers
+        self._normalize = normalize
+        self._num_layers = num_layers
+        self._num_loaded = num_layers
+        self._hidden_size = hidden_size
+        self._pooler: Callable[[Tensor], Tensor] | None = None
+        self._known: dict[EncodeOptions, Recipe] = {}
+        starts_as_own = own is not None and self._strategy is None and layers is None
+        self._default_layers = layers or ((-1,) if starts_as_own else _PLAIN_LAYERS)
+        needs_pooler = _POOLER in (self._strategy or ())
+        try:
+            #: The highest layer that the server's own recipe reads.
+            self.highest = num_layers - 1 if needs_pooler else max(map(self._index, self._default_layers))
+        except RequestError as exc:
+            raise ModelError(str(exc)) from exc
+
+    def loaded(self, num_layers: int, pooler: Callable[[Tensor], Tensor] | None) -> None:
+        """Note what of the model was loaded: so many layers, and its pooler if it has one."""
+        self._num_loaded = num_layers
+        self._pooler = pooler
+        try:
+            self(EncodeOptions())
+        except RequestError as exc:
+            raise ModelError(str(exc)) from exc
+
+    def __call__(self, options: EncodeOptions) -> Recipe:
+        """Return the recipe for a request. Raises RequestError for what this model cannot do."""
+        key = EncodeOptions(options.pooling_strategy, options.pooling_layer, options.normalize, options.dimensions)
+        recipe = self._known.get(key)
+        if recipe is None:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            recipe = self._known[key] = self._make(key)
+        return recipe
+
+    def _make(self, options: EncodeOptions) -> Recipe:
+        strategy = self._strategy if options.pooling_strategy is None else options.pooling_strategy
+        if strategy in (None, _AUTO) and (options.pooling_layer or self._layers) is None and self._own is not None:
+            pipeline, layers = self._own, [self._num_layers - 1]
+        else:
+            pipeline = Pipeline() if strategy in (None, _AUTO) else Pipeline(strategy)
+            layers = [self._index(layer) for layer in options.pooling_layer or self._default_layers]
+        poolings, needs_pooler = pipeline.poolings, _POOLER in pipeline.poolings
+        reads = set() if poolings == (_POOLER,) else set(layers)
+        if needs_pooler:
+            reads.add(self._num_layers - 1)
+        self._check_loaded(reads, needs_pooler=needs_pooler)
+        width = pipeline.head_width or self._width(poolings, len(layers))
+        if options.dimensions is not None and options.dimensions > width:
+            raise RequestError(f"dimensions must be in 1..{width} for this model, got {options.dimensions}")
+        return Recipe(
+            layers=tuple(layers),
+            reads=frozenset(reads),
+            poolings=poolings,
+            pooler=self._pooler or _no_pooler,
+            head=pipeline.head,
+            dimensions=options.dimensions,
+            normalize=_first_known(options.normalize, self._normalize, pipeline.normalize),
+            width=options.dimensions or width,
+        )
+
+    def _index(self, layer: int) -> int:
+        """Return the layer counted from 0, the lowest; negative numbers count from the top."""
+        n = self._num_layers
+        if not -n <= layer < n:
+            raise RequestError(f"pooling_layer must be in {-n}..{n - 1} for this model, got {layer}")
+        return layer % n
+
+    def _check_loaded(self, layers: set[int], *, needs_pooler: bool) -> None:
+        if max(layers) >= self._num_loaded:
+            missing = max(layers) - self._num_layers
+            raise RequestError(
+                f"layer {missing} is not loaded, since the server needs none above "
+                f"{self._num_loaded - 1 - self._num_layers}: start it with -all_layers"
+            )
+        if needs_pooler and self._pooler is None:
+            raise RequestError(f"{_POOLER} needs a pooler, whose weights this model has not")
+
+    def _width(self, poolings: Sequence[str], num_layers: int) -> int:
+        of_layers = self._hidden_size * num_layers
+        widths = {_POOLER: self._hidden_size, "REDUCE_MEAN_MAX": 2 * of_layers}
+        return sum(widths.get(name, of_layers) for name in poolings)
+
+
+_MAX_KNOWN = 1024
+
+
+def _first_known(*values: bool | None) -> bool:
+    return next((value for value in values if value is not None), False)
+
+
+def _no_pooler(first: Tensor) -> Tensor:
+    raise AssertionError("checked when the recipe was made")

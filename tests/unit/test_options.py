@@ -1,0 +1,73 @@
+"""What a request may ask for, and what is said of what it may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from bert_serving.protocol import EncodeOptions, check_spans, options_from_json
+
+
+def test_one_name_or_number_is_a_list_of_one() -> None:
+    assert options_from_json({"pooling_strategy": "cls", "pooling_layer": -1}) == EncodeOptions(
+        ("CLS_TOKEN",), (-1,)
+    )
+
+
+def test_null_is_the_default() -> None:
+    assert options_from_json({"pooling_strategy": None, "normalize": None, "truncate": None}) == EncodeOptions()
+
+
+def test_only_what_differs_from_the_default_is_written() -> None:
+    assert EncodeOptions().to_json() == {}
+    assert EncodeOptions(normalize=False, pairs=False).to_json() == {"normalize": False, "pairs": False}
+
+
+@pytest.mark.parametrize(
+    "name", ["lasttoken", "LAST_TOKEN", "mean_sqrt_len_tokens", "weightedmean", "none", "auto"]
+)
+def test_strategies_are_known_by_the_names_of_both_libraries_in_any_case(name: str) -> None:
+    assert options_from_json({"pooling_strategy": name}) == options_from_json(
+        {"pooling_strategy": name.swapcase()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ([], "options must be a JSON object, got list"),
+        ({"poolin": 1}, "unknown option 'poolin'; there are pooling_strategy, "),
+        ({"pooling_strategy": "MEDIAN"}, "pooling_strategy must be one of auto, NONE, .*, got 'MEDIAN'"),
+        ({"pooling_strategy": ["NONE", "CLS"]}, "NONE stands alone"),
+        ({"pooling_strategy": []}, "pooling_strategy must be a name or a list of names, got \\[\\]"),
+        ({"pooling_strategy": 3}, "pooling_strategy must be a name"),
+        ({"pooling_layer": "top"}, "pooling_layer must be a whole number or a list of them, got 'top'"),
+        ({"pooling_layer": [True]}, "pooling_layer must be a whole number"),
+        ({"pooling_layer": [0] * 65}, "pooling_layer must be"),
+        ({"normalize": 1}, "normalize must be true or false, got 1"),
+        ({"pairs": "yes"}, "pairs must be true or false, got 'yes'"),
+        ({"dimensions": 0}, "dimensions must be a whole number from 1, got 0"),
+        ({"dimensions": 2.0}, "dimensions must be"),
+        ({"truncate": "middle"}, "truncate must be one of right, left, error, got 'middle'"),
+        ({"long_text": True}, "long_text must be one of truncate, chunk, got True"),
+        ({"prompt": 1}, "prompt must be a string, got 1"),
+        ({"prompt": "a", "prompt_name": "b"}, "prompt or prompt_name, not both"),
+    ],
+)
+def test_bad_options_are_named(value: Any, complaint: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        options_from_json(value)
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [None, [], [[[0, 1]]] * 3, [[], [[0, 1]]], [[[0]], [[0, 1]]], [[[1, 1]], [[0, 1]]], [[[-1, 1]], [[0, 1]]],
+     [[["a", "b"]], [[0, 1]]], [[[0, True]], [[0, 1]]], ["ab", [[0, 1]]]],
+)  # fmt: skip
+def test_spans_that_are_none_are_refused(spans: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="spans"):
+        check_spans(spans, 2)
+
+
+def test_spans_are_some_for_each_text() -> None:
+    check_spans([[[0, 1], (3, 9)], [[0, 1]]], 2)
