@@ -184,18 +184,31 @@ def test_sentence_transformer_is_read_whole(sentences: Path) -> None:
     assert read_sentence_transformers(sentences) == SentenceTransformersConfig(
         transformer_dir=sentences,
         pooling_modes=("mean",),
-        normalize=True,
+        head=(("Normalize", sentences / "2_Normalize"),),
         max_seq_len=256,
         do_lower_case=False,
-        default_prompt="",
+        prompts={},
+        default_prompt_name=None,
+        include_prompt=True,
     )
 
 
-def test_model_without_normalize_module_is_not_normalized(sentences: Path) -> None:
-    write_json(sentences / "modules.json", [module(0, "Transformer", ""), module(1, "Pooling", "1_Pooling")])
+@pytest.mark.parametrize("kinds", [[], ["Dense"], ["Dense", "Dense", "Normalize"], ["Normalize", "Dense"]])
+def test_what_follows_the_pooling_is_kept_in_order(sentences: Path, kinds: list[str]) -> None:
+    modules = [
+        module(i, kind, f"{i}_{kind}" if i else "") for i, kind in enumerate(["Transformer", "Pooling", *kinds])
+    ]
+    write_json(sentences / "modules.json", modules)
     config = read_sentence_transformers(sentences)
     assert config is not None
-    assert not config.normalize
+    assert config.head == tuple((kind, sentences / f"{i}_{kind}") for i, kind in enumerate(kinds, start=2))
+
+
+@pytest.mark.parametrize("key", ["module_input_name", "module_output_name"])
+def test_module_that_maps_token_vectors_is_refused(sentences: Path, key: str) -> None:
+    write_json(sentences / "2_Normalize/config.json", {key: "token_embeddings"})
+    with pytest.raises(ModelError, match=f"{key} must be 'sentence_embedding'"):
+        read_sentence_transformers(sentences)
 
 
 @pytest.mark.parametrize(
@@ -221,17 +234,36 @@ def test_pooling_of_old_and_new_folders_is_understood(
 
 
 @pytest.mark.parametrize(
-    "kinds", [["Transformer", "Pooling", "Dense"], ["Pooling"], ["Transformer"], ["CLIPModel"], []]
+    "kinds", [["Transformer", "Pooling", "LSTM"], ["Transformer", "Dense"], ["Pooling"], ["CLIPModel"], []]
 )
 def test_module_that_would_be_left_out_is_refused(sentences: Path, kinds: list[str]) -> None:
     write_json(sentences / "modules.json", [module(i, kind, f"{i}_{kind}") for i, kind in enumerate(kinds)])
-    with pytest.raises(ModelError, match="Transformer, Pooling and at most Normalize"):
+    with pytest.raises(ModelError, match="Transformer, Pooling, and then only Dense and Normalize"):
         read_sentence_transformers(sentences)
 
 
-def test_pooling_without_the_prompt_is_refused(sentences: Path) -> None:
+def test_pooling_without_the_prompt_is_read(sentences: Path) -> None:
     write_json(sentences / "1_Pooling/config.json", {"include_prompt": False})
-    with pytest.raises(ModelError, match="prompt"):
+    config = read_sentence_transformers(sentences)
+    assert config is not None
+    assert not config.include_prompt
+
+
+def test_prompts_are_read_with_their_names(sentences: Path) -> None:
+    prompts = {"query": "query: ", "document": None}
+    write_json(
+        sentences / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": "query"}
+    )
+    config = read_sentence_transformers(sentences)
+    assert config is not None
+    assert config.prompts == {"query": "query: ", "document": ""}
+    assert config.default_prompt_name == "query"
+
+
+@pytest.mark.parametrize("prompts", ["query: ", ["query: "]])
+def test_prompts_without_names_are_refused(sentences: Path, prompts: Any) -> None:
+    write_json(sentences / "config_sentence_transformers.json", {"prompts": prompts})
+    with pytest.raises(ModelError, match="prompts must be a JSON dict"):
         read_sentence_transformers(sentences)
 
 

@@ -99,14 +99,23 @@ class SentenceTransformersConfig:
     """What modules.json and its neighbours say about a sentence-transformers folder.
 
     pooling_modes: names as in sentence-transformers' Pooling, concatenated in this order.
+    head: ("Dense" or "Normalize", its folder) of what follows the pooling, in this order.
+    include_prompt: False: the tokens of a prompt are left out of the pooling.
     """
 
     transformer_dir: Path
     pooling_modes: tuple[str, ...]
-    normalize: bool
+    head: tuple[tuple[str, Path], ...]
     max_seq_len: int | None
     do_lower_case: bool
-    default_prompt: str
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+    include_prompt: bool
+
+    @property
+    def default_prompt(self) -> str:
+        """What goes in front of every text; empty: nothing."""
+        return self.prompts.get(self.default_prompt_name or "", "")
 
 
 # The boolean keys of older folders, in the order in which sentence-transformers concatenates them.
@@ -129,13 +138,14 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | Non
         return None
     modules = _read_modules(folder)
     kinds = [kind for kind, _ in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+    if kinds[:2] != ["Transformer", "Pooling"] or not {*kinds[2:]} <= {"Dense", "Normalize"}:
         raise ModelError(
-            f"modules.json must list Transformer, Pooling and at most Normalize, got {', '.join(kinds)}: {folder}"
+            "modules.json must list Transformer, Pooling, and then only Dense and Normalize, "
+            f"got {', '.join(kinds)}: {folder}"
         )
+    head = tuple((kind, _of_sentences(folder / path)) for kind, path in modules[2:])
     pooling = read_json(folder / modules[1][1] / "config.json")
-    if not pooling.get("include_prompt", True):
-        raise ModelError(f"pooling that leaves the prompt out is not supported: {folder}")
+    prompts, default_prompt_name = _prompts(folder)
     transformer_dir = folder / modules[0][1]
     options_file = transformer_dir / "sentence_bert_config.json"
     options = read_json(options_file) if options_file.is_file() else {}
@@ -145,10 +155,12 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | Non
     return SentenceTransformersConfig(
         transformer_dir=transformer_dir,
         pooling_modes=modes,
-        normalize="Normalize" in kinds,
+        head=head,
         max_seq_len=_whole_number(options, "max_seq_length", options_file),
         do_lower_case=bool(options.get("do_lower_case", False)),
-        default_prompt=_default_prompt(folder),
+        prompts=prompts,
+        default_prompt_name=default_prompt_name,
+        include_prompt=bool(pooling.get("include_prompt", True)),
     )
 
 
@@ -239,17 +251,36 @@ def _pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for key, name in _OLD_POOLING_KEYS.items() if config.get(key)) or ("mean",)
 
 
-def _default_prompt(folder: Path) -> str:
+def _of_sentences(module_dir: Path) -> Path:
+    """Return the folder of a module behind the pooling. Raises ModelError if it maps anything but pooled rows."""
+    path = module_dir / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise ModelError(f"{key} must be 'sentence_embedding' in {path}, got {config[key]!r}")
+    return module_dir
+
+
+def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+    """Return the prompts by name, and the name of the one that goes in front by default."""
     path = folder / "config_sentence_transformers.json"
     config = read_json(path) if path.is_file() else {}
-    name = config.get("default_prompt_name")
-    return str((config.get("prompts") or {}).get(name) or "") if name else ""
+    prompts = config.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise ModelError(f"prompts must be a JSON dict in {path}, got {type(prompts).__name__}")
+    return {str(name): str(prompt or "") for name, prompt in prompts.items()}, config.get("default_prompt_name")
 
 
 def _transformer_path(folder: Path) -> str:
     if not (folder / "modules.json").is_file():
         return ""
     return next((path for kind, path in _read_modules(folder) if kind == "Transformer"), "")
+
+
+def _weight_paths(folder: Path) -> list[str]:
+    """Return where weights lie, relative to the folder."""
+    modules = _read_modules(folder) if (folder / "modules.json").is_file() else []
+    return [_transformer_path(folder), *(path for kind, path in modules if kind == "Dense")]
 
 
 def _looks_like_hub_name(name: str) -> bool:
@@ -264,8 +295,9 @@ def _download(name: str) -> Path:
     wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
         folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]))
-        if not list(folder.rglob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*wanted, "pytorch_model*.bin"]))
+        if pickled := [path for path in _weight_paths(folder) if not list((folder / path).glob("*.safetensors"))]:
+            wanted += [(Path(path) / "pytorch_model*.bin").as_posix() for path in pickled]
+            folder = Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
         reason = str(exc).strip().splitlines()[0]
         raise ModelError(f"model_dir is no folder here, and the hub does not give {name!r}: {reason}") from exc

@@ -26,6 +26,7 @@ from ..model_files import (
 )
 from . import attention
 from .checkpoint import layers_to_load, load_model, lower_precision, num_hidden_layers
+from .dense import load_head
 from .device import pick_device, pick_dtype
 from .packing import groups_of, plan_micro_batches
 from .pooling import pool
@@ -82,13 +83,16 @@ class Encoder:
         )
 
         own = read_sentence_transformers(folder)
+        if own and not own.include_prompt:
+            raise ModelError(f"pooling that leaves the prompt out is not supported: {folder}")
         transformer_dir = own.transformer_dir if own else folder
         if own and pooling_strategy == "auto" and pooling_layer is None:
-            self._poolings, self._normalize = own.pooling_modes, own.normalize
+            self._poolings = own.pooling_modes
+            self._head = load_head(own.head, self.device)
             layers: Sequence[int] = (-1,)
         else:
             self._poolings = ("REDUCE_MEAN" if pooling_strategy == "auto" else pooling_strategy,)
-            self._normalize = False
+            self._head = load_head((), self.device)
             layers = pooling_layer or _DEFAULT_LAYERS
         num_layers = num_hidden_layers(transformer_dir)
         self._layers = [_layer_index(layer, num_layers) for layer in layers]
@@ -156,15 +160,19 @@ class Encoder:
         for group in groups:
             tokens = hidden[group.start : group.stop].view(group.count, group.length, -1)  # (B, T, H)
             mask = torch.ones(tokens.shape[:2], device=self.device)
-            rows.append(pool(tokens, mask, self._poolings, normalize=self._normalize))
-        return torch.cat(rows)
+            rows.append(pool(tokens, mask, self._poolings, normalize=False))
+        return self._apply_head(torch.cat(rows))
 
     @torch.inference_mode()
     def _forward_padded(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return the pooled rows of sequences of any lengths."""
         input_ids, mask = attention.pad(sequences, pad_id=self._tokenizer.pad_id, device=self.device)  # (B, T)
         hidden = self._hidden(input_ids=input_ids, attention_mask=mask)  # (B, T, H)
-        return pool(hidden, mask, self._poolings, normalize=self._normalize)
+        return self._apply_head(pool(hidden, mask, self._poolings, normalize=False))
+
+    def _apply_head(self, rows: torch.Tensor) -> torch.Tensor:
+        mapped: torch.Tensor = self._head(rows)
+        return mapped
 
     def _hidden(self, **inputs: torch.Tensor) -> torch.Tensor:
         """Return the chosen layers' hidden states side by side, (B, T, H)."""
