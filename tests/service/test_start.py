@@ -67,6 +67,11 @@ def test_a_folder_that_is_not_there_is_named() -> None:
     assert refusal("-model_dir", "/no/such/folder").endswith("model_dir: no such folder: /no/such/folder")
 
 
+def test_a_tuned_folder_that_is_not_there_is_named() -> None:
+    said = "tuned_model_dir: no such folder: /no/such/folder"
+    assert refusal("-tuned_model_dir", "/no/such/folder").endswith(said)
+
+
 @pytest.mark.parametrize(
     ("missing", "said"),
     [("model.safetensors", "no weights"), ("config.json", "no config.json"), ("tokenizer.json", "no tokenizer")],

@@ -21,6 +21,7 @@ from bert_serving.server.model_files import (
     read_json,
     read_sentence_transformers,
     resolve_model_dir,
+    resolve_tuned_model_dir,
 )
 
 BERT = {"model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}
@@ -119,6 +120,42 @@ def test_transformer_in_a_folder_of_its_own_is_checked_there(sentences: Path) ->
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (sentences / name).rename(sentences / "0_Transformer" / name)
     assert check_model_dir(sentences) == sentences
+
+
+# -- a tuned model's weights ---------------------------------------------------------------------------
+
+
+def test_without_a_tuned_model_there_is_no_folder() -> None:
+    assert resolve_tuned_model_dir(None) is None
+
+
+def test_tuned_model_needs_weights_alone_and_its_model_none(plain: Path, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    (plain / "model.safetensors").rename(tuned / "model.safetensors")
+    assert resolve_tuned_model_dir(str(tuned)) == tuned
+    assert resolve_model_dir(str(plain), needs_weights=False) == plain
+
+
+def test_tuned_sentence_transformers_weights_are_found_in_their_folder(sentences: Path) -> None:
+    write_json(sentences / "modules.json", [module(0, "Transformer", "0_Transformer")])
+    with pytest.raises(ModelError, match=r"tuned_model_dir has no weights .*0_Transformer"):
+        resolve_tuned_model_dir(str(sentences))
+    (sentences / "0_Transformer").mkdir()
+    (sentences / "model.safetensors").rename(sentences / "0_Transformer/model.safetensors")
+    assert resolve_tuned_model_dir(str(sentences)) == sentences / "0_Transformer"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("nothing", "no such folder"), ("config.json", "must be a folder"), ("empty", "has no weights")],
+)
+def test_tuned_folder_without_weights_is_named_in_one_line(plain: Path, name: str, said: str) -> None:
+    (plain / "empty").mkdir()
+    with pytest.raises(ModelError, match=f"tuned_model_dir:? {said}") as caught:
+        resolve_tuned_model_dir(str(plain / name))
+    assert str(plain / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 # -- the demo model ------------------------------------------------------------------------------------

@@ -40,23 +40,39 @@ class ModelError(Exception):
     """The model cannot be served; the message is one line for the person who chose it."""
 
 
-def resolve_model_dir(model_dir: str | None) -> Path:
+def resolve_model_dir(model_dir: str | None, *, needs_weights: bool = True) -> Path:
     """Return the local folder of the model; None means the demo model. Raises ModelError.
 
     A hub name is downloaded, or taken from the hub's cache. A folder on disk never touches the network.
+    needs_weights: False: they are taken from another folder.
     """
+    return check_model_dir(_find_model(model_dir), needs_weights=needs_weights)
+
+
+def _find_model(model_dir: str | None) -> Path:
     if model_dir is None:
-        return check_model_dir(find_demo_model())
+        return find_demo_model()
     try:
         model_dir.encode()
     except UnicodeEncodeError as exc:
         raise ModelError(f"model_dir must be valid text, got {model_dir!r}") from exc
     folder = Path(model_dir).expanduser()
     if folder.exists():
-        return check_model_dir(folder)
+        return folder
     if not _looks_like_hub_name(model_dir):
         raise ModelError(f"model_dir: no such folder: {model_dir}")
-    return check_model_dir(_download(model_dir))
+    return _download(model_dir)
+
+
+def resolve_tuned_model_dir(tuned_model_dir: str | None) -> Path | None:
+    """Return the folder that holds the fine-tuned weights, None if there is none. Raises ModelError."""
+    if tuned_model_dir is None:
+        return None
+    folder = Path(tuned_model_dir).expanduser()
+    if not folder.is_dir():
+        found = "must be a folder, got a file" if folder.exists() else "no such folder"
+        raise ModelError(f"tuned_model_dir: {found}: {tuned_model_dir}")
+    return _with_weights(folder / _transformer_path(folder), "tuned_model_dir")
 
 
 def find_demo_model() -> Path:
@@ -80,17 +96,23 @@ def find_demo_model() -> Path:
     return weights.parent
 
 
-def check_model_dir(folder: Path) -> Path:
+def check_model_dir(folder: Path, *, needs_weights: bool = True) -> Path:
     """Return the folder if it has config, weights and tokenizer. Raises ModelError for what is missing."""
     if not folder.is_dir():
         raise ModelError(f"model_dir must be a folder, got a file: {folder}")
     transformer_dir = folder / _transformer_path(folder)
     if not (transformer_dir / "config.json").is_file():
         raise ModelError(f"model_dir has no config.json: {folder}")
-    if not any((transformer_dir / name).is_file() for name in _WEIGHTS):
-        raise ModelError(f"model_dir has no weights (model.safetensors or pytorch_model.bin): {folder}")
+    if needs_weights:
+        _with_weights(transformer_dir, "model_dir")
     if not any((transformer_dir / name).is_file() for name in _TOKENIZERS):
         raise ModelError(f"model_dir has no tokenizer (tokenizer.json or vocab.txt): {folder}")
+    return folder
+
+
+def _with_weights(folder: Path, setting: str) -> Path:
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        raise ModelError(f"{setting} has no weights (model.safetensors or pytorch_model.bin): {folder}")
     return folder
 
 

@@ -42,6 +42,10 @@ class Settings(BaseSettings):
     model_dir: str | None = Field(
         None, description="folder of a model, or its name on the Hugging Face hub; default: the demo model"
     )
+    tuned_model_dir: str | None = Field(
+        None,
+        description="folder of a fine-tuned checkpoint, for its weights alone; default: the weights in -model_dir",
+    )
     num_worker: int | None = Field(
         None, ge=1, le=256, description="worker processes; default: one for each GPU, or one on the CPU"
     )

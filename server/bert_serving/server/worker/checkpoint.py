@@ -11,12 +11,16 @@ from transformers.utils import logging as transformers_logging
 from ..model_files import ModelError, one_line
 
 
-def load_model(folder: Path, *, device: torch.device, num_layers: int | None = None) -> PreTrainedModel:
+def load_model(
+    folder: Path, *, device: torch.device, weights_dir: Path | None = None, num_layers: int | None = None
+) -> PreTrainedModel:
     """Return the encoder in the folder, in float32 and evaluation mode on the device.
 
-    num_layers: build only so many transformer layers from the bottom; None: all.
+    weights_dir: where the weights are, of this model or of one for a task that is built on it; None: in the
+    folder too. num_layers: build only so many transformer layers from the bottom; None: all.
     Raises ModelError that names a weight which is missing or has the wrong shape.
     """
+    weights_dir = weights_dir or folder
     transformers_logging.set_verbosity_error()  # what matters of its warnings is an error here
     transformers_logging.disable_progress_bar()
     try:
@@ -24,7 +28,7 @@ def load_model(folder: Path, *, device: torch.device, num_layers: int | None = N
         if num_layers is not None:
             config.num_hidden_layers = num_layers
         model, report = AutoModel.from_pretrained(
-            folder,
+            weights_dir,
             config=config,
             dtype=torch.float32,
             local_files_only=True,
@@ -32,8 +36,8 @@ def load_model(folder: Path, *, device: torch.device, num_layers: int | None = N
             output_loading_info=True,
         )
     except Exception as exc:  # whatever a damaged file makes of the libraries that read it
-        raise ModelError(f"cannot load the model in {folder}: {one_line(exc)}") from exc
-    _check_complete(folder, report)
+        raise ModelError(f"cannot load the model in {weights_dir}: {one_line(exc)}") from exc
+    _check_complete(weights_dir, report)
     model.eval().requires_grad_(False)
     return model.to(device)
 

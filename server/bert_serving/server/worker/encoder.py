@@ -23,6 +23,7 @@ from ..model_files import (
     one_line,
     read_sentence_transformers,
     resolve_model_dir,
+    resolve_tuned_model_dir,
 )
 from . import attention
 from .checkpoint import layers_to_load, load_model, lower_precision, num_hidden_layers
@@ -53,7 +54,8 @@ class EncodingError(Exception):
 class Encoder:
     """Sentence vectors of one model.
 
-    model_dir: a folder, a hub name, or None for the demo model. device: "auto", "cpu" or "cuda:N".
+    model_dir: a folder, a hub name, or None for the demo model. tuned_model_dir: a folder whose weights are
+    taken instead of the model's own. device: "auto", "cpu" or "cuda:N".
     dtype: "auto", "float32", "float16" or "bfloat16", of the forward pass; vectors are always float32.
     max_seq_len: longest sequence in tokens, special ones included; None: the model's own.
     pooling_strategy, pooling_layer: as the server's settings of these names.
@@ -67,6 +69,7 @@ class Encoder:
         self,
         model_dir: str | Path | None = None,
         *,
+        tuned_model_dir: str | Path | None = None,
         device: str = "auto",
         dtype: str = "auto",
         max_seq_len: int | None = None,
@@ -74,7 +77,8 @@ class Encoder:
         pooling_strategy: str = "auto",
         pooling_layer: Sequence[int] | None = None,
     ) -> None:
-        folder = resolve_model_dir(None if model_dir is None else str(model_dir))
+        tuned_dir = resolve_tuned_model_dir(None if tuned_model_dir is None else str(tuned_model_dir))
+        folder = resolve_model_dir(None if model_dir is None else str(model_dir), needs_weights=tuned_dir is None)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.max_seq_len = check_max_seq_len(folder, max_seq_len)
@@ -104,7 +108,9 @@ class Encoder:
             prompt=own.default_prompt if own else "",
         )
         self._num_layers = layers_to_load(transformer_dir, highest=max(self._layers))
-        self._model = load_model(transformer_dir, device=self.device, num_layers=self._num_layers)
+        self._model = load_model(
+            transformer_dir, weights_dir=tuned_dir, device=self.device, num_layers=self._num_layers
+        )
         self._autocast = False
         #: Why the forward pass is padded, or None if it is packed.
         self.padded_because: str | None = None
