@@ -46,6 +46,9 @@ class Settings(BaseSettings):
         None,
         description="folder of a fine-tuned checkpoint, for its weights alone; default: the weights in -model_dir",
     )
+    model_module: str | None = Field(
+        None, description="Python module, or its .py file, that registers your own architecture; default: none"
+    )
     num_worker: int | None = Field(
         None, ge=1, le=256, description="worker processes; default: one for each GPU, or one on the CPU"
     )

@@ -327,6 +327,7 @@ class Supervisor:
         encoder = {
             "model_dir": settings.model_dir,
             "tuned_model_dir": settings.tuned_model_dir,
+            "model_module": settings.model_module,
             "device": "cpu" if settings.cpu else f"cuda:{gpus[index % len(gpus)]}" if gpus else "auto",
             "dtype": settings.dtype,
             "max_seq_len": settings.max_seq_len,

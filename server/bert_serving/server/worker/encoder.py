@@ -29,6 +29,7 @@ from . import attention
 from .checkpoint import layers_to_load, load_model, lower_precision, num_hidden_layers
 from .dense import load_head
 from .device import pick_device, pick_dtype
+from .model_module import import_model_module
 from .packing import groups_of, plan_micro_batches
 from .pooling import pool
 from .tokenizer import TokenizedText, Tokenizer
@@ -55,7 +56,8 @@ class Encoder:
     """Sentence vectors of one model.
 
     model_dir: a folder, a hub name, or None for the demo model. tuned_model_dir: a folder whose weights are
-    taken instead of the model's own. device: "auto", "cpu" or "cuda:N".
+    taken instead of the model's own. model_module: a module, or its .py file, that registers an architecture
+    with Transformers when it is imported. device: "auto", "cpu" or "cuda:N".
     dtype: "auto", "float32", "float16" or "bfloat16", of the forward pass; vectors are always float32.
     max_seq_len: longest sequence in tokens, special ones included; None: the model's own.
     pooling_strategy, pooling_layer: as the server's settings of these names.
@@ -70,6 +72,7 @@ class Encoder:
         model_dir: str | Path | None = None,
         *,
         tuned_model_dir: str | Path | None = None,
+        model_module: str | Path | None = None,
         device: str = "auto",
         dtype: str = "auto",
         max_seq_len: int | None = None,
@@ -79,6 +82,8 @@ class Encoder:
     ) -> None:
         tuned_dir = resolve_tuned_model_dir(None if tuned_model_dir is None else str(tuned_model_dir))
         folder = resolve_model_dir(None if model_dir is None else str(model_dir), needs_weights=tuned_dir is None)
+        if model_module is not None:
+            import_model_module(str(model_module))
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.max_seq_len = check_max_seq_len(folder, max_seq_len)
@@ -201,7 +206,9 @@ class Encoder:
         self.padded_because = self._why_not_packed(sequences, reference)
         if self.padded_because is not None:
             log.warning("this model runs padded, which is slower: %s", self.padded_because)
-            self._model.set_attn_implementation(attention.PADDED)
+            # Not every model of a user's own has attention that goes through Transformers' registry.
+            has_sdpa = getattr(self._model, "_supports_sdpa", False)
+            self._model.set_attn_implementation(attention.PADDED if has_sdpa else attention.REFERENCE)
         if self.dtype is torch.float32:
             return self._parity(sequences, reference)
         # Attention of a model's own may mix dtypes in ways that only autocast knows how to settle.
