@@ -122,6 +122,70 @@ def test_transformer_in_a_folder_of_its_own_is_checked_there(sentences: Path) ->
     assert check_model_dir(sentences) == sentences
 
 
+# -- the hub's cache -----------------------------------------------------------------------------------
+
+MAIN, OTHER = "0" * 40, "1" * 40
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub client's cache with two commits of someone/model; the hub itself is off.
+
+    main is the first, the tag v2 and the branch work/new are the second.
+    """
+    repo = tmp_path / "cache/models--someone--model"
+    for commit in (MAIN, OTHER):
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+            write_json(repo / "snapshots" / commit / name, {})
+    for ref, commit in {"main": MAIN, "v2": OTHER, "work/new": OTHER}.items():
+        (repo / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
+        (repo / "refs" / ref).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return repo / "snapshots"
+
+
+@pytest.mark.parametrize(
+    ("revision", "commit"), [(None, MAIN), ("main", MAIN), ("v2", OTHER), ("work/new", OTHER), (OTHER, OTHER)]
+)
+def test_revision_chooses_among_a_hub_names_versions(cache: Path, revision: str | None, commit: str) -> None:
+    assert resolve_model_dir("someone/model", revision=revision) == cache / commit
+
+
+@pytest.mark.parametrize("revision", ["v3", "2" * 40])
+def test_revision_that_is_not_there_is_named_in_one_line(cache: Path, revision: str) -> None:
+    with pytest.raises(ModelError, match=f"'someone/model' at revision '{revision}'") as caught:
+        resolve_model_dir("someone/model", revision=revision)
+    assert "\n" not in str(caught.value)
+
+
+def test_revision_of_a_folder_is_refused(plain: Path) -> None:
+    with pytest.raises(ModelError, match="revision is for a hub name; model_dir is a folder"):
+        resolve_model_dir(str(plain), revision="main")
+
+
+def test_revision_of_the_demo_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="revision is for a hub name; model_dir is not given"):
+        resolve_model_dir(None, revision="main")
+
+
+def test_pickles_are_asked_for_only_where_there_is_nothing_else(
+    sentences: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(
+        sentences / "modules.json",
+        [module(0, "Transformer", ""), module(1, "Pooling", "1_Pooling"), module(2, "Dense", "2_Dense")],
+    )
+    asked: list[list[str]] = []
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        asked.append(list(allow_patterns))
+        return str(sentences)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert resolve_model_dir("someone/model") == sentences
+    assert [[p for p in patterns if "bin" in p] for patterns in asked] == [[], ["2_Dense/pytorch_model*.bin"]]
+
+
 # -- a tuned model's weights ---------------------------------------------------------------------------
 
 

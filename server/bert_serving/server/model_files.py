@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,17 +41,20 @@ class ModelError(Exception):
     """The model cannot be served; the message is one line for the person who chose it."""
 
 
-def resolve_model_dir(model_dir: str | None, *, needs_weights: bool = True) -> Path:
+def resolve_model_dir(model_dir: str | None, *, revision: str | None = None, needs_weights: bool = True) -> Path:
     """Return the local folder of the model; None means the demo model. Raises ModelError.
 
     A hub name is downloaded, or taken from the hub's cache. A folder on disk never touches the network.
-    needs_weights: False: they are taken from another folder.
+    revision: commit, tag or branch of a hub name; None: its main branch. needs_weights: False: they are taken
+    from another folder.
     """
-    return check_model_dir(_find_model(model_dir), needs_weights=needs_weights)
+    return check_model_dir(_find_model(model_dir, revision), needs_weights=needs_weights)
 
 
-def _find_model(model_dir: str | None) -> Path:
+def _find_model(model_dir: str | None, revision: str | None) -> Path:
     if model_dir is None:
+        if revision is not None:
+            raise ModelError("revision is for a hub name; model_dir is not given")
         return find_demo_model()
     try:
         model_dir.encode()
@@ -58,10 +62,12 @@ def _find_model(model_dir: str | None) -> Path:
         raise ModelError(f"model_dir must be valid text, got {model_dir!r}") from exc
     folder = Path(model_dir).expanduser()
     if folder.exists():
+        if revision is not None:
+            raise ModelError("revision is for a hub name; model_dir is a folder")
         return folder
     if not _looks_like_hub_name(model_dir):
         raise ModelError(f"model_dir: no such folder: {model_dir}")
-    return _download(model_dir)
+    return _download(model_dir, revision)
 
 
 def resolve_tuned_model_dir(tuned_model_dir: str | None) -> Path | None:
@@ -310,19 +316,21 @@ def _looks_like_hub_name(name: str) -> bool:
     return len(parts) <= 2 and all(part and not part.startswith((".", "~")) for part in parts)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    wanted, unwanted = ["*.json", "*.txt", "*.model", "*.safetensors"], ["onnx/*", "openvino/*"]
+    fetch = partial(snapshot_download, name, revision=revision, ignore_patterns=unwanted)
     try:
-        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]))
+        folder = Path(fetch(allow_patterns=wanted))
         if pickled := [path for path in _weight_paths(folder) if not list((folder / path).glob("*.safetensors"))]:
             wanted += [(Path(path) / "pytorch_model*.bin").as_posix() for path in pickled]
-            folder = Path(snapshot_download(name, allow_patterns=wanted))
+            folder = Path(fetch(allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
         reason = str(exc).strip().splitlines()[0]
-        raise ModelError(f"model_dir is no folder here, and the hub does not give {name!r}: {reason}") from exc
+        wish = repr(name) if revision is None else f"{name!r} at revision {revision!r}"
+        raise ModelError(f"model_dir is no folder here, and the hub does not give {wish}: {reason}") from exc
     return folder
 
 

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     model_dir: str | None = Field(
         None, description="folder of a model, or its name on the Hugging Face hub; default: the demo model"
     )
+    revision: str | None = Field(
+        None, description="commit, tag or branch of a model on the hub; default: its main branch"
+    )
     tuned_model_dir: str | None = Field(
         None,
         description="folder of a fine-tuned checkpoint, for its weights alone; default: the weights in -model_dir",

@@ -58,7 +58,7 @@ def resolve(settings: Settings) -> Settings:
     """Return the settings with every default filled in that depends on the machine and the model."""
     try:
         tuned_dir = resolve_tuned_model_dir(settings.tuned_model_dir)
-        folder = resolve_model_dir(settings.model_dir, needs_weights=tuned_dir is None)
+        folder = resolve_model_dir(settings.model_dir, revision=settings.revision, needs_weights=tuned_dir is None)
         max_seq_len = check_max_seq_len(folder, settings.max_seq_len)
     except ModelError as exc:
         raise StartError(str(exc)) from exc

@@ -55,9 +55,10 @@ class EncodingError(Exception):
 class Encoder:
     """Sentence vectors of one model.
 
-    model_dir: a folder, a hub name, or None for the demo model. tuned_model_dir: a folder whose weights are
-    taken instead of the model's own. model_module: a module, or its .py file, that registers an architecture
-    with Transformers when it is imported. device: "auto", "cpu" or "cuda:N".
+    model_dir: a folder, a hub name, or None for the demo model. revision: commit, tag or branch of a hub name.
+    tuned_model_dir: a folder whose weights are taken instead of the model's own.
+    model_module: a module, or its .py file, that registers an architecture with Transformers.
+    device: "auto", "cpu" or "cuda:N".
     dtype: "auto", "float32", "float16" or "bfloat16", of the forward pass; vectors are always float32.
     max_seq_len: longest sequence in tokens, special ones included; None: the model's own.
     pooling_strategy, pooling_layer: as the server's settings of these names.
@@ -71,6 +72,7 @@ class Encoder:
         self,
         model_dir: str | Path | None = None,
         *,
+        revision: str | None = None,
         tuned_model_dir: str | Path | None = None,
         model_module: str | Path | None = None,
         device: str = "auto",
@@ -81,7 +83,9 @@ class Encoder:
         pooling_layer: Sequence[int] | None = None,
     ) -> None:
         tuned_dir = resolve_tuned_model_dir(None if tuned_model_dir is None else str(tuned_model_dir))
-        folder = resolve_model_dir(None if model_dir is None else str(model_dir), needs_weights=tuned_dir is None)
+        folder = resolve_model_dir(
+            None if model_dir is None else str(model_dir), revision=revision, needs_weights=tuned_dir is None
+        )
         if model_module is not None:
             import_model_module(str(model_module))
         self.device = pick_device(device)
