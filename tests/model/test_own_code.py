@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,9 @@ import pytest
 import torch
 from bert_serving.server.model_files import ModelError
 from bert_serving.server.worker.encoder import Encoder
+from safetensors.torch import save_file
 from sentences import sentences
+from tiny_models import make_tokenizer
 
 TEXTS = sentences(40)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
@@ -121,3 +125,120 @@ def test_import_failure_is_one_line(own: Path, tmp_path: Path, code: str | None,
 def test_module_that_is_not_installed_is_one_line(own: Path) -> None:
     with pytest.raises(ModelError, match="cannot import model_module no_such_module"):
         Encoder(own, model_module="no_such_module")
+
+
+# -- code in the folder --------------------------------------------------------------------------------
+
+CODE = """
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+class ScaledConfig(PreTrainedConfig):
+    model_type = "MODEL_TYPE"
+    num_hidden_layers = 1
+
+class ScaledModel(PreTrainedModel):
+    config_class = ScaledConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embeddings = nn.Embedding(256, 8)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, output_hidden_states=False, **_):
+        return BaseModelOutput(last_hidden_state=self.embeddings(input_ids) * SCALE)
+"""
+
+
+def make_folder_with_code(folder: Path, *, scale: int = 2, model_type: str = "scaled", upstream: str = "") -> Path:
+    folder.mkdir(exist_ok=True)
+    auto_map = {
+        kind: f"{upstream}modeling.Scaled{kind.removeprefix('Auto')}" for kind in ("AutoConfig", "AutoModel")
+    }
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, "auto_map": auto_map}))
+    save_file({"embeddings.weight": torch.arange(2048.0).reshape(256, 8) / 2048}, folder / "model.safetensors")
+    make_tokenizer(0).save_pretrained(folder)
+    if not upstream:
+        (folder / "modeling.py").write_text(CODE.replace("SCALE", str(scale)).replace("MODEL_TYPE", model_type))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Transformers copies a model's code, and imports it from."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.fixture(autouse=True)
+def nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        pytest.fail("a question on the terminal")
+
+    monkeypatch.setattr(builtins, "input", fail)
+
+
+def first_component(folder: Path, **options: object) -> float:
+    encoder = Encoder(folder, trust_remote_code=True, device="cpu", dtype="float32", pooling_layer=[-1], **options)  # type: ignore[arg-type]
+    ids = encoder.tokenize(["hello"])[0].ids
+    return float(encoder.encode(["hello"])[0, 0] / np.mean([i * 8 / 2048 for i in ids]))
+
+
+@pytest.mark.parametrize("model_type", ["scaled", "bert"])
+def test_code_in_the_folder_runs_when_it_is_trusted(tmp_path: Path, model_type: str) -> None:
+    folder = make_folder_with_code(tmp_path / "coded", model_type=model_type)
+    assert first_component(folder) == pytest.approx(2)
+
+
+def test_each_folder_runs_its_own_code(tmp_path: Path) -> None:
+    two = make_folder_with_code(tmp_path / "two", scale=2)
+    three = make_folder_with_code(tmp_path / "three", scale=3)
+    assert first_component(two) == pytest.approx(2)
+    assert first_component(three) == pytest.approx(3)
+
+
+def test_code_is_not_taken_from_the_tuned_folder(tmp_path: Path) -> None:
+    two = make_folder_with_code(tmp_path / "two", scale=2)
+    tuned = make_folder_with_code(tmp_path / "tuned", scale=3)
+    assert first_component(two, tuned_model_dir=tuned) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("model_type", ["scaled", "bert"])
+def test_code_that_is_not_trusted_is_refused_with_the_flag(tmp_path: Path, model_type: str) -> None:
+    folder = make_folder_with_code(tmp_path / "coded", model_type=model_type)
+    (folder / "modeling.py").write_text("raise RuntimeError('ran')")
+    with pytest.raises(ModelError, match="-trust_remote_code") as caught:
+        Encoder(folder, device="cpu")
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_in_another_repository_is_refused_with_the_flag(tmp_path: Path) -> None:
+    folder = make_folder_with_code(tmp_path / "coded", model_type="unheard-of", upstream="someone/code--")
+    with pytest.raises(ModelError, match="-trust_remote_code") as caught:
+        Encoder(folder, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_code_that_fails_is_one_line(tmp_path: Path) -> None:
+    folder = make_folder_with_code(tmp_path / "coded", model_type="failing")
+    (folder / "modeling.py").write_text("raise RuntimeError('first\\nsecond')")
+    with pytest.raises(ModelError, match="RuntimeError: first") as caught:
+        Encoder(folder, trust_remote_code=True, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_of_the_users_stands_in_for_code_in_the_folder(tmp_path: Path) -> None:
+    folder = make_folder_with_code(tmp_path / "coded", model_type="stood-in")
+    module = tmp_path / "mine.py"
+    code = (folder / "modeling.py").read_text().replace("* 2", "* 5")
+    module.write_text(
+        f"{code}\nfrom transformers import AutoConfig, AutoModel\n"
+        "AutoConfig.register('stood-in', ScaledConfig)\nAutoModel.register(ScaledConfig, ScaledModel)\n"
+    )
+    encoder = Encoder(folder, model_module=module, device="cpu", dtype="float32", pooling_layer=[-1])
+    row = encoder.encode(["hello"])[0, 0]
+    assert row == pytest.approx(5 * np.mean([i * 8 / 2048 for i in encoder.tokenize(["hello"])[0].ids]))

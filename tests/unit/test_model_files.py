@@ -20,6 +20,7 @@ from bert_serving.server.model_files import (
     position_limit,
     read_json,
     read_sentence_transformers,
+    refuse_code,
     resolve_model_dir,
     resolve_tuned_model_dir,
 )
@@ -186,6 +187,54 @@ def test_pickles_are_asked_for_only_where_there_is_nothing_else(
     assert [[p for p in patterns if "bin" in p] for patterns in asked] == [[], ["2_Dense/pytorch_model*.bin"]]
 
 
+def test_code_is_downloaded_only_if_it_is_trusted(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(plain / "config.json", BERT | {"auto_map": {"AutoModel": "someone/code--modeling.Model"}})
+    asked: list[tuple[str, bool]] = []
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        asked.append((name, "*.py" in allow_patterns))
+        return str(plain)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    resolve_model_dir("someone/model")
+    assert asked == [("someone/model", False)]
+    asked.clear()
+    resolve_model_dir("someone/model", trust_remote_code=True)
+    assert asked == [("someone/model", True), ("someone/code", True)]
+
+
+# -- code that comes with a model ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "auto_map"),
+    [
+        ("config.json", {"AutoConfig": "configuration.Config"}),
+        ("config.json", {"AutoConfig": "someone/code--configuration.Config", "AutoModel": "modeling.Model"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["tokenization.Tokenizer", None]}),
+        ("tokenizer_config.json", [None, "tokenization.Tokenizer"]),
+    ],
+)
+def test_code_in_the_folder_is_refused_with_its_name_and_the_flag(plain: Path, file: str, auto_map: Any) -> None:
+    write_json(plain / file, BERT | {"auto_map": auto_map})
+    with pytest.raises(ModelError, match=r"(Config|Model|Tokenizer)\), .* -trust_remote_code"):
+        refuse_code(plain)
+
+
+@pytest.mark.parametrize(
+    "auto_map",
+    [
+        None,
+        {},
+        {"AutoModelForMaskedLM": "modeling.Model"},
+        {"AutoModel": "someone/code--modeling.Model"},  # Transformers may have an implementation of its own
+    ],
+)
+def test_model_without_code_of_its_own_is_not_refused(plain: Path, auto_map: Any) -> None:
+    write_json(plain / "config.json", BERT | {"auto_map": auto_map})
+    refuse_code(plain)
+
+
 # -- a tuned model's weights ---------------------------------------------------------------------------
 
 
@@ -340,6 +389,13 @@ def test_pooling_of_old_and_new_folders_is_understood(
 def test_module_that_would_be_left_out_is_refused(sentences: Path, kinds: list[str]) -> None:
     write_json(sentences / "modules.json", [module(i, kind, f"{i}_{kind}") for i, kind in enumerate(kinds)])
     with pytest.raises(ModelError, match="Transformer, Pooling, and then only Dense and Normalize"):
+        read_sentence_transformers(sentences)
+
+
+def test_module_of_the_models_own_code_is_refused(sentences: Path) -> None:
+    modules = [module(0, "Transformer", "") | {"type": "custom_st.Transformer"}, module(1, "Pooling", "1_Pooling")]
+    write_json(sentences / "modules.json", modules)
+    with pytest.raises(ModelError, match=r"got custom_st\.Transformer, Pooling"):
         read_sentence_transformers(sentences)
 
 

@@ -41,17 +41,24 @@ class ModelError(Exception):
     """The model cannot be served; the message is one line for the person who chose it."""
 
 
-def resolve_model_dir(model_dir: str | None, *, revision: str | None = None, needs_weights: bool = True) -> Path:
+def resolve_model_dir(
+    model_dir: str | None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    needs_weights: bool = True,
+) -> Path:
     """Return the local folder of the model; None means the demo model. Raises ModelError.
 
     A hub name is downloaded, or taken from the hub's cache. A folder on disk never touches the network.
-    revision: commit, tag or branch of a hub name; None: its main branch. needs_weights: False: they are taken
-    from another folder.
+    revision: commit, tag or branch of a hub name; None: its main branch. trust_remote_code: download
+    the model's code too. needs_weights: False: they are taken from another folder.
     """
-    return check_model_dir(_find_model(model_dir, revision), needs_weights=needs_weights)
+    folder = _find_model(model_dir, revision, with_code=trust_remote_code)
+    return check_model_dir(folder, needs_weights=needs_weights)
 
 
-def _find_model(model_dir: str | None, revision: str | None) -> Path:
+def _find_model(model_dir: str | None, revision: str | None, *, with_code: bool) -> Path:
     if model_dir is None:
         if revision is not None:
             raise ModelError("revision is for a hub name; model_dir is not given")
@@ -67,7 +74,7 @@ def _find_model(model_dir: str | None, revision: str | None) -> Path:
         return folder
     if not _looks_like_hub_name(model_dir):
         raise ModelError(f"model_dir: no such folder: {model_dir}")
-    return _download(model_dir, revision)
+    return _download(model_dir, revision, with_code=with_code)
 
 
 def resolve_tuned_model_dir(tuned_model_dir: str | None) -> Path | None:
@@ -114,6 +121,30 @@ def check_model_dir(folder: Path, *, needs_weights: bool = True) -> Path:
     if not any((transformer_dir / name).is_file() for name in _TOKENIZERS):
         raise ModelError(f"model_dir has no tokenizer (tokenizer.json or vocab.txt): {folder}")
     return folder
+
+
+def refuse_code(folder: Path) -> None:
+    """Raise ModelError if the model is made by Python code in its own folder: without, it is another model."""
+    if code := next((ref for ref in _code_references(folder) if "--" not in ref), None):
+        raise ModelError(
+            f"the model has code of its own ({code}), which runs only with -trust_remote_code: {folder}"
+        )
+
+
+def _code_references(folder: Path) -> list[str]:
+    """Return the `file.Class`, or `repository--file.Class`, that Transformers would load instead of its own."""
+    transformer_dir = folder / _transformer_path(folder)
+    references: list[object] = []
+    for name, kinds in (
+        ("config.json", ("AutoConfig", "AutoModel")),
+        ("tokenizer_config.json", ("AutoTokenizer",)),
+    ):
+        config = read_json(transformer_dir / name) if (transformer_dir / name).is_file() else {}
+        auto_map = config.get("auto_map") or {}
+        found = [auto_map.get(kind) for kind in kinds] if isinstance(auto_map, dict) else [auto_map]
+        for each in found:
+            references += each if isinstance(each, list) else [each]  # a list: slow and fast tokenizer
+    return [reference for reference in references if isinstance(reference, str)]
 
 
 def _with_weights(folder: Path, setting: str) -> Path:
@@ -244,12 +275,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_modules(folder: Path) -> list[tuple[str, str]]:
-    """Return (class name, path) of each entry of modules.json."""
+    """Return (class name, path) of each entry of modules.json; a class of the model's own with its module."""
     path = folder / "modules.json"
     try:
-        return [(str(m["type"]).rpartition(".")[2], str(m["path"])) for m in _read(path, list)]
+        return [(_kind(str(m["type"])), str(m["path"])) for m in _read(path, list)]
     except (KeyError, TypeError) as exc:
         raise ModelError(f"every entry of {path} must have a type and a path") from exc
+
+
+def _kind(dotted: str) -> str:
+    return dotted.rpartition(".")[2] if dotted.startswith("sentence_transformers.") else dotted
 
 
 def _read(path: Path, kind: type[_T]) -> _T:
@@ -316,17 +351,22 @@ def _looks_like_hub_name(name: str) -> bool:
     return len(parts) <= 2 and all(part and not part.startswith((".", "~")) for part in parts)
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, *, with_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted, unwanted = ["*.json", "*.txt", "*.model", "*.safetensors"], ["onnx/*", "openvino/*"]
+    if with_code:
+        wanted.append("*.py")
     fetch = partial(snapshot_download, name, revision=revision, ignore_patterns=unwanted)
     try:
         folder = Path(fetch(allow_patterns=wanted))
         if pickled := [path for path in _weight_paths(folder) if not list((folder / path).glob("*.safetensors"))]:
             wanted += [(Path(path) / "pytorch_model*.bin").as_posix() for path in pickled]
             folder = Path(fetch(allow_patterns=wanted))
+        if with_code:
+            for repo in {ref.partition("--")[0] for ref in _code_references(folder) if "--" in ref}:
+                snapshot_download(repo, allow_patterns=["*.py"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
         reason = str(exc).strip().splitlines()[0]
         wish = repr(name) if revision is None else f"{name!r} at revision {revision!r}"

@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     model_module: str | None = Field(
         None, description="Python module, or its .py file, that registers your own architecture; default: none"
     )
+    trust_remote_code: bool = Field(
+        False, description="run the Python code that comes with the model; only for models whose code you trust"
+    )
     num_worker: int | None = Field(
         None, ge=1, le=256, description="worker processes; default: one for each GPU, or one on the CPU"
     )

@@ -33,7 +33,7 @@ import zmq
 from . import child
 from .broker.broker import Broker
 from .broker.ports import PortInUse
-from .model_files import ModelError, check_max_seq_len, resolve_model_dir, resolve_tuned_model_dir
+from .model_files import ModelError, check_max_seq_len, refuse_code, resolve_model_dir, resolve_tuned_model_dir
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,14 @@ def resolve(settings: Settings) -> Settings:
     """Return the settings with every default filled in that depends on the machine and the model."""
     try:
         tuned_dir = resolve_tuned_model_dir(settings.tuned_model_dir)
-        folder = resolve_model_dir(settings.model_dir, revision=settings.revision, needs_weights=tuned_dir is None)
+        folder = resolve_model_dir(
+            settings.model_dir,
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+            needs_weights=tuned_dir is None,
+        )
+        if settings.model_module is None and not settings.trust_remote_code:
+            refuse_code(folder)
         max_seq_len = check_max_seq_len(folder, settings.max_seq_len)
     except ModelError as exc:
         raise StartError(str(exc)) from exc
@@ -328,6 +335,7 @@ class Supervisor:
             "model_dir": settings.model_dir,
             "tuned_model_dir": settings.tuned_model_dir,
             "model_module": settings.model_module,
+            "trust_remote_code": settings.trust_remote_code,
             "device": "cpu" if settings.cpu else f"cuda:{gpus[index % len(gpus)]}" if gpus else "auto",
             "dtype": settings.dtype,
             "max_seq_len": settings.max_seq_len,

@@ -5,33 +5,44 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, dynamic_module_utils
 from transformers.utils import logging as transformers_logging
 
 from ..model_files import ModelError, one_line
 
 
 def load_model(
-    folder: Path, *, device: torch.device, weights_dir: Path | None = None, num_layers: int | None = None
+    folder: Path,
+    *,
+    device: torch.device,
+    weights_dir: Path | None = None,
+    num_layers: int | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Return the encoder in the folder, in float32 and evaluation mode on the device.
 
     weights_dir: where the weights are, of this model or of one for a task that is built on it; None: in the
     folder too. num_layers: build only so many transformer layers from the bottom; None: all.
+    trust_remote_code: the folder's own code may run.
     Raises ModelError that names a weight which is missing or has the wrong shape.
     """
-    weights_dir = weights_dir or folder
     transformers_logging.set_verbosity_error()  # what matters of its warnings is an error here
     transformers_logging.disable_progress_bar()
+    config = _read_config(folder, trust_remote_code=trust_remote_code)
+    if num_layers is not None:
+        config.num_hidden_layers = num_layers
+    loader = AutoModel
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if num_layers is not None:
-            config.num_hidden_layers = num_layers
-        model, report = AutoModel.from_pretrained(
+        if weights_dir is not None and trust_remote_code:
+            with torch.device("meta"):  # AutoModel alone would look for the code beside the weights
+                loader = type(AutoModel.from_config(config, trust_remote_code=True))
+        weights_dir = weights_dir or folder
+        model, report = loader.from_pretrained(
             weights_dir,
             config=config,
             dtype=torch.float32,
             local_files_only=True,
+            trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -62,12 +73,24 @@ def _cast_input(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tupl
     return (args[0].to(module.weight.dtype), *args[1:])
 
 
-def num_hidden_layers(folder: Path) -> int:
+def num_hidden_layers(folder: Path, *, trust_remote_code: bool = False) -> int:
     """Return how many transformer layers the model in the folder has."""
+    config = _read_config(folder, trust_remote_code=trust_remote_code)
     try:
-        return int(AutoConfig.from_pretrained(folder, local_files_only=True).num_hidden_layers)
-    except Exception as exc:
-        raise ModelError(f"cannot read the model config in {folder}: {one_line(exc)}") from exc
+        return int(config.num_hidden_layers)
+    except (AttributeError, TypeError, ValueError) as exc:
+        raise ModelError(f"the model config in {folder} must have num_hidden_layers: {one_line(exc)}") from exc
+
+
+def _read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
+    # Left to itself, Transformers asks on the terminal whether to run a model's code; at 0 it never does.
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as exc:  # whatever a damaged file makes of the libraries that read it
+        wants_code = not trust_remote_code and "custom code" in str(exc)
+        hint = " Pass -trust_remote_code to run it." if wants_code else ""
+        raise ModelError(f"cannot read the model config in {folder}: {one_line(exc)}{hint}") from exc
 
 
 # What comes out of these models is what comes out of their top layer. Others pass it through a last norm, so
@@ -78,10 +101,11 @@ _NO_LAST_NORM = {
 }
 
 
-def layers_to_load(folder: Path, *, highest: int) -> int:
+def layers_to_load(folder: Path, *, highest: int, trust_remote_code: bool = False) -> int:
     """Return how many layers give the hidden states of layer `highest`: those up to it, where that is safe."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return highest + 1 if config.model_type in _NO_LAST_NORM else int(config.num_hidden_layers)
+    config = _read_config(folder, trust_remote_code=trust_remote_code)
+    is_known = config.model_type in _NO_LAST_NORM and type(config).__module__.startswith("transformers.")
+    return highest + 1 if is_known else int(config.num_hidden_layers)
 
 
 def _check_complete(folder: Path, report: dict[str, object]) -> None:

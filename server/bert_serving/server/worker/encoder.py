@@ -22,6 +22,7 @@ from ..model_files import (
     first_position,
     one_line,
     read_sentence_transformers,
+    refuse_code,
     resolve_model_dir,
     resolve_tuned_model_dir,
 )
@@ -58,7 +59,7 @@ class Encoder:
     model_dir: a folder, a hub name, or None for the demo model. revision: commit, tag or branch of a hub name.
     tuned_model_dir: a folder whose weights are taken instead of the model's own.
     model_module: a module, or its .py file, that registers an architecture with Transformers.
-    device: "auto", "cpu" or "cuda:N".
+    trust_remote_code: run the code that comes with the model. device: "auto", "cpu" or "cuda:N".
     dtype: "auto", "float32", "float16" or "bfloat16", of the forward pass; vectors are always float32.
     max_seq_len: longest sequence in tokens, special ones included; None: the model's own.
     pooling_strategy, pooling_layer: as the server's settings of these names.
@@ -75,6 +76,7 @@ class Encoder:
         revision: str | None = None,
         tuned_model_dir: str | Path | None = None,
         model_module: str | Path | None = None,
+        trust_remote_code: bool = False,
         device: str = "auto",
         dtype: str = "auto",
         max_seq_len: int | None = None,
@@ -84,10 +86,15 @@ class Encoder:
     ) -> None:
         tuned_dir = resolve_tuned_model_dir(None if tuned_model_dir is None else str(tuned_model_dir))
         folder = resolve_model_dir(
-            None if model_dir is None else str(model_dir), revision=revision, needs_weights=tuned_dir is None
+            None if model_dir is None else str(model_dir),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            needs_weights=tuned_dir is None,
         )
         if model_module is not None:
             import_model_module(str(model_module))
+        elif not trust_remote_code:
+            refuse_code(folder)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.max_seq_len = check_max_seq_len(folder, max_seq_len)
@@ -107,7 +114,7 @@ class Encoder:
             self._poolings = ("REDUCE_MEAN" if pooling_strategy == "auto" else pooling_strategy,)
             self._head = load_head((), self.device)
             layers = pooling_layer or _DEFAULT_LAYERS
-        num_layers = num_hidden_layers(transformer_dir)
+        num_layers = num_hidden_layers(transformer_dir, trust_remote_code=trust_remote_code)
         self._layers = [_layer_index(layer, num_layers) for layer in layers]
         self._first_position = first_position(transformer_dir)
         self._tokenizer = Tokenizer(
@@ -116,9 +123,15 @@ class Encoder:
             do_lower_case=own.do_lower_case if own else False,
             prompt=own.default_prompt if own else "",
         )
-        self._num_layers = layers_to_load(transformer_dir, highest=max(self._layers))
+        self._num_layers = layers_to_load(
+            transformer_dir, highest=max(self._layers), trust_remote_code=trust_remote_code
+        )
         self._model = load_model(
-            transformer_dir, weights_dir=tuned_dir, device=self.device, num_layers=self._num_layers
+            transformer_dir,
+            weights_dir=tuned_dir,
+            device=self.device,
+            num_layers=self._num_layers,
+            trust_remote_code=trust_remote_code,
         )
         self._autocast = False
         #: Why the forward pass is padded, or None if it is packed.
