@@ -10,11 +10,12 @@ import pytest
 import torch
 from bert_serving.server.model_files import ModelError
 from bert_serving.server.worker.encoder import Encoder
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from sentences import sentences
 from tiny_models import make_model, make_tokenizer
-from transformers import AutoModel
+from transformers import AutoModel, BertForSequenceClassification, PreTrainedModel
 
 TEXTS = sentences(60)
 MODES = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
@@ -112,3 +113,96 @@ def test_weights_that_do_not_fit_the_config_are_named(plain: Path, tmp_path: Pat
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"(missing|do not fit).*(encoder\.layer|embeddings)"):
         Encoder(tmp_path, device="cpu", pooling_layer=[-1])
+
+
+# -- a tuned model's weights ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuned(plain: Path) -> PreTrainedModel:
+    """A classifier on the plain model, after some training."""
+    model = BertForSequenceClassification.from_pretrained(plain)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
+    return model
+
+
+@pytest.fixture
+def expected(tuned: PreTrainedModel, tmp_path: Path) -> np.ndarray:
+    """The vectors of the tuned model's encoder, from a whole folder of its own."""
+    tuned.bert.save_pretrained(tmp_path / "whole")
+    make_tokenizer(0).save_pretrained(tmp_path / "whole")
+    return encode(tmp_path / "whole")
+
+
+def encode_tuned(folder: Path, tuned: Path) -> np.ndarray:
+    return Encoder(folder, tuned_model_dir=tuned, device="cpu", dtype="float32").encode(TEXTS)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "sharded", "bin", "sharded bin"])
+@pytest.mark.parametrize("head", ["with", "without"])
+def test_tuned_weights_are_taken_whatever_sits_on_them(
+    plain: Path, tmp_path: Path, tuned: PreTrainedModel, expected: np.ndarray, form: str, head: str
+) -> None:
+    model = tuned if head == "with" else tuned.bert
+    folder = tmp_path / "tuned"
+    model.save_pretrained(folder, max_shard_size="50KB" if "sharded" in form else "1GB")
+    if "bin" in form:
+        to_pickles(folder)
+    assert bool(list(folder.glob("*.index.json"))) == ("sharded" in form)
+    (folder / "config.json").unlink()
+    assert np.abs(encode_tuned(plain, folder) - expected).max() == 0
+    assert np.abs(encode(plain) - expected).max() > 1e-3
+
+
+def to_pickles(folder: Path) -> None:
+    """Rewrite a folder's weights in the older format."""
+    for file in list(folder.glob("*.safetensors")):
+        torch.save(
+            load_file(file), folder / file.name.replace("model", "pytorch_model").replace("safetensors", "bin")
+        )
+        file.unlink()
+    for index in list(folder.glob("*.index.json")):
+        content = index.read_text().replace("model-", "pytorch_model-").replace(".safetensors", ".bin")
+        (folder / "pytorch_model.bin.index.json").write_text(content)
+        index.unlink()
+
+
+def test_tuned_weights_go_into_a_sentence_transformers_folder(
+    plain: Path, tmp_path: Path, tuned: PreTrainedModel
+) -> None:
+    tuned.save_pretrained(tmp_path / "tuned")
+    SentenceTransformer(modules=[Transformer(str(plain)), Pooling(64), Normalize()], device="cpu").save(
+        str(tmp_path / "sentences")
+    )
+    tuned.bert.save_pretrained(tmp_path / "body")
+    make_tokenizer(0).save_pretrained(tmp_path / "body")
+    body = Transformer(str(tmp_path / "body"))
+    expected = SentenceTransformer(modules=[body, Pooling(64), Normalize()], device="cpu").encode(TEXTS)
+    assert np.abs(encode_tuned(tmp_path / "sentences", tmp_path / "tuned") - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            {"bert.encoder.layer.1.output.dense.weight": None},
+            r"missing in .*encoder\.layer\.1\.output\.dense\.weight",
+        ),
+        ({"bert.encoder.layer.1.output.dense.bias": 3}, r"do not fit .*encoder\.layer\.1\.output\.dense\.bias"),
+    ],
+)
+def test_tuned_weights_that_do_not_fit_are_named(
+    plain: Path, tmp_path: Path, tuned: PreTrainedModel, damage: dict[str, int | None], said: str
+) -> None:
+    weights = {name: value.clone() for name, value in tuned.state_dict().items()}
+    for name, size in damage.items():
+        if size is None:
+            del weights[name]
+        else:
+            weights[name] = torch.zeros(size)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=said) as caught:
+        encode_tuned(plain, tmp_path)
+    assert str(tmp_path) in str(caught.value)

@@ -67,6 +67,11 @@ def test_a_folder_that_is_not_there_is_named() -> None:
     assert refusal("-model_dir", "/no/such/folder").endswith("model_dir: no such folder: /no/such/folder")
 
 
+def test_a_tuned_folder_that_is_not_there_is_named() -> None:
+    said = "tuned_model_dir: no such folder: /no/such/folder"
+    assert refusal("-tuned_model_dir", "/no/such/folder").endswith(said)
+
+
 @pytest.mark.parametrize(
     ("missing", "said"),
     [("model.safetensors", "no weights"), ("config.json", "no config.json"), ("tokenizer.json", "no tokenizer")],
@@ -185,6 +190,33 @@ def test_a_hub_name_is_taken_from_the_hubs_cache(tmp_path: Path, demo_model: Pat
     with RunningServer("-model_dir", "someone/some-model", env=env) as running:
         running.wait_ready()
         assert f"model_dir = {snapshot}" in running.log
+
+
+def test_code_of_a_model_runs_only_with_the_flag(tmp_path: Path, demo_model: Path) -> None:
+    """The settings for models of one's own reach the workers: here the code, and weights from elsewhere."""
+    folder = tmp_path / "model"
+    shutil.copytree(demo_model, folder, copy_function=_link)
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()
+    auto_map = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": auto_map}))
+    (folder / "own.py").write_text(
+        "from transformers import BertConfig, BertModel\n"
+        "class OwnConfig(BertConfig):\n    model_type = 'own'\n"
+        "class OwnModel(BertModel):\n    config_class = OwnConfig\n"
+    )
+    args = ["-model_dir", folder, "-tuned_model_dir", demo_model]
+    assert "(own.OwnConfig), which runs only with -trust_remote_code" in refusal(*args)
+    with RunningServer(*args, "-trust_remote_code", env={"HF_HOME": str(tmp_path)}) as running:
+        running.wait_ready()
+        assert "dimension=384" in running.log
+
+
+def test_a_module_that_cannot_be_imported_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import no_such_module")
+    line = refusal("-model_module", tmp_path / "own.py", *_fresh_ports())
+    assert "No module named 'no_such_module'" in line
 
 
 def test_an_unknown_hub_name_is_one_line(tmp_path: Path) -> None:

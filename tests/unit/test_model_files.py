@@ -20,7 +20,9 @@ from bert_serving.server.model_files import (
     position_limit,
     read_json,
     read_sentence_transformers,
+    refuse_code,
     resolve_model_dir,
+    resolve_tuned_model_dir,
 )
 
 BERT = {"model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}
@@ -121,6 +123,154 @@ def test_transformer_in_a_folder_of_its_own_is_checked_there(sentences: Path) ->
     assert check_model_dir(sentences) == sentences
 
 
+# -- the hub's cache -----------------------------------------------------------------------------------
+
+MAIN, OTHER = "0" * 40, "1" * 40
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub client's cache with two commits of someone/model; the hub itself is off.
+
+    main is the first, the tag v2 and the branch work/new are the second.
+    """
+    repo = tmp_path / "cache/models--someone--model"
+    for commit in (MAIN, OTHER):
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+            write_json(repo / "snapshots" / commit / name, {})
+    for ref, commit in {"main": MAIN, "v2": OTHER, "work/new": OTHER}.items():
+        (repo / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
+        (repo / "refs" / ref).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return repo / "snapshots"
+
+
+@pytest.mark.parametrize(
+    ("revision", "commit"), [(None, MAIN), ("main", MAIN), ("v2", OTHER), ("work/new", OTHER), (OTHER, OTHER)]
+)
+def test_revision_chooses_among_a_hub_names_versions(cache: Path, revision: str | None, commit: str) -> None:
+    assert resolve_model_dir("someone/model", revision=revision) == cache / commit
+
+
+@pytest.mark.parametrize("revision", ["v3", "2" * 40])
+def test_revision_that_is_not_there_is_named_in_one_line(cache: Path, revision: str) -> None:
+    with pytest.raises(ModelError, match=f"'someone/model' at revision '{revision}'") as caught:
+        resolve_model_dir("someone/model", revision=revision)
+    assert "\n" not in str(caught.value)
+
+
+def test_revision_of_a_folder_is_refused(plain: Path) -> None:
+    with pytest.raises(ModelError, match="revision is for a hub name; model_dir is a folder"):
+        resolve_model_dir(str(plain), revision="main")
+
+
+def test_revision_of_the_demo_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="revision is for a hub name; model_dir is not given"):
+        resolve_model_dir(None, revision="main")
+
+
+def test_pickles_are_asked_for_only_where_there_is_nothing_else(
+    sentences: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(
+        sentences / "modules.json",
+        [module(0, "Transformer", ""), module(1, "Pooling", "1_Pooling"), module(2, "Dense", "2_Dense")],
+    )
+    asked: list[list[str]] = []
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        asked.append(list(allow_patterns))
+        return str(sentences)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert resolve_model_dir("someone/model") == sentences
+    assert [[p for p in patterns if "bin" in p] for patterns in asked] == [[], ["2_Dense/pytorch_model*.bin"]]
+
+
+def test_code_is_downloaded_only_if_it_is_trusted(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(plain / "config.json", BERT | {"auto_map": {"AutoModel": "someone/code--modeling.Model"}})
+    asked: list[tuple[str, bool]] = []
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        asked.append((name, "*.py" in allow_patterns))
+        return str(plain)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    resolve_model_dir("someone/model")
+    assert asked == [("someone/model", False)]
+    asked.clear()
+    resolve_model_dir("someone/model", trust_remote_code=True)
+    assert asked == [("someone/model", True), ("someone/code", True)]
+
+
+# -- code that comes with a model ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "auto_map"),
+    [
+        ("config.json", {"AutoConfig": "configuration.Config"}),
+        ("config.json", {"AutoConfig": "someone/code--configuration.Config", "AutoModel": "modeling.Model"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["tokenization.Tokenizer", None]}),
+        ("tokenizer_config.json", [None, "tokenization.Tokenizer"]),
+    ],
+)
+def test_code_in_the_folder_is_refused_with_its_name_and_the_flag(plain: Path, file: str, auto_map: Any) -> None:
+    write_json(plain / file, BERT | {"auto_map": auto_map})
+    with pytest.raises(ModelError, match=r"(Config|Model|Tokenizer)\), .* -trust_remote_code"):
+        refuse_code(plain)
+
+
+@pytest.mark.parametrize(
+    "auto_map",
+    [
+        None,
+        {},
+        {"AutoModelForMaskedLM": "modeling.Model"},
+        {"AutoModel": "someone/code--modeling.Model"},  # Transformers may have an implementation of its own
+    ],
+)
+def test_model_without_code_of_its_own_is_not_refused(plain: Path, auto_map: Any) -> None:
+    write_json(plain / "config.json", BERT | {"auto_map": auto_map})
+    refuse_code(plain)
+
+
+# -- a tuned model's weights ---------------------------------------------------------------------------
+
+
+def test_without_a_tuned_model_there_is_no_folder() -> None:
+    assert resolve_tuned_model_dir(None) is None
+
+
+def test_tuned_model_needs_weights_alone_and_its_model_none(plain: Path, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    (plain / "model.safetensors").rename(tuned / "model.safetensors")
+    assert resolve_tuned_model_dir(str(tuned)) == tuned
+    assert resolve_model_dir(str(plain), needs_weights=False) == plain
+
+
+def test_tuned_sentence_transformers_weights_are_found_in_their_folder(sentences: Path) -> None:
+    write_json(sentences / "modules.json", [module(0, "Transformer", "0_Transformer")])
+    with pytest.raises(ModelError, match=r"tuned_model_dir has no weights .*0_Transformer"):
+        resolve_tuned_model_dir(str(sentences))
+    (sentences / "0_Transformer").mkdir()
+    (sentences / "model.safetensors").rename(sentences / "0_Transformer/model.safetensors")
+    assert resolve_tuned_model_dir(str(sentences)) == sentences / "0_Transformer"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("nothing", "no such folder"), ("config.json", "must be a folder"), ("empty", "has no weights")],
+)
+def test_tuned_folder_without_weights_is_named_in_one_line(plain: Path, name: str, said: str) -> None:
+    (plain / "empty").mkdir()
+    with pytest.raises(ModelError, match=f"tuned_model_dir:? {said}") as caught:
+        resolve_tuned_model_dir(str(plain / name))
+    assert str(plain / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 # -- the demo model ------------------------------------------------------------------------------------
 
 
@@ -184,18 +334,31 @@ def test_sentence_transformer_is_read_whole(sentences: Path) -> None:
     assert read_sentence_transformers(sentences) == SentenceTransformersConfig(
         transformer_dir=sentences,
         pooling_modes=("mean",),
-        normalize=True,
+        head=(("Normalize", sentences / "2_Normalize"),),
         max_seq_len=256,
         do_lower_case=False,
-        default_prompt="",
+        prompts={},
+        default_prompt_name=None,
+        include_prompt=True,
     )
 
 
-def test_model_without_normalize_module_is_not_normalized(sentences: Path) -> None:
-    write_json(sentences / "modules.json", [module(0, "Transformer", ""), module(1, "Pooling", "1_Pooling")])
+@pytest.mark.parametrize("kinds", [[], ["Dense"], ["Dense", "Dense", "Normalize"], ["Normalize", "Dense"]])
+def test_what_follows_the_pooling_is_kept_in_order(sentences: Path, kinds: list[str]) -> None:
+    modules = [
+        module(i, kind, f"{i}_{kind}" if i else "") for i, kind in enumerate(["Transformer", "Pooling", *kinds])
+    ]
+    write_json(sentences / "modules.json", modules)
     config = read_sentence_transformers(sentences)
     assert config is not None
-    assert not config.normalize
+    assert config.head == tuple((kind, sentences / f"{i}_{kind}") for i, kind in enumerate(kinds, start=2))
+
+
+@pytest.mark.parametrize("key", ["module_input_name", "module_output_name"])
+def test_module_that_maps_token_vectors_is_refused(sentences: Path, key: str) -> None:
+    write_json(sentences / "2_Normalize/config.json", {key: "token_embeddings"})
+    with pytest.raises(ModelError, match=f"{key} must be 'sentence_embedding'"):
+        read_sentence_transformers(sentences)
 
 
 @pytest.mark.parametrize(
@@ -221,17 +384,43 @@ def test_pooling_of_old_and_new_folders_is_understood(
 
 
 @pytest.mark.parametrize(
-    "kinds", [["Transformer", "Pooling", "Dense"], ["Pooling"], ["Transformer"], ["CLIPModel"], []]
+    "kinds", [["Transformer", "Pooling", "LSTM"], ["Transformer", "Dense"], ["Pooling"], ["CLIPModel"], []]
 )
 def test_module_that_would_be_left_out_is_refused(sentences: Path, kinds: list[str]) -> None:
     write_json(sentences / "modules.json", [module(i, kind, f"{i}_{kind}") for i, kind in enumerate(kinds)])
-    with pytest.raises(ModelError, match="Transformer, Pooling and at most Normalize"):
+    with pytest.raises(ModelError, match="Transformer, Pooling, and then only Dense and Normalize"):
         read_sentence_transformers(sentences)
 
 
-def test_pooling_without_the_prompt_is_refused(sentences: Path) -> None:
+def test_module_of_the_models_own_code_is_refused(sentences: Path) -> None:
+    modules = [module(0, "Transformer", "") | {"type": "custom_st.Transformer"}, module(1, "Pooling", "1_Pooling")]
+    write_json(sentences / "modules.json", modules)
+    with pytest.raises(ModelError, match=r"got custom_st\.Transformer, Pooling"):
+        read_sentence_transformers(sentences)
+
+
+def test_pooling_without_the_prompt_is_read(sentences: Path) -> None:
     write_json(sentences / "1_Pooling/config.json", {"include_prompt": False})
-    with pytest.raises(ModelError, match="prompt"):
+    config = read_sentence_transformers(sentences)
+    assert config is not None
+    assert not config.include_prompt
+
+
+def test_prompts_are_read_with_their_names(sentences: Path) -> None:
+    prompts = {"query": "query: ", "document": None}
+    write_json(
+        sentences / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": "query"}
+    )
+    config = read_sentence_transformers(sentences)
+    assert config is not None
+    assert config.prompts == {"query": "query: ", "document": ""}
+    assert config.default_prompt_name == "query"
+
+
+@pytest.mark.parametrize("prompts", ["query: ", ["query: "]])
+def test_prompts_without_names_are_refused(sentences: Path, prompts: Any) -> None:
+    write_json(sentences / "config_sentence_transformers.json", {"prompts": prompts})
+    with pytest.raises(ModelError, match="prompts must be a JSON dict"):
         read_sentence_transformers(sentences)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,23 +41,51 @@ class ModelError(Exception):
     """The model cannot be served; the message is one line for the person who chose it."""
 
 
-def resolve_model_dir(model_dir: str | None) -> Path:
+def resolve_model_dir(
+    model_dir: str | None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    needs_weights: bool = True,
+) -> Path:
     """Return the local folder of the model; None means the demo model. Raises ModelError.
 
     A hub name is downloaded, or taken from the hub's cache. A folder on disk never touches the network.
+    revision: commit, tag or branch of a hub name; None: its main branch. trust_remote_code: download
+    the model's code too. needs_weights: False: they are taken from another folder.
     """
+    folder = _find_model(model_dir, revision, with_code=trust_remote_code)
+    return check_model_dir(folder, needs_weights=needs_weights)
+
+
+def _find_model(model_dir: str | None, revision: str | None, *, with_code: bool) -> Path:
     if model_dir is None:
-        return check_model_dir(find_demo_model())
+        if revision is not None:
+            raise ModelError("revision is for a hub name; model_dir is not given")
+        return find_demo_model()
     try:
         model_dir.encode()
     except UnicodeEncodeError as exc:
         raise ModelError(f"model_dir must be valid text, got {model_dir!r}") from exc
     folder = Path(model_dir).expanduser()
     if folder.exists():
-        return check_model_dir(folder)
+        if revision is not None:
+            raise ModelError("revision is for a hub name; model_dir is a folder")
+        return folder
     if not _looks_like_hub_name(model_dir):
         raise ModelError(f"model_dir: no such folder: {model_dir}")
-    return check_model_dir(_download(model_dir))
+    return _download(model_dir, revision, with_code=with_code)
+
+
+def resolve_tuned_model_dir(tuned_model_dir: str | None) -> Path | None:
+    """Return the folder that holds the fine-tuned weights, None if there is none. Raises ModelError."""
+    if tuned_model_dir is None:
+        return None
+    folder = Path(tuned_model_dir).expanduser()
+    if not folder.is_dir():
+        found = "must be a folder, got a file" if folder.exists() else "no such folder"
+        raise ModelError(f"tuned_model_dir: {found}: {tuned_model_dir}")
+    return _with_weights(folder / _transformer_path(folder), "tuned_model_dir")
 
 
 def find_demo_model() -> Path:
@@ -80,17 +109,47 @@ def find_demo_model() -> Path:
     return weights.parent
 
 
-def check_model_dir(folder: Path) -> Path:
+def check_model_dir(folder: Path, *, needs_weights: bool = True) -> Path:
     """Return the folder if it has config, weights and tokenizer. Raises ModelError for what is missing."""
     if not folder.is_dir():
         raise ModelError(f"model_dir must be a folder, got a file: {folder}")
     transformer_dir = folder / _transformer_path(folder)
     if not (transformer_dir / "config.json").is_file():
         raise ModelError(f"model_dir has no config.json: {folder}")
-    if not any((transformer_dir / name).is_file() for name in _WEIGHTS):
-        raise ModelError(f"model_dir has no weights (model.safetensors or pytorch_model.bin): {folder}")
+    if needs_weights:
+        _with_weights(transformer_dir, "model_dir")
     if not any((transformer_dir / name).is_file() for name in _TOKENIZERS):
         raise ModelError(f"model_dir has no tokenizer (tokenizer.json or vocab.txt): {folder}")
+    return folder
+
+
+def refuse_code(folder: Path) -> None:
+    """Raise ModelError if the model is made by Python code in its own folder: without, it is another model."""
+    if code := next((ref for ref in _code_references(folder) if "--" not in ref), None):
+        raise ModelError(
+            f"the model has code of its own ({code}), which runs only with -trust_remote_code: {folder}"
+        )
+
+
+def _code_references(folder: Path) -> list[str]:
+    """Return the `file.Class`, or `repository--file.Class`, that Transformers would load instead of its own."""
+    transformer_dir = folder / _transformer_path(folder)
+    references: list[object] = []
+    for name, kinds in (
+        ("config.json", ("AutoConfig", "AutoModel")),
+        ("tokenizer_config.json", ("AutoTokenizer",)),
+    ):
+        config = read_json(transformer_dir / name) if (transformer_dir / name).is_file() else {}
+        auto_map = config.get("auto_map") or {}
+        found = [auto_map.get(kind) for kind in kinds] if isinstance(auto_map, dict) else [auto_map]
+        for each in found:
+            references += each if isinstance(each, list) else [each]  # a list: slow and fast tokenizer
+    return [reference for reference in references if isinstance(reference, str)]
+
+
+def _with_weights(folder: Path, setting: str) -> Path:
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        raise ModelError(f"{setting} has no weights (model.safetensors or pytorch_model.bin): {folder}")
     return folder
 
 
@@ -99,14 +158,23 @@ class SentenceTransformersConfig:
     """What modules.json and its neighbours say about a sentence-transformers folder.
 
     pooling_modes: names as in sentence-transformers' Pooling, concatenated in this order.
+    head: ("Dense" or "Normalize", its folder) of what follows the pooling, in this order.
+    include_prompt: False: the tokens of a prompt are left out of the pooling.
     """
 
     transformer_dir: Path
     pooling_modes: tuple[str, ...]
-    normalize: bool
+    head: tuple[tuple[str, Path], ...]
     max_seq_len: int | None
     do_lower_case: bool
-    default_prompt: str
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+    include_prompt: bool
+
+    @property
+    def default_prompt(self) -> str:
+        """What goes in front of every text; empty: nothing."""
+        return self.prompts.get(self.default_prompt_name or "", "")
 
 
 # The boolean keys of older folders, in the order in which sentence-transformers concatenates them.
@@ -129,13 +197,14 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | Non
         return None
     modules = _read_modules(folder)
     kinds = [kind for kind, _ in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+    if kinds[:2] != ["Transformer", "Pooling"] or not {*kinds[2:]} <= {"Dense", "Normalize"}:
         raise ModelError(
-            f"modules.json must list Transformer, Pooling and at most Normalize, got {', '.join(kinds)}: {folder}"
+            "modules.json must list Transformer, Pooling, and then only Dense and Normalize, "
+            f"got {', '.join(kinds)}: {folder}"
         )
+    head = tuple((kind, _of_sentences(folder / path)) for kind, path in modules[2:])
     pooling = read_json(folder / modules[1][1] / "config.json")
-    if not pooling.get("include_prompt", True):
-        raise ModelError(f"pooling that leaves the prompt out is not supported: {folder}")
+    prompts, default_prompt_name = _prompts(folder)
     transformer_dir = folder / modules[0][1]
     options_file = transformer_dir / "sentence_bert_config.json"
     options = read_json(options_file) if options_file.is_file() else {}
@@ -145,10 +214,12 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | Non
     return SentenceTransformersConfig(
         transformer_dir=transformer_dir,
         pooling_modes=modes,
-        normalize="Normalize" in kinds,
+        head=head,
         max_seq_len=_whole_number(options, "max_seq_length", options_file),
         do_lower_case=bool(options.get("do_lower_case", False)),
-        default_prompt=_default_prompt(folder),
+        prompts=prompts,
+        default_prompt_name=default_prompt_name,
+        include_prompt=bool(pooling.get("include_prompt", True)),
     )
 
 
@@ -209,12 +280,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_modules(folder: Path) -> list[tuple[str, str]]:
-    """Return (class name, path) of each entry of modules.json."""
+    """Return (class name, path) of each entry of modules.json; a class of the model's own with its module."""
     path = folder / "modules.json"
     try:
-        return [(str(m["type"]).rpartition(".")[2], str(m["path"])) for m in _read(path, list)]
+        return [(_kind(str(m["type"])), str(m["path"])) for m in _read(path, list)]
     except (KeyError, TypeError) as exc:
         raise ModelError(f"every entry of {path} must have a type and a path") from exc
+
+
+def _kind(dotted: str) -> str:
+    return dotted.rpartition(".")[2] if dotted.startswith("sentence_transformers.") else dotted
 
 
 def _read(path: Path, kind: type[_T]) -> _T:
@@ -244,11 +319,24 @@ def _pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for key, name in _OLD_POOLING_KEYS.items() if config.get(key)) or ("mean",)
 
 
-def _default_prompt(folder: Path) -> str:
+def _of_sentences(module_dir: Path) -> Path:
+    """Return the folder of a module behind the pooling. Raises ModelError if it maps anything but pooled rows."""
+    path = module_dir / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise ModelError(f"{key} must be 'sentence_embedding' in {path}, got {config[key]!r}")
+    return module_dir
+
+
+def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+    """Return the prompts by name, and the name of the one that goes in front by default."""
     path = folder / "config_sentence_transformers.json"
     config = read_json(path) if path.is_file() else {}
-    name = config.get("default_prompt_name")
-    return str((config.get("prompts") or {}).get(name) or "") if name else ""
+    prompts = config.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise ModelError(f"prompts must be a JSON dict in {path}, got {type(prompts).__name__}")
+    return {str(name): str(prompt or "") for name, prompt in prompts.items()}, config.get("default_prompt_name")
 
 
 def _transformer_path(folder: Path) -> str:
@@ -257,23 +345,37 @@ def _transformer_path(folder: Path) -> str:
     return next((path for kind, path in _read_modules(folder) if kind == "Transformer"), "")
 
 
+def _weight_paths(folder: Path) -> list[str]:
+    """Return where weights lie, relative to the folder."""
+    modules = _read_modules(folder) if (folder / "modules.json").is_file() else []
+    return [_transformer_path(folder), *(path for kind, path in modules if kind == "Dense")]
+
+
 def _looks_like_hub_name(name: str) -> bool:
     parts = name.split("/")
     return len(parts) <= 2 and all(part and not part.startswith((".", "~")) for part in parts)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, revision: str | None, *, with_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    wanted, unwanted = ["*.json", "*.txt", "*.model", "*.safetensors"], ["onnx/*", "openvino/*"]
+    if with_code:
+        wanted.append("*.py")
+    fetch = partial(snapshot_download, name, revision=revision, ignore_patterns=unwanted)
     try:
-        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]))
-        if not list(folder.rglob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*wanted, "pytorch_model*.bin"]))
+        folder = Path(fetch(allow_patterns=wanted))
+        if pickled := [path for path in _weight_paths(folder) if not list((folder / path).glob("*.safetensors"))]:
+            wanted += [(Path(path) / "pytorch_model*.bin").as_posix() for path in pickled]
+            folder = Path(fetch(allow_patterns=wanted))
+        if with_code:
+            for repo in {ref.partition("--")[0] for ref in _code_references(folder) if "--" in ref}:
+                snapshot_download(repo, allow_patterns=["*.py"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
         reason = str(exc).strip().splitlines()[0]
-        raise ModelError(f"model_dir is no folder here, and the hub does not give {name!r}: {reason}") from exc
+        wish = repr(name) if revision is None else f"{name!r} at revision {revision!r}"
+        raise ModelError(f"model_dir is no folder here, and the hub does not give {wish}: {reason}") from exc
     return folder
 
 

@@ -40,6 +40,19 @@ class Settings(BaseSettings):
     model_dir: str | None = Field(
         None, description="folder of a model, or its name on the Hugging Face hub; default: the demo model"
     )
+    revision: str | None = Field(
+        None, description="commit, tag or branch of a model on the hub; default: its main branch"
+    )
+    tuned_model_dir: str | None = Field(
+        None,
+        description="folder of a fine-tuned checkpoint, for its weights alone; default: the weights in -model_dir",
+    )
+    model_module: str | None = Field(
+        None, description="Python module, or its .py file, that registers your own architecture; default: none"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run the Python code that comes with the model; only for models whose code you trust"
+    )
     num_worker: int | None = Field(
         None, ge=1, le=256, description="worker processes; default: one for each GPU, or one on the CPU"
     )

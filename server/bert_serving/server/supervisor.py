@@ -33,7 +33,14 @@ import zmq
 from . import child
 from .broker.broker import Broker
 from .broker.ports import PortInUse
-from .model_files import ModelError, check_max_seq_len, position_limit, resolve_model_dir
+from .model_files import (
+    ModelError,
+    check_max_seq_len,
+    position_limit,
+    refuse_code,
+    resolve_model_dir,
+    resolve_tuned_model_dir,
+)
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -57,13 +64,22 @@ class StartError(Exception):
 def resolve(settings: Settings) -> Settings:
     """Return the settings with every default filled in that depends on the machine and the model."""
     try:
-        folder = resolve_model_dir(settings.model_dir)
+        tuned_dir = resolve_tuned_model_dir(settings.tuned_model_dir)
+        folder = resolve_model_dir(
+            settings.model_dir,
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+            needs_weights=tuned_dir is None,
+        )
+        if settings.model_module is None and not settings.trust_remote_code:
+            refuse_code(folder)
         max_seq_len = check_max_seq_len(folder, settings.max_seq_len)
     except ModelError as exc:
         raise StartError(str(exc)) from exc
     gpus = () if settings.cpu else settings.device_map or tuple(range(_count_gpus()))
     update = {
         "model_dir": str(folder),
+        "tuned_model_dir": None if tuned_dir is None else str(tuned_dir),
         "max_seq_len": max_seq_len,
         "device_map": gpus,
         "num_worker": settings.num_worker or max(1, len(gpus)),
@@ -341,6 +357,9 @@ class Supervisor:
         gpus = settings.device_map
         encoder = {
             "model_dir": settings.model_dir,
+            "tuned_model_dir": settings.tuned_model_dir,
+            "model_module": settings.model_module,
+            "trust_remote_code": settings.trust_remote_code,
             "device": "cpu" if settings.cpu else f"cuda:{gpus[index % len(gpus)]}" if gpus else "auto",
             "dtype": settings.dtype,
             "max_seq_len": settings.max_seq_len,

@@ -6,39 +6,92 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ..model_files import ModelError, one_line
 
 
-def load_model(folder: Path, *, device: torch.device, num_layers: int | None = None) -> PreTrainedModel:
-    """Return the encoder in the folder, in float32 and evaluation mode on the device.
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a model lies. weights_dir: where its weights are, if not beside its config; they may be those of
+    a model for a task that is built on it. trust_remote_code: the folder's own code may run.
 
-    num_layers: build only so many transformer layers from the bottom; None: all.
-    Raises ModelError that names a weight which is missing or has the wrong shape.
+    Every method raises ModelError for what cannot be read.
     """
-    transformers_logging.set_verbosity_error()  # what matters of its warnings is an error here
-    transformers_logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+
+    folder: Path
+    weights_dir: Path | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer layers of the whole model."""
+        config = self._config()
+        try:
+            return int(config.num_hidden_layers)
+        except (AttributeError, TypeError, ValueError) as exc:
+            raise ModelError(
+                f"the model config in {self.folder} must have num_hidden_layers: {one_line(exc)}"
+            ) from exc
+
+    def layers_to_load(self, *, highest: int) -> int:
+        """Return how many layers give the hidden states of layer `highest`: those up to it, where that is safe."""
+        config = self._config()
+        is_known = config.model_type in _NO_LAST_NORM and type(config).__module__.startswith("transformers.")
+        return highest + 1 if is_known else self.num_layers
+
+    def load(self, *, device: torch.device, num_layers: int | None = None) -> PreTrainedModel:
+        """Return the encoder, in float32 and evaluation mode on the device.
+
+        num_layers: build only so many transformer layers from the bottom; None: all. Without weights for its
+        pooler it has none. Raises ModelError that names a weight which is missing or has the wrong shape.
+        """
+        transformers_logging.set_verbosity_error()  # what matters of its warnings is an error here
+        transformers_logging.disable_progress_bar()
+        config = self._config()
         if num_layers is not None:
             config.num_hidden_layers = num_layers
-        model, report = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except Exception as exc:  # whatever a damaged file makes of the libraries that read it
-        raise ModelError(f"cannot load the model in {folder}: {one_line(exc)}") from exc
-    _check_complete(folder, report)
-    if any("pooler." in str(name) for key in ("missing_keys", "mismatched_keys") for name in _names(report, key)):
-        model.pooler = None  # what Transformers put in its place is random
-    model.eval().requires_grad_(False)
-    return model.to(device)
+        weights_dir = self.weights_dir or self.folder
+        try:
+            loader = AutoModel
+            if self.weights_dir is not None and self.trust_remote_code:
+                with torch.device("meta"):  # AutoModel alone would look for the code beside the weights
+                    loader = type(AutoModel.from_config(config, trust_remote_code=True))
+            model, report = loader.from_pretrained(
+                weights_dir,
+                config=config,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=self.trust_remote_code,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except Exception as exc:  # whatever a damaged file makes of the libraries that read it
+            raise ModelError(f"cannot load the model in {weights_dir}: {one_line(exc)}") from exc
+        _check_complete(weights_dir, report)
+        if _lacks_pooler(report):
+            model.pooler = None  # what Transformers put in its place is random
+        model.eval().requires_grad_(False)
+        return model.to(device)
+
+    def _config(self) -> PreTrainedConfig:
+        try:
+            return AutoConfig.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=self.trust_remote_code
+            )
+        except Exception as exc:  # whatever a damaged file makes of the libraries that read it
+            wants_code = not self.trust_remote_code and "custom code" in str(exc)
+            hint = " Pass -trust_remote_code to run it." if wants_code else ""
+            raise ModelError(f"cannot read the model config in {self.folder}: {one_line(exc)}{hint}") from exc
+
+
+# What comes out of these models is what comes out of their top layer. Others pass it through a last norm, so
+# that a model cut off at a lower layer would not give that layer's vectors.
+_NO_LAST_NORM = {
+    *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "mpnet", "nomic_bert"),
+    *("deberta", "deberta-v2", "ernie", "convbert", "roc_bert", "squeezebert", "data2vec-text"),
+}
 
 
 def lower_precision(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> None:
@@ -71,33 +124,9 @@ def drop_position_embeddings(model: PreTrainedModel) -> None:
         table.weight.data.zero_()
 
 
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    num_layers: int
-    hidden_size: int
-
-
-def model_shape(folder: Path) -> ModelShape:
-    """Return the size of the model in the folder, from its config."""
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return ModelShape(int(config.num_hidden_layers), int(config.hidden_size))
-    except Exception as exc:
-        raise ModelError(f"cannot read the model config in {folder}: {one_line(exc)}") from exc
-
-
-# What comes out of these models is what comes out of their top layer. Others pass it through a last norm, so
-# that a model cut off at a lower layer would not give that layer's vectors.
-_NO_LAST_NORM = {
-    *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "mpnet", "nomic_bert"),
-    *("deberta", "deberta-v2", "ernie", "convbert", "roc_bert", "squeezebert", "data2vec-text"),
-}
-
-
-def layers_to_load(folder: Path, *, highest: int) -> int:
-    """Return how many layers give the hidden states of layer `highest`: those up to it, where that is safe."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return highest + 1 if config.model_type in _NO_LAST_NORM else int(config.num_hidden_layers)
+def _lacks_pooler(report: dict[str, object]) -> bool:
+    names = [*_names(report, "missing_keys"), *_names(report, "mismatched_keys")]
+    return any("pooler." in str(name) for name in names)
 
 
 def _check_complete(folder: Path, report: dict[str, object]) -> None:

@@ -125,13 +125,14 @@ def _segments(
     """Return which rows of the hidden states are pooled for each sequence. is_whole: they are all of the rows."""
     if is_whole and not any(s.num_prompt for s in sequences):
         return whole_segments([len(s.ids) for s in sequences], device)
-    rows, last = [], []
+    rows, first, last = [], [], []
     for sequence, start in zip(sequences, starts, strict=True):
         left_out = set(sequence.specials) if hide_specials else set()
         rows.append([start + i for i in range(sequence.num_prompt, len(sequence.ids)) if i not in left_out])
+        first.append(start + min(sequence.num_prompt, len(sequence.ids) - 1))
         # bert-as-service takes row (sum of the mask) - 1, also where the mask has holes.
         last.append(start + max(0, len(sequence.ids) - len(left_out) - 1))
-    return segments(rows, starts, last, device)
+    return segments(rows, first=first, last=last, origin=starts, device=device)
 
 
 def _own_tokens(sequence: TokenSequence, tokens: Tensor, hide_specials: bool) -> Tensor:
@@ -162,7 +163,8 @@ def _finish_tokens(task: Task, tokens: Tensor) -> Answer:
     if task.text.spans is not None:
         rows = [range(start, stop) for start, stop in task.text.spans]
         first, last = [r[0] for r in rows], [r[-1] for r in rows]
-        tokens = task.recipe.pool_tokens(tokens, segments(rows, first, last, tokens.device))
+        of = segments(rows, first=first, last=last, origin=first, device=tokens.device)
+        tokens = task.recipe.pool_tokens(tokens, of)
     finished: Answer = task.recipe.finish(tokens).cpu().numpy()
     return finished
 

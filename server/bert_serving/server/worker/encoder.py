@@ -19,14 +19,19 @@ from bert_serving.protocol import EncodeOptions, Rows, Text, TokenVectors, optio
 
 from ..model_files import (
     ModelError,
+    SentenceTransformersConfig,
     check_max_seq_len,
     first_position,
     read_sentence_transformers,
+    refuse_code,
     resolve_model_dir,
+    resolve_tuned_model_dir,
 )
-from .checkpoint import drop_position_embeddings, layers_to_load, load_model, model_shape
+from .checkpoint import Checkpoint, drop_position_embeddings
 from .compute import Answer, Budget, Task, compute
+from .dense import Dense, load_head
 from .device import fitting_tokens, micro_batch_tokens, pick_device, pick_dtype
+from .model_module import import_model_module
 from .recipe import Pipeline, Recipes
 from .tokenizer import RequestError, TokenizedText, Tokenizer, TokenSequence
 from .transformer import Transformer
@@ -48,6 +53,10 @@ class Encoder:
     The arguments are the server's settings of these names:
 
     model_dir: a folder, a hub name, or None for the demo model.
+    revision: commit, tag or branch of a hub name.
+    tuned_model_dir: a folder whose weights are taken instead of the model's own.
+    model_module: a module, or its .py file, that registers an architecture with Transformers.
+    trust_remote_code: run the code that comes with the model.
     device: "auto", "cpu" or "cuda:N".
     dtype: "auto", "float32", "float16" or "bfloat16", of the forward pass; vectors are always float32.
     max_seq_len: longest sequence in tokens, special ones included; None: the model's own; "NONE": as many as
@@ -72,6 +81,10 @@ class Encoder:
         self,
         model_dir: str | Path | None = None,
         *,
+        revision: str | None = None,
+        tuned_model_dir: str | Path | None = None,
+        model_module: str | Path | None = None,
+        trust_remote_code: bool = False,
         device: str = "auto",
         dtype: str = "auto",
         max_seq_len: int | str | None = None,
@@ -85,45 +98,55 @@ class Encoder:
         no_position_embeddings: bool = False,
         cased_tokenization: bool = False,
     ) -> None:
-        folder = resolve_model_dir(None if model_dir is None else str(model_dir))
+        tuned_dir = resolve_tuned_model_dir(None if tuned_model_dir is None else str(tuned_model_dir))
+        folder = resolve_model_dir(
+            None if model_dir is None else str(model_dir),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            needs_weights=tuned_dir is None,
+        )
+        if model_module is not None:
+            import_model_module(str(model_module))
+        elif not trust_remote_code:
+            refuse_code(folder)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.max_seq_len = check_max_seq_len(folder, max_seq_len)
-        own = read_sentence_transformers(folder)
-        self._transformer_dir = own.transformer_dir if own else folder
-        self._default_prompt = own.default_prompt if own else ""
-        shape = model_shape(self._transformer_dir)
-        try:
-            defaults = options_from_json({"pooling_strategy": pooling_strategy, "pooling_layer": pooling_layer})
-        except (TypeError, ValueError) as exc:
-            raise ModelError(str(exc)) from exc
-        self._recipes = Recipes(
-            own=Pipeline(tuple(map(pooling_name, own.pooling_modes)), own.normalize) if own else None,
-            strategy=defaults.pooling_strategy,
-            layers=defaults.pooling_layer,
-            normalize=normalize,
-            num_layers=shape.num_layers,
-            hidden_size=shape.hidden_size,
-        )
-        self._tokenizer = Tokenizer(
-            self._transformer_dir,
-            max_seq_len=self.max_seq_len,
-            do_lower_case=own.do_lower_case if own else False,
-            cased=cased_tokenization,
-            no_special_token=no_special_token,
-        )
-        highest = shape.num_layers - 1 if all_layers else self._recipes.highest
-        self._num_layers = layers_to_load(self._transformer_dir, highest=highest)
+        self._own = read_sentence_transformers(folder)
+        transformer_dir = self._own.transformer_dir if self._own else folder
+        self._checkpoint = Checkpoint(transformer_dir, tuned_dir, trust_remote_code)
+        self._first_position = first_position(transformer_dir)
         self._hides_specials = mask_cls_sep
         self._drops_positions = no_position_embeddings
+        self._tokenizer = Tokenizer(
+            transformer_dir,
+            max_seq_len=self.max_seq_len,
+            do_lower_case=self._own.do_lower_case if self._own else False,
+            cased=cased_tokenization,
+            no_special_token=no_special_token,
+            trust_remote_code=trust_remote_code,
+        )
+        self._recipes = Recipes(
+            own=_pipeline(self._own, self.device) if self._own else None,
+            defaults=_defaults(pooling_strategy, pooling_layer),
+            normalize=normalize,
+            num_layers=self._checkpoint.num_layers,
+        )
+        highest = self._checkpoint.num_layers - 1 if all_layers else self._recipes.highest
+        self._num_layers = self._checkpoint.layers_to_load(highest=highest)
         self._transformer = self._load()
         self._exact: Transformer | None = None
-        self._recipes.loaded(self._num_layers, self._transformer.pooled if self._transformer.has_pooler else None)
         #: Smallest cosine of a probe's vector with that of the padded float32 model.
         self.parity = self._transformer.settle(self._probes(), self.dtype)
+        self._recipes.loaded(
+            self._num_layers,
+            hidden_size=self._transformer.hidden_size,
+            pooler=self._transformer.pooled if self._transformer.has_pooler else None,
+        )
         self._budget = Budget(micro_batch_tokens(self.device, max_batch_tokens))
         if self.device.type == "cuda":
             self._budget = Budget(fitting_tokens(self._try, max_batch_tokens, self.device))
+        self.encode(["a"])  # what does not fit together should be seen here, not by the first request
 
     # -- for everybody ---------------------------------------------------------------------------------
 
@@ -213,7 +236,8 @@ class Encoder:
         recipe = self._recipes(options)
         if spans is not None and (recipe.is_token_level or "CLS_POOLED" in recipe.poolings):
             raise RequestError("a span's tokens are pooled: pooling_strategy must not be NONE or CLS_POOLED")
-        found = self._tokenizer(texts, options, prompt=self._prompt(options), spans=spans)
+        pool_prompt = self._own is None or self._own.include_prompt
+        found = self._tokenizer(texts, options, prompt=self._prompt(options), pool_prompt=pool_prompt, spans=spans)
         return [text if isinstance(text, RequestError) else Task(text, recipe) for text in found]
 
     def forward(self, tasks: Sequence[Task]) -> list[Answer | EncodingError]:
@@ -265,7 +289,18 @@ class Encoder:
         return answers
 
     def _prompt(self, options: EncodeOptions) -> str:
-        return self._default_prompt if options.prompt is None else options.prompt
+        """Return what goes in front of each text."""
+        if options.prompt is not None:
+            return options.prompt
+        prompts = self._own.prompts if self._own else {}
+        if options.prompt_name is None:
+            return self._own.default_prompt if self._own else ""
+        if options.prompt_name not in prompts:
+            known = f"it has {', '.join(prompts)}" if prompts else "it has none"
+            raise RequestError(
+                f"prompt_name must be one of the model's prompts; {known}, got {options.prompt_name!r}"
+            )
+        return prompts[options.prompt_name]
 
     def _compute(self, transformer: Transformer, tasks: Sequence[Task]) -> list[Answer]:
         return compute(transformer, tasks, self._budget, hide_specials=self._hides_specials)
@@ -278,13 +313,13 @@ class Encoder:
         return self._exact
 
     def _load(self) -> Transformer:
-        model = load_model(self._transformer_dir, device=self.device, num_layers=self._num_layers)
+        model = self._checkpoint.load(device=self.device, num_layers=self._num_layers)
         if self._drops_positions:
             drop_position_embeddings(model)
         return Transformer(
             model,
             device=self.device,
-            first_position=first_position(self._transformer_dir),
+            first_position=self._first_position,
             pad_id=self._tokenizer.pad_id,
             hide_specials=self._hides_specials,
         )
@@ -298,6 +333,26 @@ class Encoder:
     def _probes(self) -> list[TokenSequence]:
         found = self._tokenizer(_PROBES)
         return [text.sequences[0] for text in found if isinstance(text, TokenizedText)]
+
+
+def _defaults(pooling_strategy: str | Sequence[str], pooling_layer: Sequence[int] | None) -> EncodeOptions:
+    try:
+        return options_from_json({"pooling_strategy": pooling_strategy, "pooling_layer": pooling_layer})
+    except (TypeError, ValueError) as exc:
+        raise ModelError(str(exc)) from exc
+
+
+def _pipeline(own: SentenceTransformersConfig, device: torch.device) -> Pipeline:
+    """Return what a sentence-transformers folder does behind its transformer."""
+    # A last Normalize is left to the recipe: a request may want it otherwise, or cut the vector before.
+    normalizes = bool(own.head) and own.head[-1][0] == "Normalize"
+    head = load_head(own.head[:-1] if normalizes else own.head, device)
+    return Pipeline(
+        tuple(map(pooling_name, own.pooling_modes)),
+        normalizes,
+        head=head if len(head) else None,
+        head_width=next((layer.linear.out_features for layer in reversed(head) if isinstance(layer, Dense)), None),
+    )
 
 
 def _rectangle(answers: Sequence[Answer]) -> Rows:

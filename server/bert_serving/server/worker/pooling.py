@@ -20,14 +20,15 @@ from torch.nn.functional import embedding_bag
 class Segments:
     """Rows of T that are pooled together, for each of B texts.
 
-    rows: the row numbers, text after text. starts: (B,), where each text begins in `rows`.
-    first, last: (B,), the rows that FIRST_TOKEN and LAST_TOKEN take.
+    rows: the row numbers, text after text. starts: (B,), where each text begins in `rows`. first, last: (B,),
+    the rows that FIRST_TOKEN and LAST_TOKEN take. origin: (B,), the row from which positions are counted.
     """
 
     rows: Tensor
     starts: Tensor
     first: Tensor
     last: Tensor
+    origin: Tensor
 
     @property
     def lengths(self) -> Tensor:
@@ -37,8 +38,8 @@ class Segments:
 
     @property
     def positions(self) -> Tensor:
-        """Return for each of `rows` its distance from its text's first row."""
-        return self.rows - torch.repeat_interleave(self.first, self.lengths)
+        """Return for each of `rows` its distance from its text's origin."""
+        return self.rows - torch.repeat_interleave(self.origin, self.lengths)
 
 
 def whole_segments(lengths: Sequence[int], device: torch.device) -> Segments:
@@ -46,19 +47,23 @@ def whole_segments(lengths: Sequence[int], device: torch.device) -> Segments:
     ends = list(accumulate(lengths))
     starts = torch.tensor([0, *ends[:-1]], device=device)
     last = torch.tensor(ends, device=device) - 1
-    return Segments(torch.arange(ends[-1], device=device), starts, starts, last)
+    return Segments(torch.arange(ends[-1], device=device), starts, starts, last, starts)
 
 
 def segments(
-    rows: Sequence[Sequence[int]], first: Sequence[int], last: Sequence[int], device: torch.device
+    rows: Sequence[Sequence[int]],
+    *,
+    first: Sequence[int],
+    last: Sequence[int],
+    origin: Sequence[int],
+    device: torch.device,
 ) -> Segments:
     """Return segments of any rows. A text may have none: its mean and maximum are zero."""
     starts = [0, *accumulate(map(len, rows))][:-1]
     flat = [i for of_text in rows for i in of_text]
-    flat_tensor, starts_tensor, first_tensor, last_tensor = (
-        torch.tensor(values, dtype=torch.int64, device=device) for values in (flat, starts, first, last)
+    return Segments(
+        *(torch.tensor(x, dtype=torch.int64, device=device) for x in (flat, starts, first, last, origin))
     )
-    return Segments(flat_tensor, starts_tensor, first_tensor, last_tensor)
 
 
 def mean(hidden: Tensor, of: Segments) -> Tensor:

@@ -84,7 +84,8 @@ class Pipeline:
 class Recipes:
     """The recipes of one model, as it was started and as requests vary it.
 
-    strategy, layers, normalize: the server's; None: the model's own way, or bert-as-service's defaults.
+    defaults: the server's strategy and layers, None: the model's own way, or bert-as-service's. normalize: the
+    server's, None: as the model does.
     num_layers: of the whole model. Raises ModelError where the server's own recipe cannot be had.
     """
 
@@ -92,19 +93,17 @@ class Recipes:
         self,
         *,
         own: Pipeline | None,
-        strategy: tuple[str, ...] | None,
-        layers: tuple[int, ...] | None,
+        defaults: EncodeOptions,
         normalize: bool | None,
         num_layers: int,
-        hidden_size: int,
     ) -> None:
         self._own = own
-        self._strategy = None if strategy == _AUTO else strategy
-        self._layers = layers
+        layers = self._layers = defaults.pooling_layer
+        self._strategy = None if defaults.pooling_strategy == _AUTO else defaults.pooling_strategy
         self._normalize = normalize
         self._num_layers = num_layers
         self._num_loaded = num_layers
-        self._hidden_size = hidden_size
+        self._hidden_size = 0
         self._pooler: Callable[[Tensor], Tensor] | None = None
         self._known: dict[EncodeOptions, Recipe] = {}
         starts_as_own = own is not None and self._strategy is None and layers is None
@@ -116,9 +115,10 @@ class Recipes:
         except RequestError as exc:
             raise ModelError(str(exc)) from exc
 
-    def loaded(self, num_layers: int, pooler: Callable[[Tensor], Tensor] | None) -> None:
-        """Note what of the model was loaded: so many layers, and its pooler if it has one."""
+    def loaded(self, num_layers: int, *, hidden_size: int, pooler: Callable[[Tensor], Tensor] | None) -> None:
+        """Note what was loaded: so many layers of such a width, and the pooler if there is one."""
         self._num_loaded = num_layers
+        self._hidden_size = hidden_size
         self._pooler = pooler
         try:
             self(EncodeOptions())

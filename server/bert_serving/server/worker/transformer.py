@@ -52,6 +52,7 @@ class Transformer:
         self._takes_types = _takes_types(model)
         self._autocast: torch.dtype | None = None
         self.num_layers: int = model.config.num_hidden_layers
+        self.hidden_size = 0
         #: Why the forward pass is padded, or None if it is packed.
         self.padded_because: str | None = "not settled yet"
 
@@ -125,10 +126,13 @@ class Transformer:
         probes = sorted(probes, key=lambda s: len(s.ids))
         self._model.set_attn_implementation(attention.REFERENCE)
         reference = self._vectors(probes)
+        self.hidden_size = reference.shape[1]
         self.padded_because = self._why_not_packed(probes, reference)
         if self.padded_because is not None:
             log.warning("this model runs padded, which is slower: %s", self.padded_because)
-            self._model.set_attn_implementation(attention.PADDED)
+            # Not every model of a user's own has attention that goes through Transformers' registry.
+            has_sdpa = getattr(self._model, "_supports_sdpa", False)
+            self._model.set_attn_implementation(attention.PADDED if has_sdpa else attention.REFERENCE)
         self._lower(dtype, probes)
         parity = float(torch.nn.functional.cosine_similarity(self._vectors(probes), reference).min())
         if not parity >= _MIN_COSINE:  # NaN is no parity either

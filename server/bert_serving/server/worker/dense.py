@@ -1,0 +1,119 @@
+"""What sentence-transformers puts behind the pooling: Dense and Normalize, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..model_files import ModelError, one_line, read_json
+
+_ACTIVATIONS = "torch.nn.modules.activation"
+_IDENTITY = "torch.nn.modules.linear.Identity"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+class Normalize(nn.Module):
+    """Divides each row by its L2 norm."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return nn.functional.normalize(rows, dim=1)
+
+
+class Dense(nn.Module):
+    """A linear layer and its activation. The attributes are named as sentence-transformers' weights are."""
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool, use_residual: bool, activation: nn.Module
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, bias=bias)
+        self.activation_function = activation
+        self.use_residual = use_residual
+        if use_residual and in_features != out_features:
+            self.residual = nn.Linear(in_features, out_features, bias=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return (B, out_features) for rows (B, in_features)."""
+        if rows.shape[1] != self.linear.in_features:
+            raise ModelError(
+                f"in_features of Dense must be {rows.shape[1]}, as many as reach it, got {self.linear.in_features}"
+            )
+        mapped: Tensor = self.activation_function(self.linear(rows))
+        if not self.use_residual:
+            return mapped
+        return mapped + (self.residual(rows) if hasattr(self, "residual") else rows)
+
+
+def load_head(modules: Sequence[tuple[str, Path]], device: torch.device) -> nn.Sequential:
+    """Return what maps pooled rows (B, D) float32 through the modules, (kind, folder) each, in their order.
+
+    Raises ModelError that names what is missing or does not fit.
+    """
+    head = nn.Sequential(*(load_dense(folder) if kind == "Dense" else Normalize() for kind, folder in modules))
+    return head.eval().requires_grad_(False).to(device)
+
+
+def load_dense(folder: Path) -> Dense:
+    """Return the Dense module in the folder, on the CPU. Raises ModelError."""
+    config = read_json(folder / "config.json")
+    dense = Dense(
+        _size(config, "in_features", folder),
+        _size(config, "out_features", folder),
+        bias=bool(config.get("bias", True)),
+        use_residual=bool(config.get("use_residual", False)),
+        activation=_activation(config.get("activation_function", f"{_ACTIVATIONS}.Tanh"), folder),
+    )
+    weights = _read_weights(folder)
+    _check_fit(dense.state_dict(), weights, folder)
+    dense.load_state_dict(weights)
+    return dense
+
+
+def _size(config: dict[str, Any], key: str, folder: Path) -> int:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelError(f"{key} must be a whole number from 1 in {folder / 'config.json'}, got {value!r}")
+    return value
+
+
+def _activation(dotted: object, folder: Path) -> nn.Module:
+    """Return a new module of torch.nn. The name comes with the model, so nothing is imported by it."""
+    module, _, name = str(dotted).rpartition(".")
+    kind = getattr(nn, name, None)
+    is_known = isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == module
+    if is_known and (module == _ACTIVATIONS or dotted == _IDENTITY):
+        try:
+            return kind()  # type: ignore[no-any-return, misc]  # a subclass of nn.Module, see above
+        except TypeError:  # attention is among them, and wants arguments
+            pass
+    raise ModelError(
+        f"activation_function must be a class of {_ACTIVATIONS} or {_IDENTITY}, got {dotted!r}: {folder}"
+    )
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise ModelError(f"Dense has no weights ({' or '.join(_WEIGHTS)}): {folder}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as exc:  # whatever a damaged file makes of the libraries that read it
+        raise ModelError(f"cannot read {path}: {one_line(exc)}") from exc
+
+
+def _check_fit(expected: dict[str, Tensor], found: dict[str, Tensor], folder: Path) -> None:
+    if missing := sorted(expected.keys() - found.keys()):
+        raise ModelError(f"weights of Dense are missing in {folder}: {', '.join(missing)}")
+    if unknown := sorted(map(str, found.keys() - expected.keys())):
+        raise ModelError(f"weights of Dense are not in its config in {folder}: {', '.join(unknown)}")
+    for name, weight in expected.items():
+        got = tuple(getattr(found[name], "shape", ()))
+        if got != tuple(weight.shape):
+            raise ModelError(f"{name} of Dense must have shape {tuple(weight.shape)}, got {got}: {folder}")
