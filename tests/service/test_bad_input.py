@@ -189,6 +189,21 @@ def test_a_connection_with_thousands_of_subscriptions_locks_nobody_out(server: R
             time.sleep(0.05)
 
 
+def test_requests_of_made_up_identities_do_not_go_before_everybody_else() -> None:
+    with RunningServer() as running, BertClient(**running.wait_ready().ports) as client:
+        flood = RawClient(running)
+        for i in range(20_000):
+            flood.send(b"%036d" % i, b'["a sentence to wait for"]', b"1", b"1")
+        while client.server_status["queue_texts"] < 10_000:
+            time.sleep(0.05)
+        for _ in range(3):
+            client.encode(["a client"])
+        with BertClient(**running.ports) as newcomer:
+            newcomer.encode(["another one"])
+        assert client.server_status["queue_texts"] > 5_000
+        flood.close()
+
+
 def test_a_client_that_goes_away_takes_its_queued_work_along(server: RunningServer, client: BertClient) -> None:
     leaver = RawClient(server)
     leaver.ask(b"SHOW_CONFIG", b"1", b"0")

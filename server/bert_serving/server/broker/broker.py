@@ -133,6 +133,7 @@ class Broker:
             topic = self._outbox.subscribe(identity)
             assert topic is not None
             self._ports.replies.setsockopt(zmq.SUBSCRIBE, topic)
+            self._scheduler.claim(identity)
             self.metrics.subscriptions.inc()
         elif not had_refused and self._subscriptions.has_refused(connection):
             self._sparse_log.warning("ignored a subscription: its connection has too many")
@@ -176,7 +177,8 @@ class Broker:
         self.metrics.requests.inc()
         if not self._is_accepting:
             raise Unavailable("the server is shutting down")
-        self._scheduler.submit(request, now, num_bytes=num_bytes)
+        is_stranger = not self._outbox.has_subscriber(request.identity)
+        self._scheduler.submit(request, now, num_bytes=num_bytes, is_stranger=is_stranger)
 
     def _on_command(self, request: CommandRequest, peer: str, now: float) -> None:
         self.metrics.commands.inc()

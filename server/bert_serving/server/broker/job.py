@@ -15,11 +15,15 @@ TextCost: TypeAlias = Callable[[Text], float]
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One encode request. `job_id` is the broker's own number: two senders may share an identity."""
+    """One encode request. `job_id` is the broker's own number: two senders may share an identity.
+
+    turn: whose turn in the fair queue it waits for: its client's, or the one that all strangers share.
+    """
 
     job_id: int
     request: EncodeRequest
     arrived_at: float
+    turn: bytes
     show_tokens: bool = False
     num_bytes: int = 0
     is_open: bool = True
