@@ -119,6 +119,8 @@ def test_a_body_too_large_is_413_announced_or_not() -> None:
         for reply in (announced, chunked):
             assert reply.status_code == 413
             assert reply.json()["description"] == "the body must have at most 1048576 bytes"
+        counted = [line for line in httpx.get(f"{running.url}/metrics").text.splitlines() if '"413"' in line]
+        assert counted == ['bert_serving_http_requests_total{route="/encode",status="413"} 2.0']
         # Over ZeroMQ the connection is cut, which the client reports at once.
         with BertClient(**running.ports) as client:
             with pytest.raises(ConnectionError):
