@@ -170,6 +170,40 @@ def test_a_flood_from_a_client_that_leaves_does_not_harm_the_server() -> None:
         assert running.log.count("gave up a reply") < 10
 
 
+def test_a_connection_with_thousands_of_subscriptions_locks_nobody_out(server: RunningServer) -> None:
+    with zmq.Context() as context, context.socket(zmq.SUB) as hoarder:
+        hoarder.sndhwm = 0
+        for i in range(60_000):
+            hoarder.subscribe(b"%036d" % i)
+        hoarder.connect(f"tcp://127.0.0.1:{server.port_out}")
+        server.wait_for("ignored a subscription", 20)
+        time.sleep(1)
+        with BertClient(**server.ports, timeout=20_000) as newcomer:
+            assert newcomer.encode(["still here"]).shape == (1, 384)
+            assert 256 < newcomer.server_status["statistic"]["num_active_client"] < 300
+    assert server.log.count("ignored a subscription") == 1
+    with BertClient(**server.ports) as client:
+        deadline = time.monotonic() + 20
+        while client.server_status["statistic"]["num_active_client"] > 100:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_requests_of_made_up_identities_do_not_go_before_everybody_else() -> None:
+    with RunningServer() as running, BertClient(**running.wait_ready().ports) as client:
+        flood = RawClient(running)
+        for i in range(20_000):
+            flood.send(b"%036d" % i, b'["a sentence to wait for"]', b"1", b"1")
+        while client.server_status["queue_texts"] < 10_000:
+            time.sleep(0.05)
+        for _ in range(3):
+            client.encode(["a client"])
+        with BertClient(**running.ports) as newcomer:
+            newcomer.encode(["another one"])
+        assert client.server_status["queue_texts"] > 5_000
+        flood.close()
+
+
 def test_a_client_that_goes_away_takes_its_queued_work_along(server: RunningServer, client: BertClient) -> None:
     leaver = RawClient(server)
     leaver.ask(b"SHOW_CONFIG", b"1", b"0")

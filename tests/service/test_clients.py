@@ -397,6 +397,30 @@ def test_async_client_outlives_its_event_loop(server: RunningServer) -> None:
     asyncio.run(client.close())
 
 
+def test_async_client_of_a_running_loop_refuses_another_and_loses_nothing(server: RunningServer) -> None:
+    client = AsyncBertClient(**server.ports)
+    started = threading.Event()
+
+    async def main() -> object:
+        pending = asyncio.create_task(client.encode(["a sentence to wait for"] * 500))
+        while client.status["num_pending_request"] == 0:
+            await asyncio.sleep(0.001)
+        started.set()
+        return (await asyncio.wait_for(pending, 30)).shape
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(asyncio.run, main())
+        assert started.wait(10)
+        with pytest.raises(RuntimeError, match="belongs to another event loop, which is still running"):
+            asyncio.run(client.encode(["hello"]))
+        with pytest.raises(RuntimeError, match="belongs to another event loop, which is still running"):
+            asyncio.run(client.close())
+        assert first.result(30) == (500, 384)
+    assert asyncio.run(client.encode(["hello"])).shape == (1, 384)
+    asyncio.run(client.close())
+    asyncio.run(client.close())
+
+
 def test_async_client_that_is_closed_while_it_connects() -> None:
     port, port_out = free_ports(2)
 

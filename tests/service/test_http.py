@@ -36,6 +36,24 @@ def test_the_id_comes_back_whatever_it_is(http: httpx.Client, identifier: object
     assert http.post("/encode", json={"id": identifier, "texts": ["x"]}).json()["id"] == identifier
 
 
+@pytest.mark.parametrize(
+    "identifier",
+    [
+        "18446744073709551616",
+        "-123456789012345678901234567890",
+        "1e400",
+        "-1E+400",
+        "0.1000000000000000055511151231257827",
+        '{"a":[18446744073709551616,1e400,-9223372036854775809],"b":null}',
+        "9" * 4000,
+    ],
+)
+def test_numbers_in_the_id_come_back_digit_by_digit(http: httpx.Client, identifier: str) -> None:
+    reply = http.post("/encode", content=f'{{"id": {identifier}, "texts": ["x"]}}'.encode())
+    assert reply.status_code == 200
+    assert reply.text.startswith(f'{{"id":{identifier},"result":[[')
+
+
 def test_tokenized_texts(http: httpx.Client, client: BertClient) -> None:
     body = {"id": 1, "texts": [["hello", "world"]], "is_tokenized": True}
     reply = http.post("/encode", json=body)
@@ -61,6 +79,10 @@ def test_tokenized_texts(http: httpx.Client, client: BertClient) -> None:
         (b'{"id": 1, "texts": ["a\\u0000"]}', "texts[0] contains a NUL character"),
         (b'{"id": 1, "texts": ["x"], "is_tokenized": true}', "must be lists of tokens"),
         (b'{"id": "\\ud800", "texts": ["x"]}', "id cannot be sent back"),
+        (b'{"id": NaN, "texts": ["x"]}', "id cannot be sent back: NaN is no JSON"),
+        (b'{"id": [-Infinity], "texts": ["x"]}', "id cannot be sent back: -Infinity is no JSON"),
+        (b'{"id": ' + b"[" * 400 + b"]" * 400 + b', "texts": ["x"]}', "id cannot be sent back: Recursion limit"),
+        (b'{"id": ' + b"[" * 999 + b"]" * 999 + b', "texts": ["x"]}', "id cannot be sent back: "),
         (b"[" * 100_000, "not JSON"),
     ],
 )
@@ -97,6 +119,8 @@ def test_a_body_too_large_is_413_announced_or_not() -> None:
         for reply in (announced, chunked):
             assert reply.status_code == 413
             assert reply.json()["description"] == "the body must have at most 1048576 bytes"
+        counted = [line for line in httpx.get(f"{running.url}/metrics").text.splitlines() if '"413"' in line]
+        assert counted == ['bert_serving_http_requests_total{route="/encode",status="413"} 2.0']
         # Over ZeroMQ the connection is cut, which the client reports at once.
         with BertClient(**running.ports) as client:
             with pytest.raises(ConnectionError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -41,6 +42,38 @@ def test_ctrl_c_at_any_moment_of_the_start_ends_it_quietly(delay_s: float) -> No
         assert running.wait_end() == 0
         running.assert_nothing_left()
         assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("module", ["logging", "pydantic", "zmq", "bert_serving.server.supervisor"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_ctrl_c_during_the_first_imports_ends_it_quietly(module: str, signum: signal.Signals) -> None:
+    code = (
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, *_):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), {int(signum)})\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        "from bert_serving.server.cli import start\n"
+        "sys.exit(start([]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_nothing_heavy_is_imported_before_ctrl_c_is_caught() -> None:
+    code = (
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        "import bert_serving.server.cli\n"
+        "print(*sorted(set(sys.modules) - before))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert set(done.stdout.split()) <= {
+        "__future__",
+        "bert_serving",
+        "bert_serving.server",
+        "bert_serving.server.cli",
+    }
 
 
 def test_sigterm_while_models_load_ends_at_once() -> None:

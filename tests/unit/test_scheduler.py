@@ -76,8 +76,14 @@ def request(client: bytes, texts: list[str], **options: Any) -> EncodeRequest:
     return EncodeRequest(client, b"1", texts, **options)
 
 
-def submit(scheduler: Scheduler, client: bytes, count: int, now: float = 0.0, **options: Any) -> Job:
-    return scheduler.submit(request(client, make_texts(count), **options), now)
+def submit(
+    scheduler: Scheduler, client: bytes, count: int, now: float = 0.0, *, is_stranger: bool = False, **options: Any
+) -> Job:
+    return scheduler.submit(request(client, make_texts(count), **options), now, is_stranger=is_stranger)
+
+
+def submit_of_strangers(scheduler: Scheduler, num_clients: int) -> list[Job]:
+    return [submit(scheduler, b"stranger %d" % i, 1, is_stranger=True) for i in range(num_clients)]
 
 
 def tokens_of(text: Text) -> int:
@@ -482,6 +488,46 @@ def test_requests_of_one_client_are_served_in_their_order() -> None:
     assert run_all(scheduler) == jobs
 
 
+def test_any_number_of_strangers_gets_no_more_than_one_client() -> None:
+    scheduler = make_scheduler()
+    submit_of_strangers(scheduler, 1000)
+    mine = [submit(scheduler, ALICE, 1) for _ in range(100)]
+    served = sum(share_of(job, batch) for batch in (turn(scheduler), turn(scheduler)) for job in mine)
+    assert served >= 0.4 * 2 * FULL_BATCH
+
+
+def test_strangers_are_not_starved_by_a_client_that_always_comes_back() -> None:
+    scheduler = make_scheduler()
+    stranger = submit(scheduler, b"stranger", 1, is_stranger=True)
+    for _ in range(3):
+        for _ in range(FULL_BATCH):
+            submit(scheduler, ALICE, 1)
+        turn(scheduler)
+    assert stranger.is_done
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_stranger_who_subscribes_does_not_wait_behind_the_others(count: int) -> None:
+    scheduler = make_scheduler()
+    for i in range(1000):
+        submit(scheduler, b"stranger %d" % i, count, is_stranger=True)
+    slow_joiner = submit(scheduler, ALICE, count, is_stranger=True)
+    scheduler.claim(ALICE)
+    assert share_of(slow_joiner, next_batch(scheduler)) == count
+
+
+def test_claim_moves_what_still_waits_and_nothing_else() -> None:
+    scheduler = make_scheduler()
+    jobs = [submit(scheduler, ALICE, count, is_stranger=True) for count in (1, 150, 30)]
+    first = next_batch(scheduler)
+    scheduler.claim(ALICE)
+    scheduler.claim(ALICE)
+    scheduler.claim(BOB)
+    done = scheduler.complete("w0", computed(first), 0.0) + run_all(scheduler)
+    assert sorted(done, key=lambda job: job.job_id) == jobs
+    assert scheduler.is_idle
+
+
 # -- lost workers --------------------------------------------------------------------------------------
 
 
@@ -763,11 +809,12 @@ class WatchedTexts(list[str]):
     """A list that shows when it is let go of."""
 
 
+@pytest.mark.parametrize("is_stranger", [False, True])
 @pytest.mark.parametrize("end", ["expire", "cancel"])
-def test_texts_of_an_ended_job_are_let_go_of_though_no_worker_is_there(end: str) -> None:
+def test_texts_of_an_ended_job_are_let_go_of_though_no_worker_is_there(end: str, is_stranger: bool) -> None:
     scheduler = make_scheduler(workers=0)
     texts = WatchedTexts(make_texts(3))
-    scheduler.submit(request(ALICE, texts, deadline_ms=100), 0.0)
+    scheduler.submit(request(ALICE, texts, deadline_ms=100), 0.0, is_stranger=is_stranger)
     watch = weakref.ref(texts)
     del texts
     scheduler.expire(1.0) if end == "expire" else scheduler.cancel(ALICE)
@@ -900,12 +947,21 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.in_flight: dict[str, list[Batch]] = {}
         self.old: list[tuple[str, Result]] = []
 
-    @rule(client=CLIENTS, count=st.integers(1, 120), tokens=st.integers(5, 700), deadline=st.booleans())
-    def submit(self, client: bytes, count: int, tokens: int, deadline: bool) -> None:
+    @rule(
+        client=CLIENTS,
+        count=st.integers(1, 120),
+        tokens=st.integers(5, 700),
+        deadline=st.booleans(),
+        is_stranger=st.booleans(),
+    )
+    def submit(self, client: bytes, count: int, tokens: int, deadline: bool, is_stranger: bool) -> None:
         texts = make_texts(count, tokens)
         try:
             job = self.scheduler.submit(
-                request(client, texts, deadline_ms=300 if deadline else None), self.now, num_bytes=10 * count
+                request(client, texts, deadline_ms=300 if deadline else None),
+                self.now,
+                num_bytes=10 * count,
+                is_stranger=is_stranger,
             )
         except Overloaded as caught:
             overload: Overloaded | None = caught
@@ -955,6 +1011,10 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def late_result(self, data: st.DataObject) -> None:
         name, result = data.draw(st.sampled_from(self.old))
         assert self.scheduler.complete(name, result, self.now) == []
+
+    @rule(client=CLIENTS)
+    def claim(self, client: bytes) -> None:
+        self.scheduler.claim(client)
 
     @rule(client=CLIENTS)
     def cancel(self, client: bytes) -> None:

@@ -45,7 +45,8 @@ _PROBE_EVERY_S = 1.0
 class AsyncBertClient:
     """A client of one server for one event loop; any number of calls may be under way at once.
 
-    Arguments and errors as for BertClient. The connection opens with the first call.
+    Arguments and errors as for BertClient. The connection opens with the first call. It may be used again
+    under another event loop once the first has ended; until then every call there raises RuntimeError.
 
     >>> async with AsyncBertClient() as client:
     ...     vectors = await client.encode(["First do it", "then do it right"])
@@ -94,6 +95,7 @@ class AsyncBertClient:
 
     async def close(self) -> None:
         """Drop the connection; calls that still wait raise Unavailable."""
+        self._check_owner()
         self._is_closed = True
         if self._connection is None:
             return
@@ -199,9 +201,20 @@ class AsyncBertClient:
             await asyncio.sleep(_NO_ROOM_S)
         await answered
 
+    def _check_owner(self) -> None:
+        """Raise RuntimeError where another event loop of this process is in the midst of using the client."""
+        if self._owner is None or self._connection is None:
+            return
+        loop, pid = self._owner
+        if loop is not asyncio.get_running_loop() and pid == os.getpid() and loop.is_running():
+            raise RuntimeError(
+                "this AsyncBertClient belongs to another event loop, which is still running; make one for each"
+            )
+
     async def _ensure_connected(self, limit_s: float | None) -> Connection:
         if self._is_closed:
             raise Unavailable("this client is closed")
+        self._check_owner()
         loop = asyncio.get_running_loop()
         if self._owner not in (None, (loop, os.getpid())):
             # Another event loop, or a fork: the old loop's readers and the parent's sockets are of no use.

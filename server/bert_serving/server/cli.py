@@ -1,30 +1,36 @@
-"""The console scripts. Only here is logging set up and a process ended with an exit code."""
+"""The console scripts. Only here is logging set up and a process ended with an exit code.
+
+Nothing but sys is imported at the top, for Ctrl-C while a module is imported there ends with a traceback.
+"""
 
 from __future__ import annotations
 
-import argparse
-import logging
-import signal
 import sys
-from collections.abc import Sequence
-
-from .child import set_up_logging
-
-log = logging.getLogger(__name__)
 
 
-def start(argv: Sequence[str] | None = None) -> int:
+def start(argv: list[str] | None = None) -> int:
     """bert-serving-start: serve until told to stop. Returns the exit code: 0, or 1 with one line of why."""
+    try:
+        return _start(argv)
+    except KeyboardInterrupt:
+        return 0  # before there was anything to stop
+
+
+def _start(argv: list[str] | None) -> int:
+    import signal
+
     # Until the supervisor takes over, SIGTERM ends the start as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    import logging
+
     try:
+        from .child import set_up_logging
         from .settings import parse_settings
         from .supervisor import StartError, Supervisor, resolve, token_rows
     except ModuleNotFoundError as exc:  # the base install is the client alone
         sys.stderr.write(f"bert-serving-start: {exc}; pip install 'bert-embedding-service[server]'\n")
         return 1
-    except KeyboardInterrupt:
-        return 0
+    log = logging.getLogger(__name__)
     asked = parse_settings(argv)
     set_up_logging("server", verbose=asked.verbose)
     try:
@@ -37,14 +43,14 @@ def start(argv: Sequence[str] | None = None) -> int:
     except StartError as exc:
         log.error("%s", exc)
         return 1
-    except KeyboardInterrupt:
-        pass  # before there was anything to stop
     log.info("stopped")
     return 0
 
 
-def terminate(argv: Sequence[str] | None = None) -> int:
+def terminate(argv: list[str] | None = None) -> int:
     """bert-serving-terminate: stop a server. Returns 0 when it did stop, else 1 with one line of why."""
+    import argparse
+
     from .terminate import TerminateError, terminate_server
 
     parser = argparse.ArgumentParser(prog="bert-serving-terminate", description="Stop a server.")

@@ -41,14 +41,14 @@ from ..metrics import BrokerMetrics
 from ..settings import Settings
 from .job import Job
 from .outbox import Dropped, Outbox
-from .ports import Ports, is_loopback, peer_of, receive
+from .ports import Ports, connection_of, is_loopback, peer_of, receive
 from .scheduler import Failure, Scheduler
 from .status import StatusReport, WorkerView
+from .subscriptions import Subscriptions
 
 log = logging.getLogger(__name__)
 
 _MESSAGES_PER_STEP = 512  # from one socket; then the others get their turn
-_MAX_SUBSCRIBERS = 50_000
 _STALLED_RETRY_MS = 10
 _EXPIRE_EVERY_S = 1.0
 _FIRST_BYTES_OF_WARNING = 40
@@ -93,6 +93,7 @@ class Broker:
         self._outbox = Outbox(
             capacity_bytes=settings.outbox_mb << 20, max_age_s=settings.outbox_age, substitute=_given_up
         )
+        self._subscriptions = Subscriptions()
         self._ports = Ports(
             host=settings.host,
             port=settings.port,
@@ -132,20 +133,28 @@ class Broker:
             message = receive(self._ports.replies)
             if message is None:
                 return
-            data = message[0].bytes
-            if data[:1] == b"\x01":
-                if self._outbox.num_subscribers >= _MAX_SUBSCRIBERS:
-                    self._sparse_log.warning("ignored a subscription: %d are enough", _MAX_SUBSCRIBERS)
-                    continue
-                topic = self._outbox.subscribe(data[1:])
-                if topic is not None:
-                    self._ports.replies.setsockopt(zmq.SUBSCRIBE, topic)
-                    self.metrics.subscriptions.inc()
-            elif data[:1] == b"\x00" and data[1:]:
-                self._ports.replies.setsockopt(zmq.UNSUBSCRIBE, self._outbox.topic_of(data[1:]))
-                if self._outbox.unsubscribe(data[1:]):
-                    cancelled = self._scheduler.cancel(data[1:])
-                    self.metrics.cancelled.inc(len(cancelled))
+            kind, identity = message[0].bytes[:1], message[0].bytes[1:]
+            if kind == b"\x01" and identity:  # an empty one would hear all
+                self._on_subscription(connection_of(message[0]), identity)
+            elif kind == b"\x00" and identity:
+                self._on_unsubscription(connection_of(message[0]), identity)
+
+    def _on_subscription(self, connection: int | None, identity: bytes) -> None:
+        had_refused = self._subscriptions.has_refused(connection)
+        if self._subscriptions.add(connection, identity):
+            topic = self._outbox.subscribe(identity)
+            assert topic is not None
+            self._ports.replies.setsockopt(zmq.SUBSCRIBE, topic)
+            self._scheduler.claim(identity)
+            self.metrics.subscriptions.inc()
+        elif not had_refused and self._subscriptions.has_refused(connection):
+            self._sparse_log.warning("ignored a subscription: its connection has too many")
+
+    def _on_unsubscription(self, connection: int | None, identity: bytes) -> None:
+        self._ports.replies.setsockopt(zmq.UNSUBSCRIBE, self._outbox.topic_of(identity))
+        if self._subscriptions.remove(connection, identity) and self._outbox.unsubscribe(identity):
+            cancelled = self._scheduler.cancel(identity)
+            self.metrics.cancelled.inc(len(cancelled))
 
     def _drain_workers(self, now: float) -> None:
         while (message := receive(self._ports.workers)) is not None:
@@ -180,7 +189,8 @@ class Broker:
         self.metrics.requests.inc()
         if not self._is_accepting:
             raise Unavailable("the server is shutting down")
-        self._scheduler.submit(request, now, num_bytes=num_bytes)
+        is_stranger = not self._outbox.has_subscriber(request.identity)
+        self._scheduler.submit(request, now, num_bytes=num_bytes, is_stranger=is_stranger)
 
     def _on_command(self, request: CommandRequest, peer: str, now: float) -> None:
         self.metrics.commands.inc()

@@ -3,13 +3,15 @@
 Each client has a clock that runs forward by the tokens it was served (start-time fair queueing, Goyal
 et al. 1996); the client whose clock is furthest behind goes next. A client that joins starts at the
 present time of the queue: it owes nothing, and it has saved up nothing.
+
+Who is a client is not for this file to know: the jobs of one `turn` are.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from .job import Job, Slice, TextCost
@@ -20,9 +22,14 @@ _QUANTUM_TOKENS = 256.0
 
 @dataclass(slots=True)
 class _Client:
-    identity: bytes
+    turn: bytes
     clock: float
-    jobs: deque[Job] = field(default_factory=deque)
+    # By job_id. Not a deque: the turn that strangers share may hold 100,000 jobs, and any of them may end.
+    jobs: OrderedDict[int, Job] = field(default_factory=OrderedDict)
+
+    @property
+    def first(self) -> Job:
+        return next(iter(self.jobs.values()))
 
 
 class FairQueue:
@@ -41,20 +48,18 @@ class FairQueue:
 
     def push(self, job: Job) -> None:
         """Add a job behind the others of its client."""
-        client = self._clients.get(job.client)
+        client = self._clients.get(job.turn)
         if client is None:
-            client = self._clients[job.client] = _Client(
-                job.client, max(self._now, self._left.pop(job.client, 0.0))
-            )
+            clock = max(self._now, self._left.pop(job.turn, 0.0))
+            client = self._clients[job.turn] = _Client(job.turn, clock)
             self._push_turn(client)
-        client.jobs.append(job)
+        client.jobs[job.job_id] = job
 
     def discard(self, job: Job) -> None:
         """Take out a job that ended while it waited."""
-        client = self._clients.get(job.client)
-        if client is None or job not in client.jobs:
+        client = self._clients.get(job.turn)
+        if client is None or client.jobs.pop(job.job_id, None) is None:
             return
-        client.jobs.remove(job)
         if not client.jobs:
             self._turns = [turn for turn in self._turns if turn[2] is not client]
             heapq.heapify(self._turns)
@@ -68,7 +73,7 @@ class FairQueue:
         room_tokens, room_texts = max_tokens, max_texts
         while room_texts > 0 and self:
             clock, _, client = self._turns[0]
-            job = client.jobs[0]
+            job = client.first
             quantum = min(room_tokens, self._lead(clock) + _QUANTUM_TOKENS)
             stop, tokens = job.reach(quantum, room_texts, cost)
             if tokens > room_tokens and (slices or not at_least_one):
@@ -90,29 +95,29 @@ class FairQueue:
         heapq.heappop(self._turns)
         self._now = client.clock
         client.clock += tokens
-        if not client.jobs[0].is_waiting:
-            client.jobs.popleft()
+        if not client.first.is_waiting:
+            client.jobs.popitem(last=False)
         self._requeue(client)
 
     def _skip_closed(self) -> None:
         """Pass over jobs that were cancelled or answered while they waited."""
-        while self._turns and not self._turns[0][2].jobs[0].is_waiting:
+        while self._turns and not self._turns[0][2].first.is_waiting:
             client = heapq.heappop(self._turns)[2]
-            client.jobs.popleft()
+            client.jobs.popitem(last=False)
             self._requeue(client)
 
     def _requeue(self, client: _Client) -> None:
         if client.jobs:
             self._push_turn(client)
             return
-        del self._clients[client.identity]
+        del self._clients[client.turn]
         if self._clients:
-            self._left[client.identity] = client.clock
+            self._left[client.turn] = client.clock
         else:  # everybody has been served: nobody owes anybody
             self._now = client.clock
             self._left.clear()
         if len(self._left) > 2 * len(self._clients) + 64:
-            self._left = {name: clock for name, clock in self._left.items() if clock > self._now}
+            self._left = {turn: clock for turn, clock in self._left.items() if clock > self._now}
 
     def _push_turn(self, client: _Client) -> None:
         heapq.heappush(self._turns, (client.clock, next(self._ticket), client))

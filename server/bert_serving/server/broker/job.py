@@ -19,12 +19,14 @@ TextCost: TypeAlias = Callable[[Text], float]
 class Job:
     """One encode request. `job_id` is the broker's own number: two senders may share an identity.
 
+    turn: whose turn in the fair queue it waits for: its client's, or the one that all strangers share.
     options: the request's, and what the server always adds. max_text_tokens: most that one text can have.
     """
 
     job_id: int
     request: EncodeRequest
     arrived_at: float
+    turn: bytes
     options: EncodeOptions = EncodeOptions()  # noqa: RUF009
     num_bytes: int = 0
     max_text_tokens: float = math.inf

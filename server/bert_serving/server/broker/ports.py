@@ -10,6 +10,7 @@ Every receive and send is non-blocking.
 from __future__ import annotations
 
 import ipaddress
+import os
 
 import zmq
 from bert_serving.protocol import MAX_IDENTITY_BYTES, Frames
@@ -93,6 +94,18 @@ def peer_of(frame: zmq.Frame) -> str:
         return str(frame.get("Peer-Address"))
     except zmq.ZMQError:
         return "unknown"
+
+
+def connection_of(frame: zmq.Frame) -> int | None:
+    """Return a number for the connection that a frame came from, or None if it is gone.
+
+    It is the inode of the socket: a file descriptor is soon another connection's, while the end of the
+    first one's subscriptions is still on its way.
+    """
+    try:
+        return os.fstat(int(frame.get(zmq.SRCFD))).st_ino
+    except (zmq.ZMQError, OSError):  # libzmq made the message itself; the descriptor is closed
+        return None
 
 
 def is_loopback(peer: str) -> bool:

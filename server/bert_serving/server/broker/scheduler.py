@@ -8,7 +8,8 @@ Rules of this file:
 - A batch is bounded by tokens and sized by time: what its worker computes in BATCH_S seconds. That is also
   the longest that an urgent text waits behind one batch.
 - Requests of up to `priority_batch_size` texts go first; larger ones keep a quarter of every batch, so
-  that nothing starves. Within each kind, clients share by tokens.
+  that nothing starves. Within each kind, clients share by tokens. Strangers, to whom nobody listens yet,
+  share as one client: identities cost nothing to make up.
 - What a lost worker held goes back to the front, and is a suspect: it travels alone. Suspects that lose a
   second worker, and batches that raise an error, are split until the guilty text is alone; only its
   request fails.
@@ -51,6 +52,7 @@ _MIN_BATCH_TOKENS = 256
 _LARGE_SHARE = 0.25
 _MAX_IN_FLIGHT = 2
 _MAX_LOST_WORKERS = 2
+_STRANGERS = b""  # their turn; no identity is empty
 _SMOOTHING = 0.2  # weight of the newest batch in the running estimates
 _ESTIMATE_TOKENS = 4096  # a batch of fewer tokens weighs less in the estimate of tokens from text length
 
@@ -113,6 +115,7 @@ class Scheduler:
         self._jobs: dict[int, Job] = {}
         self._small = FairQueue()
         self._large = FairQueue()
+        self._strangers: dict[bytes, dict[int, Job]] = {}  # by identity and job_id
         self._again: deque[Parcel] = deque()
         self._deadlines: list[tuple[float, int]] = []
         self._workers: dict[str, _Worker] = {}
@@ -145,8 +148,11 @@ class Scheduler:
 
     # -- jobs ------------------------------------------------------------------------------------------
 
-    def submit(self, request: EncodeRequest, now: float, *, num_bytes: int = 0) -> Job:
-        """Queue a request that came in `num_bytes`. Raises PayloadTooLarge or Overloaded."""
+    def submit(self, request: EncodeRequest, now: float, *, num_bytes: int = 0, is_stranger: bool = False) -> Job:
+        """Queue a request that came in `num_bytes`. Raises PayloadTooLarge or Overloaded.
+
+        is_stranger: nobody has subscribed to its identity; `claim` tells when somebody does.
+        """
         num_texts = len(request.texts)
         if num_texts > self._queue_capacity:
             raise PayloadTooLarge(f"a request holds at most {self._queue_capacity} texts, got {num_texts}")
@@ -165,18 +171,30 @@ class Scheduler:
             next(self._numbers),
             request,
             now,
+            _STRANGERS if is_stranger else request.identity,
             replace(request.options, show_tokens=True) if self._show_tokens else request.options,
             num_bytes=num_bytes,
             max_text_tokens=math.inf if request.options.long_text == "chunk" else self._max_seq_len,
         )
         self._jobs[job.job_id] = job
+        if is_stranger:
+            self._strangers.setdefault(request.identity, {})[job.job_id] = job
         self.open_bytes += num_bytes
         self.num_waiting += num_texts
-        (self._small if num_texts <= self._priority_batch_size else self._large).push(job)
+        self._queue_of(job).push(job)
         if deadline is not None:
             self._forget_old_deadlines()
             heapq.heappush(self._deadlines, (deadline, job.job_id))
         return job
+
+    def claim(self, identity: bytes) -> None:
+        """Give the jobs of a stranger who has subscribed a turn of their own: a request is often faster."""
+        for job in self._strangers.pop(identity, {}).values():
+            queue = self._queue_of(job)
+            queue.discard(job)
+            job.turn = identity
+            if job.is_waiting:
+                queue.push(job)
 
     def cancel(self, identity: bytes) -> list[Job]:
         """End the jobs of a client that went away; return them."""
@@ -392,9 +410,20 @@ class Scheduler:
         self.num_waiting -= job.num_waiting
         self.open_bytes -= job.num_bytes
         if job.is_waiting:
-            (self._small if len(job.texts) <= self._priority_batch_size else self._large).discard(job)
+            self._queue_of(job).discard(job)
+        if job.turn == _STRANGERS:
+            self._forget_stranger(job)
         job.is_open = False
         del self._jobs[job.job_id]
+
+    def _forget_stranger(self, job: Job) -> None:
+        jobs = self._strangers[job.client]
+        del jobs[job.job_id]
+        if not jobs:
+            del self._strangers[job.client]
+
+    def _queue_of(self, job: Job) -> FairQueue:
+        return self._small if len(job.texts) <= self._priority_batch_size else self._large
 
     def _retry_after_ms(self, num_texts: int) -> int:
         """Return when there will be room for the texts, at the measured rate."""

@@ -14,7 +14,7 @@ def error_body(description: str, kind: str, status: int) -> dict[str, Any]:
 
 
 class MaxBodySize:
-    """Middleware that answers 413 to a body of more than `max_bytes`, announced or not."""
+    """Middleware that answers 413 where a route reads a body of more than `max_bytes`, announced or not."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app
@@ -25,13 +25,13 @@ class MaxBodySize:
             await self._app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self._max_bytes:
-            await self._refuse(scope, receive, send)
-            return
+        is_too_large = announced.isdigit() and int(announced) > self._max_bytes
         seen = 0
 
         async def counted() -> Message:
             nonlocal seen
+            if is_too_large:  # raised here, not before: by now the route is known, for the metrics
+                raise _TooLarge
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._max_bytes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, NoReturn
 
 import orjson
 from bert_serving.client import AsyncBertClient
@@ -93,7 +94,7 @@ def create_router(client: AsyncBertClient) -> APIRouter:
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
-    """Return the body with `id` and `texts`. Raises InvalidRequest."""
+    """Return the body with `texts` and an `id` that is ready to be sent back. Raises InvalidRequest."""
     body = parse_json(raw)
     if not isinstance(body, dict):
         raise InvalidRequest('the body must be a JSON object: {"id": ..., "texts": [...]}')
@@ -104,13 +105,33 @@ def _parse(raw: bytes) -> dict[str, Any]:
         is_tokenized = check_texts(body["texts"])
     except (TypeError, ValueError) as exc:
         raise InvalidRequest(str(exc)) from exc
-    try:
-        orjson.dumps(body["id"])
-    except TypeError as exc:
-        raise InvalidRequest(f"id cannot be sent back: {exc}") from exc
     if body.get("is_tokenized") and not is_tokenized:
         raise InvalidRequest("is_tokenized is set, so texts must be lists of tokens")
-    return body
+    return {**body, "id": _echo(raw, body["id"])}
+
+
+def _echo(raw: bytes, identifier: Any) -> orjson.Fragment:
+    """Return the id as it came in the body, where it was read as `identifier`. Raises InvalidRequest."""
+    try:
+        is_small = isinstance(identifier, int) and identifier.bit_length() < 64
+        if not (is_small or isinstance(identifier, str | None)):
+            # It may hold a number that was rounded or is too large: here they stay the text that they were.
+            identifier = json.loads(
+                raw, parse_int=orjson.Fragment, parse_float=orjson.Fragment, parse_constant=_NotJson
+            )["id"]
+        return orjson.Fragment(orjson.dumps(identifier, default=_NotJson.refuse))
+    except (TypeError, RecursionError) as exc:
+        raise InvalidRequest(f"id cannot be sent back: {exc.__cause__ or exc}") from exc
+
+
+class _NotJson:
+    """NaN, Infinity or -Infinity, which `json` reads though JSON has no such value."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def refuse(self) -> NoReturn:
+        raise ValueError(f"{self._name} is no JSON")
 
 
 def _json(value: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -1,0 +1,112 @@
+"""Subscriptions are counted for each connection, and every one that came goes again."""
+
+from __future__ import annotations
+
+from bert_serving.server.broker.subscriptions import Subscriptions
+from hypothesis import given
+from hypothesis import strategies as st
+
+ALICE, BOB = 11, 12  # connections
+MANY = 256
+
+
+def names(count: int, prefix: str = "") -> list[bytes]:
+    return [f"{prefix}{i}".encode() for i in range(count)]
+
+
+def full(connection: int, *, prefix: str = "") -> Subscriptions:
+    subscriptions = Subscriptions()
+    assert all(subscriptions.add(connection, name) for name in names(MANY, prefix))
+    return subscriptions
+
+
+def test_one_connection_may_have_so_many_and_no_more() -> None:
+    subscriptions = full(ALICE)
+    assert not subscriptions.has_refused(ALICE)
+    assert not subscriptions.add(ALICE, b"one more")
+    assert subscriptions.has_refused(ALICE)
+
+
+def test_another_connection_is_not_refused_for_it() -> None:
+    subscriptions = full(ALICE)
+    for name in names(60_000, "more"):
+        subscriptions.add(ALICE, name)
+    assert subscriptions.add(BOB, b"bob")
+    assert not subscriptions.has_refused(BOB)
+
+
+def test_a_connection_that_broke_leaves_nothing_behind() -> None:
+    subscriptions = full(ALICE)
+    subscriptions.add(ALICE, b"refused")
+    ended = [subscriptions.remove(None, name) for name in [*names(MANY), b"refused"]]
+    assert ended == [True] * MANY + [False]
+    assert repr(subscriptions) == "<Subscriptions accepted=0 refused=0>"
+    assert not subscriptions.has_refused(ALICE)
+    assert subscriptions.add(ALICE, b"the number is another's now")
+
+
+def test_the_end_of_a_refused_subscription_is_not_anothers() -> None:
+    subscriptions = full(ALICE)
+    subscriptions.add(BOB, b"bob")
+    subscriptions.add(ALICE, b"bob")
+    assert not subscriptions.remove(None, b"bob")
+    assert subscriptions.remove(None, b"bob")
+
+
+def test_nobody_ends_a_subscription_that_he_has_not() -> None:
+    subscriptions = Subscriptions()
+    subscriptions.add(BOB, b"bob")
+    assert not subscriptions.remove(ALICE, b"bob")
+    assert not subscriptions.remove(None, b"nobody")
+    assert subscriptions.remove(BOB, b"bob")
+
+
+def test_a_repeated_subscription_ends_once() -> None:
+    subscriptions = Subscriptions()
+    assert subscriptions.add(ALICE, b"twice")
+    assert not subscriptions.add(ALICE, b"twice")
+    assert not subscriptions.has_refused(ALICE)
+    assert subscriptions.remove(None, b"twice")
+    assert not subscriptions.remove(None, b"twice")
+
+
+def test_connections_may_share_an_identity() -> None:
+    subscriptions = Subscriptions()
+    assert subscriptions.add(ALICE, b"clone")
+    assert subscriptions.add(BOB, b"clone")
+    assert subscriptions.remove(ALICE, b"clone")
+    assert subscriptions.remove(None, b"clone")
+
+
+def test_connections_that_are_gone_already_end_one_by_one() -> None:
+    subscriptions = Subscriptions()
+    subscriptions.add(BOB, b"bob")
+    assert not subscriptions.add(None, b"bob")
+    assert not subscriptions.add(None, b"bob")
+    assert [subscriptions.remove(None, b"bob") for _ in range(3)] == [False, False, True]
+
+
+def test_where_there_are_plenty_a_newcomer_still_gets_a_few() -> None:
+    subscriptions = Subscriptions()
+    for connection in range(200):
+        for name in names(MANY, f"{connection}/"):
+            subscriptions.add(connection, name)
+    assert [subscriptions.add(1000, name) for name in names(3)] == [True, True, False]
+
+
+NAMES = st.sampled_from([b"a", b"b", b"c"])
+CONNECTIONS = st.sampled_from([ALICE, BOB, None])
+
+
+@given(st.lists(st.tuples(st.booleans(), CONNECTIONS, NAMES)))
+def test_the_accepted_are_those_that_came_less_those_that_went(
+    steps: list[tuple[bool, int | None, bytes]],
+) -> None:
+    subscriptions = Subscriptions()
+    accepted = 0
+    for is_new, connection, name in steps:
+        if is_new:
+            accepted += subscriptions.add(connection, name)
+        else:
+            accepted -= subscriptions.remove(connection, name)
+        assert f"accepted={accepted} " in repr(subscriptions)
