@@ -1,10 +1,11 @@
 """How fast the encoder is, beside sentence-transformers, padded Transformers and the machine itself.
 
-    python benchmarks/encoder.py [--rounds 3] [--texts 1024]
+    python benchmarks/encoder.py [--rounds 3] [--texts 1024] [--shape demo|base] [--device cpu|cuda:0]
 
 Every way encodes the same sentences of mixed natural length in one process, in alternation; each figure is
-the median of the rounds. The bound is what this machine needs for the model's matrix products alone, at the
-rate that it reaches on matrices of the same shapes, in the same dtype.
+the median of the rounds. The bound is what the device needs for the model's matrix products alone, at the
+best rate that it reaches on matrices of the same shapes, in the same dtype: PyTorch's plain product or, on a
+CPU, oneDNN's with prepacked weights. --shape base: random weights in the shape of BERT-base.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import argparse
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -22,41 +25,59 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch
 from bert_serving.server import Encoder
 from bert_serving.server.model_files import find_demo_model
+from bert_serving.server.worker.linear import PrepackedLinear
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from sentences import sentences
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 
-ROW_TOKENS = 2048  # the encoder's micro-batch on a CPU
+Way = Callable[[list[str]], object]
+
+SINGLE_CHARS = range(40, 121)  # of the sentences that are also timed alone
 
 
-def seconds(run: Callable[[], object]) -> float:
+@dataclass(frozen=True, slots=True)
+class Shape:
+    hidden: int
+    inner: int
+    layers: int
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
     run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 
-def cpu_name() -> str:
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    return f"{name}, {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def matmul_seconds(dtype: torch.dtype, num_tokens: int, *, hidden: int, inner: int, layers: int) -> float:
-    """Return the time of the model's matrix products for so many tokens, at this machine's own rate."""
+@torch.inference_mode()
+def matmul_seconds(dtype: torch.dtype, num_tokens: int, shape: Shape, device: torch.device) -> float:
+    """Return the time of the model's matrix products for so many tokens, at the device's own best rate."""
+    row = 2048 if device.type == "cpu" else 16384  # tokens in a micro-batch of the encoder
     total = 0.0
-    for width_in, width_out, count in ((hidden, hidden, 4), (hidden, inner, 1), (inner, hidden, 1)):
-        x, weight = torch.randn(ROW_TOKENS, width_in, dtype=dtype), torch.randn(width_out, width_in, dtype=dtype)
-        times = []
-        for _ in range(12):
-            start = time.perf_counter()
-            torch.nn.functional.linear(x, weight)
-            times.append(time.perf_counter() - start)
+    sizes = ((shape.hidden, shape.hidden, 4), (shape.hidden, shape.inner, 1), (shape.inner, shape.hidden, 1))
+    for width_in, width_out, count in sizes:
+        layer = torch.nn.Linear(width_in, width_out, bias=False, device=device, dtype=dtype)
+        ways: list[torch.nn.Module] = [layer, *([PrepackedLinear(layer, dtype)] if device.type == "cpu" else [])]
+        x = torch.randn(row, width_in, dtype=dtype, device=device)
+        times = [seconds(lambda way=way: way(x), device) for way in ways for _ in range(12)]  # type: ignore[misc]
         total += min(times) * count
-    return total * layers * num_tokens / ROW_TOKENS
+    return total * shape.layers * num_tokens / row
 
 
-def padded_transformers(folder: Path) -> Callable[[list[str]], object]:
+def padded_transformers(folder: Path, device: torch.device) -> Way:
     """Transformers as its users write it: sorted by length, batches of 32, mean pooling."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder).eval().to(device)
 
     @torch.inference_mode()
     def run(texts: list[str]) -> None:
@@ -64,63 +85,80 @@ def padded_transformers(folder: Path) -> Callable[[list[str]], object]:
         for i in range(0, len(texts), 32):
             inputs = tokenizer(
                 texts[i : i + 32], padding=True, truncation=True, max_length=256, return_tensors="pt"
-            )
+            ).to(device)
             hidden = model(**inputs).last_hidden_state
             mask = inputs["attention_mask"][..., None]
-            torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
+            torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1)).cpu()
 
     return run
+
+
+def save_bert_base(folder: Path) -> Path:
+    """Write a sentence-transformers folder of BERT-base's shape, with random weights."""
+    torch.manual_seed(0)
+    BertModel(BertConfig()).save_pretrained(folder / "body")
+    AutoTokenizer.from_pretrained(find_demo_model()).save_pretrained(folder / "body")
+    body = Transformer(str(folder / "body"), max_seq_length=256)
+    SentenceTransformer(modules=[body, Pooling(768), Normalize()], device="cpu").save(str(folder / "model"))
+    return folder / "model"
+
+
+def compare(folder: Path, texts: list[str], rounds: int, device: torch.device) -> None:
+    """Print the table."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if device.type == "cuda":
+        dtypes["float16"] = torch.float16
+    ways: dict[str, Way] = {}
+    for name, dtype in dtypes.items():
+        reference = SentenceTransformer(str(folder), device=str(device), model_kwargs={"dtype": dtype})
+        ways[f"sentence-transformers, {name}"] = reference.encode
+    ways["Transformers, padded and sorted, float32"] = padded_transformers(folder, device)
+    encoders = {name: Encoder(folder, dtype=name, device=str(device)) for name in dtypes}
+    for name, encoder in encoders.items():
+        ways[f"this encoder, {name}, {'packed' if encoder.padded_because is None else 'padded'}"] = encoder.encode
+
+    tasks = encoders["float32"].prepare(texts)
+    num_tokens = sum(task.text.num_tokens for task in tasks)  # type: ignore[union-attr]
+    config = AutoConfig.from_pretrained(folder)
+    shape = Shape(config.hidden_size, config.intermediate_size, config.num_hidden_layers)
+    bounds: dict[str, list[float]] = {name: [] for name in dtypes}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    single: dict[str, list[float]] = {name: [] for name in ways}
+    short = [text for text in texts if len(text) in SINGLE_CHARS][:32]
+    for run in ways.values():
+        run(texts[:64])
+    for _ in range(rounds):
+        for name, run in ways.items():
+            times[name].append(seconds(lambda run=run: run(texts), device))  # type: ignore[misc]
+            single[name] += [seconds(lambda run=run, text=text: run([text]), device) for text in short]  # type: ignore[misc]
+        for name, dtype in dtypes.items():
+            bounds[name].append(matmul_seconds(dtype, num_tokens, shape, device))
+
+    print(f"{device_name(device)}, torch {torch.__version__}")
+    print(f"{shape.layers} layers of {shape.hidden} and {shape.inner}; ", end="")
+    print(f"{len(texts)} sentences, {num_tokens / len(texts):.1f} tokens each in the mean; ", end="")
+    print(f"median of {rounds} rounds in alternation\n")
+    print("| way | sentences/s | tokens/s | to the first | of the bound | one sentence, ms | to the first |")
+    print("|---|---|---|---|---|---|---|")
+    first = next(iter(ways))
+    base, base_single = statistics.median(times[first]), statistics.median(single[first])
+    for name in ways:
+        took, alone = statistics.median(times[name]), statistics.median(single[name])
+        bound = statistics.median(bounds[next(dtype for dtype in dtypes if dtype in name)])
+        rates = f"{len(texts) / took:.0f} | {num_tokens / took:.0f} | {base / took:.2f} | {bound / took:.0%}"
+        print(f"| {name} | {rates} | {alone * 1000:.1f} | {alone / base_single:.2f} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--texts", type=int, default=1024)
+    parser.add_argument("--shape", choices=["demo", "base"], default="demo")
+    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-
-    folder = find_demo_model()
-    texts = sentences(args.texts)
-    float32, bfloat16 = (
-        Encoder(folder, dtype="float32", device="cpu"),
-        Encoder(folder, dtype="bfloat16", device="cpu"),
-    )
-    reference = SentenceTransformer(str(folder), device="cpu")
-    reference16 = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.bfloat16})
-    transformers = padded_transformers(folder)
-    ways: dict[str, Callable[[list[str]], object]] = {
-        "sentence-transformers, float32 (its default)": reference.encode,
-        "sentence-transformers, bfloat16": reference16.encode,
-        "Transformers, padded and sorted, float32": transformers,
-        f"this encoder, float32, {'packed' if float32.padded_because is None else 'padded'}": float32.encode,
-        f"this encoder, bfloat16, {'packed' if bfloat16.padded_because is None else 'padded'}": bfloat16.encode,
-    }
-    num_tokens = sum(len(t.ids) for t in float32.tokenize(texts))
-    shape = {"hidden": 384, "inner": 1536, "layers": 6}
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    bounds: dict[str, list[float]] = {name: [] for name in dtypes}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    single: dict[str, list[float]] = {name: [] for name in ways}
-    short = [text for text in texts if 40 <= len(text) <= 120][:32]
-    for run in ways.values():
-        run(texts[:64])
-    for _ in range(args.rounds):
-        for name, run in ways.items():
-            times[name].append(seconds(lambda run=run: run(texts)))  # type: ignore[misc]
-            single[name] += [seconds(lambda run=run, text=text: run([text])) for text in short]  # type: ignore[misc]
-        for name, dtype in dtypes.items():
-            bounds[name].append(matmul_seconds(dtype, num_tokens, **shape))
-
-    print(f"{cpu_name()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{len(texts)} sentences, {num_tokens / len(texts):.1f} tokens each in the mean; ", end="")
-    print(f"median of {args.rounds} rounds in alternation\n")
-    print("| way | sentences/s | tokens/s | to the first | of the bound | one sentence, ms |")
-    print("|---|---|---|---|---|---|")
-    base = statistics.median(times[next(iter(ways))])
-    for name in ways:
-        took = statistics.median(times[name])
-        bound = statistics.median(bounds["bfloat16" if "bfloat16" in name else "float32"])
-        rates = f"{len(texts) / took:.0f} | {num_tokens / took:.0f} | {base / took:.2f} | {bound / took:.0%}"
-        print(f"| {name} | {rates} | {statistics.median(single[name]) * 1000:.1f} |")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = find_demo_model() if args.shape == "demo" else save_bert_base(Path(scratch))
+        compare(folder, sentences(args.texts), args.rounds, torch.device(args.device))
 
 
 if __name__ == "__main__":

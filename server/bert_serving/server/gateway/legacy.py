@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import orjson
 from bert_serving.client import AsyncBertClient
-from bert_serving.protocol import InvalidRequest, ServingError, check_texts, parse_json
+from bert_serving.protocol import InvalidRequest, ServingError, check_texts, options_from_json, parse_json
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
@@ -25,11 +25,19 @@ class EncodeBody(BaseModel):
         description="sentences, or lists of tokens", examples=[["hello world"]]
     )
     is_tokenized: bool = Field(False, description="texts are lists of tokens")
+    options: dict[str, Any] = Field(
+        {},
+        description="what this request wants in another way than the server was started for: pooling_strategy, "
+        "pooling_layer, normalize, dimensions, truncate, long_text, prompt, prompt_name, pairs",
+        examples=[{"pooling_strategy": ["REDUCE_MEAN", "CLS_TOKEN"], "normalize": True}],
+    )
 
 
 class EncodeResult(BaseModel):
     id: Any
-    result: list[list[float]] = Field(description="a vector for each text, in the order of the texts")
+    result: list[list[float]] | list[list[list[float]]] = Field(
+        description="a vector for each text, in the order of the texts; with NONE one for each token of it"
+    )
     status: int = Field(examples=[200])
 
 
@@ -67,7 +75,7 @@ def create_router(client: AsyncBertClient) -> APIRouter:
         try:
             body = _parse(await request.body())
             is_tokenized = isinstance(body["texts"][0], list)
-            rows = await client.encode(body["texts"], is_tokenized=is_tokenized)
+            rows = await client.encode(body["texts"], is_tokenized=is_tokenized, **body["options"])
         except ClientDisconnect:
             return Response(status_code=400)  # to nobody: the client left while it sent
         except (ServingError, TimeoutError) as error:
@@ -107,7 +115,18 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise InvalidRequest(str(exc)) from exc
     if body.get("is_tokenized") and not is_tokenized:
         raise InvalidRequest("is_tokenized is set, so texts must be lists of tokens")
-    return {**body, "id": _echo(raw, body["id"])}
+    return {"texts": body["texts"], "options": _options(body.get("options")), "id": _echo(raw, body["id"])}
+
+
+def _options(value: Any) -> dict[str, Any]:
+    """Return the options of a request. Raises InvalidRequest."""
+    try:
+        options = options_from_json(value or {}).to_json()
+    except (TypeError, ValueError) as exc:
+        raise InvalidRequest(str(exc)) from exc
+    if refused := [name for name in ("ragged", "show_tokens", "show_offsets") if name in options]:
+        raise InvalidRequest(f"option {refused[0]!r} has no place in the result of /encode")
+    return options
 
 
 def _echo(raw: bytes, identifier: Any) -> orjson.Fragment:
