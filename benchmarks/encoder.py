@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -30,6 +31,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from sentences import sentences
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers.utils import logging as transformers_logging
 
 Way = Callable[[list[str]], object]
 
@@ -69,7 +71,7 @@ def matmul_seconds(dtype: torch.dtype, num_tokens: int, shape: Shape, device: to
         layer = torch.nn.Linear(width_in, width_out, bias=False, device=device, dtype=dtype)
         ways: list[torch.nn.Module] = [layer, *([PrepackedLinear(layer, dtype)] if device.type == "cpu" else [])]
         x = torch.randn(row, width_in, dtype=dtype, device=device)
-        times = [seconds(lambda way=way: way(x), device) for way in ways for _ in range(12)]  # type: ignore[misc]
+        times = [seconds(partial(way, x), device) for way in ways for _ in range(12)]
         total += min(times) * count
     return total * shape.layers * num_tokens / row
 
@@ -129,8 +131,8 @@ def compare(folder: Path, texts: list[str], rounds: int, device: torch.device) -
         run(texts[:64])
     for _ in range(rounds):
         for name, run in ways.items():
-            times[name].append(seconds(lambda run=run: run(texts), device))  # type: ignore[misc]
-            single[name] += [seconds(lambda run=run, text=text: run([text]), device) for text in short]  # type: ignore[misc]
+            times[name].append(seconds(partial(run, texts), device))
+            single[name] += [seconds(partial(run, [text]), device) for text in short]
         for name, dtype in dtypes.items():
             bounds[name].append(matmul_seconds(dtype, num_tokens, shape, device))
 
@@ -150,6 +152,7 @@ def compare(folder: Path, texts: list[str], rounds: int, device: torch.device) -
 
 
 def main() -> None:
+    transformers_logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--texts", type=int, default=1024)

@@ -48,3 +48,38 @@ def test_the_demo_model_in_half_precision(demo_model: Path) -> None:
     mine = Encoder(demo_model)
     assert (mine.device.type, mine.dtype) == ("cuda", torch.float16)
     assert (mine.encode(batch) * expected).sum(1).min() >= 0.9999
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("flags", [{}, {"mask_cls_sep": True}], ids=str)
+def test_options_give_what_the_cpu_gives(folders: dict[str, Path], dtype: str, flags: dict[str, bool]) -> None:
+    batch = ["one two three", "a quick ||| brown fox", "word " * 700]
+    cpu = Encoder(folders["bert"], device="cpu", dtype="float32", all_layers=True, **flags)  # type: ignore[arg-type]
+    cuda = Encoder(folders["bert"], device="cuda:0", dtype=dtype, all_layers=True, **flags)  # type: ignore[arg-type]
+    asked: list[dict[str, object]] = [
+        {"pooling_strategy": "REDUCE_MAX", "pooling_layer": [-1, 0]},
+        {"pooling_strategy": ["CLS_TOKEN", "WEIGHTED_MEAN"], "normalize": True},
+        {"pooling_strategy": "CLS_POOLED"},
+        {"pooling_strategy": "NONE"},
+        {"long_text": "chunk", "dimensions": 16},
+    ]
+    for options in asked:
+        rows, expected = (each.encode(batch, **options) for each in (cuda, cpu))  # type: ignore[arg-type]
+        assert rows.shape == expected.shape
+        assert np.abs(rows - expected).max() <= (1e-5 if dtype == "float32" else 0.05), options
+
+
+def test_memory_that_runs_out_halves_the_micro_batch(folders: dict[str, Path]) -> None:
+    batch = texts(3000, 60)
+    expected = Encoder(folders["bert"], device="cpu", dtype="float32").encode(batch)
+    mine = Encoder(folders["bert"], device="cuda:0", dtype="float32", max_batch_tokens=1 << 20)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(0) + (48 << 20)) / total, 0)
+    try:
+        mine._budget.tokens = 1 << 20
+        rows = mine.encode(batch)
+        assert mine._budget.tokens < 1 << 20
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, 0)
+    assert np.abs(rows - expected).max() <= 1e-5
