@@ -31,6 +31,23 @@ def test_encode_returns_id_result_and_status(http: httpx.Client, client: BertCli
     assert np.abs(np.array(body["result"]) - client.encode(["hello world", "good day"])).max() < 0.01
 
 
+def test_a_form_is_as_good_as_json(http: httpx.Client, client: BertClient) -> None:
+    reply = http.post("/encode", data={"id": "7", "texts": ["hello world", "good day & night"]})
+    assert (reply.status_code, reply.json()["id"]) == (200, "7")
+    expected = client.encode(["hello world", "good day & night"])
+    assert np.abs(np.array(reply.json()["result"]) - expected).max() < 0.01
+    assert http.post("/encode", data={"id": "7"}).json()["type"] == "InvalidRequest"
+
+
+def test_pages_of_any_origin_may_call(http: httpx.Client) -> None:
+    headers = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    asked = {**headers, "Access-Control-Request-Headers": "authorization,content-type"}
+    preflight = http.options("/encode", headers=asked)
+    assert preflight.status_code == 200
+    assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
+    assert http.get("/live", headers=headers).headers["access-control-allow-origin"] == "*"
+
+
 @pytest.mark.parametrize("identifier", [0, "text", None, [1, 2], {"a": None}, 1.5, True])
 def test_the_id_comes_back_whatever_it_is(http: httpx.Client, identifier: object) -> None:
     assert http.post("/encode", json={"id": identifier, "texts": ["x"]}).json()["id"] == identifier

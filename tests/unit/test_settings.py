@@ -189,9 +189,10 @@ def test_help_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
 # -- the table -----------------------------------------------------------------------------------------
 
 
-def test_table_has_a_line_for_every_setting() -> None:
+def test_table_has_a_line_for_every_setting_that_does_something() -> None:
     names = [line.split("=")[0].strip() for line in parse_settings([]).table().splitlines()]
-    assert names == list(Settings.model_fields)
+    without_effect = {"xla", "gpu_memory_fraction", "graph_tmp_dir", "prefetch_size", "http_max_connect"}
+    assert names == [name for name in Settings.model_fields if name not in without_effect]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
-"""The server: broker, workers and gateway; and the encoder, for use without a server."""
+"""The server: broker, workers and gateway; BertServer, to start one; and the encoder, to use without one."""
 
 from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's own costs 5 ms, in which Ctrl-C would end a start with a traceback
 if TYPE_CHECKING:
+    from .embedded import BertServer as BertServer
     from .worker.encoder import Encoder as Encoder
 
-__all__ = ["Encoder"]
+__all__ = ["BertServer", "Encoder"]
 
 
 def __getattr__(name: str) -> object:
@@ -15,4 +16,8 @@ def __getattr__(name: str) -> object:
         from .worker.encoder import Encoder
 
         return Encoder
+    if name == "BertServer":
+        from .embedded import BertServer
+
+        return BertServer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

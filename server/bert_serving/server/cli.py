@@ -33,6 +33,8 @@ def _start(argv: list[str] | None) -> int:
     log = logging.getLogger(__name__)
     asked = parse_settings(argv)
     set_up_logging("server", verbose=asked.verbose)
+    for line in asked.without_effect():
+        log.warning("%s", line)
     try:
         settings = resolve(asked)
         supervisor = Supervisor(settings, token_rows=token_rows(asked, settings))
@@ -49,19 +51,9 @@ def _start(argv: list[str] | None) -> int:
 
 def terminate(argv: list[str] | None = None) -> int:
     """bert-serving-terminate: stop a server. Returns 0 when it did stop, else 1 with one line of why."""
-    import argparse
+    from .terminate import TerminateError, terminate_parser, terminate_server
 
-    from .terminate import TerminateError, terminate_server
-
-    parser = argparse.ArgumentParser(prog="bert-serving-terminate", description="Stop a server.")
-    parser.add_argument(
-        "-port", "--port", "-port_in", "-port_data", type=int, required=True, help="its port for requests"
-    )
-    parser.add_argument("-ip", "--ip", default="localhost", help="its address (default: localhost)")
-    parser.add_argument(
-        "-timeout", "--timeout", type=int, default=15_000, help="milliseconds to wait for its end (default: 15000)"
-    )
-    args = parser.parse_args(argv)
+    args = terminate_parser().parse_args(argv)
     try:
         terminate_server(args.ip, args.port, timeout_s=args.timeout / 1000)
     except TerminateError as exc:

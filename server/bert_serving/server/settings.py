@@ -110,6 +110,12 @@ class Settings(BaseSettings):
         description="number format of the forward pass; auto: float16 on a GPU, bfloat16 on a CPU that has it "
         "in hardware, else float32",
     )
+    fp16: bool = Field(
+        False, description="send vectors as float16, half the bytes; -dtype is for the forward pass"
+    )
+    num_labels: int | None = Field(
+        None, ge=1, description="labels of a classification head; default: as many as its weights have"
+    )
     show_tokens_to_client: bool = Field(False, description="send the tokens with every result")
     queue_capacity: int = Field(
         262_144, ge=1, description="most texts that wait at once, and most in one request; beyond: an error reply"
@@ -125,7 +131,13 @@ class Settings(BaseSettings):
     allow_remote_termination: bool = Field(
         False, description="obey bert-serving-terminate from other machines too"
     )
+    cors: str = Field("*", description="origin whose pages may call the HTTP port; *: any")
     verbose: bool = Field(False, description="log each batch")
+    xla: bool = Field(False, description="accepted from bert-as-service, without effect")
+    gpu_memory_fraction: float = Field(0.5, description="accepted from bert-as-service, without effect")
+    graph_tmp_dir: str | None = Field(None, description="accepted from bert-as-service, without effect")
+    prefetch_size: int = Field(10, description="accepted from bert-as-service, without effect")
+    http_max_connect: int = Field(10, description="accepted from bert-as-service, without effect")
 
     @field_validator("device_map", "pooling_layer", "pooling_strategy", mode="before")
     @classmethod
@@ -160,11 +172,33 @@ class Settings(BaseSettings):
         """Return the settings as SHOW_CONFIG tells them; as in bert-as-service, a strategy is one string."""
         return {**self.model_dump(), "pooling_strategy": " ".join(self.pooling_strategy)}
 
+    def without_effect(self) -> list[str]:
+        """Return a line for each setting that was given and that does nothing."""
+        given = [name for name in _WITHOUT_EFFECT if getattr(self, name) != type(self).model_fields[name].default]
+        return [f"-{name} has no effect: {_WITHOUT_EFFECT[name]}" for name in given]
+
     def table(self) -> str:
         """Return the settings in force as the two-column table that is printed at start."""
-        rows = [(name, _shown(getattr(self, name))) for name in type(self).model_fields]
+        names = [name for name in type(self).model_fields if name not in _WITHOUT_EFFECT]
+        rows = [(name, _shown(getattr(self, name))) for name in names]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:>{width}} = {value}" for name, value in rows)
+
+
+# What bert-as-service's flags were for, and why nothing is left to set.
+_WITHOUT_EFFECT = {
+    "xla": "there is no TensorFlow graph to compile",
+    "gpu_memory_fraction": "a worker takes what its batches need, up to -max_batch_tokens",
+    "graph_tmp_dir": "no graph is written to disk",
+    "prefetch_size": "a worker always has one batch ahead",
+    "http_max_connect": "HTTP requests are not limited in number",
+}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Print one line, not the whole usage, and exit with 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def parse_settings(argv: Sequence[str] | None = None, *, prog: str = "bert-serving-start") -> Settings:
@@ -177,9 +211,9 @@ def parse_settings(argv: Sequence[str] | None = None, *, prog: str = "bert-servi
         parser.error(validation_line(exc))
 
 
-def settings_parser(prog: str) -> argparse.ArgumentParser:
+def settings_parser(prog: str, kind: type[OneLineParser] = OneLineParser) -> OneLineParser:
     """Return a parser with `-name` and `--name` for every field, all of them defaulting to None."""
-    parser = _OneLineParser(
+    parser = kind(
         prog=prog,
         description="Serve sentence vectors over ZeroMQ and HTTP.",
         epilog=f"Each option is also an environment variable: {_ENV_PREFIX} and its name in upper case.",
@@ -200,12 +234,6 @@ def settings_parser(prog: str) -> argparse.ArgumentParser:
             nargs = "+" if _is_tuple(field.annotation) else None
             parser.add_argument(*flags, dest=name, nargs=nargs, metavar=_metavar(field.annotation), help=help_text)
     return parser
-
-
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Print one line, not the whole usage, and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def validation_line(exc: ValidationError) -> str:

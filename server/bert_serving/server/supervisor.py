@@ -18,7 +18,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -148,12 +148,15 @@ class _Child:
 class Supervisor:
     """One server, from `run` until it is told to stop.
 
-    settings: as `resolve` returns them; token_rows: see there. The constructor opens all ports and raises
+    settings: as `resolve` returns them; token_rows: see there. on_ready: called when everything serves for the
+    first time. The constructor opens all ports and raises
     StartError if one is taken; `run` raises it when the service cannot be kept up. Either leaves nothing
     behind.
     """
 
-    def __init__(self, settings: Settings, *, token_rows: int | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, token_rows: int | None = None, on_ready: Callable[[], None] = lambda: None
+    ) -> None:
         assert settings.num_worker is not None
         assert isinstance(settings.max_seq_len, int)
         self._settings = settings
@@ -161,6 +164,7 @@ class Supervisor:
         self._wake_read, self._wake_write = socket.socketpair()
         self._num_stop_requests = 0
         self._announced = False
+        self._on_ready = on_ready
         self._http_socket: socket.socket | None = None
         self._gateway_ready: Connection | None = None
         names = [f"worker-{i}" for i in range(settings.num_worker)]
@@ -308,6 +312,7 @@ class Supervisor:
         if not self._announced and all(each.is_ready for each in self._children):
             self._announced = True
             log.info("all set, ready to serve request!")
+            self._on_ready()
 
     def _on_death(self, each: _Child) -> None:
         self._broker.step(0)  # its last words may still be in the socket
@@ -373,7 +378,13 @@ class Supervisor:
             "no_position_embeddings": settings.no_position_embeddings,
             "cased_tokenization": settings.cased_tokenization,
         }
-        kwargs = {"name": name, "endpoint": endpoint, "num_sharing_cpu": settings.num_worker, "encoder": encoder}
+        kwargs = {
+            "name": name,
+            "endpoint": endpoint,
+            "num_sharing_cpu": settings.num_worker,
+            "float16": settings.fp16,
+            "encoder": encoder,
+        }
         return self._child(name, "bert_serving.server.worker.worker:main", kwargs)
 
     def _gateway(self, http_port: int) -> _Child:
@@ -387,6 +398,7 @@ class Supervisor:
             "port": settings.port,
             "port_out": settings.port_out,
             "max_body_bytes": settings.max_message_mb << 20,
+            "cors": settings.cors,
         }
         return self._child("gateway", "bert_serving.server.gateway.app:main", kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import socket
 import time
 
@@ -15,6 +16,19 @@ _POLL_S = 0.05
 
 class TerminateError(Exception):
     """The server was not stopped; the message says why."""
+
+
+def terminate_parser() -> argparse.ArgumentParser:
+    """Return the parser of bert-serving-terminate."""
+    parser = argparse.ArgumentParser(prog="bert-serving-terminate", description="Stop a server.")
+    parser.add_argument(
+        "-port", "--port", "-port_in", "-port_data", type=int, required=True, help="its port for requests"
+    )
+    parser.add_argument("-ip", "--ip", default="localhost", help="its address (default: localhost)")
+    parser.add_argument(
+        "-timeout", "--timeout", type=int, default=15_000, help="milliseconds to wait for its end (default: 15000)"
+    )
+    return parser
 
 
 def terminate_server(ip: str, port: int, *, timeout_s: float) -> None:

@@ -47,12 +47,13 @@ class JobResult:
 
     def padded_bytes(self, length: int | None) -> int:
         """Return the bytes of `padded(length)`."""
-        return math.prod(self._padded_shape(length)) * 4
+        assert self.ragged is not None
+        return math.prod(self._padded_shape(length)) * self.ragged[0].itemsize
 
     def padded(self, length: int | None) -> Rows:
         """Return ragged rows as (B, T, D), zero behind the end of a text; T: `length`, or the longest."""
         assert self.ragged is not None
-        rows = np.zeros(self._padded_shape(length), np.float32)
+        rows = np.zeros(self._padded_shape(length), self.ragged[0].dtype)
         for i, of_text in enumerate(self.ragged):
             rows[i, : len(of_text)] = of_text
         return rows

@@ -19,6 +19,7 @@ import uvicorn
 from bert_serving.client import AsyncBertClient
 from bert_serving.protocol import Command, ServingError
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
@@ -36,11 +37,21 @@ _UNKNOWN_ROUTE = "other"
 
 
 def main(
-    *, http_socket: socket, ready: Connection, host: str, port: int, port_out: int, max_body_bytes: int
+    *,
+    http_socket: socket,
+    ready: Connection,
+    host: str,
+    port: int,
+    port_out: int,
+    max_body_bytes: int,
+    cors: str,
 ) -> None:
-    """Serve HTTP on a listening socket until SIGTERM, or until the server process is gone."""
+    """Serve HTTP on a listening socket until SIGTERM, or until the server process is gone.
+
+    cors: the origin whose pages may call; *: any.
+    """
     client = AsyncBertClient(host, port, port_out, check_length=False)
-    app = create_app(client, max_body_bytes=max_body_bytes, on_ready=lambda: ready.send_bytes(b"ready"))
+    app = create_app(client, max_body_bytes=max_body_bytes, cors=cors, on_ready=lambda: ready.send_bytes(b"ready"))
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_S, server_header=False
     )
@@ -63,7 +74,7 @@ async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
 
 
 def create_app(
-    client: AsyncBertClient, *, max_body_bytes: int, on_ready: Callable[[], None] = lambda: None
+    client: AsyncBertClient, *, max_body_bytes: int, cors: str = "*", on_ready: Callable[[], None] = lambda: None
 ) -> FastAPI:
     """Return the HTTP application in front of a client. on_ready: called when it begins to serve."""
 
@@ -96,6 +107,7 @@ def create_app(
         metrics.latency.labels(route).observe(time.perf_counter() - start)
         return response
 
+    app.add_middleware(CORSMiddleware, allow_origins=[cors], allow_methods=["*"], allow_headers=["*"])
     return app
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any, NoReturn
+from urllib.parse import parse_qs
 
 import orjson
 from bert_serving.client import AsyncBertClient
@@ -73,7 +74,8 @@ def create_router(client: AsyncBertClient) -> APIRouter:
     async def encode(request: Request) -> Response:
         """Return a vector for each text."""
         try:
-            body = _parse(await request.body())
+            raw = await request.body()
+            body = _parse(_form_to_json(raw) if _is_form(request) else raw)
             is_tokenized = isinstance(body["texts"][0], list)
             rows = await client.encode(body["texts"], is_tokenized=is_tokenized, **body["options"])
         except ClientDisconnect:
@@ -99,6 +101,20 @@ def create_router(client: AsyncBertClient) -> APIRouter:
         return _json({**status, "status": 200})
 
     return router
+
+
+def _is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+
+
+def _form_to_json(raw: bytes) -> bytes:
+    """Return a form's fields as the JSON body that they stand for: `texts` may come several times."""
+    try:
+        fields = parse_qs(raw.decode(), keep_blank_values=True)
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest(f"the form is not UTF-8: {exc}") from exc
+    single = {name: values[-1] for name, values in fields.items() if name != "texts"}
+    return orjson.dumps({**single, **({"texts": fields["texts"]} if "texts" in fields else {})})
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from bert_serving.protocol import EncodeOptions, InvalidRequest, Outcome, Part, Rejected, Vectors, WorkerFailed
@@ -49,17 +50,26 @@ def _part(part: Part, prepared: list[Task | RequestError]) -> PreparedPart | Rej
     return PreparedPart(part, tasks)
 
 
-def encode_parts(encoder: Encoder, prepared: Sequence[PreparedPart | Rejected]) -> list[Outcome]:
-    """Return what becomes of each part, all of them in the same forward passes."""
+def encode_parts(
+    encoder: Encoder, prepared: Sequence[PreparedPart | Rejected], dtype: np.dtype[np.floating[Any]]
+) -> list[Outcome]:
+    """Return what becomes of each part, all of them in the same forward passes. dtype: of the vectors."""
     tasks = [task for part in prepared if isinstance(part, PreparedPart) for task in part.tasks]
     answers = iter(encoder.forward(tasks))
     return [
-        part if isinstance(part, Rejected) else _outcome(encoder, part, list(islice(answers, len(part.tasks))))
+        part
+        if isinstance(part, Rejected)
+        else _outcome(encoder, part, list(islice(answers, len(part.tasks))), dtype)
         for part in prepared
     ]
 
 
-def _outcome(encoder: Encoder, prepared: PreparedPart, answers: list[Answer | EncodingError]) -> Outcome:
+def _outcome(
+    encoder: Encoder,
+    prepared: PreparedPart,
+    answers: list[Answer | EncodingError],
+    dtype: np.dtype[np.floating[Any]],
+) -> Outcome:
     rows = []
     for i, answer in enumerate(answers):
         if isinstance(answer, EncodingError):
@@ -68,7 +78,7 @@ def _outcome(encoder: Encoder, prepared: PreparedPart, answers: list[Answer | En
     texts, options = [task.text for task in prepared.tasks], prepared.part.options
     is_ragged = prepared.tasks[0].keeps_tokens
     return Vectors(
-        rows=np.concatenate(rows) if is_ragged else np.stack(rows),
+        rows=(np.concatenate(rows) if is_ragged else np.stack(rows)).astype(dtype, copy=False),
         num_tokens=[text.num_tokens for text in texts],
         truncated=[i for i, text in enumerate(texts) if text.truncated],
         counts=list(map(len, rows)) if is_ragged else None,

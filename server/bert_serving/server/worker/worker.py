@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import zmq
 from bert_serving.protocol import (
@@ -52,10 +53,13 @@ _WARM_UP_RUNS = 3
 _INPROC = "inproc://results"
 
 
-def main(*, name: str, endpoint: str, num_sharing_cpu: int, encoder: dict[str, Any]) -> None:
+def main(
+    *, name: str, endpoint: str, num_sharing_cpu: int, encoder: dict[str, Any], float16: bool = False
+) -> None:
     """Serve until the broker says Stop or the server process is gone.
 
-    num_sharing_cpu: workers among which the CPU's threads are divided. encoder: Encoder's arguments.
+    num_sharing_cpu: workers among which the CPU's threads are divided. encoder: Encoder's arguments. float16:
+    vectors leave in this format.
     """
     # The server decides when its workers end; Ctrl-C reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -63,7 +67,7 @@ def main(*, name: str, endpoint: str, num_sharing_cpu: int, encoder: dict[str, A
     torch.set_num_threads(max(1, allowed_cpus() // num_sharing_cpu))
     context = zmq.Context()
     try:
-        Worker(context, name, endpoint).run(encoder)
+        Worker(context, name, endpoint, np.dtype(np.float16 if float16 else np.float32)).run(encoder)
     finally:
         context.destroy(linger=500)
 
@@ -71,8 +75,10 @@ def main(*, name: str, endpoint: str, num_sharing_cpu: int, encoder: dict[str, A
 class Worker:
     """Encodes the batches that arrive, in order. Made and run in the main thread."""
 
-    def __init__(self, context: zmq.Context[Any], name: str, endpoint: str) -> None:
-        self._context = context
+    def __init__(
+        self, context: zmq.Context[Any], name: str, endpoint: str, dtype: np.dtype[np.floating[Any]]
+    ) -> None:
+        self._dtype = dtype
         # A replaced worker must not be taken for its successor, so the process id is part of the name.
         self._mail = _Mail(context, f"{name}#{os.getpid()}".encode(), endpoint)
         self._results = context.socket(zmq.PUSH)
@@ -112,7 +118,7 @@ class Worker:
             if work is None:
                 return
             mail.busy_since = time.monotonic()
-            result = _encode(encoder, work)
+            result = _encode(encoder, work, self._dtype)
             mail.busy_since = None
             if isinstance(result, Result):
                 mail.forward_at = time.monotonic()
@@ -219,10 +225,10 @@ class _Work:
     tokenize_ms: float
 
 
-def _encode(encoder: Encoder, work: _Work) -> Result | Failed:
+def _encode(encoder: Encoder, work: _Work, dtype: np.dtype[np.floating[Any]]) -> Result | Failed:
     start = time.perf_counter()
     try:
-        outcomes = encode_parts(encoder, work.prepared)
+        outcomes = encode_parts(encoder, work.prepared, dtype)
     except Exception as exc:  # the answer to this batch, whatever it is
         log.exception("cannot encode batch id=%d", work.batch_id)
         return Failed(work.batch_id, one_line(exc))

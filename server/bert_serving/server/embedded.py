@@ -1,0 +1,164 @@
+"""BertServer: a server from within a Python program, in a process of its own.
+
+    the program       BertServer, a thread: starts the process, waits for its end
+    the process       main: the supervisor, as bert-serving-start has it
+
+They share a pipe each way. The process says "ready", or why it cannot be; it stops when its standard input
+ends, so that it never outlives the program, however that came to its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from typing import IO, Any
+
+from .settings import Settings
+
+_READY = b"ready\n"
+_CLOSE_S = 15.0
+
+
+class BertServer(threading.Thread):
+    """A server with bert-as-service's interface.
+
+    args: what `helper.get_args_parser().parse_args(...)` returned, changed or not.
+    is_ready: an Event, set while it serves.
+
+    As a context manager it is ready inside. Raises ValueError for bad arguments, and RuntimeError, in `start`'s
+    `with` or in `wait_ready`, for whatever else keeps it from serving.
+
+    >>> args = get_args_parser().parse_args(["-port", "5555", "-port_out", "5556", "-cpu"])
+    >>> with BertServer(args):
+    ...     BertClient().encode(["hello"])
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from .helper import settings_of
+
+        super().__init__(name="BertServer", daemon=True)
+        self._settings = settings_of(args)
+        self.is_ready = threading.Event()
+        self._has_begun = threading.Event()  # to serve, or to fail
+        self._process: subprocess.Popen[bytes] | None = None
+        self._trouble = ""
+
+    def __enter__(self) -> BertServer:
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the server; `is_ready` says when it serves."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the program, which then closes this
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(self._settings.model_dump_json().encode() + b"\n")
+        self._process.stdin.flush()
+        super().start()
+
+    def run(self) -> None:
+        """Wait for the end of the server."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line == _READY:
+                self.is_ready.set()
+                self._has_begun.set()
+            else:
+                self._trouble = line.decode(errors="replace").strip()
+        code = self._process.wait()
+        self.is_ready.clear()
+        self._trouble = self._trouble or f"the server ended with exit code {code}"
+        self._has_begun.set()
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Return when it serves. Raises RuntimeError if it cannot, and TimeoutError after `timeout` seconds."""
+        if not self._has_begun.wait(timeout):
+            raise TimeoutError(f"the server was not ready within {timeout:g} s")
+        if not self.is_ready.is_set():
+            raise RuntimeError(self._trouble)
+
+    def close(self) -> None:
+        """Stop the server: it finishes what it has accepted."""
+        process = self._process
+        if process is None:
+            return
+        assert process.stdin is not None
+        with suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(_CLOSE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        if self.is_alive():
+            self.join()
+
+    @staticmethod
+    def shutdown(
+        args: argparse.Namespace | None = None, *, ip: str = "localhost", port: int = 5555, timeout: int = 15_000
+    ) -> None:
+        """Stop the server that listens somewhere; args: as get_shutdown_parser gives them. Raises TerminateError.
+
+        timeout: milliseconds to wait for its end.
+        """
+        from .terminate import terminate_server
+
+        if args is not None:
+            ip, port = getattr(args, "ip", ip), getattr(args, "port", port)
+            timeout = getattr(args, "timeout", timeout)
+        terminate_server(ip, port, timeout_s=timeout / 1000)
+
+
+def main() -> int:
+    """Serve with the settings in the first line of standard input until that ends; the other process."""
+    from .child import set_up_logging
+    from .supervisor import StartError, Supervisor, resolve, token_rows
+
+    control, report = sys.stdin.buffer, sys.stdout.buffer
+    asked = Settings(**json.loads(control.readline()))
+    set_up_logging("server", verbose=asked.verbose)
+    try:
+        settings = resolve(asked)
+        supervisor = Supervisor(
+            settings, token_rows=token_rows(asked, settings), on_ready=lambda: _say(report, _READY)
+        )
+        threading.Thread(target=_stop_at_end, args=(control, supervisor), daemon=True).start()
+        with supervisor.stop_on_signals():
+            supervisor.run()
+    except StartError as exc:
+        _say(report, f"{exc}\n".encode())
+        return 1
+    return 0
+
+
+def _stop_at_end(control: IO[bytes], supervisor: Any) -> None:
+    control.read()
+    supervisor.request_stop()
+
+
+def _say(report: IO[bytes], line: bytes) -> None:
+    with suppress(OSError):  # nobody listens any more
+        report.write(line)
+        report.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

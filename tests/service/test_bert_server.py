@@ -1,0 +1,124 @@
+"""A server from within a Python program, as the original's README and examples have it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from bert_serving.client import BertClient
+from bert_serving.server import BertServer
+from bert_serving.server.helper import get_args_parser, get_shutdown_parser
+from running_server import free_ports
+from tiny_models import make_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("tiny"), "bert")
+
+
+def arguments(model: Path, *flags: object) -> Namespace:
+    port, port_out = free_ports(2)
+    return get_args_parser().parse_args(
+        list(map(str, ["-model_dir", model, "-port", port, "-port_out", port_out, "-cpu", *flags]))
+    )
+
+
+def ports(args: Namespace) -> dict[str, int]:
+    return {"port": args.port, "port_out": args.port_out}
+
+
+def test_a_server_is_ready_inside_its_context_and_gone_behind_it(tiny: Path) -> None:
+    args = arguments(tiny)
+    with BertServer(args) as server:
+        assert server.is_ready.is_set()
+        with BertClient(**ports(args)) as client:
+            assert client.encode(["hello world"]).shape == (1, 64)
+    assert not server.is_ready.is_set()
+    assert not server.is_alive()
+    with pytest.raises(TimeoutError):
+        BertClient(**ports(args), connect_timeout=300)
+
+
+def test_one_program_may_start_and_close_twelve_servers_with_changed_arguments(tiny: Path) -> None:
+    args = arguments(tiny)
+    rows = []
+    for i in range(12):
+        args.pooling_layer = [-1 - i % 3]
+        server = BertServer(args)
+        server.start()
+        with BertClient(**ports(args)) as client:  # waits in the queue until the model is there
+            rows.append(client.encode(["hello"])[0])
+        server.close()
+    assert all((rows[i] == rows[i % 3]).all() for i in range(12))
+    assert not (rows[0] == rows[1]).all()
+
+
+@pytest.mark.parametrize("form", ["namespace", "port"])
+def test_shutdown_ends_a_server_and_its_thread(tiny: Path, form: str) -> None:
+    args = arguments(tiny)
+    server = BertServer(args)
+    server.start()
+    server.wait_ready(60)
+    if form == "namespace":
+        BertServer.shutdown(get_shutdown_parser().parse_args(["-port", str(args.port)]))
+    else:
+        BertServer.shutdown(port=args.port)
+    server.join(10)
+    assert not server.is_alive()
+
+
+def test_what_keeps_a_server_from_starting_is_raised(tiny: Path, tmp_path: Path) -> None:
+    bad = {
+        "model_dir has no config": arguments(tmp_path),
+        "pooling_layer must be in": arguments(tiny, "-pooling_layer", 9),
+    }
+    for complaint, args in bad.items():
+        with pytest.raises(RuntimeError, match=complaint), BertServer(args):
+            pass
+
+
+def test_vectors_leave_as_float16_if_asked(tiny: Path) -> None:
+    args = arguments(tiny, "-fp16", "-dtype", "float32")
+    with BertServer(args), BertClient(**ports(args)) as client:
+        rows, tokens = client.encode(["hello world"]), client.encode_tokens(["hello world"])[0]
+        padded = client.encode(["hello world"], pooling_strategy="NONE")
+    assert (rows.dtype, tokens.vectors.dtype, padded.dtype) == (np.float16, np.float16, np.float16)
+
+
+def test_a_program_needs_no_main_guard_and_leaves_nothing_when_it_is_killed(tiny: Path, tmp_path: Path) -> None:
+    port, port_out = free_ports(2)
+    script = tmp_path / "program.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import time
+        from bert_serving.client import BertClient
+        from bert_serving.server import BertServer
+        from bert_serving.server.helper import get_args_parser
+        args = get_args_parser().parse_args(
+            ["-model_dir", {str(tiny)!r}, "-port", "{port}", "-port_out", "{port_out}", "-cpu"])
+        server = BertServer(args)
+        server.start()
+        print(BertClient(port={port}, port_out={port_out}).encode(["hello"]).shape, flush=True)
+        time.sleep(60)
+        """)
+    )
+    program = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "(1, 64)\n"
+    family = psutil.Process(program.pid).children(recursive=True)
+    assert len(family) >= 2
+    program.kill()
+    program.wait()
+    program.stdout.close()
+    deadline = time.monotonic() + 15
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in family):
+        assert time.monotonic() < deadline, family
+        time.sleep(0.1)

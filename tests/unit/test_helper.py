@@ -1,0 +1,114 @@
+"""What old programs import from bert_serving.server: parsers, namespaces, PoolingStrategy."""
+
+from __future__ import annotations
+
+import pytest
+from bert_serving.server.graph import PoolingStrategy
+from bert_serving.server.helper import get_args_parser, get_run_args, get_shutdown_parser, settings_of
+from bert_serving.server.settings import Settings
+
+OLD_FLAGS = [
+    *("-model_dir", "/tmp/bert", "-tuned_model_dir", "/tmp/tuned", "-max_seq_len", "40", "-cased_tokenization"),
+    *("-pooling_layer", "-4", "-3", "-pooling_strategy", "REDUCE_MEAN_MAX", "-mask_cls_sep", "-no_special_token"),
+    *(
+        "-show_tokens_to_client",
+        "-no_position_embeddings",
+        "-num_labels",
+        "3",
+        "-port",
+        "1234",
+        "-port_out",
+        "1235",
+    ),
+    *("-http_port", "1236", "-http_max_connect", "20", "-cors", "*"),
+    *("-num_worker", "4", "-max_batch_size", "128"),
+    *(
+        "-priority_batch_size",
+        "8",
+        "-cpu",
+        "-xla",
+        "-fp16",
+        "-gpu_memory_fraction",
+        "0.3",
+        "-device_map",
+        "0",
+        "1",
+    ),
+    *("-prefetch_size", "5", "-fixed_embed_length", "-verbose", "-graph_tmp_dir", "/tmp"),
+]
+
+
+def test_every_flag_of_the_original_is_understood() -> None:
+    args = get_args_parser().parse_args(OLD_FLAGS)
+    assert (args.port, args.num_worker, args.max_seq_len, args.gpu_memory_fraction) == (1234, 4, 40, 0.3)
+    assert (args.pooling_layer, args.device_map, args.pooling_strategy) == ([-4, -3], [0, 1], ["REDUCE_MEAN_MAX"])
+    assert args.cpu is args.xla is args.fp16 is args.mask_cls_sep is args.verbose is True
+
+
+def test_namespace_has_defaults_too() -> None:
+    args = get_args_parser().parse_args([])
+    assert (args.port, args.port_out, args.http_port, args.pooling_layer, args.cpu) == (
+        5555,
+        5556,
+        None,
+        None,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        (["-device", "3"], "device_map", [3]),  # example 7 of the original
+        (["-num_worker=4"], "num_worker", 4),
+        (["-port_in", "7000"], "port", 7000),
+        (["-max_seq_len", "NONE"], "max_seq_len", "NONE"),
+    ],
+)
+def test_flags_may_be_abbreviated_and_joined(flags: list[str], name: str, value: object) -> None:
+    assert getattr(get_args_parser().parse_args(flags), name) == value
+
+
+def test_arguments_may_be_changed_after_parsing() -> None:
+    args = get_args_parser().parse_args(["-port", "5555"])
+    args.pooling_layer = [-3]
+    args.pooling_strategy = PoolingStrategy.REDUCE_MAX
+    args.something_of_the_callers_own = 1
+    settings = settings_of(args)
+    assert (settings.pooling_layer, settings.pooling_strategy) == ((-3,), ("REDUCE_MAX",))
+
+
+def test_settings_return_from_their_namespace() -> None:
+    args = get_args_parser().parse_args(OLD_FLAGS)
+    assert settings_of(args) == settings_of(get_args_parser().parse_args(OLD_FLAGS))
+    assert settings_of(get_args_parser().parse_args([])) == Settings()
+
+
+def test_bad_arguments_are_one_line() -> None:
+    args = get_args_parser().parse_args([])
+    args.port = "no number"
+    with pytest.raises(ValueError, match=r"^port: input should be a valid integer.*got 'no number'$"):
+        settings_of(args)
+
+
+def test_run_args_are_those_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bert-serving-start", "-port", "6001"])
+    assert get_run_args().port == 6001
+    assert "port = 6001" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["bert-serving-terminate", "-port", "6001"])
+    assert get_run_args(get_shutdown_parser, printed=False).ip == "localhost"
+
+
+def test_strategies_have_the_originals_numbers_and_names() -> None:
+    assert PoolingStrategy.from_string("CLS_TOKEN") is PoolingStrategy.FIRST_TOKEN
+    assert (PoolingStrategy.REDUCE_MEAN.value, str(PoolingStrategy.NONE)) == (2, "NONE")
+    with pytest.raises(ValueError, match="must be one of NONE, REDUCE_MAX"):
+        PoolingStrategy.from_string("MEDIAN")
+
+
+def test_flags_without_effect_say_so() -> None:
+    settings = settings_of(get_args_parser().parse_args(["-xla", "-prefetch_size", "3"]))
+    assert [line.partition(" ")[0] for line in settings.without_effect()] == ["-xla", "-prefetch_size"]
+    assert Settings().without_effect() == []
