@@ -1,0 +1,38 @@
+"""Send without waiting, fetch later: in any order, in the order of sending, or as a stream.
+
+bert-serving-start & python examples/fire_and_fetch.py [-port 5555] [-port_out 5556]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bert_serving.client import BertClient
+from common import ports, python_sentences
+
+SENTENCES = python_sentences()[:400]
+
+
+def batches() -> Iterator[list[str]]:
+    """Yield lists of 20 sentences."""
+    for start in range(0, len(SENTENCES), 20):
+        yield SENTENCES[start : start + 20]
+
+
+def main() -> None:
+    with BertClient(**ports(__doc__)) as client:
+        for batch in batches():
+            client.encode(batch, blocking=False)
+        print("all at once, in the order of sending:", client.fetch_all(concat=True).shape)
+
+        for batch in batches():
+            client.encode(batch, blocking=False)
+        for response in client.fetch():
+            print(f"request {response.id} is there: {response.embedding.shape}")
+
+        vectors = sum(len(response.embedding) for response in client.encode_async(batches()))
+        print("streamed, while another thread sends:", vectors)
+
+
+if __name__ == "__main__":
+    main()

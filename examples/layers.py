@@ -1,0 +1,40 @@
+"""One server for each layer, one after the other in the same process: how do the layers see two kinds of text?
+
+    python examples/layers.py
+
+No server need run. For each layer it starts one, encodes sentences about two subjects, and prints how far the
+subjects lie apart on the first principal component, in units of their spread.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from bert_serving.client import BertClient
+from bert_serving.server import BertServer
+from bert_serving.server.helper import get_args_parser
+from text_classifier import TRAINING
+
+LAYERS = range(-1, -7, -1)  # of the demo model; a BERT-base has 12
+
+
+def separation(vectors: np.ndarray, is_first: np.ndarray) -> float:
+    """Return the distance of two classes' means over their spread, on the axis of the largest variance."""
+    centred = vectors - vectors.mean(0)
+    axis = np.linalg.svd(centred, full_matrices=False)[2][0]
+    along = centred @ axis
+    a, b = along[is_first], along[~is_first]
+    return float(abs(a.mean() - b.mean()) / (a.std() + b.std()))
+
+
+def main() -> None:
+    texts = [*TRAINING["kitchen"], *TRAINING["computers"]]
+    is_first = np.arange(len(texts)) < len(TRAINING["kitchen"])
+    args = get_args_parser().parse_args(["-port", "5575", "-port_out", "5576", "-cpu"])
+    for layer in LAYERS:
+        args.pooling_layer = [layer]
+        with BertServer(args), BertClient(port=args.port, port_out=args.port_out) as client:
+            print(f"layer {layer}: {separation(client.encode(texts), is_first):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""A vector for each token, and the same word in different company.
+
+bert-serving-start & python examples/token_vectors.py [-port 5555] [-port_out 5556]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from bert_serving.client import BertClient
+from common import ports
+
+SENTENCES = [
+    "He sat on the bank of the river.",
+    "They fished from the bank all day.",
+    "She paid the money into the bank.",
+]
+
+
+def main() -> None:
+    with BertClient(**ports(__doc__)) as client:
+        banks = []
+        for sentence, found in zip(SENTENCES, client.encode_tokens(SENTENCES), strict=True):
+            at = found.tokens.index("bank")
+            start, stop = found.offsets[at]
+            print(
+                f"{len(found.tokens)} tokens; {sentence[start:stop]!r} is number {at}, characters {start} to {stop}"
+            )
+            banks.append(found.vectors[at] / np.linalg.norm(found.vectors[at]))
+        rivers, money = banks[0] @ banks[1], banks[0] @ banks[2]
+        print(f"bank and bank by the water: {rivers:.2f}; by the water and for money: {money:.2f}")
+
+        # As bert-as-service had it: one rectangle, zero behind the end of a sentence.
+        print("as a rectangle:", client.encode(SENTENCES, pooling_strategy="NONE").shape)
+
+
+if __name__ == "__main__":
+    main()

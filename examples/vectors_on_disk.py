@@ -1,0 +1,34 @@
+"""Write the vectors of a corpus to disk, batch by batch, and read them again without loading them all.
+
+    bert-serving-start & python examples/vectors_on_disk.py [-port 5555] [-port_out 5556]
+
+A .npy file is a header and the raw numbers: what NumPy writes, everything else reads too.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from bert_serving.client import BertClient
+from common import ports, python_sentences
+from numpy.lib.format import open_memmap
+
+
+def main() -> None:
+    sentences = python_sentences()[:500]
+    with BertClient(**ports(__doc__)) as client, tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vectors.npy"
+        dimension = client.encode(sentences[:1]).shape[1]
+        file = open_memmap(path, mode="w+", dtype=np.float32, shape=(len(sentences), dimension))
+        for start in range(0, len(sentences), 50):
+            file[start : start + 50] = client.encode(sentences[start : start + 50])
+        file.flush()
+        again = np.load(path, mmap_mode="r")
+        same = np.allclose(again[123], client.encode([sentences[123]])[0], atol=0.01)
+        print(f"{len(file)} vectors written, {again.shape} read, number 123 is its sentence's: {same}")
+
+
+if __name__ == "__main__":
+    main()

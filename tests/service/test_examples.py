@@ -1,0 +1,49 @@
+"""Every example runs on the demo model and prints what its reader expects."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running_server import RunningServer
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+#: A pattern that the output must have.
+EXPECTED = {
+    "growing_batches": r"  512 sentences  \(512, 384\)",
+    "fire_and_fetch": r"sending: \(400, 384\)(?s:.*)request 41 is there: \(20, 384\)(?s:.*)sends: 400",
+    "multicast": r"listener 0 heard 3 replies\nlistener 1 heard 3 replies\nlistener 2 heard 3 replies",
+    "input_pipeline": r"training step 9 on \(32, 384\)",
+    "text_classifier": r"6 of 6 right",
+    "vectors_on_disk": r"500 vectors written, \(500, 384\) read, number 123 is its sentence's: True",
+    "layers": r"layer -1: [1-9](?s:.*)layer -6: ",
+    "faq_search": r"'does it work without a GPU'\n    0\.\d\d  Do I need a graphics card\?",
+    "token_vectors": r"as a rectangle: \(3, 1\d, 384\)",
+    "own_tokenizer": r"seen \['\[CLS\]', '\[UNK\]', 'this', ',', 'please', '\[SEP\]'\]",
+    "over_http": r"123 200 2 384\nwide 200 1 768\nserver version 1\.10\.0",
+}
+ALONE = {"layers"}  # starts servers of its own
+ELSEWHERE = {"own_model", "common"}  # tests/model/test_own_code.py; not a script
+
+
+def test_every_example_is_here_and_in_the_list() -> None:
+    scripts = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert scripts == EXPECTED.keys() | ELSEWHERE
+    listed = set(re.findall(r"\]\((\w+)\.py\)", (EXAMPLES / "README.md").read_text()))
+    assert listed == scripts - {"common"}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_example_runs(server: RunningServer, name: str) -> None:
+    args = [] if name in ALONE else ["-port", str(server.port), "-port_out", str(server.port_out)]
+    if name == "over_http":
+        args = [server.url]
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", *args], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(EXPECTED[name], done.stdout), done.stdout
