@@ -22,10 +22,9 @@ def main() -> None:
         for sentence, found in zip(SENTENCES, client.encode_tokens(SENTENCES), strict=True):
             at = found.tokens.index("bank")
             start, stop = found.offsets[at]
-            print(
-                f"{len(found.tokens)} tokens; {sentence[start:stop]!r} is number {at}, characters {start} to {stop}"
-            )
-            banks.append(found.vectors[at] / np.linalg.norm(found.vectors[at]))
+            print(f"token {at} of {len(found.tokens)} is {sentence[start:stop]!r}, characters {start} to {stop}")
+            vector = found.vectors[at]
+            banks.append(vector / np.linalg.norm(vector))
         rivers, money = banks[0] @ banks[1], banks[0] @ banks[2]
         print(f"bank and bank by the water: {rivers:.2f}; by the water and for money: {money:.2f}")
 
