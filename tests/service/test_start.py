@@ -9,8 +9,12 @@ import socket
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from bert_serving.client import BertClient
+from bert_serving.server.worker.encoder import Encoder
 from running_server import RunningServer, command, free_ports, run_start
+from tensor_bundles import GOOGLE_BERT
 
 
 def refusal(*args: object, **kwargs: dict[str, str]) -> str:
@@ -211,6 +215,36 @@ def test_code_of_a_model_runs_only_with_the_flag(tmp_path: Path, demo_model: Pat
     with RunningServer(*args, "-trust_remote_code", env={"HF_HOME": str(tmp_path)}) as running:
         running.wait_ready()
         assert "dimension=384" in running.log
+
+
+def test_googles_checkpoint_is_served(tmp_path: Path) -> None:
+    """The settings for TensorFlow's files reach the workers: here all of them have names of their own."""
+    model, tuned = tmp_path / "model", tmp_path / "tuned"
+    for folder in (model, tuned):
+        folder.mkdir()
+    shutil.copy(GOOGLE_BERT / "bert_config.json", model / "tiny.json")
+    shutil.copy(GOOGLE_BERT / "vocab.txt", model)
+    for file in GOOGLE_BERT.glob("bert_model.ckpt.*"):
+        shutil.copy(file, tuned / file.name.replace("bert_model.ckpt", "model.ckpt-343"))
+    args = [
+        "-model_dir",
+        model,
+        "-tuned_model_dir",
+        tuned,
+        "-config_name",
+        "tiny.json",
+        "-cpu",
+        "-dtype",
+        "float32",
+    ]
+    assert "-ckpt_name may be model.ckpt-343" in refusal(*args)
+    with RunningServer(*args, "-ckpt_name", "model.ckpt-343", "-fixed_embed_length") as running:
+        running.wait_ready()
+        assert "dimension=16" in running.log
+        with BertClient(**running.ports) as client:
+            vectors = client.encode(["hello world"])
+    expected = Encoder(GOOGLE_BERT, device="cpu", dtype="float32").encode(["hello world"])
+    assert np.abs(vectors - expected).max() <= 1e-5
 
 
 def test_a_module_that_cannot_be_imported_stops_the_start(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ from bert_serving.server.model_files import (
     SentenceTransformersConfig,
     check_max_seq_len,
     check_model_dir,
+    checkpoint_prefix,
+    config_path,
     find_demo_model,
+    first_position,
     own_max_seq_len,
     position_limit,
     read_json,
@@ -23,6 +26,7 @@ from bert_serving.server.model_files import (
     refuse_code,
     resolve_model_dir,
     resolve_tuned_model_dir,
+    unnamed_model_type,
 )
 
 BERT = {"model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}
@@ -121,6 +125,72 @@ def test_transformer_in_a_folder_of_its_own_is_checked_there(sentences: Path) ->
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (sentences / name).rename(sentences / "0_Transformer" / name)
     assert check_model_dir(sentences) == sentences
+
+
+# -- Google's checkpoints ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def google(tmp_path: Path) -> Path:
+    """Folder of a BERT as Google gives it."""
+    write_json(tmp_path / "bert_config.json", {"max_position_embeddings": 128})
+    for name in ("vocab.txt", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_googles_folder_is_whole(google: Path) -> None:
+    assert check_model_dir(google) == google
+    assert checkpoint_prefix(google) == google / "bert_model.ckpt"
+    assert config_path(google) == google / "bert_config.json"
+    assert unnamed_model_type(google) == "bert"
+    assert own_max_seq_len(google) == 128
+    assert first_position(google) == 0
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("bert_config.json", r"no config\.json or bert_config\.json"),
+        ("bert_model.ckpt.index", r"no weights \(.*bert_model\.ckpt\.index\)"),
+        ("vocab.txt", "no tokenizer"),
+    ],
+)
+def test_missing_file_of_googles_is_named(google: Path, missing: str, message: str) -> None:
+    (google / missing).unlink()
+    with pytest.raises(ModelError, match=message) as caught:
+        check_model_dir(google)
+    assert str(google) in str(caught.value)
+
+
+def test_files_of_other_names_are_found_by_them(google: Path) -> None:
+    (google / "bert_config.json").rename(google / "tiny.json")
+    (google / "bert_model.ckpt.index").rename(google / "model.ckpt-7.index")
+    names = {"config_name": "tiny.json", "ckpt_name": "model.ckpt-7"}
+    assert resolve_model_dir(str(google), **names) == google
+    assert checkpoint_prefix(google, "model.ckpt-7") == google / "model.ckpt-7"
+    assert check_max_seq_len(google, "NONE", "tiny.json") == 128
+    with pytest.raises(ModelError, match=r"no other\.json: "):
+        check_model_dir(google, **names | {"config_name": "other.json"})
+    with pytest.raises(ModelError, match=r"no other\.index: .*; -ckpt_name may be model\.ckpt-7$"):
+        check_model_dir(google, **names | {"ckpt_name": "other"})
+
+
+def test_tuned_checkpoint_is_found_by_its_name(google: Path) -> None:
+    (google / "bert_model.ckpt.index").rename(google / "model.ckpt-7.index")
+    assert resolve_tuned_model_dir(str(google), ckpt_name="model.ckpt-7") == google
+    with pytest.raises(ModelError, match=r"tuned_model_dir has no weights .*may be model\.ckpt-7$"):
+        resolve_tuned_model_dir(str(google))
+
+
+def test_transformers_files_go_before_googles_unless_named(plain: Path, google: Path) -> None:
+    assert plain == google
+    assert config_path(plain).name == "config.json"
+    assert unnamed_model_type(plain) is None
+    assert checkpoint_prefix(plain) is None
+    assert position_limit(plain) == 512
+    assert position_limit(plain, "bert_config.json") == 128
+    assert checkpoint_prefix(plain, "bert_model.ckpt") == plain / "bert_model.ckpt"
 
 
 # -- the hub's cache -----------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_GOOGLE_CHECKPOINT = "bert_model.ckpt"
+_CONFIGS = ("config.json", "bert_config.json")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 _T = TypeVar("_T")
 
@@ -47,15 +49,18 @@ def resolve_model_dir(
     revision: str | None = None,
     trust_remote_code: bool = False,
     needs_weights: bool = True,
+    config_name: str | None = None,
+    ckpt_name: str | None = None,
 ) -> Path:
     """Return the local folder of the model; None means the demo model. Raises ModelError.
 
     A hub name is downloaded, or taken from the hub's cache. A folder on disk never touches the network.
     revision: commit, tag or branch of a hub name; None: its main branch. trust_remote_code: download
-    the model's code too. needs_weights: False: they are taken from another folder.
+    the model's code too. needs_weights: False: they are taken from another folder. config_name: see
+    `config_path`. ckpt_name: see `checkpoint_prefix`.
     """
     folder = _find_model(model_dir, revision, with_code=trust_remote_code)
-    return check_model_dir(folder, needs_weights=needs_weights)
+    return check_model_dir(folder, needs_weights=needs_weights, config_name=config_name, ckpt_name=ckpt_name)
 
 
 def _find_model(model_dir: str | None, revision: str | None, *, with_code: bool) -> Path:
@@ -77,15 +82,18 @@ def _find_model(model_dir: str | None, revision: str | None, *, with_code: bool)
     return _download(model_dir, revision, with_code=with_code)
 
 
-def resolve_tuned_model_dir(tuned_model_dir: str | None) -> Path | None:
-    """Return the folder that holds the fine-tuned weights, None if there is none. Raises ModelError."""
+def resolve_tuned_model_dir(tuned_model_dir: str | None, *, ckpt_name: str | None = None) -> Path | None:
+    """Return the folder that holds the fine-tuned weights, None if there is none. Raises ModelError.
+
+    ckpt_name: see `checkpoint_prefix`.
+    """
     if tuned_model_dir is None:
         return None
     folder = Path(tuned_model_dir).expanduser()
     if not folder.is_dir():
         found = "must be a folder, got a file" if folder.exists() else "no such folder"
         raise ModelError(f"tuned_model_dir: {found}: {tuned_model_dir}")
-    return _with_weights(folder / _transformer_path(folder), "tuned_model_dir")
+    return _with_weights(folder / _transformer_path(folder), "tuned_model_dir", ckpt_name)
 
 
 def find_demo_model() -> Path:
@@ -109,15 +117,20 @@ def find_demo_model() -> Path:
     return weights.parent
 
 
-def check_model_dir(folder: Path, *, needs_weights: bool = True) -> Path:
+def check_model_dir(
+    folder: Path, *, needs_weights: bool = True, config_name: str | None = None, ckpt_name: str | None = None
+) -> Path:
     """Return the folder if it has config, weights and tokenizer. Raises ModelError for what is missing."""
     if not folder.is_dir():
         raise ModelError(f"model_dir must be a folder, got a file: {folder}")
     transformer_dir = folder / _transformer_path(folder)
-    if not (transformer_dir / "config.json").is_file():
-        raise ModelError(f"model_dir has no config.json: {folder}")
+    if not config_path(transformer_dir, config_name).is_file():
+        if (transformer_dir / "albert_config.json").is_file():
+            raise ModelError(f"Google's ALBERT checkpoints are not read, only BERT's: {folder}")
+        names = " or ".join(_CONFIGS) if config_name is None else config_name
+        raise ModelError(f"model_dir has no {names}: {folder}")
     if needs_weights:
-        _with_weights(transformer_dir, "model_dir")
+        _with_weights(transformer_dir, "model_dir", ckpt_name)
     if not any((transformer_dir / name).is_file() for name in _TOKENIZERS):
         raise ModelError(f"model_dir has no tokenizer (tokenizer.json or vocab.txt): {folder}")
     return folder
@@ -147,10 +160,45 @@ def _code_references(folder: Path) -> list[str]:
     return [reference for reference in references if isinstance(reference, str)]
 
 
-def _with_weights(folder: Path, setting: str) -> Path:
-    if not any((folder / name).is_file() for name in _WEIGHTS):
-        raise ModelError(f"{setting} has no weights (model.safetensors or pytorch_model.bin): {folder}")
-    return folder
+def _with_weights(folder: Path, setting: str, ckpt_name: str | None) -> Path:
+    prefix = checkpoint_prefix(folder, ckpt_name)
+    if prefix is None or Path(f"{prefix}.index").is_file():
+        return folder
+    what = f"{ckpt_name}.index"
+    if ckpt_name is None:
+        what = f"weights (model.safetensors, pytorch_model.bin or {_GOOGLE_CHECKPOINT}.index)"
+    others = sorted(path.stem for path in folder.glob("*.index"))
+    hint = f"; -ckpt_name may be {' or '.join(others)}" if others else ""
+    raise ModelError(f"{setting} has no {what}: {folder}{hint}")
+
+
+def config_path(transformer_dir: Path, config_name: str | None = None) -> Path:
+    """Return the path of a model's config: config.json or, where there is none, Google's bert_config.json.
+
+    config_name: the file that it is instead.
+    """
+    names = _CONFIGS if config_name is None else (config_name,)
+    return next((path for name in names if (path := transformer_dir / name).is_file()), transformer_dir / names[0])
+
+
+def unnamed_model_type(transformer_dir: Path, config_name: str | None = None) -> str | None:
+    """Return the model type where Transformers cannot find it: Google's config, a BERT's, does not say it.
+
+    None: the config is Transformers', under the name that it looks for.
+    """
+    path = config_path(transformer_dir, config_name)
+    is_transformers = path == transformer_dir / "config.json"
+    return None if is_transformers else str(read_json(path).get("model_type", "bert"))
+
+
+def checkpoint_prefix(weights_dir: Path, ckpt_name: str | None = None) -> Path | None:
+    """Return the TensorFlow checkpoint that is to be read, its path without `.index`; None: Transformers' weights.
+
+    ckpt_name: its name; None: bert_model.ckpt, if there are no weights of Transformers.
+    """
+    if ckpt_name is None and any((weights_dir / name).is_file() for name in _WEIGHTS):
+        return None
+    return weights_dir / (ckpt_name or _GOOGLE_CHECKPOINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,25 +271,26 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | Non
     )
 
 
-def position_limit(folder: Path) -> int:
+def position_limit(folder: Path, config_name: str | None = None) -> int:
     """Return the longest sequence, in tokens, for which the model has position embeddings."""
     transformer_dir = folder / _transformer_path(folder)
-    config = read_json(transformer_dir / "config.json")
-    limit = _whole_number(config, "max_position_embeddings", transformer_dir / "config.json")
-    return (limit or 512) - first_position(transformer_dir)
+    path = config_path(transformer_dir, config_name)
+    limit = _whole_number(read_json(path), "max_position_embeddings", path)
+    return (limit or 512) - first_position(transformer_dir, config_name)
 
 
-def first_position(transformer_dir: Path) -> int:
+def first_position(transformer_dir: Path, config_name: str | None = None) -> int:
     """Return the position id of the first token: 0, or the one behind the padding's."""
-    config = read_json(transformer_dir / "config.json")
+    path = config_path(transformer_dir, config_name)
+    config = read_json(path)
     behind_padding = config.get("model_type") in _POSITIONS_AFTER_PADDING
-    padding = _whole_number(config, "pad_token_id", transformer_dir / "config.json") or 0
+    padding = _whole_number(config, "pad_token_id", path) or 0
     return padding + 1 if behind_padding else 0
 
 
-def own_max_seq_len(folder: Path) -> int:
+def own_max_seq_len(folder: Path, config_name: str | None = None) -> int:
     """Return the longest sequence that the model was made for, in tokens, special ones included."""
-    limits = [position_limit(folder)]
+    limits = [position_limit(folder, config_name)]
     if (sentence_transformers := read_sentence_transformers(folder)) and sentence_transformers.max_seq_len:
         limits.append(sentence_transformers.max_seq_len)
     tokenizer_config = folder / _transformer_path(folder) / "tokenizer_config.json"
@@ -253,14 +302,14 @@ def own_max_seq_len(folder: Path) -> int:
     return min(limits)
 
 
-def check_max_seq_len(folder: Path, max_seq_len: int | str | None) -> int:
+def check_max_seq_len(folder: Path, max_seq_len: int | str | None, config_name: str | None = None) -> int:
     """Return the longest sequence in force, in tokens. Raises ModelError if it is too long for the model.
 
     None: what the model was made for. "NONE": as many tokens as it has positions for.
     """
     if max_seq_len is None:
-        return own_max_seq_len(folder)
-    limit = position_limit(folder)
+        return own_max_seq_len(folder, config_name)
+    limit = position_limit(folder, config_name)
     if isinstance(max_seq_len, str):
         return limit
     if not 3 <= max_seq_len <= limit:

@@ -47,6 +47,14 @@ class Settings(BaseSettings):
         None,
         description="folder of a fine-tuned checkpoint, for its weights alone; default: the weights in -model_dir",
     )
+    ckpt_name: str | None = Field(
+        None,
+        description="TensorFlow checkpoint in -tuned_model_dir or -model_dir, its name without .index; default: "
+        "bert_model.ckpt, if the folder has no other weights",
+    )
+    config_name: str | None = Field(
+        None, description="file of the model's config; default: config.json, or else Google's bert_config.json"
+    )
     model_module: str | None = Field(
         None, description="Python module, or its .py file, that registers your own architecture; default: none"
     )

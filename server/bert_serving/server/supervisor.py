@@ -64,16 +64,18 @@ class StartError(Exception):
 def resolve(settings: Settings) -> Settings:
     """Return the settings with every default filled in that depends on the machine and the model."""
     try:
-        tuned_dir = resolve_tuned_model_dir(settings.tuned_model_dir)
+        tuned_dir = resolve_tuned_model_dir(settings.tuned_model_dir, ckpt_name=settings.ckpt_name)
         folder = resolve_model_dir(
             settings.model_dir,
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
             needs_weights=tuned_dir is None,
+            config_name=settings.config_name,
+            ckpt_name=settings.ckpt_name,
         )
         if settings.model_module is None and not settings.trust_remote_code:
             refuse_code(folder)
-        max_seq_len = check_max_seq_len(folder, settings.max_seq_len)
+        max_seq_len = check_max_seq_len(folder, settings.max_seq_len, settings.config_name)
     except ModelError as exc:
         raise StartError(str(exc)) from exc
     gpus = () if settings.cpu else settings.device_map or tuple(range(_count_gpus()))
@@ -95,7 +97,7 @@ def token_rows(asked: Settings, resolved: Settings) -> int | None:
     """
     assert resolved.model_dir is not None
     if asked.fixed_embed_length:
-        return position_limit(Path(resolved.model_dir))
+        return position_limit(Path(resolved.model_dir), resolved.config_name)
     return asked.max_seq_len if isinstance(asked.max_seq_len, int) else None
 
 
@@ -363,6 +365,8 @@ class Supervisor:
         encoder = {
             "model_dir": settings.model_dir,
             "tuned_model_dir": settings.tuned_model_dir,
+            "config_name": settings.config_name,
+            "ckpt_name": settings.ckpt_name,
             "model_module": settings.model_module,
             "trust_remote_code": settings.trust_remote_code,
             "device": "cpu" if settings.cpu else f"cuda:{gpus[index % len(gpus)]}" if gpus else "auto",

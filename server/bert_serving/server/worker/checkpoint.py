@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, BertModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ..model_files import ModelError, one_line
+from ..model_files import ModelError, checkpoint_prefix, config_path, one_line, read_json, unnamed_model_type
+from .google_bert import read_google_bert
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Where a model lies. weights_dir: where its weights are, if not beside its config; they may be those of
-    a model for a task that is built on it. trust_remote_code: the folder's own code may run.
+    a model for a task that is built on it. trust_remote_code: the folder's own code may run. config_name,
+    ckpt_name: of the config and of a TensorFlow checkpoint, see `config_path` and `checkpoint_prefix`.
 
     Every method raises ModelError for what cannot be read.
     """
@@ -23,6 +25,8 @@ class Checkpoint:
     folder: Path
     weights_dir: Path | None = None
     trust_remote_code: bool = False
+    config_name: str | None = None
+    ckpt_name: str | None = None
 
     @property
     def num_layers(self) -> int:
@@ -54,19 +58,9 @@ class Checkpoint:
             config.num_hidden_layers = num_layers
         weights_dir = self.weights_dir or self.folder
         try:
-            loader = AutoModel
-            if self.weights_dir is not None and self.trust_remote_code:
-                with torch.device("meta"):  # AutoModel alone would look for the code beside the weights
-                    loader = type(AutoModel.from_config(config, trust_remote_code=True))
-            model, report = loader.from_pretrained(
-                weights_dir,
-                config=config,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=self.trust_remote_code,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+            model, report = self._from_pretrained(weights_dir, config)
+        except ModelError:
+            raise
         except Exception as exc:  # whatever a damaged file makes of the libraries that read it
             raise ModelError(f"cannot load the model in {weights_dir}: {one_line(exc)}") from exc
         _check_complete(weights_dir, report)
@@ -75,11 +69,36 @@ class Checkpoint:
         model.eval().requires_grad_(False)
         return model.to(device)
 
+    def _from_pretrained(
+        self, weights_dir: Path, config: PreTrainedConfig
+    ) -> tuple[PreTrainedModel, dict[str, object]]:
+        """Return the model, and which of its weights were not there or did not fit."""
+        options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        if (prefix := checkpoint_prefix(weights_dir, self.ckpt_name)) is not None:
+            weights = read_google_bert(prefix, config)
+            return BertModel.from_pretrained(None, config=config, state_dict=weights, **options)  # type: ignore[no-any-return]
+        loader = AutoModel
+        if self.weights_dir is not None and self.trust_remote_code:
+            with torch.device("meta"):  # AutoModel alone would look for the code beside the weights
+                loader = type(AutoModel.from_config(config, trust_remote_code=True))
+        return loader.from_pretrained(  # type: ignore[no-any-return]
+            weights_dir,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=self.trust_remote_code,
+            **options,
+        )
+
     def _config(self) -> PreTrainedConfig:
+        model_type = unnamed_model_type(self.folder, self.config_name)
         try:
+            if model_type is not None:
+                return _read_config(config_path(self.folder, self.config_name), model_type)
             return AutoConfig.from_pretrained(
                 self.folder, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
+        except ModelError:
+            raise
         except Exception as exc:  # whatever a damaged file makes of the libraries that read it
             wants_code = not self.trust_remote_code and "custom code" in str(exc)
             hint = " Pass -trust_remote_code to run it." if wants_code else ""
@@ -122,6 +141,15 @@ def drop_position_embeddings(model: PreTrainedModel) -> None:
         raise ModelError("no_position_embeddings: this model has no table of position embeddings to leave out")
     for table in tables:
         table.weight.data.zero_()
+
+
+def _read_config(path: Path, model_type: str) -> PreTrainedConfig:
+    """Return a config from a file that Transformers would not find. Raises ModelError for what it must say."""
+    config = read_json(path)
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if key not in config:  # a default would fit many a model's weights, and give wrong vectors
+            raise ModelError(f"{path} must have {key}")
+    return AutoConfig.for_model(**config | {"model_type": model_type})
 
 
 def _lacks_pooler(report: dict[str, object]) -> bool:

@@ -26,6 +26,7 @@ from ..model_files import (
     refuse_code,
     resolve_model_dir,
     resolve_tuned_model_dir,
+    unnamed_model_type,
 )
 from .checkpoint import Checkpoint, drop_position_embeddings
 from .compute import Answer, Budget, Task, compute
@@ -55,6 +56,9 @@ class Encoder:
     model_dir: a folder, a hub name, or None for the demo model.
     revision: commit, tag or branch of a hub name.
     tuned_model_dir: a folder whose weights are taken instead of the model's own.
+    config_name: the config's file; None: config.json, or else Google's bert_config.json.
+    ckpt_name: a TensorFlow checkpoint in the folder of the weights, without `.index`; None: bert_model.ckpt, if
+        there are no other weights.
     model_module: a module, or its .py file, that registers an architecture with Transformers.
     trust_remote_code: run the code that comes with the model.
     device: "auto", "cpu" or "cuda:N".
@@ -83,6 +87,8 @@ class Encoder:
         *,
         revision: str | None = None,
         tuned_model_dir: str | Path | None = None,
+        config_name: str | None = None,
+        ckpt_name: str | None = None,
         model_module: str | Path | None = None,
         trust_remote_code: bool = False,
         device: str = "auto",
@@ -98,12 +104,16 @@ class Encoder:
         no_position_embeddings: bool = False,
         cased_tokenization: bool = False,
     ) -> None:
-        tuned_dir = resolve_tuned_model_dir(None if tuned_model_dir is None else str(tuned_model_dir))
+        tuned_dir = resolve_tuned_model_dir(
+            None if tuned_model_dir is None else str(tuned_model_dir), ckpt_name=ckpt_name
+        )
         folder = resolve_model_dir(
             None if model_dir is None else str(model_dir),
             revision=revision,
             trust_remote_code=trust_remote_code,
             needs_weights=tuned_dir is None,
+            config_name=config_name,
+            ckpt_name=ckpt_name,
         )
         if model_module is not None:
             import_model_module(str(model_module))
@@ -111,11 +121,11 @@ class Encoder:
             refuse_code(folder)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.max_seq_len = check_max_seq_len(folder, max_seq_len)
+        self.max_seq_len = check_max_seq_len(folder, max_seq_len, config_name)
         self._own = read_sentence_transformers(folder)
         transformer_dir = self._own.transformer_dir if self._own else folder
-        self._checkpoint = Checkpoint(transformer_dir, tuned_dir, trust_remote_code)
-        self._first_position = first_position(transformer_dir)
+        self._checkpoint = Checkpoint(transformer_dir, tuned_dir, trust_remote_code, config_name, ckpt_name)
+        self._first_position = first_position(transformer_dir, config_name)
         self._hides_specials = mask_cls_sep
         self._drops_positions = no_position_embeddings
         self._tokenizer = Tokenizer(
@@ -125,6 +135,7 @@ class Encoder:
             cased=cased_tokenization,
             no_special_token=no_special_token,
             trust_remote_code=trust_remote_code,
+            model_type=unnamed_model_type(transformer_dir, config_name),
         )
         self._recipes = Recipes(
             own=_pipeline(self._own, self.device) if self._own else None,

@@ -128,10 +128,15 @@ class Tokenizer:
         cased: bool = False,
         no_special_token: bool = False,
         trust_remote_code: bool = False,
+        model_type: str | None = None,
     ) -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, use_fast=True, trust_remote_code=trust_remote_code
+                folder,
+                tokenizer_type=model_type,
+                local_files_only=True,
+                use_fast=True,
+                trust_remote_code=trust_remote_code,
             )
         except Exception as exc:  # whatever a damaged file makes of the libraries that read it
             raise ModelError(f"cannot load the tokenizer in {folder}: {one_line(exc)}") from exc

@@ -1,0 +1,223 @@
+"""Google's checkpoints of BERT give the vectors of the same weights in Transformers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bert_serving.server.model_files import ModelError
+from bert_serving.server.worker.encoder import Encoder
+from bert_serving.server.worker.google_bert import google_name
+from bert_serving.server.worker.tensor_bundle import TensorBundle
+from safetensors.torch import save_file
+from tensor_bundles import GOOGLE_BERT, write_bundle
+from transformers import BertConfig, BertModel, BertTokenizer
+
+TEXTS = ["hello world", "The quick brown fox jumps over a lazy dog!", "it", "say one, two ||| and three of four ."]
+FILES = ("bert_config.json", "vocab.txt", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001")
+
+
+def google_weights() -> dict[str, np.ndarray]:
+    bundle = TensorBundle(GOOGLE_BERT / "bert_model.ckpt")
+    return {name: bundle.read(name) for name in bundle.names}
+
+
+@pytest.fixture
+def google(tmp_path: Path) -> Path:
+    """A copy, to be changed, of a folder as Google gives it."""
+    folder = tmp_path / "google"
+    folder.mkdir()
+    for name in FILES:
+        shutil.copy(GOOGLE_BERT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference() -> BertModel:
+    """BertModel with the fixture's weights, put in as Transformers' own converter of Google's checkpoints did."""
+    config = BertConfig.from_json_file(str(GOOGLE_BERT / "bert_config.json"))
+    config._attn_implementation = "eager"
+    model = BertModel(config).eval()
+    for name, value in google_weights().items():
+        parts = name.split("/")
+        if parts[0] != "bert" or parts[-1] in ("adam_m", "adam_v"):
+            continue
+        pointer = model
+        for part in parts[1:]:
+            words = re.fullmatch(r"(layer)_(\d+)", part)
+            if words:
+                pointer = getattr(pointer, words[1])[int(words[2])]
+            else:
+                pointer = getattr(pointer, {"kernel": "weight", "gamma": "weight", "beta": "bias"}.get(part, part))
+        pointer = pointer.weight if parts[-1].endswith("_embeddings") else pointer
+        with torch.no_grad():
+            pointer.copy_(torch.tensor(value.T if parts[-1] == "kernel" else value))
+    return model
+
+
+def hidden_states(model: BertModel, text: str) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return each layer's (T, H) of one text, and what the pooler makes of the last."""
+    tokenizer = BertTokenizer(str(GOOGLE_BERT / "vocab.txt"), do_lower_case=True)
+    batch = tokenizer(*text.split(" ||| "), return_tensors="pt")
+    with torch.no_grad():
+        out = model(**batch, output_hidden_states=True)
+    return [layer[0].numpy() for layer in out.hidden_states[1:]], out.pooler_output[0].numpy()
+
+
+def encode(folder: Path, **options: object) -> np.ndarray:
+    return Encoder(folder, device="cpu", dtype="float32", **options).encode(TEXTS)
+
+
+# -- vectors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [[-2], [-1], [-1, -2]])
+def test_vectors_are_those_of_the_same_weights_in_transformers(reference: BertModel, layers: list[int]) -> None:
+    states = [hidden_states(reference, text)[0] for text in TEXTS]
+    expected = [np.concatenate([each[layer].mean(0) for layer in layers]) for each in states]
+    assert np.abs(encode(GOOGLE_BERT, pooling_layer=layers) - expected).max() <= 1e-5
+    if layers == [-2]:
+        assert np.array_equal(encode(GOOGLE_BERT), encode(GOOGLE_BERT, pooling_layer=layers))
+
+
+def test_the_pooler_is_read(reference: BertModel) -> None:
+    expected = [hidden_states(reference, text)[1] for text in TEXTS]
+    assert np.abs(encode(GOOGLE_BERT, pooling_strategy="CLS_POOLED") - expected).max() <= 1e-5
+
+
+def test_every_weight_of_transformers_is_one_of_googles(reference: BertModel) -> None:
+    googles = {name for name in google_weights() if name.startswith("bert/") and "adam_" not in name}
+    assert {google_name(name) for name in reference.state_dict()} == googles
+
+
+def test_text_is_lower_cased_unless_the_flag_is_set() -> None:
+    texts = ["Hello Café"]
+    assert Encoder(GOOGLE_BERT, device="cpu").encode_tokens(texts)[0].tokens == ["[CLS]", "hello", "cafe", "[SEP]"]
+    cased = Encoder(GOOGLE_BERT, device="cpu", cased_tokenization=True)
+    assert cased.encode_tokens(texts)[0].tokens == ["[CLS]", "Hello", "[UNK]", "[SEP]"]
+
+
+def test_sequences_are_as_long_as_the_config_has_positions() -> None:
+    assert Encoder(GOOGLE_BERT, device="cpu").max_seq_len == 24
+    with pytest.raises(ModelError, match=r"must be in 3\.\.24"):
+        Encoder(GOOGLE_BERT, device="cpu", max_seq_len=25)
+
+
+# -- where things lie ----------------------------------------------------------------------------------
+
+
+def test_tuned_weights_and_names_of_ones_own(google: Path, tmp_path: Path) -> None:
+    expected = encode(GOOGLE_BERT)
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    for file in google.glob("bert_model.ckpt.*"):
+        file.rename(tuned / file.name.replace("bert_model.ckpt", "model.ckpt-343"))
+    (google / "bert_config.json").rename(google / "tiny.json")
+    options = {"tuned_model_dir": tuned, "config_name": "tiny.json"}
+    assert np.array_equal(encode(google, ckpt_name="model.ckpt-343", **options), expected)
+    with pytest.raises(ModelError, match=r"tuned_model_dir has no weights .*-ckpt_name may be model\.ckpt-343$"):
+        encode(google, **options)
+    with pytest.raises(ModelError, match=r"model_dir has no config\.json or bert_config\.json"):
+        encode(google, ckpt_name="model.ckpt-343", tuned_model_dir=tuned)
+
+
+def test_weights_of_transformers_go_before_but_a_name_goes_first(google: Path, reference: BertModel) -> None:
+    expected = encode(google)
+    others = {name: weight.flip(0).contiguous() for name, weight in reference.state_dict().items()}
+    save_file(others, google / "model.safetensors", metadata={"format": "pt"})
+    assert np.abs(encode(google) - expected).max() > 0.1
+    assert np.array_equal(encode(google, ckpt_name="bert_model.ckpt"), expected)
+
+
+def test_googles_weights_go_under_a_config_of_transformers(google: Path, reference: BertModel) -> None:
+    expected = encode(google)
+    (google / "bert_config.json").unlink()
+    reference.config.save_pretrained(google)
+    assert np.array_equal(encode(google), expected)
+    config = json.loads((google / "config.json").read_text()) | {"model_type": "electra"}
+    (google / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="must be of model type bert, the config is of electra"):
+        encode(google)
+
+
+# -- what is missing or does not fit -------------------------------------------------------------------
+
+
+def test_weights_that_are_missing_are_named(google: Path) -> None:
+    weights = google_weights()
+    del weights["bert/encoder/layer_0/attention/output/LayerNorm/gamma"]
+    del weights["bert/encoder/layer_1/output/dense/kernel"]
+    write_bundle(google / "bert_model.ckpt", weights)
+    said = r"missing in .*bert_model\.ckpt: bert/encoder/layer_0/attention/output/LayerNorm/gamma$"
+    with pytest.raises(ModelError, match=said):
+        encode(google)  # layer -2 is the first of two
+    with pytest.raises(ModelError, match="LayerNorm/gamma and 1 more"):
+        encode(google, pooling_layer=[-1])
+
+
+def test_weights_of_another_shape_are_named(google: Path) -> None:
+    weights = google_weights() | {"bert/encoder/layer_0/intermediate/dense/kernel": np.ones((24, 16), np.float32)}
+    write_bundle(google / "bert_model.ckpt", weights)
+    with pytest.raises(ModelError, match=r"layer_0/intermediate/dense/kernel must be \(16, 24\), got \(24, 16\)"):
+        encode(google)
+
+
+def test_a_pooler_may_be_missing_but_is_not_made_up(google: Path) -> None:
+    expected = encode(google)
+    weights = {name: value for name, value in google_weights().items() if "pooler" not in name}
+    write_bundle(google / "bert_model.ckpt", weights)
+    assert np.array_equal(encode(google), expected)
+    with pytest.raises(ModelError, match="CLS_POOLED"):
+        encode(google, pooling_strategy="CLS_POOLED")
+
+
+def test_half_weights_are_read(google: Path) -> None:
+    expected = encode(google)
+    weights = {name: v.astype(np.float16) if v.dtype == np.float32 else v for name, v in google_weights().items()}
+    write_bundle(google / "bert_model.ckpt", weights)
+    assert 0 < np.abs(encode(google) - expected).max() < 0.01
+
+
+def test_a_damaged_checkpoint_is_one_line(google: Path) -> None:
+    shard = google / FILES[-1]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 8] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ModelError, match="does not have its checksum") as caught:
+        encode(google)
+    assert str(shard) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_albert_is_refused_by_its_name(google: Path) -> None:
+    name = "bert/encoder/transformer/group_0/inner_group_0/attention_1/self/query/kernel"
+    write_bundle(google / "bert_model.ckpt", {name: np.ones((16, 16), np.float32)})
+    with pytest.raises(ModelError, match="ALBERT checkpoints are not read"):
+        encode(google)
+    (google / "bert_config.json").rename(google / "albert_config.json")
+    with pytest.raises(ModelError, match="ALBERT checkpoints are not read"):
+        encode(google)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "num_attention_heads"])
+def test_a_config_must_say_what_no_weight_would_show(google: Path, key: str) -> None:
+    config = json.loads((google / "bert_config.json").read_text())
+    del config[key]
+    (google / "bert_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=rf"bert_config\.json must have {key}"):
+        encode(google)
+
+
+@pytest.mark.parametrize("wrong", [{"num_attention_heads": 3}, {"hidden_act": "none"}, {"hidden_size": "16"}])
+def test_a_config_that_makes_no_model_is_one_line(google: Path, wrong: dict[str, object]) -> None:
+    config = json.loads((google / "bert_config.json").read_text()) | wrong
+    (google / "bert_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as caught:
+        encode(google)
+    assert str(google) in str(caught.value)
+    assert "\n" not in str(caught.value)
