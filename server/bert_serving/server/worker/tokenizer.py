@@ -257,6 +257,8 @@ class Tokenizer:
     def _compose(
         self, words: list[_Words], options: EncodeOptions, num_prompt: int, *, is_tokenized: bool
     ) -> TokenizedText:
+        if len(words) == 2 and not words[1].ids:
+            words = words[:1]  # as in bert-as-service: nothing behind the separator makes no pair
         if len(words) == 2:
             template = self._pair
         else:
