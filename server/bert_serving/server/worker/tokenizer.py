@@ -268,10 +268,11 @@ class Tokenizer:
         room = self._max_seq_len - template.num_specials
         length = sum(len(w.ids) for w in words)
         truncated = length > room
-        if truncated and options.truncate == "error" and options.long_text != "chunk":
+        is_chunked = truncated and options.long_text == "chunk" and len(words) == 1
+        if truncated and options.truncate == "error" and not is_chunked:
             more = " or more" if any(w.is_part for w in words) else ""
             raise RequestError(f"a text may have {room} tokens and special ones, got {length}{more}")
-        if truncated and options.long_text == "chunk" and len(words) == 1:
+        if is_chunked:
             return _chunked(words[0], template, room, num_prompt)
         if truncated:
             words = _cut(words, room, from_left=options.truncate == "left")
