@@ -265,7 +265,7 @@ class Tokenizer:
             template = self._bare if is_tokenized and self._no_special_token else self._single
         if template is self._bare and not words[0].ids:
             raise RequestError("this text has no token, and no_special_token adds none")
-        room = self._max_seq_len - template.num_specials
+        room = max(0, self._max_seq_len - template.num_specials)  # RoBERTa's pairs have four
         length = sum(len(w.ids) for w in words)
         truncated = length > room
         is_chunked = truncated and options.long_text == "chunk" and len(words) == 1
