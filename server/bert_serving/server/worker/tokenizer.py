@@ -172,7 +172,8 @@ class Tokenizer:
         for i, parts in enumerate(split):
             words = [next(read) if isinstance(part, _String) else part for part in parts]
             spans_of_text = None if spans is None else spans[i]
-            found.append(self._compose_or_refuse(texts[i], words, options, num_prompt, spans_of_text))
+            leading = 0 if isinstance(texts[i], list) else num_prompt
+            found.append(self._compose_or_refuse(texts[i], words, options, leading, spans_of_text))
         return found
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
@@ -234,7 +235,7 @@ class Tokenizer:
         return int(found)
 
     def _ids_of(self, string: str) -> list[int]:
-        ids: list[int] = self._rust.encode(string, add_special_tokens=False).ids
+        ids: list[int] = self._rust.encode(self._string(string, 0).string, add_special_tokens=False).ids
         return ids
 
     # -- compose ---------------------------------------------------------------------------------------
@@ -275,8 +276,12 @@ class Tokenizer:
         if is_chunked:
             return _chunked(words[0], template, room, num_prompt)
         if truncated:
-            words = _cut(words, room, from_left=options.truncate == "left")
-        sequence = _sequence(words, template, num_prompt=0 if options.truncate == "left" else num_prompt)
+            from_left, first = options.truncate == "left", words[0]
+            words = _cut(words, room, from_left=from_left)
+            if from_left:  # some of the prompt may be left, unless its text was too long to be read up to it
+                num_prompt -= len(first.ids) - len(words[0].ids)
+                num_prompt = 0 if first.is_part or num_prompt <= len(template.before) else num_prompt
+        sequence = _sequence(words, template, num_prompt=num_prompt)
         return TokenizedText((sequence,), truncated, _offsets(words, template))
 
 
