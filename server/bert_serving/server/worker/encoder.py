@@ -233,6 +233,8 @@ class Encoder:
         spans: Sequence[Sequence[Sequence[int]]] | None = None,
     ) -> list[Task | RequestError]:
         """Return a task for each text, or why there is none. Raises RequestError for options that do not fit."""
+        if isinstance(texts, str):
+            raise TypeError("texts must be a list of strings, got str")
         recipe = self._recipes(options)
         if spans is not None and (recipe.is_token_level or "CLS_POOLED" in recipe.poolings):
             raise RequestError("a span's tokens are pooled: pooling_strategy must not be NONE or CLS_POOLED")
