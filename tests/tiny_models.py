@@ -64,8 +64,9 @@ def make_model(folder: Path, model_type: str, *, poison: str | None = None, **op
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **sizes, **ids)
     model = AutoModel.from_config(config)
-    for parameter in model.parameters():  # wide enough for every part of the model to matter
-        parameter.data.normal_(0, 0.1)
+    for name, parameter in model.named_parameters():  # wide enough for every part of the model to matter
+        is_scale = "norm" in name.lower() and name.endswith("weight")  # near zero it would wipe out the text
+        parameter.data.normal_(1 if is_scale else 0, 0.1)
     if poison is not None:
         model.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids(poison)] = float("nan")
     model.save_pretrained(folder)
@@ -83,7 +84,7 @@ def make_tokenizer(pad_id: int) -> PreTrainedTokenizerFast:
     rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     rust.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
-        pair="<s> $A </s> $B </s>",
+        pair="<s> $A </s> $B:1 </s>:1",
         special_tokens=[("<s>", vocab["<s>"]), ("</s>", vocab["</s>"])],
     )
     names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>"}

@@ -38,7 +38,8 @@ def test_prompts_are_pooled_or_left_out_as_the_model_says(
     mine = Encoder(tmp_path, device="cpu", dtype="float32")
     for options in ({"prompt_name": "query"}, {"prompt_name": "passage"}, {"prompt": "a dog "}, {}):
         expected = reference.encode(TEXTS, **options)
-        assert np.abs(mine.encode(TEXTS, **options) - expected).max() <= 1e-5, options
+        deviation = np.abs(mine.encode(TEXTS, **options) - expected).max()
+        assert deviation <= 1e-5 * max(1, np.abs(expected).max() / 10), options  # sqrt(len) makes them large
 
 
 def test_a_prompt_that_the_model_has_not_is_an_error(plain: Path, tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from bert_serving.protocol import EncodeOptions, Rows, Text, TokenVectors, options_from_json, pooling_name
+from bert_serving.protocol import (
+    EncodeOptions,
+    Rows,
+    Text,
+    TokenVectors,
+    check_spans,
+    options_from_json,
+    pooling_name,
+)
 
 from ..model_files import (
     ModelError,
@@ -232,6 +240,7 @@ class Encoder:
         the model once, then the tokens of each span are pooled. options: as in `encode`; with
         long_text="chunk" a text may be longer than the model's sequences.
         """
+        check_spans(spans, len(texts))
         return self._answers(self.prepare(texts, options_from_json(options), spans=spans))
 
     # -- in two halves, for pipelines ------------------------------------------------------------------
@@ -244,6 +253,8 @@ class Encoder:
         spans: Sequence[Sequence[Sequence[int]]] | None = None,
     ) -> list[Task | RequestError]:
         """Return a task for each text, or why there is none. Raises RequestError for options that do not fit."""
+        if isinstance(texts, str):
+            raise TypeError("texts must be a list of strings, got str")
         recipe = self._recipes(options)
         if spans is not None and (recipe.is_token_level or "CLS_POOLED" in recipe.poolings):
             raise RequestError("a span's tokens are pooled: pooling_strategy must not be NONE or CLS_POOLED")

@@ -52,7 +52,8 @@ class Recipe:
         """Return the pooled rows of hidden states by layer, (B, D) float32."""
         if _POOLER not in self.poolings:
             return self.pool_tokens(self.tokens(hidden), of)
-        pooled = self.pooler(hidden[max(self.reads)][of.first])  # of the model's last layer
+        # Of the model's last layer, and of its first token even where a prompt stays out of the pooling.
+        pooled = self.pooler(hidden[max(self.reads)][of.origin])
         if len(self.poolings) == 1:
             return pooled
         tokens = self.tokens(hidden)

@@ -1,0 +1,200 @@
+"""Pairs of sentences: what makes one, where it is cut, and type ids that reach the model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from bert_serving.server.worker.compute import Task
+from bert_serving.server.worker.encoder import Encoder
+from bert_serving.server.worker.tokenizer import RequestError, Tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import STRATEGIES, Reference, deviation, pool
+from tiny_models import WORDS, make_model
+
+FAMILIES = {
+    "bert": {},
+    "roberta": {},
+    "albert": {},
+    "nomic_bert": {},
+    "deberta-v2": {"type_vocab_size": 2},
+}
+STRINGS = [
+    *(
+        "the dog ||| a fox",
+        "one ||| two ||| three",
+        "the dog|||a fox",
+        "the dog ||| ",
+        " ||| a fox",
+        "|||",
+        " ||| ",
+    ),
+    *("the\ndog ||| a fox", "the dog ||| a fox\n", "\n the dog ||| a fox", "the dog ||| a\nfox", "one\r||| two"),
+    *("  the dog   |||   a fox  ", "one |||| two", "one ||| ||| two", "one ||| ||| ", "\x1cone ||| two\x1d"),
+    *("one ||| \u200b", "\u200b ||| two", "\u200b ||| \u200b", "a\u2028b ||| c", "plain"),
+]
+LISTS = [
+    *(["the", "dog", "|||", "fox"], ["the", "|||", "dog", "|||", "fox"], ["|||", "fox"], ["fox", "|||"], ["|||"]),
+    *(["the", "dog"], ["a ||| b"]),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {f: make_model(tmp_path_factory.mktemp(f), f, **options) for f, options in FAMILIES.items()}
+
+
+@pytest.fixture(scope="module")
+def reference(folders: dict[str, Path]) -> Reference:
+    return Reference(folders["bert"])
+
+
+def encoder(folder: Path, **options: object) -> Encoder:
+    settings = {"device": "cpu", "dtype": "float32", "pooling_layer": [-1]} | options
+    return Encoder(folder, **settings)  # type: ignore[arg-type]
+
+
+def original(reference: Reference, text: str | list[str], *, longest: int = 512) -> tuple[list[int], list[int]]:
+    """bert-as-service's read_examples and convert_lst_to_features: ids and type ids."""
+    if isinstance(text, str):
+        match = re.match(r"^(.*) \|\|\| (.*)$", text.strip())
+        first, second = match.groups() if match else (text, "")
+        a, b = reference.words(first), reference.words(second) if match else []
+    else:
+        at = text.index("|||") if "|||" in text else len(text)
+        a, b = map(reference.tokenizer.convert_tokens_to_ids, (text[:at], text[at + 1 :]))
+    if b:
+        return reference.pair(a, b, longest=longest)
+    ids = [reference.tokenizer.cls_token_id, *a[: longest - 2], reference.tokenizer.sep_token_id]
+    return ids, [0] * len(ids)
+
+
+def sequence_of(mine: Encoder, text: str | list[str]) -> tuple[list[int], list[int]]:
+    (task,) = mine.prepare([text])
+    assert isinstance(task, Task)
+    (sequence,) = task.text.sequences
+    return sequence.ids, sequence.type_ids or [0] * len(sequence.ids)
+
+
+@pytest.mark.parametrize("text", STRINGS + LISTS, ids=ascii)
+def test_what_is_a_pair_is_what_the_original_took_for_one(
+    folders: dict[str, Path], reference: Reference, text: str | list[str]
+) -> None:
+    assert sequence_of(encoder(folders["bert"]), text) == original(reference, text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.sampled_from("a |\n\t\u00a0\u200b"), min_size=1, max_size=12))
+def test_every_string_of_bars_and_spaces_is_read_as_the_original_does(
+    folders: dict[str, Path], reference: Reference, text: str
+) -> None:
+    ids = Tokenizer(folders["bert"], max_seq_len=512)([text])[0].ids  # type: ignore[union-attr]
+    assert ids == original(reference, text)[0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(first=st.integers(0, 40), second=st.integers(0, 40), longest=st.integers(5, 24), is_tokenized=st.booleans())
+def test_a_pair_is_cut_by_popping_from_the_longer_part(
+    folders: dict[str, Path], reference: Reference, first: int, second: int, longest: int, is_tokenized: bool
+) -> None:
+    words = [word for word in WORDS if len(word) > 1]
+    a, b = (words * 3)[:first], (words[::-1] * 3)[:second]
+    text = [*a, "|||", *b] if is_tokenized else f"{' '.join(a)} ||| {' '.join(b)}"
+    (found,) = Tokenizer(folders["bert"], max_seq_len=longest)([text])
+    ids, types = original(reference, text, longest=longest)
+    assert not isinstance(found, RequestError)
+    assert found.ids == ids
+    assert (found.sequences[0].type_ids or [0] * len(ids)) == types
+
+
+@settings(max_examples=30, deadline=None)
+@given(first=st.integers(0, 40), second=st.integers(1, 40), longest=st.integers(5, 24))
+def test_a_pair_that_is_cut_on_the_left_keeps_as_many_tokens(
+    folders: dict[str, Path], first: int, second: int, longest: int
+) -> None:
+    from bert_serving.protocol import EncodeOptions
+
+    tokenizer = Tokenizer(folders["bert"], max_seq_len=longest)
+    forth = [*(["one", "two", "three"] * 14)[:first], "|||", *(["four", "five"] * 20)[:second]]
+    at = forth.index("|||")
+    back = [*forth[:at][::-1], "|||", *forth[at + 1 :][::-1]]
+    (right,), (left,) = tokenizer([back]), tokenizer([forth], EncodeOptions(truncate="left"))
+    assert not isinstance(right, RequestError)
+    assert not isinstance(left, RequestError)
+    size = next((i for i, t in enumerate(right.sequences[0].type_ids or []) if t), len(right.ids))
+    parts = right.ids[1 : size - 1], right.ids[size:-1]
+    cls, sep = right.ids[0], right.ids[-1]
+    assert left.ids == [cls, *parts[0][::-1], sep, *([*parts[1][::-1], sep] if size < len(right.ids) else [])]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_type_ids_reach_the_model(folders: dict[str, Path], family: str) -> None:
+    mine, reference = encoder(folders[family]), Reference(folders[family])
+    assert (mine.padded_because is not None) == (family == "deberta-v2")
+    texts = [
+        "the dog ||| a fox",
+        "one two three",
+        "a ||| quick brown fox jumps over",
+        "word ||| word",
+        "word word",
+    ]
+    ids, types = zip(*(original(reference, text) for text in texts), strict=True)
+    hidden = reference.hidden(ids, types=types)
+    for name in STRATEGIES:
+        rows = mine.encode(texts, pooling_strategy=name)
+        assert deviation(rows, [pool(name, h[-1]) for h in hidden]) <= 1e-5, name
+    without = reference.hidden(ids, types=[[0] * len(i) for i in ids])
+    assert deviation(mine.encode(texts[:1]), [without[0][-1].mean(0)]) > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mask_cls_sep_hides_all_three_specials_of_a_pair(folders: dict[str, Path], family: str) -> None:
+    mine, reference = encoder(folders[family], mask_cls_sep=True), Reference(folders[family])
+    texts = ["the dog ||| a fox", "one two three", "a ||| quick brown fox jumps over"]
+    ids, types = zip(*(original(reference, text) for text in texts), strict=True)
+    specials = {reference.tokenizer.cls_token_id, reference.tokenizer.sep_token_id}
+    masks = [[int(i not in specials) for i in sequence] for sequence in ids]
+    hidden = reference.hidden(ids, types=types, seen=masks)
+    for name in STRATEGIES:
+        rows = mine.encode(texts, pooling_strategy=name)
+        expected = [pool(name, h[-1], mask) for h, mask in zip(hidden, masks, strict=True)]
+        assert deviation(rows, expected) <= 1e-5, name
+
+
+def test_pairs_false_reads_the_bars_as_text(folders: dict[str, Path], reference: Reference) -> None:
+    mine, texts = encoder(folders["bert"]), ["the dog ||| a fox", "a ||| b ||| c"]
+    expected = [h[-1].mean(0) for h in reference.hidden([reference.single(text) for text in texts])]
+    assert deviation(mine.encode(texts, pairs=False), expected) <= 1e-5
+    tokens = mine.encode_tokens([["the", "|||", "dog"]], pairs=False)[0].tokens
+    assert tokens == ["<s>", "the", "<unk>", "dog", "</s>"]
+
+
+def test_offsets_of_a_pair_count_from_the_beginning_of_the_text(folders: dict[str, Path]) -> None:
+    text = "  The DOG  |||  a Fox "
+    (answer,) = encoder(folders["bert"]).encode_tokens([text])
+    assert answer.offsets is not None
+    assert [text[start:end].lower() for start, end in answer.offsets] == ["", "the", "dog", "", "a", "fox", ""]
+
+
+def test_too_long_a_pair_is_refused_if_asked_even_with_chunk(folders: dict[str, Path]) -> None:
+    mine = encoder(folders["bert"], max_seq_len=8)
+    for long_text in ("truncate", "chunk"):
+        with pytest.raises(ValueError, match="a text may have 5 tokens"):
+            mine.encode(["one two three ||| four five six"], truncate="error", long_text=long_text)
+
+
+def test_a_pair_shorter_than_its_specials_stays_a_sequence(tmp_path: Path) -> None:
+    """RoBERTa's pairs have four special tokens, and max_seq_len may be three."""
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(make_model(tmp_path, "roberta"))
+    specials = [("<s>", tokenizer.cls_token_id), ("</s>", tokenizer.sep_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=specials
+    )
+    tokenizer.save_pretrained(tmp_path)
+    (answer,) = encoder(tmp_path, max_seq_len=3).encode_tokens(["one two ||| three four"])
+    assert answer.tokens == ["<s>", "</s>", "</s>", "</s>"]
