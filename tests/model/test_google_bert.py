@@ -221,3 +221,23 @@ def test_a_config_that_makes_no_model_is_one_line(google: Path, wrong: dict[str,
         encode(google)
     assert str(google) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_classifiers_head_gives_the_softmax_over_its_pooler(google: Path, reference: BertModel) -> None:
+    weights = google_weights()
+    weights["output_weights"] = np.linspace(-1, 1, 48, dtype=np.float32).reshape(3, 16)
+    weights["output_bias"] = np.array([0.5, 0.0, -0.5], np.float32)
+    write_bundle(google / "bert_model.ckpt", weights)
+    encoder = Encoder(google, device="cpu", dtype="float32", pooling_strategy=["CLASSIFICATION", "CLS_POOLED"])
+    rows = encoder.encode(TEXTS)
+    logits = rows[:, 3:] @ weights["output_weights"].T + weights["output_bias"]
+    expected = torch.softmax(torch.tensor(logits), dim=1).numpy()
+    assert np.abs(rows[:, :3] - expected).max() <= 1e-5
+    assert encoder.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+def test_a_checkpoint_without_a_head_is_no_classifier(google: Path) -> None:
+    weights = {name: value for name, value in google_weights().items() if not name.startswith("output_")}
+    write_bundle(google / "bert_model.ckpt", weights)
+    with pytest.raises(ModelError, match=r"head are missing .*: output_weights"):
+        Encoder(google, device="cpu", pooling_strategy="CLASSIFICATION")

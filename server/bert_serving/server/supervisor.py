@@ -376,6 +376,7 @@ class Supervisor:
             "pooling_strategy": settings.pooling_strategy,
             "pooling_layer": settings.pooling_layer,
             "all_layers": settings.all_layers,
+            "num_labels": settings.num_labels,
             "normalize": settings.normalize,
             "mask_cls_sep": settings.mask_cls_sep,
             "no_special_token": settings.no_special_token,

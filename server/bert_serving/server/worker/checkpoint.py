@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, BertModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from ..model_files import ModelError, checkpoint_prefix, config_path, one_line, read_json, unnamed_model_type
-from .google_bert import read_google_bert
+from .google_bert import read_google_bert, with_google_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,38 +60,61 @@ class Checkpoint:
         num_layers: build only so many transformer layers from the bottom; None: all. Without weights for its
         pooler it has none. Raises ModelError that names a weight which is missing or has the wrong shape.
         """
+        model, report = self._load(num_layers=num_layers)
+        _check_complete(self._weights_dir, report, besides="pooler.")
+        if any("pooler." in name for name in _missing(report) + _mismatched(report)):
+            model.pooler = None  # what Transformers put in its place is random
+        return model.eval().requires_grad_(False).to(device)
+
+    def load_classifier(self, *, device: torch.device, num_labels: int | None = None) -> PreTrainedModel:
+        """Return the whole model for sequence classification, encoder and head, as `load` does.
+
+        num_labels: that there must be; None: as many as there are. Raises ModelError as `load`, also for a
+        weight of the head or the pooler.
+        """
+        model, report = self._load(is_classifier=True)
+        _check_complete(self._weights_dir, report)
+        found: int = model.config.num_labels
+        if num_labels not in (None, found):
+            raise ModelError(f"num_labels must be {found}, as in {self._weights_dir}, got {num_labels}")
+        return model.eval().requires_grad_(False).to(device)
+
+    @property
+    def _weights_dir(self) -> Path:
+        return self.weights_dir or self.folder
+
+    def _load(
+        self, *, num_layers: int | None = None, is_classifier: bool = False
+    ) -> tuple[PreTrainedModel, dict[str, object]]:
+        """Return the model, and which of its weights were not there or did not fit."""
         transformers_logging.set_verbosity_error()  # what matters of its warnings is an error here
         transformers_logging.disable_progress_bar()
         config = self._config()
         if num_layers is not None:
             config.num_hidden_layers = num_layers
-        weights_dir = self.weights_dir or self.folder
         try:
-            model, report = self._from_pretrained(weights_dir, config)
+            return self._from_pretrained(config, is_classifier=is_classifier)
         except ModelError:
             raise
         except Exception as exc:  # whatever a damaged file makes of the libraries that read it
-            raise ModelError(f"cannot load the model in {weights_dir}: {one_line(exc)}") from exc
-        _check_complete(weights_dir, report)
-        if _lacks_pooler(report):
-            model.pooler = None  # what Transformers put in its place is random
-        model.eval().requires_grad_(False)
-        return model.to(device)
+            raise ModelError(f"cannot load the model in {self._weights_dir}: {one_line(exc)}") from exc
 
     def _from_pretrained(
-        self, weights_dir: Path, config: PreTrainedConfig
+        self, config: PreTrainedConfig, *, is_classifier: bool
     ) -> tuple[PreTrainedModel, dict[str, object]]:
-        """Return the model, and which of its weights were not there or did not fit."""
         options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        if (prefix := checkpoint_prefix(weights_dir, self.ckpt_name)) is not None:
+        if (prefix := checkpoint_prefix(self._weights_dir, self.ckpt_name)) is not None:
             weights = read_google_bert(prefix, config)
-            return BertModel.from_pretrained(None, config=config, state_dict=weights, **options)  # type: ignore[no-any-return]
-        loader = AutoModel
+            kind: Any = BertModel
+            if is_classifier:
+                kind, weights = BertForSequenceClassification, with_google_head(weights, prefix, config)
+            return kind.from_pretrained(None, config=config, state_dict=weights, **options)  # type: ignore[no-any-return]
+        loader: Any = AutoModelForSequenceClassification if is_classifier else AutoModel
         if self.weights_dir is not None and self.trust_remote_code:
-            with torch.device("meta"):  # AutoModel alone would look for the code beside the weights
-                loader = type(AutoModel.from_config(config, trust_remote_code=True))
+            with torch.device("meta"):  # the Auto class alone would look for the code beside the weights
+                loader = type(loader.from_config(config, trust_remote_code=True))
         return loader.from_pretrained(  # type: ignore[no-any-return]
-            weights_dir,
+            self._weights_dir,
             config=config,
             local_files_only=True,
             trust_remote_code=self.trust_remote_code,
@@ -152,25 +184,33 @@ def _read_config(path: Path, model_type: str) -> PreTrainedConfig:
     return AutoConfig.for_model(**config | {"model_type": model_type})
 
 
-def _lacks_pooler(report: dict[str, object]) -> bool:
-    names = [*_names(report, "missing_keys"), *_names(report, "mismatched_keys")]
-    return any("pooler." in str(name) for name in names)
+def _check_complete(folder: Path, report: dict[str, object], *, besides: str | None = None) -> None:
+    """Raise ModelError for a weight that is missing or does not fit. besides: no matter in names with this.
 
+    The pooler sits above the hidden states that are pooled here; checkpoints often lack it.
+    """
 
-def _check_complete(folder: Path, report: dict[str, object]) -> None:
-    # The pooler sits above the hidden states that are pooled here; checkpoints often lack it.
-    missing = sorted(str(name) for name in _names(report, "missing_keys") if "pooler." not in str(name))
-    if missing:
+    def matters(name: str) -> bool:
+        return besides is None or besides not in name
+
+    if missing := sorted(filter(matters, _missing(report))):
         raise ModelError(f"weights are missing in {folder}: {missing[0]}{_and_more(missing)}")
-    mismatched = sorted(str(entry) for entry in _names(report, "mismatched_keys") if "pooler." not in str(entry))
-    if mismatched:
+    if mismatched := sorted(filter(matters, _mismatched(report))):
         raise ModelError(f"weights do not fit the config in {folder}: {mismatched[0]}{_and_more(mismatched)}")
 
 
-def _names(report: dict[str, object], key: str) -> list[object]:
+def _missing(report: dict[str, object]) -> list[str]:
+    return _names(report, "missing_keys")
+
+
+def _mismatched(report: dict[str, object]) -> list[str]:
+    return _names(report, "mismatched_keys")
+
+
+def _names(report: dict[str, object], key: str) -> list[str]:
     names = report.get(key) or []
     assert isinstance(names, (list, set, tuple))
-    return list(names)
+    return list(map(str, names))
 
 
 def _and_more(names: list[str]) -> str:

@@ -9,7 +9,7 @@ An error of one text is a value in its place, so that it costs nobody else's tex
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bert_serving.protocol import (
     options_from_json,
     pooling_name,
 )
+from torch import Tensor
 
 from ..model_files import (
     ModelError,
@@ -37,11 +38,12 @@ from ..model_files import (
     unnamed_model_type,
 )
 from .checkpoint import Checkpoint, drop_position_embeddings
+from .classifier import Classifier, classifier_of
 from .compute import Answer, Budget, Task, compute
 from .dense import Dense, load_head
 from .device import fitting_tokens, micro_batch_tokens, pick_device, pick_dtype
 from .model_module import import_model_module
-from .recipe import Pipeline, Recipes
+from .recipe import FROM_FIRST, Pipeline, Recipes
 from .tokenizer import RequestError, TokenizedText, Tokenizer, TokenSequence
 from .transformer import Transformer
 
@@ -76,6 +78,7 @@ class Encoder:
     max_batch_tokens: most tokens in one forward pass; it bounds the memory.
     pooling_strategy: one or several names, see `encode`; "auto": the model's own, or REDUCE_MEAN.
     pooling_layer: layers that are pooled, -1 the last; None: -2, unless the model pools for itself.
+    num_labels: labels that the classification head must have; None: as many as it has.
     normalize: divide vectors by their L2 norm; None: as the model does.
     all_layers: load layers above the highest that is pooled, so that `encode` may choose them.
     mask_cls_sep: special tokens are seen neither by other tokens nor by the pooling.
@@ -105,6 +108,7 @@ class Encoder:
         max_batch_tokens: int = 16384,
         pooling_strategy: str | Sequence[str] = "auto",
         pooling_layer: Sequence[int] | None = None,
+        num_labels: int | None = None,
         normalize: bool | None = None,
         all_layers: bool = False,
         mask_cls_sep: bool = False,
@@ -153,15 +157,18 @@ class Encoder:
         )
         highest = self._checkpoint.num_layers - 1 if all_layers else self._recipes.highest
         self._num_layers = self._checkpoint.layers_to_load(highest=highest)
-        self._transformer = self._load()
+        self._num_labels = num_labels
+        self._transformer, classifier = self._load()
         self._exact: Transformer | None = None
         #: Smallest cosine of a probe's vector with that of the padded float32 model.
         self.parity = self._transformer.settle(self._probes(), self.dtype)
         self._recipes.loaded(
             self._num_layers,
             hidden_size=self._transformer.hidden_size,
-            pooler=self._transformer.pooled if self._transformer.has_pooler else None,
+            heads=_heads(self._transformer, classifier),
         )
+        #: Names of the labels, where the server's strategy is CLASSIFICATION or REGRESSION.
+        self.labels = classifier.labels if classifier else ()
         self._budget = Budget(micro_batch_tokens(self.device, max_batch_tokens))
         if self.device.type == "cuda":
             self._budget = Budget(fitting_tokens(self._try, max_batch_tokens, self.device))
@@ -189,7 +196,8 @@ class Encoder:
         out is as the encoder was made.
 
         pooling_strategy: REDUCE_MEAN, REDUCE_MAX, REDUCE_MEAN_MAX, CLS_TOKEN (FIRST_TOKEN), SEP_TOKEN
-            (LAST_TOKEN), CLS_POOLED, MEAN_SQRT_LEN or WEIGHTED_MEAN; "auto": the model's own; several stand
+            (LAST_TOKEN), CLS_POOLED, MEAN_SQRT_LEN or WEIGHTED_MEAN; CLASSIFICATION (probabilities of labels)
+            or REGRESSION, of an encoder that was made with them; "auto": the model's own; several stand
             side by side, from one forward pass. NONE: a vector for each token, (B, T, D), zero behind the
             end of a text; see `encode_tokens`.
         pooling_layer: layers, -1 the last, concatenated in this order.
@@ -256,8 +264,8 @@ class Encoder:
         if isinstance(texts, str):
             raise TypeError("texts must be a list of strings, got str")
         recipe = self._recipes(options)
-        if spans is not None and (recipe.is_token_level or "CLS_POOLED" in recipe.poolings):
-            raise RequestError("a span's tokens are pooled: pooling_strategy must not be NONE or CLS_POOLED")
+        if spans is not None and (recipe.is_token_level or FROM_FIRST & set(recipe.poolings)):
+            raise RequestError(f"a span's tokens are pooled: pooling_strategy must not be {recipe.poolings[0]}")
         pool_prompt = self._own is None or self._own.include_prompt
         found = self._tokenizer(texts, options, prompt=self._prompt(options), pool_prompt=pool_prompt, spans=spans)
         return [text if isinstance(text, RequestError) else Task(text, recipe) for text in found]
@@ -330,21 +338,27 @@ class Encoder:
     def _in_float32(self) -> Transformer:
         """Return the model in float32, loaded when it is first needed."""
         if self._exact is None:
-            self._exact = self._load()
+            self._exact, _ = self._load()
             self._exact.settle(self._probes(), torch.float32)
         return self._exact
 
-    def _load(self) -> Transformer:
-        model = self._checkpoint.load(device=self.device, num_layers=self._num_layers)
+    def _load(self) -> tuple[Transformer, Classifier | None]:
+        whole = None
+        if self._recipes.needs_classifier:
+            whole = self._checkpoint.load_classifier(device=self.device, num_labels=self._num_labels)
+            model = whole.base_model
+        else:
+            model = self._checkpoint.load(device=self.device, num_layers=self._num_layers)
         if self._drops_positions:
             drop_position_embeddings(model)
-        return Transformer(
+        transformer = Transformer(
             model,
             device=self.device,
             first_position=self._first_position,
             pad_id=self._tokenizer.pad_id,
             hide_specials=self._hides_specials,
         )
+        return transformer, None if whole is None else classifier_of(whole, transformer.pooled)
 
     def _try(self, num_tokens: int) -> None:
         """Run a forward pass of so many tokens, in sequences of full length."""
@@ -375,6 +389,20 @@ def _pipeline(own: SentenceTransformersConfig, device: torch.device) -> Pipeline
         head=head if len(head) else None,
         head_width=next((layer.linear.out_features for layer in reversed(head) if isinstance(layer, Dense)), None),
     )
+
+
+def _heads(
+    transformer: Transformer, classifier: Classifier | None
+) -> dict[str, tuple[Callable[[Tensor], Tensor], int]]:
+    """Return what makes a row of a first token, and how wide it is, by strategy."""
+    heads: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {}
+    if transformer.has_pooler:
+        heads["CLS_POOLED"] = transformer.pooled, transformer.hidden_size
+    if classifier is not None:
+        heads["CLASSIFICATION"] = classifier.probabilities, len(classifier.labels)
+        if len(classifier.labels) == 1:
+            heads["REGRESSION"] = classifier.score, 1
+    return heads
 
 
 def _rectangle(answers: Sequence[Answer]) -> Rows:

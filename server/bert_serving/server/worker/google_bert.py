@@ -35,7 +35,30 @@ def read_google_bert(prefix: Path, config: PreTrainedConfig) -> dict[str, torch.
     if missing := [google_name(name) for name in wanted if google_name(name) not in found]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(f"weights are missing in {prefix}: {missing[0]}{more}")
-    return {name: _read(bundle, prefix, name, shape) for name, shape in wanted.items()}
+    return {name: _read(bundle, prefix, google_name(name), shape) for name, shape in wanted.items()}
+
+
+def with_google_head(
+    weights: dict[str, torch.Tensor], prefix: Path, config: PreTrainedConfig
+) -> dict[str, torch.Tensor]:
+    """Return the weights of a BertForSequenceClassification: those of its BertModel, and run_classifier.py's head.
+
+    The config is told how many labels there are. Raises ModelError that names a weight which is missing or has
+    the wrong shape.
+    """
+    bundle = TensorBundle(prefix)
+    if missing := [name for name in ("output_weights", "output_bias") if name not in bundle.names]:
+        raise ModelError(f"weights of the classification head are missing in {prefix}: {missing[0]}")
+    if not any(name.startswith("pooler.") for name in weights):
+        raise ModelError(f"weights are missing in {prefix}: bert/pooler/dense/kernel")
+    num_labels = (bundle.shape("output_bias") or (0,))[0]
+    if num_labels != config.num_labels:
+        config.num_labels = num_labels
+    head = {
+        "classifier.weight": _read(bundle, prefix, "output_weights", (num_labels, config.hidden_size)),
+        "classifier.bias": _read(bundle, prefix, "output_bias", (num_labels,)),
+    }
+    return {f"bert.{name}": weight for name, weight in weights.items()} | head
 
 
 def google_name(name: str) -> str:
@@ -48,8 +71,7 @@ def google_name(name: str) -> str:
     return "bert/" + stem.replace(".", "/")
 
 
-def _read(bundle: TensorBundle, prefix: Path, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    googles = google_name(name)
+def _read(bundle: TensorBundle, prefix: Path, googles: str, shape: tuple[int, ...]) -> torch.Tensor:
     is_kernel = googles.endswith("/kernel")  # (in, out), where torch has (out, in)
     expected = shape[::-1] if is_kernel else shape
     if bundle.shape(googles) != expected:

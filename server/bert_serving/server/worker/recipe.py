@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,8 @@ from .tokenizer import RequestError
 
 _AUTO = ("auto",)
 _TOKENS = ("NONE",)
-_POOLER = "CLS_POOLED"
+#: Strategies that read the last layer's first token, whatever pooling_layer says, through weights of their own.
+FROM_FIRST = {"CLS_POOLED", "CLASSIFICATION", "REGRESSION"}
 _PLAIN_LAYERS = (-2,)  # bert-as-service's default
 
 
@@ -25,15 +26,15 @@ class Recipe:
     """From hidden states to vectors.
 
     layers: counted from 0, concatenated in this order. reads: all layers that are needed. poolings: side by
-    side; NONE alone: a row for each token. pooler: the model's own, for CLS_POOLED. head: the model's own
-    layers behind its pooling. dimensions: how many leading components are kept, before `normalize` divides
-    by the L2 norm. width: components of a vector.
+    side; NONE alone: a row for each token. heads: what makes the rows of the strategies in FROM_FIRST. head: the
+    model's own layers behind its pooling. dimensions: how many leading components are kept, before `normalize`
+    divides by the L2 norm. width: components of a vector.
     """
 
     layers: tuple[int, ...]
     reads: frozenset[int]
     poolings: tuple[str, ...]
-    pooler: Callable[[Tensor], Tensor]
+    heads: Mapping[str, Callable[[Tensor], Tensor]]
     head: Callable[[Tensor], Tensor] | None
     dimensions: int | None
     normalize: bool
@@ -50,17 +51,19 @@ class Recipe:
 
     def pool(self, hidden: dict[int, Tensor], of: Segments) -> Tensor:
         """Return the pooled rows of hidden states by layer, (B, D) float32."""
-        if _POOLER not in self.poolings:
+        if not FROM_FIRST & set(self.poolings):
             return self.pool_tokens(self.tokens(hidden), of)
         # Of the model's last layer, and of its first token even where a prompt stays out of the pooling.
-        pooled = self.pooler(hidden[max(self.reads)][of.origin])
-        if len(self.poolings) == 1:
-            return pooled
-        tokens = self.tokens(hidden)
-        return torch.cat([pooled if n == _POOLER else STRATEGIES[n](tokens, of) for n in self.poolings], dim=1)
+        first = hidden[max(self.reads)][of.origin]
+        tokens = None if set(self.poolings) <= FROM_FIRST else self.tokens(hidden)
+        rows = [
+            self.heads[name](first) if tokens is None or name in FROM_FIRST else STRATEGIES[name](tokens, of)
+            for name in self.poolings
+        ]
+        return torch.cat(rows, dim=1)
 
     def pool_tokens(self, tokens: Tensor, of: Segments) -> Tensor:
-        """Return the pooled rows of token vectors, (B, D) float32; not for CLS_POOLED and NONE."""
+        """Return the pooled rows of token vectors, (B, D) float32; for the names in STRATEGIES."""
         return torch.cat([STRATEGIES[name](tokens, of) for name in self.poolings], dim=1)
 
     def finish(self, rows: Tensor) -> Tensor:
@@ -105,22 +108,31 @@ class Recipes:
         self._num_layers = num_layers
         self._num_loaded = num_layers
         self._hidden_size = 0
-        self._pooler: Callable[[Tensor], Tensor] | None = None
+        self._heads: dict[str, Callable[[Tensor], Tensor]] = {}
+        self._head_widths: dict[str, int] = {}
         self._known: dict[EncodeOptions, Recipe] = {}
         starts_as_own = own is not None and self._strategy is None and layers is None
         self._default_layers = layers or ((-1,) if starts_as_own else _PLAIN_LAYERS)
-        needs_pooler = _POOLER in (self._strategy or ())
+        reads_top = bool(FROM_FIRST & set(self._strategy or ()))
         try:
             #: The highest layer that the server's own recipe reads.
-            self.highest = num_layers - 1 if needs_pooler else max(map(self._index, self._default_layers))
+            self.highest = num_layers - 1 if reads_top else max(map(self._index, self._default_layers))
         except RequestError as exc:
             raise ModelError(str(exc)) from exc
 
-    def loaded(self, num_layers: int, *, hidden_size: int, pooler: Callable[[Tensor], Tensor] | None) -> None:
-        """Note what was loaded: so many layers of such a width, and the pooler if there is one."""
+    @property
+    def needs_classifier(self) -> bool:
+        """Whether the server's own recipe wants a classification head."""
+        return bool({"CLASSIFICATION", "REGRESSION"} & set(self._strategy or ()))
+
+    def loaded(
+        self, num_layers: int, *, hidden_size: int, heads: Mapping[str, tuple[Callable[[Tensor], Tensor], int]]
+    ) -> None:
+        """Note what was loaded: so many layers of such a width; heads: by strategy, each with its width."""
         self._num_loaded = num_layers
         self._hidden_size = hidden_size
-        self._pooler = pooler
+        self._heads = {name: head for name, (head, _) in heads.items()}
+        self._head_widths = {name: width for name, (_, width) in heads.items()}
         try:
             self(EncodeOptions())
         except RequestError as exc:
@@ -143,11 +155,11 @@ class Recipes:
         else:
             pipeline = Pipeline() if strategy in (None, _AUTO) else Pipeline(strategy)
             layers = [self._index(layer) for layer in options.pooling_layer or self._default_layers]
-        poolings, needs_pooler = pipeline.poolings, _POOLER in pipeline.poolings
-        reads = set() if poolings == (_POOLER,) else set(layers)
-        if needs_pooler:
+        poolings = pipeline.poolings
+        reads = set() if set(poolings) <= FROM_FIRST else set(layers)
+        if FROM_FIRST & set(poolings):
             reads.add(self._num_layers - 1)
-        self._check_loaded(reads, needs_pooler=needs_pooler)
+        self._check_loaded(reads, poolings)
         width = pipeline.head_width or self._width(poolings, len(layers))
         if options.dimensions is not None and options.dimensions > width:
             raise RequestError(f"dimensions must be in 1..{width} for this model, got {options.dimensions}")
@@ -155,7 +167,7 @@ class Recipes:
             layers=tuple(layers),
             reads=frozenset(reads),
             poolings=poolings,
-            pooler=self._pooler or _no_pooler,
+            heads=self._heads,
             head=pipeline.head,
             dimensions=options.dimensions,
             normalize=_first_known(options.normalize, self._normalize, pipeline.normalize),
@@ -169,28 +181,29 @@ class Recipes:
             raise RequestError(f"pooling_layer must be in {-n}..{n - 1} for this model, got {layer}")
         return layer % n
 
-    def _check_loaded(self, layers: set[int], *, needs_pooler: bool) -> None:
+    def _check_loaded(self, layers: set[int], poolings: Sequence[str]) -> None:
+        if lacking := [name for name in poolings if name in FROM_FIRST and name not in self._heads]:
+            why = _LACKS.get(lacking[0], "a pooler, whose weights this model has not")
+            raise RequestError(f"{lacking[0]} needs {why}")
         if max(layers) >= self._num_loaded:
-            missing = max(layers) - self._num_layers
+            wanted = max(layers) - self._num_layers
             raise RequestError(
-                f"layer {missing} is not loaded, since the server needs none above "
+                f"layer {wanted} is not loaded, since the server needs none above "
                 f"{self._num_loaded - 1 - self._num_layers}: start it with -all_layers"
             )
-        if needs_pooler and self._pooler is None:
-            raise RequestError(f"{_POOLER} needs a pooler, whose weights this model has not")
 
     def _width(self, poolings: Sequence[str], num_layers: int) -> int:
         of_layers = self._hidden_size * num_layers
-        widths = {_POOLER: self._hidden_size, "REDUCE_MEAN_MAX": 2 * of_layers}
+        widths = {"REDUCE_MEAN_MAX": 2 * of_layers} | self._head_widths
         return sum(widths.get(name, of_layers) for name in poolings)
 
 
 _MAX_KNOWN = 1024
+_LACKS = {
+    "CLASSIFICATION": "a server that was started with -pooling_strategy CLASSIFICATION",
+    "REGRESSION": "a server that was started with -pooling_strategy REGRESSION, and a head of one label",
+}
 
 
 def _first_known(*values: bool | None) -> bool:
     return next((value for value in values if value is not None), False)
-
-
-def _no_pooler(first: Tensor) -> Tensor:
-    raise AssertionError("checked when the recipe was made")

@@ -211,6 +211,7 @@ def warm_up(encoder: Encoder) -> dict[str, Any]:
         "device": str(encoder.device),
         "dtype": str(encoder.dtype).removeprefix("torch."),
         "dimension": encoder.dimension,
+        **({"labels": encoder.labels} if encoder.labels else {}),
         "max_seq_len": encoder.max_seq_len,
         "forward": "packed" if encoder.padded_because is None else "padded",
         "parity": round(encoder.parity, 6),

@@ -1,0 +1,94 @@
+"""Probabilities of a classification head are those of Transformers' own model for sequence classification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bert_serving.server.model_files import ModelError
+from bert_serving.server.worker.encoder import Encoder
+from sentences import sentences
+from tiny_models import FAMILIES, make_model
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+TEXTS = sentences(40)
+WITH_HEAD = [family for family in FAMILIES if family != "nomic_bert"]
+
+
+def make_classifier(folder: Path, family: str, **options: object) -> Path:
+    """Write a random classifier with its tokenizer to the folder; return the folder."""
+    make_model(folder, family)
+    config = AutoConfig.from_pretrained(folder, **options)
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_config(config)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def reference(folder: Path) -> torch.Tensor:
+    """The logits of Transformers, padded, float32, eager attention."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(TEXTS, padding=True, truncation=True, max_length=512, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    with torch.inference_mode():
+        logits: torch.Tensor = model(**inputs).logits
+    return logits
+
+
+def encode(folder: Path, strategy: str, dtype: str = "float32", **options: object) -> np.ndarray:
+    return Encoder(folder, device="cpu", dtype=dtype, pooling_strategy=strategy, **options).encode(TEXTS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", WITH_HEAD)
+def test_classification_is_the_softmax_of_the_models_own_logits(tmp_path: Path, family: str) -> None:
+    folder = make_classifier(tmp_path, family, num_labels=3)
+    expected = torch.softmax(reference(folder), dim=1).numpy()
+    rows = encode(folder, "CLASSIFICATION")
+    assert rows.shape == (40, 3)
+    assert np.abs(rows - expected).max() <= 1e-5
+    assert np.abs(encode(folder, "CLASSIFICATION", "bfloat16") - expected).max() <= 0.02
+
+
+@pytest.mark.parametrize("family", WITH_HEAD)
+def test_regression_is_the_sigmoid_of_the_only_logit(tmp_path: Path, family: str) -> None:
+    folder = make_classifier(tmp_path, family, num_labels=1)
+    expected = torch.sigmoid(reference(folder)).numpy()
+    assert np.abs(encode(folder, "REGRESSION") - expected).max() <= 1e-5
+
+
+def test_large_logits_give_probabilities_and_no_nan(tmp_path: Path) -> None:
+    folder = make_classifier(tmp_path, "bert", num_labels=3)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model.classifier.bias.data = torch.tensor([3000.0, 0.0, -3000.0])
+    model.save_pretrained(folder)
+    assert np.abs(encode(folder, "CLASSIFICATION") - [1.0, 0.0, 0.0]).max() <= 1e-6
+
+
+def test_labels_have_the_names_of_the_config(tmp_path: Path) -> None:
+    folder = make_classifier(tmp_path, "bert", id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
+    encoder = Encoder(folder, device="cpu", pooling_strategy="CLASSIFICATION")
+    assert encoder.labels == ("bad", "good")
+    assert encoder.encode(["a"], pooling_strategy="CLS_TOKEN", pooling_layer=-1).shape == (1, 64)
+
+
+def test_a_head_that_is_missing_stops_the_start(tmp_path: Path) -> None:
+    plain = make_model(tmp_path / "plain", "bert")
+    with pytest.raises(ModelError, match=r"weights are missing .*: classifier\.bias and 1 more"):
+        encode(plain, "CLASSIFICATION")
+    three = make_classifier(tmp_path / "three", "bert", num_labels=3)
+    with pytest.raises(ModelError, match=r"num_labels must be 3, as in .*, got 2"):
+        encode(three, "CLASSIFICATION", num_labels=2)
+    with pytest.raises(ModelError, match=r"REGRESSION needs .* a head of one label"):
+        encode(three, "REGRESSION")
+
+
+def test_a_request_for_probabilities_needs_a_server_that_loaded_the_head(tmp_path: Path) -> None:
+    folder = make_classifier(tmp_path, "bert", num_labels=3)
+    encoder = Encoder(folder, device="cpu", dtype="float32")
+    with pytest.raises(ValueError, match="CLASSIFICATION needs a server that was started with"):
+        encoder.encode(["a"], pooling_strategy="CLASSIFICATION")
