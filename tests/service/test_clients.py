@@ -115,10 +115,17 @@ def test_config_status_and_own_status(client: BertClient, server: RunningServer)
     config = client.server_config
     assert (config["server_version"], config["max_seq_len"], config["num_worker"]) == ("1.10.0", 256, 1)
     assert config["show_tokens_to_client"] is False
+    assert config["client"] == client.status["identity"].decode()
+    assert (config["pooling_strategy"], config["pooling"], config["pooling_layer"]) == (2, ["auto"], [-1])
+    client.encode(["one", "two"])
     status = client.server_status
     assert status["ready"] is True
     assert status["workers"][0]["device"] == "cpu"
-    assert status["statistic"]["num_total_request"] >= 2
+    statistic = status["statistic"]
+    assert statistic["num_total_request"] >= 4
+    assert statistic["num_active_client"] >= 1
+    assert statistic["max_size_per_request"] >= 2
+    assert statistic["avg_request_per_second"] > 0
     assert client.status["port"] == server.port
 
 

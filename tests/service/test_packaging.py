@@ -38,6 +38,8 @@ def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = 
         "bert_serving.server.supervisor",
         "bert_serving.server.gateway.app",
         "bert_serving.server.cli",
+        "bert_serving.server.live_status",
+        "bert_serving.server.benchmark.runner",
     ],
 )
 def test_nothing_but_the_worker_loads_torch_or_transformers(module: str) -> None:

@@ -61,3 +61,65 @@ def terminate(argv: list[str] | None = None) -> int:
         return 1
     sys.stdout.write(f"the server at {args.ip}:{args.port} has stopped\n")
     return 0
+
+
+def status(argv: list[str] | None = None) -> int:
+    """bert-serving-status: show what a server does. Returns 0, or 1 with one line of why there is nothing."""
+    try:
+        return _status(argv)
+    except KeyboardInterrupt:
+        return 0  # the way to end -watch
+
+
+def _status(argv: list[str] | None) -> int:
+    import argparse
+
+    from .live_status import StatusError, show
+
+    parser = argparse.ArgumentParser(prog="bert-serving-status", description="Show what a running server does.")
+    parser.add_argument("-ip", "--ip", default="localhost", help="its address (default: localhost)")
+    parser.add_argument(
+        *("-port", "--port", "-port_in", "-port_data"), type=int, default=5555, help="its port for requests"
+    )
+    parser.add_argument(
+        *("-port_out", "--port_out", "-port_result"), type=int, default=5556, help="its port for results"
+    )
+    parser.add_argument(
+        "-watch", "--watch", type=float, metavar="SECONDS", help="refresh so often, until Ctrl-C; default: once"
+    )
+    parser.add_argument("-json", "--json", action="store_true", help="all that the server tells, as JSON")
+    args = parser.parse_args(argv)
+    if args.watch is not None and not args.watch > 0:
+        parser.error(f"-watch must be more than 0 seconds, got {args.watch:g}")
+    try:
+        show(args.ip, args.port, args.port_out, watch_s=args.watch, as_json=args.json)
+    except StatusError as exc:
+        sys.stderr.write(f"bert-serving-status: {exc}\n")
+        return 1
+    return 0
+
+
+def benchmark(argv: list[str] | None = None) -> int:
+    """bert-serving-benchmark: measure servers on this machine. Returns 0, or 1 with one line of why not."""
+    try:
+        return _benchmark(argv)
+    except KeyboardInterrupt:
+        return 130  # as a shell says it; what was measured until then is in the file
+
+
+def _benchmark(argv: list[str] | None) -> int:
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        from .benchmark.experiments import parse_plan
+        from .benchmark.runner import BenchmarkError, run
+    except ModuleNotFoundError as exc:  # the base install is the client alone
+        sys.stderr.write(f"bert-serving-benchmark: {exc}; pip install 'bert-embedding-service[server]'\n")
+        return 1
+    try:
+        run(parse_plan(argv))
+    except BenchmarkError as exc:
+        sys.stderr.write(f"bert-serving-benchmark: {exc}\n")
+        return 1
+    return 0

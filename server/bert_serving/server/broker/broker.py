@@ -43,6 +43,7 @@ from .job import Job
 from .outbox import Dropped, Outbox
 from .ports import Ports, connection_of, is_loopback, peer_of, receive
 from .scheduler import Failure, Scheduler
+from .statistic import Statistic
 from .status import StatusReport, WorkerView
 from .subscriptions import Subscriptions
 
@@ -77,7 +78,10 @@ class Broker:
         self.workers = {name: WorkerView(name) for name in worker_names}
         self.metrics = BrokerMetrics()
         self.termination_requested = False
-        self._report = StatusReport(settings, self.metrics, self.workers)
+        self._statistic = Statistic(time.monotonic())
+        self._report = StatusReport(
+            settings, self.metrics, self.workers, self._statistic, worker_endpoint=worker_endpoint
+        )
         self._is_accepting = True
         self._next_expiry = 0.0
         self._sparse_log = _SparseLog()
@@ -187,6 +191,8 @@ class Broker:
 
     def _on_encode(self, request: EncodeRequest, num_bytes: int, now: float) -> None:
         self.metrics.requests.inc()
+        # A time of its own: `now` is that of all requests which this step found, and would make them one.
+        self._statistic.count_texts(request.identity, len(request.texts), time.monotonic())
         if not self._is_accepting:
             raise Unavailable("the server is shutting down")
         is_stranger = not self._outbox.has_subscriber(request.identity)
@@ -194,6 +200,7 @@ class Broker:
 
     def _on_command(self, request: CommandRequest, peer: str, now: float) -> None:
         self.metrics.commands.inc()
+        self._statistic.count_command(request.identity)
         if request.command is Command.TERMINATION:
             if not (self._settings.allow_remote_termination or is_loopback(peer)):
                 raise Unauthorized(f"TERMINATION is obeyed from this machine only, not from {peer}")
@@ -201,11 +208,11 @@ class Broker:
             self.termination_requested = True
             return
         if request.command is Command.SHOW_CONFIG:
-            info = self._report.config()
+            info = self._report.config(request.identity)
         else:
             self._set_gauges()
             if request.command is Command.SHOW_STATUS:
-                info = self._report.status(now, is_ready=self.is_ready)
+                info = self._report.status(request.identity, now, is_ready=self.is_ready)
             else:
                 info = {"text": self.metrics.text()}
         self._post(reply_to_frames(InfoReply(request.identity, request.request_id, info)), now)

@@ -6,6 +6,8 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -13,11 +15,42 @@ from bert_serving.protocol import Heartbeat
 
 from ..metrics import BrokerMetrics, value_of
 from ..settings import Settings, own_version
+from .statistic import Statistic
 
 #: What bert-serving-client 1.10.0 demands to hear.
 COMPATIBLE_VERSION = "1.10.0"
 
 _FRESH_FORWARD_S = 60.0  # an idle worker tries its model more often than this
+
+#: The original's number of a pooling strategy; what is not here it did not have.
+_POOLING_NUMBERS = {
+    "NONE": 0,
+    "REDUCE_MAX": 1,
+    "REDUCE_MEAN": 2,
+    "auto": 2,  # the default of either server
+    "REDUCE_MEAN_MAX": 3,
+    "FIRST_TOKEN": 4,
+    "CLS_TOKEN": 4,
+    "LAST_TOKEN": 5,
+    "SEP_TOKEN": 5,
+    "CLS_POOLED": 6,
+    "CLASSIFICATION": 7,
+    "REGRESSION": 8,
+}
+
+#: What the original tells of settings that this server may not have: its own defaults.
+_ORIGINAL_DEFAULTS = {
+    "ckpt_name": "bert_model.ckpt",
+    "config_name": "bert_config.json",
+    "cors": "*",
+    "fp16": False,
+    "gpu_memory_fraction": 0.5,
+    "graph_tmp_dir": None,
+    "http_max_connect": 10,
+    "num_labels": 2,
+    "prefetch_size": 10,
+    "xla": False,
+}
 
 
 @dataclass(slots=True)
@@ -56,47 +89,107 @@ class WorkerView:
 
 
 class StatusReport:
-    """Composes the answers from the settings, the counters and the workers."""
+    """Composes the answers from the settings, the counters and the workers.
 
-    def __init__(self, settings: Settings, metrics: BrokerMetrics, workers: Mapping[str, WorkerView]) -> None:
-        self._settings = settings.to_info()
+    worker_endpoint: the socket between broker and workers.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: BrokerMetrics,
+        workers: Mapping[str, WorkerView],
+        statistic: Statistic,
+        *,
+        worker_endpoint: str,
+    ) -> None:
         self._metrics = metrics
         self._workers = workers
-        self._started_at = _now()
+        self._statistic = statistic
+        self._fixed = {
+            **_settings_info(settings),
+            **_process_info(len(workers), has_http=settings.http_port is not None, endpoint=worker_endpoint),
+            **_versions(),
+            "server_start_time": _now(),
+        }
 
-    def config(self) -> dict[str, Any]:
-        """Return the settings in force, and the versions behind them."""
+    def config(self, client: bytes) -> dict[str, Any]:
+        """Return the settings in force, and the versions behind them, to the client that asked."""
         return {
-            **self._settings,
-            "server_version": COMPATIBLE_VERSION,
-            "version": own_version(),
-            "python_version": platform.python_version(),
-            "pyzmq_version": zmq.pyzmq_version(),
-            "zmq_version": zmq.zmq_version(),
-            "server_start_time": self._started_at,
+            **self._fixed,
+            "client": client.decode("ascii", "backslashreplace"),
             "server_current_time": _now(),
         }
 
-    def status(self, now: float, *, is_ready: bool) -> dict[str, Any]:
+    def status(self, client: bytes, now: float, *, is_ready: bool) -> dict[str, Any]:
         """Return the config, the counters and the state of each worker."""
         metrics = self._metrics
-        num_data, num_sys = int(value_of(metrics.requests)), int(value_of(metrics.commands))
         return {
-            **self.config(),
+            **self.config(client),
             "ready": is_ready,
             "workers": [worker.to_info(now) for worker in self._workers.values()],
             "queue_texts": int(value_of(metrics.queue_texts)),
             "open_requests": int(value_of(metrics.open_requests)),
+            "connected_clients": int(value_of(metrics.clients)),
             "num_batch": int(value_of(metrics.batches)),
-            "statistic": {
-                "num_data_request": num_data,
-                "num_sys_request": num_sys,
-                "num_total_request": num_data + num_sys,
-                "num_total_seq": int(value_of(metrics.texts)),
-                "num_total_client": int(value_of(metrics.subscriptions)),
-                "num_active_client": int(value_of(metrics.clients)),
-            },
+            "num_encoded_seq": int(value_of(metrics.texts)),
+            "num_encoded_token": int(value_of(metrics.tokens)),
+            "statistic": self._statistic.report(now),
         }
+
+
+def _settings_info(settings: Settings) -> dict[str, Any]:
+    """Return the settings under the names, and with the types, that the original has for them."""
+    names = settings.pooling_strategy
+    return {
+        **_ORIGINAL_DEFAULTS,
+        **settings.to_info(),
+        "do_lower_case": not settings.cased_tokenization,
+        "device_map": list(settings.device_map),
+        "pooling": list(names),
+        "pooling_strategy": _POOLING_NUMBERS.get(names[0]) if len(names) == 1 else None,
+        "pooling_layer": list(settings.pooling_layer or _default_layers(settings)),
+    }
+
+
+def _default_layers(settings: Settings) -> tuple[int, ...]:
+    """Return the layers that are pooled where no setting names them."""
+    pools_for_itself = settings.model_dir is not None and (Path(settings.model_dir) / "modules.json").is_file()
+    return (-1,) if pools_for_itself and settings.pooling_strategy == ("auto",) else (-2,)
+
+
+def _process_info(num_workers: int, *, has_http: bool, endpoint: str) -> dict[str, Any]:
+    """Return what the original tells of its processes and the sockets between them.
+
+    Its ventilator and sink are one loop here, with one socket to all workers.
+    """
+    return {
+        "num_process": 1 + num_workers + has_http,
+        "ventilator -> worker": [endpoint],
+        "worker -> sink": endpoint,
+        "ventilator <-> sink": "inproc://broker",
+        "num_concurrent_socket": 1,
+    }
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "server_version": COMPATIBLE_VERSION,
+        "version": own_version(),
+        "python_version": platform.python_version(),
+        "pyzmq_version": zmq.pyzmq_version(),
+        "zmq_version": zmq.zmq_version(),
+        "tensorflow_version": [],  # a list of strings in the original; there is none here
+        "torch_version": _torch_version(),
+    }
+
+
+def _torch_version() -> str | None:
+    """Return the version that the workers will load; this process never does."""
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return None
 
 
 def _now() -> str:

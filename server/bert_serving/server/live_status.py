@@ -1,0 +1,181 @@
+"""A running server's status as a table for people.
+
+`Snapshot`, `rates` and `table` decide what is shown; `show` asks and prints.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from bert_serving.client import BertClient, ServingError
+
+ANSWER_S = 4.0  # a broker answers at once, whatever its workers do
+
+_CLEAR = "\x1b[H\x1b[2J"
+_UNKNOWN = "-"
+_WORKER_COLUMNS = ("name", "state", "pid", "device", "dtype", "forward", "parity", "tokens_per_s")
+
+
+class StatusError(Exception):
+    """There is no status to show; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A status, and when it came, in monotonic seconds."""
+
+    info: Mapping[str, Any]
+    at: float
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """What only grows while the server lives."""
+        statistic = self.info.get("statistic", {})
+        return {
+            "requests": statistic.get("num_data_request", 0),
+            "sequences": statistic.get("num_total_seq", 0),
+            "encoded": self.info.get("num_encoded_seq", 0),
+            "tokens": self.info.get("num_encoded_token", 0),
+            "batches": self.info.get("num_batch", 0),
+        }
+
+    @property
+    def uptime_s(self) -> float | None:
+        """How long the server has run, by its own clock; None if it does not say."""
+        with suppress(KeyError, TypeError, ValueError):
+            started, current = (
+                datetime.fromisoformat(self.info[key]) for key in ("server_start_time", "server_current_time")
+            )
+            return max(0.0, (current - started).total_seconds())
+        return None
+
+    def follows(self, other: Snapshot) -> bool:
+        """Whether both are of the same run of the server."""
+        return self.info.get("server_start_time") == other.info.get("server_start_time")
+
+
+def rates(now: Snapshot, before: Snapshot | None) -> tuple[dict[str, float | None], str]:
+    """Return the totals' growth per second, and since when: the snapshot before, or the server's start."""
+    if before is not None and now.follows(before):
+        seconds: float | None = now.at - before.at
+        since, earlier = f"in the last {now.at - before.at:.1f} s", before.totals
+    else:
+        seconds = now.uptime_s
+        since, earlier = "since its start", dict.fromkeys(now.totals, 0)
+    if not seconds:
+        return dict.fromkeys(now.totals), since
+    return {name: (total - earlier[name]) / seconds for name, total in now.totals.items()}, since
+
+
+def table(now: Snapshot, before: Snapshot | None = None, *, address: str) -> str:
+    """Return the lines of the table, joined."""
+    info, statistic = now.info, now.info.get("statistic", {})
+    per_second, since = rates(now, before)
+    layers = " ".join(map(str, info.get("pooling_layer") or [_UNKNOWN]))
+    pooling = " ".join(info.get("pooling") or [str(info.get("pooling_strategy", _UNKNOWN))])
+    head = [
+        ("server", f"{address}, {_state(info)}, up {_duration(now.uptime_s)}, version {info.get('version', '?')}"),
+        ("model", f"{info.get('model_dir', _UNKNOWN)}, max_seq_len {info.get('max_seq_len', _UNKNOWN)}"),
+        ("pooling", f"{pooling}, layer {layers}"),
+        (
+            "clients",
+            f"{_count(info.get('connected_clients'))} connected, "
+            f"{_count(statistic.get('num_active_client'))} active in the last 3 minutes, "
+            f"{_count(statistic.get('num_total_client'))} in all",
+        ),
+        ("queue", f"{_count(info.get('queue_texts'))} texts, {_count(info.get('open_requests'))} open requests"),
+    ]
+    workers = [[worker.get(key, _UNKNOWN) for key in _WORKER_COLUMNS] for worker in info.get("workers", ())]
+    counts = [
+        (name, _count(total), _UNKNOWN if per_second[name] is None else f"{per_second[name]:,.1f}")
+        for name, total in now.totals.items()
+    ]
+    blocks = (
+        _columns(head),
+        _columns([("worker", *_WORKER_COLUMNS[1:]), *workers], right_from=len(_WORKER_COLUMNS) - 1),
+        _columns([("", "total", f"per second {since}"), *counts], right_from=1),
+    )
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def show(ip: str, port: int, port_out: int, *, watch_s: float | None, as_json: bool) -> None:
+    """Print the status once, or every watch_s seconds until Ctrl-C. Raises StatusError."""
+    before = None
+    limit_ms = round(ANSWER_S * 1000)
+    with BertClient(
+        ip, port, port_out, ignore_all_checks=True, timeout=limit_ms, connect_timeout=limit_ms
+    ) as client:
+        while True:
+            now = _ask(client)
+            if as_json:
+                text = json.dumps(now.info, indent=None if watch_s else 2, default=str)
+            else:
+                text = table(now, before, address=f"{ip}:{port}")
+            sys.stdout.write(_in_place(text) if watch_s and not as_json else f"{text}\n")
+            sys.stdout.flush()
+            if not watch_s:
+                return
+            before = now
+            time.sleep(watch_s)
+
+
+def _ask(client: BertClient) -> Snapshot:
+    try:
+        info = client.server_status
+    except (ServingError, TimeoutError, ConnectionError) as exc:
+        raise StatusError(str(exc)) from exc
+    return Snapshot(info, time.monotonic())
+
+
+def _in_place(text: str) -> str:
+    """Return the text for a terminal, over the one before; elsewhere one below the other."""
+    if not sys.stdout.isatty():
+        return f"{text}\n\n"
+    width = shutil.get_terminal_size().columns
+    return _CLEAR + "\n".join(line[:width] for line in text.splitlines()) + "\n"
+
+
+def _state(info: Mapping[str, Any]) -> str:
+    if info.get("ready"):
+        return "ready"
+    is_starting = any(worker.get("state") == "starting" for worker in info.get("workers", ()))
+    return "starting" if is_starting else "not ready"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return _UNKNOWN
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{f'{days} d ' if days else ''}{hour}:{minute:02}:{second:02}"
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else _UNKNOWN
+
+
+def _columns(rows: Iterable[Sequence[object]], *, right_from: int | None = None) -> list[str]:
+    """Return the rows as lines with aligned columns; those from `right_from` on are numbers."""
+    cells = [[_printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if right_from is not None and i >= right_from else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def _printable(cell: object) -> str:
+    """Return a value as text; what a server says must not steer a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in str(cell))

@@ -1,0 +1,227 @@
+"""SHOW_CONFIG and SHOW_STATUS: bert-as-service's keys with its types, and what the old page reads of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bert_serving.server.broker.statistic import Statistic
+from bert_serving.server.broker.status import StatusReport, WorkerView
+from bert_serving.server.metrics import BrokerMetrics
+from bert_serving.server.settings import Settings
+
+NONE = type(None)
+
+#: Every key of the original's config, and the types that JSON gives its value.
+ORIGINAL_CONFIG: dict[str, tuple[type, ...]] = {
+    # runtime
+    "client": (str,),
+    "num_process": (int,),
+    "ventilator -> worker": (list,),
+    "worker -> sink": (str,),
+    "ventilator <-> sink": (str,),
+    "server_current_time": (str,),
+    "device_map": (list,),
+    "num_concurrent_socket": (int,),
+    # all arguments
+    "ckpt_name": (str,),
+    "config_name": (str,),
+    "cors": (str,),
+    "cpu": (bool,),
+    "do_lower_case": (bool,),
+    "fixed_embed_length": (bool,),
+    "fp16": (bool,),
+    "gpu_memory_fraction": (float,),
+    "graph_tmp_dir": (str, NONE),
+    "http_max_connect": (int,),
+    "http_port": (int, NONE),
+    "mask_cls_sep": (bool,),
+    "max_batch_size": (int,),
+    "max_seq_len": (int, NONE),
+    "model_dir": (str,),
+    "no_position_embeddings": (bool,),
+    "no_special_token": (bool,),
+    "num_labels": (int,),
+    "num_worker": (int,),
+    "pooling_layer": (list,),
+    "pooling_strategy": (int, NONE),  # null: what the original has not
+    "port": (int,),
+    "port_out": (int,),
+    "prefetch_size": (int,),
+    "priority_batch_size": (int,),
+    "show_tokens_to_client": (bool,),
+    "tuned_model_dir": (str, NONE),
+    "verbose": (bool,),
+    "xla": (bool,),
+    # static
+    "tensorflow_version": (list,),
+    "python_version": (str,),
+    "server_version": (str,),
+    "pyzmq_version": (str,),
+    "zmq_version": (str,),
+    "server_start_time": (str,),
+}
+
+OWN_CONFIG: dict[str, tuple[type, ...]] = {"version": (str,), "torch_version": (str,), "pooling": (list,)}
+
+STATUS: dict[str, tuple[type, ...]] = {
+    "statistic": (dict,),
+    "ready": (bool,),
+    "workers": (list,),
+    "queue_texts": (int,),
+    "open_requests": (int,),
+    "connected_clients": (int,),
+    "num_batch": (int,),
+    "num_encoded_seq": (int,),
+    "num_encoded_token": (int,),
+}
+
+#: Every key of the original's `statistic` after one request for vectors.
+ORIGINAL_STATISTIC: dict[str, tuple[type, ...]] = {
+    "num_data_request": (int,),
+    "num_total_seq": (int,),
+    "num_sys_request": (int,),
+    "num_total_request": (int,),
+    "num_total_client": (int,),
+    "num_active_client": (int,),
+    "avg_request_per_client": (float,),
+    "min_request_per_client": (int,),
+    "max_request_per_client": (int,),
+    "num_min_request_per_client": (int,),
+    "num_max_request_per_client": (int,),
+    "avg_size_per_request": (float,),
+    "min_size_per_request": (int,),
+    "max_size_per_request": (int,),
+    "num_min_size_per_request": (int,),
+    "num_max_size_per_request": (int,),
+    "avg_last_two_interval": (float,),
+    "min_last_two_interval": (float,),
+    "max_last_two_interval": (float,),
+    "num_min_last_two_interval": (int,),
+    "num_max_last_two_interval": (int,),
+    "avg_request_per_second": (float,),
+    "min_request_per_second": (float,),
+    "max_request_per_second": (float,),
+    "num_min_request_per_second": (int,),
+    "num_max_request_per_second": (int,),
+}
+
+
+def make_report(statistic: Statistic | None = None, **settings: Any) -> StatusReport:
+    resolved = Settings(**{"model_dir": "/model", "max_seq_len": 25, "num_worker": 2, **settings})
+    workers = {name: WorkerView(name) for name in ("worker-0", "worker-1")}
+    return StatusReport(
+        resolved, BrokerMetrics(), workers, statistic or Statistic(0.0), worker_endpoint="ipc:///tmp/x/workers"
+    )
+
+
+def as_json(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the info as a client has it."""
+    found: dict[str, Any] = json.loads(json.dumps(info))
+    return found
+
+
+def assert_types(info: Mapping[str, Any], table: Mapping[str, tuple[type, ...]]) -> None:
+    assert table.keys() <= info.keys()
+    wrong = {key: info[key] for key, types in table.items() if type(info[key]) not in types}
+    assert wrong == {}
+
+
+def test_config_has_every_key_of_the_original_with_its_type() -> None:
+    config = as_json(make_report().config(b"some-client"))
+    assert_types(config, ORIGINAL_CONFIG)
+    assert_types(config, OWN_CONFIG)
+    assert all(isinstance(version, str) for version in config["tensorflow_version"])
+
+
+def test_status_adds_the_statistic_and_the_workers() -> None:
+    statistic = Statistic(0.0)
+    statistic.count_texts(b"some-client", 3, 2.5)
+    status = as_json(make_report(statistic).status(b"some-client", 3.0, is_ready=True))
+    assert_types(status, ORIGINAL_CONFIG | STATUS)
+    assert_types(status["statistic"], ORIGINAL_STATISTIC)
+    assert status["statistic"].keys() == ORIGINAL_STATISTIC.keys()
+    assert status["statistic"]["max_last_two_interval"] == 2.5
+
+
+def test_values_that_the_original_computed() -> None:
+    config = make_report(
+        cased_tokenization=True, http_port=8125, pooling_layer=(-1, -2), device_map=(3,), num_worker=2
+    ).config(b"0123")
+    assert config["server_version"] == "1.10.0"
+    assert config["client"] == "0123"
+    assert config["do_lower_case"] is False
+    assert config["num_process"] == 4  # two workers, the gateway, and the server
+    assert config["ventilator -> worker"] == ["ipc:///tmp/x/workers"]
+    assert config["pooling_layer"] == [-1, -2]
+    assert config["device_map"] == [3]
+    assert config["max_seq_len"] == 25
+
+
+def test_an_identity_that_is_no_text_can_be_told_all_the_same() -> None:
+    assert as_json(make_report().config(b"\xff\x00a"))["client"] == "\\xff\x00a"
+
+
+@pytest.mark.parametrize(
+    ("names", "number"),
+    [
+        (("auto",), 2),
+        (("NONE",), 0),
+        (("REDUCE_MAX",), 1),
+        (("REDUCE_MEAN",), 2),
+        (("REDUCE_MEAN_MAX",), 3),
+        (("FIRST_TOKEN",), 4),
+        (("CLS_TOKEN",), 4),
+        (("LAST_TOKEN",), 5),
+        (("SEP_TOKEN",), 5),
+        (("CLS_POOLED",), 6),
+        (("WEIGHTED_MEAN",), None),
+        (("REDUCE_MEAN", "CLS_TOKEN"), None),
+    ],
+)
+def test_pooling_strategy_is_the_originals_number(names: tuple[str, ...], number: int | None) -> None:
+    config = make_report(pooling_strategy=names).config(b"a")
+    assert config["pooling_strategy"] == number
+    assert config["pooling"] == list(names)
+
+
+def test_pooling_layer_is_told_where_no_setting_names_it(tmp_path: Path) -> None:
+    assert make_report(model_dir=str(tmp_path)).config(b"a")["pooling_layer"] == [-2]
+    (tmp_path / "modules.json").touch()
+    assert make_report(model_dir=str(tmp_path)).config(b"a")["pooling_layer"] == [-1]
+    with_strategy = make_report(model_dir=str(tmp_path), pooling_strategy=("REDUCE_MEAN",))
+    assert with_strategy.config(b"a")["pooling_layer"] == [-2]
+
+
+def test_the_originals_page_finds_every_value_that_it_reads() -> None:
+    """Its cards, one by one."""
+    statistic = Statistic(0.0)
+    statistic.count_command(b"a")
+    statistic.count_texts(b"a", 2, 4.0)
+    statistic.count_texts(b"b", 1, 6.0)
+    status = as_json(make_report(statistic, cpu=True).status(b"a", 6.0, is_ready=True))
+    found = status["statistic"]
+    assert (found["num_data_request"], found["num_sys_request"], found["num_total_client"]) == (2, 1, 2)
+    assert 1 / found["min_last_two_interval"] == 0.5
+    assert 1 / found["avg_last_two_interval"] == pytest.approx(1 / 3)
+    assert [found[f"{kind}_request_per_client"] for kind in ("min", "avg", "max")] == [1, 1.5, 2]
+    assert (status["server_version"], status["cpu"], status["num_worker"]) == ("1.10.0", True, 2)
+    assert status["max_seq_len"] == 25
+    assert datetime.fromisoformat(status["server_start_time"]).tzinfo is not None  # its uptime
+
+
+def test_torchs_version_is_told_without_loading_it() -> None:
+    code = (
+        "import sys\n"
+        "from bert_serving.server.broker.status import _torch_version\n"
+        "print(_torch_version(), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    version, loaded = done.stdout.split()
+    assert (version[0].isdigit(), loaded) == (True, "False")
