@@ -15,7 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from bert_serving.protocol import EncodeOptions, Rows, Text, TokenVectors, options_from_json, pooling_name
+from bert_serving.protocol import (
+    EncodeOptions,
+    Rows,
+    Text,
+    TokenVectors,
+    check_spans,
+    options_from_json,
+    pooling_name,
+)
 
 from ..model_files import (
     ModelError,
@@ -221,6 +229,7 @@ class Encoder:
         the model once, then the tokens of each span are pooled. options: as in `encode`; with
         long_text="chunk" a text may be longer than the model's sequences.
         """
+        check_spans(spans, len(texts))
         return self._answers(self.prepare(texts, options_from_json(options), spans=spans))
 
     # -- in two halves, for pipelines ------------------------------------------------------------------
