@@ -60,12 +60,14 @@ class TokenizedText:
     """A text as one sequence, or as several that overlap.
 
     truncated: some of it did not fit. offsets: where each of `ids` lies in the text, (0, 0) for special
-    tokens; None where nobody asked, or the text came as tokens. spans: ranges of `ids`, if asked for.
+    tokens; None where nobody asked, or the text came as tokens. lost: the characters that did not fit, known
+    where offsets are. spans: ranges of `ids`, if asked for.
     """
 
     sequences: tuple[TokenSequence, ...]
     truncated: bool = False
     offsets: list[Range] | None = None
+    lost: tuple[Range, ...] = ()
     spans: list[Range] | None = None
 
     @property
@@ -88,11 +90,11 @@ class _String(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """The ids of a string's words. is_part: more follow, or precede, that were not read."""
+    """The ids of a string's words. unread: the characters that follow, or precede, and were not read."""
 
     ids: list[int]
     offsets: list[Range] | None = None
-    is_part: bool = False
+    unread: Range | None = None
 
     def piece(self, start: int, stop: int) -> _Words:
         return _Words(self.ids[start:stop], None if self.offsets is None else self.offsets[start:stop])
@@ -221,7 +223,9 @@ class Tokenizer:
             unread = len(string.string) - len(seen)
             start = string.start + (unread if cut is _ending else 0)
             offsets = [_shifted(offset, start) for offset in words.offsets] if with_offsets else None
-            found.append(_Words(words.ids, offsets, is_part=unread > 0))
+            behind = 0 if cut is _ending else len(seen)
+            where = _shifted((behind, behind + unread), string.start) if unread else None
+            found.append(_Words(words.ids, offsets, where))
         return found
 
     def _look_up(self, tokens: list[str]) -> _Words:
@@ -271,18 +275,20 @@ class Tokenizer:
         truncated = length > room
         is_chunked = truncated and options.long_text == "chunk" and len(words) == 1
         if truncated and options.truncate == "error" and not is_chunked:
-            more = " or more" if any(w.is_part for w in words) else ""
+            more = " or more" if any(w.unread for w in words) else ""
             raise RequestError(f"a text may have {room} tokens and special ones, got {length}{more}")
         if is_chunked:
             return _chunked(words[0], template, room, num_prompt)
+        lost: tuple[Range, ...] = ()
         if truncated:
-            from_left, first = options.truncate == "left", words[0]
-            words = _cut(words, room, from_left=from_left)
+            from_left, whole = options.truncate == "left", words
+            words = _cut(whole, room, from_left=from_left)
+            lost = _lost(whole, words, from_left=from_left)
             if from_left:  # some of the prompt may be left, unless its text was too long to be read up to it
-                num_prompt -= len(first.ids) - len(words[0].ids)
-                num_prompt = 0 if first.is_part or num_prompt <= len(template.before) else num_prompt
+                num_prompt -= len(whole[0].ids) - len(words[0].ids)
+                num_prompt = 0 if whole[0].unread or num_prompt <= len(template.before) else num_prompt
         sequence = _sequence(words, template, num_prompt=num_prompt)
-        return TokenizedText((sequence,), truncated, _offsets(words, template))
+        return TokenizedText((sequence,), truncated, _offsets(words, template), lost)
 
 
 def _cut(words: list[_Words], room: int, *, from_left: bool) -> list[_Words]:
@@ -296,6 +302,20 @@ def _cut(words: list[_Words], room: int, *, from_left: bool) -> list[_Words]:
     return [
         w.piece(n - k, n) if from_left else w.piece(0, k) for w, n, k in zip(words, lengths, kept, strict=True)
     ]
+
+
+def _lost(whole: list[_Words], kept: list[_Words], *, from_left: bool) -> tuple[Range, ...]:
+    """Return the characters that were cut off, a range for each part that lost some."""
+    found = []
+    for part, rest in zip(whole, kept, strict=True):
+        if part.offsets is None:
+            continue
+        num_lost = len(part.ids) - len(rest.ids)
+        gone = part.offsets[:num_lost] if from_left else part.offsets[len(rest.ids) :]
+        gone = gone if part.unread is None else [*gone, part.unread]
+        if gone:
+            found.append((min(start for start, _ in gone), max(end for _, end in gone)))
+    return tuple(found)
 
 
 def _sequence(words: list[_Words], template: _Template, *, num_prompt: int = 0) -> TokenSequence:
@@ -328,7 +348,7 @@ def _offsets(words: list[_Words], template: _Template) -> list[Range] | None:
 
 def _chunked(words: _Words, template: _Template, room: int, num_prompt: int) -> TokenizedText:
     """Return a text as windows. The first owns the special tokens before it, the last those behind it."""
-    if words.is_part or len(words.ids) > _MAX_CHUNKED_TOKENS:
+    if words.unread or len(words.ids) > _MAX_CHUNKED_TOKENS:
         raise RequestError(f"long_text chunk reads at most {_MAX_CHUNKED_TOKENS} tokens, this text has more")
     sequences = []
     num_before = len(template.before)
@@ -352,12 +372,12 @@ def _with_spans(text: TokenizedText, spans: Sequence[Sequence[int]], num_chars: 
         if end > num_chars:
             raise RequestError(f"span [{start}, {end}] ends behind the text, which has {num_chars} characters")
         touched = [i for i, (first, last) in at if first < end and last > start]
-        if text.truncated and (not at or start < at[0][1][0] or end > at[-1][1][1]):
+        if any(start < stop and end > first for first, stop in text.lost):
             raise RequestError(f"span [{start}, {end}] lies in the part of the text that was cut; see long_text")
         if not touched:
             raise RequestError(f"span [{start}, {end}] holds no token")
         found.append((touched[0], touched[-1] + 1))
-    return TokenizedText(text.sequences, text.truncated, text.offsets, found)
+    return TokenizedText(text.sequences, text.truncated, text.offsets, text.lost, found)
 
 
 def _shifted(offset: Range, by: int) -> Range:
