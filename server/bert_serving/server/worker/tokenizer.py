@@ -82,10 +82,23 @@ class TokenizedText:
 
 
 class _String(NamedTuple):
-    """A string to tokenize, and where in its text it begins."""
+    """A string to tokenize, and where in its text it begins.
+
+    origin: for each character the one of the text's string that it was, where their number differs.
+    """
 
     string: str
     start: int
+    origin: list[int] | None = None
+
+    def place(self, start: int, end: int) -> Range:
+        """Return where these characters lie in the text; the prompt in front of it is nowhere."""
+        if end <= start:
+            return _NOWHERE
+        if self.origin is not None:
+            start, end = self.origin[start], self.origin[end - 1] + 1
+        start, end = max(0, start + self.start), end + self.start
+        return (start, end) if end > start else _NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +213,10 @@ class Tokenizer:
         return [self._string(prompt + text, -len(prompt))]
 
     def _string(self, string: str, start: int) -> _String:
-        return _String(string.lower() if self._do_lower_case else string, start)
+        lowered = string.lower() if self._do_lower_case else string
+        if len(lowered) == len(string):
+            return _String(lowered, start)
+        return _String(lowered, start, [i for i, c in enumerate(string) for _ in c.lower()])  # \u0130 becomes two
 
     # -- read ------------------------------------------------------------------------------------------
 
@@ -221,10 +237,9 @@ class Tokenizer:
                 seen = cut(string.string, reach)
                 (words,) = encode([seen], add_special_tokens=False)
             unread = len(string.string) - len(seen)
-            start = string.start + (unread if cut is _ending else 0)
-            offsets = [_shifted(offset, start) for offset in words.offsets] if with_offsets else None
-            behind = 0 if cut is _ending else len(seen)
-            where = _shifted((behind, behind + unread), string.start) if unread else None
+            skipped, behind = (unread, 0) if cut is _ending else (0, len(seen))
+            offsets = [string.place(a + skipped, b + skipped) for a, b in words.offsets] if with_offsets else None
+            where = string.place(behind, behind + unread) if unread else None
             found.append(_Words(words.ids, offsets, where))
         return found
 
@@ -378,12 +393,6 @@ def _with_spans(text: TokenizedText, spans: Sequence[Sequence[int]], num_chars: 
             raise RequestError(f"span [{start}, {end}] holds no token")
         found.append((touched[0], touched[-1] + 1))
     return TokenizedText(text.sequences, text.truncated, text.offsets, text.lost, found)
-
-
-def _shifted(offset: Range, by: int) -> Range:
-    """Return an offset in the text; the prompt in front of it is nowhere."""
-    start, end = max(0, offset[0] + by), offset[1] + by
-    return (start, end) if end > start else _NOWHERE
 
 
 def _template(encoding: Any) -> _Template:
