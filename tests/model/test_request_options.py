@@ -201,6 +201,7 @@ def test_a_layer_that_is_not_loaded_names_the_flag_that_loads_it(folder: Path, r
         ({"long_text": "window"}, "long_text must be one of"),
         ({"prompt": "a", "prompt_name": "b"}, "not both"),
         ({"prompt_name": "b"}, "prompt_name"),
+        ({"prompt": "a\ud800"}, "prompt contains a lone surrogate"),
     ],
 )
 def test_an_option_that_does_not_fit_is_named(encoder: Encoder, options: dict[str, Any], said: str) -> None:
