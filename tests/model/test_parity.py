@@ -111,6 +111,13 @@ def test_a_max_seq_len_beyond_the_positions_is_an_error(demo_model: Path) -> Non
         Encoder(demo_model, device="cpu", max_seq_len=513)
 
 
+@pytest.mark.parametrize("setting", [{"max_seq_len": "12"}, {"dtype": "float64"}, {"dtype": "x"}, {"device": "x"}])
+def test_a_setting_that_there_is_not_is_named(demo_model: Path, setting: dict[str, str]) -> None:
+    (name,) = setting
+    with pytest.raises(ModelError, match=f"^{name} must be .*, got '{setting[name]}'$"):
+        Encoder(demo_model, **({"device": "cpu"} | setting))  # type: ignore[arg-type]
+
+
 def test_a_gpu_that_is_not_there_is_an_error(demo_model: Path) -> None:
     with pytest.raises(ModelError, match="GPU 99 is not there"):
         Encoder(demo_model, device="cuda:99")

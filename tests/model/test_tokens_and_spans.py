@@ -128,7 +128,7 @@ def test_offsets_hold_where_lower_casing_makes_a_text_longer(folder: Path, tmp_p
 # -- spans ---------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), words=st.lists(st.sampled_from([*WORDS, "xyz", "a,b"]), min_size=1, max_size=30))
 def test_a_span_is_pooled_from_the_tokens_that_it_touches(
     folder: Path, reference: Reference, data: st.DataObject, words: list[str]

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from .texts import has_lone_surrogate
+
 #: Pooling strategies: bert-as-service's names, then sentence-transformers' names.
 POOLING_STRATEGIES = (
     *(
@@ -92,6 +94,8 @@ class EncodeOptions:
         for name in ("prompt", "prompt_name"):
             if not isinstance(getattr(self, name), str | None):
                 raise TypeError(f"{name} must be a string, got {getattr(self, name)!r}")
+        if self.prompt is not None and has_lone_surrogate(self.prompt):
+            raise ValueError("prompt contains a lone surrogate, which is no Unicode text")
         if self.prompt is not None and self.prompt_name is not None:
             raise ValueError("give prompt or prompt_name, not both")
 

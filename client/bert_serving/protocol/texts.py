@@ -38,12 +38,13 @@ def _check_strings(strings: list[Any], name: str) -> None:
     if "\0" in joined:
         i = next(i for i, s in enumerate(strings) if "\0" in s)
         raise ValueError(f"{name}[{i}] contains a NUL character")
-    if not joined.isascii() and _has_lone_surrogate(joined):
-        i = next(i for i, s in enumerate(strings) if _has_lone_surrogate(s))
+    if not joined.isascii() and has_lone_surrogate(joined):
+        i = next(i for i, s in enumerate(strings) if has_lone_surrogate(s))
         raise ValueError(f"{name}[{i}] contains a lone surrogate, which is no Unicode text")
 
 
-def _has_lone_surrogate(text: str) -> bool:
+def has_lone_surrogate(text: str) -> bool:
+    """Return whether a string, of JSON for example, is no Unicode text."""
     try:
         text.encode()
     except UnicodeEncodeError:

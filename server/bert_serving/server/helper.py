@@ -38,6 +38,13 @@ def get_shutdown_parser() -> argparse.ArgumentParser:
     return terminate_parser()
 
 
+def get_benchmark_parser() -> argparse.ArgumentParser:
+    """Return the parser of bert-serving-benchmark."""
+    from .benchmark.experiments import benchmark_parser
+
+    return benchmark_parser()
+
+
 def get_run_args(
     parser_fn: Callable[[], argparse.ArgumentParser] = get_args_parser, printed: bool = True
 ) -> argparse.Namespace:

@@ -310,8 +310,10 @@ def check_max_seq_len(folder: Path, max_seq_len: int | str | None, config_name: 
     if max_seq_len is None:
         return own_max_seq_len(folder, config_name)
     limit = position_limit(folder, config_name)
-    if isinstance(max_seq_len, str):
+    if max_seq_len == "NONE":
         return limit
+    if isinstance(max_seq_len, str):
+        raise ModelError(f'max_seq_len must be a whole number or "NONE", got {max_seq_len!r}')
     if not 3 <= max_seq_len <= limit:
         raise ModelError(f"max_seq_len must be in 3..{limit} for this model, got {max_seq_len}")
     return max_seq_len

@@ -176,10 +176,6 @@ class Settings(BaseSettings):
             raise ValueError(f"device_map must hold GPU ids from 0, got {list(self.device_map)}")
         return self
 
-    def to_info(self) -> dict[str, Any]:
-        """Return the settings as SHOW_CONFIG tells them; as in bert-as-service, a strategy is one string."""
-        return {**self.model_dump(), "pooling_strategy": " ".join(self.pooling_strategy)}
-
     def without_effect(self) -> list[str]:
         """Return a line for each setting that was given and that does nothing."""
         given = [name for name in _WITHOUT_EFFECT if getattr(self, name) != type(self).model_fields[name].default]

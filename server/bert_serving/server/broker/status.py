@@ -13,6 +13,7 @@ from typing import Any
 import zmq
 from bert_serving.protocol import Heartbeat
 
+from ..graph import PoolingStrategy
 from ..metrics import BrokerMetrics, value_of
 from ..settings import Settings, own_version
 from .statistic import Statistic
@@ -22,35 +23,12 @@ COMPATIBLE_VERSION = "1.10.0"
 
 _FRESH_FORWARD_S = 60.0  # an idle worker tries its model more often than this
 
-#: The original's number of a pooling strategy; what is not here it did not have.
-_POOLING_NUMBERS = {
-    "NONE": 0,
-    "REDUCE_MAX": 1,
-    "REDUCE_MEAN": 2,
-    "auto": 2,  # the default of either server
-    "REDUCE_MEAN_MAX": 3,
-    "FIRST_TOKEN": 4,
-    "CLS_TOKEN": 4,
-    "LAST_TOKEN": 5,
-    "SEP_TOKEN": 5,
-    "CLS_POOLED": 6,
-    "CLASSIFICATION": 7,
-    "REGRESSION": 8,
-}
+#: The original's number of a pooling strategy, auto being the default of either server.
+_POOLING_NUMBERS = {name: each.value for name, each in PoolingStrategy.__members__.items()}
+_POOLING_NUMBERS["auto"] = PoolingStrategy.REDUCE_MEAN.value
 
-#: What the original tells of settings that this server may not have: its own defaults.
-_ORIGINAL_DEFAULTS = {
-    "ckpt_name": "bert_model.ckpt",
-    "config_name": "bert_config.json",
-    "cors": "*",
-    "fp16": False,
-    "gpu_memory_fraction": 0.5,
-    "graph_tmp_dir": None,
-    "http_max_connect": 10,
-    "num_labels": 2,
-    "prefetch_size": 10,
-    "xla": False,
-}
+#: What the original has where nothing was given, and this server decides for itself.
+_ORIGINAL_DEFAULTS = {"ckpt_name": "bert_model.ckpt", "config_name": "bert_config.json", "num_labels": 2}
 
 
 @dataclass(slots=True)
@@ -142,8 +120,8 @@ def _settings_info(settings: Settings) -> dict[str, Any]:
     """Return the settings under the names, and with the types, that the original has for them."""
     names = settings.pooling_strategy
     return {
-        **_ORIGINAL_DEFAULTS,
-        **settings.to_info(),
+        **settings.model_dump(),
+        **{name: value for name, value in _ORIGINAL_DEFAULTS.items() if getattr(settings, name) is None},
         "do_lower_case": not settings.cased_tokenization,
         "device_map": list(settings.device_map),
         "pooling": list(names),

@@ -45,7 +45,8 @@ class Budget:
     tokens: int
 
     def shrink(self, tried: int) -> None:
-        self.tokens = max(1, min(self.tokens, tried) // 2)
+        # All that was planned with the old budget fails in turn: it must not be halved for each of them.
+        self.tokens = max(1, min(self.tokens, tried // 2))
         log.warning("out of GPU memory with %d tokens in a forward pass, going on with %d", tried, self.tokens)
 
 

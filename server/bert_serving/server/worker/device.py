@@ -16,6 +16,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 # a GPU wants as many tokens as there are.
 _CPU_MICRO_BATCH_TOKENS = 2048
 _TRIAL_TOKENS = (1024, 4096)
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _MEMORY_SHARE = 0.8  # of the free memory; fragments and other processes want some
 
 
@@ -24,7 +25,12 @@ def pick_device(device: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         return torch.device("cuda:0" if count else "cpu")
-    picked = torch.device(device)
+    try:
+        picked = torch.device(device)
+    except RuntimeError as exc:
+        raise ModelError(f"device must be auto, cpu or cuda:N, got {device!r}") from exc
+    if picked.type not in ("cpu", "cuda"):
+        raise ModelError(f"device must be auto, cpu or cuda:N, got {device!r}")
     if picked.type == "cuda" and (picked.index or 0) >= count:
         seen = f"{count} GPUs" if count else "no GPU"
         raise ModelError(f"GPU {picked.index or 0} is not there: PyTorch {torch.__version__} sees {seen}")
@@ -33,10 +39,10 @@ def pick_device(device: str) -> torch.device:
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """Return the dtype for a name; "auto" is the fastest that the device computes in hardware."""
+    if dtype in _DTYPES:
+        return _DTYPES[dtype]
     if dtype != "auto":
-        picked = getattr(torch, dtype)
-        assert isinstance(picked, torch.dtype)
-        return picked
+        raise ModelError(f"dtype must be one of auto, {', '.join(_DTYPES)}, got {dtype!r}")
     if device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32

@@ -1,0 +1,251 @@
+"""What one request asks for equals a vector made by hand, alone and beside requests for something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bert_serving.protocol import options_from_json
+from bert_serving.server.worker.compute import Task
+from bert_serving.server.worker.encoder import Encoder, EncodingError
+from bert_serving.server.worker.tokenizer import TokenizedText, Tokenizer
+from reference import STRATEGIES, Reference, deviation, layers_of, pool
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from tiny_models import WORDS, make_model
+from tokenizers import normalizers
+from transformers import AutoTokenizer
+
+TEXTS = ["the dog", "a quick brown fox jumps over the lazy dog", "one", "word and word", "one two three four " * 9]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("bert"), "bert")
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Reference:
+    return Reference(folder)
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> Encoder:
+    """Made as a server would be, with every layer."""
+    return Encoder(folder, device="cpu", dtype="float32", all_layers=True)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
+
+
+# -- one option each -----------------------------------------------------------------------------------
+
+
+def test_several_strategies_stand_side_by_side_in_their_order(encoder: Encoder, reference: Reference) -> None:
+    names = [*STRATEGIES, "CLS_POOLED", "REDUCE_MEAN"]
+    rows = encoder.encode(TEXTS, pooling_strategy=names, pooling_layer=[1, -1])
+    hidden = reference.hidden([reference.single(text) for text in TEXTS])
+    for row, h in zip(rows, hidden, strict=True):
+        tokens = layers_of(h, [1, -1])
+        parts = [reference.pooled(h[-1][0]) if n == "CLS_POOLED" else pool(n, tokens) for n in names]
+        assert deviation(row, np.concatenate(parts)) <= 1e-5
+    alone = [encoder.encode(TEXTS, pooling_strategy=name, pooling_layer=[1, -1]) for name in names]
+    assert deviation(rows, np.concatenate(alone, axis=1)) <= 1e-6
+
+
+def test_names_of_sentence_transformers_mean_the_same(encoder: Encoder) -> None:
+    names = {"mean": "REDUCE_MEAN", "max": "REDUCE_MAX", "cls": "CLS_TOKEN", "lasttoken": "LAST_TOKEN"}
+    names |= {"weightedmean": "WEIGHTED_MEAN", "mean_sqrt_len_tokens": "MEAN_SQRT_LEN"}
+    for theirs, ours in names.items():
+        both = [encoder.encode(TEXTS, pooling_strategy=name) for name in (theirs, ours)]
+        assert np.array_equal(*both), theirs
+
+
+@pytest.mark.parametrize("name", ["REDUCE_MEAN", "REDUCE_MEAN_MAX"])
+@pytest.mark.parametrize("dimensions", [1, 7, 64])
+def test_dimensions_are_cut_before_the_vector_is_normalized(encoder: Encoder, name: str, dimensions: int) -> None:
+    whole = encoder.encode(TEXTS, pooling_strategy=name, normalize=False)
+    cut = encoder.encode(TEXTS, pooling_strategy=name, dimensions=dimensions)
+    assert np.array_equal(cut, whole[:, :dimensions])
+    normalized = encoder.encode(TEXTS, pooling_strategy=name, dimensions=dimensions, normalize=True)
+    assert deviation(normalized, unit(whole[:, :dimensions])) <= 1e-6
+
+
+def test_normalize_and_dimensions_work_token_by_token(encoder: Encoder, reference: Reference) -> None:
+    answers = encoder.encode_tokens(TEXTS, pooling_layer=-1, dimensions=9, normalize=True)
+    hidden = reference.hidden([reference.single(text) for text in TEXTS])
+    for answer, h in zip(answers, hidden, strict=True):
+        assert deviation(answer.vectors, unit(h[-1][:, :9])) <= 1e-5
+
+
+def test_a_request_may_undo_what_the_server_normalizes(folder: Path, encoder: Encoder) -> None:
+    server = Encoder(folder, device="cpu", dtype="float32", normalize=True)
+    plain = encoder.encode(TEXTS)
+    assert deviation(server.encode(TEXTS), unit(plain)) <= 1e-6
+    assert deviation(server.encode(TEXTS, normalize=False), plain) <= 1e-6
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_long_text_is_cut_on_the_side_that_is_asked(folder: Path, reference: Reference, side: str) -> None:
+    short = Encoder(folder, device="cpu", dtype="float32", pooling_layer=[-1], max_seq_len=10)
+    texts = ["one two three", "the quick brown fox jumps over a lazy dog and a word", "word " * 4000 + "fox"]
+    words = [reference.words(text) for text in texts]
+    cls, sep = reference.tokenizer.cls_token_id, reference.tokenizer.sep_token_id
+    ids = [[cls, *(w[:8] if side == "right" else w[-8:]), sep] for w in words]
+    expected = [h[-1].mean(0) for h in reference.hidden(ids)]
+    assert deviation(short.encode(texts, truncate=side), expected) <= 1e-5
+
+
+def test_a_long_text_is_refused_if_that_is_asked(folder: Path) -> None:
+    short = Encoder(folder, device="cpu", dtype="float32", max_seq_len=5)
+    assert short.encode(["one two three"], truncate="error").shape == (1, 64)
+    with pytest.raises(ValueError, match=r"texts\[1\]: a text may have 3 tokens and special ones, got 4"):
+        short.encode(["one", "one two three four"], truncate="error")
+    with pytest.raises(ValueError, match=r"got \d+ or more"):
+        short.encode(["one " * 100_000], truncate="error")
+    prepared = short.prepare(["one", "one two three four"], options_from_json({"truncate": "error"}))
+    assert [isinstance(task, Task) for task in prepared] == [True, False]
+
+
+def test_a_prompt_goes_in_front_of_strings_alone(encoder: Encoder, reference: Reference) -> None:
+    texts = ["the dog", "a fox ||| two"]
+    ids, types = zip(
+        (reference.single("word: the dog"), [0] * (3 + len(reference.words("the dog")) + 1)),
+        reference.pair(reference.words("word: a fox"), reference.words("two")),
+        strict=True,
+    )
+    types = tuple([*t, *[0] * (len(i) - len(t))] for i, t in zip(ids, types, strict=True))
+    expected = [h[-1].mean(0) for h in reference.hidden(ids, types=types)]
+    assert deviation(encoder.encode(texts, prompt="word: ", pooling_layer=-1), expected) <= 1e-5
+    tokens = encoder.encode([["the", "dog"]], pooling_layer=-1)
+    assert deviation(encoder.encode([["the", "dog"]], prompt="word: ", pooling_layer=-1), tokens) <= 1e-6
+
+
+# -- a prompt that pooling leaves out ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def left_out(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    target = tmp_path_factory.mktemp("left_out")
+    pooling = Pooling(64, pooling_mode="mean", include_prompt=False)
+    SentenceTransformer(modules=[Transformer(str(folder)), pooling], device="cpu").save(str(target))
+    return Encoder(target, device="cpu", dtype="float32", max_seq_len=12)
+
+
+def test_tokens_that_have_no_prompt_lose_none_to_it(left_out: Encoder) -> None:
+    tokens = [["the", "quick", "brown", "fox"]]
+    assert deviation(left_out.encode(tokens, prompt="one two "), left_out.encode(tokens)) <= 1e-6
+
+
+@pytest.mark.parametrize(("words", "first"), [(3, 3), (8, 3), (9, 2), (10, 1)])
+def test_what_is_left_of_a_prompt_after_a_cut_stays_out(
+    left_out: Encoder, reference: Reference, words: int, first: int
+) -> None:
+    text = " ".join([w for w in WORDS if len(w) > 1][:words])
+    prompt = reference.words("five six ")
+    cls, sep = reference.tokenizer.cls_token_id, reference.tokenizer.sep_token_id
+    ids = [cls, *(prompt + reference.words(text))[-10:], sep]
+    (hidden,) = reference.hidden([ids])
+    expected = hidden[-1][first:].mean(0) if first > 1 else hidden[-1].mean(0)
+    rows = left_out.encode([text], prompt="five six ", truncate="left")
+    assert deviation(rows, [expected]) <= 1e-5
+
+
+def test_a_prompt_is_as_long_as_its_lower_cased_form(folder: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.save_pretrained(tmp_path)
+    (text,) = Tokenizer(tmp_path, max_seq_len=12, do_lower_case=True)(["a"], prompt="XY ", pool_prompt=False)
+    assert isinstance(text, TokenizedText)
+    assert text.sequences[0].num_prompt == 3  # <s> x ##y, where XY is one unknown word
+
+
+def test_cls_pooled_reads_cls_even_where_a_prompt_is_left_out(left_out: Encoder, reference: Reference) -> None:
+    (hidden,) = reference.hidden([reference.single("five six the dog")])
+    rows = left_out.encode(["the dog"], prompt="five six ", pooling_strategy="CLS_POOLED")
+    assert deviation(rows, [reference.pooled(hidden[-1][0])]) <= 1e-5
+
+
+# -- what cannot be had --------------------------------------------------------------------------------
+
+
+def test_a_layer_that_is_not_loaded_names_the_flag_that_loads_it(folder: Path, reference: Reference) -> None:
+    shallow = Encoder(folder, device="cpu", dtype="float32")
+    for options in ({"pooling_layer": -1}, {"pooling_layer": [0, 2]}, {"pooling_strategy": "CLS_POOLED"}):
+        with pytest.raises(ValueError, match="-all_layers"):
+            shallow.encode(TEXTS, **options)  # type: ignore[arg-type]
+    hidden = reference.hidden([reference.single(text) for text in TEXTS])
+    assert deviation(shallow.encode(TEXTS, pooling_layer=0), [h[0].mean(0) for h in hidden]) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"pooling_layer": 3}, r"pooling_layer must be in -3\.\.2"),
+        ({"pooling_layer": -4}, r"pooling_layer must be in -3\.\.2"),
+        ({"pooling_layer": "1"}, "pooling_layer must be a whole number"),
+        ({"pooling_layer": []}, "pooling_layer must be a whole number"),
+        ({"pooling_layer": True}, "pooling_layer must be a whole number"),
+        ({"dimensions": 65}, r"dimensions must be in 1\.\.64"),
+        ({"dimensions": 129, "pooling_strategy": "REDUCE_MEAN_MAX"}, r"dimensions must be in 1\.\.128"),
+        ({"dimensions": 0}, "dimensions must be a whole number from 1"),
+        ({"dimensions": True}, "dimensions must be a whole number from 1"),
+        ({"pooling_strategy": "MEDIAN"}, "pooling_strategy must be one of .*'MEDIAN'"),
+        ({"pooling_strategy": ["NONE", "REDUCE_MEAN"]}, "NONE stands alone"),
+        ({"pooling_strategy": []}, "pooling_strategy must be a name"),
+        ({"normalize": 1}, "normalize must be true or false"),
+        ({"pairs": None, "truncate": "middle"}, "truncate must be one of right, left, error"),
+        ({"long_text": "window"}, "long_text must be one of"),
+        ({"prompt": "a", "prompt_name": "b"}, "not both"),
+        ({"prompt_name": "b"}, "prompt_name"),
+        ({"prompt": "a\ud800"}, "prompt contains a lone surrogate"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_named(encoder: Encoder, options: dict[str, Any], said: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=said):
+        encoder.encode(["a"], **options)
+
+
+def test_an_unknown_option_is_named(encoder: Encoder) -> None:
+    for call in (encoder.encode_tokens, lambda texts, **o: encoder.encode_spans(texts, [[(0, 1)]], **o)):
+        with pytest.raises(ValueError, match="unknown option 'poolings'"):
+            call(["a"], poolings="x")
+
+
+def test_a_string_in_place_of_a_list_is_refused(encoder: Encoder) -> None:
+    for call in (encoder.encode, encoder.encode_tokens):
+        with pytest.raises(TypeError, match="texts must be a list of strings, got str"):
+            call("hello")
+
+
+# -- requests beside each other ------------------------------------------------------------------------
+
+REQUESTS: list[dict[str, Any]] = [
+    *({}, {"pooling_strategy": "NONE"}, {"pooling_strategy": ["CLS_POOLED", "REDUCE_MAX"], "pooling_layer": 0}),
+    *({"pooling_layer": [-1, 0], "normalize": True}, {"dimensions": 5, "normalize": True}),
+    *({"pooling_strategy": "WEIGHTED_MEAN", "prompt": "one two "}, {"pooling_strategy": "LAST_TOKEN"}),
+    *({"truncate": "left"}, {"long_text": "chunk"}, {"pooling_strategy": "NONE", "long_text": "chunk"}),
+    *({"pairs": False}, {"pooling_strategy": "MEAN_SQRT_LEN", "dimensions": 3}),
+]
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+@pytest.mark.parametrize("hides", [False, True])
+def test_tasks_of_different_requests_share_a_forward_pass(tmp_path: Path, family: str, hides: bool) -> None:
+    folder = make_model(tmp_path, family)
+    mine = Encoder(folder, device="cpu", dtype="float32", all_layers=True, max_seq_len=20, mask_cls_sep=hides)
+    texts = [*TEXTS, "a dog ||| the fox", ["one", "two"]]
+    prepared = [task for options in REQUESTS for task in mine.prepare(texts, options_from_json(options))]
+    spans = [[(0, 3)], [(2, 7), (0, 1)]]
+    for options in ({"pooling_strategy": "REDUCE_MEAN_MAX"}, {"normalize": True}):
+        prepared += mine.prepare(TEXTS[:2], options_from_json(options), spans=spans)
+    tasks = [task for task in prepared if isinstance(task, Task)]
+    assert len(tasks) == len(prepared)
+    for task, answer in zip(tasks, mine.forward(tasks), strict=True):
+        (alone,) = mine.forward([task])
+        assert not isinstance(answer, EncodingError)
+        assert not isinstance(alone, EncodingError)
+        assert deviation(answer, alone) <= 1e-5

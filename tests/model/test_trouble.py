@@ -1,0 +1,265 @@
+"""Numbers that overflow, memory that runs short, and layers that cannot be prepacked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bert_serving.server.worker import linear
+from bert_serving.server.worker.compute import Task
+from bert_serving.server.worker.encoder import Encoder, EncodingError
+from bert_serving.server.worker.linear import PrepackedLinear, prepack
+from bert_serving.server.worker.tokenizer import TokenSequence
+from bert_serving.server.worker.transformer import Transformer
+from reference import STRATEGIES, Reference, deviation, pool
+from tiny_models import make_model
+from torch import nn
+from transformers import AutoModel, AutoTokenizer
+
+GOOD = ["the dog", "a quick brown fox jumps over the dog", "one", "word and word " * 9]
+BAD = ["the lazy", "a quick brown lazy jumps"]  # a word that is none of the probes'
+
+
+def encoder(folder: Path, **options: object) -> Encoder:
+    settings = {"device": "cpu", "dtype": "float32", "pooling_layer": [-1]} | options
+    return Encoder(folder, **settings)  # type: ignore[arg-type]
+
+
+def forward(mine: Encoder, texts: list[str]) -> list[np.ndarray | EncodingError]:
+    return list(mine.forward([task for task in mine.prepare(texts) if isinstance(task, Task)]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("bert"), "bert")
+
+
+@pytest.fixture(scope="module")
+def hot(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose first feed-forward layer makes 9e4 of "lazy", too much for float16, and nothing of others."""
+    target = tmp_path_factory.mktemp("hot")
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    embeddings, layer = model.embeddings, model.encoder.layer[0]
+    for table in (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings):
+        table.weight.data[:, 0] = 0
+    embeddings.word_embeddings.weight.data[tokenizer.convert_tokens_to_ids("lazy"), 0] = 50
+    layer.attention.output.dense.weight.data[0] = 0
+    layer.intermediate.dense.weight.data[0] = 0
+    layer.intermediate.dense.weight.data[0, 0] = 1.5e4  # component 0 is 7 or 8 of the word, about 0 of others
+    layer.intermediate.dense.bias.data[0] = -2e4
+    layer.output.dense.weight.data[:, 0] *= 1e-4
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+# -- numbers -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES, "NONE"])
+def test_what_overflows_float16_is_computed_again_in_float32(
+    hot: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    reference = Reference(hot)
+    half = encoder(hot, dtype="float16", pooling_strategy=name)
+    with caplog.at_level(logging.WARNING):
+        answers = forward(half, [*GOOD, *BAD])
+    assert "2 texts have no finite vector in torch.float16, computing again in float32" in caplog.text
+    hidden = [h[-1] for h in reference.hidden([reference.single(text) for text in [*GOOD, *BAD]])]
+    expected = hidden if name == "NONE" else [pool(name, h) for h in hidden]
+    for i, (answer, right) in enumerate(zip(answers, expected, strict=True)):
+        assert not isinstance(answer, EncodingError)
+        assert answer.dtype == np.float32
+        difference = deviation(answer, right)
+        assert difference <= (1e-5 if i >= len(GOOD) else 0.05)
+
+
+def test_a_text_that_overflows_float32_too_is_an_error_that_names_it(tmp_path: Path) -> None:
+    folder = make_model(tmp_path, "bert", poison="lazy")
+    reference = Reference(folder)
+    for dtype in ("float32", "bfloat16", "float16"):
+        mine = encoder(folder, dtype=dtype, pooling_strategy=STRATEGIES)
+        texts = [BAD[0], *GOOD, BAD[1]]
+        answers = forward(mine, texts)
+        assert [isinstance(answer, EncodingError) for answer in answers] == [True, *[False] * len(GOOD), True]
+        hidden = reference.hidden([reference.single(text) for text in GOOD])
+        for answer, h in zip(answers[1:-1], hidden, strict=True):
+            expected = np.concatenate([pool(name, h[-1]) for name in STRATEGIES])
+            assert deviation(answer, expected) <= (1e-5 if dtype == "float32" else 0.1)
+        with pytest.raises(EncodingError, match=r"texts\[4\]: the model gives no finite vector"):
+            mine.encode([*GOOD, *BAD])
+        with pytest.raises(EncodingError, match=r"texts\[1\]"):
+            mine.encode_tokens(["the dog", "a lazy"])
+        with pytest.raises(EncodingError, match=r"texts\[0\]"):
+            mine.encode_spans(["a lazy ran"], [[(0, 1)]])
+
+
+@pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
+def test_a_text_without_a_vector_costs_nobody_else_theirs_when_padded(tmp_path: Path, family: str) -> None:
+    folder = make_model(tmp_path, family, poison="lazy")
+    answers = forward(encoder(folder), [*GOOD, *BAD])
+    reference = Reference(folder)
+    expected = [h[-1].mean(0) for h in reference.hidden([reference.single(text) for text in GOOD])]
+    assert deviation(answers[: len(GOOD)], expected) <= 1e-5
+    assert all(isinstance(answer, EncodingError) for answer in answers[len(GOOD) :])
+
+
+# -- memory --------------------------------------------------------------------------------------------
+
+
+class Memory:
+    """A device on which no forward pass of more than `limit` tokens fits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+        self.limit = limit
+        self.passes: list[int] = []
+        original = Transformer.hidden
+
+        def hidden(
+            transformer: Transformer, sequences: Sequence[TokenSequence], layers: Iterable[int]
+        ) -> dict[int, torch.Tensor]:
+            self.passes.append(sum(len(sequence.ids) for sequence in sequences))
+            if self.passes[-1] > self.limit:
+                raise torch.OutOfMemoryError("no more")
+            return original(transformer, sequences, layers)
+
+        monkeypatch.setattr(Transformer, "hidden", hidden)
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_short_memory_halves_what_is_computed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    mine = encoder(make_model(tmp_path, family), max_batch_tokens=2048)
+    texts = [*GOOD, "two three four"] * 60
+    expected = mine.encode(texts)
+    memory = Memory(monkeypatch, limit=400)
+    assert deviation(mine.encode(texts), expected) <= 1e-5
+    assert memory.limit // 4 <= mine._budget.tokens <= memory.limit
+    memory.passes.clear()
+    assert deviation(mine.encode(texts), expected) <= 1e-5
+    assert max(memory.passes) <= memory.limit
+
+
+def test_a_budget_is_halved_once_for_all_that_was_planned_with_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = encoder(folder, max_batch_tokens=1000)
+    Memory(monkeypatch, limit=600)
+    mine.encode(["one two three"] * 3000)  # fifteen forward passes were planned
+    assert mine._budget.tokens == 500
+
+
+def test_one_sequence_that_does_not_fit_is_no_matter_of_halving(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = encoder(folder)
+    Memory(monkeypatch, limit=20)
+    with pytest.raises(torch.OutOfMemoryError):
+        mine.encode(["one two", "word " * 30, "three"])
+    assert mine.encode(["one two", "three"]).shape == (2, 64)
+
+
+# -- prepacked linear layers ---------------------------------------------------------------------------
+
+
+def count(mine: Encoder) -> int:
+    return sum(isinstance(module, PrepackedLinear) for module in mine._transformer._model.modules())
+
+
+class Feed(nn.Module):
+    """The first half of a feed-forward block, as BERT's family spells it."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.dense = nn.Linear(48, 96)
+        self.intermediate_act_fn = act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.intermediate_act_fn(self.dense(x))
+        return y
+
+
+@pytest.mark.parametrize(
+    "act", ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python", "quick_gelu", "relu"]
+)
+@torch.inference_mode()
+def test_a_prepacked_block_computes_its_own_activation(act: str) -> None:
+    from transformers.activations import ACT2FN
+
+    block = Feed(ACT2FN[act])
+    x = torch.randn(300, 48) * 3
+    expected = block(x)
+    prepacking = prepack(block, torch.float32)
+    assert prepacking is not None
+    assert isinstance(block.dense, PrepackedLinear)
+    assert isinstance(block.intermediate_act_fn, nn.Identity) == (act == "gelu")
+    assert float((block(x) - expected).abs().max()) <= 1e-5
+    prepacking.undo()
+    assert torch.equal(block(x), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 17, 1024, 3000])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_a_prepacked_layer_equals_the_plain_one(rows: int, bias: bool) -> None:
+    torch.manual_seed(rows)
+    plain = nn.Linear(33, 65, bias=bias)
+    x = torch.randn(1, rows, 33)
+    expected = plain(x)
+    assert float((PrepackedLinear(plain, torch.float32)(x) - expected).abs().max()) <= 1e-5
+    low = PrepackedLinear(plain, torch.bfloat16)(x).float()
+    assert float((low - expected).abs().max()) <= 0.05
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "gelu_pytorch_tanh"])
+def test_a_model_with_any_gelu_equals_transformers(tmp_path: Path, act: str) -> None:
+    folder = make_model(tmp_path, "bert", hidden_act=act)
+    mine, reference = encoder(folder), Reference(folder)
+    assert count(mine) > 0
+    expected = [h[-1].mean(0) for h in reference.hidden([reference.single(text) for text in GOOD])]
+    assert deviation(mine.encode(GOOD), expected) <= 1e-5
+
+
+def test_without_onednn_layers_stay_as_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = encoder(folder).encode(GOOD)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.1)):
+        mine = encoder(folder, dtype=dtype)
+        assert count(mine) == 0
+        assert deviation(mine.encode(GOOD), expected) <= tolerance
+
+
+def test_operators_that_fail_are_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such operator")
+
+    expected = encoder(folder).encode(GOOD)
+    monkeypatch.setattr(linear.PrepackedLinear, "forward", fail)
+    mine = encoder(folder)
+    assert count(mine) == 0
+    assert deviation(mine.encode(GOOD), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_looks_into_its_layers_gets_them_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    from transformers.models.bert import modeling_bert
+
+    expected = encoder(folder, dtype=dtype).encode(GOOD)
+    original = modeling_bert.BertOutput.forward
+
+    def curious(module: nn.Module, *args: torch.Tensor) -> torch.Tensor:
+        assert module.dense.weight.ndim == 2  # a prepacked layer has no weight
+        return original(module, *args)
+
+    monkeypatch.setattr(modeling_bert.BertOutput, "forward", curious)
+    mine = encoder(folder, dtype=dtype)
+    assert count(mine) == 0
+    assert deviation(mine.encode(GOOD), expected) <= (1e-5 if dtype == "float32" else 0.1)
