@@ -241,3 +241,9 @@ def test_a_checkpoint_without_a_head_is_no_classifier(google: Path) -> None:
     write_bundle(google / "bert_model.ckpt", weights)
     with pytest.raises(ModelError, match=r"head are missing .*: output_weights"):
         Encoder(google, device="cpu", pooling_strategy="CLASSIFICATION")
+
+
+def test_a_special_token_that_somebody_typed_is_words_and_brackets(google: Path) -> None:
+    typed, real = Encoder(google, device="cpu").encode_tokens(["it [SEP]", ["it", "[SEP]"]])
+    assert typed.tokens[2] != "[SEP]"
+    assert real.tokens == ["[CLS]", "it", "[SEP]", "[SEP]"]

@@ -249,3 +249,28 @@ def test_tasks_of_different_requests_share_a_forward_pass(tmp_path: Path, family
         assert not isinstance(answer, EncodingError)
         assert not isinstance(alone, EncodingError)
         assert deviation(answer, alone) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "complaint"),
+    [
+        ("hello", TypeError, "texts must be a list of strings, got str"),
+        (None, TypeError, "texts must be a list of strings, got NoneType"),
+        ([None], TypeError, r"texts\[0\] must be a string, or a list of tokens, got None"),
+        (["a", ["b", 3]], TypeError, r"texts\[1\] must be a string, or a list of tokens, got \['b', 3\]"),
+        (["a", "b\ud800"], ValueError, r"texts\[1\] contains a lone surrogate"),
+        ([], ValueError, "texts must not be empty"),
+    ],
+)
+def test_what_is_no_text_is_named(demo_model: Path, texts: object, error: type[Exception], complaint: str) -> None:
+    encoder = Encoder(demo_model, device="cpu")
+    for encode in (encoder.encode, encoder.encode_tokens):
+        with pytest.raises(error, match=complaint):
+            encode(texts)  # type: ignore[arg-type, operator]
+
+
+def test_any_iterable_of_strings_will_do(demo_model: Path) -> None:
+    encoder = Encoder(demo_model, device="cpu")
+    expected = encoder.encode(["a", ""])
+    for texts in (("a", ""), np.array(["a", ""]), iter(["a", ""])):
+        assert np.abs(encoder.encode(texts) - expected).max() == 0  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ from .messages import (
     WorkerMessage,
 )
 from .options import POOLING_STRATEGIES, EncodeOptions, check_spans, options_from_json, pooling_name
-from .texts import check_texts
+from .texts import check_texts, has_lone_surrogate
 
 __all__ = [
     "MAX_IDENTITY_BYTES",
@@ -94,6 +94,7 @@ __all__ = [
     "check_spans",
     "check_texts",
     "error_from_info",
+    "has_lone_surrogate",
     "options_from_json",
     "parse_json",
     "pooling_name",

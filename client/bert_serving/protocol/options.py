@@ -32,6 +32,7 @@ _ALSO_CALLED = {
 }
 _CHOICES = {"truncate": ("right", "left", "error"), "long_text": ("truncate", "chunk")}
 _MAX_LIST = 64
+_MAX_PROMPT_CHARS = 4096
 
 
 def pooling_name(name: str) -> str:
@@ -91,11 +92,16 @@ class EncodeOptions:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        self._check_prompts()
+
+    def _check_prompts(self) -> None:
         for name in ("prompt", "prompt_name"):
             if not isinstance(getattr(self, name), str | None):
                 raise TypeError(f"{name} must be a string, got {getattr(self, name)!r}")
         if self.prompt is not None and has_lone_surrogate(self.prompt):
             raise ValueError("prompt contains a lone surrogate, which is no Unicode text")
+        if self.prompt is not None and len(self.prompt) > _MAX_PROMPT_CHARS:  # it is copied in front of each text
+            raise ValueError(f"prompt must have at most {_MAX_PROMPT_CHARS} characters, got {len(self.prompt)}")
         if self.prompt is not None and self.prompt_name is not None:
             raise ValueError("give prompt or prompt_name, not both")
 

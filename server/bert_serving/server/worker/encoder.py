@@ -9,7 +9,7 @@ An error of one text is a value in its place, so that it costs nobody else's tex
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from bert_serving.protocol import (
     Text,
     TokenVectors,
     check_spans,
+    has_lone_surrogate,
     options_from_json,
     pooling_name,
 )
@@ -225,13 +226,13 @@ class Encoder:
                 "pairs": pairs,
             }
         )
-        answers = self._answers(self.prepare(texts, options))
+        answers = self._answers(self.prepare(_checked(texts), options))
         return _rectangle(answers) if answers[0].ndim > 1 else np.stack(answers)
 
     def encode_tokens(self, texts: Sequence[Text], **options: Any) -> list[TokenVectors]:
         """Return the vectors, tokens and offsets of each text's tokens. options: as in `encode`."""
         asked = options_from_json(options | {"pooling_strategy": "NONE", "show_offsets": True})
-        prepared = self.prepare(texts, asked)
+        prepared = self.prepare(_checked(texts), asked)
         answers = self._answers(prepared)
         return [
             TokenVectors(rows, self.tokens(task.text), task.text.offsets)
@@ -249,7 +250,7 @@ class Encoder:
         long_text="chunk" a text may be longer than the model's sequences.
         """
         check_spans(spans, len(texts))
-        return self._answers(self.prepare(texts, options_from_json(options), spans=spans))
+        return self._answers(self.prepare(_checked(texts), options_from_json(options), spans=spans))
 
     # -- in two halves, for pipelines ------------------------------------------------------------------
 
@@ -261,8 +262,6 @@ class Encoder:
         spans: Sequence[Sequence[Sequence[int]]] | None = None,
     ) -> list[Task | RequestError]:
         """Return a task for each text, or why there is none. Raises RequestError for options that do not fit."""
-        if isinstance(texts, str):
-            raise TypeError("texts must be a list of strings, got str")
         recipe = self._recipes(options)
         if spans is not None and (recipe.is_token_level or FROM_FIRST & set(recipe.poolings)):
             raise RequestError(f"a span's tokens are pooled: pooling_strategy must not be {recipe.poolings[0]}")
@@ -369,6 +368,20 @@ class Encoder:
     def _probes(self) -> list[TokenSequence]:
         found = self._tokenizer(_PROBES)
         return [text.sequences[0] for text in found if isinstance(text, TokenizedText)]
+
+
+def _checked(texts: Sequence[Text]) -> list[Text]:
+    """Return the texts. Raises TypeError or ValueError for what is none; an empty string is one here."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise TypeError(f"texts must be a list of strings, got {type(texts).__name__}")
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        strings = text if isinstance(text, list) else [text]
+        if not all(isinstance(string, str) for string in strings):
+            raise TypeError(f"texts[{i}] must be a string, or a list of tokens, got {text!r:.80}")
+        if any(has_lone_surrogate(string) for string in strings):
+            raise ValueError(f"texts[{i}] contains a lone surrogate, which is no Unicode text")
+    return texts
 
 
 def _defaults(pooling_strategy: str | Sequence[str], pooling_layer: Sequence[int] | None) -> EncodeOptions:

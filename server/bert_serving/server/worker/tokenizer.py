@@ -160,6 +160,8 @@ class Tokenizer:
         self._rust = _cased(tokenizer.backend_tokenizer) if cased else tokenizer.backend_tokenizer
         self._rust.no_padding()
         self._rust.no_truncation()
+        # Google's tokenizer knows no special tokens in a text: what looks like one is words and brackets.
+        self._rust.encode_special_tokens = model_type is not None
         self._single = _template(self._rust.encode("a"))
         self._pair = _template(self._rust.encode("a", "a"))
         self._bare = _Template([], [], [], ([], 0, [], 0, []))
@@ -404,6 +406,8 @@ def _template(encoding: Any) -> _Template:
     """Return the special tokens that the tokenizer put around "a", or around "a" and "a"."""
     ids, types = encoding.ids, encoding.type_ids
     words = [i for i, is_special in enumerate(encoding.special_tokens_mask) if not is_special]
+    if not words:
+        raise ModelError("the tokenizer makes no token of the letter a: it is not the one of a text model")
     first, last = words[0], words[-1]
     between = sorted(set(range(first, last)) - set(words))
     return _Template(
