@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from bert_serving.server.worker.compute import Task
 from bert_serving.server.worker.encoder import Encoder
-from bert_serving.server.worker.tokenizer import RequestError, Tokenizer
+from bert_serving.server.worker.sequences import RequestError
+from bert_serving.server.worker.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import STRATEGIES, Reference, deviation, pool

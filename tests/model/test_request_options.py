@@ -10,7 +10,8 @@ import pytest
 from bert_serving.protocol import options_from_json
 from bert_serving.server.worker.compute import Task
 from bert_serving.server.worker.encoder import Encoder, EncodingError
-from bert_serving.server.worker.tokenizer import TokenizedText, Tokenizer
+from bert_serving.server.worker.sequences import TokenizedText
+from bert_serving.server.worker.tokenizer import Tokenizer
 from reference import STRATEGIES, Reference, deviation, layers_of, pool
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer

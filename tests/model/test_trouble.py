@@ -13,7 +13,7 @@ from bert_serving.server.worker import linear
 from bert_serving.server.worker.compute import Task
 from bert_serving.server.worker.encoder import Encoder, EncodingError
 from bert_serving.server.worker.linear import PrepackedLinear, prepack
-from bert_serving.server.worker.tokenizer import TokenSequence
+from bert_serving.server.worker.sequences import TokenSequence
 from bert_serving.server.worker.transformer import Transformer
 from reference import STRATEGIES, Reference, deviation, pool
 from tiny_models import make_model

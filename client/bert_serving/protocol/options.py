@@ -31,7 +31,8 @@ _ALSO_CALLED = {
     "WEIGHTEDMEAN": "WEIGHTED_MEAN",
 }
 _CHOICES = {"truncate": ("right", "left", "error"), "long_text": ("truncate", "chunk")}
-_MAX_LIST = 64
+_MAX_LIST = 32
+_MAX_SPANS = 1024  # of one text: each is a vector
 _MAX_PROMPT_CHARS = 4096
 
 
@@ -127,8 +128,8 @@ def check_spans(spans: Any, num_texts: int) -> None:
     if not isinstance(spans, list | tuple) or len(spans) != num_texts:
         raise ValueError(f"spans must be a list with an entry for each of the {num_texts} texts")
     for i, of_text in enumerate(spans):
-        if not isinstance(of_text, list | tuple) or not of_text:
-            raise ValueError(f"spans[{i}] must be a non-empty list of [start, end]")
+        if not isinstance(of_text, list | tuple) or not 1 <= len(of_text) <= _MAX_SPANS:
+            raise ValueError(f"spans[{i}] must be a list of 1 to {_MAX_SPANS} [start, end]")
         for span in of_text:
             pair = isinstance(span, list | tuple) and len(span) == 2 and all(type(x) is int for x in span)
             if not pair or not 0 <= span[0] < span[1]:

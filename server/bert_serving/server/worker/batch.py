@@ -12,7 +12,7 @@ from bert_serving.protocol import EncodeOptions, InvalidRequest, Outcome, Part, 
 
 from .compute import Answer, Task
 from .encoder import Encoder, EncodingError
-from .tokenizer import RequestError
+from .sequences import RequestError
 
 
 @dataclass(frozen=True, slots=True)

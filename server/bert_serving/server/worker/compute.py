@@ -16,7 +16,7 @@ from torch import Tensor
 from .packing import plan_micro_batches
 from .pooling import Segments, segments, whole_segments
 from .recipe import Recipe
-from .tokenizer import TokenizedText, TokenSequence
+from .sequences import TokenizedText, TokenSequence
 from .transformer import Transformer
 
 log = logging.getLogger(__name__)

@@ -45,7 +45,8 @@ from .dense import Dense, load_head
 from .device import fitting_tokens, micro_batch_tokens, pick_device, pick_dtype
 from .model_module import import_model_module
 from .recipe import FROM_FIRST, Pipeline, Recipes
-from .tokenizer import RequestError, TokenizedText, Tokenizer, TokenSequence
+from .sequences import RequestError, TokenizedText, TokenSequence
+from .tokenizer import Tokenizer
 from .transformer import Transformer
 
 log = logging.getLogger(__name__)

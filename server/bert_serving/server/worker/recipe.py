@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from ..model_files import ModelError
 from .pooling import STRATEGIES, Segments
-from .tokenizer import RequestError
+from .sequences import RequestError
 
 _AUTO = ("auto",)
 _TOKENS = ("NONE",)

@@ -20,7 +20,7 @@ from .checkpoint import lower_precision
 from .linear import prepack
 from .packing import groups_of
 from .pooling import mean, whole_segments
-from .tokenizer import TokenSequence
+from .sequences import TokenSequence
 
 log = logging.getLogger(__name__)
 
