@@ -110,7 +110,8 @@ def specials_hidden(reference: Reference, texts: list[str]) -> tuple[list[Array]
     """The hidden states where nobody sees special tokens, and the masks."""
     ids = [reference.single(text) for text in texts]
     masks = [[0] + [1] * (len(i) - 2) + [0] for i in ids]
-    return reference.hidden(ids, seen=masks), masks
+    # One by one: DeBERTa's padding would be seen by rows that see no token of their own.
+    return [reference.hidden([i], seen=[m])[0] for i, m in zip(ids, masks, strict=True)], masks
 
 
 @every_family

@@ -193,7 +193,7 @@ def test_spans_that_are_none_are_refused(folder: Path, spans: list[list[tuple[in
 
 @pytest.mark.parametrize("name", ["NONE", "CLS_POOLED"])
 def test_a_span_has_no_vector_of_a_kind_that_is_not_pooled(folder: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="must not be (NONE|CLS_POOLED)"):
+    with pytest.raises(ValueError, match=f"must not be {name}"):
         _cached(folder).encode_spans(["one"], [[(0, 1)]], pooling_strategy=name)
 
 

@@ -263,3 +263,55 @@ def test_a_model_that_looks_into_its_layers_gets_them_back(
     mine = encoder(folder, dtype=dtype)
     assert count(mine) == 0
     assert deviation(mine.encode(GOOD), expected) <= (1e-5 if dtype == "float32" else 0.1)
+
+
+# -- what is out of proportion, or does not fit together -----------------------------------------------
+
+
+def test_the_second_try_of_a_pooler_is_in_float32_too(folder: Path, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(folder)
+    model.encoder.layer[-1].output.LayerNorm.weight.data *= 1e5  # first tokens beyond float16
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    options = {"pooling_strategy": "CLS_POOLED"}
+    rows, expected = (encoder(tmp_path, dtype=dtype, **options).encode(GOOD) for dtype in ("float16", "float32"))
+    assert np.isfinite(rows).all()
+    assert deviation(rows, expected) <= 0.01
+
+
+def test_layers_of_albert_keep_their_weights_whatever_is_loaded(tmp_path: Path) -> None:
+    folder = make_model(tmp_path, "albert", num_hidden_layers=4, num_hidden_groups=2)
+    hidden = Reference(folder).hidden([Reference(folder).single(text) for text in GOOD])
+    for layer in (-2, -3, -4):
+        expected = [pool("REDUCE_MEAN", h[layer], [1] * h.shape[1]) for h in hidden]
+        assert deviation(encoder(folder, pooling_layer=[layer]).encode(GOOD), expected) <= 1e-5, layer
+
+
+@pytest.mark.parametrize("name", ["CLS_TOKEN", "REDUCE_MEAN"])
+def test_what_deberta_hides_does_not_depend_on_company(tmp_path: Path, name: str) -> None:
+    mine = encoder(make_model(tmp_path, "deberta-v2"), mask_cls_sep=True, pooling_strategy=name)
+    assert deviation(mine.encode(["fox", "word " * 30])[:1], mine.encode(["fox"])) <= 1e-5
+
+
+def test_a_token_without_an_embedding_costs_its_own_text_only(folder: Path, tmp_path: Path) -> None:
+    AutoModel.from_pretrained(folder).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["zebra"] + [f"new{i}" for i in range(300)])
+    tokenizer.save_pretrained(tmp_path)
+    mine = encoder(tmp_path)
+    assert np.array_equal(mine.encode(GOOD), encoder(folder).encode(GOOD))
+    with pytest.raises(
+        ValueError, match=r"texts\[1\]: the tokenizer has tokens that the model has no embedding for"
+    ):
+        mine.encode(["one", "a new299"])
+
+
+def test_spans_and_widths_out_of_all_proportion_are_refused(folder: Path) -> None:
+    mine = encoder(folder)
+    text = "word " * 60_000
+    with pytest.raises(ValueError, match="the spans of a text may hold 262144 tokens together"):
+        mine.encode_spans([text], [[(0, len(text))] * 5], long_text="chunk")
+    with pytest.raises(ValueError, match=r"a vector may have 65536 components, these .* give 131072"):
+        mine.encode(["a"], pooling_layer=[-1] * 32, pooling_strategy=["REDUCE_MEAN_MAX"] * 32)
+    with pytest.raises(ValueError, match="the vectors of a text's tokens may have 512 MiB"):
+        mine.encode_tokens([text * 2], pooling_layer=[-1] * 32, long_text="chunk")

@@ -31,6 +31,11 @@ def test_encode_returns_id_result_and_status(http: httpx.Client, client: BertCli
     assert np.abs(np.array(body["result"]) - client.encode(["hello world", "good day"])).max() < 0.01
 
 
+def test_texts_that_were_cut_are_listed(http: httpx.Client) -> None:
+    body = http.post("/encode", json={"id": 1, "texts": ["short", "word " * 500]}).json()
+    assert (body["truncated"], len(body["result"])) == ([1], 2)
+
+
 def test_a_form_is_as_good_as_json(http: httpx.Client, client: BertClient) -> None:
     reply = http.post("/encode", data={"id": "7", "texts": ["hello world", "good day & night"]})
     assert (reply.status_code, reply.json()["id"]) == (200, "7")

@@ -51,6 +51,8 @@ def test_strategies_are_known_by_the_names_of_both_libraries_in_any_case(name: s
         ({"truncate": "middle"}, "truncate must be one of right, left, error, got 'middle'"),
         ({"long_text": True}, "long_text must be one of truncate, chunk, got True"),
         ({"prompt": 1}, "prompt must be a string, got 1"),
+        ({"prompt": "a\ud800"}, "prompt contains a lone surrogate"),
+        ({"prompt_name": "\ud800"}, "prompt_name contains a lone surrogate"),
         ({"prompt": "a" * 4097}, "prompt must have at most 4096 characters, got 4097"),
         ({"prompt": "a", "prompt_name": "b"}, "prompt or prompt_name, not both"),
     ],

@@ -219,11 +219,32 @@ def test_a_rejected_text_fails_its_own_request_only_and_is_numbered_as_its_sende
 
 def test_vectors_of_a_request_are_bounded() -> None:
     scheduler = make_scheduler(result_bytes=16, max_batch_size=2)
-    job = submit(scheduler, ALICE, 4)
-    assert turn(scheduler).texts == job.texts[:2]
+    submit(scheduler, ALICE, 4)  # of 8 bytes each: what is to come is known from the first
     (failure,) = scheduler.complete("w0", computed(next_batch(scheduler)), 0.0)
     assert isinstance(failure, Failure)
     assert isinstance(failure.error, PayloadTooLarge)
+    fits = submit(scheduler, BOB, 2)
+    assert run_all(scheduler) == [fits]
+
+
+def test_vectors_of_tokens_are_bounded_as_they_come() -> None:
+    scheduler = make_scheduler(result_bytes=16, max_batch_size=1)
+    submit(scheduler, ALICE, 2)
+    ends = []
+    for _ in range(2):
+        part = Vectors(np.zeros((3, 1), np.float32), [16], counts=[3])
+        ends.append(scheduler.complete("w0", Result(next_batch(scheduler).batch_id, [part]), 0.0))
+    assert ends[0] == []
+    assert isinstance(ends[1][0], Failure)
+
+
+def test_a_long_text_that_is_read_whole_has_the_time_that_it_takes() -> None:
+    scheduler = make_scheduler(tokens_per_s=1000, max_batch_tokens=1000)
+    texts = make_texts(1, num_tokens=101_000)
+    scheduler.submit(request(ALICE, texts, options=EncodeOptions(long_text="chunk")), 0.0)
+    next_batch(scheduler)
+    assert scheduler.overdue(400.0, 120.0) == []  # 100,000 tokens more than a batch has, at a quarter of the rate
+    assert scheduler.overdue(530.0, 120.0) == ["w0"]
 
 
 def test_truncated_rows_are_numbered_within_their_own_request() -> None:

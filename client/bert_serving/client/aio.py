@@ -123,7 +123,7 @@ class AsyncBertClient:
         Arguments and errors as for BertClient.encode. Cancelling the call forgets the request.
         """
         check_request(texts, is_tokenized=is_tokenized)
-        request_id, reply = await self._encoded(texts, options_of({**options, "show_tokens": show_tokens}))
+        request_id, reply = await self.encode_reply(texts, options_of(options, show_tokens=show_tokens))
         response = response_of(request_id, reply, as_list=self.output_fmt == "list", warn=self._warns)
         return (response.embedding, response.tokens) if show_tokens else response.embedding
 
@@ -132,7 +132,7 @@ class AsyncBertClient:
     ) -> list[TokenVectors]:
         """Return the vectors, tokens and offsets of each text's tokens, as BertClient.encode_tokens."""
         check_request(texts, is_tokenized=is_tokenized)
-        _, reply = await self._encoded(texts, options_of(options | TOKEN_LEVEL))
+        _, reply = await self.encode_reply(texts, options_of(options, **TOKEN_LEVEL))
         return token_vectors_of(reply)
 
     async def encode_spans(
@@ -141,12 +141,16 @@ class AsyncBertClient:
         """Return for each text a vector for each of its spans, as BertClient.encode_spans."""
         check_request(texts, is_tokenized=False)
         check_spans(spans, len(texts))
-        _, reply = await self._encoded(texts, options_of(options | {"ragged": True}), spans)
+        _, reply = await self.encode_reply(texts, options_of(options, ragged=True), spans)
         return rows_by_text(reply)
 
-    async def _encoded(
-        self, texts: Sequence[Text], options: EncodeOptions, spans: Sequence[Spans] | None = None
+    async def encode_reply(
+        self,
+        texts: Sequence[Text],
+        options: EncodeOptions = EncodeOptions(),  # noqa: B008
+        spans: Sequence[Spans] | None = None,
     ) -> tuple[int, EncodeReply]:
+        """Return the number of the request and the reply as it came, of texts that were checked."""
         deadline_ms = self.timeout if self.timeout >= 0 else None
         request_id, reply = await self._request(
             lambda now: self._session.encode(texts, now, options=options, spans=spans, deadline_ms=deadline_ms),

@@ -69,8 +69,14 @@ def check_request(texts: Any, *, is_tokenized: bool) -> None:
         raise TypeError(f"texts must be a list of {expected}")
 
 
-def options_of(options: Mapping[str, Any]) -> EncodeOptions:
-    """Return the options of a call. Raises TypeError or ValueError, which name the one that is wrong."""
+def options_of(options: Mapping[str, Any], **always: Any) -> EncodeOptions:
+    """Return the options of a call. Raises TypeError or ValueError, which name the one that is wrong.
+
+    always: what the call itself stands for, and its caller may not choose.
+    """
+    if refused := sorted(options.keys() & {"ragged", "show_tokens", "show_offsets"}):
+        raise TypeError(f"{refused[0]} is no option of a call; see encode_tokens and encode_spans")
+    options = {**options, **always}
     if unknown := sorted(options.keys() - EncodeOptions.__slots__):
         raise TypeError(f"encode() has no option {unknown[0]!r}; there are {', '.join(EncodeOptions.__slots__)}")
     return options_from_json(options)
@@ -90,15 +96,22 @@ def check_server(config: Mapping[str, Any], *, show: bool) -> None:
 
 def response_of(request_id: int, reply: EncodeReply, *, as_list: bool, warn: bool) -> Response:
     """Return the reply as the caller wants it. warn: say so if texts were cut."""
-    if warn and reply.truncated:
-        warnings.warn(
-            f"{len(reply.truncated)} of {len(reply.rows)} texts are longer than the server's max_seq_len "
-            f"and were cut, first texts[{reply.truncated[0]}]",
-            stacklevel=4,
-        )
+    if warn:
+        warn_of_cuts(reply)
     # The frame's memory is read-only; a caller may want to write to what is his.
     rows: npt.NDArray[np.floating[Any]] = np.array(reply.rows)
     return Response(request_id, rows.tolist() if as_list else rows, "" if reply.tokens is None else reply.tokens)
+
+
+def warn_of_cuts(reply: EncodeReply) -> None:
+    """Warn if texts were cut."""
+    if reply.truncated:
+        warnings.warn(
+            f"{len(reply.truncated)} of {len(reply.counts or reply.rows)} texts are longer than the server's "
+            "max_seq_len and were cut, "
+            f"first texts[{reply.truncated[0]}]",
+            stacklevel=5,
+        )
 
 
 def token_vectors_of(reply: EncodeReply) -> list[TokenVectors]:

@@ -43,6 +43,7 @@ from .checks import (
     response_of,
     rows_by_text,
     token_vectors_of,
+    warn_of_cuts,
 )
 from .connection import Connection
 from .producer import Producer
@@ -168,7 +169,7 @@ class BertClient:
         Raises TypeError or ValueError for bad texts, and what the class says for the rest.
         """
         check_request(texts, is_tokenized=is_tokenized)
-        asked = options_of({**options, "show_tokens": show_tokens})
+        asked = options_of(options, show_tokens=show_tokens)
         deadline = self._deadline() if blocking else float("inf")
         request_id = self._send(
             lambda now: self._session.encode(
@@ -190,7 +191,7 @@ class BertClient:
     ) -> list[TokenVectors]:
         """Return the vectors, tokens and offsets of each text's tokens. options: as for `encode`."""
         check_request(texts, is_tokenized=is_tokenized)
-        asked = options_of(options | TOKEN_LEVEL)
+        asked = options_of(options, **TOKEN_LEVEL)
         return token_vectors_of(self._encoded(texts, asked))
 
     def encode_spans(
@@ -203,7 +204,7 @@ class BertClient:
         """
         check_request(texts, is_tokenized=False)
         check_spans(spans, len(texts))
-        return rows_by_text(self._encoded(texts, options_of(options | {"ragged": True}), spans))
+        return rows_by_text(self._encoded(texts, options_of(options, ragged=True), spans))
 
     def _encoded(
         self, texts: Sequence[Text], options: EncodeOptions, spans: Sequence[Spans] | None = None
@@ -214,7 +215,10 @@ class BertClient:
             lambda now: self._session.encode(texts, now, options=options, spans=spans, deadline_ms=deadline_ms),
             deadline,
         )
-        return cast(EncodeReply, self._reply_to(request_id, deadline))
+        reply = cast(EncodeReply, self._reply_to(request_id, deadline))
+        if self._warns:
+            warn_of_cuts(reply)
+        return reply
 
     def fetch(self, delay: float = 0.0) -> Iterator[Response]:
         """Yield the results of `encode(..., blocking=False)` as they arrive, until none is pending.

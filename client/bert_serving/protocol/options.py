@@ -97,10 +97,11 @@ class EncodeOptions:
 
     def _check_prompts(self) -> None:
         for name in ("prompt", "prompt_name"):
-            if not isinstance(getattr(self, name), str | None):
-                raise TypeError(f"{name} must be a string, got {getattr(self, name)!r}")
-        if self.prompt is not None and has_lone_surrogate(self.prompt):
-            raise ValueError("prompt contains a lone surrogate, which is no Unicode text")
+            value = getattr(self, name)
+            if not isinstance(value, str | None):
+                raise TypeError(f"{name} must be a string, got {value!r}")
+            if value is not None and has_lone_surrogate(value):
+                raise ValueError(f"{name} contains a lone surrogate, which is no Unicode text")
         if self.prompt is not None and len(self.prompt) > _MAX_PROMPT_CHARS:  # it is copied in front of each text
             raise ValueError(f"prompt must have at most {_MAX_PROMPT_CHARS} characters, got {len(self.prompt)}")
         if self.prompt is not None and self.prompt_name is not None:

@@ -284,8 +284,8 @@ def first_position(transformer_dir: Path, config_name: str | None = None) -> int
     path = config_path(transformer_dir, config_name)
     config = read_json(path)
     behind_padding = config.get("model_type") in _POSITIONS_AFTER_PADDING
-    padding = _whole_number(config, "pad_token_id", path) or 0
-    return padding + 1 if behind_padding else 0
+    padding = _whole_number(config, "pad_token_id", path)
+    return (1 if padding is None else padding) + 1 if behind_padding else 0  # 1 is the default of all of them
 
 
 def own_max_seq_len(folder: Path, config_name: str | None = None) -> int:

@@ -11,6 +11,7 @@ import time
 
 import zmq
 from bert_serving.protocol import (
+    Batch,
     Command,
     CommandRequest,
     EncodeReply,
@@ -129,7 +130,7 @@ class Broker:
             self._next_expiry = now + _EXPIRE_EVERY_S
             self._note_dropped(self._outbox.expire(now))
         for name, batch in self._scheduler.next_batches(now):
-            self._send_to_worker(name, worker_message_to_frames(batch))
+            self._send_batch(name, batch, now)
         self._outbox.deliver(self._ports.reply)
 
     def _drain_subscriptions(self) -> None:
@@ -324,6 +325,16 @@ class Broker:
     def _answer_failure(self, failure: Failure, now: float) -> None:
         request = failure.job.request
         self._post_error(request.identity, request.request_id, failure.error, now)
+
+    def _send_batch(self, name: str, batch: Batch, now: float) -> None:
+        try:
+            frames = worker_message_to_frames(batch)
+        except Exception:  # whatever of a request was let in and cannot be written: it is to fail alone
+            log.exception("cannot write batch id=%d", batch.batch_id)
+            for failure in self._scheduler.fail(name, batch.batch_id, "the request cannot be passed on"):
+                self._answer_failure(failure, now)
+            return
+        self._send_to_worker(name, frames)
 
     def _send_to_worker(self, name: str, frames: Frames) -> None:
         routing_id = self.workers[name].routing_id

@@ -25,6 +25,12 @@ class JobResult:
     offsets: list[Sequence[Sequence[int]] | None] | None = None
     truncated: list[int] = field(default_factory=list)
 
+    def bytes_with(self, vectors: Vectors) -> int:
+        """Return how many bytes the vectors will take once these are among them."""
+        if vectors.counts is not None:
+            return self.num_bytes + vectors.rows.nbytes
+        return self.num_texts * math.prod(vectors.rows.shape[1:]) * vectors.rows.itemsize
+
     def fill(self, start: int, vectors: Vectors) -> None:
         """Copy the vectors of some texts, from text `start` on."""
         stop = start + len(vectors.num_tokens)

@@ -287,10 +287,11 @@ class Scheduler:
             if isinstance(outcome, Rejected):
                 ended.append(self._fail_job(job, _in_its_request(outcome, part)))
                 continue
-            job.fill(part.start, outcome)
-            if job.result.num_bytes > self._result_bytes:
+            if job.result.bytes_with(outcome) > self._result_bytes:
                 ended.append(self._fail_job(job, self._too_large()))
-            elif job.is_done:
+                continue
+            job.fill(part.start, outcome)
+            if job.is_done:
                 self._close(job)
                 ended.append(job)
         return ended
@@ -301,12 +302,19 @@ class Scheduler:
         return [] if parcel is None else self._isolate(parcel, WorkerFailed(message), parcel.num_lost_workers)
 
     def overdue(self, now: float, timeout_s: float) -> list[str]:
-        """Return the workers whose oldest batch has been with them for longer than the timeout."""
-        return [
-            worker.name
-            for worker in self._workers.values()
-            if worker.in_flight and now - min(p.sent_at for p in worker.in_flight.values()) > timeout_s
-        ]
+        """Return the workers whose oldest batch has been with them for longer than the timeout.
+
+        A long text that is read whole is one batch, and has the time that it should take beside the timeout.
+        """
+        late = []
+        for worker in self._workers.values():
+            oldest = min(worker.in_flight.values(), key=lambda parcel: parcel.sent_at, default=None)
+            if oldest is None:
+                continue
+            expected_s = max(0.0, oldest.tokens - worker.max_batch_tokens) / worker.floor_tokens_per_s
+            if now - oldest.sent_at > timeout_s + expected_s:
+                late.append(worker.name)
+        return late
 
     # -- inside ----------------------------------------------------------------------------------------
 

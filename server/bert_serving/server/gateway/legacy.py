@@ -6,9 +6,17 @@ import json
 from typing import Any, NoReturn
 from urllib.parse import parse_qs
 
+import numpy as np
 import orjson
 from bert_serving.client import AsyncBertClient
-from bert_serving.protocol import InvalidRequest, ServingError, check_texts, options_from_json, parse_json
+from bert_serving.protocol import (
+    EncodeOptions,
+    InvalidRequest,
+    ServingError,
+    check_texts,
+    options_from_json,
+    parse_json,
+)
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
@@ -39,6 +47,7 @@ class EncodeResult(BaseModel):
     result: list[list[float]] | list[list[list[float]]] = Field(
         description="a vector for each text, in the order of the texts; with NONE one for each token of it"
     )
+    truncated: list[int] | None = Field(None, description="indices of the texts that were cut; absent: none")
     status: int = Field(examples=[200])
 
 
@@ -76,13 +85,13 @@ def create_router(client: AsyncBertClient) -> APIRouter:
         try:
             raw = await request.body()
             body = _parse(_form_to_json(raw) if _is_form(request) else raw)
-            is_tokenized = isinstance(body["texts"][0], list)
-            rows = await client.encode(body["texts"], is_tokenized=is_tokenized, **body["options"])
+            _, reply = await client.encode_reply(body["texts"], body["options"])
         except ClientDisconnect:
             return Response(status_code=400)  # to nobody: the client left while it sent
         except (ServingError, TimeoutError) as error:
             return _error(error)
-        return _json({"id": body["id"], "result": rows, "status": 200})
+        cut = {"truncated": reply.truncated} if reply.truncated else {}
+        return _json({"id": body["id"], "result": np.ascontiguousarray(reply.rows), **cut, "status": 200})
 
     @router.get("/status/server", responses={503: _ERRORS[503]})
     async def status_server() -> Response:
@@ -134,13 +143,13 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return {"texts": body["texts"], "options": _options(body.get("options")), "id": _echo(raw, body["id"])}
 
 
-def _options(value: Any) -> dict[str, Any]:
+def _options(value: Any) -> EncodeOptions:
     """Return the options of a request. Raises InvalidRequest."""
     try:
-        options = options_from_json(value or {}).to_json()
+        options = options_from_json({} if value is None else value)
     except (TypeError, ValueError) as exc:
         raise InvalidRequest(str(exc)) from exc
-    if refused := [name for name in ("ragged", "show_tokens", "show_offsets") if name in options]:
+    if refused := [name for name in ("ragged", "show_tokens", "show_offsets") if getattr(options, name)]:
         raise InvalidRequest(f"option {refused[0]!r} has no place in the result of /encode")
     return options
 

@@ -28,10 +28,15 @@ REFERENCE = "eager"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What lies in a packed row: its groups, and which tokens others may see, (T,) bool; None: all."""
+    """What lies in a packed row: its groups, and which tokens others may see, (T,) bool; None: all.
+
+    ends: where the sequences begin and end, (B + 1,) int32 on the GPU, for one kernel over all of them; None:
+    attention goes group by group.
+    """
 
     groups: Sequence[Group]
     visible: Tensor | None = None
+    ends: Tensor | None = None
 
 
 _row: ContextVar[Row] = ContextVar("the packed row")
@@ -72,8 +77,8 @@ def packed_attention(
     # (T, N, D): in memory the tokens are outermost, so that a group is a view. Rotary embeddings may have
     # been applied in float32.
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and row.visible is None:
-        return _varlen(q, k, v, row.groups, scaling, sliding_window)[None], None
+    if row.ends is not None:
+        return _varlen(q, k, v, row, scaling, sliding_window)[None], None
     if not q.is_cuda:  # float32 is both faster here and closer to the reference
         q, k, v = q.float(), k.float(), v.float()
     output = torch.empty(q.shape, dtype=value.dtype, device=q.device)  # (T, N, D)
@@ -103,16 +108,20 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> Tenso
     return (at[:, None] - at[None, :]).abs() < window
 
 
-def _varlen(
-    q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], scaling: float | None, window: int | None
-) -> Tensor:
+def sequence_ends(groups: Sequence[Group], device: torch.device) -> Tensor:
+    """Return where the sequences of a packed row begin and end, (B + 1,) int32 on the device."""
+    lengths = [group.length for group in groups for _ in range(group.count)]
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, row: Row, scaling: float | None, window: int | None) -> Tensor:
     """Return the attention output (T, N, D) by one kernel for all sequences; half precision on CUDA."""
     from torch.nn.attention.varlen import varlen_attn
 
-    lengths = [group.length for group in groups for _ in range(group.count)]
-    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=q.device)
-    longest = max(lengths)
+    longest = max(group.length for group in row.groups)
     reach = -1 if window is None else window - 1
+    ends = row.ends
+    assert ends is not None
     output = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(reach, reach))
     assert isinstance(output, Tensor)
     return output

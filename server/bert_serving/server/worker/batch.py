@@ -75,10 +75,14 @@ def _outcome(
         if isinstance(answer, EncodingError):
             return Rejected(WorkerFailed(str(answer)), i)
         rows.append(answer)
-    texts, options = [task.text for task in prepared.tasks], prepared.part.options
     is_ragged = prepared.tasks[0].keeps_tokens
+    vectors = np.concatenate(rows) if is_ragged else np.stack(rows)
+    largest = np.finfo(dtype).max
+    if np.abs(vectors).max(initial=0.0) > largest:
+        return Rejected(WorkerFailed(f"the model gives components beyond {largest}, the largest {dtype.name}"))
+    texts, options = [task.text for task in prepared.tasks], prepared.part.options
     return Vectors(
-        rows=(np.concatenate(rows) if is_ragged else np.stack(rows)).astype(dtype, copy=False),
+        rows=vectors.astype(dtype, copy=False),
         num_tokens=[text.num_tokens for text in texts],
         truncated=[i for i, text in enumerate(texts) if text.truncated],
         counts=list(map(len, rows)) if is_ragged else None,

@@ -52,6 +52,8 @@ class Checkpoint:
         """Return how many layers give the hidden states of layer `highest`: those up to it, where that is safe."""
         config = self._config()
         is_known = config.model_type in _NO_LAST_NORM and type(config).__module__.startswith("transformers.")
+        if getattr(config, "num_hidden_groups", 1) > 1:
+            is_known = False  # ALBERT: which layer has which weights depends on how many layers there are
         return highest + 1 if is_known else self.num_layers
 
     def load(self, *, device: torch.device, num_layers: int | None = None) -> PreTrainedModel:

@@ -71,20 +71,28 @@ def compute(
     pieces_of = [[_Piece(sequence, task) for sequence in task.text.sequences] for task in tasks]
     pieces = [piece for of_task in pieces_of for piece in of_task]
     is_padded = transformer.padded_because is not None
-    pending = plan_micro_batches([piece.length for piece in pieces], budget.tokens, padded=is_padded)
+    pending = plan_micro_batches(
+        [piece.length for piece in pieces],
+        budget.tokens,
+        padded=is_padded,
+        # A row that sees no token of its own would see its company's padding instead.
+        equal=is_padded and hide_specials,
+    )
     pending.reverse()
     while pending:
         indices = pending.pop()
         batch = [pieces[i] for i in indices]
         try:
             _run(transformer, batch, hide_specials=hide_specials)
+            continue
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
-            budget.shrink(sum(piece.length for piece in batch))
-            torch.cuda.empty_cache()
-            half = len(indices) // 2
-            pending += [indices[half:], indices[:half]]
+        # Behind the handler, where the failed pass' tensors are let go.
+        torch.cuda.empty_cache()
+        budget.shrink(sum(piece.length for piece in batch))
+        half = len(indices) // 2
+        pending += [indices[half:], indices[:half]]
     return _finish(tasks, pieces_of, transformer.device)
 
 
@@ -111,7 +119,7 @@ def _run(transformer: Transformer, batch: Sequence[_Piece], *, hide_specials: bo
                 is_whole=is_whole,
                 hide_specials=hide_specials,
             )
-            for i, row in zip(members, recipe.pool(hidden, of).unbind(), strict=True):
+            for i, row in zip(members, recipe.pool(hidden, of, transformer.heads).unbind(), strict=True):
                 batch[i].rows = row
 
 

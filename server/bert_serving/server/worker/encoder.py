@@ -9,7 +9,8 @@ An error of one text is a value in its place, so that it costs nobody else's tex
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from bert_serving.protocol import (
     options_from_json,
     pooling_name,
 )
-from torch import Tensor
 
 from ..model_files import (
     ModelError,
@@ -39,7 +39,7 @@ from ..model_files import (
     unnamed_model_type,
 )
 from .checkpoint import Checkpoint, drop_position_embeddings
-from .classifier import Classifier, classifier_of
+from .classifier import classifier_of
 from .compute import Answer, Budget, Task, compute
 from .dense import Dense, load_head
 from .device import fitting_tokens, micro_batch_tokens, pick_device, pick_dtype
@@ -50,6 +50,9 @@ from .tokenizer import Tokenizer
 from .transformer import Transformer
 
 log = logging.getLogger(__name__)
+
+_MAX_SPAN_TOKENS = 1 << 18  # of one text, spans that overlap counted twice
+_MAX_TOKEN_BYTES = 512 << 20
 
 # Short and long, of equal and of different length, longer than the window of local attention, and a pair.
 _PROBES = ["a", "Hello world!", "one two three", "four five six", "The quick brown fox jumps. " * 4, "word " * 600]
@@ -160,17 +163,20 @@ class Encoder:
         highest = self._checkpoint.num_layers - 1 if all_layers else self._recipes.highest
         self._num_layers = self._checkpoint.layers_to_load(highest=highest)
         self._num_labels = num_labels
-        self._transformer, classifier = self._load()
+        #: Names of the labels, where the server's strategy is CLASSIFICATION or REGRESSION.
+        self.labels: tuple[str, ...] = ()
+        self._transformer = self._load()
         self._exact: Transformer | None = None
+        self._has_spare_ids = self._tokenizer.num_ids > self._transformer.num_ids
         #: Smallest cosine of a probe's vector with that of the padded float32 model.
         self.parity = self._transformer.settle(self._probes(), self.dtype)
+        hidden_size = self._transformer.hidden_size
+        widths = {"CLS_POOLED": hidden_size, "CLASSIFICATION": len(self.labels), "REGRESSION": 1}
         self._recipes.loaded(
             self._num_layers,
-            hidden_size=self._transformer.hidden_size,
-            heads=_heads(self._transformer, classifier),
+            hidden_size=hidden_size,
+            head_widths={name: widths[name] for name in self._transformer.heads},
         )
-        #: Names of the labels, where the server's strategy is CLASSIFICATION or REGRESSION.
-        self.labels = classifier.labels if classifier else ()
         self._budget = Budget(micro_batch_tokens(self.device, max_batch_tokens))
         if self.device.type == "cuda":
             self._budget = Budget(fitting_tokens(self._try, max_batch_tokens, self.device))
@@ -195,7 +201,8 @@ class Encoder:
         """Return the vectors of the texts, (B, D) float32, in the order of the texts.
 
         A text is a string, or a list of tokens that are looked up in the vocabulary as they are. What is left
-        out is as the encoder was made.
+        out is as the encoder was made; but whoever names a strategy or a layer takes leave of the model's own
+        pooling, dense layers and normalizing.
 
         pooling_strategy: REDUCE_MEAN, REDUCE_MAX, REDUCE_MEAN_MAX, CLS_TOKEN (FIRST_TOKEN), SEP_TOKEN
             (LAST_TOKEN), CLS_POOLED, MEAN_SQRT_LEN or WEIGHTED_MEAN; CLASSIFICATION (probabilities of labels)
@@ -205,9 +212,10 @@ class Encoder:
         pooling_layer: layers, -1 the last, concatenated in this order.
         normalize: divide each vector by its L2 norm.
         dimensions: keep so many leading components, of a model that was trained for that (Matryoshka).
-        truncate: the side on which a text is cut that is longer than `max_seq_len`; "error" to refuse it.
+        truncate: the side on which a text is cut that is longer than `max_seq_len`, with a warning; "error" to
+            refuse it.
         long_text: "chunk" reads all of a long text, in overlapping windows whose vectors are averaged by
-            length.
+            length; a pair of sentences is cut all the same.
         prompt: goes in front of each text. prompt_name: one of the prompts that the model comes with.
         pairs: "a ||| b" is a pair of sentences.
 
@@ -227,7 +235,11 @@ class Encoder:
                 "pairs": pairs,
             }
         )
-        answers = self._answers(self.prepare(_checked(texts), options))
+        prepared = self.prepare(_checked(texts), options)
+        answers = self._answers(prepared)
+        if cut := [i for i, task in enumerate(prepared) if isinstance(task, Task) and task.text.truncated]:
+            first = f"first texts[{cut[0]}]"
+            warnings.warn(f"{len(cut)} texts are longer than max_seq_len and were cut, {first}", stacklevel=2)
         return _rectangle(answers) if answers[0].ndim > 1 else np.stack(answers)
 
     def encode_tokens(self, texts: Sequence[Text], **options: Any) -> list[TokenVectors]:
@@ -268,7 +280,12 @@ class Encoder:
             raise RequestError(f"a span's tokens are pooled: pooling_strategy must not be {recipe.poolings[0]}")
         pool_prompt = self._own is None or self._own.include_prompt
         found = self._tokenizer(texts, options, prompt=self._prompt(options), pool_prompt=pool_prompt, spans=spans)
-        return [text if isinstance(text, RequestError) else Task(text, recipe) for text in found]
+        tasks: list[Task | RequestError] = []
+        for text in found:
+            task = text if isinstance(text, RequestError) else Task(text, recipe)
+            complaint = None if isinstance(task, RequestError) else self._too_much(task)
+            tasks.append(task if complaint is None else RequestError(complaint))
+        return tasks
 
     def forward(self, tasks: Sequence[Task]) -> list[Answer | EncodingError]:
         """Return the answer to each task, float32. One that is not finite is computed again in float32."""
@@ -332,21 +349,35 @@ class Encoder:
             )
         return prompts[options.prompt_name]
 
+    def _too_much(self, task: Task) -> str | None:
+        """Return why a task cannot be computed, or would take memory out of all proportion."""
+        text = task.text
+        if self._has_spare_ids and max(map(max, (s.ids for s in text.sequences))) >= self._transformer.num_ids:
+            return (
+                f"the tokenizer has tokens that the model has no embedding for, it has {self._transformer.num_ids}"
+            )
+        if text.spans is not None and sum(stop - start for start, stop in text.spans) > _MAX_SPAN_TOKENS:
+            return f"the spans of a text may hold {_MAX_SPAN_TOKENS} tokens together"
+        num_bytes = text.num_tokens * len(task.recipe.layers) * self._transformer.hidden_size * 4
+        if task.keeps_tokens and num_bytes > _MAX_TOKEN_BYTES:
+            return f"the vectors of a text's tokens may have {_MAX_TOKEN_BYTES >> 20} MiB, got {num_bytes >> 20}"
+        return None
+
     def _compute(self, transformer: Transformer, tasks: Sequence[Task]) -> list[Answer]:
         return compute(transformer, tasks, self._budget, hide_specials=self._hides_specials)
 
     def _in_float32(self) -> Transformer:
         """Return the model in float32, loaded when it is first needed."""
         if self._exact is None:
-            self._exact, _ = self._load()
+            self._exact = self._load()
             self._exact.settle(self._probes(), torch.float32)
         return self._exact
 
-    def _load(self) -> tuple[Transformer, Classifier | None]:
-        whole = None
+    def _load(self) -> Transformer:
+        classifier = None
         if self._recipes.needs_classifier:
-            whole = self._checkpoint.load_classifier(device=self.device, num_labels=self._num_labels)
-            model = whole.base_model
+            classifier = self._checkpoint.load_classifier(device=self.device, num_labels=self._num_labels)
+            model = classifier.base_model
         else:
             model = self._checkpoint.load(device=self.device, num_layers=self._num_layers)
         if self._drops_positions:
@@ -358,7 +389,15 @@ class Encoder:
             pad_id=self._tokenizer.pad_id,
             hide_specials=self._hides_specials,
         )
-        return transformer, None if whole is None else classifier_of(whole, transformer.pooled)
+        if transformer.has_pooler:
+            transformer.heads["CLS_POOLED"] = transformer.pooled
+        if classifier is not None:
+            head = classifier_of(classifier, transformer.pooled)
+            self.labels = head.labels
+            transformer.heads["CLASSIFICATION"] = head.probabilities
+            if len(head.labels) == 1:
+                transformer.heads["REGRESSION"] = head.score
+        return transformer
 
     def _try(self, num_tokens: int) -> None:
         """Run a forward pass of so many tokens, in sequences of full length."""
@@ -403,20 +442,6 @@ def _pipeline(own: SentenceTransformersConfig, device: torch.device) -> Pipeline
         head=head if len(head) else None,
         head_width=next((layer.linear.out_features for layer in reversed(head) if isinstance(layer, Dense)), None),
     )
-
-
-def _heads(
-    transformer: Transformer, classifier: Classifier | None
-) -> dict[str, tuple[Callable[[Tensor], Tensor], int]]:
-    """Return what makes a row of a first token, and how wide it is, by strategy."""
-    heads: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {}
-    if transformer.has_pooler:
-        heads["CLS_POOLED"] = transformer.pooled, transformer.hidden_size
-    if classifier is not None:
-        heads["CLASSIFICATION"] = classifier.probabilities, len(classifier.labels)
-        if len(classifier.labels) == 1:
-            heads["REGRESSION"] = classifier.score, 1
-    return heads
 
 
 def _rectangle(answers: Sequence[Answer]) -> Rows:

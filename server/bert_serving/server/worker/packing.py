@@ -24,11 +24,13 @@ class Group:
         return self.start + self.count * self.length
 
 
-def plan_micro_batches(lengths: Sequence[int], max_tokens: int, *, padded: bool = False) -> list[list[int]]:
+def plan_micro_batches(
+    lengths: Sequence[int], max_tokens: int, *, padded: bool = False, equal: bool = False
+) -> list[list[int]]:
     """Return the indices of `lengths`, cut into micro-batches of similar length, longest first.
 
     A micro-batch takes at most `max_tokens` tokens, or holds one sequence. padded: each sequence counts as
-    many tokens as the longest beside it. Longest first: if memory is short it shows in the first forward
+    many tokens as the longest beside it. equal: only sequences of equal length share one. Longest first: if memory is short it shows in the first forward
     pass, not in the last.
     """
     plan: list[list[int]] = []
@@ -36,7 +38,7 @@ def plan_micro_batches(lengths: Sequence[int], max_tokens: int, *, padded: bool 
     width = 0
     for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         cost = width if padded else lengths[i]
-        if not plan or cost > room:
+        if not plan or cost > room or (equal and lengths[i] != width):
             plan.append([])
             room = max_tokens
             cost = width = lengths[i]  # the first is the longest: it sets the width

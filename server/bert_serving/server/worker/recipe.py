@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from bert_serving.protocol import EncodeOptions
@@ -18,6 +19,10 @@ _AUTO = ("auto",)
 _TOKENS = ("NONE",)
 #: Strategies that read the last layer's first token, whatever pooling_layer says, through weights of their own.
 FROM_FIRST = {"CLS_POOLED", "CLASSIFICATION", "REGRESSION"}
+#: Makes a row of a first token: (B, H) -> (B, D) float32.
+Head: TypeAlias = "Callable[[Tensor], Tensor]"
+
+_MAX_WIDTH = 1 << 16
 _PLAIN_LAYERS = (-2,)  # bert-as-service's default
 
 
@@ -26,15 +31,13 @@ class Recipe:
     """From hidden states to vectors.
 
     layers: counted from 0, concatenated in this order. reads: all layers that are needed. poolings: side by
-    side; NONE alone: a row for each token. heads: what makes the rows of the strategies in FROM_FIRST. head: the
-    model's own layers behind its pooling. dimensions: how many leading components are kept, before `normalize`
-    divides by the L2 norm. width: components of a vector.
+    side; NONE alone: a row for each token. head: the model's own layers behind its pooling. dimensions: how many
+    leading components are kept, before `normalize` divides by the L2 norm. width: components of a vector.
     """
 
     layers: tuple[int, ...]
     reads: frozenset[int]
     poolings: tuple[str, ...]
-    heads: Mapping[str, Callable[[Tensor], Tensor]]
     head: Callable[[Tensor], Tensor] | None
     dimensions: int | None
     normalize: bool
@@ -49,15 +52,15 @@ class Recipe:
         states = [hidden[layer] for layer in self.layers]
         return (states[0] if len(states) == 1 else torch.cat(states, dim=-1)).float()
 
-    def pool(self, hidden: dict[int, Tensor], of: Segments) -> Tensor:
-        """Return the pooled rows of hidden states by layer, (B, D) float32."""
+    def pool(self, hidden: dict[int, Tensor], of: Segments, heads: Mapping[str, Head]) -> Tensor:
+        """Return the pooled rows of hidden states by layer, (B, D) float32. heads: for those in FROM_FIRST."""
         if not FROM_FIRST & set(self.poolings):
             return self.pool_tokens(self.tokens(hidden), of)
         # Of the model's last layer, and of its first token even where a prompt stays out of the pooling.
         first = hidden[max(self.reads)][of.origin]
         tokens = None if set(self.poolings) <= FROM_FIRST else self.tokens(hidden)
         rows = [
-            self.heads[name](first) if tokens is None or name in FROM_FIRST else STRATEGIES[name](tokens, of)
+            heads[name](first) if tokens is None or name in FROM_FIRST else STRATEGIES[name](tokens, of)
             for name in self.poolings
         ]
         return torch.cat(rows, dim=1)
@@ -108,7 +111,6 @@ class Recipes:
         self._num_layers = num_layers
         self._num_loaded = num_layers
         self._hidden_size = 0
-        self._heads: dict[str, Callable[[Tensor], Tensor]] = {}
         self._head_widths: dict[str, int] = {}
         self._known: dict[EncodeOptions, Recipe] = {}
         starts_as_own = own is not None and self._strategy is None and layers is None
@@ -125,14 +127,11 @@ class Recipes:
         """Whether the server's own recipe wants a classification head."""
         return bool({"CLASSIFICATION", "REGRESSION"} & set(self._strategy or ()))
 
-    def loaded(
-        self, num_layers: int, *, hidden_size: int, heads: Mapping[str, tuple[Callable[[Tensor], Tensor], int]]
-    ) -> None:
-        """Note what was loaded: so many layers of such a width; heads: by strategy, each with its width."""
+    def loaded(self, num_layers: int, *, hidden_size: int, head_widths: Mapping[str, int]) -> None:
+        """Note what was loaded: so many layers of such a width; head_widths: by strategy of FROM_FIRST."""
         self._num_loaded = num_layers
         self._hidden_size = hidden_size
-        self._heads = {name: head for name, (head, _) in heads.items()}
-        self._head_widths = {name: width for name, (_, width) in heads.items()}
+        self._head_widths = dict(head_widths)
         try:
             self(EncodeOptions())
         except RequestError as exc:
@@ -161,13 +160,16 @@ class Recipes:
             reads.add(self._num_layers - 1)
         self._check_loaded(reads, poolings)
         width = pipeline.head_width or self._width(poolings, len(layers))
+        if width > _MAX_WIDTH:
+            raise RequestError(
+                f"a vector may have {_MAX_WIDTH} components, these layers and strategies give {width}"
+            )
         if options.dimensions is not None and options.dimensions > width:
             raise RequestError(f"dimensions must be in 1..{width} for this model, got {options.dimensions}")
         return Recipe(
             layers=tuple(layers),
             reads=frozenset(reads),
             poolings=poolings,
-            heads=self._heads,
             head=pipeline.head,
             dimensions=options.dimensions,
             normalize=_first_known(options.normalize, self._normalize, pipeline.normalize),
@@ -182,7 +184,7 @@ class Recipes:
         return layer % n
 
     def _check_loaded(self, layers: set[int], poolings: Sequence[str]) -> None:
-        if lacking := [name for name in poolings if name in FROM_FIRST and name not in self._heads]:
+        if lacking := [name for name in poolings if name in FROM_FIRST and name not in self._head_widths]:
             why = _LACKS.get(lacking[0], "a pooler, whose weights this model has not")
             raise RequestError(f"{lacking[0]} needs {why}")
         if max(layers) >= self._num_loaded:

@@ -130,6 +130,11 @@ class Tokenizer:
             found.append(self._compose_or_refuse(texts[i], words, options, leading, spans_of_text))
         return found
 
+    @property
+    def num_ids(self) -> int:
+        """How many token ids there are, added ones included."""
+        return int(self._rust.get_vocab_size(with_added_tokens=True))
+
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Return the tokens of the ids, as the vocabulary spells them."""
         return [self._rust.id_to_token(i) or "" for i in ids]

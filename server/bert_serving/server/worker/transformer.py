@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -51,6 +51,9 @@ class Transformer:
         self._hide_specials = hide_specials
         self._takes_types = _takes_types(model)
         self._autocast: torch.dtype | None = None
+        self._has_varlen = False
+        #: What makes a row of a first token, by strategy.
+        self.heads: dict[str, Callable[[Tensor], Tensor]] = {}
         self.num_layers: int = model.config.num_hidden_layers
         self.hidden_size = 0
         #: Why the forward pass is padded, or None if it is packed.
@@ -64,6 +67,11 @@ class Transformer:
         """
         run = self._packed if self.padded_because is None else self._padded
         return run(sequences, frozenset(layers))
+
+    @property
+    def num_ids(self) -> int:
+        """How many token ids have an embedding."""
+        return int(self._model.get_input_embeddings().weight.shape[0])
 
     @property
     def has_pooler(self) -> bool:
@@ -91,7 +99,8 @@ class Transformer:
         visible = None
         if self._hide_specials:
             visible = torch.cat([_visible(s) for s in sequences]).to(self.device)
-        with attention.packed_row(attention.Row(groups, visible)):
+        ends = attention.sequence_ends(groups, self.device) if self._has_varlen and visible is None else None
+        with attention.packed_row(attention.Row(groups, visible, ends)):
             return {layer: hidden[0] for layer, hidden in self._run(inputs, layers).items()}
 
     def _padded(self, sequences: Sequence[TokenSequence], layers: frozenset[int]) -> dict[int, Tensor]:
@@ -134,6 +143,7 @@ class Transformer:
             has_sdpa = getattr(self._model, "_supports_sdpa", False)
             self._model.set_attn_implementation(attention.PADDED if has_sdpa else attention.REFERENCE)
         self._lower(dtype, probes)
+        self._has_varlen = self._can_varlen(dtype, probes)
         parity = float(torch.nn.functional.cosine_similarity(self._vectors(probes), reference).min())
         if not parity >= _MIN_COSINE:  # NaN is no parity either
             raise ModelError(f"{dtype} is too coarse for this model (cosine {parity:.4f}): use -dtype float32")
@@ -156,6 +166,18 @@ class Transformer:
         if deviation <= _MAX_DEVIATION:
             return None
         return f"packed vectors differ from padded ones by {deviation:.1e} (positions or attention of its own)"
+
+    def _can_varlen(self, dtype: torch.dtype, probes: Sequence[TokenSequence]) -> bool:
+        """Return whether one kernel can attend within all sequences: not every GPU and head width has it."""
+        if self.device.type != "cuda" or dtype is torch.float32 or self.padded_because is not None:
+            return False
+        self._has_varlen = True
+        try:
+            self._vectors(probes)
+        except RuntimeError as exc:
+            log.warning("attention goes length by length, which is slower: %s", one_line(exc)[:200])
+            return False
+        return True
 
     def _lower(self, dtype: torch.dtype, probes: Sequence[TokenSequence]) -> None:
         """Let the model compute in the dtype."""

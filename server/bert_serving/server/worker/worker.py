@@ -64,7 +64,9 @@ def main(
     # The server decides when its workers end; Ctrl-C reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(max(1, allowed_cpus() // num_sharing_cpu))
+    num_threads = max(1, allowed_cpus() // num_sharing_cpu)
+    torch.set_num_threads(num_threads)
+    os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))  # the tokenizer's
     context = zmq.Context()
     try:
         Worker(context, name, endpoint, np.dtype(np.float16 if float16 else np.float32)).run(encoder)
@@ -230,6 +232,8 @@ def _encode(encoder: Encoder, work: _Work, dtype: np.dtype[np.floating[Any]]) ->
     start = time.perf_counter()
     try:
         outcomes = encode_parts(encoder, work.prepared, dtype)
+    except torch.AcceleratorError:
+        raise  # the GPU's context is lost: only another process can go on
     except Exception as exc:  # the answer to this batch, whatever it is
         log.exception("cannot encode batch id=%d", work.batch_id)
         return Failed(work.batch_id, one_line(exc))
