@@ -61,7 +61,7 @@ def test_one_program_may_start_and_close_twelve_servers_with_changed_arguments(t
     assert not (rows[0] == rows[1]).all()
 
 
-@pytest.mark.parametrize("form", ["namespace", "port"])
+@pytest.mark.parametrize("form", ["namespace", "port", "number"])
 def test_shutdown_ends_a_server_and_its_thread(tiny: Path, form: str) -> None:
     args = arguments(tiny)
     server = BertServer(args)
@@ -70,19 +70,19 @@ def test_shutdown_ends_a_server_and_its_thread(tiny: Path, form: str) -> None:
     if form == "namespace":
         BertServer.shutdown(get_shutdown_parser().parse_args(["-port", str(args.port)]))
     else:
-        BertServer.shutdown(port=args.port)
+        BertServer.shutdown(args.port) if form == "number" else BertServer.shutdown(port=args.port)
     server.join(10)
     assert not server.is_alive()
+    assert server._process is not None
+    assert server._process.returncode == 0
 
 
 def test_what_keeps_a_server_from_starting_is_raised(tiny: Path, tmp_path: Path) -> None:
-    bad = {
-        "model_dir has no config": arguments(tmp_path),
-        "pooling_layer must be in": arguments(tiny, "-pooling_layer", 9),
-    }
-    for complaint, args in bad.items():
-        with pytest.raises(RuntimeError, match=complaint), BertServer(args):
-            pass
+    with pytest.raises(ValueError, match="model_dir has no config"):
+        BertServer(arguments(tmp_path))
+    bad_layer = arguments(tiny, "-pooling_layer", 9)
+    with pytest.raises(RuntimeError, match="pooling_layer must be in"), BertServer(bad_layer):
+        pass
 
 
 def test_vectors_leave_as_float16_if_asked(tiny: Path) -> None:

@@ -42,6 +42,8 @@ def test_a_form_is_as_good_as_json(http: httpx.Client, client: BertClient) -> No
     expected = client.encode(["hello world", "good day & night"])
     assert np.abs(np.array(reply.json()["result"]) - expected).max() < 0.01
     assert http.post("/encode", data={"id": "7"}).json()["type"] == "InvalidRequest"
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}  # as curl -d has it
+    assert http.post("/encode", content=b'{"id": 8, "texts": ["x"]}', headers=headers).json()["id"] == 8
 
 
 def test_pages_of_any_origin_may_call(http: httpx.Client) -> None:

@@ -78,8 +78,9 @@ class Connection:
 
     def close(self) -> None:
         """Drop the line; nothing that is still inside leaves."""
-        for socket, _ in self._peers.values():
+        for socket, monitor in self._peers.values():
             socket.disable_monitor()
+            monitor.close(linger=0)
             socket.close(linger=0)
 
     def _note(self, address: str, event: int) -> None:

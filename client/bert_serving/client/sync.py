@@ -314,6 +314,11 @@ class BertClient:
     # -- what is known ---------------------------------------------------------------------------------
 
     @property
+    def identity(self) -> bytes:
+        """What the server knows this client by; another one that is given it hears the same replies."""
+        return self._session.identity
+
+    @property
     def status(self) -> dict[str, Any]:
         """The state of this client."""
         return client_status(self, self._session)

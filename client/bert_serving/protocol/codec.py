@@ -107,11 +107,11 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
             f"a request has 4 frames (identity; body; request id; number of texts), got {len(frames)}"
         )
     identity, body, request_id, num_texts = frames
+    command = _COMMANDS.get(bytes(body)) if len(body) <= 16 else None
+    if command is Command.TERMINATION:  # nobody answers it, and the oldest clients leave all else empty
+        return CommandRequest(bytes(identity), bytes(request_id), command)
     if not 1 <= len(identity) <= MAX_IDENTITY_BYTES:
         raise InvalidRequest(f"identity must have 1 to {MAX_IDENTITY_BYTES} bytes, got {len(identity)}")
-    command = _COMMANDS.get(bytes(body)) if len(body) <= 16 else None
-    if command is Command.TERMINATION:  # the oldest clients send it with empty numbers
-        return CommandRequest(bytes(identity), bytes(request_id), command)
     if not _is_number(request_id):
         raise InvalidRequest("request id must be a decimal number")
     if command is not None:

@@ -10,7 +10,9 @@ ends, so that it never outlives the program, however that came to its end.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -20,6 +22,8 @@ from contextlib import suppress
 from typing import IO, Any
 
 from .settings import Settings
+
+log = logging.getLogger(__name__)
 
 _READY = b"ready\n"
 _CLOSE_S = 15.0
@@ -31,8 +35,8 @@ class BertServer(threading.Thread):
     args: what `helper.get_args_parser().parse_args(...)` returned, changed or not.
     is_ready: an Event, set while it serves.
 
-    As a context manager it is ready inside. Raises ValueError for bad arguments, and RuntimeError, in `start`'s
-    `with` or in `wait_ready`, for whatever else keeps it from serving.
+    As a context manager it is ready inside. Raises ValueError for bad arguments and for a model that is not
+    there, and RuntimeError, in `with` or in `wait_ready`, for whatever else keeps it from serving.
 
     >>> args = get_args_parser().parse_args(["-port", "5555", "-port_out", "5556", "-cpu"])
     >>> with BertServer(args):
@@ -41,9 +45,14 @@ class BertServer(threading.Thread):
 
     def __init__(self, args: argparse.Namespace) -> None:
         from .helper import settings_of
+        from .supervisor import StartError, resolve
 
         super().__init__(name="BertServer", daemon=True)
         self._settings = settings_of(args)
+        try:
+            resolve(self._settings)  # the process does it again; but here it can be said to the caller
+        except StartError as exc:
+            raise ValueError(str(exc)) from exc
         self.is_ready = threading.Event()
         self._has_begun = threading.Event()  # to serve, or to fail
         self._process: subprocess.Popen[bytes] | None = None
@@ -113,15 +122,21 @@ class BertServer(threading.Thread):
 
     @staticmethod
     def shutdown(
-        args: argparse.Namespace | None = None, *, ip: str = "localhost", port: int = 5555, timeout: int = 15_000
+        args: argparse.Namespace | int | None = None,
+        *,
+        ip: str = "localhost",
+        port: int = 5555,
+        timeout: int = 15_000,
     ) -> None:
-        """Stop the server that listens somewhere; args: as get_shutdown_parser gives them. Raises TerminateError.
+        """Stop the server that listens somewhere. Raises TerminateError.
 
-        timeout: milliseconds to wait for its end.
+        args: as get_shutdown_parser gives them, or the port. timeout: milliseconds to wait for its end.
         """
         from .terminate import terminate_server
 
-        if args is not None:
+        if isinstance(args, int):
+            port = args
+        elif args is not None:
             ip, port = getattr(args, "ip", ip), getattr(args, "port", port)
             timeout = getattr(args, "timeout", timeout)
         terminate_server(ip, port, timeout_s=timeout / 1000)
@@ -132,9 +147,12 @@ def main() -> int:
     from .child import set_up_logging
     from .supervisor import StartError, Supervisor, resolve, token_rows
 
-    control, report = sys.stdin.buffer, sys.stdout.buffer
+    # Without a buffer: the thread that waits for the end of it would hold the buffer's lock for ever.
+    control, report = io.FileIO(0), sys.stdout.buffer
     asked = Settings(**json.loads(control.readline()))
     set_up_logging("server", verbose=asked.verbose)
+    for line in asked.without_effect():
+        log.warning("%s", line)
     try:
         settings = resolve(asked)
         supervisor = Supervisor(
@@ -144,13 +162,15 @@ def main() -> int:
         with supervisor.stop_on_signals():
             supervisor.run()
     except StartError as exc:
+        log.error("%s", exc)
         _say(report, f"{exc}\n".encode())
         return 1
     return 0
 
 
-def _stop_at_end(control: IO[bytes], supervisor: Any) -> None:
-    control.read()
+def _stop_at_end(control: io.FileIO, supervisor: Any) -> None:
+    while control.read(1024):
+        pass
     supervisor.request_stop()
 
 

@@ -189,6 +189,14 @@ class Settings(BaseSettings):
         return "\n".join(f"{name:>{width}} = {value}" for name, value in rows)
 
 
+_ORIGINAL_FLAGS = {
+    *("model_dir", "tuned_model_dir", "ckpt_name", "config_name", "graph_tmp_dir", "max_seq_len", "num_labels"),
+    *("pooling_layer", "pooling_strategy", "mask_cls_sep", "no_special_token", "no_position_embeddings", "cors"),
+    *("cased_tokenization", "show_tokens_to_client", "fixed_embed_length", "port", "port_out", "http_port", "cpu"),
+    *("http_max_connect", "num_worker", "max_batch_size", "priority_batch_size", "xla", "fp16", "device_map"),
+    *("gpu_memory_fraction", "prefetch_size", "verbose", "version"),
+}
+
 # What bert-as-service's flags were for, and why nothing is left to set.
 _WITHOUT_EFFECT = {
     "xla": "there is no TensorFlow graph to compile",
@@ -200,6 +208,14 @@ _WITHOUT_EFFECT = {
 
 
 class OneLineParser(argparse.ArgumentParser):
+    """A parser that complains in one line, and that takes bert-as-service's abbreviations for its own flags."""
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """Return what an abbreviation may stand for; a flag of the original comes before later ones."""
+        found: list[Any] = super()._get_option_tuples(option_string)
+        originals = [match for match in found if match[0].dest in _ORIGINAL_FLAGS]
+        return originals if len({match[0].dest for match in originals}) == 1 else found
+
     def error(self, message: str) -> NoReturn:
         """Print one line, not the whole usage, and exit with 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -236,7 +252,8 @@ def settings_parser(prog: str, kind: type[OneLineParser] = OneLineParser) -> One
             parser.add_argument(*flags, dest=name, nargs="?", const="true", metavar="BOOL", help=help_text)
         else:
             nargs = "+" if _is_tuple(field.annotation) else None
-            parser.add_argument(*flags, dest=name, nargs=nargs, metavar=_metavar(field.annotation), help=help_text)
+            metavar = "SECONDS" if help_text.startswith("seconds") else _metavar(field.annotation)
+            parser.add_argument(*flags, dest=name, nargs=nargs, metavar=metavar, help=help_text)
     return parser
 
 
@@ -261,7 +278,7 @@ def _metavar(annotation: Any) -> str:
         return "{" + ",".join(get_args(annotation)) + "}"
     kinds = [arg for arg in get_args(annotation) if arg is not type(None)] or [annotation]
     kind = get_args(kinds[0])[0] if _is_tuple(annotation) and get_args(kinds[0]) else kinds[0]
-    return {int: "N", float: "SECONDS", str: "TEXT"}.get(kind, "N")
+    return "TEXT" if kind is str else "N"
 
 
 def _shown(value: Any) -> str:

@@ -93,8 +93,10 @@ class StatusReport:
 
     def config(self, client: bytes) -> dict[str, Any]:
         """Return the settings in force, and the versions behind them, to the client that asked."""
+        labels = next((list(w.facts["labels"]) for w in self._workers.values() if "labels" in w.facts), None)
         return {
             **self._fixed,
+            **({} if labels is None else {"num_labels": len(labels), "labels": labels}),
             "client": client.decode("ascii", "backslashreplace"),
             "server_current_time": _now(),
         }

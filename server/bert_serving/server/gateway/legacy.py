@@ -84,7 +84,7 @@ def create_router(client: AsyncBertClient) -> APIRouter:
         """Return a vector for each text."""
         try:
             raw = await request.body()
-            body = _parse(_form_to_json(raw) if _is_form(request) else raw)
+            body = _parse(_form_to_json(raw) if _is_form(request, raw) else raw)
             _, reply = await client.encode_reply(body["texts"], body["options"])
         except ClientDisconnect:
             return Response(status_code=400)  # to nobody: the client left while it sent
@@ -112,8 +112,11 @@ def create_router(client: AsyncBertClient) -> APIRouter:
     return router
 
 
-def _is_form(request: Request) -> bool:
-    return request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+def _is_form(request: Request, raw: bytes) -> bool:
+    """Return whether the body is a form: curl -d calls everything one, JSON too."""
+    return not raw.lstrip().startswith(b"{") and request.headers.get("content-type", "").startswith(
+        "application/x-www-form-urlencoded"
+    )
 
 
 def _form_to_json(raw: bytes) -> bytes:

@@ -30,7 +30,8 @@ def plan_micro_batches(
     """Return the indices of `lengths`, cut into micro-batches of similar length, longest first.
 
     A micro-batch takes at most `max_tokens` tokens, or holds one sequence. padded: each sequence counts as
-    many tokens as the longest beside it. equal: only sequences of equal length share one. Longest first: if memory is short it shows in the first forward
+    many tokens as the longest beside it. equal: only sequences of equal length share one.
+    Longest first: if memory is short it shows in the first forward
     pass, not in the last.
     """
     plan: list[list[int]] = []

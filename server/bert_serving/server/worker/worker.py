@@ -72,6 +72,8 @@ def main(
         Worker(context, name, endpoint, np.dtype(np.float16 if float16 else np.float32)).run(encoder)
     finally:
         context.destroy(linger=500)
+    logging.shutdown()
+    os._exit(0)  # there is nothing left to do, and what the interpreter would take down takes seconds
 
 
 class Worker:
