@@ -167,7 +167,9 @@ class Encoder:
         self.labels: tuple[str, ...] = ()
         self._transformer = self._load()
         self._exact: Transformer | None = None
-        self._has_spare_ids = self._tokenizer.num_ids > self._transformer.num_ids
+        num_ids = self._transformer.num_ids
+        #: How many token ids have an embedding, where the tokenizer has more.
+        self._max_ids = num_ids if num_ids is not None and num_ids < self._tokenizer.num_ids else None
         #: Smallest cosine of a probe's vector with that of the padded float32 model.
         self.parity = self._transformer.settle(self._probes(), self.dtype)
         hidden_size = self._transformer.hidden_size
@@ -352,10 +354,8 @@ class Encoder:
     def _too_much(self, task: Task) -> str | None:
         """Return why a task cannot be computed, or would take memory out of all proportion."""
         text = task.text
-        if self._has_spare_ids and max(map(max, (s.ids for s in text.sequences))) >= self._transformer.num_ids:
-            return (
-                f"the tokenizer has tokens that the model has no embedding for, it has {self._transformer.num_ids}"
-            )
+        if self._max_ids is not None and max(max(s.ids) for s in text.sequences) >= self._max_ids:
+            return f"the tokenizer has tokens that the model has no embedding for, it has {self._max_ids}"
         if text.spans is not None and sum(stop - start for start, stop in text.spans) > _MAX_SPAN_TOKENS:
             return f"the spans of a text may hold {_MAX_SPAN_TOKENS} tokens together"
         num_bytes = text.num_tokens * len(task.recipe.layers) * self._transformer.hidden_size * 4

@@ -69,9 +69,12 @@ class Transformer:
         return run(sequences, frozenset(layers))
 
     @property
-    def num_ids(self) -> int:
-        """How many token ids have an embedding."""
-        return int(self._model.get_input_embeddings().weight.shape[0])
+    def num_ids(self) -> int | None:
+        """How many token ids have an embedding; None where a model of a user's own does not say."""
+        try:
+            return int(self._model.get_input_embeddings().weight.shape[0])
+        except NotImplementedError:
+            return None
 
     @property
     def has_pooler(self) -> bool:
