@@ -32,6 +32,7 @@ check: $(VENV)/.test
 bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/encoder.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/encoder.py --shape base --texts 256
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/roofline.py --shape minilm
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/service.py $(ARGS)
 
 clean:
