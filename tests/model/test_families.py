@@ -58,9 +58,10 @@ def test_float32_equals_padded_transformers(folders: dict[str, Path], family: st
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bfloat16_stays_close(folders: dict[str, Path], family: str) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_close(folders: dict[str, Path], family: str, dtype: str) -> None:
     batch = texts(100, 60)
-    rows, expected = encoder(folders[family], dtype="bfloat16").encode(batch), reference(folders[family], batch)
+    rows, expected = encoder(folders[family], dtype=dtype).encode(batch), reference(folders[family], batch)
     cosine = (rows * expected).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosine.min() >= 0.999
     assert cosine.mean() >= 0.9999

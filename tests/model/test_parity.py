@@ -42,6 +42,11 @@ def test_the_fast_dtypes_keep_every_row_close(
     assert cosines(rows, reference).min() >= 0.9999
 
 
+def test_float16_keeps_every_row_close(demo_model: Path, texts: list[str], reference: np.ndarray) -> None:
+    rows = Encoder(demo_model, dtype="float16", device="cpu").encode(texts[:100])
+    assert cosines(rows, reference[:100]).min() >= 0.9999
+
+
 def test_a_row_does_not_depend_on_its_company(demo_model: Path, texts: list[str]) -> None:
     encoder = Encoder(demo_model, dtype="float32", device="cpu")
     together = encoder.encode(texts[:40])

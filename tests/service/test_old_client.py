@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from running_server import RunningServer
+from tiny_models import make_model
 
 SCRIPT = """
 import json, sys
@@ -105,3 +106,71 @@ def test_the_old_client_does_all_that_it_could(server: RunningServer, old_python
         "concurrent": [1, 384],
         "after_error": [1, 384],
     }
+
+
+FLAGS_SCRIPT = """
+import json, sys
+from bert_serving.client import BertClient
+ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=20000)
+found = {}
+with BertClient(**ports) as bc:
+    config = bc.server_config
+    found["config"] = [config[key] for key in ("max_seq_len", "show_tokens_to_client", "pooling_strategy")]
+    for name, texts in (("plain", ["one two three", "a"]), ("pair", ["one two ||| three"])):
+        result = bc.encode(texts, show_tokens=config["show_tokens_to_client"])
+        rows, tokens = result if config["show_tokens_to_client"] else (result, None)
+        found[name] = [list(rows.shape), str(rows.dtype), tokens]
+        found[name + " rows"] = rows.reshape(-1, rows.shape[-1]).any(axis=1).tolist()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ["-pooling_strategy", "NONE", "-max_seq_len", "25", "-show_tokens_to_client"],
+            {
+                "config": [25, True, 0],
+                "plain": [[2, 25, 64], "float32", [["<s>", "one", "two", "three", "</s>"], ["<s>", "a", "</s>"]]],
+                "pair": [[1, 25, 64], "float32", [["<s>", "one", "two", "</s>", "three", "</s>"]]],
+                "plain rows": [*[True] * 5, *[False] * 20, *[True] * 3, *[False] * 22],
+            },
+        ),
+        (
+            ["-pooling_strategy", "NONE", "-mask_cls_sep", "-max_seq_len", "NONE"],
+            {
+                "plain": [[2, 5, 64], "float32", None],
+                "plain rows": [False, True, True, True, False, False, True] + [False] * 3,
+            },
+        ),
+        (
+            ["-pooling_strategy", "CLS_POOLED", "-fp16"],
+            {"config": [512, False, 6], "plain": [[2, 64], "float16", None], "pair": [[1, 64], "float16", None]},
+        ),
+        (
+            ["-pooling_strategy", "REDUCE_MEAN_MAX", "-pooling_layer", "-1", "-2", "-cased_tokenization"],
+            {"config": [512, False, 3], "plain": [[2, 256], "float32", None]},
+        ),
+    ],
+    ids=["NONE 25", "NONE masked", "CLS_POOLED", "layers"],
+)
+def test_the_old_client_gets_what_each_flag_gave_it(
+    old_python: Path, tmp_path: Path, flags: list[str], expected: dict[str, object]
+) -> None:
+    script = tmp_path / "flags.py"
+    script.write_text(FLAGS_SCRIPT)
+    model = make_model(tmp_path / "model", "bert")
+    with RunningServer("-model_dir", model, "-cpu", *flags) as server:
+        server.wait_ready()
+        done = subprocess.run(
+            [old_python, script, str(server.port), str(server.port_out)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {key: found[key] for key in expected} == expected

@@ -156,7 +156,7 @@ class Encoder:
         )
         self._recipes = Recipes(
             own=_pipeline(self._own, self.device) if self._own else None,
-            defaults=_defaults(pooling_strategy, pooling_layer),
+            defaults=_defaults(pooling_strategy, pooling_layer, normalize),
             normalize=normalize,
             num_layers=self._checkpoint.num_layers,
         )
@@ -179,6 +179,8 @@ class Encoder:
             hidden_size=hidden_size,
             head_widths={name: widths[name] for name in self._transformer.heads},
         )
+        if max_batch_tokens < 1:
+            raise ModelError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
         self._budget = Budget(micro_batch_tokens(self.device, max_batch_tokens))
         if self.device.type == "cuda":
             self._budget = Budget(fitting_tokens(self._try, max_batch_tokens, self.device))
@@ -424,9 +426,12 @@ def _checked(texts: Sequence[Text]) -> list[Text]:
     return texts
 
 
-def _defaults(pooling_strategy: str | Sequence[str], pooling_layer: Sequence[int] | None) -> EncodeOptions:
+def _defaults(
+    pooling_strategy: str | Sequence[str], pooling_layer: Sequence[int] | None, normalize: bool | None
+) -> EncodeOptions:
+    given = {"pooling_strategy": pooling_strategy, "pooling_layer": pooling_layer, "normalize": normalize}
     try:
-        return options_from_json({"pooling_strategy": pooling_strategy, "pooling_layer": pooling_layer})
+        return options_from_json(given)
     except (TypeError, ValueError) as exc:
         raise ModelError(str(exc)) from exc
 
