@@ -71,7 +71,13 @@ def raw(server: RunningServer) -> Iterator[RawClient]:
         (b'["\\ud800"]', b"1", "texts[0] contains a lone surrogate"),
         (b'["a\\u0000b"]', b"1", "texts[0] contains a NUL character"),
         (b"null", b"1", "texts must be a list of strings, got null"),
-        (b"REGISTER", b"0", "the body is not JSON"),
+        *((body, b"0", "the body is not JSON") for body in (b"REGISTER", b"TOKENS", b"EMBEDDINGS")),
+        (
+            b'{"texts": ["a"], "options": {"prompt_name": "\\ud800"}}',
+            b"1",
+            "prompt_name contains a lone surrogate",
+        ),
+        (b'{"texts": ["a"], "spans": [[[3, 1]]]}', b"1", "spans[0] must hold"),
         (b'{"texts": ["a"], "options": {"no_such": 1}}', b"1", "unknown option 'no_such'"),
         (b'{"texts": ["a"], "deadline_ms": "soon"}', b"1", "deadline_ms must be a whole number"),
         (b"[" * 100_000, b"1", "the body is not JSON"),
@@ -216,3 +222,13 @@ def test_a_client_that_goes_away_takes_its_queued_work_along(server: RunningServ
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert client.server_status["open_requests"] == 0
+
+
+def test_the_oldest_clients_termination_is_obeyed() -> None:
+    """Before 1.9.1 all of its other frames are empty."""
+    with RunningServer("-cpu") as server:
+        server.wait_ready()
+        with zmq.Context() as context, context.socket(zmq.PUSH) as pusher:
+            pusher.connect(f"tcp://127.0.0.1:{server.port}")
+            pusher.send_multipart([b"", b"TERMINATION", b"", b""])
+            assert server.process.wait(20) == 0
