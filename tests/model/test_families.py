@@ -49,10 +49,14 @@ def encoder(folder: Path, **options: object) -> Encoder:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float32_equals_padded_transformers(folders: dict[str, Path], family: str) -> None:
+def test_float32_equals_padded_transformers(
+    folders: dict[str, Path], family: str, caplog: pytest.LogCaptureFixture
+) -> None:
     batch = [*texts(60, 40), *texts(3, 300)]
     mine = encoder(folders[family])
     assert (mine.padded_because is not None) == (family in PADDED), mine.padded_because
+    said = [record.getMessage() for record in caplog.records if "runs padded" in record.getMessage()]
+    assert said == [f"this model runs padded, which is slower: {mine.padded_because}"] * (family in PADDED)
     assert np.abs(mine.encode(batch) - reference(folders[family], batch)).max() <= 1e-5
     assert mine.parity > 0.99999
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -263,6 +265,39 @@ def test_a_model_that_looks_into_its_layers_gets_them_back(
     mine = encoder(folder, dtype=dtype)
     assert count(mine) == 0
     assert deviation(mine.encode(GOOD), expected) <= (1e-5 if dtype == "float32" else 0.1)
+
+
+def test_memory_is_bounded_by_the_micro_batch_and_not_by_the_request(folder: Path) -> None:
+    """All 500,000 tokens at once would take 256 MB in the feed-forward layer alone."""
+    script = (
+        "import resource, sys\n"
+        "from bert_serving.server import Encoder\n"
+        "encoder = Encoder(sys.argv[1], device='cpu', dtype='float32')\n"
+        "encoder.encode(['word ' * 98] * 100)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "encoder.encode(['word ' * 98] * 5000)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100, f"{done.stdout} MiB more"
+
+
+def test_the_tokenizers_threads_are_bounded_as_a_worker_does_it(folder: Path) -> None:
+    """The worker sets the variable when everything is imported; the threads start with the first long batch."""
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from bert_serving.server.worker.tokenizer import Tokenizer\n"
+        "os.environ['RAYON_NUM_THREADS'] = sys.argv[2]\n"
+        "tokenizer = Tokenizer(Path(sys.argv[1]), max_seq_len=64)\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "tokenizer(['word ' * 50] * 2000)\n"
+        "print(len(os.listdir('/proc/self/task')) - before)\n"
+    )
+    for limit in (1, 3):
+        command = [sys.executable, "-c", script, folder, str(limit)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert int(done.stdout) == limit
 
 
 # -- what is out of proportion, or does not fit together -----------------------------------------------

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running_server import RunningServer
@@ -71,21 +72,27 @@ def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def test_the_old_client_does_all_that_it_could(server: RunningServer, old_python: Path, tmp_path: Path) -> None:
-    from bert_serving.client import BertClient
-
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+def run_with(python: Path, script: str, server: RunningServer, folder: Path) -> dict[str, Any]:
+    """Run a script on the server's ports, far from this repository; return the JSON that it prints."""
+    path = folder / "script.py"
+    path.write_text(script)
     done = subprocess.run(
-        [old_python, script, str(server.port), str(server.port_out)],
+        [python, path, str(server.port), str(server.port_out)],
         capture_output=True,
         text=True,
         timeout=120,
-        cwd=tmp_path,
+        cwd=folder,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_old_client_does_all_that_it_could(server: RunningServer, old_python: Path, tmp_path: Path) -> None:
+    from bert_serving.client import BertClient
+
+    found = run_with(old_python, SCRIPT, server, tmp_path)
     with BertClient(**server.ports) as client:
         (expected,) = client.encode(["First do it"])
     row, tokenized = found.pop("row"), found.pop("tokenized")
@@ -158,19 +165,8 @@ print(json.dumps(found))
 def test_the_old_client_gets_what_each_flag_gave_it(
     old_python: Path, tmp_path: Path, flags: list[str], expected: dict[str, object]
 ) -> None:
-    script = tmp_path / "flags.py"
-    script.write_text(FLAGS_SCRIPT)
     model = make_model(tmp_path / "model", "bert")
     with RunningServer("-model_dir", model, "-cpu", *flags) as server:
         server.wait_ready()
-        done = subprocess.run(
-            [old_python, script, str(server.port), str(server.port_out)],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=tmp_path,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+        found = run_with(old_python, FLAGS_SCRIPT, server, tmp_path)
     assert {key: found[key] for key in expected} == expected

@@ -14,7 +14,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 # Micro-batches of this size keep a CPU's activations in its caches (1,000 to 2,000 measured best);
 # a GPU wants as many tokens as there are.
-_CPU_MICRO_BATCH_TOKENS = 2048
+CPU_MICRO_BATCH_TOKENS = 2048
 _TRIAL_TOKENS = (1024, 4096)
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _MEMORY_SHARE = 0.8  # of the free memory; fragments and other processes want some
@@ -46,11 +46,6 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
-
-
-def micro_batch_tokens(device: torch.device, max_tokens: int) -> int:
-    """Return how many tokens a forward pass takes at most, as far as that is known before the first one."""
-    return min(max_tokens, _CPU_MICRO_BATCH_TOKENS) if device.type == "cpu" else max_tokens
 
 
 def fitting_tokens(forward: Callable[[int], object], max_tokens: int, device: torch.device) -> int:

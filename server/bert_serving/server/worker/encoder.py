@@ -42,7 +42,7 @@ from .checkpoint import Checkpoint, drop_position_embeddings
 from .classifier import classifier_of
 from .compute import Answer, Budget, Task, compute
 from .dense import Dense, load_head
-from .device import fitting_tokens, micro_batch_tokens, pick_device, pick_dtype
+from .device import CPU_MICRO_BATCH_TOKENS, fitting_tokens, pick_device, pick_dtype
 from .model_module import import_model_module
 from .recipe import FROM_FIRST, Pipeline, Recipes
 from .sequences import RequestError, TokenizedText, TokenSequence
@@ -157,7 +157,6 @@ class Encoder:
         self._recipes = Recipes(
             own=_pipeline(self._own, self.device) if self._own else None,
             defaults=_defaults(pooling_strategy, pooling_layer, normalize),
-            normalize=normalize,
             num_layers=self._checkpoint.num_layers,
         )
         highest = self._checkpoint.num_layers - 1 if all_layers else self._recipes.highest
@@ -179,11 +178,7 @@ class Encoder:
             hidden_size=hidden_size,
             head_widths={name: widths[name] for name in self._transformer.heads},
         )
-        if max_batch_tokens < 1:
-            raise ModelError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
-        self._budget = Budget(micro_batch_tokens(self.device, max_batch_tokens))
-        if self.device.type == "cuda":
-            self._budget = Budget(fitting_tokens(self._try, max_batch_tokens, self.device))
+        self._budget = Budget(self._tokens_at_once(max_batch_tokens))
         self.encode(["a"])  # what does not fit together should be seen here, not by the first request
 
     # -- for everybody ---------------------------------------------------------------------------------
@@ -400,6 +395,14 @@ class Encoder:
             if len(head.labels) == 1:
                 transformer.heads["REGRESSION"] = head.score
         return transformer
+
+    def _tokens_at_once(self, max_batch_tokens: int) -> int:
+        """Return how many tokens a forward pass takes at most."""
+        if max_batch_tokens < 1:
+            raise ModelError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
+        if self.device.type == "cuda":
+            return fitting_tokens(self._try, max_batch_tokens, self.device)
+        return min(max_batch_tokens, CPU_MICRO_BATCH_TOKENS)
 
     def _try(self, num_tokens: int) -> None:
         """Run a forward pass of so many tokens, in sequences of full length."""

@@ -22,6 +22,11 @@ FROM_FIRST = {"CLS_POOLED", "CLASSIFICATION", "REGRESSION"}
 #: Makes a row of a first token: (B, H) -> (B, D) float32.
 Head: TypeAlias = "Callable[[Tensor], Tensor]"
 
+_LACKS = {
+    "CLASSIFICATION": "a server that was started with -pooling_strategy CLASSIFICATION",
+    "REGRESSION": "a server that was started with -pooling_strategy REGRESSION, and a head of one label",
+}
+_MAX_KNOWN = 1024
 _MAX_WIDTH = 1 << 16
 _PLAIN_LAYERS = (-2,)  # bert-as-service's default
 
@@ -91,23 +96,15 @@ class Pipeline:
 class Recipes:
     """The recipes of one model, as it was started and as requests vary it.
 
-    defaults: the server's strategy and layers, None: the model's own way, or bert-as-service's. normalize: the
-    server's, None: as the model does.
+    defaults: the server's strategy, layers and normalizing; None: the model's own way, or bert-as-service's.
     num_layers: of the whole model. Raises ModelError where the server's own recipe cannot be had.
     """
 
-    def __init__(
-        self,
-        *,
-        own: Pipeline | None,
-        defaults: EncodeOptions,
-        normalize: bool | None,
-        num_layers: int,
-    ) -> None:
+    def __init__(self, *, own: Pipeline | None, defaults: EncodeOptions, num_layers: int) -> None:
         self._own = own
         layers = self._layers = defaults.pooling_layer
         self._strategy = None if defaults.pooling_strategy == _AUTO else defaults.pooling_strategy
-        self._normalize = normalize
+        self._normalize = defaults.normalize
         self._num_layers = num_layers
         self._num_loaded = num_layers
         self._hidden_size = 0
@@ -198,13 +195,6 @@ class Recipes:
         of_layers = self._hidden_size * num_layers
         widths = {"REDUCE_MEAN_MAX": 2 * of_layers} | self._head_widths
         return sum(widths.get(name, of_layers) for name in poolings)
-
-
-_MAX_KNOWN = 1024
-_LACKS = {
-    "CLASSIFICATION": "a server that was started with -pooling_strategy CLASSIFICATION",
-    "REGRESSION": "a server that was started with -pooling_strategy REGRESSION, and a head of one label",
-}
 
 
 def _first_known(*values: bool | None) -> bool:
