@@ -89,5 +89,8 @@ def make_tokenizer(pad_id: int) -> PreTrainedTokenizerFast:
     )
     names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>"}
     return PreTrainedTokenizerFast(
-        tokenizer_object=rust, model_max_length=512, **{f"{name}_token": token for name, token in names.items()}
+        tokenizer_object=rust,
+        model_max_length=512,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **{f"{name}_token": token for name, token in names.items()},
     )

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bert_serving.protocol import Text, TextPair
 from bert_serving.server.model_files import ModelError
 from bert_serving.server.worker.encoder import Encoder
+from sentence_transformers import CrossEncoder
 from sentences import sentences
 from tiny_models import FAMILIES, make_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -83,12 +85,36 @@ def test_a_head_that_is_missing_stops_the_start(tmp_path: Path) -> None:
     three = make_classifier(tmp_path / "three", "bert", num_labels=3)
     with pytest.raises(ModelError, match=r"num_labels must be 3, as in .*, got 2"):
         encode(three, "CLASSIFICATION", num_labels=2)
-    with pytest.raises(ModelError, match=r"REGRESSION needs .* a head of one label"):
+    with pytest.raises(ModelError, match=r"REGRESSION needs .* with one label"):
         encode(three, "REGRESSION")
 
 
-def test_a_request_for_probabilities_needs_a_server_that_loaded_the_head(tmp_path: Path) -> None:
+def test_a_classifier_has_its_head_whatever_the_server_pools(tmp_path: Path) -> None:
     folder = make_classifier(tmp_path, "bert", num_labels=3)
     encoder = Encoder(folder, device="cpu", dtype="float32")
-    with pytest.raises(ValueError, match="CLASSIFICATION needs a server that was started with"):
-        encoder.encode(["a"], pooling_strategy="CLASSIFICATION")
+    assert encoder.kind == "classifier"
+    logits = reference(folder)
+    assert np.abs(encoder.encode(TEXTS, pooling_strategy="LOGITS") - logits.numpy()).max() <= 1e-5
+    probabilities = encoder.encode(TEXTS, pooling_strategy="CLASSIFICATION")
+    assert np.abs(probabilities - torch.softmax(logits, dim=1).numpy()).max() <= 1e-5
+    assert encoder.encode(["a"]).shape == (1, 64)
+
+
+def test_a_model_without_a_head_says_so(tmp_path: Path) -> None:
+    encoder = Encoder(make_model(tmp_path, "bert"), device="cpu", dtype="float32")
+    assert encoder.kind == "embedding"
+    with pytest.raises(ValueError, match="LOGITS needs a model for sequence classification"):
+        encoder.encode(["a"], pooling_strategy="LOGITS")
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
+def test_pairs_are_ranked_as_by_sentence_transformers_cross_encoder(tmp_path: Path, family: str) -> None:
+    folder = make_classifier(tmp_path, family, num_labels=1)
+    pairs = [(TEXTS[0], text) for text in TEXTS[1:]] + [("a ||| b", "word " * 600), ("word " * 600, "a")]
+    expected = CrossEncoder(str(folder), max_length=512, device="cpu").predict(pairs)
+    encoder = Encoder(folder, device="cpu", dtype="float32")
+    assert encoder.kind == "reranker"
+    texts: list[Text] = [TextPair(text=first, text_pair=second) for first, second in pairs]
+    with pytest.warns(UserWarning, match="2 texts are longer"):
+        scores = encoder.encode(texts, pooling_strategy="REGRESSION")
+    assert np.abs(scores[:, 0] - expected).max() <= 1e-5

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+from bert_serving.server.worker.sequences import RequestError, TokenizedText
 from bert_serving.server.worker.tokenizer import Tokenizer, _beginning
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,3 +103,31 @@ def test_a_giant_text_has_the_ids_of_its_beginning(tokenizer: Tokenizer) -> None
     (mine,) = tokenizer([giant])
     assert (len(mine.ids), mine.truncated) == (MAX_SEQ_LEN, True)
     assert mine == tokenizer([giant[:10_000]])[0]
+
+
+def test_ids_are_taken_as_they_are_with_or_without_the_special_tokens(
+    tokenizer: Tokenizer, whole: PreTrainedTokenizerFast
+) -> None:
+    text = "hello world, embedding"
+    for specials in (True, False):
+        (mine,) = tokenizer([whole(text, add_special_tokens=specials)["input_ids"]])
+        assert isinstance(mine, TokenizedText)
+        assert mine.ids == whole(text)["input_ids"]
+
+
+def test_ids_of_another_vocabulary_are_refused_with_advice(tokenizer: Tokenizer) -> None:
+    for foreign in (-1, tokenizer.num_ids, 10**12):
+        (mine, other) = tokenizer([[5, foreign], [5]])
+        assert isinstance(mine, RequestError)
+        assert f"token id {foreign} is not in this model's vocabulary of {tokenizer.num_ids}" in str(mine)
+        assert "check_embedding_ctx_length=False" in str(mine)
+        assert isinstance(other, TokenizedText)
+
+
+def test_a_pair_may_hold_any_characters(demo_model: Path) -> None:
+    whole = AutoTokenizer.from_pretrained(demo_model)
+    tokenizer = Tokenizer(demo_model, max_seq_len=64)
+    (mine,) = tokenizer([{"text": "a ||| b\nc", "text_pair": "d ||| e"}])
+    assert isinstance(mine, TokenizedText)
+    expected = whole("a ||| b\nc", "d ||| e")
+    assert (mine.ids, mine.sequences[0].type_ids) == (expected["input_ids"], expected["token_type_ids"])

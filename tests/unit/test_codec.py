@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from bert_serving.protocol import (
+    MAX_IDENTITY_BYTES,
     Batch,
     Command,
     CommandRequest,
@@ -37,6 +38,7 @@ from bert_serving.protocol import (
     Stop,
     Unauthorized,
     Unavailable,
+    Usage,
     Vectors,
     WorkerFailed,
     codec,
@@ -54,7 +56,12 @@ from hypothesis import strategies as st
 IDENTITY = b"1f0c9f1e-8b8e-4d0e-9f43-0c2ab9a1f3aa"
 
 WORDS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1)
-TEXTS = st.lists(WORDS, min_size=1) | st.lists(st.lists(WORDS, min_size=1), min_size=1)
+TEXTS = (
+    st.lists(WORDS, min_size=1)
+    | st.lists(st.lists(WORDS, min_size=1), min_size=1)
+    | st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1), min_size=1)
+    | st.lists(st.fixed_dictionaries({"text": WORDS, "text_pair": WORDS}), min_size=1)
+)
 OPTIONS = st.builds(
     EncodeOptions,
     pooling_strategy=st.none() | st.lists(st.sampled_from(["REDUCE_MEAN", "CLS_TOKEN"]), min_size=1).map(tuple),
@@ -68,9 +75,10 @@ OPTIONS = st.builds(
     ragged=st.booleans(),
     show_tokens=st.booleans(),
     show_offsets=st.booleans(),
+    show_usage=st.booleans(),
 )
 NUMBERS = st.integers(0, 10**18).map(lambda n: b"%d" % n)
-IDENTITIES = st.binary(min_size=1, max_size=255)
+IDENTITIES = st.binary(min_size=1, max_size=MAX_IDENTITY_BYTES)
 
 
 def plain(frames: Frames) -> list[bytes]:
@@ -383,6 +391,7 @@ def arrays(draw: st.DrawFn) -> npt.NDArray[Any]:
     truncated=st.lists(st.integers(0, 100)),
     request_id=NUMBERS,
     identity=IDENTITIES,
+    usage=st.none() | st.builds(Usage, st.lists(st.integers(0, 512)), *[st.floats(0, 1e6)] * 4),
 )
 def test_every_encode_reply_returns_from_its_frames(
     rows: npt.NDArray[Any],
@@ -390,12 +399,13 @@ def test_every_encode_reply_returns_from_its_frames(
     truncated: list[int],
     request_id: bytes,
     identity: bytes,
+    usage: Usage | None,
 ) -> None:
-    frames = plain(reply_to_frames(EncodeReply(identity, request_id, rows, tokens, truncated)))
+    frames = plain(reply_to_frames(EncodeReply(identity, request_id, rows, tokens, truncated, usage=usage)))
     reply = reply_from_frames(frames)
     assert isinstance(reply, EncodeReply)
     assert (reply.identity, reply.request_id) == (identity, request_id)
-    assert (reply.tokens, list(reply.truncated)) == (tokens, truncated)
+    assert (reply.tokens, list(reply.truncated), reply.usage) == (tokens, truncated, usage)
     assert reply.rows.dtype == rows.dtype.newbyteorder("<")
     np.testing.assert_array_equal(reply.rows, rows)
 
@@ -472,7 +482,7 @@ def test_result_is_kind_header_and_an_array_for_each_part_that_has_one() -> None
         b'{"array":{"dtype":"float32","shape":[2,1]},"num_tokens":[3,4],"truncated":[1]},'
         b'{"error":{"code":"invalid_request","message":"too long"},"index":3},'
         b'{"array":{"dtype":"float32","shape":[1,1]},"num_tokens":[2]}],'
-        b'"tokenize_ms":0.5,"compute_ms":2.0}',
+        b'"tokenize_ms":0.5,"compute_ms":2.0,"padding_tokens":0}',
         b"\x00\x00\x80\x3f\x00\x00\x00\x40",
         b"\x00\x00\x80\x3f",
     ]

@@ -22,6 +22,15 @@ def test_lists_of_tokens_are_tokenized_texts(texts: list[list[str]]) -> None:
     assert check_texts(texts) is True
 
 
+@given(st.lists(st.lists(st.integers(), min_size=1), min_size=1))
+def test_lists_of_ids_are_tokenized_texts(texts: list[list[int]]) -> None:
+    assert check_texts(texts) is True
+
+
+def test_pairs_are_texts() -> None:
+    assert check_texts([{"text": "a", "text_pair": "b"}] * 2) is False
+
+
 def test_blank_text_is_a_text() -> None:
     assert check_texts([" "]) is False
 
@@ -38,6 +47,11 @@ def test_blank_text_is_a_text() -> None:
         (["a", ["b"]], "texts[1] must be a string, got list"),
         (["a", b"b"], "texts[1] must be a string, got bytes"),
         ([["a"], "b"], "texts[1] must be a list of tokens like texts[0], got str"),
+        ([["a"], [1, "b"]], "texts[1][0] must be a string, got int"),
+        ([["a"], [1, True]], "texts[1][0] must be a string, got int"),
+        ([{"text": "a"}], 'texts[0] must be {"text": ..., "text_pair": ...} like texts[0]'),
+        ([{"text": "a", "text_pair": "b"}, "c"], 'texts[1] must be {"text": ..., "text_pair": ...} like texts[0]'),
+        ([{"text": "a", "text_pair": 1}], "text_pair of texts[0] must be a string, got int"),
         ([["a"], ["b", 2]], "texts[1][1] must be a string, got int"),
         ([[["a"]]], "texts[0][0] must be a string, got list"),
     ],
@@ -54,6 +68,7 @@ def test_wrong_type_raises_type_error_that_names_the_place(texts: Any, message: 
         ([], "texts must not be empty"),
         (["a", ""], "texts[1] is an empty string"),
         ([["a"], []], "texts[1] has no token"),
+        ([{"text": "a", "text_pair": "\0"}], "text_pair of texts[0] contains a NUL character"),
         ([["a", ""]], "texts[0][1] is an empty string"),
         (["a", "b\0c"], "texts[1] contains a NUL character"),
         ([["a"], ["\0"]], "texts[1][0] contains a NUL character"),

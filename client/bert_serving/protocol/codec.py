@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,6 +42,7 @@ from .messages import (
     Result,
     Rows,
     Stop,
+    Usage,
     Vectors,
     WorkerMessage,
 )
@@ -180,6 +182,8 @@ def reply_to_frames(reply: Reply) -> Frames:
     for name in ("truncated", "counts", "offsets"):
         if value := getattr(reply, name):
             info[name] = value
+    if reply.usage is not None:
+        info["usage"] = asdict(reply.usage)
     return [reply.identity, _dumps(info), _array_frame(reply.rows), reply.request_id]
 
 
@@ -195,7 +199,8 @@ def reply_from_frames(frames: Sequence[Frame]) -> Reply:
         if "error" in info:
             return ErrorReply(identity, request_id, error_from_info(info["error"]))
         rows = _array(info, frames[2])
-        tokens = info.get("tokens")
+        tokens, usage = info.get("tokens"), info.get("usage")
+        usage = None if usage is None else Usage(**usage)
     except (AttributeError, KeyError, TypeError) as exc:
         raise ValueError(f"a reply that cannot be read: {exc!r}") from exc
     return EncodeReply(
@@ -206,6 +211,7 @@ def reply_from_frames(frames: Sequence[Frame]) -> Reply:
         info.get("truncated", ()),
         info.get("counts"),
         info.get("offsets"),
+        usage,
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,16 @@ import numpy.typing as npt
 from .errors import ServingError
 from .options import EncodeOptions
 
-#: A text, or the tokens of a text that its sender has tokenized already.
-Text: TypeAlias = "str | list[str]"
+
+class TextPair(TypedDict):
+    """Two sentences that the model reads as one sequence, whatever characters are in them."""
+
+    text: str
+    text_pair: str
+
+
+#: A text, or two, or the tokens of a text that its sender has tokenized already, as strings or as ids.
+Text: TypeAlias = "str | TextPair | list[str] | list[int]"
 
 #: [start, end] in characters, some for one text.
 Spans: TypeAlias = "Sequence[Sequence[int]]"
@@ -84,7 +92,7 @@ class EncodeReply:
     """Vectors in the order of the texts: one row for each, or as many as `counts` says.
 
     rows may also be (B, T, D): a row for each token, zero behind the end of a text. tokens, offsets: those of
-    each text if they were asked for. truncated: indices of the texts that were cut.
+    each text if they were asked for. truncated: indices of the texts that were cut. usage: if asked for.
     """
 
     identity: bytes
@@ -94,6 +102,22 @@ class EncodeReply:
     truncated: Sequence[int] = ()
     counts: Sequence[int] | None = None
     offsets: Sequence[Sequence[Sequence[int]] | None] | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request took.
+
+    num_tokens: computed for each text, special ones included. total_ms: from its arrival to its reply. queue_ms:
+    until a worker was given its first text. tokenize_ms, compute_ms: of the batches that held its texts.
+    """
+
+    num_tokens: Sequence[int]
+    total_ms: float
+    queue_ms: float
+    tokenize_ms: float
+    compute_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +199,17 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a batch, part by part. tokenize_ms, compute_ms: time that it took in either stage."""
+    """What became of a batch, part by part.
+
+    tokenize_ms, compute_ms: time that it took in either stage. padding_tokens: computed for nothing, between
+    the texts' own.
+    """
 
     batch_id: int
     outcomes: Sequence[Outcome]
     tokenize_ms: float = 0.0
     compute_ms: float = 0.0
+    padding_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ POOLING_STRATEGIES = (
         "SEP_TOKEN",
         "LAST_TOKEN",
     ),
-    *("CLS_POOLED", "CLASSIFICATION", "REGRESSION", "MEAN_SQRT_LEN", "WEIGHTED_MEAN"),
+    *("CLS_POOLED", "CLASSIFICATION", "REGRESSION", "MEAN_SQRT_LEN", "WEIGHTED_MEAN", "LOGITS", "SPLADE"),
 )
 _ALSO_CALLED = {
     "MEAN": "REDUCE_MEAN",
@@ -30,6 +30,7 @@ _ALSO_CALLED = {
     "MEAN_SQRT_LEN_TOKENS": "MEAN_SQRT_LEN",
     "WEIGHTEDMEAN": "WEIGHTED_MEAN",
 }
+_ALONE = {"NONE", "SPLADE"}
 _CHOICES = {"truncate": ("right", "left", "error"), "long_text": ("truncate", "chunk")}
 _MAX_LIST = 32
 _MAX_SPANS = 1024  # of one text: each is a vector
@@ -50,13 +51,15 @@ class EncodeOptions:
     """How the texts of one request become vectors; None is what the server was started with.
 
     pooling_strategy: one or several, side by side in this order; "auto" is the model's own. NONE: a vector
-    for each token. pooling_layer: layers, concatenated in this order; -1 is the last, 0 the first.
+    for each token. SPLADE: (index, value) of each term of the vocabulary that a text has some of.
+    pooling_layer: layers, concatenated in this order; -1 is the last, 0 the first.
     normalize: divide each vector by its L2 norm. dimensions: keep so many leading components (of a model
     that was trained for it), before normalizing. truncate: the side on which too long a text is cut, or
     "error" to refuse it. long_text: "chunk" reads all of it, in overlapping windows whose vectors are
     averaged by length. prompt: goes in front of each text; prompt_name: one of the model's own prompts.
     pairs: "a ||| b" is a pair of sentences. ragged: token vectors come back without padding.
-    show_tokens, show_offsets: send the tokens, and where they lie in the text, in characters.
+    show_tokens, show_offsets: send the tokens, and where they lie in the text, in characters. show_usage: send
+    the number of tokens and the times that the request took.
 
     Raises TypeError or ValueError, which name the option.
     """
@@ -73,18 +76,19 @@ class EncodeOptions:
     ragged: bool = False
     show_tokens: bool = False
     show_offsets: bool = False
+    show_usage: bool = False
 
     def __post_init__(self) -> None:
         # A single name or number is the same as a list of one: equal options must compare equal.
         if self.pooling_strategy is not None:
             names = _strings("pooling_strategy", self.pooling_strategy)
             known = None if [n.lower() for n in names] == ["auto"] else tuple(map(pooling_name, names))
-            if known is not None and "NONE" in known and len(known) > 1:
-                raise ValueError("pooling_strategy NONE stands alone: its rows are tokens, not texts")
+            if known is not None and len(known) > 1 and (alone := _ALONE & set(known)):
+                raise ValueError(f"pooling_strategy {min(alone)} stands alone: a text has any number of its rows")
             object.__setattr__(self, "pooling_strategy", known or ("auto",))
         if self.pooling_layer is not None:
             object.__setattr__(self, "pooling_layer", _whole_numbers("pooling_layer", self.pooling_layer))
-        for name in ("normalize", "pairs", "ragged", "show_tokens", "show_offsets"):
+        for name in ("normalize", "pairs", "ragged", "show_tokens", "show_offsets", "show_usage"):
             value = getattr(self, name)
             if not (isinstance(value, bool) or (value is None and name == "normalize")):
                 raise TypeError(f"{name} must be true or false, got {value!r}")

@@ -8,8 +8,8 @@ from typing import Any
 def check_texts(texts: Any) -> bool:
     """Return whether the texts are tokenized, or raise what is wrong with them.
 
-    texts: a non-empty list, either of non-empty strings or of non-empty lists of non-empty strings.
-    Raises TypeError for a wrong type and ValueError for a wrong value; both name the place.
+    texts: a non-empty list of one kind: non-empty strings, pairs of them, or non-empty lists of non-empty
+    strings or of ids. Raises TypeError for a wrong type and ValueError for a wrong value; both name the place.
     """
     if not isinstance(texts, list):
         raise TypeError(f"texts must be a list of strings, got {_kind(texts)}")
@@ -21,8 +21,16 @@ def check_texts(texts: Any) -> bool:
                 raise TypeError(f"texts[{i}] must be a list of tokens like texts[0], got {_kind(tokens)}")
             if not tokens:
                 raise ValueError(f"texts[{i}] has no token")
-            _check_strings(tokens, f"texts[{i}]")
+            if set(map(type, tokens)) != {int}:
+                _check_strings(tokens, f"texts[{i}]")
         return True
+    if isinstance(texts[0], dict):
+        for i, pair in enumerate(texts):
+            if not isinstance(pair, dict) or pair.keys() != {"text", "text_pair"}:
+                raise TypeError(f'texts[{i}] must be {{"text": ..., "text_pair": ...}} like texts[0]')
+        for key in ("text", "text_pair"):
+            _check_strings([pair[key] for pair in texts], f"{key} of texts")
+        return False
     _check_strings(texts, "texts")
     return False
 

@@ -207,7 +207,8 @@ class SentenceTransformersConfig:
 
     pooling_modes: names as in sentence-transformers' Pooling, concatenated in this order.
     head: ("Dense" or "Normalize", its folder) of what follows the pooling, in this order.
-    include_prompt: False: the tokens of a prompt are left out of the pooling.
+    include_prompt: False: the tokens of a prompt are left out of the pooling. splade_activation: "relu" or
+    "log1p_relu", of a sparse model.
     """
 
     transformer_dir: Path
@@ -218,6 +219,7 @@ class SentenceTransformersConfig:
     prompts: dict[str, str]
     default_prompt_name: str | None
     include_prompt: bool
+    splade_activation: str = "relu"
 
     @property
     def default_prompt(self) -> str:
@@ -245,9 +247,10 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | Non
         return None
     modules = _read_modules(folder)
     kinds = [kind for kind, _ in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or not {*kinds[2:]} <= {"Dense", "Normalize"}:
+    is_sparse = kinds in (["Transformer", "SpladePooling"], ["MLMTransformer", "SpladePooling"])
+    if not is_sparse and (kinds[:2] != ["Transformer", "Pooling"] or not {*kinds[2:]} <= {"Dense", "Normalize"}):
         raise ModelError(
-            "modules.json must list Transformer, Pooling, and then only Dense and Normalize, "
+            "modules.json must list Transformer, Pooling, and then only Dense and Normalize, or SpladePooling, "
             f"got {', '.join(kinds)}: {folder}"
         )
     head = tuple((kind, _of_sentences(folder / path)) for kind, path in modules[2:])
@@ -256,9 +259,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | Non
     transformer_dir = folder / modules[0][1]
     options_file = transformer_dir / "sentence_bert_config.json"
     options = read_json(options_file) if options_file.is_file() else {}
-    modes = _pooling_modes(pooling)
-    if unknown := [mode for mode in modes if mode not in _OLD_POOLING_KEYS.values()]:
-        raise ModelError(f"pooling mode {unknown[0]!r} is not supported: {folder}")
+    modes = _splade_mode(pooling, folder) if is_sparse else _pooling_modes(pooling, folder)
     return SentenceTransformersConfig(
         transformer_dir=transformer_dir,
         pooling_modes=modes,
@@ -268,6 +269,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | Non
         prompts=prompts,
         default_prompt_name=default_prompt_name,
         include_prompt=bool(pooling.get("include_prompt", True)),
+        splade_activation=str(pooling.get("activation_function", "relu")),
     )
 
 
@@ -363,11 +365,22 @@ def _whole_number(config: dict[str, Any], key: str, path: Path) -> int | None:
     return int(value)
 
 
-def _pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:
+def _pooling_modes(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
+    """Return the names of the poolings. Raises ModelError for one that is not computed here."""
     mode = config.get("pooling_mode")
-    if mode is not None:
-        return (mode,) if isinstance(mode, str) else tuple(mode)
-    return tuple(name for key, name in _OLD_POOLING_KEYS.items() if config.get(key)) or ("mean",)
+    if mode is None:
+        return tuple(name for key, name in _OLD_POOLING_KEYS.items() if config.get(key)) or ("mean",)
+    modes = (mode,) if isinstance(mode, str) else tuple(mode)
+    if unknown := [name for name in modes if name not in _OLD_POOLING_KEYS.values()]:
+        raise ModelError(f"pooling mode {unknown[0]!r} is not supported: {folder}")
+    return modes
+
+
+def _splade_mode(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
+    """Return the name of a sparse pooling. Raises ModelError for those that are not computed here."""
+    if (how := config.get("pooling_strategy", "max")) != "max":
+        raise ModelError(f"SpladePooling must have pooling_strategy 'max', got {how!r}: {folder}")
+    return ("splade",)
 
 
 def _of_sentences(module_dir: Path) -> Path:
@@ -393,7 +406,7 @@ def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
 def _transformer_path(folder: Path) -> str:
     if not (folder / "modules.json").is_file():
         return ""
-    return next((path for kind, path in _read_modules(folder) if kind == "Transformer"), "")
+    return next((path for kind, path in _read_modules(folder) if kind in ("Transformer", "MLMTransformer")), "")
 
 
 def _weight_paths(folder: Path) -> list[str]:

@@ -318,7 +318,14 @@ class Broker:
             rows = result.padded(self._token_rows)
         tokens = result.tokens if job.options.show_tokens else None
         reply = EncodeReply(
-            request.identity, request.request_id, rows, tokens, sorted(result.truncated), counts, result.offsets
+            request.identity,
+            request.request_id,
+            rows,
+            tokens,
+            sorted(result.truncated),
+            counts,
+            result.offsets,
+            job.usage(now) if job.options.show_usage else None,
         )
         self._post(reply_to_frames(reply), now)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from bert_serving.protocol import EncodeOptions, EncodeRequest, Part, Text, Vectors
+from bert_serving.protocol import EncodeOptions, EncodeRequest, Part, Text, Usage, Vectors
 
 from .job_result import JobResult
 
@@ -21,6 +21,7 @@ class Job:
 
     turn: whose turn in the fair queue it waits for: its client's, or the one that all strangers share.
     options: the request's, and what the server always adds. max_text_tokens: most that one text can have.
+    begun_at: when a worker was given its first text. tokenize_ms, compute_ms: of the batches that held its texts.
     """
 
     job_id: int
@@ -33,6 +34,9 @@ class Job:
     is_open: bool = True
     num_taken: int = 0
     num_done: int = 0
+    begun_at: float | None = None
+    tokenize_ms: float = 0.0
+    compute_ms: float = 0.0
     result: JobResult = field(init=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +94,20 @@ class Job:
         """Take in the vectors of the texts from `start` on."""
         self.result.fill(start, vectors)
         self.num_done += len(vectors.num_tokens)
+
+    def queue_s(self, now: float) -> float:
+        """Return for how long it has waited for a worker."""
+        return (now if self.begun_at is None else self.begun_at) - self.arrived_at
+
+    def usage(self, now: float) -> Usage:
+        """Return what it took, once it is done."""
+        return Usage(
+            self.result.num_tokens,
+            total_ms=(now - self.arrived_at) * 1000,
+            queue_ms=self.queue_s(now) * 1000,
+            tokenize_ms=self.tokenize_ms,
+            compute_ms=self.compute_ms,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,10 @@ class JobResult:
     tokens: list[Sequence[str]] | None = None
     offsets: list[Sequence[Sequence[int]] | None] | None = None
     truncated: list[int] = field(default_factory=list)
+    num_tokens: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_tokens = [0] * self.num_texts
 
     def bytes_with(self, vectors: Vectors) -> int:
         """Return how many bytes the vectors will take once these are among them."""
@@ -48,6 +52,7 @@ class JobResult:
         if vectors.offsets is not None:
             self.offsets = self.offsets or [None] * self.num_texts
             self.offsets[start:stop] = vectors.offsets
+        self.num_tokens[start:stop] = vectors.num_tokens
         self.truncated += [start + i for i in vectors.truncated]
         self.num_bytes += vectors.rows.nbytes
 

@@ -141,6 +141,10 @@ class Scheduler:
     def num_jobs(self) -> int:
         return len(self._jobs)
 
+    def oldest_age_s(self, now: float) -> float:
+        """Return for how long the oldest request has waited for its first worker; 0 where none waits."""
+        return max((now - job.arrived_at for job in self._jobs.values() if job.begun_at is None), default=0.0)
+
     @property
     def tokens_per_s(self) -> float:
         """Measured rate of all workers together."""
@@ -256,6 +260,9 @@ class Scheduler:
         if parcel is None:
             return None
         parcel.sent_at = now
+        for part in parcel.slices:
+            if part.job.begun_at is None:
+                part.job.begun_at = now
         batch_id = next(self._numbers)
         worker.in_flight[batch_id] = parcel
         return Batch(batch_id, [part.part for part in parcel.slices])
@@ -291,6 +298,8 @@ class Scheduler:
                 ended.append(self._fail_job(job, self._too_large()))
                 continue
             job.fill(part.start, outcome)
+            job.tokenize_ms += result.tokenize_ms
+            job.compute_ms += result.compute_ms
             if job.is_done:
                 self._close(job)
                 ended.append(job)
@@ -399,8 +408,10 @@ class Scheduler:
             self._chars_per_token += weight * (chars / words - self._chars_per_token)
 
     def _cost(self, text: Text) -> float:
-        words = len(text) / self._chars_per_token if isinstance(text, str) else len(text)
-        return words + 2
+        if isinstance(text, list):
+            return len(text) + 2
+        num_chars = len(text) if isinstance(text, str) else len(text["text"]) + len(text["text_pair"])
+        return num_chars / self._chars_per_token + 2
 
     def _tokens(self, slices: Iterable[Slice]) -> float:
         return sum(part.job.tokens_of(text, self._cost) for part in slices for text in part.texts)

@@ -75,7 +75,9 @@ def _outcome(
         if isinstance(answer, EncodingError):
             return Rejected(WorkerFailed(str(answer)), i)
         rows.append(answer)
-    is_ragged = prepared.tasks[0].keeps_tokens
+    is_ragged = prepared.tasks[0].is_ragged
+    if prepared.tasks[0].recipe.is_sparse:  # the number of a term is no number to round
+        dtype = np.dtype(np.float32)
     vectors = np.concatenate(rows) if is_ragged else np.stack(rows)
     largest = np.finfo(dtype).max
     if np.abs(vectors).max(initial=0.0) > largest:

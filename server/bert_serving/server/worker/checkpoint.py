@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
     BertModel,
@@ -74,19 +75,31 @@ class Checkpoint:
         num_labels: that there must be; None: as many as there are. Raises ModelError as `load`, also for a
         weight of the head or the pooler.
         """
-        model, report = self._load(is_classifier=True)
+        model, report = self._load(loader=AutoModelForSequenceClassification)
         _check_complete(self._weights_dir, report)
         found: int = model.config.num_labels
         if num_labels not in (None, found):
             raise ModelError(f"num_labels must be {found}, as in {self._weights_dir}, got {num_labels}")
         return model.eval().requires_grad_(False).to(device)
 
+    def load_masked(self, *, device: torch.device) -> PreTrainedModel:
+        """Return the whole model for masked language modelling, encoder and head, as `load` does."""
+        model, report = self._load(loader=AutoModelForMaskedLM)
+        _check_complete(self._weights_dir, report)
+        return model.eval().requires_grad_(False).to(device)
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the folder says that it is a model for sequence classification."""
+        names = getattr(self._config(), "architectures", None) or []
+        return any(str(name).endswith("ForSequenceClassification") for name in names)
+
     @property
     def _weights_dir(self) -> Path:
         return self.weights_dir or self.folder
 
     def _load(
-        self, *, num_layers: int | None = None, is_classifier: bool = False
+        self, *, num_layers: int | None = None, loader: Any = AutoModel
     ) -> tuple[PreTrainedModel, dict[str, object]]:
         """Return the model, and which of its weights were not there or did not fit."""
         transformers_logging.set_verbosity_error()  # what matters of its warnings is an error here
@@ -95,23 +108,22 @@ class Checkpoint:
         if num_layers is not None:
             config.num_hidden_layers = num_layers
         try:
-            return self._from_pretrained(config, is_classifier=is_classifier)
+            return self._from_pretrained(config, loader)
         except ModelError:
             raise
         except Exception as exc:  # whatever a damaged file makes of the libraries that read it
             raise ModelError(f"cannot load the model in {self._weights_dir}: {one_line(exc)}") from exc
 
-    def _from_pretrained(
-        self, config: PreTrainedConfig, *, is_classifier: bool
-    ) -> tuple[PreTrainedModel, dict[str, object]]:
+    def _from_pretrained(self, config: PreTrainedConfig, loader: Any) -> tuple[PreTrainedModel, dict[str, object]]:
         options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
         if (prefix := checkpoint_prefix(self._weights_dir, self.ckpt_name)) is not None:
+            if loader is AutoModelForMaskedLM:
+                raise ModelError(f"SPLADE: the head of a TensorFlow checkpoint is not read: {prefix}")
             weights = read_google_bert(prefix, config)
             kind: Any = BertModel
-            if is_classifier:
+            if loader is AutoModelForSequenceClassification:
                 kind, weights = BertForSequenceClassification, with_google_head(weights, prefix, config)
             return kind.from_pretrained(None, config=config, state_dict=weights, **options)  # type: ignore[no-any-return]
-        loader: Any = AutoModelForSequenceClassification if is_classifier else AutoModel
         if self.weights_dir is not None and self.trust_remote_code:
             with torch.device("meta"):  # the Auto class alone would look for the code beside the weights
                 loader = type(loader.from_config(config, trust_remote_code=True))

@@ -16,21 +16,24 @@ from ..model_files import ModelError
 class Classifier:
     """What a model for sequence classification has behind its encoder, in float32.
 
-    logits: of first tokens of the last layer, (B, H) -> (B, number of labels). labels: their names.
+    head: of first tokens of the last layer, (B, H) -> (B, number of labels). labels: their names.
     """
 
-    logits: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor]
     labels: tuple[str, ...]
 
     @torch.inference_mode()
+    def logits(self, first: Tensor) -> Tensor:
+        """Return the head's raw output, (B, number of labels)."""
+        return self.head(first.float())
+
     def probabilities(self, first: Tensor) -> Tensor:
         """Return the softmax of the logits, (B, number of labels)."""
-        return torch.softmax(self.logits(first.float()), dim=1)
+        return torch.softmax(self.logits(first), dim=1)
 
-    @torch.inference_mode()
     def score(self, first: Tensor) -> Tensor:
         """Return the sigmoid of the only logit, (B, 1), as bert-as-service's REGRESSION."""
-        return torch.sigmoid(self.logits(first.float()))
+        return torch.sigmoid(self.logits(first))
 
 
 def classifier_of(model: PreTrainedModel, pooled: Callable[[Tensor], Tensor]) -> Classifier:

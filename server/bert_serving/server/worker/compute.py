@@ -17,6 +17,7 @@ from .packing import plan_micro_batches
 from .pooling import Segments, segments, whole_segments
 from .recipe import Recipe
 from .sequences import TokenizedText, TokenSequence
+from .splade import terms
 from .transformer import Transformer
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,11 @@ class Task:
         """Whether the answer is made of the vectors of all tokens: NONE, or a vector for each span."""
         return self.recipe.is_token_level or self.text.spans is not None
 
+    @property
+    def is_ragged(self) -> bool:
+        """Whether texts have any number of rows: of tokens, spans or terms."""
+        return self.keeps_tokens or self.recipe.is_sparse
+
 
 @dataclass(slots=True)
 class Budget:
@@ -52,7 +58,9 @@ class Budget:
 
 @dataclass(slots=True, eq=False)
 class _Piece:
-    """One sequence of a task. rows: (D,) if it is pooled, (T, D) if tokens are kept; None: not computed yet."""
+    """One sequence of a task. rows: (D,) if it is pooled, or a weight for each term; (T, D) if tokens are kept;
+    None: not computed yet.
+    """
 
     sequence: TokenSequence
     task: Task
@@ -105,7 +113,15 @@ def _run(transformer: Transformer, batch: Sequence[_Piece], *, hide_specials: bo
     for i, piece in enumerate(batch):
         kinds.setdefault((piece.task.recipe, piece.task.keeps_tokens), []).append(i)
     for (recipe, keeps_tokens), members in kinds.items():
-        if keeps_tokens:
+        if recipe.is_sparse:
+            assert transformer.terms is not None, "the recipe needs it"
+            states = hidden[max(recipe.reads)]
+            ranges = [range(starts[i], starts[i + 1]) for i in members]
+            if len(members) < len(batch):
+                states = states[[row for of_text in ranges for row in of_text]]
+            for i, weights in zip(members, transformer.terms(states, list(map(len, ranges))), strict=True):
+                batch[i].rows = weights
+        elif keeps_tokens:
             tokens = recipe.tokens(hidden).cpu()
             for i in members:
                 # A copy, lest the whole micro-batch stay in memory for it.
@@ -156,7 +172,10 @@ def _finish(tasks: Sequence[Task], pieces_of: Sequence[Sequence[_Piece]], device
     answers: list[Answer] = [np.empty(0, np.float32)] * len(tasks)
     pooled: dict[Recipe, list[int]] = {}
     for i, task in enumerate(tasks):
-        if task.keeps_tokens:
+        if task.recipe.is_sparse:
+            weights = torch.stack([_rows(piece) for piece in pieces_of[i]]).amax(0)
+            answers[i] = terms(weights).cpu().numpy()
+        elif task.keeps_tokens:
             answers[i] = _finish_tokens(task, torch.cat([_rows(piece) for piece in pieces_of[i]]).to(device))
         else:
             pooled.setdefault(task.recipe, []).append(i)

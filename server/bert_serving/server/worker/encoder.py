@@ -26,6 +26,7 @@ from bert_serving.protocol import (
     options_from_json,
     pooling_name,
 )
+from transformers import PreTrainedModel
 
 from ..model_files import (
     ModelError,
@@ -46,6 +47,7 @@ from .device import CPU_MICRO_BATCH_TOKENS, fitting_tokens, pick_device, pick_dt
 from .model_module import import_model_module
 from .recipe import FROM_FIRST, Pipeline, Recipes
 from .sequences import RequestError, TokenizedText, TokenSequence
+from .splade import SpladeHead
 from .tokenizer import Tokenizer
 from .transformer import Transformer
 
@@ -162,7 +164,7 @@ class Encoder:
         highest = self._checkpoint.num_layers - 1 if all_layers else self._recipes.highest
         self._num_layers = self._checkpoint.layers_to_load(highest=highest)
         self._num_labels = num_labels
-        #: Names of the labels, where the server's strategy is CLASSIFICATION or REGRESSION.
+        #: Names of the labels, where the model has a head for sequence classification.
         self.labels: tuple[str, ...] = ()
         self._transformer = self._load()
         self._exact: Transformer | None = None
@@ -172,12 +174,13 @@ class Encoder:
         #: Smallest cosine of a probe's vector with that of the padded float32 model.
         self.parity = self._transformer.settle(self._probes(), self.dtype)
         hidden_size = self._transformer.hidden_size
-        widths = {"CLS_POOLED": hidden_size, "CLASSIFICATION": len(self.labels), "REGRESSION": 1}
-        self._recipes.loaded(
-            self._num_layers,
-            hidden_size=hidden_size,
-            head_widths={name: widths[name] for name in self._transformer.heads},
-        )
+        num_labels_found = len(self.labels)
+        widths = {"CLS_POOLED": hidden_size, "REGRESSION": 1}
+        widths |= {"CLASSIFICATION": num_labels_found, "LOGITS": num_labels_found}
+        head_widths = {name: widths[name] for name in self._transformer.heads}
+        if self._transformer.terms is not None:
+            head_widths["SPLADE"] = self._transformer.terms.num_terms
+        self._recipes.loaded(self._num_layers, hidden_size=hidden_size, head_widths=head_widths)
         self._budget = Budget(self._tokens_at_once(max_batch_tokens))
         self.encode(["a"])  # what does not fit together should be seen here, not by the first request
 
@@ -199,15 +202,16 @@ class Encoder:
     ) -> Rows:
         """Return the vectors of the texts, (B, D) float32, in the order of the texts.
 
-        A text is a string, or a list of tokens that are looked up in the vocabulary as they are. What is left
-        out is as the encoder was made; but whoever names a strategy or a layer takes leave of the model's own
-        pooling, dense layers and normalizing.
+        A text is a string; a pair of them, {"text": ..., "text_pair": ...}; a list of tokens that are looked up in
+        the vocabulary as they are; or a list of ids. What is left out is as the encoder was made; but whoever
+        names a strategy or a layer takes leave of the model's own pooling, dense layers and normalizing.
 
         pooling_strategy: REDUCE_MEAN, REDUCE_MAX, REDUCE_MEAN_MAX, CLS_TOKEN (FIRST_TOKEN), SEP_TOKEN
             (LAST_TOKEN), CLS_POOLED, MEAN_SQRT_LEN or WEIGHTED_MEAN; CLASSIFICATION (probabilities of labels)
             or REGRESSION, of an encoder that was made with them; "auto": the model's own; several stand
             side by side, from one forward pass. NONE: a vector for each token, (B, T, D), zero behind the
-            end of a text; see `encode_tokens`.
+            end of a text; see `encode_tokens`. LOGITS: the raw output of a classification head. SPLADE: the
+            weight of each term of the vocabulary, of an encoder that was made with it.
         pooling_layer: layers, -1 the last, concatenated in this order.
         normalize: divide each vector by its L2 norm.
         dimensions: keep so many leading components, of a model that was trained for that (Matryoshka).
@@ -239,6 +243,8 @@ class Encoder:
         if cut := [i for i, task in enumerate(prepared) if isinstance(task, Task) and task.text.truncated]:
             first = f"first texts[{cut[0]}]"
             warnings.warn(f"{len(cut)} texts are longer than max_seq_len and were cut, {first}", stacklevel=2)
+        if isinstance(prepared[0], Task) and prepared[0].recipe.is_sparse:
+            return _dense(answers, prepared[0].recipe.width)
         return _rectangle(answers) if answers[0].ndim > 1 else np.stack(answers)
 
     def encode_tokens(self, texts: Sequence[Text], **options: Any) -> list[TokenVectors]:
@@ -275,7 +281,7 @@ class Encoder:
     ) -> list[Task | RequestError]:
         """Return a task for each text, or why there is none. Raises RequestError for options that do not fit."""
         recipe = self._recipes(options)
-        if spans is not None and (recipe.is_token_level or FROM_FIRST & set(recipe.poolings)):
+        if spans is not None and (recipe.is_token_level or recipe.is_sparse or FROM_FIRST & set(recipe.poolings)):
             raise RequestError(f"a span's tokens are pooled: pooling_strategy must not be {recipe.poolings[0]}")
         pool_prompt = self._own is None or self._own.include_prompt
         found = self._tokenizer(texts, options, prompt=self._prompt(options), pool_prompt=pool_prompt, spans=spans)
@@ -315,6 +321,29 @@ class Encoder:
     def dimension(self) -> int:
         """Components of a vector, where a request asks for nothing else."""
         return self._recipes(EncodeOptions()).width
+
+    @property
+    def kind(self) -> str:
+        """What the model is made for: "embedding", "splade", "classifier", or "reranker", which has one label."""
+        if self._transformer.terms is not None:
+            return "splade"
+        if not self.labels:
+            return "embedding"
+        return "reranker" if len(self.labels) == 1 else "classifier"
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts that the model comes with, by name."""
+        return dict(self._own.prompts) if self._own else {}
+
+    @property
+    def num_padding(self) -> int:
+        """Tokens that were computed for nothing so far."""
+        return self._transformer.num_padding + (self._exact.num_padding if self._exact else 0)
+
+    def save_tokenizer(self, path: Path) -> None:
+        """Write the tokenizer to a file that the tokenizers library reads."""
+        self._tokenizer.save(path)
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -371,10 +400,13 @@ class Encoder:
         return self._exact
 
     def _load(self) -> Transformer:
-        classifier = None
-        if self._recipes.needs_classifier:
-            classifier = self._checkpoint.load_classifier(device=self.device, num_labels=self._num_labels)
+        classifier, masked = self._load_classifier(), None
+        if classifier is not None:
             model = classifier.base_model
+            self._num_layers = self._checkpoint.num_layers
+        elif self._recipes.is_sparse:
+            masked = self._checkpoint.load_masked(device=self.device)
+            model = masked.base_model
         else:
             model = self._checkpoint.load(device=self.device, num_layers=self._num_layers)
         if self._drops_positions:
@@ -391,10 +423,27 @@ class Encoder:
         if classifier is not None:
             head = classifier_of(classifier, transformer.pooled)
             self.labels = head.labels
-            transformer.heads["CLASSIFICATION"] = head.probabilities
+            transformer.heads |= {"CLASSIFICATION": head.probabilities, "LOGITS": head.logits}
             if len(head.labels) == 1:
                 transformer.heads["REGRESSION"] = head.score
+        if masked is not None:
+            squashes_twice = self._own is not None and self._own.splade_activation == "log1p_relu"
+            transformer.terms = SpladeHead(masked, squashes_twice=squashes_twice)
         return transformer
+
+    def _load_classifier(self) -> PreTrainedModel | None:
+        """Return the whole model for sequence classification, if it is one, or must be one."""
+        if self._recipes.is_sparse or not (self._recipes.needs_classifier or self._checkpoint.is_classifier):
+            return None
+        try:
+            model = self._checkpoint.load_classifier(device=self.device, num_labels=self._num_labels)
+            classifier_of(model, lambda first: first)
+        except ModelError as exc:
+            if self._recipes.needs_classifier:
+                raise
+            log.warning("the classification head is left out: %s", exc)
+            return None
+        return model
 
     def _tokens_at_once(self, max_batch_tokens: int) -> int:
         """Return how many tokens a forward pass takes at most."""
@@ -421,10 +470,12 @@ def _checked(texts: Sequence[Text]) -> list[Text]:
         raise TypeError(f"texts must be a list of strings, got {type(texts).__name__}")
     texts = list(texts)
     for i, text in enumerate(texts):
-        strings = text if isinstance(text, list) else [text]
-        if not all(isinstance(string, str) for string in strings):
-            raise TypeError(f"texts[{i}] must be a string, or a list of tokens, got {text!r:.80}")
-        if any(has_lone_surrogate(string) for string in strings):
+        parts = text if isinstance(text, list) else text.values() if isinstance(text, dict) else [text]
+        if not ({*map(type, parts)} <= {int} and isinstance(text, list)) and not all(
+            isinstance(part, str) for part in parts
+        ):
+            raise TypeError(f"texts[{i}] must be a string, a pair, or a list of tokens or ids, got {text!r:.80}")
+        if any(has_lone_surrogate(part) for part in parts if isinstance(part, str)):
             raise ValueError(f"texts[{i}] contains a lone surrogate, which is no Unicode text")
     return texts
 
@@ -450,6 +501,14 @@ def _pipeline(own: SentenceTransformersConfig, device: torch.device) -> Pipeline
         head=head if len(head) else None,
         head_width=next((layer.linear.out_features for layer in reversed(head) if isinstance(layer, Dense)), None),
     )
+
+
+def _dense(answers: Sequence[Answer], num_terms: int) -> Rows:
+    """Return (index, weight) of terms as (B, V), zero for terms that a text has not."""
+    rows = np.zeros((len(answers), num_terms), dtype=np.float32)
+    for row, answer in zip(rows, answers, strict=True):
+        row[answer[:, 0].astype(np.int64)] = answer[:, 1]
+    return rows
 
 
 def _rectangle(answers: Sequence[Answer]) -> Rows:

@@ -17,14 +17,20 @@ from .sequences import RequestError
 
 _AUTO = ("auto",)
 _TOKENS = ("NONE",)
+_TERMS = ("SPLADE",)
+_NEEDS_CLASSIFIER = {"CLASSIFICATION", "REGRESSION", "LOGITS"}
 #: Strategies that read the last layer's first token, whatever pooling_layer says, through weights of their own.
-FROM_FIRST = {"CLS_POOLED", "CLASSIFICATION", "REGRESSION"}
+FROM_FIRST = {"CLS_POOLED", *_NEEDS_CLASSIFIER}
+#: These and SPLADE read the last layer.
+_FROM_TOP = FROM_FIRST | {*_TERMS}
 #: Makes a row of a first token: (B, H) -> (B, D) float32.
 Head: TypeAlias = "Callable[[Tensor], Tensor]"
 
 _LACKS = {
-    "CLASSIFICATION": "a server that was started with -pooling_strategy CLASSIFICATION",
-    "REGRESSION": "a server that was started with -pooling_strategy REGRESSION, and a head of one label",
+    "CLASSIFICATION": "a model for sequence classification",
+    "LOGITS": "a model for sequence classification",
+    "REGRESSION": "a model for sequence classification with one label",
+    "SPLADE": "a server that was started with -pooling_strategy SPLADE, or a sparse model",
 }
 _MAX_KNOWN = 1024
 _MAX_WIDTH = 1 << 16
@@ -36,8 +42,9 @@ class Recipe:
     """From hidden states to vectors.
 
     layers: counted from 0, concatenated in this order. reads: all layers that are needed. poolings: side by
-    side; NONE alone: a row for each token. head: the model's own layers behind its pooling. dimensions: how many
-    leading components are kept, before `normalize` divides by the L2 norm. width: components of a vector.
+    side; NONE alone: a row for each token; SPLADE alone: one for each term. head: the model's own layers behind
+    its pooling. dimensions: how many leading components are kept, before `normalize` divides by the L2 norm.
+    width: components of a vector.
     """
 
     layers: tuple[int, ...]
@@ -51,6 +58,10 @@ class Recipe:
     @property
     def is_token_level(self) -> bool:
         return self.poolings == _TOKENS
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.poolings == _TERMS
 
     def tokens(self, hidden: dict[int, Tensor]) -> Tensor:
         """Return the token vectors, (T, H * layers) float32."""
@@ -112,7 +123,7 @@ class Recipes:
         self._known: dict[EncodeOptions, Recipe] = {}
         starts_as_own = own is not None and self._strategy is None and layers is None
         self._default_layers = layers or ((-1,) if starts_as_own else _PLAIN_LAYERS)
-        reads_top = bool(FROM_FIRST & set(self._strategy or ()))
+        reads_top = bool(_FROM_TOP & set(self._strategy or ()))
         try:
             #: The highest layer that the server's own recipe reads.
             self.highest = num_layers - 1 if reads_top else max(map(self._index, self._default_layers))
@@ -122,10 +133,16 @@ class Recipes:
     @property
     def needs_classifier(self) -> bool:
         """Whether the server's own recipe wants a classification head."""
-        return bool({"CLASSIFICATION", "REGRESSION"} & set(self._strategy or ()))
+        return bool(_NEEDS_CLASSIFIER & set(self._strategy or ()))
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the server's own recipe is SPLADE."""
+        own = self._own.poolings if self._own is not None and self._default_layers == (-1,) else None
+        return (self._strategy or own) == _TERMS
 
     def loaded(self, num_layers: int, *, hidden_size: int, head_widths: Mapping[str, int]) -> None:
-        """Note what was loaded: so many layers of such a width; head_widths: by strategy of FROM_FIRST."""
+        """Note what was loaded: so many layers of such a width; head_widths: of the heads, by strategy."""
         self._num_loaded = num_layers
         self._hidden_size = hidden_size
         self._head_widths = dict(head_widths)
@@ -152,12 +169,12 @@ class Recipes:
             pipeline = Pipeline() if strategy in (None, _AUTO) else Pipeline(strategy)
             layers = [self._index(layer) for layer in options.pooling_layer or self._default_layers]
         poolings = pipeline.poolings
-        reads = set() if set(poolings) <= FROM_FIRST else set(layers)
-        if FROM_FIRST & set(poolings):
+        reads = set() if set(poolings) <= _FROM_TOP else set(layers)
+        if _FROM_TOP & set(poolings):
             reads.add(self._num_layers - 1)
         self._check_loaded(reads, poolings)
         width = pipeline.head_width or self._width(poolings, len(layers))
-        if width > _MAX_WIDTH:
+        if width > _MAX_WIDTH and poolings != _TERMS:
             raise RequestError(
                 f"a vector may have {_MAX_WIDTH} components, these layers and strategies give {width}"
             )
@@ -181,7 +198,7 @@ class Recipes:
         return layer % n
 
     def _check_loaded(self, layers: set[int], poolings: Sequence[str]) -> None:
-        if lacking := [name for name in poolings if name in FROM_FIRST and name not in self._head_widths]:
+        if lacking := [name for name in poolings if name in _FROM_TOP and name not in self._head_widths]:
             why = _LACKS.get(lacking[0], "a pooler, whose weights this model has not")
             raise RequestError(f"{lacking[0]} needs {why}")
         if max(layers) >= self._num_loaded:

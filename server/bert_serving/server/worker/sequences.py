@@ -88,6 +88,10 @@ class Template(NamedTuple):
     after: list[int]
     types: tuple[list[int], int, list[int], int, list[int]]
 
+    def without_types(self) -> Template:
+        """Return the template of a model that does not tell the parts of a pair apart by type."""
+        return self._replace(types=([0] * len(self.before), 0, [0] * len(self.between), 0, [0] * len(self.after)))
+
     @property
     def num_specials(self) -> int:
         return len(self.before) + len(self.between) + len(self.after)
@@ -199,9 +203,11 @@ def _chunked(words: Words, template: Template, room: int, num_prompt: int) -> To
 
 
 def with_spans(text: TokenizedText, spans: Sequence[Sequence[int]], num_chars: int) -> TokenizedText:
-    """Return the text with the tokens that each span touches. Raises RequestError where there are none."""
-    if text.offsets is None:
-        raise RequestError("spans count characters, but this text came as tokens")
+    """Return the text with the tokens that each span touches. text: with offsets.
+
+    Raises RequestError where a span holds none.
+    """
+    assert text.offsets is not None, "asked for with the spans"
     at = [i for i, (first, stop) in enumerate(text.offsets) if stop > first]
     starts, stops = [text.offsets[i][0] for i in at], [text.offsets[i][1] for i in at]  # both never fall
     found = []

@@ -1,6 +1,6 @@
 """Texts to token ids, through the model's own fast tokenizer, without padding.
 
-split      a text to one string, two of a pair, or a list of tokens
+split      a text to one string, two of a pair, or a list of tokens or ids
 read       strings to the ids of their words, no more of a very long one than its sequence needs
 compose    words to sequences, see there
 """
@@ -96,11 +96,14 @@ class Tokenizer:
         self._rust.encode_special_tokens = model_type is not None
         self._single = template_of(self._rust.encode("a"))
         self._pair = template_of(self._rust.encode("a", "a"))
+        if "token_type_ids" not in tokenizer.model_input_names:  # then Transformers gives them to no model
+            self._pair = self._pair.without_types()
         self._bare = Template([], [], [], ([], 0, [], 0, []))
         self._max_seq_len = max_seq_len
         self._do_lower_case = do_lower_case and not cased
         self._no_special_token = no_special_token
         self._unknown_id: int | None = tokenizer.unk_token_id
+        self._num_ids = int(self._rust.get_vocab_size(with_added_tokens=True))
         self.pad_id: int = tokenizer.pad_token_id or 0
 
     def __call__(
@@ -114,8 +117,9 @@ class Tokenizer:
     ) -> list[TokenizedText | RequestError]:
         """Return the tokens of each text, in order, or why it has none.
 
-        A list of tokens is looked up word by word, as it is. prompt: goes in front of every string.
-        pool_prompt: whether pooling sees the prompt. spans: [start, end] in characters, some for each text.
+        A list of tokens is looked up word by word, as it is; ids are taken as they are. prompt: goes in front of
+        every string. pool_prompt: whether pooling sees the prompt. spans: [start, end] in characters, some for
+        each text.
         """
         split = [self._split(text, prompt, pairs=options.pairs) for text in texts]
         strings = [part for parts in split for part in parts if isinstance(part, _String)]
@@ -133,7 +137,11 @@ class Tokenizer:
     @property
     def num_ids(self) -> int:
         """How many token ids there are, added ones included."""
-        return int(self._rust.get_vocab_size(with_added_tokens=True))
+        return self._num_ids
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer to a file that the tokenizers library reads."""
+        self._rust.save(str(path))
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Return the tokens of the ids, as the vocabulary spells them."""
@@ -141,11 +149,13 @@ class Tokenizer:
 
     # -- split -----------------------------------------------------------------------------------------
 
-    def _split(self, text: Text, prompt: str, *, pairs: bool) -> list[_String] | list[list[str]]:
-        """Return a text's one or two parts. Pairs as in bert-as-service's extract_features.py."""
+    def _split(self, text: Text, prompt: str, *, pairs: bool) -> Sequence[_String | list[str] | list[int]]:
+        """Return a text's one or two parts. `|||` as in bert-as-service's extract_features.py."""
+        if isinstance(text, dict):
+            return [self._string(prompt + text["text"], -len(prompt)), self._string(text["text_pair"], 0)]
         if isinstance(text, list):
             if pairs and _SEPARATOR in text:
-                at = text.index(_SEPARATOR)
+                at = text.index(_SEPARATOR)  # type: ignore[arg-type]
                 return [text[:at], text[at + 1 :]]
             return [text]
         if pairs and f" {_SEPARATOR} " in text and "\n" not in (stripped := text.strip()):
@@ -187,8 +197,23 @@ class Tokenizer:
             found.append(Words(words.ids, offsets, where))
         return found
 
-    def _look_up(self, tokens: list[str]) -> Words:
-        return Words([self._id_of(token) for token in tokens])
+    def _look_up(self, tokens: list[str] | list[int]) -> Words:
+        if ids := [token for token in tokens if isinstance(token, int)]:
+            return Words(self._checked_ids(ids))
+        return Words([self._id_of(str(token)) for token in tokens])
+
+    def _checked_ids(self, ids: list[int]) -> list[int]:
+        """Return ids without the special tokens around them, which come back later."""
+        if foreign := [i for i in ids if not 0 <= i < self._num_ids]:
+            raise RequestError(
+                f"token id {foreign[0]} is not in this model's vocabulary of {self._num_ids}: these ids come from "
+                "another model's tokenizer. Send the text itself, or ids from this server's /tokenize "
+                "(langchain-openai: check_embedding_ctx_length=False)"
+            )
+        before, after = self._single.before, self._single.after
+        has_specials = ids[: len(before)] == before and ids[len(ids) - len(after) :] == after
+        is_whole = has_specials and len(ids) >= len(before) + len(after)
+        return ids[len(before) : len(ids) - len(after)] if is_whole else ids
 
     def _id_of(self, token: str) -> int:
         found = self._rust.token_to_id(token)
@@ -206,7 +231,7 @@ class Tokenizer:
     def _compose_or_refuse(
         self,
         text: Text,
-        parts: Sequence[Words | list[str]],
+        parts: Sequence[Words | list[str] | list[int]],
         options: EncodeOptions,
         num_prompt: int,
         spans: Sequence[Sequence[int]] | None,
@@ -217,7 +242,11 @@ class Tokenizer:
                 words = words[:1]  # as in bert-as-service: nothing behind the separator makes no pair
             template = self._template(words, is_tokenized=isinstance(text, list))
             tokenized = compose(words, template, options, max_seq_len=self._max_seq_len, num_prompt=num_prompt)
-            return tokenized if spans is None else with_spans(tokenized, spans, len(text))
+            if spans is None:
+                return tokenized
+            if not isinstance(text, str):
+                raise RequestError("spans count the characters of a text: it must be a string")
+            return with_spans(tokenized, spans, len(text))
         except RequestError as exc:
             return exc
 

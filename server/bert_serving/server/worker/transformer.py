@@ -21,6 +21,7 @@ from .linear import prepack
 from .packing import groups_of
 from .pooling import mean, whole_segments
 from .sequences import TokenSequence
+from .splade import SpladeHead
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,10 @@ class Transformer:
         self._has_varlen = False
         #: What makes a row of a first token, by strategy.
         self.heads: dict[str, Callable[[Tensor], Tensor]] = {}
+        #: What makes weights of terms of the last layer's tokens, see SpladeHead.
+        self.terms: SpladeHead | None = None
+        #: Tokens computed for nothing so far.
+        self.num_padding = 0
         self.num_layers: int = model.config.num_hidden_layers
         self.hidden_size = 0
         #: Why the forward pass is padded, or None if it is packed.
@@ -109,6 +114,7 @@ class Transformer:
     def _padded(self, sequences: Sequence[TokenSequence], layers: frozenset[int]) -> dict[int, Tensor]:
         input_ids, mask = attention.pad([s.ids for s in sequences], pad_id=self._pad_id, device=self.device)
         real = mask.bool()  # (B, T)
+        self.num_padding += mask.numel() - sum(len(s.ids) for s in sequences)
         inputs = {"input_ids": input_ids, "attention_mask": mask}
         if any(s.type_ids for s in sequences) and self._takes_types:
             types = [s.type_ids or [0] * len(s.ids) for s in sequences]

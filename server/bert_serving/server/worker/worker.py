@@ -54,12 +54,18 @@ _INPROC = "inproc://results"
 
 
 def main(
-    *, name: str, endpoint: str, num_sharing_cpu: int, encoder: dict[str, Any], float16: bool = False
+    *,
+    name: str,
+    endpoint: str,
+    num_sharing_cpu: int,
+    encoder: dict[str, Any],
+    float16: bool = False,
+    tokenizer_path: str | None = None,
 ) -> None:
     """Serve until the broker says Stop or the server process is gone.
 
     num_sharing_cpu: workers among which the CPU's threads are divided. encoder: Encoder's arguments. float16:
-    vectors leave in this format.
+    vectors leave in this format. tokenizer_path: where the tokenizer is written, for the gateways.
     """
     # The server decides when its workers end; Ctrl-C reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -69,7 +75,9 @@ def main(
     os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))  # the tokenizer's
     context = zmq.Context()
     try:
-        Worker(context, name, endpoint, np.dtype(np.float16 if float16 else np.float32)).run(encoder)
+        Worker(context, name, endpoint, np.dtype(np.float16 if float16 else np.float32)).run(
+            encoder, None if tokenizer_path is None else Path(tokenizer_path)
+        )
     finally:
         context.destroy(linger=500)
     logging.shutdown()
@@ -88,10 +96,14 @@ class Worker:
         self._results = context.socket(zmq.PUSH)
         self._results.connect(_INPROC)
 
-    def run(self, options: dict[str, Any]) -> None:
+    def run(self, options: dict[str, Any], tokenizer_path: Path | None) -> None:
         """Load, warm up, say so, and serve."""
         try:
             encoder = Encoder(**options)
+            if tokenizer_path is not None:
+                part = tokenizer_path.with_suffix(f".{os.getpid()}")
+                encoder.save_tokenizer(part)
+                part.rename(tokenizer_path)  # nobody is to read half of it
             facts = warm_up(encoder) | {"max_batch_tokens": options["max_batch_tokens"]}
         except ModelError as exc:
             self._mail.send(Refused(str(exc)))
@@ -215,6 +227,8 @@ def warm_up(encoder: Encoder) -> dict[str, Any]:
         "device": str(encoder.device),
         "dtype": str(encoder.dtype).removeprefix("torch."),
         "dimension": encoder.dimension,
+        "kind": encoder.kind,
+        "prompts": sorted(encoder.prompts),
         **({"labels": encoder.labels} if encoder.labels else {}),
         "max_seq_len": encoder.max_seq_len,
         "forward": "packed" if encoder.padded_because is None else "padded",
@@ -231,7 +245,7 @@ class _Work:
 
 
 def _encode(encoder: Encoder, work: _Work, dtype: np.dtype[np.floating[Any]]) -> Result | Failed:
-    start = time.perf_counter()
+    start, padding = time.perf_counter(), encoder.num_padding
     try:
         outcomes = encode_parts(encoder, work.prepared, dtype)
     except torch.AcceleratorError:
@@ -239,4 +253,5 @@ def _encode(encoder: Encoder, work: _Work, dtype: np.dtype[np.floating[Any]]) ->
     except Exception as exc:  # the answer to this batch, whatever it is
         log.exception("cannot encode batch id=%d", work.batch_id)
         return Failed(work.batch_id, one_line(exc))
-    return Result(work.batch_id, outcomes, work.tokenize_ms, (time.perf_counter() - start) * 1000)
+    compute_ms = (time.perf_counter() - start) * 1000
+    return Result(work.batch_id, outcomes, work.tokenize_ms, compute_ms, encoder.num_padding - padding)

@@ -1,0 +1,65 @@
+"""Sparse vectors: how much of each term of the vocabulary is in a text. Formal et al. 2021 (SPLADE v2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..model_files import ModelError
+
+_MAX_LOGITS = 1 << 25  # at once, 128 MiB: a vocabulary is a hundred times as wide as a hidden state
+
+
+class SpladeHead:
+    """The masked-language-model head of a model, and the pooling over its logits.
+
+    squashes_twice: log(1 + x) is taken twice, as OpenSearch's models want it.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, squashes_twice: bool = False) -> None:
+        # A copy: its last layer often is the embedding table, which may take another dtype with the encoder.
+        self._logits, self._dtype = _head_of(model if model.device.type == "cpu" else copy.deepcopy(model))
+        self._squashes_twice = squashes_twice
+        self.num_terms = int(model.config.vocab_size)
+
+    @torch.inference_mode()
+    def __call__(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return the weight of each term in each text, (B, V) float32: the largest over its tokens.
+
+        hidden: (T, H), of the last layer, texts of these lengths end to end.
+        """
+        weights = hidden.new_full((len(lengths), self.num_terms), -torch.inf, dtype=torch.float32)
+        owner = torch.repeat_interleave(torch.tensor(lengths))
+        size = max(1, _MAX_LOGITS // self.num_terms)
+        for start in range(0, len(hidden), size):
+            logits = self._logits(hidden[start : start + size].to(self._dtype)).float()
+            texts, counts = torch.unique_consecutive(owner[start : start + size], return_counts=True)
+            for i, of_text in zip(texts.tolist(), torch.split(logits, counts.tolist()), strict=True):
+                torch.maximum(weights[i], of_text.amax(0), out=weights[i])
+        weights = weights.relu().log1p()
+        return weights.log1p() if self._squashes_twice else weights
+
+
+def terms(weights: Tensor) -> Tensor:
+    """Return (index, weight) of the terms that a text has, (n, 2) float32, which is exact up to 2**24 terms."""
+    (index,) = weights.nonzero(as_tuple=True)
+    return torch.stack([index.to(weights.dtype), weights[index]], dim=1)
+
+
+def _head_of(model: PreTrainedModel) -> tuple[Callable[[Tensor], Tensor], torch.dtype]:
+    """Return what makes logits of hidden states, and the dtype that it takes. Raises ModelError."""
+    found: list[nn.Module]
+    if hasattr(model, "vocab_projector"):  # DistilBERT
+        found = [model.vocab_transform, model.activation, model.vocab_layer_norm, model.vocab_projector]
+    elif hasattr(model, "decoder") and hasattr(model, "head"):  # ModernBERT
+        found = [model.head, model.decoder]
+    elif hasattr(model, "cls") or hasattr(model, "lm_head"):  # BERT, NomicBERT; RoBERTa, MPNet and theirs
+        found = [model.cls if hasattr(model, "cls") else model.lm_head]
+    else:
+        raise ModelError(f"SPLADE: the head of {type(model).__name__} is not supported")
+    head = nn.Sequential(*found)
+    return head, next(head.parameters()).dtype
