@@ -9,12 +9,15 @@ import sys
 from typing import Any
 
 
-def run(target: str, title: str, verbose: bool, scratch_dir: str, kwargs: dict[str, Any]) -> None:
+def run(
+    target: str, title: str, verbose: bool, scratch_dir: str, kwargs: dict[str, Any], env: dict[str, str]
+) -> None:
     """Call `module:function` with the arguments; a child imports only what its own target needs.
 
-    scratch_dir: a folder that goes away with the server.
+    scratch_dir: a folder that goes away with the server. env: variables that its imports look at.
     """
     set_up_logging(title, verbose=verbose)
+    os.environ.update(env)
     # Importing Transformers makes torch create this folder, by default one in /tmp that nobody removes.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(scratch_dir, "torchinductor"))
     module, _, function = target.partition(":")

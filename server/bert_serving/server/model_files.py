@@ -96,6 +96,10 @@ def resolve_tuned_model_dir(tuned_model_dir: str | None, *, ckpt_name: str | Non
     return _with_weights(folder / _transformer_path(folder), "tuned_model_dir", ckpt_name)
 
 
+#: What the demo model is called on the hub.
+DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
 def find_demo_model() -> Path:
     """Return the folder of the demo model, all-MiniLM-L6-v2, in the environment. Raises ModelError.
 

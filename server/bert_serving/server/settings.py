@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from bert_serving.protocol import POOLING_STRATEGIES, EncodeOptions
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -80,6 +80,16 @@ class Settings(BaseSettings):
         5556, ge=1, le=65535, description="port for results", json_schema_extra={"aliases": ["port_result"]}
     )
     http_port: int | None = Field(None, ge=1, le=65535, description="port for HTTP; default: no HTTP")
+    http_workers: int = Field(1, ge=1, le=64, description="processes that answer HTTP, on the one port")
+    api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        exclude=True,
+        description="keys for HTTP, any of which is enough (Authorization: Bearer KEY); better given as "
+        "BERT_SERVING_API_KEY, which no list of processes shows; default: nobody is asked",
+    )
+    served_model_name: str | None = Field(
+        None, description="what HTTP replies call the model; default: the name of its folder"
+    )
     max_seq_len: Annotated[int, Field(ge=3)] | Literal["NONE"] | None = Field(
         None,
         description="longest sequence in tokens, special ones included; NONE: as many as the model has positions "
@@ -147,7 +157,7 @@ class Settings(BaseSettings):
     prefetch_size: int = Field(10, description="accepted from bert-as-service, without effect")
     http_max_connect: int = Field(10, description="accepted from bert-as-service, without effect")
 
-    @field_validator("device_map", "pooling_layer", "pooling_strategy", mode="before")
+    @field_validator("api_key", "device_map", "pooling_layer", "pooling_strategy", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         """A variable holds a list as `0 1` or `0,1`."""
@@ -162,6 +172,13 @@ class Settings(BaseSettings):
     @classmethod
     def _known_strategies(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return EncodeOptions(pooling_strategy=names).pooling_strategy or ("auto",)
+
+    @field_validator("api_key")
+    @classmethod
+    def _keys_are_ascii(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(key.get_secret_value().isascii() and key.get_secret_value() for key in keys):
+            raise ValueError("api_key must hold keys of ASCII characters: a header holds no others")
+        return keys
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Settings:

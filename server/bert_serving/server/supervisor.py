@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -34,6 +34,7 @@ from . import child
 from .broker.broker import Broker
 from .broker.ports import PortInUse
 from .model_files import (
+    DEMO_MODEL,
     ModelError,
     check_max_seq_len,
     position_limit,
@@ -81,12 +82,20 @@ def resolve(settings: Settings) -> Settings:
     gpus = () if settings.cpu else settings.device_map or tuple(range(_count_gpus()))
     update = {
         "model_dir": str(folder),
+        "served_model_name": settings.served_model_name or _model_name(settings.model_dir, folder),
         "tuned_model_dir": None if tuned_dir is None else str(tuned_dir),
         "max_seq_len": max_seq_len,
         "device_map": gpus,
         "num_worker": settings.num_worker or max(1, len(gpus)),
     }
     return settings.model_copy(update=update)
+
+
+def _model_name(asked: str | None, folder: Path) -> str:
+    """Return what to call a model: its name on the hub, or that of its folder."""
+    if asked is None:
+        return DEMO_MODEL
+    return folder.resolve().name if Path(asked).expanduser().exists() else asked
 
 
 def token_rows(asked: Settings, resolved: Settings) -> int | None:
@@ -110,6 +119,7 @@ class _Child:
     kwargs: dict[str, Any]
     verbose: bool
     scratch_dir: str
+    env: dict[str, str] = field(default_factory=dict)
     process: BaseProcess | None = None
     started_at: float = 0.0
     restart_at: float = 0.0
@@ -117,7 +127,7 @@ class _Child:
     num_early_deaths: int = 0
 
     def spawn(self) -> None:
-        args = (self.target, self.name, self.verbose, self.scratch_dir, self.kwargs)
+        args = (self.target, self.name, self.verbose, self.scratch_dir, self.kwargs, self.env)
         self.process = _spawn.Process(target=child.run, args=args, name=self.name)
         # Ctrl-C reaches the whole process group, but the server alone decides when its children end. The
         # blocked signal is inherited, so that not even a child's first imports can be interrupted.
@@ -168,7 +178,7 @@ class Supervisor:
         self._announced = False
         self._on_ready = on_ready
         self._http_socket: socket.socket | None = None
-        self._gateway_ready: Connection | None = None
+        self._gateway_ready: dict[str, Connection] = {}
         names = [f"worker-{i}" for i in range(settings.num_worker)]
         endpoint = f"ipc://{self._runtime_dir}/workers"
         try:
@@ -180,7 +190,7 @@ class Supervisor:
                 token_rows=token_rows,
             )
             self._workers = {name: self._worker(i, name, endpoint) for i, name in enumerate(names)}
-            self._gateways = [] if settings.http_port is None else [self._gateway(settings.http_port)]
+            self._gateways = [] if settings.http_port is None else self._make_gateways(settings.http_port)
         except PortInUse as exc:
             self._close()
             raise StartError(str(exc)) from exc
@@ -278,7 +288,7 @@ class Supervisor:
     def _close(self) -> None:
         if hasattr(self, "_broker"):
             self._broker.close()
-        for each in (self._http_socket, self._gateway_ready, self._wake_read, self._wake_write):
+        for each in (self._http_socket, *self._gateway_ready.values(), self._wake_read, self._wake_write):
             if each is not None:
                 each.close()
         shutil.rmtree(self._runtime_dir, ignore_errors=True)
@@ -307,10 +317,11 @@ class Supervisor:
         for name, worker in self._workers.items():
             if worker.process is not None:
                 worker.is_ready = self._broker.workers[name].is_ready
-        if self._gateway_ready is not None and self._gateway_ready.poll():
-            self._gateway_ready.recv_bytes()
-            self._gateways[0].is_ready = True
-            log.info("HTTP is ready on %s port %s", self._settings.host, self._settings.http_port)
+        for gateway in self._gateways:
+            if not gateway.is_ready and self._gateway_ready[gateway.name].poll():
+                self._gateway_ready[gateway.name].recv_bytes()
+                gateway.is_ready = True
+                log.info("HTTP is ready on %s port %s", self._settings.host, self._settings.http_port)
         if not self._announced and all(each.is_ready for each in self._children):
             self._announced = True
             log.info("all set, ready to serve request!")
@@ -388,27 +399,45 @@ class Supervisor:
             "endpoint": endpoint,
             "num_sharing_cpu": settings.num_worker,
             "float16": settings.fp16,
+            "tokenizer_path": None if settings.http_port is None else self._tokenizer_path,
             "encoder": encoder,
         }
         return self._child(name, "bert_serving.server.worker.worker:main", kwargs)
 
-    def _gateway(self, http_port: int) -> _Child:
+    def _make_gateways(self, http_port: int) -> list[_Child]:
+        """Return the gateways, which all accept from one socket."""
+        self._http_socket = _listen(self._settings.host, http_port)
+        count = self._settings.http_workers
+        names = ["gateway"] if count == 1 else [f"gateway-{i}" for i in range(count)]
+        metrics_dir = self._runtime_dir / "metrics"
+        metrics_dir.mkdir()
+        return [self._gateway(name, self._http_socket, metrics_dir) for name in names]
+
+    def _gateway(self, name: str, http_socket: socket.socket, metrics_dir: Path) -> _Child:
         settings = self._settings
-        self._http_socket = _listen(settings.host, http_port)
-        self._gateway_ready, child_end = _spawn.Pipe(duplex=False)
+        self._gateway_ready[name], child_end = _spawn.Pipe(duplex=False)
         kwargs = {
-            "http_socket": self._http_socket,
+            "http_socket": http_socket,
             "ready": child_end,
             "host": _reachable(settings.host),
             "port": settings.port,
             "port_out": settings.port_out,
             "max_body_bytes": settings.max_message_mb << 20,
             "cors": settings.cors,
+            "model_name": settings.served_model_name,
+            "tokenizer_path": self._tokenizer_path,
+            "api_keys": tuple(key.get_secret_value() for key in settings.api_key),
         }
-        return self._child("gateway", "bert_serving.server.gateway.app:main", kwargs)
+        gateway = self._child(name, "bert_serving.server.gateway.app:main", kwargs)
+        gateway.env = {"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)}
+        return gateway
 
     def _child(self, name: str, target: str, kwargs: dict[str, Any]) -> _Child:
         return _Child(name, target, kwargs, self._settings.verbose, str(self._runtime_dir))
+
+    @property
+    def _tokenizer_path(self) -> str:
+        return str(self._runtime_dir / "tokenizer.json")
 
 
 def _listen(host: str, port: int) -> socket.socket:

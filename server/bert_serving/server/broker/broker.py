@@ -14,6 +14,7 @@ from bert_serving.protocol import (
     Batch,
     Command,
     CommandRequest,
+    EncodeOptions,
     EncodeReply,
     EncodeRequest,
     ErrorReply,
@@ -77,7 +78,7 @@ class Broker:
         self._token_rows = token_rows
         self._max_reply_bytes = max(settings.outbox_mb, settings.max_message_mb) << 20
         self.workers = {name: WorkerView(name) for name in worker_names}
-        self.metrics = BrokerMetrics()
+        self.metrics = BrokerMetrics(worker_names)
         self.termination_requested = False
         self._statistic = Statistic(time.monotonic())
         self._report = StatusReport(
@@ -198,6 +199,7 @@ class Broker:
             raise Unavailable("the server is shutting down")
         is_stranger = not self._outbox.has_subscriber(request.identity)
         self._scheduler.submit(request, now, num_bytes=num_bytes, is_stranger=is_stranger)
+        self.metrics.te.arrived(len(request.texts), is_predict=_is_predict(request.options))
 
     def _on_command(self, request: CommandRequest, peer: str, now: float) -> None:
         self.metrics.commands.inc()
@@ -211,7 +213,7 @@ class Broker:
         if request.command is Command.SHOW_CONFIG:
             info = self._report.config(request.identity)
         else:
-            self._set_gauges()
+            self._set_gauges(now)
             if request.command is Command.SHOW_STATUS:
                 info = self._report.status(request.identity, now, is_ready=self.is_ready)
             else:
@@ -233,6 +235,7 @@ class Broker:
 
     def _post_error(self, identity: bytes, request_id: bytes, error: ServingError, now: float) -> None:
         self.metrics.errors.labels(error.code).inc()
+        self.metrics.te.failed(error)
         self._post(reply_to_frames(ErrorReply(identity, request_id, error)), now)
 
     def _post(self, frames: Frames, now: float) -> None:
@@ -241,9 +244,12 @@ class Broker:
             self._outbox.deliver(self._ports.reply)
             self._note_dropped(self._outbox.trim())
 
-    def _set_gauges(self) -> None:
+    def _set_gauges(self, now: float) -> None:
         self.metrics.queue_texts.set(self._scheduler.num_waiting)
+        self.metrics.queue_age.set(self._scheduler.oldest_age_s(now))
         self.metrics.open_requests.set(self._scheduler.num_jobs)
+        for name, worker in self.workers.items():
+            self.metrics.set_worker_state(name, worker.state(now))
         self.metrics.workers_ready.set(sum(worker.is_ready for worker in self.workers.values()))
         self.metrics.outbox_bytes.set(self._outbox.held_bytes)
         self.metrics.clients.set(self._outbox.num_subscribers)
@@ -263,7 +269,7 @@ class Broker:
             worker.routing_id, worker.facts, worker.refusal = routing_id, message.facts, None
             for failure in self._scheduler.worker_ready(name, message.facts):
                 self._answer_failure(failure, now)
-            facts = " ".join(f"{key}={value}" for key, value in message.facts.items())
+            facts = " ".join(f"{key}={value}" for key, value in message.facts.items() if key != "prompts")
             log.info("%s is ready: %s", name, facts)
         elif isinstance(message, Refused):
             worker.refusal = message.reason
@@ -289,6 +295,8 @@ class Broker:
         self.metrics.batches.inc()
         self.metrics.texts.inc(num_texts)
         self.metrics.tokens.inc(num_tokens)
+        self.metrics.padding.inc(result.padding_tokens)
+        self.metrics.busy.labels(name).inc(result.compute_ms / 1000)
         self.metrics.truncated.inc(sum(len(vectors.truncated) for vectors in done))
         self.metrics.batch_texts.observe(num_texts)
         self.metrics.batch_tokens.observe(num_tokens)
@@ -301,8 +309,10 @@ class Broker:
                 self._answer(ended, now)
 
     def _answer(self, job: Job, now: float) -> None:
-        self.metrics.latency.observe(now - job.arrived_at)
-        request, result, counts = job.request, job.result, None
+        request, result, usage, counts = job.request, job.result, job.usage(now), None
+        self.metrics.latency.observe(usage.total_ms / 1000)
+        self.metrics.queue.observe(usage.queue_ms / 1000)
+        self.metrics.te.succeeded(len(request.texts), usage, is_predict=_is_predict(request.options))
         if result.ragged is None:
             assert result.rows is not None
             rows = result.rows
@@ -325,7 +335,7 @@ class Broker:
             sorted(result.truncated),
             counts,
             result.offsets,
-            job.usage(now) if job.options.show_usage else None,
+            usage if job.options.show_usage else None,
         )
         self._post(reply_to_frames(reply), now)
 
@@ -398,6 +408,10 @@ class Broker:
     def close(self) -> None:
         """Close the ports; what libzmq still holds for clients gets a second to leave."""
         self._ports.close()
+
+
+def _is_predict(options: EncodeOptions) -> bool:
+    return bool({"LOGITS", "CLASSIFICATION", "REGRESSION"} & set(options.pooling_strategy or ()))
 
 
 def _given_up(frames: Frames, reason: str) -> Frames:

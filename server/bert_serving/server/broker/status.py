@@ -54,6 +54,12 @@ class WorkerView:
         """Whether it is ready and has computed something lately."""
         return self.is_ready and self._forward_age_s(now) < _FRESH_FORWARD_S
 
+    def state(self, now: float) -> str:
+        """Return one of the states that the metrics know."""
+        if not self.is_ready:
+            return "starting"
+        return "ready" if self.has_fresh_forward(now) else "stale"
+
     def to_info(self, now: float) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -86,7 +92,7 @@ class StatusReport:
         self._statistic = statistic
         self._fixed = {
             **_settings_info(settings),
-            **_process_info(len(workers), has_http=settings.http_port is not None, endpoint=worker_endpoint),
+            **_process_info(len(workers), num_gateways=_num_gateways(settings), endpoint=worker_endpoint),
             **_versions(),
             "server_start_time": _now(),
         }
@@ -138,13 +144,17 @@ def _default_layers(settings: Settings) -> tuple[int, ...]:
     return (-1,) if pools_for_itself and settings.pooling_strategy == ("auto",) else (-2,)
 
 
-def _process_info(num_workers: int, *, has_http: bool, endpoint: str) -> dict[str, Any]:
+def _num_gateways(settings: Settings) -> int:
+    return 0 if settings.http_port is None else settings.http_workers
+
+
+def _process_info(num_workers: int, *, num_gateways: int, endpoint: str) -> dict[str, Any]:
     """Return what the original tells of its processes and the sockets between them.
 
     Its ventilator and sink are one loop here, with one socket to all workers.
     """
     return {
-        "num_process": 1 + num_workers + has_http,
+        "num_process": 1 + num_workers + num_gateways,
         "ventilator -> worker": [endpoint],
         "worker -> sink": endpoint,
         "ventilator <-> sink": "inproc://broker",

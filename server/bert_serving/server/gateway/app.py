@@ -1,7 +1,12 @@
 """The gateway process: HTTP in front, an AsyncBertClient behind. No model, no batching, no torch.
 
 legacy      POST /encode, GET /status/server, GET /status/client: bert-as-service's
-here        GET /live, /ready, /metrics, /docs
+openai      /v1/embeddings, /v1/models, and Infinity's /classify
+tei         /embed, /rerank, /predict, /tokenize ...: text-embeddings-inference's
+cohere      /v2/embed, /v2/rerank
+ollama      /api/embed
+stream      POST /encode/stream: lines in, lines out, without end
+operations  /live, /ready, /metrics
 """
 
 from __future__ import annotations
@@ -9,31 +14,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from socket import socket
 
 import uvicorn
 from bert_serving.client import AsyncBertClient
-from bert_serving.protocol import Command, ServingError
-from fastapi import FastAPI, Request, Response
+from bert_serving.protocol import ServingError
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 
 from ..metrics import GatewayMetrics
 from ..settings import own_version
-from . import legacy
-from .body import MaxBodySize, error_body
+from . import cohere, legacy, ollama, openai, operations, stream, tei
+from .middleware import MaxBodySize, Observe
+from .service import Service
 
 log = logging.getLogger(__name__)
 
-_STATUS_TIMEOUT_S = 5.0
 _GRACE_S = 4
-_UNKNOWN_ROUTE = "other"
 
 
 def main(
@@ -45,13 +47,22 @@ def main(
     port_out: int,
     max_body_bytes: int,
     cors: str,
+    model_name: str,
+    tokenizer_path: str,
+    api_keys: tuple[str, ...],
 ) -> None:
     """Serve HTTP on a listening socket until SIGTERM, or until the server process is gone.
 
-    cors: the origin whose pages may call; *: any.
+    cors: the origin whose pages may call; *: any. The others: see Service.
     """
-    client = AsyncBertClient(host, port, port_out, check_length=False)
-    app = create_app(client, max_body_bytes=max_body_bytes, cors=cors, on_ready=lambda: ready.send_bytes(b"ready"))
+    service = Service(
+        AsyncBertClient(host, port, port_out, check_length=False),
+        model_name,
+        Path(tokenizer_path),
+        max_body_bytes,
+        api_keys,
+    )
+    app = create_app(service, cors=cors, on_ready=lambda: ready.send_bytes(b"ready"))
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_S, server_header=False
     )
@@ -73,16 +84,14 @@ async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
         await server.serve(sockets=[http_socket])
 
 
-def create_app(
-    client: AsyncBertClient, *, max_body_bytes: int, cors: str = "*", on_ready: Callable[[], None] = lambda: None
-) -> FastAPI:
-    """Return the HTTP application in front of a client. on_ready: called when it begins to serve."""
+def create_app(service: Service, *, cors: str = "*", on_ready: Callable[[], None] = lambda: None) -> FastAPI:
+    """Return the HTTP application in front of a service. on_ready: called when it begins to serve."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         on_ready()
         yield
-        await client.close()
+        await service.client.close()
 
     app = FastAPI(
         title="bert-embedding-service",
@@ -91,66 +100,32 @@ def create_app(
         lifespan=lifespan,
         redoc_url=None,
     )
-    metrics = GatewayMetrics()
-    app.add_middleware(MaxBodySize, max_bytes=max_body_bytes)
-    app.include_router(legacy.create_router(client))
-    _add_operations(app, client, metrics)
+    router = APIRouter()
+    for dialect in (legacy, openai, tei, cohere, ollama, stream):
+        dialect.add_routes(router, service)
+    app.include_router(router)
+    metrics = GatewayMetrics([route.path for route in router.routes])  # type: ignore[attr-defined]
+    app.include_router(operations.create_router(service, metrics))
     _add_error_handlers(app)
-
-    @app.middleware("http")
-    async def count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        start = time.perf_counter()
-        response = await call_next(request)
-        # The route, not the path: a scanner must not be able to invent label values.
-        route = getattr(request.scope.get("route"), "path", _UNKNOWN_ROUTE)
-        metrics.requests.labels(route, str(response.status_code)).inc()
-        metrics.latency.labels(route).observe(time.perf_counter() - start)
-        return response
-
-    app.add_middleware(CORSMiddleware, allow_origins=[cors], allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(MaxBodySize, max_bytes=service.max_body_bytes, streams=stream.PATHS)
+    app.add_middleware(
+        CORSMiddleware, allow_origins=[cors], allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+    )
+    app.add_middleware(Observe, metrics=metrics)
     return app
 
 
-def _add_operations(app: FastAPI, client: AsyncBertClient, metrics: GatewayMetrics) -> None:
-    @app.get("/live", tags=["operations"])
-    async def live() -> dict[str, str]:
-        """Whether this process answers at all."""
-        return {"status": "live"}
-
-    @app.get("/ready", tags=["operations"])
-    async def ready() -> Response:
-        """Whether every worker has its model loaded, warmed up, and used lately; 503 if not."""
-        try:
-            status = await asyncio.wait_for(client.server_status(), _STATUS_TIMEOUT_S)
-        except (ServingError, TimeoutError, asyncio.TimeoutError) as exc:
-            return JSONResponse({"status": "not ready", "reason": str(exc) or "no answer"}, status_code=503)
-        workers = {worker["name"]: worker["state"] for worker in status["workers"]}
-        is_ready = bool(status["ready"])
-        return JSONResponse(
-            {"status": "ready" if is_ready else "not ready", "workers": workers},
-            status_code=200 if is_ready else 503,
-        )
-
-    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
-    async def show_metrics() -> Response:
-        """The counters of broker and gateway in Prometheus' text format."""
-        try:
-            info = await asyncio.wait_for(client.ask(Command.SHOW_METRICS), _STATUS_TIMEOUT_S)
-            text = str(info["text"])
-            metrics.broker_up.set(1)
-        except (ServingError, TimeoutError, asyncio.TimeoutError):
-            text = ""
-            metrics.broker_up.set(0)
-        return Response(text + metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-
 def _add_error_handlers(app: FastAPI) -> None:
+    """Say in bert-as-service's words what no route has an answer to."""
+
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, exc: HTTPException) -> Response:
-        return JSONResponse(
-            error_body(str(exc.detail), "HTTPException", exc.status_code), exc.status_code, headers=exc.headers
-        )
+        return legacy.error_response(str(exc.detail), "HTTPException", exc.status_code, exc.headers)
+
+    @app.exception_handler(ServingError)
+    async def serving_error(_: Request, exc: ServingError) -> Response:
+        return legacy.LEGACY.respond(exc)
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, exc: Exception) -> Response:
-        return JSONResponse(error_body("internal error", type(exc).__name__, 500), 500)
+        return legacy.error_response("internal error", type(exc).__name__, 500)

@@ -1,27 +1,33 @@
-"""bert-as-service's HTTP: POST /encode, GET /status/server, GET /status/client."""
+"""bert-as-service's HTTP: POST /encode, GET /status/server, GET /status/client; and what /encode can do beside."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, NoReturn
-from urllib.parse import parse_qs
 
 import numpy as np
 import orjson
-from bert_serving.client import AsyncBertClient
 from bert_serving.protocol import (
     EncodeOptions,
+    EncodeReply,
     InvalidRequest,
     ServingError,
+    check_spans,
     check_texts,
     options_from_json,
     parse_json,
 )
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.requests import ClientDisconnect
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from .body import error_body
+from .dialect import Call, Dialect, usage_headers
+from .fields import num_chars
+from .output import Container, Dtype, binary_response, container_for, convert, encoded
+from .service import Service
+
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+_MAX_FORM_FIELDS = 1 << 20
 
 
 class EncodeBody(BaseModel):
@@ -30,107 +36,103 @@ class EncodeBody(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     id: Any = Field(description="comes back as it is", examples=[123])
-    texts: list[str] | list[list[str]] = Field(
-        description="sentences, or lists of tokens", examples=[["hello world"]]
+    texts: list[str] | list[list[str]] | list[list[int]] = Field(
+        description="sentences, or lists of tokens or of token ids", examples=[["hello world"]]
     )
     is_tokenized: bool = Field(False, description="texts are lists of tokens")
     options: dict[str, Any] = Field(
         {},
         description="what this request wants in another way than the server was started for: pooling_strategy, "
-        "pooling_layer, normalize, dimensions, truncate, long_text, prompt, prompt_name, pairs",
+        "pooling_layer, normalize, dimensions, truncate, long_text, prompt, prompt_name, pairs, ragged, "
+        "show_tokens, show_offsets, show_usage",
         examples=[{"pooling_strategy": ["REDUCE_MEAN", "CLS_TOKEN"], "normalize": True}],
     )
-
-
-class EncodeResult(BaseModel):
-    id: Any
-    result: list[list[float]] | list[list[list[float]]] = Field(
-        description="a vector for each text, in the order of the texts; with NONE one for each token of it"
+    spans: list[list[tuple[int, int]]] | None = Field(
+        None, description="for each text [start, end] in characters: each gets a vector of its own (late chunking)"
     )
-    truncated: list[int] | None = Field(None, description="indices of the texts that were cut; absent: none")
-    status: int = Field(examples=[200])
+    encoding_format: Container | None = None
+    output_dtype: Dtype | None = None
 
 
-class ErrorResult(BaseModel):
-    description: str
-    type: str
-    status: int
+def add_routes(router: APIRouter, service: Service) -> None:
+    """Add the routes to the router."""
+    LEGACY.add(router, service, ["/encode"], encode, body=EncodeBody)
+    LEGACY.add(router, service, ["/status/server"], status_server)
+    LEGACY.add(router, service, ["/status/client"], status_client)
 
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorResult, "description": "the request cannot be understood"},
-    413: {"model": ErrorResult, "description": "too many texts, or too large a body"},
-    429: {"model": ErrorResult, "description": "the queue is full; see Retry-After"},
-    503: {"model": ErrorResult, "description": "the service is not there"},
-}
+async def encode(call: Call) -> Response:
+    """Return a vector for each text; with spans, or pooling_strategy NONE, a list of vectors for each."""
+    raw = await _json_of(call)
+    body = _parse(raw)
+    container = container_for(call.request.headers, body["encoding_format"])
+    reply = await call.service.encode_reply(body["texts"], body["options"], body["spans"])
+    vectors = convert(reply.rows, body["output_dtype"])
+    headers = usage_headers(reply, num_chars(body["texts"]))
+    if reply.counts is not None and container in ("raw", "npy"):
+        raise InvalidRequest("texts with any number of vectors have no rectangle: ask for JSON, or without ragged")
+    if (response := binary_response(vectors, container, headers)) is not None:
+        return response
+    result: Any = vectors
+    if reply.counts is not None:
+        result = [encoded(part, container) for part in np.split(vectors, np.cumsum(reply.counts)[:-1])]
+    elif vectors.ndim == 2:
+        result = encoded(vectors, container)
+    content = {"id": body["id"], "result": result, **_beside(reply, body["options"]), "status": 200}
+    return call.json(content, headers=headers)
 
 
-def create_router(client: AsyncBertClient) -> APIRouter:
-    """Return the routes in front of a client."""
-    router = APIRouter(tags=["bert-as-service"])
-
-    @router.post(
-        "/encode",
-        response_model=EncodeResult,
-        responses=_ERRORS,
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": EncodeBody.model_json_schema()}},
-            }
-        },
-    )
-    async def encode(request: Request) -> Response:
-        """Return a vector for each text."""
-        try:
-            raw = await request.body()
-            body = _parse(_form_to_json(raw) if _is_form(request, raw) else raw)
-            _, reply = await client.encode_reply(body["texts"], body["options"])
-        except ClientDisconnect:
-            return Response(status_code=400)  # to nobody: the client left while it sent
-        except (ServingError, TimeoutError) as error:
-            return _error(error)
-        cut = {"truncated": reply.truncated} if reply.truncated else {}
-        return _json({"id": body["id"], "result": np.ascontiguousarray(reply.rows), **cut, "status": 200})
-
-    @router.get("/status/server", responses={503: _ERRORS[503]})
-    async def status_server() -> Response:
-        """Return the server's settings, counters and workers."""
-        try:
-            return _json({**await client.server_status(), "status": 200})
-        except (ServingError, TimeoutError) as error:
-            return _error(error)
-
-    @router.get("/status/client")
-    async def status_client() -> Response:
-        """Return the state of this gateway's own client."""
-        status = client.status
-        status["identity"] = list(status["identity"])  # a list of integers, as in the original
-        status["pending_request"] = sorted(status["pending_request"])
-        return _json({**status, "status": 200})
-
-    return router
+async def status_server(call: Call) -> Response:
+    """Return the server's settings, counters and workers."""
+    return call.json({**await call.service.status(), "status": 200})
 
 
-def _is_form(request: Request, raw: bytes) -> bool:
-    """Return whether the body is a form: curl -d calls everything one, JSON too."""
-    return not raw.lstrip().startswith(b"{") and request.headers.get("content-type", "").startswith(
-        "application/x-www-form-urlencoded"
-    )
+async def status_client(call: Call) -> Response:
+    """Return the state of this gateway's own client."""
+    status = call.service.client.status
+    status["identity"] = list(status["identity"])  # a list of integers, as in the original
+    status["pending_request"] = sorted(status["pending_request"])
+    return call.json({**status, "status": 200})
 
 
-def _form_to_json(raw: bytes) -> bytes:
-    """Return a form's fields as the JSON body that they stand for: `texts` may come several times."""
-    try:
-        fields = parse_qs(raw.decode(), keep_blank_values=True)
-    except UnicodeDecodeError as exc:
-        raise InvalidRequest(f"the form is not UTF-8: {exc}") from exc
-    single = {name: values[-1] for name, values in fields.items() if name != "texts"}
-    return orjson.dumps({**single, **({"texts": fields["texts"]} if "texts" in fields else {})})
+def error_response(description: str, kind: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """Return bert-as-service's error body."""
+    content = orjson.dumps({"description": description, "type": kind, "status": status})
+    return Response(content, status, headers, "application/json")
+
+
+def _beside(reply: EncodeReply, options: EncodeOptions) -> dict[str, Any]:
+    """Return what stands beside the result, where there is something to say or it was asked for."""
+    usage = reply.usage if options.show_usage else None
+    found = {
+        "truncated": reply.truncated,
+        "tokens": reply.tokens if options.show_tokens else None,
+        "offsets": reply.offsets,
+        "usage": usage,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+async def _json_of(call: Call) -> bytes:
+    """Return the JSON body, or the one that a form stands for."""
+    raw = await call.raw()
+    kind = call.request.headers.get("content-type", "")
+    # curl -d calls everything a form, JSON too.
+    if not kind.startswith(_FORMS) or raw.lstrip().startswith(b"{"):
+        return raw
+    async with call.request.form(max_fields=_MAX_FORM_FIELDS, max_part_size=call.service.max_body_bytes) as form:
+        if not all(isinstance(value, str) for _, value in form.multi_items()):
+            raise InvalidRequest("a form may hold text fields, no files")
+        fields: dict[str, Any] = {name: form[name] for name in form if name != "texts"}
+        if "texts" in form:  # which may come several times
+            fields["texts"] = form.getlist("texts")
+    if isinstance(flag := fields.get("is_tokenized"), str):
+        fields["is_tokenized"] = flag.strip().lower() not in ("", "0", "false", "no")
+    return orjson.dumps(fields)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
-    """Return the body with `texts` and an `id` that is ready to be sent back. Raises InvalidRequest."""
+    """Return the body, checked, with an `id` that is ready to be sent back. Raises InvalidRequest."""
     body = parse_json(raw)
     if not isinstance(body, dict):
         raise InvalidRequest('the body must be a JSON object: {"id": ..., "texts": [...]}')
@@ -139,22 +141,33 @@ def _parse(raw: bytes) -> dict[str, Any]:
             raise InvalidRequest(f'the body has no "{key}"; expected {{"id": ..., "texts": [...]}}')
     try:
         is_tokenized = check_texts(body["texts"])
+        options = options_from_json(body.get("options") or {})
+        if (spans := body.get("spans")) is not None:
+            check_spans(spans, len(body["texts"]))
     except (TypeError, ValueError) as exc:
         raise InvalidRequest(str(exc)) from exc
     if body.get("is_tokenized") and not is_tokenized:
         raise InvalidRequest("is_tokenized is set, so texts must be lists of tokens")
-    return {"texts": body["texts"], "options": _options(body.get("options")), "id": _echo(raw, body["id"])}
+    return {
+        "texts": body["texts"],
+        "options": options,
+        "spans": spans,
+        "id": _echo(raw, body["id"]),
+        **{name: _one_of(kinds, name, body.get(name)) for name, kinds in _CHOICES.items()},
+    }
 
 
-def _options(value: Any) -> EncodeOptions:
-    """Return the options of a request. Raises InvalidRequest."""
+_CHOICES: dict[str, TypeAdapter[Any]] = {
+    "encoding_format": TypeAdapter(Container | None),
+    "output_dtype": TypeAdapter(Dtype | None),
+}
+
+
+def _one_of(kinds: TypeAdapter[Any], name: str, value: Any) -> Any:
     try:
-        options = options_from_json({} if value is None else value)
-    except (TypeError, ValueError) as exc:
-        raise InvalidRequest(str(exc)) from exc
-    if refused := [name for name in ("ragged", "show_tokens", "show_offsets") if getattr(options, name)]:
-        raise InvalidRequest(f"option {refused[0]!r} has no place in the result of /encode")
-    return options
+        return kinds.validate_python(value)
+    except ValidationError as exc:
+        raise InvalidRequest(f"{name}: {exc.errors()[0]['msg']}, got {value!r:.80}") from exc
 
 
 def _echo(raw: bytes, identifier: Any) -> orjson.Fragment:
@@ -164,14 +177,14 @@ def _echo(raw: bytes, identifier: Any) -> orjson.Fragment:
         if not (is_small or isinstance(identifier, str | None)):
             # It may hold a number that was rounded or is too large: here they stay the text that they were.
             identifier = json.loads(
-                raw, parse_int=orjson.Fragment, parse_float=orjson.Fragment, parse_constant=_NotJson
+                raw, parse_int=orjson.Fragment, parse_float=orjson.Fragment, parse_constant=_NotJsonValue
             )["id"]
-        return orjson.Fragment(orjson.dumps(identifier, default=_NotJson.refuse))
+        return orjson.Fragment(orjson.dumps(identifier, default=_NotJsonValue.refuse))
     except (TypeError, RecursionError) as exc:
         raise InvalidRequest(f"id cannot be sent back: {exc.__cause__ or exc}") from exc
 
 
-class _NotJson:
+class _NotJsonValue:
     """NaN, Infinity or -Infinity, which `json` reads though JSON has no such value."""
 
     def __init__(self, name: str) -> None:
@@ -181,15 +194,9 @@ class _NotJson:
         raise ValueError(f"{self._name} is no JSON")
 
 
-def _json(value: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    content = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(content, status_code=status, media_type="application/json", headers=headers)
+def _error(error: ServingError) -> tuple[int, Any]:
+    description = {"description": error.message, "type": type(error).__name__, "status": error.http_status}
+    return error.http_status, description
 
 
-def _error(error: ServingError | TimeoutError) -> Response:
-    if not isinstance(error, ServingError):  # the broker does not answer at all
-        return _json(error_body(str(error), "Unavailable", 503), 503)
-    headers = None
-    if error.retry_after_ms is not None:
-        headers = {"Retry-After": str(-(-error.retry_after_ms // 1000))}
-    return _json(error_body(error.message, type(error).__name__, error.http_status), error.http_status, headers)
+LEGACY = Dialect("bert-as-service", _error)

@@ -228,7 +228,7 @@ def warm_up(encoder: Encoder) -> dict[str, Any]:
         "dtype": str(encoder.dtype).removeprefix("torch."),
         "dimension": encoder.dimension,
         "kind": encoder.kind,
-        "prompts": sorted(encoder.prompts),
+        "prompts": encoder.prompts,
         **({"labels": encoder.labels} if encoder.labels else {}),
         "max_seq_len": encoder.max_seq_len,
         "forward": "packed" if encoder.padded_because is None else "padded",

@@ -1,0 +1,85 @@
+"""What happens to every HTTP request, whatever its dialect. Plain ASGI: nothing here buffers a body."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from bert_serving.protocol import PayloadTooLarge
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..metrics import GatewayMetrics
+
+_MAX_ID_BYTES = 128
+_UNKNOWN_ROUTE = "other"
+
+
+class Observe:
+    """Gives each request an id, its sender's own if it has one, and counts it by route and status."""
+
+    def __init__(self, app: ASGIApp, *, metrics: GatewayMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        request_id = _request_id(scope)
+        status = 500
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed)
+        finally:
+            # The route, not the path: a scanner must not be able to invent label values.
+            route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)
+            self._metrics.observe(route, status, time.perf_counter() - start)
+
+
+class MaxBodySize:
+    """Raises PayloadTooLarge where a route reads a body of more than `max_bytes`, announced or not.
+
+    streams: routes that read without end.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, streams: frozenset[str] = frozenset()) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._streams = streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in self._streams:
+            await self._app(scope, receive, send)
+            return
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        is_too_large = announced.isdigit() and int(announced) > self._max_bytes
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            if is_too_large:  # raised here, not before: by now the route is known, and how it says so
+                raise self._error()
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._max_bytes:
+                raise self._error()
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _error(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the body must have at most {self._max_bytes} bytes")
+
+
+def _request_id(scope: Scope) -> bytes:
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    is_sound = 1 <= len(given) <= _MAX_ID_BYTES and given.isascii() and given.decode().isprintable()
+    return bytes(given) if is_sound else uuid.uuid4().hex.encode()
