@@ -12,6 +12,7 @@ import numpy as np
 from bert_serving.client import BertClient
 from bert_serving.server import BertServer
 from bert_serving.server.helper import get_args_parser
+from common import free_ports
 from text_classifier import TRAINING
 
 LAYERS = range(-1, -7, -1)  # of the demo model; a BERT-base has 12
@@ -29,7 +30,8 @@ def separation(vectors: np.ndarray, is_first: np.ndarray) -> float:
 def main() -> None:
     texts = [*TRAINING["kitchen"], *TRAINING["computers"]]
     is_first = np.arange(len(texts)) < len(TRAINING["kitchen"])
-    args = get_args_parser().parse_args(["-port", "5575", "-port_out", "5576", "-cpu"])
+    args = get_args_parser().parse_args(["-cpu"])
+    args.port, args.port_out = free_ports()
     for layer in LAYERS:
         args.pooling_layer = [layer]
         with BertServer(args), BertClient(port=args.port, port_out=args.port_out) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,8 @@ import psutil
 import pytest
 from bert_serving.client import BertClient
 from bert_serving.server import BertServer
-from bert_serving.server.helper import get_args_parser, get_shutdown_parser
+from bert_serving.server.graph import PoolingStrategy
+from bert_serving.server.helper import get_args_parser, get_benchmark_parser, get_shutdown_parser
 from running_server import free_ports
 from tiny_models import make_model
 
@@ -80,14 +82,28 @@ def test_shutdown_ends_a_server_and_its_thread(tiny: Path, form: str) -> None:
 def test_what_keeps_a_server_from_starting_is_raised(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="model_dir has no config"):
         BertServer(arguments(tmp_path))
+    modules = [{"type": "sentence_transformers.models.LSTM", "path": ""}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    for file in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / file).write_text("{}")
+    with pytest.raises(ValueError, match=r"modules\.json must list .* got LSTM"):
+        BertServer(arguments(tmp_path, "-max_seq_len", 25))
     bad_layer = arguments(tiny, "-pooling_layer", 9)
     with pytest.raises(RuntimeError, match="pooling_layer must be in"), BertServer(bad_layer):
         pass
 
 
-def test_vectors_leave_as_float16_if_asked(tiny: Path) -> None:
-    args = arguments(tiny, "-fp16", "-dtype", "float32")
+def test_arguments_are_changed_as_notebooks_do_and_vectors_leave_as_float16(tiny: Path) -> None:
+    port, port_out = free_ports(2)
+    args = get_benchmark_parser().parse_args(["-dtype", "float32"])  # has the server's arguments too
+    args.model_dir, args.port, args.port_out = tiny, port, port_out
+    args.fp16 = args.cpu = True
+    args.pooling_strategy, args.pooling_layer = PoolingStrategy.REDUCE_MEAN_MAX, -1
+    args.device_map = args.cors = args.verbose = args.tuned_model_dir = None
+    args.do_lower_case = False
     with BertServer(args), BertClient(**ports(args)) as client:
+        config = client.server_config
+        assert (config["pooling_strategy"], config["pooling_layer"], config["do_lower_case"]) == (3, [-1], False)
         rows, tokens = client.encode(["hello world"]), client.encode_tokens(["hello world"])[0]
         padded = client.encode(["hello world"], pooling_strategy="NONE")
     assert (rows.dtype, tokens.vectors.dtype, padded.dtype) == (np.float16, np.float16, np.float16)

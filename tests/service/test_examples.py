@@ -24,9 +24,12 @@ EXPECTED = {
     "faq_search": r"'does it work without a GPU'\n    0\.\d\d  Do I need a graphics card\?",
     "token_vectors": r"as a rectangle: \(3, 1\d, 384\)",
     "own_tokenizer": r"seen \['\[CLS\]', '\[UNK\]', 'this', ',', 'please', '\[SEP\]'\]",
+    "fine_tuned": r"(?s:sport \d+%.*kitchen \d+%.*computers \d+%.*)6 of 6 right",
+    "dashboard": r"data requests  \d+\n(?s:.*)version  1\.10\.0\n +devices  (cpu|cuda)(?s:.*)max_seq_len  256\n",
     "over_http": r"123 200 2 384\nwide 200 1 768\nserver version 1\.10\.0",
 }
-ALONE = {"layers"}  # starts servers of its own
+ALONE = {"layers", "fine_tuned"}  # start servers of their own
+OVER_HTTP = {"over_http", "dashboard"}
 ELSEWHERE = {"own_model", "common"}  # tests/model/test_own_code.py; not a script
 
 
@@ -40,7 +43,7 @@ def test_every_example_is_here_and_in_the_list() -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_example_runs(server: RunningServer, name: str) -> None:
     args = [] if name in ALONE else ["-port", str(server.port), "-port_out", str(server.port_out)]
-    if name == "over_http":
+    if name in OVER_HTTP:
         args = [server.url]
     done = subprocess.run(
         [sys.executable, EXAMPLES / f"{name}.py", *args], capture_output=True, text=True, timeout=180, check=False

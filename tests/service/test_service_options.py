@@ -158,21 +158,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("flags", "length"),
+    ("flags", "length", "told"),
     [
-        ([], 5),  # the longest of the request
-        (["-max_seq_len", 10], 10),
-        (["-max_seq_len", "NONE"], 5),
-        (["-max_seq_len", "NONE", "-fixed_embed_length"], 512),
+        ([], 5, 512),  # the longest of the request
+        (["-max_seq_len", 10], 10, 10),
+        (["-max_seq_len", "NONE"], 5, None),
+        (["-max_seq_len", "NONE", "-fixed_embed_length"], 512, None),
     ],
 )
 def test_vectors_of_all_tokens_are_a_rectangle_of_the_originals_shape(
-    tiny: Path, flags: list[object], length: int
+    tiny: Path, flags: list[object], length: int, told: int | None
 ) -> None:
     with RunningServer("-model_dir", tiny, "-cpu", "-pooling_strategy", "NONE", *flags) as server:
         server.wait_ready()
         with BertClient(**server.ports) as client:
             rows = client.encode(["one two three", "a"])
+            config = client.server_config
+    assert config["max_seq_len"] == told
     assert rows.shape == (2, length, 64)
     assert rows[0, :5].any(axis=1).all()
     assert not rows[0, 5:].any()

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+from typing import Any
+
+import bert_serving.server
 import pytest
+from bert_serving.server import cli
 from bert_serving.server.graph import PoolingStrategy
-from bert_serving.server.helper import get_args_parser, get_run_args, get_shutdown_parser, settings_of
-from bert_serving.server.settings import Settings
+from bert_serving.server.helper import (
+    get_args_parser,
+    get_benchmark_parser,
+    get_run_args,
+    get_shutdown_parser,
+    settings_of,
+)
+from bert_serving.server.settings import Settings, own_version
 
 OLD_FLAGS = [
     *("-model_dir", "/tmp/bert", "-tuned_model_dir", "/tmp/tuned", "-max_seq_len", "40", "-cased_tokenization"),
@@ -84,7 +96,74 @@ def test_arguments_may_be_changed_after_parsing() -> None:
 def test_settings_return_from_their_namespace() -> None:
     args = get_args_parser().parse_args(OLD_FLAGS)
     assert settings_of(args) == settings_of(get_args_parser().parse_args(OLD_FLAGS))
-    assert settings_of(get_args_parser().parse_args([])) == Settings()
+    assert settings_of(get_args_parser().parse_args([])) == Settings(num_worker=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "setting"),
+    [
+        ("pooling_strategy", PoolingStrategy.CLS_TOKEN, ("FIRST_TOKEN",)),  # one member with two names
+        ("pooling_strategy", [PoolingStrategy.REDUCE_MEAN, "REDUCE_MAX"], ("REDUCE_MEAN", "REDUCE_MAX")),
+        ("pooling_strategy", "reduce_mean_max", ("REDUCE_MEAN_MAX",)),
+        ("pooling_layer", -3, (-3,)),
+        ("pooling_layer", 0, (0,)),
+        ("pooling_layer", range(-1, -3, -1), (-1, -2)),
+        ("device_map", 1, (1,)),
+        ("model_dir", Path("/tmp/bert"), "/tmp/bert"),
+        ("max_seq_len", "none", "NONE"),
+    ],
+)
+def test_arguments_may_be_changed_to_all_that_the_original_took(name: str, value: Any, setting: Any) -> None:
+    args = get_args_parser().parse_args([])
+    setattr(args, name, value)
+    assert getattr(settings_of(args), name) == setting
+
+
+@pytest.mark.parametrize("name", sorted(vars(get_args_parser().parse_args([]))))
+def test_an_argument_that_is_none_is_the_default(name: str) -> None:
+    args = get_args_parser().parse_args(OLD_FLAGS)
+    setattr(args, name, None)
+    field = "cased_tokenization" if name == "do_lower_case" else name
+    assert getattr(settings_of(args), field) == getattr(Settings(), field)
+
+
+def test_lower_casing_has_the_originals_name_and_may_be_changed_either_way() -> None:
+    args = get_args_parser().parse_args([])
+    assert args.do_lower_case is True
+    args.do_lower_case = False
+    assert settings_of(args).cased_tokenization is True
+    args = get_args_parser().parse_args(["-cased_tokenization"])
+    assert args.do_lower_case is False
+    args.do_lower_case = True
+    assert settings_of(args).cased_tokenization is False
+    args.cased_tokenization = True
+    assert settings_of(args).cased_tokenization is True
+
+
+def test_the_number_of_workers_is_a_number() -> None:
+    assert get_args_parser().parse_args([]).num_worker == 1
+    assert get_args_parser().parse_args(["-num_worker", "3"]).num_worker == 3
+
+
+def test_the_benchmarks_arguments_are_a_servers_too() -> None:
+    args = get_benchmark_parser().parse_args(["-max_seq_len", "40", "-test_num_client", "1", "2"])
+    assert (args.test_num_client, args.client_batch_size, args.num_worker) == ([1, 2], 4096, 1)
+    assert settings_of(args) == Settings(max_seq_len=40, num_worker=1)
+
+
+def test_a_namespace_made_by_hand_has_the_defaults_for_the_rest() -> None:
+    args = argparse.Namespace(port=1234, verbose=None, do_lower_case=None, pooling_strategy=None)
+    assert settings_of(args) == Settings(port=1234)
+
+
+def test_arguments_are_added_to_a_namespace_that_is_given() -> None:
+    args = get_args_parser().parse_args(["-port", "1234"], argparse.Namespace(mine=1))
+    assert (args.mine, args.port) == (1, 1234)
+
+
+def test_other_names_of_the_original_are_there() -> None:
+    assert bert_serving.server.__version__ == own_version()
+    assert cli.main is cli.start  # scripts set sys.argv and call it
 
 
 def test_bad_arguments_are_one_line() -> None:

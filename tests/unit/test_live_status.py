@@ -67,6 +67,10 @@ def test_one_table_tells_all() -> None:
     ]
 
 
+def test_a_length_that_is_null_is_what_the_flag_says() -> None:
+    assert "max_seq_len NONE" in table(snapshot(max_seq_len=None), address="a:1")
+
+
 def test_rates_are_of_the_time_since_the_last_refresh() -> None:
     before = snapshot(100.0)
     now = snapshot(104.0, num_encoded_seq=980, num_batch=42)

@@ -191,12 +191,44 @@ def test_pooling_strategy_is_the_originals_number(names: tuple[str, ...], number
     assert config["pooling"] == list(names)
 
 
-def test_pooling_layer_is_told_where_no_setting_names_it(tmp_path: Path) -> None:
-    assert make_report(model_dir=str(tmp_path)).config(b"a")["pooling_layer"] == [-2]
-    (tmp_path / "modules.json").touch()
-    assert make_report(model_dir=str(tmp_path)).config(b"a")["pooling_layer"] == [-1]
-    with_strategy = make_report(model_dir=str(tmp_path), pooling_strategy=("REDUCE_MEAN",))
-    assert with_strategy.config(b"a")["pooling_layer"] == [-2]
+@pytest.mark.parametrize(
+    ("modes", "number"),
+    [
+        ("cls", 4),
+        ("max", 1),
+        ("mean", 2),
+        ("lasttoken", 5),
+        ("weightedmean", None),
+        (["cls", "mean"], None),
+    ],
+)
+def test_pooling_of_a_sentence_transformers_folder_is_told(
+    tmp_path: Path, modes: str | list[str], number: int | None
+) -> None:
+    parts = [("Transformer", ""), ("Pooling", "pooling")]
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in parts]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "pooling").mkdir()
+    (tmp_path / "pooling/config.json").write_text(json.dumps({"pooling_mode": modes}))
+
+    def told(**settings: Any) -> tuple[int | None, list[int]]:
+        config = make_report(model_dir=str(tmp_path), **settings).config(b"a")
+        return config["pooling_strategy"], config["pooling_layer"]
+
+    assert told() == (number, [-1])
+    assert told(pooling_strategy=("REDUCE_MAX",)) == (1, [-2])
+    assert told(pooling_layer=(-3,)) == (2, [-3])  # takes leave of the folder's own pooling
+
+
+def test_pooling_of_a_plain_folder_is_the_originals_default(tmp_path: Path) -> None:
+    config = make_report(model_dir=str(tmp_path)).config(b"a")
+    assert (config["pooling_strategy"], config["pooling_layer"]) == (2, [-2])
+
+
+def test_max_seq_len_none_is_null_as_the_original_had_it() -> None:
+    config = as_json(make_report(max_seq_len="NONE").config(b"a"))
+    assert_types(config, ORIGINAL_CONFIG)
+    assert config["max_seq_len"] is None
 
 
 def test_the_originals_page_finds_every_value_that_it_reads() -> None:

@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from .embedded import BertServer as BertServer
     from .worker.encoder import Encoder as Encoder
 
-__all__ = ["BertServer", "Encoder"]
+    __version__: str
+
+__all__ = ["BertServer", "Encoder", "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -20,4 +22,8 @@ def __getattr__(name: str) -> object:
         from .embedded import BertServer
 
         return BertServer
+    if name == "__version__":
+        from .settings import own_version
+
+        return own_version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

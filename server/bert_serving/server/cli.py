@@ -16,6 +16,9 @@ def start(argv: list[str] | None = None) -> int:
         return 0  # before there was anything to stop
 
 
+main = start  # its name in bert-as-service
+
+
 def _start(argv: list[str] | None) -> int:
     import signal
 

@@ -81,9 +81,10 @@ def table(now: Snapshot, before: Snapshot | None = None, *, address: str) -> str
     per_second, since = rates(now, before)
     layers = " ".join(map(str, info.get("pooling_layer") or [_UNKNOWN]))
     pooling = " ".join(info.get("pooling") or [str(info.get("pooling_strategy", _UNKNOWN))])
+    longest = info.get("max_seq_len", _UNKNOWN)
     head = [
         ("server", f"{address}, {_state(info)}, up {_duration(now.uptime_s)}, version {info.get('version', '?')}"),
-        ("model", f"{info.get('model_dir', _UNKNOWN)}, max_seq_len {info.get('max_seq_len', _UNKNOWN)}"),
+        ("model", f"{info.get('model_dir', _UNKNOWN)}, max_seq_len {'NONE' if longest is None else longest}"),
         ("pooling", f"{pooling}, layer {layers}"),
         (
             "clients",

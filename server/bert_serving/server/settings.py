@@ -160,7 +160,9 @@ class Settings(BaseSettings):
     @field_validator("api_key", "device_map", "pooling_layer", "pooling_strategy", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
-        """A variable holds a list as `0 1` or `0,1`."""
+        """A variable holds a list as `0 1` or `0,1`; a number is a list of one."""
+        if isinstance(value, int):
+            return [value]
         return value.replace(",", " ").split() if isinstance(value, str) else value
 
     @field_validator("max_seq_len", mode="before")

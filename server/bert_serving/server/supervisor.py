@@ -38,6 +38,7 @@ from .model_files import (
     ModelError,
     check_max_seq_len,
     position_limit,
+    read_sentence_transformers,
     refuse_code,
     resolve_model_dir,
     resolve_tuned_model_dir,
@@ -63,7 +64,10 @@ class StartError(Exception):
 
 
 def resolve(settings: Settings) -> Settings:
-    """Return the settings with every default filled in that depends on the machine and the model."""
+    """Return the settings with every default filled in that depends on the machine and the model.
+
+    A max_seq_len of "NONE" stays what it is, for that is what clients are told. Raises StartError.
+    """
     try:
         tuned_dir = resolve_tuned_model_dir(settings.tuned_model_dir, ckpt_name=settings.ckpt_name)
         folder = resolve_model_dir(
@@ -77,6 +81,7 @@ def resolve(settings: Settings) -> Settings:
         if settings.model_module is None and not settings.trust_remote_code:
             refuse_code(folder)
         max_seq_len = check_max_seq_len(folder, settings.max_seq_len, settings.config_name)
+        read_sentence_transformers(folder)  # what it cannot mean is better said here than by each worker
     except ModelError as exc:
         raise StartError(str(exc)) from exc
     gpus = () if settings.cpu else settings.device_map or tuple(range(_count_gpus()))
@@ -84,7 +89,7 @@ def resolve(settings: Settings) -> Settings:
         "model_dir": str(folder),
         "served_model_name": settings.served_model_name or _model_name(settings.model_dir, folder),
         "tuned_model_dir": None if tuned_dir is None else str(tuned_dir),
-        "max_seq_len": max_seq_len,
+        "max_seq_len": settings.max_seq_len or max_seq_len,
         "device_map": gpus,
         "num_worker": settings.num_worker or max(1, len(gpus)),
     }
@@ -170,7 +175,7 @@ class Supervisor:
         self, settings: Settings, *, token_rows: int | None = None, on_ready: Callable[[], None] = lambda: None
     ) -> None:
         assert settings.num_worker is not None
-        assert isinstance(settings.max_seq_len, int)
+        assert settings.model_dir is not None
         self._settings = settings
         self._runtime_dir = _make_runtime_dir()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -186,7 +191,9 @@ class Supervisor:
                 settings,
                 worker_endpoint=endpoint,
                 worker_names=names,
-                max_seq_len=settings.max_seq_len,
+                max_seq_len=check_max_seq_len(
+                    Path(settings.model_dir), settings.max_seq_len, settings.config_name
+                ),
                 token_rows=token_rows,
             )
             self._workers = {name: self._worker(i, name, endpoint) for i, name in enumerate(names)}

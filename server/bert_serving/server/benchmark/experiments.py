@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..settings import Settings, settings_parser, validation_line
+from ..settings import OneLineParser, Settings, settings_parser, validation_line
 from .sentences import FULL, MIXED
 
 NUM_WARM_UP = 2  # results that do not count
@@ -136,9 +136,9 @@ def parse_plan(argv: Sequence[str] | None = None) -> Plan:
     )
 
 
-def benchmark_parser() -> argparse.ArgumentParser:
+def benchmark_parser(kind: type[OneLineParser] = OneLineParser) -> argparse.ArgumentParser:
     """Return a parser with the flags of the benchmark and all of the server's."""
-    parser = settings_parser("bert-serving-benchmark")
+    parser = settings_parser("bert-serving-benchmark", kind)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Measure how fast a server on this machine is, in bert-as-service's experiments."
     parser.epilog = _HELP

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ _CLIENT = "bert_serving.server.benchmark.client"
 _ASK_EVERY_S = 0.1
 _ANSWER_MS = 2_000
 _STOP_S = 15.0  # the server's drain time and more
+
+# Ctrl-C between the start of a process and the `try` that ends it would leave the process behind.
+_INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
+_hold_interrupts = partial(signal.pthread_sigmask, signal.SIG_BLOCK, _INTERRUPTS)
+_let_interrupts = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _INTERRUPTS)
 
 
 class BenchmarkError(Exception):
@@ -91,6 +97,7 @@ class _Server:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_let_interrupts,  # noqa: PLW1509  # a system call, no more
         )
 
     def wait_ready(self, limit_s: float) -> dict[str, Any]:
@@ -136,8 +143,10 @@ def _server(plan: Plan, point: Point) -> Iterator[_Server]:
     free = iter(_free_ports(2))
     port, port_out = (int(plan.flags.get(name) or next(free)) for name in ("port", "port_out"))
     flags = plan.server_flags(point, {"port": port, "port_out": port_out})
+    _hold_interrupts()
     server = _Server(flags, port=port, port_out=port_out)
     try:
+        _let_interrupts()
         yield server
     finally:
         server.stop()
@@ -183,6 +192,7 @@ def _measure(plan: Plan, point: Point, server: _Server, protocol: str) -> Speeds
 
 @contextmanager
 def _client(task: Task) -> Iterator[subprocess.Popen[str]]:
+    _hold_interrupts()
     client = subprocess.Popen(
         [sys.executable, "-m", _CLIENT, task.to_json()],
         stdin=subprocess.PIPE,
@@ -190,8 +200,10 @@ def _client(task: Task) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_let_interrupts,  # noqa: PLW1509  # a system call, no more
     )
     try:
+        _let_interrupts()
         yield client
     finally:
         client.kill()  # does nothing where it has ended

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from bert_serving.protocol import Heartbeat
+from bert_serving.protocol import Heartbeat, pooling_name
 
 from ..graph import PoolingStrategy
 from ..metrics import BrokerMetrics, value_of
+from ..model_files import read_sentence_transformers
 from ..settings import Settings, own_version
 from .statistic import Statistic
 
@@ -22,10 +23,6 @@ from .statistic import Statistic
 COMPATIBLE_VERSION = "1.10.0"
 
 _FRESH_FORWARD_S = 60.0  # an idle worker tries its model more often than this
-
-#: The original's number of a pooling strategy, auto being the default of either server.
-_POOLING_NUMBERS = {name: each.value for name, each in PoolingStrategy.__members__.items()}
-_POOLING_NUMBERS["auto"] = PoolingStrategy.REDUCE_MEAN.value
 
 #: What the original has where nothing was given, and this server decides for itself.
 _ORIGINAL_DEFAULTS = {"ckpt_name": "bert_model.ckpt", "config_name": "bert_config.json", "num_labels": 2}
@@ -126,22 +123,30 @@ class StatusReport:
 
 def _settings_info(settings: Settings) -> dict[str, Any]:
     """Return the settings under the names, and with the types, that the original has for them."""
-    names = settings.pooling_strategy
+    poolings, layers = _pooling_in_force(settings)
+    strategy = PoolingStrategy.__members__.get(poolings[0]) if len(poolings) == 1 else None
     return {
         **settings.model_dump(),
         **{name: value for name, value in _ORIGINAL_DEFAULTS.items() if getattr(settings, name) is None},
         "do_lower_case": not settings.cased_tokenization,
         "device_map": list(settings.device_map),
-        "pooling": list(names),
-        "pooling_strategy": _POOLING_NUMBERS.get(names[0]) if len(names) == 1 else None,
-        "pooling_layer": list(settings.pooling_layer or _default_layers(settings)),
+        "max_seq_len": None if settings.max_seq_len == "NONE" else settings.max_seq_len,
+        "pooling": list(settings.pooling_strategy),
+        "pooling_strategy": None if strategy is None else strategy.value,
+        "pooling_layer": list(layers),
     }
 
 
-def _default_layers(settings: Settings) -> tuple[int, ...]:
-    """Return the layers that are pooled where no setting names them."""
-    pools_for_itself = settings.model_dir is not None and (Path(settings.model_dir) / "modules.json").is_file()
-    return (-1,) if pools_for_itself and settings.pooling_strategy == ("auto",) else (-2,)
+def _pooling_in_force(settings: Settings) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the strategies that stand side by side where a request names none, and the layers they pool."""
+    names, layers = settings.pooling_strategy, settings.pooling_layer
+    if names != ("auto",):
+        return names, layers or (-2,)
+    if layers is None and settings.model_dir is not None:
+        own = read_sentence_transformers(Path(settings.model_dir))
+        if own is not None:
+            return tuple(map(pooling_name, own.pooling_modes)), (-1,)
+    return ("REDUCE_MEAN",), layers or (-2,)
 
 
 def _num_gateways(settings: Settings) -> int:
