@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from old_client import run_with
 from running_server import RunningServer
 from tiny_models import make_model
 
@@ -62,37 +59,10 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("old-client")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, "bert-serving-client==1.10.0"], check=True)
-    return python
-
-
-def run_with(python: Path, script: str, server: RunningServer, folder: Path) -> dict[str, Any]:
-    """Run a script on the server's ports, far from this repository; return the JSON that it prints."""
-    path = folder / "script.py"
-    path.write_text(script)
-    done = subprocess.run(
-        [python, path, str(server.port), str(server.port_out)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=folder,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def test_the_old_client_does_all_that_it_could(server: RunningServer, old_python: Path, tmp_path: Path) -> None:
     from bert_serving.client import BertClient
 
-    found = run_with(old_python, SCRIPT, server, tmp_path)
+    found = run_with(old_python, SCRIPT, server.ports, tmp_path)
     with BertClient(**server.ports) as client:
         (expected,) = client.encode(["First do it"])
     row, tokenized = found.pop("row"), found.pop("tokenized")
@@ -168,5 +138,78 @@ def test_the_old_client_gets_what_each_flag_gave_it(
     model = make_model(tmp_path / "model", "bert")
     with RunningServer("-model_dir", model, "-cpu", *flags) as server:
         server.wait_ready()
-        found = run_with(old_python, FLAGS_SCRIPT, server, tmp_path)
+        found = run_with(old_python, FLAGS_SCRIPT, server.ports, tmp_path)
     assert {key: found[key] for key in expected} == expected
+
+
+CLONES_SCRIPT = """
+import json, socket, sys, threading
+from bert_serving.client import BertClient
+port, port_out = int(sys.argv[1]), int(sys.argv[2])
+
+def pass_on(source, target):
+    while data := source.recv(65536):
+        target.sendall(data)
+
+def slow_line(is_open):
+    # To port_out, for one client; nothing passes before it is open.
+    listener = socket.create_server(("127.0.0.1", 0))
+    def serve():
+        near = listener.accept()[0]
+        is_open.wait()
+        far = socket.create_connection(("127.0.0.1", port_out))
+        threading.Thread(target=pass_on, args=(far, near), daemon=True).start()
+        pass_on(near, far)
+    threading.Thread(target=serve, daemon=True).start()
+    return listener.getsockname()[1]
+
+def hear(client, request_id):
+    client.pending_request.add(request_id)
+    return client._recv_ndarray(request_id).embedding
+
+def multicast(identity):
+    bc = BertClient(port=port, port_out=port_out, identity=identity, timeout=20000)
+    is_open, clones = threading.Event(), []
+    def clone():
+        line = slow_line(is_open)
+        clones.append(BertClient(port=port, port_out=line, identity=bc.identity, timeout=20000))
+    threads = [threading.Thread(target=clone) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:                                  # the answers for the clones go out to bc alone
+        assert bc.receiver.poll(20000)
+        bc.receiver.recv_multipart()
+    is_open.set()
+    for thread in threads:
+        thread.join()
+    rows = bc.encode(["one for all", "all for one"])   # request 2
+    found = {"clones": len(clones), "heard": [(hear(each, 2) == rows).all().item() for each in clones]}
+    found["kept"] = sorted(bc.pending_response)
+    for size in (3, 1, 2):
+        bc.encode(["hello world"] * size, blocking=False)
+    found["fetch_all"] = [len(part) for part in bc.fetch_all()]
+    found["clone asks"] = (clones[0].encode(["one for all"])[0] == rows[0]).all().item()
+    found["status"] = "statistic" in bc.server_status
+    found["pending"] = bc.status["num_pending_request"]
+    for each in (bc, *clones):
+        each.close()
+    return found
+
+print(json.dumps([multicast(None), multicast(b"a name")]))
+"""
+
+
+def test_old_clients_may_share_an_identity_whichever_of_their_connections_is_slow(
+    server: RunningServer, old_python: Path, tmp_path: Path
+) -> None:
+    """The original's multicast. What it answered before a clone could hear it, the clone waited for for ever."""
+    expected = {
+        "clones": 2,
+        "heard": [True, True],
+        "kept": [1],  # as with the original: a client keeps one answer to its clones' first question
+        "fetch_all": [3, 1, 2],
+        "clone asks": True,
+        "status": True,
+        "pending": 0,
+    }
+    assert run_with(old_python, CLONES_SCRIPT, server.ports, tmp_path) == [expected, expected]
