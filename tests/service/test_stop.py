@@ -115,6 +115,7 @@ def test_work_that_does_not_fit_into_the_drain_time_gets_an_error() -> None:
                 list(client.fetch())
         assert running.wait_end() == 0
         running.assert_nothing_left()
+        assert "killed" not in running.log
 
 
 def test_a_killed_server_leaves_no_child_and_no_file() -> None:
