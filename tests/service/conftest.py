@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from bert_serving.client import BertClient
+from old_client import install_old_client
 from running_server import RunningServer
 
 
@@ -18,3 +20,9 @@ def server() -> Iterator[RunningServer]:
 def client(server: RunningServer) -> Iterator[BertClient]:
     with BertClient(**server.ports) as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with the old client."""
+    return install_old_client(tmp_path_factory.mktemp("old-client"))

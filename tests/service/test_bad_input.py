@@ -59,6 +59,7 @@ def raw(server: RunningServer) -> Iterator[RawClient]:
     ("body", "num_texts", "said"),
     [
         (b"not json", b"1", "the body is not JSON"),
+        (b"not json", b"1000", "the body is not JSON"),  # more than a batch may hold
         (b'["a", "b"]', b"1", "announces 1 texts but holds 2"),
         (b'["a"]', b"3", "announces 3 texts but holds 1"),
         (b'["a"]', b"many", "number of texts must be a decimal number"),
@@ -90,6 +91,8 @@ def test_bad_requests_are_answered_with_a_reason(raw: RawClient, body: bytes, nu
     assert reply["error"]["code"] == "invalid_request"
     assert said in reply["error"]["message"]
     assert "," not in reply["dtype"]
+    info = json.loads(raw.ask(b'["the next one"]', b"8", b"1")[1])
+    assert info["shape"] == [1, 384]
 
 
 def test_a_wrong_number_of_frames_is_answered_where_there_is_a_sender(raw: RawClient) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from old_client import run_with
 from running_server import RunningServer
+from tensor_bundles import GOOGLE_BERT
 from tiny_models import make_model
 
 SCRIPT = """
@@ -62,37 +60,10 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("old-client")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, "bert-serving-client==1.10.0"], check=True)
-    return python
-
-
-def run_with(python: Path, script: str, server: RunningServer, folder: Path) -> dict[str, Any]:
-    """Run a script on the server's ports, far from this repository; return the JSON that it prints."""
-    path = folder / "script.py"
-    path.write_text(script)
-    done = subprocess.run(
-        [python, path, str(server.port), str(server.port_out)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=folder,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def test_the_old_client_does_all_that_it_could(server: RunningServer, old_python: Path, tmp_path: Path) -> None:
     from bert_serving.client import BertClient
 
-    found = run_with(old_python, SCRIPT, server, tmp_path)
+    found = run_with(old_python, SCRIPT, server.ports, tmp_path)
     with BertClient(**server.ports) as client:
         (expected,) = client.encode(["First do it"])
     row, tokenized = found.pop("row"), found.pop("tokenized")
@@ -115,58 +86,285 @@ def test_the_old_client_does_all_that_it_could(server: RunningServer, old_python
     }
 
 
+CALLS_SCRIPT = """
+import contextlib, io, json, socket, sys, threading, warnings
+import numpy as np
+from bert_serving.client import BertClient, ConcurrentBertClient
+ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=20000)
+found = {}
+
+def warned(call):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        call()
+    return [str(each.message)[:30] for each in seen]
+
+def raised(call):
+    try:
+        call()
+    except Exception as exc:
+        return [type(exc).__name__, str(exc)[:27]]
+
+with BertClient(**ports) as bc:
+    texts = ["a quick fox", "snow in may", "the price of tea", "who reads mail"]
+    rows = bc.encode(texts)
+
+    with ConcurrentBertClient(max_concurrency=4, **ports) as pool:
+        nearest = [[] for _ in texts]
+        def ask(i):
+            for _ in range(20):
+                (row,) = pool.encode([texts[i]])
+                nearest[i].append(int(np.abs(rows - row).max(axis=1).argmin()))
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        found["threads"] = [[len(each), *set(each)] for each in nearest]
+        found["pool"] = [pool.server_config["server_version"], pool.status["client_version"],
+                         "statistic" in pool.server_status, raised(pool.fetch_all)[0]]
+
+    for size in (3, 1, 2):
+        bc.encode(["hello world"] * size, blocking=False)
+    sent = bc.status["pending_request"].copy()
+    responses = {each.id: len(each.embedding) for each in bc.fetch()}
+    found["fetch"] = [responses.keys() == sent, [responses[each] for each in sorted(sent)]]
+    for size in (3, 1, 2):
+        bc.encode(["hello world"] * size, blocking=False)
+    found["unsorted"] = sorted(map(len, bc.fetch_all(sort=False)))
+    found["nothing pending"] = bc.fetch_all()
+    batches = iter([[["hello", "world"]]] * 5)
+    responses = list(bc.encode_async(batches, max_num_batch=3, delay=0.5, is_tokenized=True))
+    found["async"] = [list(each.embedding.shape) for each in responses]
+
+    long = ["word " * 300]
+    found["long"] = warned(lambda: bc.encode(long))
+    found["short"] = warned(lambda: bc.encode(["word"]))
+    found["tokens"] = warned(lambda: bc.encode(["word"], show_tokens=True))
+
+    bc.timeout = 1
+    found["in time"] = raised(lambda: bc.encode(["a sentence that takes a while"] * 300))
+    bc.timeout = 20000
+    again = bc.encode(texts[:1])                       # not what is late
+    found["later"] = int(np.abs(rows - again).max(axis=1).argmin())
+
+with BertClient(check_length=False, check_version=False, check_token_info=False, **ports) as bc:
+    found["unchecked"] = [bc.status["num_request"], warned(lambda: bc.encode(long))]
+
+with BertClient(identity=b"a name", ip="127.0.0.1", output_fmt="list", **ports) as bc:
+    found["identity"] = bc.status["identity"].decode()
+    for size in (2, 1):
+        bc.encode(["hello world"] * size, blocking=False)
+    lists = bc.fetch_all(concat=True)
+    found["lists"] = [type(lists).__name__, len(lists), type(lists[0]).__name__, type(lists[0][0]).__name__]
+
+printed = io.StringIO()
+with contextlib.redirect_stdout(printed):
+    BertClient(show_server_config=True, **ports).close()
+title, *lines = printed.getvalue().splitlines()
+found["title"] = title
+found["printed"] = sorted({"client", "max_seq_len", "server_version", "ventilator -> worker"}.intersection(
+    line.partition("\\t=")[0].strip() for line in lines))
+
+with socket.socket() as nobody:
+    nobody.bind(("127.0.0.1", 0))
+    nowhere = dict(port=nobody.getsockname()[1], port_out=nobody.getsockname()[1], timeout=200)
+    found["nobody"] = raised(lambda: BertClient(**nowhere))
+    found["nobody, unchecked"] = raised(lambda: BertClient(ignore_all_checks=True, **nowhere).encode(["x"]))
+print(json.dumps(found))
+"""
+
+
+def test_the_old_clients_calls_return_warn_and_raise_as_they_did(
+    server: RunningServer, old_python: Path, tmp_path: Path
+) -> None:
+    too_late = ["TimeoutError", "no response from the server"]
+    assert run_with(old_python, CALLS_SCRIPT, server.ports, tmp_path) == {
+        "threads": [[20, 0], [20, 1], [20, 2], [20, 3]],
+        "pool": ["1.10.0", "1.10.0", True, "NotImplementedError"],
+        "fetch": [True, [3, 1, 2]],
+        "unsorted": [1, 2, 3],
+        "nothing pending": None,
+        "async": [[1, 384]] * 3,
+        "long": ["some of your sentences have mo"],
+        "short": [],
+        "tokens": ['"show_tokens=True", but the se'],
+        "in time": too_late,
+        "later": 0,
+        "unchecked": [0, []],
+        "identity": "a name",
+        "lists": ["list", 3, "list", "float"],
+        "title": "server config:",
+        "printed": ["client", "max_seq_len", "server_version", "ventilator -> worker"],
+        "nobody": too_late,
+        "nobody, unchecked": too_late,
+    }
+
+
 FLAGS_SCRIPT = """
-import json, sys
+import json, sys, warnings
 from bert_serving.client import BertClient
 ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=20000)
 found = {}
 with BertClient(**ports) as bc:
     config = bc.server_config
     found["config"] = [config[key] for key in ("max_seq_len", "show_tokens_to_client", "pooling_strategy")]
-    for name, texts in (("plain", ["one two three", "a"]), ("pair", ["one two ||| three"])):
-        result = bc.encode(texts, show_tokens=config["show_tokens_to_client"])
+    for name, texts in (
+        ("plain", ["one two three", "a"]),
+        ("pair", ["one two ||| three"]),
+        ("tokenized", [["one", "two"], ["a"]]),
+        ("cased", ["Hello"]),
+        ("long", ["one " * 1000]),
+    ):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            result = bc.encode(
+                texts, is_tokenized=name == "tokenized", show_tokens=config["show_tokens_to_client"]
+            )
         rows, tokens = result if config["show_tokens_to_client"] else (result, None)
         found[name] = [list(rows.shape), str(rows.dtype), tokens]
         found[name + " rows"] = rows.reshape(-1, rows.shape[-1]).any(axis=1).tolist()
+        found[name + " sums"] = rows.reshape(-1, rows.shape[-1]).sum(axis=1).round(3).tolist()
+        found[name + " warnings"] = len(seen)
 print(json.dumps(found))
 """
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("model", "flags", "expected"),
     [
         (
-            ["-pooling_strategy", "NONE", "-max_seq_len", "25", "-show_tokens_to_client"],
-            {
-                "config": [25, True, 0],
-                "plain": [[2, 25, 64], "float32", [["<s>", "one", "two", "three", "</s>"], ["<s>", "a", "</s>"]]],
-                "pair": [[1, 25, 64], "float32", [["<s>", "one", "two", "</s>", "three", "</s>"]]],
-                "plain rows": [*[True] * 5, *[False] * 20, *[True] * 3, *[False] * 22],
-            },
-        ),
-        (
+            "tiny",
             ["-pooling_strategy", "NONE", "-mask_cls_sep", "-max_seq_len", "NONE"],
             {
                 "plain": [[2, 5, 64], "float32", None],
                 "plain rows": [False, True, True, True, False, False, True] + [False] * 3,
+                "plain warnings": 0,
+                "long": [[1, 512, 64], "float32", None],
+                "long warnings": 1,
             },
         ),
         (
+            "tiny",
             ["-pooling_strategy", "CLS_POOLED", "-fp16"],
             {"config": [512, False, 6], "plain": [[2, 64], "float16", None], "pair": [[1, 64], "float16", None]},
         ),
         (
+            "tiny",
             ["-pooling_strategy", "REDUCE_MEAN_MAX", "-pooling_layer", "-1", "-2", "-cased_tokenization"],
             {"config": [512, False, 3], "plain": [[2, 256], "float32", None]},
         ),
+        (
+            "google",
+            ["-pooling_strategy", "CLASSIFICATION", "-num_labels", "3"],
+            {
+                "config": [24, False, 7],
+                "plain": [[2, 3], "float32", None],
+                "plain sums": [1, 1],
+                "pair sums": [1],
+            },
+        ),
+        (
+            "google",
+            [
+                *("-pooling_strategy", "NONE", "-max_seq_len", "NONE", "-fixed_embed_length"),
+                *("-no_special_token", "-cased_tokenization", "-show_tokens_to_client"),
+            ],
+            {
+                "config": [24, True, 0],
+                "plain": [
+                    [2, 24, 16],
+                    "float32",
+                    [["[CLS]", "one", "two", "three", "[SEP]"], ["[CLS]", "a", "[SEP]"]],
+                ],
+                "tokenized": [[2, 24, 16], "float32", [["one", "two"], ["a"]]],
+                "tokenized rows": [True] * 2 + [False] * 22 + [True] + [False] * 23,
+                "cased": [[1, 24, 16], "float32", [["[CLS]", "Hello", "[SEP]"]]],
+                "long": [[1, 24, 16], "float32", [["[CLS]", *["one"] * 22, "[SEP]"]]],
+                "long warnings": 1,
+            },
+        ),
     ],
-    ids=["NONE 25", "NONE masked", "CLS_POOLED", "layers"],
+    ids=["NONE masked", "CLS_POOLED", "layers", "CLASSIFICATION", "NONE fixed"],
 )
 def test_the_old_client_gets_what_each_flag_gave_it(
-    old_python: Path, tmp_path: Path, flags: list[str], expected: dict[str, object]
+    old_python: Path, tmp_path: Path, model: str, flags: list[str], expected: dict[str, object]
 ) -> None:
-    model = make_model(tmp_path / "model", "bert")
-    with RunningServer("-model_dir", model, "-cpu", *flags) as server:
+    folder = GOOGLE_BERT if model == "google" else make_model(tmp_path / "model", "bert")
+    with RunningServer("-model_dir", folder, "-cpu", *flags) as server:
         server.wait_ready()
-        found = run_with(old_python, FLAGS_SCRIPT, server, tmp_path)
+        found = run_with(old_python, FLAGS_SCRIPT, server.ports, tmp_path)
     assert {key: found[key] for key in expected} == expected
+
+
+CLONES_SCRIPT = """
+import json, socket, sys, threading
+from bert_serving.client import BertClient
+port, port_out = int(sys.argv[1]), int(sys.argv[2])
+
+def pass_on(source, target):
+    while data := source.recv(65536):
+        target.sendall(data)
+
+def slow_line(is_open):
+    # To port_out, for one client; nothing passes before it is open.
+    listener = socket.create_server(("127.0.0.1", 0))
+    def serve():
+        near = listener.accept()[0]
+        is_open.wait()
+        far = socket.create_connection(("127.0.0.1", port_out))
+        threading.Thread(target=pass_on, args=(far, near), daemon=True).start()
+        pass_on(near, far)
+    threading.Thread(target=serve, daemon=True).start()
+    return listener.getsockname()[1]
+
+def hear(client, request_id):
+    client.pending_request.add(request_id)
+    return client._recv_ndarray(request_id).embedding
+
+def multicast(identity):
+    bc = BertClient(port=port, port_out=port_out, identity=identity, timeout=20000)
+    is_open, clones = threading.Event(), []
+    def clone():
+        line = slow_line(is_open)
+        clones.append(BertClient(port=port, port_out=line, identity=bc.identity, timeout=20000))
+    threads = [threading.Thread(target=clone) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:                                  # the answers for the clones go out to bc alone
+        assert bc.receiver.poll(20000)
+        bc.receiver.recv_multipart()
+    is_open.set()
+    for thread in threads:
+        thread.join()
+    rows = bc.encode(["one for all", "all for one"])   # request 2
+    found = {"clones": len(clones), "heard": [(hear(each, 2) == rows).all().item() for each in clones]}
+    found["kept"] = sorted(bc.pending_response)
+    for size in (3, 1, 2):
+        bc.encode(["hello world"] * size, blocking=False)
+    found["fetch_all"] = [len(part) for part in bc.fetch_all()]
+    found["clone asks"] = (clones[0].encode(["one for all"])[0] == rows[0]).all().item()
+    found["status"] = "statistic" in bc.server_status
+    found["pending"] = bc.status["num_pending_request"]
+    for each in (bc, *clones):
+        each.close()
+    return found
+
+print(json.dumps([multicast(None), multicast(b"a name")]))
+"""
+
+
+def test_old_clients_may_share_an_identity_whichever_of_their_connections_is_slow(
+    server: RunningServer, old_python: Path, tmp_path: Path
+) -> None:
+    """The original's multicast. What it answered before a clone could hear it, the clone waited for for ever."""
+    expected = {
+        "clones": 2,
+        "heard": [True, True],
+        "kept": [1],  # as with the original: a client keeps one answer to its clones' first question
+        "fetch_all": [3, 1, 2],
+        "clone asks": True,
+        "status": True,
+        "pending": 0,
+    }
+    assert run_with(old_python, CLONES_SCRIPT, server.ports, tmp_path) == [expected, expected]

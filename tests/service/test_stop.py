@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import uuid
+from typing import Any
 
 import psutil
 import pytest
+import zmq
 from bert_serving.client import BertClient, Unavailable
 from running_server import RunningServer, command, free_ports
 
@@ -22,6 +27,7 @@ def test_signals_end_everything_with_exit_code_0(signum: signal.Signals) -> None
         running.signal(signum)
         assert running.wait_end() == 0
         running.assert_nothing_left()
+        assert "killed" not in running.log  # every child ended by itself
 
 
 def test_ctrl_c_reaches_the_whole_process_group() -> None:
@@ -109,6 +115,7 @@ def test_work_that_does_not_fit_into_the_drain_time_gets_an_error() -> None:
                 list(client.fetch())
         assert running.wait_end() == 0
         running.assert_nothing_left()
+        assert "killed" not in running.log
 
 
 def test_a_killed_server_leaves_no_child_and_no_file() -> None:
@@ -119,14 +126,33 @@ def test_a_killed_server_leaves_no_child_and_no_file() -> None:
         running.assert_nothing_left()
 
 
-def test_terminate_stops_a_server_and_says_so() -> None:
-    with RunningServer() as running:
+def test_terminate_is_refused_to_other_machines_and_obeyed_from_this_one() -> None:
+    """What comes to an address of the network comes from one, as from another machine."""
+    with RunningServer("-host", "0.0.0.0") as running:
         running.wait_ready()
+        for address in _network_addresses():
+            reply = _ask_to_terminate(address, running)
+            assert reply["error"] == {
+                "code": "unauthorized",
+                "message": f"TERMINATION is obeyed from this machine only, not from {address}",
+            }
+        with BertClient(**running.ports) as client:
+            assert client.encode(["it goes on"]).shape == (1, 384)
         done = _terminate("-port", running.port)
         assert done.returncode == 0
         assert "has stopped" in done.stdout
         assert running.wait_end() == 0
         running.assert_nothing_left()
+
+
+def test_terminate_is_obeyed_from_anywhere_with_the_flag() -> None:
+    with RunningServer("-host", "0.0.0.0", "-allow_remote_termination") as running:
+        running.wait_for("HTTP is ready", 60)
+        address = (*_network_addresses(), "127.0.0.1")[0]
+        done = _terminate("-ip", address, "-port", running.port)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert running.wait_end() == 0
+        assert f"termination requested peer={address}" in running.log
 
 
 def test_terminate_fails_where_nobody_answers() -> None:
@@ -154,6 +180,25 @@ def test_a_server_that_dies_during_a_call_is_an_error() -> None:
             assert time.monotonic() - start < 10
         running.process.wait()
         running.assert_nothing_left()
+
+
+def _network_addresses() -> list[str]:
+    """Return the addresses of this machine beside loopback; a machine without a network has none."""
+    found = [each for name in psutil.net_if_addrs().values() for each in name if each.family == socket.AF_INET]
+    return [each.address for each in found if not each.address.startswith("127.")]
+
+
+def _ask_to_terminate(address: str, server: RunningServer) -> dict[str, Any]:
+    """Send TERMINATION to an address of the server; return what it answers."""
+    identity = str(uuid.uuid4()).encode()
+    with zmq.Context() as context, context.socket(zmq.SUB) as ear, context.socket(zmq.PUSH) as pusher:
+        ear.subscribe(identity)
+        ear.connect(f"tcp://127.0.0.1:{server.port_out}")
+        pusher.connect(f"tcp://{address}:{server.port}")
+        pusher.send_multipart([identity, b"TERMINATION", b"1", b"0"])
+        assert ear.poll(10_000), "no answer"
+        info: dict[str, Any] = json.loads(ear.recv_multipart()[1])
+        return info
 
 
 def _terminate(*args: object) -> subprocess.CompletedProcess[str]:

@@ -42,6 +42,7 @@ from bert_serving.protocol import (
 from ..metrics import BrokerMetrics
 from ..settings import Settings
 from .job import Job
+from .newcomers import Newcomers
 from .outbox import Dropped, Outbox
 from .ports import Ports, connection_of, is_loopback, peer_of, receive
 from .scheduler import Failure, Scheduler
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 _MESSAGES_PER_STEP = 512  # from one socket; then the others get their turn
 _STALLED_RETRY_MS = 10
 _EXPIRE_EVERY_S = 1.0
+_FIRST_REQUEST_ID = b"1"  # of every old client
 _FIRST_BYTES_OF_WARNING = 40
 
 
@@ -100,6 +102,7 @@ class Broker:
             capacity_bytes=settings.outbox_mb << 20, max_age_s=settings.outbox_age, substitute=_given_up
         )
         self._subscriptions = Subscriptions()
+        self._newcomers: Newcomers[CommandRequest | None] = Newcomers()
         self._ports = Ports(
             host=settings.host,
             port=settings.port,
@@ -121,7 +124,7 @@ class Broker:
             timeout_ms = min(timeout_ms, _STALLED_RETRY_MS)
         self.poller.poll(timeout_ms)
         now = time.monotonic()
-        self._drain_subscriptions()
+        self._drain_subscriptions(now)
         self._drain_workers(now)
         self._drain_requests(now)
         # Just before work is given out, so that nothing is computed for nobody.
@@ -134,25 +137,30 @@ class Broker:
             self._send_batch(name, batch, now)
         self._outbox.deliver(self._ports.reply)
 
-    def _drain_subscriptions(self) -> None:
+    def _drain_subscriptions(self, now: float) -> None:
         for _ in range(_MESSAGES_PER_STEP):
             message = receive(self._ports.replies)
             if message is None:
                 return
             kind, identity = message[0].bytes[:1], message[0].bytes[1:]
             if kind == b"\x01" and identity:  # an empty one would hear all
-                self._on_subscription(connection_of(message[0]), identity)
+                self._on_subscription(connection_of(message[0]), identity, now)
             elif kind == b"\x00" and identity:
                 self._on_unsubscription(connection_of(message[0]), identity)
 
-    def _on_subscription(self, connection: int | None, identity: bytes) -> None:
+    def _on_subscription(self, connection: int | None, identity: bytes, now: float) -> None:
         had_refused = self._subscriptions.has_refused(connection)
         if self._subscriptions.add(connection, identity):
+            missed = self._newcomers.subscribe(identity, now)
+            is_held = self._outbox.has_unclaimed(identity)
             topic = self._outbox.subscribe(identity)
             assert topic is not None
             self._ports.replies.setsockopt(zmq.SUBSCRIBE, topic)
             self._scheduler.claim(identity)
             self.metrics.subscriptions.inc()
+            for question in missed:
+                if question is not None and not is_held:  # its answer went out, to a twin alone
+                    self._answer_command(question, now)
         elif not had_refused and self._subscriptions.has_refused(connection):
             self._sparse_log.warning("ignored a subscription: its connection has too many")
 
@@ -193,6 +201,8 @@ class Broker:
 
     def _on_encode(self, request: EncodeRequest, num_bytes: int, now: float) -> None:
         self.metrics.requests.inc()
+        if request.request_id == _FIRST_REQUEST_ID:
+            self._newcomers.ask(request.identity, None, now)
         # A time of its own: `now` is that of all requests which this step found, and would make them one.
         self._statistic.count_texts(request.identity, len(request.texts), time.monotonic())
         if not self._is_accepting:
@@ -210,6 +220,11 @@ class Broker:
             log.info("termination requested peer=%s", peer)
             self.termination_requested = True
             return
+        self._answer_command(request, now)
+        if request.request_id == _FIRST_REQUEST_ID:
+            self._newcomers.ask(request.identity, request, now)
+
+    def _answer_command(self, request: CommandRequest, now: float) -> None:
         if request.command is Command.SHOW_CONFIG:
             info = self._report.config(request.identity)
         else:

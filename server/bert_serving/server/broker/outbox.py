@@ -113,6 +113,10 @@ class Outbox:
     def has_subscriber(self, identity: bytes) -> bool:
         return self.topic_of(identity) in self._subscribers
 
+    def has_unclaimed(self, identity: bytes) -> bool:
+        """Whether replies to an identity wait for its first subscriber."""
+        return self.topic_of(identity) in self._unclaimed
+
     def post(self, frames: Frames, now: float) -> None:
         """Queue a reply, whose first frame is the identity. `deliver` and `trim` come after."""
         topic = self.topic_of(bytes(frames[0]))

@@ -165,7 +165,7 @@ class _Mail:
         self._socket.send_multipart(worker_message_to_frames(message), copy=False)
 
     def run(self, encoder: Encoder) -> None:
-        """Serve the socket until Stop; whatever ends it, the main thread ends too."""
+        """Serve the socket until the main thread leaves; whatever ends this one ends that one too."""
         try:
             self._serve(encoder)
         finally:
@@ -186,7 +186,7 @@ class _Mail:
                 frames = self._socket.recv_multipart(copy=False)
                 message = worker_message_from_frames([frame.buffer for frame in frames])
                 if isinstance(message, Stop):
-                    return
+                    os._exit(0)  # all is answered: nobody waits for the batches that are here
                 assert isinstance(message, Batch)
                 self._prepare(encoder, message)
             if parent.sentinel in ready:

@@ -1,0 +1,186 @@
+"""What the HTTP gateway itself can carry: a worker that answers at once stands behind it.
+
+    python benchmarks/gateway.py [--seconds 5] [--http_workers 1]
+
+The machine is shared by load generator, gateway, broker and double, so a rate is also given for each core: what
+was carried over the CPU time that the gateway processes took for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import platform
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import numpy as np
+import psutil
+import zmq
+from bert_serving.protocol import Batch, Ready, Result, Vectors, worker_message_from_frames, worker_message_to_frames
+from bert_serving.server import child
+from bert_serving.server.broker.broker import Broker
+from bert_serving.server.settings import Settings
+from running_server import free_ports
+from sentences import sentences
+from service import cpu_name
+
+DIMENSION = 384
+NUM_CONNECTIONS = 16
+MANY = 4096
+FACTS = {"kind": "embedding", "dimension": DIMENSION, "max_batch_tokens": 1 << 30, "tokens_per_s": 1e9}
+
+_spawn = multiprocessing.get_context("spawn")
+
+
+def run_broker(settings: dict[str, Any], endpoint: str) -> None:
+    broker = Broker(Settings(**settings), worker_endpoint=endpoint, worker_names=["worker-0"], max_seq_len=256)
+    while True:
+        broker.step(500)
+
+
+def run_double(endpoint: str) -> None:
+    """Answer each batch at once, with the same vectors for every text."""
+    socket_ = zmq.Context.instance().socket(zmq.DEALER)
+    socket_.setsockopt(zmq.IDENTITY, b"worker-0#1")
+    socket_.connect(endpoint)
+    socket_.send_multipart(worker_message_to_frames(Ready(FACTS)))
+    rows = np.random.default_rng(0).standard_normal((MANY, DIMENSION), dtype=np.float32)
+    while True:
+        batch = worker_message_from_frames(socket_.recv_multipart())
+        if isinstance(batch, Batch):
+            done = [Vectors(rows[: len(part.texts)], [32] * len(part.texts)) for part in batch.parts]
+            socket_.send_multipart(worker_message_to_frames(Result(batch.batch_id, done)))
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests of one kind. size: texts in each. headers: beside the usual ones."""
+
+    name: str
+    path: str
+    body: dict[str, Any]
+    size: int
+    accept: str = "application/json"
+
+    @property
+    def message(self) -> bytes:
+        body = json.dumps(self.body).encode()
+        head = (
+            f"POST {self.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Accept: {self.accept}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
+
+
+async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
+    """Send requests over several connections; return how many were answered, and the bytes of their bodies."""
+    message, until = load.message, time.perf_counter() + seconds
+    done = [0, 0]
+
+    async def one_connection() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 26)
+        while time.perf_counter() < until:
+            writer.write(message)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            assert head.startswith(b"http/1.1 200"), head
+            length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            await reader.readexactly(length)
+            done[0] += 1
+            done[1] += length
+        writer.close()
+
+    await asyncio.gather(*(one_connection() for _ in range(NUM_CONNECTIONS if load.size == 1 else 2)))
+    return done[0], done[1]
+
+
+def cpu_seconds(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--http_workers", type=int, default=1)
+    args = parser.parse_args()
+
+    text, texts = "The quick brown fox jumps over the lazy dog.", sentences(MANY)
+    loads = [
+        Load("/embed, one text, JSON", "/embed", {"inputs": text}, 1),
+        Load("/v1/embeddings, one text, JSON", "/v1/embeddings", {"input": text, "model": "m"}, 1),
+        Load(
+            "/v1/embeddings, one text, base64",
+            "/v1/embeddings",
+            {"input": text, "model": "m", "encoding_format": "base64"},
+            1,
+        ),
+        Load("/encode, one text, JSON", "/encode", {"id": 1, "texts": [text]}, 1),
+        Load(f"/embed, {MANY} texts, JSON", "/embed", {"inputs": texts}, MANY),
+        Load(f"/embed, {MANY} texts, raw", "/embed", {"inputs": texts}, MANY, "application/octet-stream"),
+    ]
+    port, port_out, http_port = free_ports(3)
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as listener:
+        listener.bind(("127.0.0.1", http_port))
+        listener.listen(1024)
+        endpoint = f"ipc://{folder}/workers"
+        settings = {"port": port, "port_out": port_out, "http_port": http_port}
+        gateway = {
+            "http_socket": listener,
+            "host": "127.0.0.1",
+            "port": port,
+            "port_out": port_out,
+            "max_body_bytes": 1 << 28,
+            "cors": "*",
+            "model_name": "double",
+            "tokenizer_path": "",
+            "api_keys": (),
+        }
+        children = [start(run_broker, settings, endpoint), start(run_double, endpoint)]
+        gateways = []
+        for _ in range(args.http_workers):
+            ready, child_end = _spawn.Pipe(duplex=False)
+            kwargs = {**gateway, "ready": child_end}
+            env = {"PROMETHEUS_MULTIPROC_DIR": folder}
+            target = "bert_serving.server.gateway.app:main"
+            gateways.append(start(child.run, target, "gateway", False, folder, kwargs, env))
+            ready.recv_bytes()
+        try:
+            print(f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+            print("| load | requests/s | MB/s out | requests/s a core | MB/s a core |")
+            print("|---|---|---|---|---|")
+            for load in loads:
+                print(row(load, http_port, [psutil.Process(p.pid) for p in gateways], args.seconds), flush=True)
+        finally:
+            for each in [*gateways, *children]:
+                each.kill()
+                each.join()
+
+
+def start(target: Callable[..., None], *args: Any) -> Any:
+    process = _spawn.Process(target=target, args=args, daemon=True)
+    process.start()
+    return process
+
+
+def row(load: Load, port: int, gateways: list[psutil.Process], seconds: float) -> str:
+    asyncio.run(send(port, load, min(1.0, seconds)))
+    began, cpu = time.perf_counter(), cpu_seconds(gateways)
+    count, num_bytes = asyncio.run(send(port, load, seconds))
+    wall, cpu = time.perf_counter() - began, cpu_seconds(gateways) - cpu
+    rates = [count / wall, num_bytes / wall / 1e6, count / cpu, num_bytes / cpu / 1e6]
+    return f"| {load.name} | " + " | ".join(f"{rate:,.0f}" for rate in rates) + " |"
+
+
+if __name__ == "__main__":
+    main()
