@@ -28,7 +28,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import numpy as np
 import psutil
 import zmq
-from bert_serving.protocol import Batch, Ready, Result, Vectors, worker_message_from_frames, worker_message_to_frames
+from bert_serving.protocol import (
+    Batch,
+    Ready,
+    Result,
+    Vectors,
+    worker_message_from_frames,
+    worker_message_to_frames,
+)
 from bert_serving.server import child
 from bert_serving.server.broker.broker import Broker
 from bert_serving.server.settings import Settings

@@ -64,7 +64,7 @@ async def embeddings(call: Call) -> Response:
 
 async def models(call: Call) -> Response:
     """Return the one model that is served."""
-    model = await call.service.model()
+    model, status = await call.service.model(), await call.service.status()
     capabilities = {"embedding": ["embed"], "splade": ["embed_sparse"], "classifier": ["classify", "embed"]}
     entry = {
         "id": call.service.model_name,
@@ -75,10 +75,10 @@ async def models(call: Call) -> Response:
         "backend": "torch",
         "capabilities": capabilities.get(model.kind, ["rerank"]),
         "stats": {
-            "queue_fraction": model.config["queue_texts"] / model.config["queue_capacity"],
-            "queue_absolute": model.config["queue_texts"],
-            "results_pending": model.config["open_requests"],
-            "batch_size": model.config["max_batch_size"],
+            "queue_fraction": status["queue_texts"] / status["queue_capacity"],
+            "queue_absolute": status["queue_texts"],
+            "results_pending": status["open_requests"],
+            "batch_size": status["max_batch_size"],
         },
     }
     return call.json({"object": "list", "data": [entry]})

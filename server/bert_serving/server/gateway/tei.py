@@ -39,6 +39,10 @@ _ERROR_TYPES: dict[type[ServingError], tuple[int, str]] = {
 }
 
 
+#: TEI's names of poolings.
+_POOLINGS = {"REDUCE_MEAN": "mean", "CLS_TOKEN": "cls", "FIRST_TOKEN": "cls", "LAST_TOKEN": "last-token"}
+
+
 class _Truncating(Body):
     truncate: bool | None = Field(None, description="cut what is too long (default), or refuse it")
     truncation_direction: Side = None
@@ -244,7 +248,7 @@ async def info(call: Call) -> Response:
     ids = {str(i): label for i, label in enumerate(model.labels)}
     heads = {"id2label": ids, "label2id": {label: int(i) for i, label in ids.items()}}
     kinds = {"classifier": {"classifier": heads}, "reranker": {"reranker": heads}}
-    pooling = "splade" if model.kind == "splade" else "_".join(config["pooling"]).lower()
+    pooling = "+".join(_POOLINGS.get(name, name.lower()) for name in config["poolings"])
     return call.json(
         {
             "model_id": config["model_dir"],

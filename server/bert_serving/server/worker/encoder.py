@@ -332,6 +332,11 @@ class Encoder:
         return "reranker" if len(self.labels) == 1 else "classifier"
 
     @property
+    def poolings(self) -> tuple[str, ...]:
+        """The strategies in force, side by side, where a request asks for nothing else."""
+        return self._recipes(EncodeOptions()).poolings
+
+    @property
     def prompts(self) -> dict[str, str]:
         """The prompts that the model comes with, by name."""
         return dict(self._own.prompts) if self._own else {}

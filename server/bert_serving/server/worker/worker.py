@@ -228,6 +228,7 @@ def warm_up(encoder: Encoder) -> dict[str, Any]:
         "dtype": str(encoder.dtype).removeprefix("torch."),
         "dimension": encoder.dimension,
         "kind": encoder.kind,
+        "poolings": encoder.poolings,
         "prompts": encoder.prompts,
         **({"labels": encoder.labels} if encoder.labels else {}),
         "max_seq_len": encoder.max_seq_len,
