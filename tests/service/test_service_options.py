@@ -148,7 +148,7 @@ def test_http_takes_options_too(exact_server: RunningServer, encoder: Encoder) -
     for asked in ({"pooling_strategy": "CLS_TOKEN", "normalize": True}, {"pooling_strategy": "NONE"}):
         rows = np.array(post(asked).json()["result"], np.float32)
         assert np.abs(rows - encoder.encode(TEXTS[:3], **asked)).max() <= 1e-5
-    for bad in ({"pooling_layer": 7}, {"x": 1}, [1], {"show_tokens": True}):
+    for bad in ({"pooling_layer": 7}, {"x": 1}, [1], {"show_tokens": 1}):
         assert post(bad).status_code == 400, bad
 
 
