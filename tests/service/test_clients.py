@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import zmq
 from bert_serving.client import AsyncBertClient, BertClient, ConcurrentBertClient, DeadlineExceeded, InvalidRequest
+from cutting_proxy import Proxy
 from running_server import RunningServer, command, free_ports
 
 TEXTS = ["First do it", "then do it right", "then do it better"]
@@ -357,13 +359,98 @@ def test_bad_constructor_arguments_and_closed_clients(server: RunningServer) -> 
         client.encode(TEXTS)
 
 
-def test_many_clients_in_one_process_need_few_descriptors(server: RunningServer) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    clients = [BertClient(**server.ports) for _ in range(30)]
-    assert all(client.encode(["hello"]).shape == (1, 384) for client in clients)
-    assert (len(os.listdir("/proc/self/fd")) - before) / 30 < 9
-    for client in clients:
-        client.close()
+def num_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_many_clients_in_one_process_need_six_files_each_and_give_them_back(
+    client: BertClient, server: RunningServer
+) -> None:
+    client.encode(["the context is there"])
+    before = num_files()
+    clients = [BertClient(**server.ports) for _ in range(20)]
+    assert all(each.encode(["hello"]).shape == (1, 384) for each in clients)
+    assert num_files() - before <= 20 * 6
+    for each in clients:
+        each.close()
+    deadline = time.monotonic() + 5
+    while num_files() > before:  # ZeroMQ closes in the background
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_ten_threads_of_a_concurrent_client_need_as_many_files_as_one(
+    client: BertClient, server: RunningServer
+) -> None:
+    client.encode(["the context is there"])
+    before = num_files()
+    with ConcurrentBertClient(max_concurrency=10, **server.ports) as shared, ThreadPoolExecutor(10) as pool:
+        assert all(rows.shape == (1, 384) for rows in pool.map(lambda _: shared.encode(["hello"]), range(40)))
+        assert num_files() - before <= 6
+
+
+_OPEN_TOO_MANY = """
+import resource, sys
+from bert_serving.client import BertClient
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+clients = []
+try:
+    while True:
+        clients.append(BertClient(port=int(sys.argv[1]), port_out=int(sys.argv[2])))
+except OSError as exc:
+    print(len(clients), exc)
+    clients.pop().close()
+    print(clients[0].encode(["still there"]).shape)
+"""
+
+
+def test_too_many_files_are_an_error_that_says_so(server: RunningServer) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _OPEN_TOO_MANY, str(server.port), str(server.port_out)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    error, shape = done.stdout.splitlines()
+    assert int(error.split()[0]) >= 5
+    assert "too many open files: a client needs 6, and this process may have 64 (ulimit -n)" in error
+    assert shape == "(1, 384)"
+
+
+def test_requests_that_were_lost_on_their_way_are_errors_and_the_next_ones_arrive(
+    server: RunningServer, vectors: np.ndarray
+) -> None:
+    with Proxy(server.port) as proxy, BertClient(port=proxy.port, port_out=server.port_out) as client:
+        proxy.is_swallowing = True
+        client.encode(TEXTS * 100, blocking=False)
+        proxy.lose(2000)
+        with pytest.raises(ConnectionError, match="went away"):
+            client.fetch_all()
+        assert close(client.encode(TEXTS), vectors)
+
+
+def test_a_caller_hears_that_his_request_was_lost_on_its_way(server: RunningServer, vectors: np.ndarray) -> None:
+    async def ask(port: int) -> None:
+        async with AsyncBertClient(port=port, port_out=server.port_out) as client:
+            await client.server_config()
+            proxy.is_swallowing = True
+            asking = asyncio.create_task(client.encode(TEXTS * 100))
+            await asyncio.to_thread(proxy.lose, 2000)
+            with pytest.raises(ConnectionError, match="went away"):
+                await asking
+            assert close(await client.encode(TEXTS), vectors)
+
+    with Proxy(server.port) as proxy:
+        with BertClient(port=proxy.port, port_out=server.port_out) as client, ThreadPoolExecutor(1) as pool:
+            proxy.is_swallowing = True
+            asking = pool.submit(client.encode, TEXTS * 100)
+            proxy.lose(2000)
+            with pytest.raises(ConnectionError, match="went away"):
+                asking.result(30)
+            assert close(client.encode(TEXTS), vectors)
+        asyncio.run(ask(proxy.port))
 
 
 def test_async_client(server: RunningServer, vectors: np.ndarray) -> None:

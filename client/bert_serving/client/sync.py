@@ -12,12 +12,10 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import chain
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import zmq
 from bert_serving.protocol import (
     Command,
     EncodeOptions,
@@ -367,12 +365,7 @@ class BertClient:
     def _connect(self) -> Connection:
         """Return the connection. The lock is held."""
         if self._connection is None:
-            self._connection = Connection(
-                zmq.Context.instance(), self._session.identity, self.ip, self.port, self.port_out
-            )
-            self._poller = zmq.Poller()
-            for socket in self._connection.sockets:
-                self._poller.register(socket, zmq.POLLIN)
+            self._connection = Connection(self._session.identity, self.ip, self.port, self.port_out)
         return self._connection
 
     def _send(self, make: Callable[[float], tuple[int, list[Any]]], deadline: float) -> int:
@@ -384,19 +377,18 @@ class BertClient:
             connection = self._connect()
             if not self._is_receiving:
                 self._receive(0)  # a loss that happened before this request must not be counted against it
-        self._wait(lambda: connection.is_connected or None, connect_by)
-        with self._changed:
+
+        def sent() -> int | None:
+            self._tend(connection)
+            if not connection.is_connected:
+                return None
             request_id, frames = make(time.monotonic())
-            has_left = connection.send(frames)
-        while not has_left:
-            with suppress(TimeoutError):
-                self._wait(lambda: None, min(connect_by, time.monotonic() + _NO_ROOM_S))
-            with self._changed:
-                has_left = connection.send(frames)
-                if not has_left and time.monotonic() >= connect_by:
-                    self._session.forget(request_id)
-                    raise TimeoutError(f"the server at {self.ip}:{self.port} takes no more requests")
-        return request_id
+            if connection.send(frames):
+                return request_id
+            self._session.forget(request_id)  # the line broke at this instant
+            return None
+
+        return self._wait(sent, connect_by)
 
     def _reply_to(self, request_id: int, deadline: float) -> Reply:
         try:
@@ -427,7 +419,7 @@ class BertClient:
         self._is_receiving = True
         self._changed.release()
         try:
-            self._poller.poll(round(timeout_s * 1000))
+            connection.wait(timeout_s)
             messages = connection.receive()
         finally:
             self._changed.acquire()
@@ -436,12 +428,17 @@ class BertClient:
         now = time.monotonic()
         for frames in messages:
             self._session.receive(frames, now)
-        if self._num_losses != connection.num_losses:
-            self._num_losses = connection.num_losses
-            self._session.fail_pending(Unavailable(f"the server at {self.ip}:{self.port} went away"))
+        self._tend(connection)
         probe = self._session.probe(now)
         if probe is not None:
             connection.send(probe)
+
+    def _tend(self, connection: Connection) -> None:
+        """Keep the line whole, and fail what was lost with it. The lock is held."""
+        connection.tend_sender(time.monotonic())
+        if self._num_losses != connection.num_losses:
+            self._num_losses = connection.num_losses
+            self._session.fail_pending(Unavailable(f"the server at {self.ip}:{self.port} went away"))
 
     def _too_late(self) -> TimeoutError:
         if self._connection is not None and not self._connection.is_connected:
