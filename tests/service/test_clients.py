@@ -131,6 +131,38 @@ def test_config_status_and_own_status(client: BertClient, server: RunningServer)
     assert client.status["port"] == server.port
 
 
+def test_what_a_client_knows_of_itself_and_the_server(server: RunningServer) -> None:
+    with BertClient(**server.ports) as client:
+        assert (client.length_limit, client.token_info_available, client.request_id) == (256, False, 1)
+        client.encode(TEXTS, blocking=False)
+        assert client.encode(TEXTS[:1]).shape == (1, 384)
+        assert (client.request_id, client.pending_request) == (3, {2})
+        while client.pending_request:  # as scripts ask whether there is something to fetch
+            assert [response.id for response in client.fetch()] == [2]
+        assert client.status["pending_request"] == client.pending_request == set()
+    with BertClient(**server.ports, ignore_all_checks=True) as client:
+        assert (client.length_limit, client.token_info_available, client.request_id) == (0, False, 0)
+
+
+def test_the_configuration_is_printed_on_request(
+    server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    BertClient(**server.ports, show_server_config=True).close()
+    assert "                server_version = '1.10.0'\n" in capsys.readouterr().out
+
+
+def test_a_timeout_holds_for_fetching_too_and_costs_no_result(server: RunningServer) -> None:
+    with BertClient(**server.ports) as client:
+        client.timeout = 5
+        client.encode(["a long sentence " * 30] * 60, blocking=False)
+        for fetch in (client.fetch_all, lambda: next(client.fetch())):
+            with pytest.raises(TimeoutError, match="timeout=5 ms"):
+                fetch()
+        client.timeout = -1
+        (rows,) = client.fetch_all()
+        assert rows.shape == (60, 384)
+
+
 @pytest.mark.parametrize(
     ("texts", "error"),
     [
@@ -140,6 +172,7 @@ def test_config_status_and_own_status(client: BertClient, server: RunningServer)
         (["fine", ""], ValueError),
         (["fine", 3], TypeError),
         ([["tokens"], "text"], TypeError),
+        (["fine", "  "], ValueError),
         (["nul \0"], ValueError),
         (["lone \ud800"], ValueError),
         ([["tokens"]], TypeError),
@@ -150,6 +183,24 @@ def test_bad_texts_are_refused_before_they_are_sent(client: BertClient, texts: o
     with pytest.raises(error):
         client.encode(texts)  # type: ignore[arg-type]
     assert client.status["num_request"] == sent
+
+
+def test_blank_texts_are_refused_without_any_checks_too(server: RunningServer) -> None:
+    with BertClient(**server.ports, ignore_all_checks=True) as client:
+        for refused in (
+            lambda: client.encode([" "]),
+            lambda: client.encode([["fine", " "]], is_tokenized=True),
+            lambda: client.encode_tokens([" "]),
+            lambda: client.encode_spans([" "], [[(0, 1)]]),
+        ):
+            with pytest.raises(ValueError, match="is blank: ' '"):
+                refused()
+        assert client.request_id == 0
+
+
+def test_a_blank_text_over_http_is_no_error(server: RunningServer) -> None:
+    answer = httpx.post(f"{server.url}/encode", json={"id": 1, "texts": ["fine", "  "]})
+    assert (answer.status_code, len(answer.json()["result"])) == (200, 2)
 
 
 def test_cut_texts_are_warned_of(client: BertClient) -> None:
@@ -172,6 +223,22 @@ def test_concurrent_client_bounds_and_refuses(server: RunningServer, vectors: np
         for refused in (client.fetch, client.fetch_all, client.encode_async):
             with pytest.raises(NotImplementedError):
                 refused()
+
+
+def test_concurrent_client_tells_how_many_may_call_and_waits_no_longer_than_its_timeout(
+    server: RunningServer,
+) -> None:
+    with ConcurrentBertClient(max_concurrency=2, **server.ports) as client, ThreadPoolExecutor(2) as pool:
+        assert client.available_bc == [client, client]
+        busy = [pool.submit(client.encode, ["a long sentence " * 30] * 50) for _ in range(2)]
+        while len(client.pending_request) < 2:
+            time.sleep(0.001)
+        assert client.available_bc == []
+        client.timeout = 5
+        with pytest.raises(TimeoutError, match="too many concurrent calls: max_concurrency=2"):
+            client.encode(TEXTS)
+        assert [future.result(60).shape for future in busy] == [(50, 384)] * 2
+        assert len(client.available_bc) == 2
 
 
 def _encode_in_child(client: BertClient, queue: multiprocessing.SimpleQueue[object]) -> None:

@@ -35,11 +35,12 @@ from .checks import (
     TOKEN_LEVEL,
     Response,
     check_request,
-    check_server,
+    check_version_of,
     client_status,
     options_of,
     response_of,
     rows_by_text,
+    show_config,
     token_vectors_of,
     warn_of_cuts,
 )
@@ -78,6 +79,9 @@ class BertClient:
     timeout: milliseconds that a call may take; -1: as long as the server is alive and at work on it.
     connect_timeout: milliseconds in which the server must be reached.
 
+    length_limit: the server's max_seq_len (tokens), or 0 if it was not asked (check_length).
+    token_info_available: whether every reply carries tokens, unasked; False if it was not asked.
+
     Raises TimeoutError if nobody answers at these ports, Unavailable (a ConnectionError) if the server
     dies while it is asked, and other ServingErrors as the server sends them.
 
@@ -110,6 +114,8 @@ class BertClient:
         self.output_fmt = output_fmt
         self.timeout = timeout
         self.connect_timeout = connect_timeout
+        self.length_limit: int | None = 0
+        self.token_info_available = False
         self._warns = check_length and not ignore_all_checks
         self._is_closed = False
         self._open(identity.encode() if isinstance(identity, str) else identity)
@@ -118,8 +124,14 @@ class BertClient:
             return
         try:
             config = self.server_config
-            if check_version or show_server_config:
-                check_server(config, show=show_server_config)
+            if show_server_config:
+                show_config(config)
+            if check_version:
+                check_version_of(config)
+            if check_length:
+                self.length_limit = config.get("max_seq_len")
+            if check_token_info:
+                self.token_info_available = bool(config.get("show_tokens_to_client"))
         except BaseException:
             self.close()
             raise
@@ -157,7 +169,7 @@ class BertClient:
     ) -> Any:
         """Return the vectors of the texts: (B, D) float32, rows in the order of the texts.
 
-        texts: a list of non-empty strings, or with is_tokenized a list of lists of tokens.
+        texts: a list of strings that are not blank, or with is_tokenized a list of lists of such tokens.
         blocking: wait for the vectors; if False return None, and `fetch` or `fetch_all` has them later.
         show_tokens: return (vectors, tokens), the tokens being those that the model saw.
         options: what this request wants in another way than the server was started for: pooling_strategy,
@@ -315,6 +327,16 @@ class BertClient:
     def identity(self) -> bytes:
         """What the server knows this client by; another one that is given it hears the same replies."""
         return self._session.identity
+
+    @property
+    def request_id(self) -> int:
+        """The number of the latest request; the first has number 1."""
+        return self._session.num_request
+
+    @property
+    def pending_request(self) -> set[int]:
+        """The numbers of the requests whose result nobody has yet, be it here to fetch or still to come."""
+        return self._session.outstanding
 
     @property
     def status(self) -> dict[str, Any]:
