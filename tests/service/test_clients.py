@@ -154,13 +154,13 @@ def test_the_configuration_is_printed_on_request(
 def test_a_timeout_holds_for_fetching_too_and_costs_no_result(server: RunningServer) -> None:
     with BertClient(**server.ports) as client:
         client.timeout = 5
-        client.encode(["a long sentence " * 30] * 60, blocking=False)
+        client.encode(["a long sentence " * 30] * 30, blocking=False)
         for fetch in (client.fetch_all, lambda: next(client.fetch())):
-            with pytest.raises(TimeoutError, match="timeout=5 ms"):
+            with pytest.raises(TimeoutError, match="did not answer in time"):
                 fetch()
         client.timeout = -1
         (rows,) = client.fetch_all()
-        assert rows.shape == (60, 384)
+        assert rows.shape == (30, 384)
 
 
 @pytest.mark.parametrize(
@@ -230,14 +230,14 @@ def test_concurrent_client_tells_how_many_may_call_and_waits_no_longer_than_its_
 ) -> None:
     with ConcurrentBertClient(max_concurrency=2, **server.ports) as client, ThreadPoolExecutor(2) as pool:
         assert client.available_bc == [client, client]
-        busy = [pool.submit(client.encode, ["a long sentence " * 30] * 50) for _ in range(2)]
+        busy = [pool.submit(client.encode, ["a long sentence " * 30] * 20) for _ in range(2)]
         while len(client.pending_request) < 2:
             time.sleep(0.001)
         assert client.available_bc == []
         client.timeout = 5
         with pytest.raises(TimeoutError, match="too many concurrent calls: max_concurrency=2"):
             client.encode(TEXTS)
-        assert [future.result(60).shape for future in busy] == [(50, 384)] * 2
+        assert [future.result(60).shape for future in busy] == [(20, 384)] * 2
         assert len(client.available_bc) == 2
 
 

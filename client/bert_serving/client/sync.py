@@ -1,25 +1,21 @@
-"""BertClient: the blocking client, with bert-as-service's signatures.
-
-It has no thread of its own: whoever waits for a reply receives for everybody, and the others wait for him.
-All state is guarded by `_changed`, except the receiving sockets: they belong to who set `_is_receiving`.
-"""
+"""BertClient: the blocking client, with bert-as-service's signatures."""
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 from bert_serving.protocol import (
     Command,
     EncodeOptions,
     EncodeReply,
+    Frames,
     InfoReply,
     Reply,
     Rows,
@@ -27,7 +23,6 @@ from bert_serving.protocol import (
     Spans,
     Text,
     TokenVectors,
-    Unavailable,
     check_spans,
 )
 
@@ -44,13 +39,10 @@ from .checks import (
     token_vectors_of,
     warn_of_cuts,
 )
-from .connection import Connection
+from .line import Line
 from .producer import Producer
 from .session import Session
 
-_T = TypeVar("_T")
-
-_POLL_S = 0.2  # how soon a waiting call notices that the client was closed or a probe is due
 _NO_ROOM_S = 0.01
 _ASK_AGAIN_S = 2.0
 _ASYNC_POLL_S = 0.05
@@ -90,8 +82,6 @@ class BertClient:
     (2, 384)
     """
 
-    _connection: Connection | None
-
     def __init__(
         self,
         ip: str = "localhost",
@@ -117,7 +107,6 @@ class BertClient:
         self.length_limit: int | None = 0
         self.token_info_available = False
         self._warns = check_length and not ignore_all_checks
-        self._is_closed = False
         self._open(identity.encode() if isinstance(identity, str) else identity)
         _clients.add(self)
         if ignore_all_checks or not (check_version or check_length or check_token_info or show_server_config):
@@ -147,15 +136,7 @@ class BertClient:
 
     def close(self) -> None:
         """Drop the connection. Calls of other threads that still wait raise Unavailable."""
-        with self._changed:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            self._changed.wait_for(lambda: not self._is_receiving)
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-            self._changed.notify_all()
+        self._line.close()
 
     # -- vectors ---------------------------------------------------------------------------------------
 
@@ -193,7 +174,7 @@ class BertClient:
         )
         if not blocking:
             return None
-        response = self._response(request_id, self._reply_to(request_id, deadline))
+        response = self._response(request_id, self._line.reply_to(request_id, deadline))
         return (response.embedding, response.tokens) if show_tokens else response.embedding
 
     def encode_tokens(
@@ -225,7 +206,7 @@ class BertClient:
             lambda now: self._session.encode(texts, now, options=options, spans=spans, deadline_ms=deadline_ms),
             deadline,
         )
-        reply = cast(EncodeReply, self._reply_to(request_id, deadline))
+        reply = cast(EncodeReply, self._line.reply_to(request_id, deadline))
         if self._warns:
             warn_of_cuts(reply)
         return reply
@@ -251,9 +232,7 @@ class BertClient:
             while (one := self._fetch_next(self._deadline())) is not None:
                 found.append(one)
         except BaseException:
-            with self._changed:  # one request's error must not cost the others their results
-                for request_id, reply in found:
-                    self._session.put_back(request_id, reply)
+            self._line.put_back(found)  # one request's error must not cost the others their results
             raise
         responses = [self._response(*one) for one in found]
         if sort:
@@ -280,7 +259,7 @@ class BertClient:
             batch_generator,
             limit=max_num_batch,
             # Counted in the session: another thread may fetch what this one sent.
-            has_room=lambda: self._is_closed or self._session.num_to_fetch < _ASYNC_WINDOW,
+            has_room=lambda: self._line.is_closed or self._session.num_to_fetch < _ASYNC_WINDOW,
         )
         producer.start()
         try:
@@ -319,7 +298,7 @@ class BertClient:
             # Another thread may have taken the last one while this one waited.
             return self._session.take_any() or (None if self._session.has_to_fetch else False)
 
-        return cast("tuple[int, Reply] | None", self._wait(next_or_nothing, deadline) or None)
+        return cast("tuple[int, Reply] | None", self._line.wait(next_or_nothing, deadline) or None)
 
     # -- what is known ---------------------------------------------------------------------------------
 
@@ -360,7 +339,7 @@ class BertClient:
         while True:
             request_id = self._send(lambda now: self._session.command(command, now), deadline)
             try:
-                reply = self._reply_to(request_id, min(deadline, time.monotonic() + _ASK_AGAIN_S))
+                reply = self._line.reply_to(request_id, min(deadline, time.monotonic() + _ASK_AGAIN_S))
             except TimeoutError:
                 # Where clients share an identity, the first answer may go out to the others alone, before
                 # this one's subscription has arrived.
@@ -374,101 +353,18 @@ class BertClient:
 
     def _open(self, identity: bytes | None) -> None:
         """Begin a conversation; the sockets follow with the first request."""
-        self._changed = threading.Condition(threading.Lock())
-        self._is_receiving = False
         self._session = Session(identity or str(uuid.uuid4()).encode(), is_shared=identity is not None)
-        self._connection = None
-        self._num_losses = 0
+        self._line = Line(self._session, self.ip, self.port, self.port_out)
 
     def _after_fork(self) -> None:
         """In the child: the sockets belong to the parent, and so do the replies to its identity."""
+        was_closed = self._line.is_closed
         self._open(None)
+        if was_closed:
+            self._line.close()
 
-    def _connect(self) -> Connection:
-        """Return the connection. The lock is held."""
-        if self._connection is None:
-            self._connection = Connection(self._session.identity, self.ip, self.port, self.port_out)
-        return self._connection
-
-    def _send(self, make: Callable[[float], tuple[int, list[Any]]], deadline: float) -> int:
-        """Send a request over a line that is whole; return its id."""
-        connect_by = min(deadline, time.monotonic() + self.connect_timeout / 1000)
-        with self._changed:
-            if self._is_closed:
-                raise Unavailable("this client is closed")
-            connection = self._connect()
-            if not self._is_receiving:
-                self._receive(0)  # a loss that happened before this request must not be counted against it
-
-        def sent() -> int | None:
-            self._tend(connection)
-            if not connection.is_connected:
-                return None
-            request_id, frames = make(time.monotonic())
-            if connection.send(frames):
-                return request_id
-            self._session.forget(request_id)  # the line broke at this instant
-            return None
-
-        return self._wait(sent, connect_by)
-
-    def _reply_to(self, request_id: int, deadline: float) -> Reply:
-        try:
-            return cast(Reply, self._wait(lambda: self._session.take(request_id), deadline))
-        except BaseException:
-            self._session.forget(request_id)
-            raise
-
-    def _wait(self, done: Callable[[], _T | None], deadline: float) -> _T:
-        """Return what `done` returns once that is not None. Raises TimeoutError at the deadline."""
-        with self._changed:
-            while True:
-                if self._is_closed:
-                    raise Unavailable("this client is closed")
-                if (result := done()) is not None:
-                    return result
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise self._too_late()
-                if self._is_receiving or self._connection is None:
-                    self._changed.wait(min(left, _POLL_S))
-                else:
-                    self._receive(min(left, _POLL_S))
-
-    def _receive(self, timeout_s: float) -> None:
-        """Receive what comes within the timeout, for everybody. The lock is held, but not while waiting."""
-        connection = self._connect()
-        self._is_receiving = True
-        self._changed.release()
-        try:
-            connection.wait(timeout_s)
-            messages = connection.receive()
-        finally:
-            self._changed.acquire()
-            self._is_receiving = False
-            self._changed.notify_all()
-        now = time.monotonic()
-        for frames in messages:
-            self._session.receive(frames, now)
-        self._tend(connection)
-        probe = self._session.probe(now)
-        if probe is not None:
-            connection.send(probe)
-
-    def _tend(self, connection: Connection) -> None:
-        """Keep the line whole, and fail what was lost with it. The lock is held."""
-        connection.tend_sender(time.monotonic())
-        if self._num_losses != connection.num_losses:
-            self._num_losses = connection.num_losses
-            self._session.fail_pending(Unavailable(f"the server at {self.ip}:{self.port} went away"))
-
-    def _too_late(self) -> TimeoutError:
-        if self._connection is not None and not self._connection.is_connected:
-            return TimeoutError(f"cannot reach the server: {self._connection.trouble}")
-        return TimeoutError(
-            f"the server at {self.ip}:{self.port} did not answer in time; "
-            f"is timeout={self.timeout} ms enough for what was asked?"
-        )
+    def _send(self, make: Callable[[float], tuple[int, Frames]], deadline: float) -> int:
+        return self._line.send(make, min(deadline, time.monotonic() + self.connect_timeout / 1000))
 
     def _time_left(self) -> float:
         return self.timeout / 1000 if self.timeout >= 0 else float("inf")
