@@ -18,12 +18,13 @@ def install_old_client(folder: Path) -> Path:
     return python
 
 
-def run_with(python: Path, script: str, ports: dict[str, int], folder: Path) -> Any:
+def run_with(python: Path, script: str, ports: dict[str, int], folder: Path, stdin: str | None = None) -> Any:
     """Run a script on a server's ports, far from this repository; return the JSON that it prints."""
     path = folder / "script.py"
     path.write_text(script)
     done = subprocess.run(
         [python, "-I", path, str(ports["port"]), str(ports["port_out"])],
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=120,

@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import zmq
 from bert_serving.client import AsyncBertClient, BertClient, ConcurrentBertClient, DeadlineExceeded, InvalidRequest
+from cutting_proxy import Proxy
 from running_server import RunningServer, command, free_ports
 
 TEXTS = ["First do it", "then do it right", "then do it better"]
@@ -129,6 +131,38 @@ def test_config_status_and_own_status(client: BertClient, server: RunningServer)
     assert client.status["port"] == server.port
 
 
+def test_what_a_client_knows_of_itself_and_the_server(server: RunningServer) -> None:
+    with BertClient(**server.ports) as client:
+        assert (client.length_limit, client.token_info_available, client.request_id) == (256, False, 1)
+        client.encode(TEXTS, blocking=False)
+        assert client.encode(TEXTS[:1]).shape == (1, 384)
+        assert (client.request_id, client.pending_request) == (3, {2})
+        while client.pending_request:  # as scripts ask whether there is something to fetch
+            assert [response.id for response in client.fetch()] == [2]
+        assert client.status["pending_request"] == client.pending_request == set()
+    with BertClient(**server.ports, ignore_all_checks=True) as client:
+        assert (client.length_limit, client.token_info_available, client.request_id) == (0, False, 0)
+
+
+def test_the_configuration_is_printed_on_request(
+    server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    BertClient(**server.ports, show_server_config=True).close()
+    assert "                server_version = '1.10.0'\n" in capsys.readouterr().out
+
+
+def test_a_timeout_holds_for_fetching_too_and_costs_no_result(server: RunningServer) -> None:
+    with BertClient(**server.ports) as client:
+        client.timeout = 5
+        client.encode(["a long sentence " * 30] * 30, blocking=False)
+        for fetch in (client.fetch_all, lambda: next(client.fetch())):
+            with pytest.raises(TimeoutError, match="did not answer in time"):
+                fetch()
+        client.timeout = -1
+        (rows,) = client.fetch_all()
+        assert rows.shape == (30, 384)
+
+
 @pytest.mark.parametrize(
     ("texts", "error"),
     [
@@ -138,6 +172,7 @@ def test_config_status_and_own_status(client: BertClient, server: RunningServer)
         (["fine", ""], ValueError),
         (["fine", 3], TypeError),
         ([["tokens"], "text"], TypeError),
+        (["fine", "  "], ValueError),
         (["nul \0"], ValueError),
         (["lone \ud800"], ValueError),
         ([["tokens"]], TypeError),
@@ -148,6 +183,24 @@ def test_bad_texts_are_refused_before_they_are_sent(client: BertClient, texts: o
     with pytest.raises(error):
         client.encode(texts)  # type: ignore[arg-type]
     assert client.status["num_request"] == sent
+
+
+def test_blank_texts_are_refused_without_any_checks_too(server: RunningServer) -> None:
+    with BertClient(**server.ports, ignore_all_checks=True) as client:
+        for refused in (
+            lambda: client.encode([" "]),
+            lambda: client.encode([["fine", " "]], is_tokenized=True),
+            lambda: client.encode_tokens([" "]),
+            lambda: client.encode_spans([" "], [[(0, 1)]]),
+        ):
+            with pytest.raises(ValueError, match="is blank: ' '"):
+                refused()
+        assert client.request_id == 0
+
+
+def test_a_blank_text_over_http_is_no_error(server: RunningServer) -> None:
+    answer = httpx.post(f"{server.url}/encode", json={"id": 1, "texts": ["fine", "  "]})
+    assert (answer.status_code, len(answer.json()["result"])) == (200, 2)
 
 
 def test_cut_texts_are_warned_of(client: BertClient) -> None:
@@ -170,6 +223,22 @@ def test_concurrent_client_bounds_and_refuses(server: RunningServer, vectors: np
         for refused in (client.fetch, client.fetch_all, client.encode_async):
             with pytest.raises(NotImplementedError):
                 refused()
+
+
+def test_concurrent_client_tells_how_many_may_call_and_waits_no_longer_than_its_timeout(
+    server: RunningServer,
+) -> None:
+    with ConcurrentBertClient(max_concurrency=2, **server.ports) as client, ThreadPoolExecutor(2) as pool:
+        assert client.available_bc == [client, client]
+        busy = [pool.submit(client.encode, ["a long sentence " * 30] * 20) for _ in range(2)]
+        while len(client.pending_request) < 2:
+            time.sleep(0.001)
+        assert client.available_bc == []
+        client.timeout = 5
+        with pytest.raises(TimeoutError, match="too many concurrent calls: max_concurrency=2"):
+            client.encode(TEXTS)
+        assert [future.result(60).shape for future in busy] == [(20, 384)] * 2
+        assert len(client.available_bc) == 2
 
 
 def _encode_in_child(client: BertClient, queue: multiprocessing.SimpleQueue[object]) -> None:
@@ -357,13 +426,98 @@ def test_bad_constructor_arguments_and_closed_clients(server: RunningServer) -> 
         client.encode(TEXTS)
 
 
-def test_many_clients_in_one_process_need_few_descriptors(server: RunningServer) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    clients = [BertClient(**server.ports) for _ in range(30)]
-    assert all(client.encode(["hello"]).shape == (1, 384) for client in clients)
-    assert (len(os.listdir("/proc/self/fd")) - before) / 30 < 9
-    for client in clients:
-        client.close()
+def num_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_many_clients_in_one_process_need_six_files_each_and_give_them_back(
+    client: BertClient, server: RunningServer
+) -> None:
+    client.encode(["the context is there"])
+    before = num_files()
+    clients = [BertClient(**server.ports) for _ in range(20)]
+    assert all(each.encode(["hello"]).shape == (1, 384) for each in clients)
+    assert num_files() - before <= 20 * 6
+    for each in clients:
+        each.close()
+    deadline = time.monotonic() + 5
+    while num_files() > before:  # ZeroMQ closes in the background
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_ten_threads_of_a_concurrent_client_need_as_many_files_as_one(
+    client: BertClient, server: RunningServer
+) -> None:
+    client.encode(["the context is there"])
+    before = num_files()
+    with ConcurrentBertClient(max_concurrency=10, **server.ports) as shared, ThreadPoolExecutor(10) as pool:
+        assert all(rows.shape == (1, 384) for rows in pool.map(lambda _: shared.encode(["hello"]), range(40)))
+        assert num_files() - before <= 6
+
+
+_OPEN_TOO_MANY = """
+import resource, sys
+from bert_serving.client import BertClient
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+clients = []
+try:
+    while True:
+        clients.append(BertClient(port=int(sys.argv[1]), port_out=int(sys.argv[2])))
+except OSError as exc:
+    print(len(clients), exc)
+    clients.pop().close()
+    print(clients[0].encode(["still there"]).shape)
+"""
+
+
+def test_too_many_files_are_an_error_that_says_so(server: RunningServer) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _OPEN_TOO_MANY, str(server.port), str(server.port_out)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    error, shape = done.stdout.splitlines()
+    assert int(error.split()[0]) >= 5
+    assert "too many open files: a client needs 6, and this process may have 64 (ulimit -n)" in error
+    assert shape == "(1, 384)"
+
+
+def test_requests_that_were_lost_on_their_way_are_errors_and_the_next_ones_arrive(
+    server: RunningServer, vectors: np.ndarray
+) -> None:
+    with Proxy(server.port) as proxy, BertClient(port=proxy.port, port_out=server.port_out) as client:
+        proxy.is_swallowing = True
+        client.encode(TEXTS * 100, blocking=False)
+        proxy.lose(2000)
+        with pytest.raises(ConnectionError, match="went away"):
+            client.fetch_all()
+        assert close(client.encode(TEXTS), vectors)
+
+
+def test_a_caller_hears_that_his_request_was_lost_on_its_way(server: RunningServer, vectors: np.ndarray) -> None:
+    async def ask(port: int) -> None:
+        async with AsyncBertClient(port=port, port_out=server.port_out) as client:
+            await client.server_config()
+            proxy.is_swallowing = True
+            asking = asyncio.create_task(client.encode(TEXTS * 100))
+            await asyncio.to_thread(proxy.lose, 2000)
+            with pytest.raises(ConnectionError, match="went away"):
+                await asking
+            assert close(await client.encode(TEXTS), vectors)
+
+    with Proxy(server.port) as proxy:
+        with BertClient(port=proxy.port, port_out=server.port_out) as client, ThreadPoolExecutor(1) as pool:
+            proxy.is_swallowing = True
+            asking = pool.submit(client.encode, TEXTS * 100)
+            proxy.lose(2000)
+            with pytest.raises(ConnectionError, match="went away"):
+                asking.result(30)
+            assert close(client.encode(TEXTS), vectors)
+        asyncio.run(ask(proxy.port))
 
 
 def test_async_client(server: RunningServer, vectors: np.ndarray) -> None:

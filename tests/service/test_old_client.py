@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
+from typing import Any
 
+import bert_serving.client
 import pytest
+from bert_serving.client import BertClient, ConcurrentBertClient
 from old_client import run_with
 from running_server import RunningServer
 from tensor_bundles import GOOGLE_BERT
@@ -61,8 +66,6 @@ print(json.dumps(found))
 
 
 def test_the_old_client_does_all_that_it_could(server: RunningServer, old_python: Path, tmp_path: Path) -> None:
-    from bert_serving.client import BertClient
-
     found = run_with(old_python, SCRIPT, server.ports, tmp_path)
     with BertClient(**server.ports) as client:
         (expected,) = client.encode(["First do it"])
@@ -239,9 +242,9 @@ print(json.dumps(found))
             {
                 "plain": [[2, 5, 64], "float32", None],
                 "plain rows": [False, True, True, True, False, False, True] + [False] * 3,
-                "plain warnings": 0,
+                "plain warnings": 1,  # that the server tells no limit, as the original's
                 "long": [[1, 512, 64], "float32", None],
-                "long warnings": 0,  # the original told no limit either
+                "long warnings": 1,
             },
         ),
         (
@@ -281,7 +284,7 @@ print(json.dumps(found))
                 "tokenized rows": [True] * 2 + [False] * 22 + [True] + [False] * 23,
                 "cased": [[1, 24, 16], "float32", [["[CLS]", "Hello", "[SEP]"]]],
                 "long": [[1, 24, 16], "float32", [["[CLS]", *["one"] * 22, "[SEP]"]]],
-                "long warnings": 0,
+                "long warnings": 1,
             },
         ),
     ],
@@ -294,6 +297,8 @@ def test_the_old_client_gets_what_each_flag_gave_it(
     with RunningServer("-model_dir", folder, "-cpu", *flags) as server:
         server.wait_ready()
         found = run_with(old_python, FLAGS_SCRIPT, server.ports, tmp_path)
+        with BertClient(**server.ports) as ours:
+            assert [ours.length_limit, ours.token_info_available] == found["config"][:2]
     assert {key: found[key] for key in expected} == expected
 
 
@@ -368,3 +373,69 @@ def test_old_clients_may_share_an_identity_whichever_of_their_connections_is_slo
         "pending": 0,
     }
     assert run_with(old_python, CLONES_SCRIPT, server.ports, tmp_path) == [expected, expected]
+
+
+NAMES_SCRIPT = """
+import inspect, json, sys
+import bert_serving.client as module
+from bert_serving.client import BertClient, ConcurrentBertClient
+options = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), ignore_all_checks=True)
+public = lambda value: [name for name in dir(value) if not name.startswith("_")]
+found = {"module": module.__all__, "arguments": {}, "refused": []}
+with BertClient(**options) as bc, ConcurrentBertClient(max_concurrency=1, **options) as pool:
+    found["BertClient"], found["ConcurrentBertClient"] = public(bc), public(pool)
+    for texts, is_tokenized in json.loads(sys.stdin.read()):
+        try:
+            bc.encode(texts, blocking=False, is_tokenized=is_tokenized)
+            found["refused"].append(None)
+        except (TypeError, ValueError) as exc:
+            found["refused"].append(type(exc).__name__)
+for name in ("__init__", "encode", "encode_async", "fetch", "fetch_all", "close"):
+    parameters = inspect.signature(getattr(BertClient, name)).parameters.values()
+    found["arguments"][name] = [[p.name, repr(p.default)] for p in parameters if p.kind != p.VAR_KEYWORD]
+print(json.dumps(found))
+"""
+
+#: The old client's sockets and buffers, which belong to its way of receiving.
+INSIDES = {"context", "sender", "receiver", "formatter", "pending_response"}
+
+REQUESTS: list[tuple[object, bool]] = [
+    (["fine", ""], False),
+    (["fine", "   "], False),
+    (["\t\n"], False),
+    ([" fine "], False),
+    ([["fine", ""]], True),
+    ([["fine", " "]], True),
+    ([["fine"], []], True),
+    (["text"], True),
+    ([["token"]], False),
+    ([], False),
+    ([], True),
+    (["fine", None], False),
+    ("text", False),
+]
+
+
+def test_every_public_name_and_argument_of_the_old_client_is_ours(
+    server: RunningServer, old_python: Path, tmp_path: Path
+) -> None:
+    found = run_with(old_python, NAMES_SCRIPT, server.ports, tmp_path, stdin=json.dumps(REQUESTS))
+    assert set(found["module"]) <= set(bert_serving.client.__all__)
+    with (
+        BertClient(**server.ports, ignore_all_checks=True) as client,
+        ConcurrentBertClient(max_concurrency=1, **server.ports, ignore_all_checks=True) as pool,
+    ):
+        assert set(found["BertClient"]) - set(dir(client)) == INSIDES
+        assert set(found["ConcurrentBertClient"]) <= set(dir(pool))
+        assert [_refusal(client, *request) for request in REQUESTS] == found["refused"]
+    for name, arguments in found["arguments"].items():
+        parameters = inspect.signature(getattr(BertClient, name)).parameters.values()
+        assert [[p.name, repr(p.default)] for p in parameters][: len(arguments)] == arguments
+
+
+def _refusal(client: BertClient, texts: Any, is_tokenized: bool) -> str | None:
+    try:
+        client.encode(texts, blocking=False, is_tokenized=is_tokenized)
+    except (TypeError, ValueError) as exc:
+        return type(exc).__name__
+    return None

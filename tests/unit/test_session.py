@@ -170,6 +170,17 @@ def test_take_any_leaves_the_replies_that_others_wait_for(session: Session) -> N
     assert session.take(1) is not None
 
 
+def test_request_is_outstanding_until_somebody_has_its_reply(session: Session) -> None:
+    session.encode(["a"], 0.0)
+    session.encode(["b"], 0.0, to_fetch=True)
+    sent = session.outstanding
+    session.receive(vectors(2), 0.1)
+    answered = session.outstanding
+    session.take_any()
+    session.forget(1)
+    assert (sent, answered, session.outstanding) == ({1, 2}, {1, 2}, set())
+
+
 def test_has_to_fetch_until_everything_is_fetched(session: Session) -> None:
     session.encode(["a"], 0.0, to_fetch=True)
     before = session.has_to_fetch

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import zmq
 from bert_serving.protocol import (
     Command,
     EncodeOptions,
@@ -38,7 +37,7 @@ from .checks import (
 from .connection import Connection
 from .session import Session
 
-_NO_ROOM_S = 0.005
+_NO_LINE_S = 0.005
 _PROBE_EVERY_S = 1.0
 
 
@@ -101,8 +100,8 @@ class AsyncBertClient:
             return
         self._connected.set()  # for those who wait for it, to see that it is closed
         loop = asyncio.get_running_loop()
-        for socket in self._connection.sockets:
-            loop.remove_reader(socket.fileno())
+        for descriptor in self._connection.descriptors:
+            loop.remove_reader(descriptor)
         assert self._prober is not None
         self._prober.cancel()
         with suppress(asyncio.CancelledError):
@@ -202,7 +201,8 @@ class AsyncBertClient:
 
     async def _exchange(self, connection: Connection, frames: Frames, answered: asyncio.Future[None]) -> None:
         while not answered.done() and not connection.send(frames):
-            await asyncio.sleep(_NO_ROOM_S)
+            self._receive()  # where the line broke, this fails the request
+            await asyncio.sleep(_NO_LINE_S)
         await answered
 
     def _check_owner(self) -> None:
@@ -227,11 +227,9 @@ class AsyncBertClient:
             self._begin(None)
         if self._connection is None:
             self._owner = (loop, os.getpid())
-            self._connection = Connection(
-                zmq.Context.instance(), self._session.identity, self.ip, self.port, self.port_out
-            )
-            for socket in self._connection.sockets:
-                loop.add_reader(socket.fileno(), self._receive)
+            self._connection = Connection(self._session.identity, self.ip, self.port, self.port_out)
+            for descriptor in self._connection.descriptors:
+                loop.add_reader(descriptor, self._receive)
             self._prober = loop.create_task(self._probe())
         connection = self._connection
         self._receive()  # a loss that happened before this request must not be counted against it
@@ -256,6 +254,7 @@ class AsyncBertClient:
             request_id = self._session.receive(frames, now)
             if request_id is not None:
                 self._wake([request_id])
+        connection.tend_sender(now)
         if self._num_losses != connection.num_losses:
             self._num_losses = connection.num_losses
             error = Unavailable(f"the server at {self.ip}:{self.port} went away")

@@ -47,12 +47,12 @@ class _Client(Protocol):
 
 def client_status(client: _Client, session: Session) -> dict[str, Any]:
     """Return the state of a client under bert-as-service's keys."""
-    pending = session.pending
+    outstanding = session.outstanding
     return {
         "identity": session.identity,
         "num_request": session.num_request,
-        "num_pending_request": len(pending),
-        "pending_request": pending,
+        "num_pending_request": len(outstanding),
+        "pending_request": outstanding,
         "output_fmt": client.output_fmt,
         "port": client.port,
         "port_out": client.port_out,
@@ -63,10 +63,22 @@ def client_status(client: _Client, session: Session) -> dict[str, Any]:
 
 
 def check_request(texts: Any, *, is_tokenized: bool) -> None:
-    """Raise TypeError or ValueError for texts that are none, or are not of the announced kind."""
+    """Raise TypeError or ValueError for texts that are none, are blank, or are not of the announced kind."""
     if check_texts(texts) != is_tokenized:
         expected = "lists of tokens" if is_tokenized else "strings (or pass is_tokenized=True)"
         raise TypeError(f"texts must be a list of {expected}")
+    if is_tokenized:
+        for i, tokens in enumerate(texts):
+            _refuse_blank(tokens, f"texts[{i}]")
+    else:
+        _refuse_blank(texts, "texts")
+
+
+def _refuse_blank(strings: list[str], name: str) -> None:
+    # The server has a vector for a blank text too, but users of this class rely on its refusing them.
+    if any(map(str.isspace, strings)):
+        i = next(i for i, string in enumerate(strings) if string.isspace())
+        raise ValueError(f"{name}[{i}] is blank: {strings[i]!r}")
 
 
 def options_of(options: Mapping[str, Any], **always: Any) -> EncodeOptions:
@@ -82,10 +94,13 @@ def options_of(options: Mapping[str, Any], **always: Any) -> EncodeOptions:
     return options_from_json(options)
 
 
-def check_server(config: Mapping[str, Any], *, show: bool) -> None:
-    """Raise AttributeError if the server speaks another wire. show: print its configuration first."""
-    if show:
-        sys.stdout.write("".join(f"{key:>30} = {value!r}\n" for key, value in sorted(config.items())))
+def show_config(config: Mapping[str, Any]) -> None:
+    """Print the configuration of a server."""
+    sys.stdout.write("".join(f"{key:>30} = {value!r}\n" for key, value in sorted(config.items())))
+
+
+def check_version_of(config: Mapping[str, Any]) -> None:
+    """Raise AttributeError if the server of this configuration speaks another wire."""
     found = config.get("server_version")
     if found != WIRE_VERSION:
         raise AttributeError(

@@ -64,6 +64,11 @@ class Session:
         return set(self._pending)
 
     @property
+    def outstanding(self) -> set[int]:
+        """Requests whose result nobody has yet: those that are pending, and those that wait to be fetched."""
+        return self._pending | self._to_fetch
+
+    @property
     def has_to_fetch(self) -> bool:
         """Whether `take_any` has something to give, now or later."""
         return bool(self._to_fetch)

@@ -1,27 +1,21 @@
-"""BertClient: the blocking client, with bert-as-service's signatures.
-
-It has no thread of its own: whoever waits for a reply receives for everybody, and the others wait for him.
-All state is guarded by `_changed`, except the receiving sockets: they belong to who set `_is_receiving`.
-"""
+"""BertClient: the blocking client, with bert-as-service's signatures."""
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import chain
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
-import zmq
 from bert_serving.protocol import (
     Command,
     EncodeOptions,
     EncodeReply,
+    Frames,
     InfoReply,
     Reply,
     Rows,
@@ -29,7 +23,6 @@ from bert_serving.protocol import (
     Spans,
     Text,
     TokenVectors,
-    Unavailable,
     check_spans,
 )
 
@@ -37,21 +30,19 @@ from .checks import (
     TOKEN_LEVEL,
     Response,
     check_request,
-    check_server,
+    check_version_of,
     client_status,
     options_of,
     response_of,
     rows_by_text,
+    show_config,
     token_vectors_of,
     warn_of_cuts,
 )
-from .connection import Connection
+from .line import Line
 from .producer import Producer
 from .session import Session
 
-_T = TypeVar("_T")
-
-_POLL_S = 0.2  # how soon a waiting call notices that the client was closed or a probe is due
 _NO_ROOM_S = 0.01
 _ASK_AGAIN_S = 2.0
 _ASYNC_POLL_S = 0.05
@@ -80,6 +71,9 @@ class BertClient:
     timeout: milliseconds that a call may take; -1: as long as the server is alive and at work on it.
     connect_timeout: milliseconds in which the server must be reached.
 
+    length_limit: the server's max_seq_len (tokens), or 0 if it was not asked (check_length).
+    token_info_available: whether every reply carries tokens, unasked; False if it was not asked.
+
     Raises TimeoutError if nobody answers at these ports, Unavailable (a ConnectionError) if the server
     dies while it is asked, and other ServingErrors as the server sends them.
 
@@ -87,8 +81,6 @@ class BertClient:
     ...     client.encode(["First do it", "then do it right"]).shape
     (2, 384)
     """
-
-    _connection: Connection | None
 
     def __init__(
         self,
@@ -112,16 +104,23 @@ class BertClient:
         self.output_fmt = output_fmt
         self.timeout = timeout
         self.connect_timeout = connect_timeout
+        self.length_limit: int | None = 0
+        self.token_info_available = False
         self._warns = check_length and not ignore_all_checks
-        self._is_closed = False
         self._open(identity.encode() if isinstance(identity, str) else identity)
         _clients.add(self)
         if ignore_all_checks or not (check_version or check_length or check_token_info or show_server_config):
             return
         try:
             config = self.server_config
-            if check_version or show_server_config:
-                check_server(config, show=show_server_config)
+            if show_server_config:
+                show_config(config)
+            if check_version:
+                check_version_of(config)
+            if check_length:
+                self.length_limit = config.get("max_seq_len")
+            if check_token_info:
+                self.token_info_available = bool(config.get("show_tokens_to_client"))
         except BaseException:
             self.close()
             raise
@@ -137,15 +136,7 @@ class BertClient:
 
     def close(self) -> None:
         """Drop the connection. Calls of other threads that still wait raise Unavailable."""
-        with self._changed:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            self._changed.wait_for(lambda: not self._is_receiving)
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-            self._changed.notify_all()
+        self._line.close()
 
     # -- vectors ---------------------------------------------------------------------------------------
 
@@ -159,7 +150,7 @@ class BertClient:
     ) -> Any:
         """Return the vectors of the texts: (B, D) float32, rows in the order of the texts.
 
-        texts: a list of non-empty strings, or with is_tokenized a list of lists of tokens.
+        texts: a list of strings that are not blank, or with is_tokenized a list of lists of such tokens.
         blocking: wait for the vectors; if False return None, and `fetch` or `fetch_all` has them later.
         show_tokens: return (vectors, tokens), the tokens being those that the model saw.
         options: what this request wants in another way than the server was started for: pooling_strategy,
@@ -183,7 +174,7 @@ class BertClient:
         )
         if not blocking:
             return None
-        response = self._response(request_id, self._reply_to(request_id, deadline))
+        response = self._response(request_id, self._line.reply_to(request_id, deadline))
         return (response.embedding, response.tokens) if show_tokens else response.embedding
 
     def encode_tokens(
@@ -215,7 +206,7 @@ class BertClient:
             lambda now: self._session.encode(texts, now, options=options, spans=spans, deadline_ms=deadline_ms),
             deadline,
         )
-        reply = cast(EncodeReply, self._reply_to(request_id, deadline))
+        reply = cast(EncodeReply, self._line.reply_to(request_id, deadline))
         if self._warns:
             warn_of_cuts(reply)
         return reply
@@ -241,9 +232,7 @@ class BertClient:
             while (one := self._fetch_next(self._deadline())) is not None:
                 found.append(one)
         except BaseException:
-            with self._changed:  # one request's error must not cost the others their results
-                for request_id, reply in found:
-                    self._session.put_back(request_id, reply)
+            self._line.put_back(found)  # one request's error must not cost the others their results
             raise
         responses = [self._response(*one) for one in found]
         if sort:
@@ -270,7 +259,7 @@ class BertClient:
             batch_generator,
             limit=max_num_batch,
             # Counted in the session: another thread may fetch what this one sent.
-            has_room=lambda: self._is_closed or self._session.num_to_fetch < _ASYNC_WINDOW,
+            has_room=lambda: self._line.is_closed or self._session.num_to_fetch < _ASYNC_WINDOW,
         )
         producer.start()
         try:
@@ -309,7 +298,7 @@ class BertClient:
             # Another thread may have taken the last one while this one waited.
             return self._session.take_any() or (None if self._session.has_to_fetch else False)
 
-        return cast("tuple[int, Reply] | None", self._wait(next_or_nothing, deadline) or None)
+        return cast("tuple[int, Reply] | None", self._line.wait(next_or_nothing, deadline) or None)
 
     # -- what is known ---------------------------------------------------------------------------------
 
@@ -317,6 +306,16 @@ class BertClient:
     def identity(self) -> bytes:
         """What the server knows this client by; another one that is given it hears the same replies."""
         return self._session.identity
+
+    @property
+    def request_id(self) -> int:
+        """The number of the latest request; the first has number 1."""
+        return self._session.num_request
+
+    @property
+    def pending_request(self) -> set[int]:
+        """The numbers of the requests whose result nobody has yet, be it here to fetch or still to come."""
+        return self._session.outstanding
 
     @property
     def status(self) -> dict[str, Any]:
@@ -340,7 +339,7 @@ class BertClient:
         while True:
             request_id = self._send(lambda now: self._session.command(command, now), deadline)
             try:
-                reply = self._reply_to(request_id, min(deadline, time.monotonic() + _ASK_AGAIN_S))
+                reply = self._line.reply_to(request_id, min(deadline, time.monotonic() + _ASK_AGAIN_S))
             except TimeoutError:
                 # Where clients share an identity, the first answer may go out to the others alone, before
                 # this one's subscription has arrived.
@@ -354,102 +353,18 @@ class BertClient:
 
     def _open(self, identity: bytes | None) -> None:
         """Begin a conversation; the sockets follow with the first request."""
-        self._changed = threading.Condition(threading.Lock())
-        self._is_receiving = False
         self._session = Session(identity or str(uuid.uuid4()).encode(), is_shared=identity is not None)
-        self._connection = None
-        self._num_losses = 0
+        self._line = Line(self._session, self.ip, self.port, self.port_out)
 
     def _after_fork(self) -> None:
         """In the child: the sockets belong to the parent, and so do the replies to its identity."""
+        was_closed = self._line.is_closed
         self._open(None)
+        if was_closed:
+            self._line.close()
 
-    def _connect(self) -> Connection:
-        """Return the connection. The lock is held."""
-        if self._connection is None:
-            self._connection = Connection(
-                zmq.Context.instance(), self._session.identity, self.ip, self.port, self.port_out
-            )
-            self._poller = zmq.Poller()
-            for socket in self._connection.sockets:
-                self._poller.register(socket, zmq.POLLIN)
-        return self._connection
-
-    def _send(self, make: Callable[[float], tuple[int, list[Any]]], deadline: float) -> int:
-        """Send a request over a line that is whole; return its id."""
-        connect_by = min(deadline, time.monotonic() + self.connect_timeout / 1000)
-        with self._changed:
-            if self._is_closed:
-                raise Unavailable("this client is closed")
-            connection = self._connect()
-            if not self._is_receiving:
-                self._receive(0)  # a loss that happened before this request must not be counted against it
-        self._wait(lambda: connection.is_connected or None, connect_by)
-        with self._changed:
-            request_id, frames = make(time.monotonic())
-            has_left = connection.send(frames)
-        while not has_left:
-            with suppress(TimeoutError):
-                self._wait(lambda: None, min(connect_by, time.monotonic() + _NO_ROOM_S))
-            with self._changed:
-                has_left = connection.send(frames)
-                if not has_left and time.monotonic() >= connect_by:
-                    self._session.forget(request_id)
-                    raise TimeoutError(f"the server at {self.ip}:{self.port} takes no more requests")
-        return request_id
-
-    def _reply_to(self, request_id: int, deadline: float) -> Reply:
-        try:
-            return cast(Reply, self._wait(lambda: self._session.take(request_id), deadline))
-        except BaseException:
-            self._session.forget(request_id)
-            raise
-
-    def _wait(self, done: Callable[[], _T | None], deadline: float) -> _T:
-        """Return what `done` returns once that is not None. Raises TimeoutError at the deadline."""
-        with self._changed:
-            while True:
-                if self._is_closed:
-                    raise Unavailable("this client is closed")
-                if (result := done()) is not None:
-                    return result
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise self._too_late()
-                if self._is_receiving or self._connection is None:
-                    self._changed.wait(min(left, _POLL_S))
-                else:
-                    self._receive(min(left, _POLL_S))
-
-    def _receive(self, timeout_s: float) -> None:
-        """Receive what comes within the timeout, for everybody. The lock is held, but not while waiting."""
-        connection = self._connect()
-        self._is_receiving = True
-        self._changed.release()
-        try:
-            self._poller.poll(round(timeout_s * 1000))
-            messages = connection.receive()
-        finally:
-            self._changed.acquire()
-            self._is_receiving = False
-            self._changed.notify_all()
-        now = time.monotonic()
-        for frames in messages:
-            self._session.receive(frames, now)
-        if self._num_losses != connection.num_losses:
-            self._num_losses = connection.num_losses
-            self._session.fail_pending(Unavailable(f"the server at {self.ip}:{self.port} went away"))
-        probe = self._session.probe(now)
-        if probe is not None:
-            connection.send(probe)
-
-    def _too_late(self) -> TimeoutError:
-        if self._connection is not None and not self._connection.is_connected:
-            return TimeoutError(f"cannot reach the server: {self._connection.trouble}")
-        return TimeoutError(
-            f"the server at {self.ip}:{self.port} did not answer in time; "
-            f"is timeout={self.timeout} ms enough for what was asked?"
-        )
+    def _send(self, make: Callable[[float], tuple[int, Frames]], deadline: float) -> int:
+        return self._line.send(make, min(deadline, time.monotonic() + self.connect_timeout / 1000))
 
     def _time_left(self) -> float:
         return self.timeout / 1000 if self.timeout >= 0 else float("inf")
