@@ -10,6 +10,7 @@ import itertools
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from bert_serving.protocol import (
     Rejected,
     Result,
     Text,
+    TextPair,
     Unavailable,
     Vectors,
     WorkerFailed,
@@ -245,6 +247,31 @@ def test_a_long_text_that_is_read_whole_has_the_time_that_it_takes() -> None:
     next_batch(scheduler)
     assert scheduler.overdue(400.0, 120.0) == []  # 100,000 tokens more than a batch has, at a quarter of the rate
     assert scheduler.overdue(530.0, 120.0) == ["w0"]
+
+
+def test_a_request_knows_what_it_took() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, FULL_BATCH + 20, now=1.0)
+    assert scheduler.oldest_age_s(1.5) == 0.5
+    first = next_batch(scheduler, now=3.0)
+    assert scheduler.oldest_age_s(9.0) == 0.0
+    scheduler.complete("w0", replace(computed(first), tokenize_ms=2.0, compute_ms=10.0), 4.0)
+    rest = next_batch(scheduler, now=4.0)
+    scheduler.complete("w0", replace(computed(rest), tokenize_ms=1.0, compute_ms=5.0), 5.0)
+    usage = job.usage(5.0)
+    assert usage.num_tokens == [16] * (FULL_BATCH + 20)
+    assert (usage.total_ms, usage.queue_ms, usage.tokenize_ms, usage.compute_ms) == (4000, 2000, 3, 15)
+
+
+def test_pairs_and_ids_are_batched_by_their_size() -> None:
+    scheduler = make_scheduler()
+    pairs: list[Text] = [TextPair(text="x" * 28, text_pair="x" * 28)] * FULL_BATCH * 2
+    ids: list[Text] = [[7] * 14] * FULL_BATCH * 2
+    for texts in (pairs, ids):
+        scheduler.submit(EncodeRequest(ALICE, b"1", texts), 0.0)
+        assert len(next_batch(scheduler).texts) == FULL_BATCH
+        scheduler.cancel(ALICE)
+        scheduler.worker_ready("w0", facts())
 
 
 def test_truncated_rows_are_numbered_within_their_own_request() -> None:
