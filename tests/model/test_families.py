@@ -57,7 +57,9 @@ def test_float32_equals_padded_transformers(
     assert (mine.padded_because is not None) == (family in PADDED), mine.padded_because
     said = [record.getMessage() for record in caplog.records if "runs padded" in record.getMessage()]
     assert said == [f"this model runs padded, which is slower: {mine.padded_because}"] * (family in PADDED)
+    padding_before = mine.num_padding
     assert np.abs(mine.encode(batch) - reference(folders[family], batch)).max() <= 1e-5
+    assert (mine.num_padding > padding_before) == (family in PADDED)
     assert mine.parity > 0.99999
 
 
