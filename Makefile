@@ -34,6 +34,7 @@ bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/encoder.py --shape base --texts 256
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/roofline.py --shape minilm
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/service.py $(ARGS)
+	$(BIN)/python benchmarks/gateway.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
