@@ -1,10 +1,13 @@
 # make serve    a server with the demo model on ports 5555, 5556 and 8125 (HTTP)
-# make test     all tests               make check    format, lint, types
-# make bench    the benchmarks          make clean    remove what these made
+# make test     all tests but the slow clients'
+# make clients  the tests with other people's clients, each in an environment of its own, the slow ones too
+# make check    format, lint, types     make bench    the benchmarks
+# make clean    remove what these made
 #
 # PYTHON   the interpreter to start from            VENV   where the virtual environment goes
 # ARGS     more flags for bert-serving-start, or for pytest
 # TORCH    what to install as torch, with pip's options; the default is your index' own build
+# BERT_SERVING_CLIENTS_CACHE   where the clients' environments stay (default: ~/.cache/bert-serving-test-clients)
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -14,7 +17,7 @@ TORCH  ?= torch
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve install test check bench clean
+.PHONY: serve install test clients check bench clean
 
 serve: $(VENV)/.serve
 	$(BIN)/bert-serving-start -http_port 8125 $(ARGS)
@@ -23,6 +26,10 @@ install: $(VENV)/.serve
 
 test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+# An empty -m takes back pyproject.toml's, which leaves out the slow ones.
+clients: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clients -m "" $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

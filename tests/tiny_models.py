@@ -6,7 +6,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = [
     "the",
@@ -64,14 +71,38 @@ def make_model(folder: Path, model_type: str, *, poison: str | None = None, **op
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **sizes, **ids)
     model = AutoModel.from_config(config)
-    for name, parameter in model.named_parameters():  # wide enough for every part of the model to matter
-        is_scale = "norm" in name.lower() and name.endswith("weight")  # near zero it would wipe out the text
-        parameter.data.normal_(1 if is_scale else 0, 0.1)
+    _randomize(model)
     if poison is not None:
         model.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids(poison)] = float("nan")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_classifier(folder: Path, family: str, **options: object) -> Path:
+    """Write a random classifier with its tokenizer to the folder; return the folder."""
+    make_model(folder, family)
+    config = AutoConfig.from_pretrained(folder, **options)
+    return _save(AutoModelForSequenceClassification.from_config(config), folder)
+
+
+def make_masked(folder: Path, family: str) -> Path:
+    """Write a random model with a head for masked language modelling to the folder; return the folder."""
+    make_model(folder, family)
+    return _save(AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder)), folder)
+
+
+def _save(model: PreTrainedModel, folder: Path) -> Path:
+    torch.manual_seed(1)
+    _randomize(model)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _randomize(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():  # wide enough for every part of the model to matter
+        is_scale = "norm" in name.lower() and name.endswith("weight")  # near zero it would wipe out the text
+        parameter.data.normal_(1 if is_scale else 0, 0.1)
 
 
 def make_tokenizer(pad_id: int) -> PreTrainedTokenizerFast:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from bert_serving.protocol import EncodeReply, InvalidRequest, Overloaded, ServingError, Unauthorized
 from fastapi import APIRouter, Response
+from pydantic import AliasChoices, BeforeValidator, Field
 
 from .classify import label_scores, normalized
 from .dialect import Call, Dialect, NotJson, Unprocessable, usage_headers
@@ -29,7 +30,10 @@ class EmbeddingsBody(Body):
     model: str | None = None
     encoding_format: Container | None = None
     output_dtype: Dtype | None = None
-    dimensions: Dimensions = None
+    # 0 is Infinity's word for all of them, and output_dimension what LiteLLM sends to it.
+    dimensions: Annotated[Dimensions, BeforeValidator(lambda value: None if value == 0 else value)] = Field(
+        None, validation_alias=AliasChoices("dimensions", "output_dimension")
+    )
     user: str | None = None
 
 
@@ -70,8 +74,8 @@ async def models(call: Call) -> Response:
         "id": call.service.model_name,
         "object": "model",
         "created": 0,
-        "owned_by": "bert-embedding-service",
-        # Infinity's clients want these
+        # Infinity's client wants these, and takes no other owner.
+        "owned_by": "infinity",
         "backend": "torch",
         "capabilities": capabilities.get(model.kind, ["rerank"]),
         "stats": {

@@ -1,0 +1,9 @@
+"""What the clients send."""
+
+from __future__ import annotations
+
+from sentences import ODD, sentences
+
+TEXTS = [*sentences(9, seed=5), *ODD]
+QUERY = "the quick brown fox"
+DOCUMENTS = ["one two three", "hello world", "the lazy dog jumps over the fox", "a", "five six words"]

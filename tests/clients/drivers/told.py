@@ -1,0 +1,34 @@
+"""What a driver is told on stdin, and how it answers: one line of JSON on stdout, the last."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+TOLD: dict[str, Any] = json.load(sys.stdin)
+#: Servers: with a model for embeddings, and an API key; the same without a key; with a reranker; with SPLADE.
+URL: str = TOLD["url"]
+OPEN_URL: str | None = TOLD.get("open_url")
+RANKER_URL: str | None = TOLD.get("ranker_url")
+SPLADE_URL: str | None = TOLD.get("splade_url")
+KEY: str = TOLD["key"]
+TEXTS: list[str] = TOLD["texts"]
+QUERY: str = TOLD["query"]
+DOCUMENTS: list[str] = TOLD["documents"]
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    """Return what a call that must fail says."""
+    try:
+        answer = call()
+    except Exception as exc:
+        return f"{type(exc).__name__}: {exc}"
+    raise AssertionError(f"it did not fail, but gave {answer!r:.200}")
+
+
+def say(**answers: Any) -> None:
+    """Print the answers."""
+    print()  # some clients leave a line open
+    print(json.dumps(answers, default=lambda array: array.tolist()))

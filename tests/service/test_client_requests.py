@@ -1,0 +1,32 @@
+"""Requests as clients of others literally send them, where they differ from what their dialect says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from running_server import RunningServer
+
+
+@pytest.mark.parametrize(
+    ("body", "dimension"),
+    [
+        # infinity_client 0.0.78 sends 0 where its caller says nothing
+        ({"input": ["x"], "model": "default/not-specified", "dimensions": 0, "modality": "text"}, 384),
+        # litellm 1.106.2 for infinity/<model> with dimensions=64
+        ({"input": ["x"], "model": "demo", "output_dimension": 64}, 64),
+        ({"input": ["x"], "model": "demo", "dimensions": 64, "user": None}, 64),
+    ],
+)
+def test_dimensions_as_infinitys_clients_say_them(
+    server: RunningServer, body: dict[str, Any], dimension: int
+) -> None:
+    reply = httpx.post(f"{server.url}/embeddings", json=body, timeout=30)
+    assert reply.status_code == 200, reply.text
+    assert len(reply.json()["data"][0]["embedding"]) == dimension
+
+
+def test_the_owner_of_a_model_is_the_only_one_that_infinity_client_takes(server: RunningServer) -> None:
+    (model,) = httpx.get(f"{server.url}/models", timeout=30).json()["data"]
+    assert model["owned_by"] == "infinity"
