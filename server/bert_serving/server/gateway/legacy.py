@@ -152,7 +152,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
         "texts": body["texts"],
         "options": options,
         "spans": spans,
-        "id": _echo(raw, body["id"]),
+        "id": echo(raw, body["id"]),
         **{name: _one_of(kinds, name, body.get(name)) for name, kinds in _CHOICES.items()},
     }
 
@@ -170,8 +170,8 @@ def _one_of(kinds: TypeAdapter[Any], name: str, value: Any) -> Any:
         raise InvalidRequest(f"{name}: {exc.errors()[0]['msg']}, got {value!r:.80}") from exc
 
 
-def _echo(raw: bytes, identifier: Any) -> orjson.Fragment:
-    """Return the id as it came in the body, where it was read as `identifier`. Raises InvalidRequest."""
+def echo(raw: bytes, identifier: Any) -> orjson.Fragment:
+    """Return the id as it came in the JSON object, where it was read as `identifier`. Raises InvalidRequest."""
     try:
         is_small = isinstance(identifier, int) and identifier.bit_length() < 64
         if not (is_small or isinstance(identifier, str | None)):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from bert_serving.protocol import EncodeReply, InvalidRequest, Overloaded, ServingError, Unauthorized
 from fastapi import APIRouter, Response
+from pydantic import Field
 
 from .classify import label_scores, normalized
 from .dialect import Call, Dialect, NotJson, Unprocessable, usage_headers
-from .fields import Body, Dimensions, Strings, Texts, num_chars
+from .fields import Body, Strings, Texts, num_chars
 from .output import Container, Dtype, binary_response, container_for, convert, encoded
 from .service import Service
 
@@ -29,7 +30,8 @@ class EmbeddingsBody(Body):
     model: str | None = None
     encoding_format: Container | None = None
     output_dtype: Dtype | None = None
-    dimensions: Dimensions = None
+    # 0 is all of them: Infinity's client sends it.
+    dimensions: Annotated[int, Field(ge=0, strict=True)] | None = None
     user: str | None = None
 
 
@@ -50,8 +52,8 @@ async def embeddings(call: Call) -> Response:
     """Return a vector of unit length for each input, with the number of tokens that it took."""
     body = await call.body(EmbeddingsBody)
     container = container_for(call.request.headers, body.encoding_format)
-    rows, reply = await call.service.vectors(body.input, normalize=True, dimensions=body.dimensions)
-    vectors = convert(rows, body.output_dtype)
+    rows, reply = await call.service.vectors(body.input, normalize=True, dimensions=body.dimensions or None)
+    vectors = convert(rows, body.output_dtype or "float32")  # base64 is read as such, -fp16 or not
     headers = usage_headers(reply, num_chars(body.input))
     if (response := binary_response(vectors, container, headers)) is not None:
         return response

@@ -7,7 +7,8 @@ computed: the body is read no further than the chunks that wait to be written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,11 @@ from bert_serving.protocol import (
 )
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from .dialect import Call, Unprocessable
-from .legacy import LEGACY
+from .legacy import LEGACY, echo
 from .output import Container, Dtype, convert, encoded
 from .service import Service
 
@@ -74,7 +76,7 @@ async def encode_stream(call: Call) -> Response:
         finally:
             await queue.put(None)
 
-    async def write() -> AsyncIterator[bytes]:
+    async def write() -> AsyncGenerator[bytes]:
         reader = asyncio.create_task(read())
         try:
             while (work := await queue.get()) is not None:
@@ -97,16 +99,21 @@ class _Stream(Response):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+    def __init__(self, pieces: AsyncGenerator[bytes]) -> None:
         super().__init__()
         del self.headers["content-length"]
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for piece in self._pieces:
-            message = {"type": "http.response.body", "body": piece, "more_body": True}
-            await asyncio.wait_for(send(message), _MAX_STALL_S)  # a caller may not hold this for ever
+        # Where it returns before the last message, the connection is cut: what was written is not all.
+        async with aclosing(self._pieces) as pieces:
+            try:
+                async for piece in pieces:
+                    message = {"type": "http.response.body", "body": piece, "more_body": True}
+                    await asyncio.wait_for(send(message), _MAX_STALL_S)  # a caller may not hold this for ever
+            except (ClientDisconnect, asyncio.TimeoutError):
+                return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -162,11 +169,12 @@ def _read(line: bytes, number: int) -> _Line:
     try:
         value = orjson.loads(line)
         if isinstance(value, dict):
-            line_id, value = value.get("id", number), value.get("text")
+            line_id = echo(line, value["id"]) if "id" in value else number
+            value = value.get("text")
         check_texts([value])
     except orjson.JSONDecodeError as exc:
         return _Line(line_id, None, InvalidRequest(f"the line is not JSON: {exc}"))
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError) as exc:  # InvalidRequest is a ValueError
         return _Line(line_id, None, InvalidRequest(str(exc).replace("texts[0]", "text")))
     return _Line(line_id, value)
 
@@ -180,13 +188,14 @@ async def _encode(
     out = []
     for line in lines:
         answer: Any = line.error if line.error is not None else next(answers)
-        if isinstance(answer, ServingError):
-            out.append({"id": line.line_id, "error": answer.to_info()})
-            continue
-        rows, is_cut = answer
-        vectors = encoded(convert(rows, dtype), container)
-        cut = {"truncated": True} if is_cut else {}
-        out.append({"id": line.line_id, "embedding": vectors, **cut})
+        try:
+            if isinstance(answer, ServingError):
+                raise answer
+            rows, is_cut = answer
+            found = {"embedding": encoded(convert(rows, dtype), container)}
+            out.append({"id": line.line_id, **found, **({"truncated": True} if is_cut else {})})
+        except ServingError as exc:
+            out.append({"id": line.line_id, "error": exc.to_info()})
     as_line = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     return b"".join(orjson.dumps(each, option=as_line) for each in out)
 
