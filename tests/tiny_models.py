@@ -6,7 +6,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = [
     "the",
@@ -71,6 +77,29 @@ def make_model(folder: Path, model_type: str, *, poison: str | None = None, **op
         model.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids(poison)] = float("nan")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_classifier(folder: Path, family: str, **options: object) -> Path:
+    """Write a random classifier with its tokenizer to the folder; return the folder."""
+    make_model(folder, family)
+    config = AutoConfig.from_pretrained(folder, **options)
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_config(config)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_masked(folder: Path, family: str) -> Path:
+    """Write a random model with a head for masked language modelling."""
+    make_model(folder, family)
+    torch.manual_seed(1)
+    model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder))
+    for name, parameter in model.named_parameters():
+        parameter.data.normal_(1 if "norm" in name.lower() and name.endswith("weight") else 0, 0.1)
+    model.save_pretrained(folder)
     return folder
 
 

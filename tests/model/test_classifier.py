@@ -12,23 +12,11 @@ from bert_serving.server.model_files import ModelError
 from bert_serving.server.worker.encoder import Encoder
 from sentence_transformers import CrossEncoder
 from sentences import sentences
-from tiny_models import FAMILIES, make_model
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from tiny_models import FAMILIES, make_classifier, make_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 TEXTS = sentences(40)
 WITH_HEAD = [family for family in FAMILIES if family != "nomic_bert"]
-
-
-def make_classifier(folder: Path, family: str, **options: object) -> Path:
-    """Write a random classifier with its tokenizer to the folder; return the folder."""
-    make_model(folder, family)
-    config = AutoConfig.from_pretrained(folder, **options)
-    torch.manual_seed(1)
-    model = AutoModelForSequenceClassification.from_config(config)
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.1)
-    model.save_pretrained(folder)
-    return folder
 
 
 def reference(folder: Path) -> torch.Tensor:

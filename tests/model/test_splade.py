@@ -6,28 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from bert_serving.protocol import EncodeOptions
 from bert_serving.server.model_files import ModelError
 from bert_serving.server.worker.compute import Task
 from bert_serving.server.worker.encoder import Encoder
 from sentence_transformers import SparseEncoder
-from tiny_models import make_model
-from transformers import AutoConfig, AutoModelForMaskedLM
+from tiny_models import make_masked, make_model
 
 TEXTS = ["the quick brown fox", "hello world", "a", "one two three four five six " * 8]
 FAMILIES = ["bert", "distilbert", "roberta", "mpnet", "modernbert"]
-
-
-def make_masked(folder: Path, family: str) -> Path:
-    """Write a random model with a head for masked language modelling."""
-    make_model(folder, family)
-    torch.manual_seed(1)
-    model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder))
-    for name, parameter in model.named_parameters():
-        parameter.data.normal_(1 if "norm" in name.lower() and name.endswith("weight") else 0, 0.1)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("family", FAMILIES)

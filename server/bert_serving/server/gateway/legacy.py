@@ -21,7 +21,7 @@ from bert_serving.protocol import (
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from .dialect import Call, Dialect, usage_headers
+from .dialect import Call, Dialect, NotJson, Unprocessable, usage_headers
 from .fields import num_chars
 from .output import Container, Dtype, binary_response, container_for, convert, encoded
 from .service import Service
@@ -195,6 +195,8 @@ class _NotJsonValue:
 
 
 def _error(error: ServingError) -> tuple[int, Any]:
+    if isinstance(error, NotJson | Unprocessable):  # here both are just that
+        error = InvalidRequest(error.message)
     description = {"description": error.message, "type": type(error).__name__, "status": error.http_status}
     return error.http_status, description
 
