@@ -209,6 +209,17 @@ def _complaint(exc: ValidationError) -> InvalidRequest:
 
 
 def _request_body(body: type[BaseModel]) -> dict[str, Any]:
-    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
+    schema = body.model_json_schema()
+    schema = _in_place(schema, schema.pop("$defs", {}))
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _in_place(schema: Any, named: dict[str, Any]) -> Any:
+    """Return a JSON schema with what it refers to by name in the place of the reference."""
+    if isinstance(schema, list):
+        return [_in_place(each, named) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _in_place(named[schema["$ref"].rpartition("/")[2]], named)
+    return {name: _in_place(value, named) for name, value in schema.items()}

@@ -93,7 +93,8 @@ async def classify(call: Call) -> Response:
     logits, reply = await call.service.vectors(body.input, pooling_strategy="LOGITS")
     scores = logits if body.raw_scores else normalized(logits)
     data = label_scores(scores, model.labels)
-    return call.json(list_object(call.service, reply, data, kind="classify"))
+    headers = usage_headers(reply, num_chars(body.input))
+    return call.json(list_object(call.service, reply, data, kind="classify"), headers=headers)
 
 
 def list_object(

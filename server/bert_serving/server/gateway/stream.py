@@ -7,6 +7,7 @@ computed: the body is read no further than the chunks that wait to be written.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from .dialect import Call, Unprocessable
 from .legacy import LEGACY, echo
 from .output import Container, Dtype, convert, encoded
 from .service import Service
+
+log = logging.getLogger(__name__)
 
 PATHS = frozenset({"/encode/stream"})
 
@@ -112,7 +115,10 @@ class _Stream(Response):
                 async for piece in pieces:
                     message = {"type": "http.response.body", "body": piece, "more_body": True}
                     await asyncio.wait_for(send(message), _MAX_STALL_S)  # a caller may not hold this for ever
-            except (ClientDisconnect, asyncio.TimeoutError):
+            except ClientDisconnect:
+                return
+            except asyncio.TimeoutError:
+                log.warning("a caller took nothing of its stream for %g s: cut off", _MAX_STALL_S)
                 return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -175,7 +181,7 @@ def _read(line: bytes, number: int) -> _Line:
     except orjson.JSONDecodeError as exc:
         return _Line(line_id, None, InvalidRequest(f"the line is not JSON: {exc}"))
     except (TypeError, ValueError) as exc:  # InvalidRequest is a ValueError
-        return _Line(line_id, None, InvalidRequest(str(exc).replace("texts[0]", "text")))
+        return _Line(line_id, None, InvalidRequest(str(exc)))
     return _Line(line_id, value)
 
 
@@ -185,19 +191,23 @@ async def _encode(
     """Return the lines that answer the lines."""
     good = [line for line in lines if line.error is None and line.text is not None]
     answers = iter(await _vectors(service, [line.text for line in good if line.text is not None], options))
-    out = []
-    for line in lines:
-        answer: Any = line.error if line.error is not None else next(answers)
-        try:
-            if isinstance(answer, ServingError):
-                raise answer
-            rows, is_cut = answer
-            found = {"embedding": encoded(convert(rows, dtype), container)}
-            out.append({"id": line.line_id, **found, **({"truncated": True} if is_cut else {})})
-        except ServingError as exc:
-            out.append({"id": line.line_id, "error": exc.to_info()})
+    found = [line.error if line.error is not None else next(answers) for line in lines]
+    out = [_answer(line.line_id, answer, container, dtype) for line, answer in zip(lines, found, strict=True)]
     as_line = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     return b"".join(orjson.dumps(each, option=as_line) for each in out)
+
+
+def _answer(line_id: Any, answer: Any, container: Container, dtype: Dtype | None) -> dict[str, Any]:
+    """Return the answer to a line: its vectors and whether it was cut, or an error."""
+    try:
+        if not isinstance(answer, ServingError):  # which is not raised: a traceback would keep all lines alive
+            rows, is_cut = answer
+            cut = {"truncated": True} if is_cut else {}
+            return {"id": line_id, "embedding": encoded(convert(rows, dtype), container), **cut}
+        info = answer.to_info()
+    except ServingError as exc:
+        info = exc.to_info()
+    return {"id": line_id, "error": {**info, "message": info["message"].replace("texts[0]", "text")}}
 
 
 async def _vectors(service: Service, texts: list[Text], options: EncodeOptions) -> list[Any]:
