@@ -56,6 +56,17 @@ $(VENV)/.serve: $(VENV)/.torch pyproject.toml
 	$(PIP) -e '.[server,demo]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.serve
+$(VENV)/.test: $(VENV)/.serve | $(BIN)/promtool
 	$(PIP) -e '.[server,demo,test]'
 	touch $@
+
+# Prometheus' checker of /metrics, out of Debian's package and without root. Elsewhere it is looked for on PATH;
+# where it is missing, its test says so. The second try is for a machine that has no package lists yet.
+$(BIN)/promtool: | $(VENV)/.torch
+	-command -v promtool >/dev/null || { \
+		mkdir -p $(VENV)/apt/lists/partial $(VENV)/apt/cache && cd $(VENV)/apt && \
+		get="apt-get -qq -o APT::Sandbox::User=" && \
+		own="-o Dir::State::Lists=$$PWD/lists -o Dir::Cache=$$PWD/cache" && \
+		{ $$get download prometheus || { $$get $$own update && $$get $$own download prometheus; }; } && \
+		dpkg-deb -x prometheus_*.deb . && mv usr/bin/promtool ../bin/ && rm -rf ../apt; \
+	}

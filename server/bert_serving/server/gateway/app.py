@@ -25,6 +25,7 @@ from bert_serving.client import AsyncBertClient
 from bert_serving.protocol import ServingError
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from ..metrics import GatewayMetrics
@@ -93,7 +94,7 @@ def create_app(service: Service, *, cors: str = "*", on_ready: Callable[[], None
         yield
         await service.client.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its documentation page needs no other host
         title="bert-embedding-service",
         version=own_version(),
         description="Sentences in, vectors out.",

@@ -7,11 +7,11 @@ import uuid
 from typing import Any, Literal
 
 import numpy as np
-from bert_serving.protocol import EncodeReply, Rows, ServingError
+from bert_serving.protocol import EncodeReply, InvalidRequest, Rows, ServingError
 from fastapi import APIRouter, Response
 from pydantic import Field, model_validator
 
-from .dialect import Call, Dialect, usage_headers
+from .dialect import Call, Dialect, Unprocessable, usage_headers
 from .fields import Body, Dimensions, num_chars
 from .output import convert
 from .rerank import RerankBody, rank
@@ -114,7 +114,9 @@ def _meta(reply: EncodeReply, unit: str) -> dict[str, Any]:
 
 
 def _error(error: ServingError) -> tuple[int, Any]:
-    return error.http_status, {"id": str(uuid.uuid4()), "message": error.message}
+    # Like Cohere, 400 for all that the sender got wrong.
+    status = InvalidRequest.http_status if isinstance(error, Unprocessable) else error.http_status
+    return status, {"id": str(uuid.uuid4()), "message": error.message}
 
 
 COHERE = Dialect("Cohere", _error)

@@ -54,9 +54,10 @@ class Call:
     async def raw(self) -> bytes:
         """Return the body, unpacked. Raises NotJson or PayloadTooLarge."""
         body = await self.request.body()
-        if self.request.headers.get("content-encoding", "").lower() == "gzip":
-            return _unzipped(body, self.service.max_body_bytes)
-        return body
+        coding = self.request.headers.get("content-encoding", "identity").lower()
+        if coding not in ("gzip", "identity"):
+            raise NotJson(f"content-encoding must be gzip, got {coding!r:.80}")
+        return _unzipped(body, self.service.max_body_bytes) if coding == "gzip" else body
 
     async def body(self, model: type[_Body]) -> _Body:
         """Return the JSON body as the model has it. Raises NotJson or Unprocessable, which name the field."""
@@ -185,6 +186,8 @@ def _unzipped(body: bytes, max_bytes: int) -> bytes:
         raise PayloadTooLarge(f"the body must have at most {max_bytes} bytes, unpacked")
     if not unpack.eof:
         raise NotJson("the body is no gzip: it ends too early")
+    if unpack.unused_data:
+        raise NotJson("the body is no gzip: something comes after its end")
     return content
 
 
@@ -197,9 +200,12 @@ def _complaint(exc: ValidationError) -> InvalidRequest:
     name = ".".join(map(str, problem["loc"]))
     if problem["type"] == "missing":
         return Unprocessable(f"the body has no {name!r}")
-    if message.startswith(name) or not name:
+    if not name and problem["type"] == "model_type":
+        return Unprocessable("the body must be a JSON object")
+    if not name:
         return Unprocessable(message)
-    return Unprocessable(f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r:.80}")
+    got = "null" if problem["input"] is None else f"{problem['input']!r:.80}"
+    return Unprocessable(f"{name}: {message[0].lower()}{message[1:]}, got {got}")
 
 
 def _request_body(body: type[BaseModel]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def _texts(value: Any) -> list[Any]:
         return [value]
     if isinstance(value, list):
         return [value] if value and type(value[0]) is int else value
-    raise ValueError(f"must be a string, a list of strings, or token ids, got {_kind(value)}")
+    raise ValueError("must be a string, a list of strings, or token ids")
 
 
 def _strings(value: Any) -> list[Any]:
@@ -30,11 +30,7 @@ def _strings(value: Any) -> list[Any]:
         return [value]
     if isinstance(value, list):
         return value
-    raise ValueError(f"must be a string or a list of strings, got {_kind(value)}")
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
+    raise ValueError("must be a string or a list of strings")
 
 
 _STRING_OR_LIST = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}

@@ -21,7 +21,7 @@ from bert_serving.protocol import (
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from .dialect import Call, Dialect, usage_headers
+from .dialect import Call, Dialect, NotJson, Unprocessable, usage_headers
 from .fields import num_chars
 from .output import Container, Dtype, binary_response, container_for, convert, encoded
 from .service import Service
@@ -152,7 +152,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
         "texts": body["texts"],
         "options": options,
         "spans": spans,
-        "id": _echo(raw, body["id"]),
+        "id": echo(raw, body["id"]),
         **{name: _one_of(kinds, name, body.get(name)) for name, kinds in _CHOICES.items()},
     }
 
@@ -170,8 +170,8 @@ def _one_of(kinds: TypeAdapter[Any], name: str, value: Any) -> Any:
         raise InvalidRequest(f"{name}: {exc.errors()[0]['msg']}, got {value!r:.80}") from exc
 
 
-def _echo(raw: bytes, identifier: Any) -> orjson.Fragment:
-    """Return the id as it came in the body, where it was read as `identifier`. Raises InvalidRequest."""
+def echo(raw: bytes, identifier: Any) -> orjson.Fragment:
+    """Return the id as it came in the JSON object, where it was read as `identifier`. Raises InvalidRequest."""
     try:
         is_small = isinstance(identifier, int) and identifier.bit_length() < 64
         if not (is_small or isinstance(identifier, str | None)):
@@ -195,6 +195,8 @@ class _NotJsonValue:
 
 
 def _error(error: ServingError) -> tuple[int, Any]:
+    if isinstance(error, NotJson | Unprocessable):  # here both are just that
+        error = InvalidRequest(error.message)
     description = {"description": error.message, "type": type(error).__name__, "status": error.http_status}
     return error.http_status, description
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bert_serving.protocol import ServingError
+from bert_serving.protocol import InvalidRequest, ServingError
 from fastapi import APIRouter, Response
 
-from .dialect import Call, Dialect, usage_headers
+from .dialect import Call, Dialect, Unprocessable, usage_headers
 from .fields import Body, Dimensions, Strings, num_chars
 from .service import Service
 
@@ -65,7 +65,8 @@ async def tags(call: Call) -> Response:
 
 
 def _error(error: ServingError) -> tuple[int, Any]:
-    return error.http_status, {"error": error.message}
+    status = InvalidRequest.http_status if isinstance(error, Unprocessable) else error.http_status
+    return status, {"error": error.message}
 
 
 OLLAMA = Dialect("Ollama", _error)

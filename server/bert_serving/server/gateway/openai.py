@@ -55,7 +55,7 @@ async def embeddings(call: Call) -> Response:
     body = await call.body(EmbeddingsBody)
     container = container_for(call.request.headers, body.encoding_format)
     rows, reply = await call.service.vectors(body.input, normalize=True, dimensions=body.dimensions)
-    vectors = convert(rows, body.output_dtype)
+    vectors = convert(rows, body.output_dtype or "float32")  # base64 is read as such, -fp16 or not
     headers = usage_headers(reply, num_chars(body.input))
     if (response := binary_response(vectors, container, headers)) is not None:
         return response
@@ -95,7 +95,8 @@ async def classify(call: Call) -> Response:
     logits, reply = await call.service.vectors(body.input, pooling_strategy="LOGITS")
     scores = logits if body.raw_scores else normalized(logits)
     data = label_scores(scores, model.labels)
-    return call.json(list_object(call.service, reply, data, kind="classify"))
+    headers = usage_headers(reply, num_chars(body.input))
+    return call.json(list_object(call.service, reply, data, kind="classify"), headers=headers)
 
 
 def list_object(

@@ -45,7 +45,8 @@ def convert(rows: Rows, dtype: Dtype | None) -> Numbers:
         return np.ascontiguousarray(rows, dtype=dtype)
     if dtype in ("int8", "uint8"):
         largest = np.abs(rows).max(axis=-1, keepdims=True).astype(np.float32)
-        scaled: Numbers = np.rint(rows * (127 / np.maximum(largest, np.finfo(np.float32).tiny))).astype(np.int8)
+        largest[largest == 0] = 1  # of zeros
+        scaled: Numbers = np.rint(rows / largest * 127).astype(np.int8)
         return scaled if dtype == "int8" else (scaled.astype(np.int16) + 128).astype(np.uint8)
     bits: Numbers = np.packbits(rows > 0, axis=-1)
     return bits if dtype == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)

@@ -7,7 +7,9 @@ computed: the body is read no further than the chunks that wait to be written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +27,15 @@ from bert_serving.protocol import (
 )
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from .dialect import Call, Unprocessable
-from .legacy import LEGACY
+from .legacy import LEGACY, echo
 from .output import Container, Dtype, convert, encoded
 from .service import Service
+
+log = logging.getLogger(__name__)
 
 PATHS = frozenset({"/encode/stream"})
 
@@ -74,7 +79,7 @@ async def encode_stream(call: Call) -> Response:
         finally:
             await queue.put(None)
 
-    async def write() -> AsyncIterator[bytes]:
+    async def write() -> AsyncGenerator[bytes]:
         reader = asyncio.create_task(read())
         try:
             while (work := await queue.get()) is not None:
@@ -97,16 +102,24 @@ class _Stream(Response):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+    def __init__(self, pieces: AsyncGenerator[bytes]) -> None:
         super().__init__()
         del self.headers["content-length"]
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for piece in self._pieces:
-            message = {"type": "http.response.body", "body": piece, "more_body": True}
-            await asyncio.wait_for(send(message), _MAX_STALL_S)  # a caller may not hold this for ever
+        # Where it returns before the last message, the connection is cut: what was written is not all.
+        async with aclosing(self._pieces) as pieces:
+            try:
+                async for piece in pieces:
+                    message = {"type": "http.response.body", "body": piece, "more_body": True}
+                    await asyncio.wait_for(send(message), _MAX_STALL_S)  # a caller may not hold this for ever
+            except ClientDisconnect:
+                return
+            except asyncio.TimeoutError:
+                log.warning("a caller took nothing of its stream for %g s: cut off", _MAX_STALL_S)
+                return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -162,12 +175,13 @@ def _read(line: bytes, number: int) -> _Line:
     try:
         value = orjson.loads(line)
         if isinstance(value, dict):
-            line_id, value = value.get("id", number), value.get("text")
+            line_id = echo(line, value["id"]) if "id" in value else number
+            value = value.get("text")
         check_texts([value])
     except orjson.JSONDecodeError as exc:
         return _Line(line_id, None, InvalidRequest(f"the line is not JSON: {exc}"))
-    except (TypeError, ValueError) as exc:
-        return _Line(line_id, None, InvalidRequest(str(exc).replace("texts[0]", "text")))
+    except (TypeError, ValueError) as exc:  # InvalidRequest is a ValueError
+        return _Line(line_id, None, InvalidRequest(str(exc)))
     return _Line(line_id, value)
 
 
@@ -177,18 +191,23 @@ async def _encode(
     """Return the lines that answer the lines."""
     good = [line for line in lines if line.error is None and line.text is not None]
     answers = iter(await _vectors(service, [line.text for line in good if line.text is not None], options))
-    out = []
-    for line in lines:
-        answer: Any = line.error if line.error is not None else next(answers)
-        if isinstance(answer, ServingError):
-            out.append({"id": line.line_id, "error": answer.to_info()})
-            continue
-        rows, is_cut = answer
-        vectors = encoded(convert(rows, dtype), container)
-        cut = {"truncated": True} if is_cut else {}
-        out.append({"id": line.line_id, "embedding": vectors, **cut})
+    found = [line.error if line.error is not None else next(answers) for line in lines]
+    out = [_answer(line.line_id, answer, container, dtype) for line, answer in zip(lines, found, strict=True)]
     as_line = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     return b"".join(orjson.dumps(each, option=as_line) for each in out)
+
+
+def _answer(line_id: Any, answer: Any, container: Container, dtype: Dtype | None) -> dict[str, Any]:
+    """Return the answer to a line: its vectors and whether it was cut, or an error."""
+    try:
+        if not isinstance(answer, ServingError):  # which is not raised: a traceback would keep all lines alive
+            rows, is_cut = answer
+            cut = {"truncated": True} if is_cut else {}
+            return {"id": line_id, "embedding": encoded(convert(rows, dtype), container), **cut}
+        info = answer.to_info()
+    except ServingError as exc:
+        info = exc.to_info()
+    return {"id": line_id, "error": {**info, "message": info["message"].replace("texts[0]", "text")}}
 
 
 async def _vectors(service: Service, texts: list[Text], options: EncodeOptions) -> list[Any]:

@@ -157,7 +157,7 @@ async def embed(call: Call) -> Response:
     rows, reply = await call.service.vectors(
         body.inputs, normalize=body.normalize is not False, dimensions=body.dimensions, **body.options()
     )
-    vectors = convert(rows, body.output_dtype)
+    vectors = convert(rows, body.output_dtype or "float32")
     headers = usage_headers(reply, num_chars(body.inputs))
     response = binary_response(vectors, container, headers)
     return call.json(encoded(vectors, container), headers=headers) if response is None else response
@@ -208,7 +208,8 @@ async def tokenize(call: Call) -> Response:
     body = await call.body(TokenizeBody)
     prompts = (await call.service.model()).prompts
     if body.prompt_name is not None and body.prompt_name not in prompts:
-        raise Unprocessable(f"prompt_name must be one of {', '.join(prompts) or 'none'}, got {body.prompt_name!r}")
+        known = f"it has {', '.join(prompts) or 'none'}"
+        raise Unprocessable(f"prompt_name must be one of the model's prompts; {known}, got {body.prompt_name!r}")
     texts = [prompts.get(body.prompt_name or "", "") + text for text in body.inputs]
     tokenizer = await call.service.tokenizer()
     encodings = await asyncio.to_thread(

@@ -1,0 +1,544 @@
+"""Every way to be wrong, in every dialect: the literal status and body of the answer."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from conftest import Zoo
+from running_server import RunningServer
+from tiny_models import make_model
+
+LONG = "word " * 600
+ADVICE = (
+    "is not in this model's vocabulary of 30522: these ids come from another model's tokenizer. Send the text "
+    "itself, or ids from this server's /tokenize (langchain-openai: check_embedding_ctx_length=False)"
+)
+TOO_LONG = "a text may have 254 tokens and special ones, got 600"
+NO_HEAD = "LOGITS needs a model for sequence classification"
+NO_SPLADE = "SPLADE needs a server that was started with -pooling_strategy SPLADE, or a sparse model"
+SPARSE_ONLY = (
+    "this server gives any number of rows for a text (-pooling_strategy NONE or SPLADE): see /encode, /embed_all "
+    "or /embed_sparse"
+)
+RAGGED = "texts with any number of vectors have no rectangle: ask for JSON, or without ragged"
+FORMATS = "nput should be 'float', 'base64', 'raw' or 'npy', got 'hex'"
+DTYPES = "input should be 'float32', 'float16', 'int8', 'uint8', 'binary' or 'ubinary', got 'int4'"
+KINDS = "input should be 'float', 'int8', 'uint8', 'binary', 'ubinary' or 'base64', got 'int4'"
+FROM_1 = "input should be greater than or equal to 1, got 0"
+NO_BOOL = "input should be a valid boolean, unable to interpret input, got 'maybe'"
+PROMPTS = "prompt_name must be one of the model's prompts; it has query, passage, got 'nope'"
+
+Say = Callable[[int, str], Any]
+
+
+def openai(status: int, message: str) -> Any:
+    code, kind = {
+        401: ("unauthorized", "authentication_error"),
+        413: ("payload_too_large", "invalid_request_error"),
+        503: ("unavailable", "server_error"),
+    }.get(status, ("invalid_request", "invalid_request_error"))
+    inner = {"message": message, "type": kind, "param": None, "code": code}
+    return {"error": inner, "message": message, "type": kind, "code": status}
+
+
+def tei(status: int, message: str) -> Any:
+    kinds = {401: "Unauthorized", 424: "Backend", 503: "Unhealthy"}
+    return {"error": message, "error_type": kinds.get(status, "Validation")}
+
+
+def cohere(_: int, message: str) -> Any:
+    return {"message": message}  # and an id
+
+
+def ollama(_: int, message: str) -> Any:
+    return {"error": message}
+
+
+def legacy(status: int, message: str) -> Any:
+    kinds = {
+        401: "Unauthorized",
+        404: "HTTPException",
+        405: "HTTPException",
+        413: "PayloadTooLarge",
+        503: "Unavailable",
+    }
+    return {"description": message, "type": kinds.get(status, "InvalidRequest"), "status": status}
+
+
+def assert_says(reply: httpx.Response, say: Say, status: int, message: str) -> None:
+    body = reply.json()
+    if say is cohere:
+        assert re.fullmatch("[0-9a-f-]{36}", body.pop("id"))
+    assert (reply.status_code, body) == (status, say(status, message))
+    assert reply.headers["content-type"] == "application/json"
+    assert len(reply.headers["x-request-id"]) == 32
+
+
+#: The route, its dialect, the field with the texts, and the status of a body that can be read but not be used.
+EMBEDDERS: list[tuple[str, Say, str, int]] = [
+    ("/v1/embeddings", openai, "input", 422),
+    ("/embeddings", openai, "input", 422),
+    ("/embed", tei, "inputs", 422),
+    ("/embed_all", tei, "inputs", 422),
+    ("/", tei, "inputs", 422),
+    ("/api/embed", ollama, "input", 400),
+]
+POSTS: list[tuple[str, Say]] = [
+    *((path, say) for path, say, _, _ in EMBEDDERS),
+    ("/classify", openai),
+    *(
+        (path, tei)
+        for path in ("/embed_sparse", "/similarity", "/predict", "/tokenize", "/decode", "/rerank", "/invocations")
+    ),
+    ("/v2/embed", cohere),
+    ("/v2/rerank", cohere),
+    ("/v1/rerank", cohere),
+    ("/api/embeddings", ollama),
+    ("/encode", legacy),
+]
+GETS: list[tuple[str, Say]] = [
+    ("/v1/models", openai),
+    ("/models", openai),
+    ("/info", tei),
+    ("/api/tags", ollama),
+    ("/status/server", legacy),
+    ("/status/client", legacy),
+]
+
+
+@pytest.mark.parametrize(("path", "say"), POSTS)
+@pytest.mark.parametrize("content", [b"not json", b"", b"\xff\xfe", b'{"a": 1', b"[" * 1000])
+def test_a_body_that_is_no_json(zoo: Zoo, path: str, say: Say, content: bytes) -> None:
+    reply = zoo.prompted.http.post(path, content=content)
+    said = re.search(r"the body is not JSON: [^\"]+", reply.text)
+    assert said
+    assert_says(reply, say, 400, said.group())
+
+
+@pytest.mark.parametrize(("path", "say"), POSTS)
+def test_a_packed_body_that_cannot_be_unpacked(zoo: Zoo, path: str, say: Say) -> None:
+    for content, coding, message in (
+        (b"{}", "gzip", "the body is no gzip: Error -3 while decompressing data: incorrect header check"),
+        (gzip.compress(b"{}")[:-1], "gzip", "the body is no gzip: it ends too early"),
+        (b"{}", "br", "content-encoding must be gzip, got 'br'"),
+    ):
+        reply = zoo.prompted.http.post(path, content=content, headers={"Content-Encoding": coding})
+        assert_says(reply, say, 400, message)
+
+
+@pytest.mark.parametrize(("path", "say"), POSTS)
+def test_a_body_that_is_too_large_packed_or_not_announced_or_not(zoo: Zoo, path: str, say: Say) -> None:
+    """A body of 200 MB that fits into 200 kB must not be unpacked either."""
+    http, limit = zoo.prompted.http, 1 << 20
+    whole = b'{"a": "' + b"x" * limit + b'"}'
+    for reply in (http.post(path, content=whole), http.post(path, content=iter([whole[:9], whole[9:]]))):
+        assert_says(reply, say, 413, "the body must have at most 1048576 bytes")
+    reply = http.post(path, content=BOMB, headers={"Content-Encoding": "gzip"})
+    assert_says(reply, say, 413, "the body must have at most 1048576 bytes, unpacked")
+
+
+BOMB = gzip.compress(b'{"a": "' + b"x" * 200_000_000 + b'"}', 1)
+
+
+@pytest.mark.parametrize(("path", "say"), [*POSTS, *GETS])
+def test_a_key_that_is_missing_or_wrong(zoo: Zoo, path: str, say: Say) -> None:
+    method = "GET" if (path, say) in GETS else "POST"
+    for headers in ({}, {"Authorization": "Bearer three"}, {"X-API-Key": "three"}, {"Authorization": "Basic one"}):
+        reply = httpx.request(method, zoo.prompted.running.url + path, headers=headers)
+        assert_says(reply, say, 401, "this server asks for an API key: send Authorization: Bearer <key>")
+        assert reply.headers["www-authenticate"] == "Bearer"
+
+
+def test_any_key_opens_in_any_form_and_some_routes_ask_for_none(zoo: Zoo) -> None:
+    url = zoo.prompted.running.url
+    for headers in (
+        {"Authorization": "Bearer one"},
+        {"Authorization": "bearer two"},
+        {"Authorization": "two"},
+        {"X-API-Key": "one"},
+    ):
+        assert httpx.post(f"{url}/embed", json={"inputs": "a"}, headers=headers).status_code == 200
+    for path in ("/live", "/ready", "/health", "/ping", "/metrics", "/docs", "/openapi.json", "/"):
+        assert httpx.get(url + path).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "say", "field", "status"), EMBEDDERS)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "texts must not be empty"),
+        ("", "texts[0] is an empty string"),
+        (["a", ""], "texts[1] is an empty string"),
+        (["a", 3], "texts[1] must be a string, got int"),
+        ([None], "texts[0] must be a string, got null"),
+        ([1.5], "texts[0] must be a string, got float"),
+        ("a\0b", "texts[0] contains a NUL character"),
+        ([[]], "texts[0] has no token"),
+        ([[1000], [99999]], f"texts[1]: token id 99999 {ADVICE}"),
+        ([[-1]], f"texts[0]: token id -1 {ADVICE}"),
+        ([[2**70]], "texts[0] holds a number that is no token id"),
+        ([[1000], "a"], "texts[1] must be a list of tokens like texts[0], got str"),
+    ],
+)
+def test_texts_that_are_none(
+    zoo: Zoo, path: str, say: Say, field: str, status: int, value: Any, message: str
+) -> None:
+    assert_says(zoo.prompted.http.post(path, json={field: value}), say, status, message)
+
+
+@pytest.mark.parametrize(("path", "say", "field", "status"), EMBEDDERS)
+def test_fields_that_are_missing_or_of_another_type(
+    zoo: Zoo, path: str, say: Say, field: str, status: int
+) -> None:
+    http = zoo.prompted.http
+    kinds = "a string or a list of strings" if say is ollama else "a string, a list of strings, or token ids"
+    if path != "/":  # which reads the shape first
+        assert_says(http.post(path, json={}), say, status, f"the body has no '{field}'")
+        assert_says(http.post(path, json=[]), say, status, "the body must be a JSON object")
+        for value, shown in ((5, "5"), (None, "null"), (True, "True"), ({"a": 1}, "{'a': 1}")):
+            reply = http.post(path, json={field: value})
+            assert_says(reply, say, status, f"{field}: must be {kinds}, got {shown}")
+    reply = http.post(path, content=b'{"%s": "a\\ud800"}' % field.encode())
+    assert_says(
+        reply,
+        say,
+        400,
+        f"the body is not JSON: unexpected end of hex escape at line 1 column {19 + len(field) - 5}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "say", "body", "status", "message"),
+    [
+        *(
+            (path, say, {field: "a", "dimensions": value}, status, f"dimensions{message}, got {value!r}")
+            for path, say, field, status in EMBEDDERS
+            if path != "/embed_all"
+            for value, message in (
+                (-1, f": input should be greater than or equal to {0 if say is openai else 1}"),
+                ("8", ": input should be a valid integer"),
+                (1.5, ": input should be a valid integer"),
+                (385, " must be in 1..384 for this model"),
+            )
+        ),
+        ("/embed", tei, {"inputs": "a", "dimensions": 0}, 422, f"dimensions: {FROM_1}"),
+        ("/v2/embed", cohere, {"texts": ["a"], "output_dimension": 0}, 400, f"output_dimension: {FROM_1}"),
+        (
+            "/v2/embed",
+            cohere,
+            {"texts": ["a"], "output_dimension": 385},
+            400,
+            "dimensions must be in 1..384 for this model, got 385",
+        ),
+        *(
+            (path, say, {field: "a", "encoding_format": "hex"}, 422, f"encoding_format: i{FORMATS}")
+            for path, say, field, _ in EMBEDDERS
+            if path in ("/v1/embeddings", "/embed", "/")
+        ),
+        *(
+            (path, say, {field: "a", "output_dtype": "int4"}, 422, f"output_dtype: {DTYPES}")
+            for path, say, field, _ in EMBEDDERS
+            if path in ("/v1/embeddings", "/embed", "/")
+        ),
+        (
+            "/encode",
+            legacy,
+            {"id": 1, "texts": ["a"], "encoding_format": "hex"},
+            400,
+            f"encoding_format: I{FORMATS}",
+        ),
+        (
+            "/encode",
+            legacy,
+            {"id": 1, "texts": ["a"], "options": {"dimensions": 0}},
+            400,
+            "dimensions must be a whole number from 1, got 0",
+        ),
+        *(
+            (path, tei, {"inputs": "a", "prompt_name": "nope"}, 422, PROMPTS)
+            for path in ("/embed", "/embed_all", "/tokenize", "/")
+        ),
+        (
+            "/similarity",
+            tei,
+            {"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": {"prompt_name": "nope"}},
+            422,
+            PROMPTS,
+        ),
+        ("/encode", legacy, {"id": 1, "texts": ["a"], "options": {"prompt_name": "nope"}}, 400, PROMPTS),
+        *(
+            (path, tei, {"inputs": ["a", LONG], "truncate": False}, 422, f"texts[1]: {TOO_LONG}")
+            for path in ("/embed", "/embed_all", "/")
+        ),
+        (
+            "/similarity",
+            tei,
+            {"inputs": {"source_sentence": "a", "sentences": [LONG]}, "parameters": {"truncate": False}},
+            422,
+            f"texts[1]: {TOO_LONG}",
+        ),
+        ("/v2/embed", cohere, {"texts": [LONG], "truncate": "NONE"}, 400, f"texts[0]: {TOO_LONG}"),
+        ("/api/embed", ollama, {"input": LONG, "truncate": False}, 400, f"texts[0]: {TOO_LONG}"),
+        (
+            "/embed",
+            tei,
+            {"inputs": "a", "truncation_direction": "up"},
+            422,
+            "truncation_direction: input should be 'left' or 'right', got 'up'",
+        ),
+        ("/embed", tei, {"inputs": "a", "normalize": "maybe"}, 422, f"normalize: {NO_BOOL}"),
+        # Cohere
+        ("/v2/embed", cohere, {}, 400, 'the body must have "texts", and some in it'),
+        ("/v2/embed", cohere, {"texts": []}, 400, 'the body must have "texts", and some in it'),
+        ("/v2/embed", cohere, {"texts": [""]}, 400, "texts[0] is an empty string"),
+        ("/v2/embed", cohere, {"texts": ["a\0"]}, 400, "texts[0] contains a NUL character"),
+        ("/v2/embed", cohere, {"texts": "a"}, 400, "texts: input should be a valid array, got 'a'"),
+        ("/v2/embed", cohere, {"texts": ["a", 5]}, 400, "texts.1: input should be a valid string, got 5"),
+        (
+            "/v2/embed",
+            cohere,
+            {"inputs": [{"content": [{"type": "image_url"}]}]},
+            400,
+            "inputs: this server reads text alone",
+        ),
+        ("/v2/embed", cohere, {"texts": ["a"], "embedding_types": ["int4"]}, 400, f"embedding_types.0: {KINDS}"),
+        (
+            "/v2/embed",
+            cohere,
+            {"texts": ["a"], "truncate": "MIDDLE"},
+            400,
+            "truncate: input should be 'NONE', 'START' or 'END', got 'MIDDLE'",
+        ),
+        ("/v2/embed", cohere, [], 400, "the body must be a JSON object"),
+        # similarity, tokenize, decode
+        ("/similarity", tei, {}, 422, "the body has no 'inputs'"),
+        ("/similarity", tei, {"inputs": ["a"]}, 422, "inputs: input should be an object, got ['a']"),
+        ("/similarity", tei, {"inputs": {"sentences": ["a"]}}, 422, "the body has no 'inputs.source_sentence'"),
+        ("/", tei, {"inputs": {"source_sentence": "a"}}, 422, "the body has no 'inputs.sentences'"),
+        (
+            "/similarity",
+            tei,
+            {"inputs": {"source_sentence": "a", "sentences": []}},
+            422,
+            "inputs.sentences must not be empty",
+        ),
+        (
+            "/similarity",
+            tei,
+            {"inputs": {"source_sentence": "", "sentences": ["a"]}},
+            422,
+            "texts[0] is an empty string",
+        ),
+        ("/tokenize", tei, {}, 422, "the body has no 'inputs'"),
+        ("/tokenize", tei, {"inputs": 5}, 422, "inputs: input should be a valid array, got 5"),
+        ("/tokenize", tei, {"inputs": ["a", 5]}, 422, "inputs.1: input should be a valid string, got 5"),
+        ("/decode", tei, {}, 422, "the body has no 'ids'"),
+        ("/decode", tei, {"ids": "a"}, 422, "ids: input should be a valid array, got 'a'"),
+        ("/decode", tei, {"ids": [-1]}, 422, "ids.0.0: input should be greater than or equal to 0, got -1"),
+        ("/decode", tei, {"ids": [2**70]}, 422, f"ids.0.0: input should be less than 4294967296, got {2**70}"),
+        (
+            "/decode",
+            tei,
+            {"ids": [[1000], [99999]]},
+            422,
+            "token id 99999 is not in this model's vocabulary of 30522",
+        ),
+        # a model of another kind
+        ("/rerank", tei, {"query": "a", "texts": ["b"]}, 422, NO_HEAD),
+        ("/", tei, {"query": "a", "texts": ["b"]}, 422, NO_HEAD),
+        ("/v2/rerank", cohere, {"query": "a", "documents": ["b"]}, 400, NO_HEAD),
+        ("/predict", tei, {"inputs": "a"}, 422, NO_HEAD),
+        ("/classify", openai, {"input": "a"}, 422, NO_HEAD),
+        ("/embed_sparse", tei, {"inputs": "a"}, 422, NO_SPLADE),
+        # /encode: tests/service/test_http.py has more
+        ("/encode", legacy, {"texts": ["a"]}, 400, 'the body has no "id"; expected {"id": ..., "texts": [...]}'),
+        ("/encode", legacy, {"id": 1, "texts": [[99999]]}, 400, f"texts[0]: token id 99999 {ADVICE}"),
+        ("/encode", legacy, {"id": 1, "texts": ["a"], "options": {"pooling_strategy": "MEDIAN"}}, 400, None),
+        (
+            "/encode",
+            legacy,
+            {"id": 1, "texts": ["a"], "spans": [[[3, 1]]]},
+            400,
+            "spans[0] must hold [start, end] in characters, start < end, got [3, 1]",
+        ),
+        (
+            "/encode",
+            legacy,
+            {
+                "id": 1,
+                "texts": ["a"],
+                "options": {"pooling_strategy": "NONE", "ragged": True},
+                "encoding_format": "npy",
+            },
+            400,
+            RAGGED,
+        ),
+        ("/api/embeddings", ollama, {}, 400, "the body has no 'prompt'"),
+        ("/api/embeddings", ollama, {"prompt": ""}, 400, "texts[0] is an empty string"),
+    ],
+)
+def test_what_is_asked_for_in_vain(
+    zoo: Zoo, path: str, say: Say, body: Any, status: int, message: str | None
+) -> None:
+    reply = zoo.prompted.http.post(path, json=body)
+    if message is None:
+        message = reply.json()["description"]
+        assert message.startswith("pooling_strategy must be one of auto, NONE, REDUCE_MEAN,")
+        assert message.endswith(", got 'MEDIAN'")
+    assert_says(reply, say, status, message)
+
+
+@pytest.mark.parametrize(
+    ("path", "say", "status"), [("/rerank", tei, 422), ("/v2/rerank", cohere, 400), ("/v1/rerank", cohere, 400)]
+)
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"texts": ["a"]}, "the body has no 'query'"),
+        ({"query": None, "texts": ["a"]}, "query: input should be a valid string, got null"),
+        ({"query": "a"}, 'the body must have "texts" or "documents", and some in it'),
+        ({"query": "a", "texts": []}, 'the body must have "texts" or "documents", and some in it'),
+        ({"query": "", "texts": ["a"]}, "text of texts[0] is an empty string"),
+        ({"query": "a", "texts": ["b", ""]}, "text_pair of texts[1] is an empty string"),
+        ({"query": "a\0", "texts": ["b"]}, "text of texts[0] contains a NUL character"),
+        ({"query": "a", "texts": "b"}, "texts: input should be a valid array, got 'b'"),
+        ({"query": "a", "texts": [5]}, "texts.0: input should be a valid string, got 5"),
+        ({"query": "a", "documents": [{"title": "b"}]}, "documents.0: input should be a valid string, got null"),
+        ({"query": "a", "texts": ["b"], "top_n": 0}, "top_n: input should be greater than or equal to 1, got 0"),
+        (
+            {"query": "a", "texts": [LONG], "truncate": False},
+            "texts[0]: a text may have 509 tokens and special ones, got 601",
+        ),
+    ],
+)
+def test_what_cannot_be_ranked(zoo: Zoo, path: str, say: Say, status: int, body: Any, message: str) -> None:
+    assert_says(zoo.reranker.http.post(path, json=body), say, status, message)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "the body has no 'inputs'"),
+        ({"inputs": ""}, "texts[0] is an empty string"),
+        ({"inputs": [["a", ""]]}, "text_pair of texts[0] is an empty string"),
+        ({"inputs": [[1]]}, "texts[0] must be a string, got int"),
+        ({"inputs": "a\0"}, "texts[0] contains a NUL character"),
+        (
+            {"inputs": 5},
+            "inputs: must be a string, a pair of strings, or a list of lists of one or two strings, got 5",
+        ),
+        (
+            {"inputs": []},
+            "inputs: must be a string, a pair of strings, or a list of lists of one or two strings, got []",
+        ),
+        (
+            {"inputs": ["a", "b", "c"]},
+            "inputs: must be a list of lists for more than one text: [[text], [text, text_pair], ...], "
+            "got ['a', 'b', 'c']",
+        ),
+        (
+            {"inputs": [["a"], ["b", "c"]]},
+            "inputs: must hold either texts or pairs, not both, got [['a'], ['b', 'c']]",
+        ),
+        ({"inputs": [["a", "b", "c"]]}, "inputs: must hold lists of one or two strings, got [['a', 'b', 'c']]"),
+        (
+            {"inputs": LONG, "truncate": False},
+            "texts[0]: a text may have 510 tokens and special ones, got 600",
+        ),
+    ],
+)
+def test_what_cannot_be_predicted(zoo: Zoo, body: Any, message: str) -> None:
+    assert_says(zoo.classifier.http.post("/predict", json=body), tei, 422, message)
+
+
+def test_what_cannot_be_classified(zoo: Zoo) -> None:
+    for body, message in (
+        ({}, "the body has no 'input'"),
+        ({"input": []}, "texts must not be empty"),
+        ({"input": None}, "input: must be a string or a list of strings, got null"),
+        ({"input": [5]}, "texts[0] must be a string, got int"),
+    ):
+        assert_says(zoo.classifier.http.post("/classify", json=body), openai, 422, message)
+
+
+def test_models_of_other_kinds_say_what_they_lack(zoo: Zoo) -> None:
+    reply = zoo.classifier.http.post("/rerank", json={"query": "a", "texts": ["b"]})
+    assert_says(reply, tei, 422, "a reranker has one label, this model has 3: see /predict")
+    for path, say, field, status in EMBEDDERS:
+        if path not in ("/", "/embed_all"):
+            assert_says(zoo.sparse.http.post(path, json={field: "a"}), say, status, SPARSE_ONLY)
+    assert_says(zoo.sparse.http.post("/v2/embed", json={"texts": ["a"]}), cohere, 400, SPARSE_ONLY)
+    assert_says(zoo.sparse.http.post("/predict", json={"inputs": "a"}), tei, 422, NO_HEAD)
+
+
+def test_other_methods_and_paths(zoo: Zoo) -> None:
+    http = zoo.prompted.http
+    for path, _ in POSTS:
+        if path != "/":
+            reply = http.get(path)
+            assert_says(reply, legacy, 405, "Method Not Allowed")
+            assert reply.headers["allow"] == "POST"
+    for path, _ in GETS:
+        assert_says(http.post(path, json={}), legacy, 405, "Method Not Allowed")
+    for path in ("/nope", "/v1/nope"):
+        assert_says(http.post(path, json={}), legacy, 404, "Not Found")
+
+
+def test_while_the_model_loads_routes_that_need_it_say_so(tmp_path: Path) -> None:
+    """A worker that stands still while the gateway serves already; later, -fp16 changes no base64."""
+    folder = make_model(tmp_path, "bert")
+    with RunningServer("-model_dir", folder, "-fp16") as running:
+        worker = _first_worker(running)
+        worker.send_signal(signal.SIGSTOP)
+        running.wait_for("HTTP is ready", 60)
+        with httpx.Client(base_url=running.url, timeout=60) as http:
+            for reply, say in (
+                (http.get("/info"), tei),
+                (http.get("/v1/models"), openai),
+                (http.post("/predict", json={"inputs": "a"}), tei),
+                (http.post("/tokenize", json={"inputs": "a"}), tei),
+                (http.post("/decode", json={"ids": [1]}), tei),
+                (http.post("/", json={"inputs": "a"}), tei),
+                (http.post("/v2/embed", json={"texts": ["a"]}), cohere),
+            ):
+                assert_says(reply, say, 503, "the model is still loading")
+                assert (reply.headers["retry-after"], reply.headers["retry-after-ms"]) == ("1", "1000")
+            assert_says(http.get("/health"), tei, 503, "not every worker is ready")
+            ready = http.get("/ready")
+            assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
+            assert http.get("/live").status_code == 200
+            worker.send_signal(signal.SIGCONT)
+            body = http.post("/v1/embeddings", json={"input": "a", "encoding_format": "base64"}).json()
+            assert len(body["data"][0]["embedding"]) == 4 * -(-64 * 4 // 3)
+            raw = http.post("/encode", json={"id": 1, "texts": ["a"], "encoding_format": "raw"})
+            assert (raw.headers["x-dtype"], len(raw.content)) == ("float16", 128)
+            assert http.get("/info").json()["model_dtype"]
+
+
+def _first_worker(running: RunningServer) -> psutil.Process:
+    """Return the first child that the server spawns to compute."""
+    server, deadline = psutil.Process(running.process.pid), time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = [p for p in server.children() if any("spawn_main" in argument for argument in p.cmdline())]
+        if found:
+            return min(found, key=lambda process: process.pid)
+        time.sleep(0.01)
+    raise AssertionError(running.log)
+
+
+def test_nothing_of_this_was_an_accident(zoo: Zoo) -> None:
+    """No request of this module made a server log a traceback, or hurt it."""
+    for served in (zoo.prompted, zoo.reranker, zoo.classifier, zoo.sparse):
+        assert "Traceback" not in served.running.log
+        assert served.http.get("/ready").json()["status"] == "ready"
+        assert json.loads(served.http.get("/status/server").content)["status"] == 200

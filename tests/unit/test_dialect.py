@@ -1,0 +1,208 @@
+"""The shell around the routes: keys, packed bodies, and complaints in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bert_serving.client import AsyncBertClient
+from bert_serving.protocol import EncodeReply, Overloaded, PayloadTooLarge, Unauthorized, Usage
+from bert_serving.server.gateway.dialect import Call, NotJson, Unprocessable, check_key, usage_headers
+from bert_serving.server.gateway.legacy import LEGACY
+from bert_serving.server.gateway.openai import EmbeddingsBody
+from bert_serving.server.gateway.rerank import RerankBody
+from bert_serving.server.gateway.service import Service
+from bert_serving.server.gateway.tei import EmbedBody, PredictBody, SimilarityBody, TokenizeBody
+from fastapi import Request
+from numpy import zeros
+from pydantic import BaseModel
+from starlette.types import Message
+
+MAX_BYTES = 1000
+
+
+def request_with(body: bytes = b"", **headers: str) -> Request:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    pairs = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
+    return Request({"type": "http", "headers": pairs}, receive)
+
+
+def read(body: bytes, model: type[BaseModel] = EmbedBody, **headers: str) -> Any:
+    service = Service(AsyncBertClient(), "a model", Path("tokenizer.json"), MAX_BYTES)
+    return asyncio.run(Call(request_with(body, **headers), service).body(model))
+
+
+# -- keys ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": "Bearer one"},
+        {"authorization": "bearer  two "},
+        {"authorization": "one"},
+        {"x_api_key": "two"},
+    ],
+)
+def test_any_key_opens_in_any_of_its_forms(headers: dict[str, str]) -> None:
+    check_key(request_with(**headers), ("one", "two"))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": ""},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer "},
+        {"authorization": "Basic one"},
+        {"authorization": "Bearer on"},
+        {"authorization": "Bearer one two"},
+        {"authorization": "Bearer \xff"},
+        {"x_api_key": "Bearer three"},
+    ],
+)
+def test_nothing_else_opens(headers: dict[str, str]) -> None:
+    with pytest.raises(Unauthorized, match="send Authorization: Bearer <key>"):
+        check_key(request_with(**headers), ("one", "two"))
+    check_key(request_with(**headers), ())
+
+
+# -- bodies --------------------------------------------------------------------------------------------
+
+
+def test_a_packed_body_is_unpacked() -> None:
+    body = b'{"inputs": "hello"}'
+    for coding in ("gzip", "GZIP"):
+        assert read(gzip.compress(body), content_encoding=coding).inputs == ["hello"]
+    assert read(body, content_encoding="identity").inputs == ["hello"]
+
+
+@pytest.mark.parametrize(
+    ("body", "coding", "said"),
+    [
+        (b"{}", "gzip", "the body is no gzip: Error -3 while decompressing data: incorrect header check"),
+        (b"", "gzip", "the body is no gzip: it ends too early"),
+        (gzip.compress(b'{"inputs": "hello"}')[:-4], "gzip", "the body is no gzip: it ends too early"),
+        (gzip.compress(b"{") + gzip.compress(b"}"), "gzip", "the body is no gzip: something comes after its end"),
+        (b"{}", "br", "content-encoding must be gzip, got 'br'"),
+    ],
+)
+def test_what_is_packed_in_another_way_is_refused(body: bytes, coding: str, said: str) -> None:
+    with pytest.raises(NotJson) as caught:
+        read(body, content_encoding=coding)
+    assert caught.value.message == said
+
+
+def test_a_body_is_unpacked_up_to_the_limit_and_no_further() -> None:
+    def body_of(size: int) -> bytes:
+        return gzip.compress(b'{"inputs": "' + b"x" * (size - 14) + b'"}')
+
+    assert len(read(body_of(MAX_BYTES), content_encoding="gzip").inputs[0]) == MAX_BYTES - 14
+    for size in (MAX_BYTES + 1, 100_000_000):
+        with pytest.raises(PayloadTooLarge, match="the body must have at most 1000 bytes, unpacked"):
+            read(body_of(size), content_encoding="gzip")
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "said"),
+    [
+        (EmbedBody, b"{}", "the body has no 'inputs'"),
+        (EmbedBody, b"[]", "the body must be a JSON object"),
+        (EmbedBody, b'{"inputs": 5}', "inputs: must be a string, a list of strings, or token ids, got 5"),
+        (EmbedBody, b'{"inputs": null}', "inputs: must be a string, a list of strings, or token ids, got null"),
+        (
+            EmbedBody,
+            b'{"inputs": "a", "dimensions": 0}',
+            "dimensions: input should be greater than or equal to 1, got 0",
+        ),
+        (
+            EmbedBody,
+            b'{"inputs": "a", "dimensions": "8"}',
+            "dimensions: input should be a valid integer, got '8'",
+        ),
+        (
+            EmbedBody,
+            b'{"inputs": "a", "truncation_direction": "up"}',
+            "truncation_direction: input should be 'left' or 'right', got 'up'",
+        ),
+        (EmbeddingsBody, b'{"inputs": "a"}', "the body has no 'input'"),
+        (SimilarityBody, b'{"inputs": {"sentences": ["a"]}}', "the body has no 'inputs.source_sentence'"),
+        (TokenizeBody, b'{"inputs": ["a", 5]}', "inputs.1: input should be a valid string, got 5"),
+        (RerankBody, b'{"query": "a"}', 'the body must have "texts" or "documents", and some in it'),
+        (
+            PredictBody,
+            b'{"inputs": [["a", "b", "c"]]}',
+            "inputs: must hold lists of one or two strings, got [['a'",
+        ),
+    ],
+)
+def test_a_complaint_is_one_line_that_names_the_field(model: type[BaseModel], body: bytes, said: str) -> None:
+    with pytest.raises(Unprocessable) as caught:
+        read(body, model)
+    assert caught.value.message.startswith(said)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("body", [b"", b"not json", b"\xff\xfe", b'{"inputs": "a"', b"[" * 900])
+def test_what_is_no_json_is_said_so(body: bytes) -> None:
+    with pytest.raises(NotJson, match=r"^the body is not JSON: "):
+        read(body)
+
+
+def test_a_long_value_is_not_repeated_whole() -> None:
+    with pytest.raises(Unprocessable) as caught:
+        read(b'{"inputs": "a", "dimensions": "' + b"9" * 500 + b'"}')
+    assert len(caught.value.message) < 200
+
+
+def test_null_is_absent_and_unknown_fields_are_ignored() -> None:
+    nulls = (
+        b'{"inputs": "a", "truncate": null, "truncation_direction": null, "prompt_name": null, "normalize": null,'
+    )
+    body = read(nulls + b' "dimensions": null, "encoding_format": null, "output_dtype": null, "foo": [1]}')
+    assert body.options() == {"truncate": "right", "prompt_name": None}
+    assert read(b'{"inputs": "a", "truncation_direction": "Left"}').options()["truncate"] == "left"
+    assert (
+        read(b'{"inputs": "a", "truncate": false, "truncation_direction": "Left"}').options()["truncate"]
+        == "error"
+    )
+
+
+# -- answers -------------------------------------------------------------------------------------------
+
+
+def test_an_error_says_when_to_come_back() -> None:
+    response = LEGACY.respond(Overloaded("the queue is full", retry_after_ms=1200))
+    assert (response.status_code, response.headers["retry-after"], response.headers["retry-after-ms"]) == (
+        429,
+        "2",
+        "1200",
+    )
+    assert LEGACY.respond(Unauthorized("no")).headers["www-authenticate"] == "Bearer"
+    assert LEGACY.respond(TimeoutError("no answer")).status_code == 503
+
+
+def test_headers_have_the_times_and_what_was_cut() -> None:
+    usage = Usage([3, 4], total_ms=12.4, queue_ms=1.6, tokenize_ms=0.5, compute_ms=9.8)
+    reply = EncodeReply(b"a", b"1", zeros((2, 2)), truncated=[1], usage=usage)
+    assert usage_headers(reply, 11) == {
+        "x-compute-type": "gpu+optimized",
+        "x-compute-characters": "11",
+        "x-compute-tokens": "7",
+        "x-compute-time": "10",
+        "x-total-time": "12",
+        "x-tokenization-time": "0",
+        "x-queue-time": "2",
+        "x-inference-time": "10",
+        "x-truncated-count": "1",
+        "x-truncated": "1",
+    }
+    many = EncodeReply(b"a", b"1", zeros((2, 2)), truncated=list(range(100_000)), usage=usage)
+    assert usage_headers(many, 11)["x-truncated-count"] == "100000"
+    assert len(usage_headers(many, 11)["x-truncated"]) < 2000

@@ -1,0 +1,59 @@
+"""The families of the broker: a series for everything from the start, at zero."""
+
+from __future__ import annotations
+
+from bert_serving.protocol import ServingError
+from bert_serving.server.metrics import ERROR_CODES, WORKER_STATES, BrokerMetrics
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+
+def families(metrics: BrokerMetrics) -> dict[str, Metric]:
+    return {
+        family.name.removeprefix("bert_serving_"): family
+        for family in text_string_to_metric_families(metrics.text())
+    }
+
+
+def test_what_is_measured_has_a_family_from_the_start() -> None:
+    found = families(BrokerMetrics(["worker-0"]))
+    kinds = {
+        "counter": "requests commands texts tokens padding_tokens truncated_texts batches cancelled_requests "
+        "dropped_replies malformed_messages worker_restarts errors subscriptions device_busy_seconds",
+        "gauge": "clients queue_texts queue_age_seconds open_requests workers_ready outbox_bytes worker_state",
+        "histogram": "request_seconds queue_seconds tokenize_seconds compute_seconds batch_texts batch_tokens",
+    }
+    for kind, names in kinds.items():
+        for name in names.split():
+            assert found[name].type == kind, name
+            assert found[name].documentation
+            assert found[name].samples
+
+
+def test_errors_have_a_series_for_each_code() -> None:
+    codes = {cls.code for cls in (ServingError, *_all_subclasses(ServingError))}
+    assert set(ERROR_CODES) == codes
+    found = {sample.labels["code"]: sample.value for sample in families(BrokerMetrics())["errors"].samples}
+    assert found == dict.fromkeys(ERROR_CODES, 0)
+
+
+def test_a_worker_is_in_one_state() -> None:
+    metrics = BrokerMetrics(["worker-0", "worker-1"])
+    metrics.set_worker_state("worker-1", "ready")
+    states = {(s.labels["worker"], s.labels["state"]): s.value for s in families(metrics)["worker_state"].samples}
+    assert {key for key, value in states.items() if value} == {("worker-0", "starting"), ("worker-1", "ready")}
+    assert len(states) == 2 * len(WORKER_STATES)
+    busy = {s.labels["worker"]: s.value for s in families(metrics)["device_busy_seconds"].samples}
+    assert busy == {"worker-0": 0, "worker-1": 0}
+
+
+def test_seconds_are_counted_in_buckets_up_to_minutes() -> None:
+    metrics = BrokerMetrics()
+    for seconds in (0.0009, 0.02, 200, 1000):
+        metrics.latency.observe(seconds)
+    buckets = {s.labels["le"]: s.value for s in families(metrics)["request_seconds"].samples if "le" in s.labels}
+    assert (buckets["0.001"], buckets["0.025"], buckets["300.0"], buckets["+Inf"]) == (1, 2, 3, 4)
+
+
+def _all_subclasses(cls: type) -> set[type]:
+    return {found for sub in cls.__subclasses__() for found in (sub, *_all_subclasses(sub))}
