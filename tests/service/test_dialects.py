@@ -94,7 +94,7 @@ def test_openais_models(http: httpx.Client, path: str) -> None:
         "id": "prompted",
         "object": "model",
         "created": 0,
-        "owned_by": "bert-embedding-service",
+        "owned_by": "infinity",
         "backend": "torch",
         "capabilities": ["embed"],
     }
@@ -270,7 +270,7 @@ def test_teis_info(zoo: Zoo) -> None:
         "model_id": str(zoo.prompted.folder),
         "model_dtype": "float32",
         "served_model_name": "prompted",
-        "model_type": {"embedding": {"pooling": "auto"}},
+        "model_type": {"embedding": {"pooling": "mean"}},
         "max_concurrent_requests": 262_144,
         "max_input_length": 256,
         "max_batch_tokens": 16384,

@@ -59,7 +59,7 @@ WORDS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters=
 TEXTS = (
     st.lists(WORDS, min_size=1)
     | st.lists(st.lists(WORDS, min_size=1), min_size=1)
-    | st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1), min_size=1)
+    | st.lists(st.lists(st.integers(-(2**63) + 1, 2**63 - 1), min_size=1), min_size=1)
     | st.lists(st.fixed_dictionaries({"text": WORDS, "text_pair": WORDS}), min_size=1)
 )
 OPTIONS = st.builds(

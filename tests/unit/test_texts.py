@@ -22,7 +22,7 @@ def test_lists_of_tokens_are_tokenized_texts(texts: list[list[str]]) -> None:
     assert check_texts(texts) is True
 
 
-@given(st.lists(st.lists(st.integers(), min_size=1), min_size=1))
+@given(st.lists(st.lists(st.integers(-(2**63) + 1, 2**63 - 1), min_size=1), min_size=1))
 def test_lists_of_ids_are_tokenized_texts(texts: list[list[int]]) -> None:
     assert check_texts(texts) is True
 
