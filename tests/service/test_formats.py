@@ -15,8 +15,8 @@ import httpx
 import numpy as np
 import pytest
 from bert_serving.server.gateway.output import convert
-from conftest import Zoo
 from running_server import RunningServer
+from zoo import Zoo
 
 TEXTS = ["hello world", "a", "the quick brown fox"]
 LONG = "word " * 600

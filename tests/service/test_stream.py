@@ -16,8 +16,8 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import Served, Zoo
 from running_server import RunningServer
+from zoo import Served, Zoo
 
 MIB = 1 << 20
 
