@@ -66,6 +66,18 @@ def test_labels_have_the_names_of_the_config(tmp_path: Path) -> None:
     assert encoder.encode(["a"], pooling_strategy="CLS_TOKEN", pooling_layer=-1).shape == (1, 64)
 
 
+def test_a_tuned_folder_brings_its_head_and_labels(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "bert")
+    tuned = make_classifier(tmp_path / "tuned", "bert", num_labels=3)
+    expected = encode(tuned, "CLASSIFICATION")
+    rows = encode(base, "CLASSIFICATION", tuned_model_dir=tuned)
+    assert np.abs(rows - expected).max() <= 1e-6
+    encoder = Encoder(base, tuned_model_dir=tuned, device="cpu")
+    assert (encoder.kind, encoder.labels) == ("classifier", ("LABEL_0", "LABEL_1", "LABEL_2"))
+    (tuned / "config.json").unlink()  # the weights alone
+    assert np.abs(encode(base, "CLASSIFICATION", tuned_model_dir=tuned, num_labels=3) - expected).max() <= 1e-6
+
+
 def test_a_head_that_is_missing_stops_the_start(tmp_path: Path) -> None:
     plain = make_model(tmp_path / "plain", "bert")
     with pytest.raises(ModelError, match=r"weights are missing .*: classifier\.bias and 1 more"):

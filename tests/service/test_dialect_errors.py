@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from conftest import Zoo
 from running_server import RunningServer
 from tiny_models import make_model
+from zoo import Zoo
 
 LONG = "word " * 600
 ADVICE = (

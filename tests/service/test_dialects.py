@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import LABELS, PROMPTS, Zoo
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 from transformers import AutoTokenizer
+from zoo import LABELS, PROMPTS, Zoo
 
 TEXTS = ["hello world", "a", "the quick brown fox jumps over the lazy dog", "naïve café 東京"]
 LONG = "word " * 600

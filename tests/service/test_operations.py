@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from conftest import Served, Zoo
 from prometheus_client.parser import text_string_to_metric_families
 from running_server import RunningServer
+from zoo import Served, Zoo
 
 FAMILIES = {
     "requests by route and status": ("bert_serving_http_requests", "bert_serving_http_request_seconds"),

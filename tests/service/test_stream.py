@@ -16,8 +16,8 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import Served, Zoo
 from running_server import RunningServer
+from zoo import Served, Zoo
 
 MIB = 1 << 20
 
@@ -88,7 +88,7 @@ def test_bad_lines_among_good_ones_have_an_error_in_their_place(served: Served) 
         b"{}": "text must be a string, got null",
         b'{"text": ""}': "text is an empty string",
         b'{"text": "a\\u0000"}': "text contains a NUL character",
-        b"[99999]": "text: token id 99999 is not in this model's vocabulary of 256: these ids",
+        b"[99999]": "text: token id 99999 is not in this model's vocabulary of 119: these ids",
     }
     lines = [line for each in bad for line in (b'"good"', each)]
     found = answers(served.http, lines)

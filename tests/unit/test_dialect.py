@@ -192,7 +192,6 @@ def test_headers_have_the_times_and_what_was_cut() -> None:
     usage = Usage([3, 4], total_ms=12.4, queue_ms=1.6, tokenize_ms=0.5, compute_ms=9.8)
     reply = EncodeReply(b"a", b"1", zeros((2, 2)), truncated=[1], usage=usage)
     assert usage_headers(reply, 11) == {
-        "x-compute-type": "gpu+optimized",
         "x-compute-characters": "11",
         "x-compute-tokens": "7",
         "x-compute-time": "10",

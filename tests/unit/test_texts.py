@@ -22,9 +22,15 @@ def test_lists_of_tokens_are_tokenized_texts(texts: list[list[str]]) -> None:
     assert check_texts(texts) is True
 
 
-@given(st.lists(st.lists(st.integers(-(2**63) + 1, 2**63 - 1), min_size=1), min_size=1))
+@given(st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1), min_size=1))
 def test_lists_of_ids_are_tokenized_texts(texts: list[list[int]]) -> None:
     assert check_texts(texts) is True
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**70])
+def test_a_number_beyond_64_bits_is_no_id(number: int) -> None:
+    with pytest.raises(ValueError, match=r"^texts\[1\] holds a number that is no token id$"):
+        check_texts([[1], [2, number]])
 
 
 def test_pairs_are_texts() -> None:

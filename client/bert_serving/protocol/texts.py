@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-_MAX_ID = 2**63 - 1
-
 
 def check_texts(texts: Any) -> bool:
     """Return whether the texts are tokenized, or raise what is wrong with them.
@@ -25,7 +23,7 @@ def check_texts(texts: Any) -> bool:
                 raise ValueError(f"texts[{i}] has no token")
             if set(map(type, tokens)) != {int}:
                 _check_strings(tokens, f"texts[{i}]")
-            elif max(tokens) > _MAX_ID or min(tokens) < -_MAX_ID:  # more than JSON carries to the worker
+            elif not -(2**63) <= min(tokens) <= max(tokens) < 2**63:  # more than JSON carries to the worker
                 raise ValueError(f"texts[{i}] holds a number that is no token id")
         return True
     if isinstance(texts[0], dict):

@@ -82,7 +82,7 @@ async def embed(call: Call) -> Response:
         "response_type": "embeddings_by_type",
         "meta": _meta(reply, "input_tokens"),
     }
-    return call.json(content, headers=usage_headers(reply, num_chars([*body.strings])))
+    return await call.json(content, headers=usage_headers(reply, num_chars([*body.strings])))
 
 
 async def rerank(call: Call) -> Response:
@@ -98,7 +98,7 @@ async def rerank(call: Call) -> Response:
         for i, score in ranking
     ]
     content = {"id": str(uuid.uuid4()), "results": results, "meta": _meta(reply, "input_tokens")}
-    return call.json(content, headers=usage_headers(reply, sum(map(len, body.candidates))))
+    return await call.json(content, headers=usage_headers(reply, sum(map(len, body.candidates))))
 
 
 def _as(kind: EmbeddingType, rows: Rows) -> Any:

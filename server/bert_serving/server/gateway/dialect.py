@@ -6,6 +6,7 @@ goes wrong they raise as a ServingError.
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hmac
 import zlib
@@ -57,7 +58,7 @@ class Call:
         coding = self.request.headers.get("content-encoding", "identity").lower()
         if coding not in ("gzip", "identity"):
             raise NotJson(f"content-encoding must be gzip, got {coding!r:.80}")
-        return _unzipped(body, self.service.max_body_bytes) if coding == "gzip" else body
+        return await asyncio.to_thread(_unzipped, body, self.service.max_body_bytes) if coding == "gzip" else body
 
     async def body(self, model: type[_Body]) -> _Body:
         """Return the JSON body as the model has it. Raises NotJson or Unprocessable, which name the field."""
@@ -66,12 +67,13 @@ class Call:
         except ValidationError as exc:
             raise _complaint(exc) from exc
 
-    def json(self, value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    async def json(self, value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
         """Return a JSON response, packed where it is large and the caller reads gzip."""
         content = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
         headers = headers or {}
         if len(content) >= _MIN_GZIP_BYTES and "gzip" in self.request.headers.get("accept-encoding", ""):
-            content = gzip.compress(content, _GZIP_LEVEL)
+            # In a thread: it takes long, and others are served meanwhile.
+            content = await asyncio.to_thread(gzip.compress, content, _GZIP_LEVEL)
             headers = {**headers, "content-encoding": "gzip", "vary": "Accept-Encoding"}
         return Response(content, status, headers, "application/json")
 
@@ -148,7 +150,6 @@ def usage_headers(reply: EncodeReply, num_chars: int) -> dict[str, str]:
     usage = reply.usage
     assert usage is not None, "the service asks for it"
     headers = {
-        "x-compute-type": "gpu+optimized",  # a constant in TEI too
         "x-compute-characters": str(num_chars),
         "x-compute-tokens": str(sum(usage.num_tokens)),
         "x-compute-time": str(round(usage.tokenize_ms + usage.compute_ms)),

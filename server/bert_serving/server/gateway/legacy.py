@@ -79,12 +79,12 @@ async def encode(call: Call) -> Response:
     elif vectors.ndim == 2:
         result = encoded(vectors, container)
     content = {"id": body["id"], "result": result, **_beside(reply, body["options"]), "status": 200}
-    return call.json(content, headers=headers)
+    return await call.json(content, headers=headers)
 
 
 async def status_server(call: Call) -> Response:
     """Return the server's settings, counters and workers."""
-    return call.json({**await call.service.status(), "status": 200})
+    return await call.json({**await call.service.status(), "status": 200})
 
 
 async def status_client(call: Call) -> Response:
@@ -92,7 +92,7 @@ async def status_client(call: Call) -> Response:
     status = call.service.client.status
     status["identity"] = list(status["identity"])  # a list of integers, as in the original
     status["pending_request"] = sorted(status["pending_request"])
-    return call.json({**status, "status": 200})
+    return await call.json({**status, "status": 200})
 
 
 def error_response(description: str, kind: str, status: int, headers: Mapping[str, str] | None = None) -> Response:

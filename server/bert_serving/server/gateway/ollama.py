@@ -48,20 +48,20 @@ async def embed(call: Call) -> Response:
         "load_duration": 0,
         "prompt_eval_count": sum(reply.usage.num_tokens),
     }
-    return call.json(content, headers=usage_headers(reply, num_chars(body.input)))
+    return await call.json(content, headers=usage_headers(reply, num_chars(body.input)))
 
 
 async def old_embed(call: Call) -> Response:
     """Return a vector for a prompt, as Ollama did before /api/embed: not of unit length."""
     body = await call.body(OldEmbedBody)
     rows, reply = await call.service.vectors([body.prompt])
-    return call.json({"embedding": rows[0]}, headers=usage_headers(reply, len(body.prompt)))
+    return await call.json({"embedding": rows[0]}, headers=usage_headers(reply, len(body.prompt)))
 
 
 async def tags(call: Call) -> Response:
     """Return the one model that is served."""
     name = call.service.model_name
-    return call.json({"models": [{"name": name, "model": name, "details": {"family": "bert"}}]})
+    return await call.json({"models": [{"name": name, "model": name, "details": {"family": "bert"}}]})
 
 
 def _error(error: ServingError) -> tuple[int, Any]:

@@ -63,7 +63,7 @@ async def embeddings(call: Call) -> Response:
         {"object": "embedding", "embedding": vector, "index": i}
         for i, vector in enumerate(encoded(vectors, container))
     ]
-    return call.json(list_object(call.service, reply, data), headers=headers)
+    return await call.json(list_object(call.service, reply, data), headers=headers)
 
 
 async def models(call: Call) -> Response:
@@ -85,7 +85,7 @@ async def models(call: Call) -> Response:
             "batch_size": status["max_batch_size"],
         },
     }
-    return call.json({"object": "list", "data": [entry]})
+    return await call.json({"object": "list", "data": [entry]})
 
 
 async def classify(call: Call) -> Response:
@@ -96,7 +96,7 @@ async def classify(call: Call) -> Response:
     scores = logits if body.raw_scores else normalized(logits)
     data = label_scores(scores, model.labels)
     headers = usage_headers(reply, num_chars(body.input))
-    return call.json(list_object(call.service, reply, data, kind="classify"), headers=headers)
+    return await call.json(list_object(call.service, reply, data, kind="classify"), headers=headers)
 
 
 def list_object(

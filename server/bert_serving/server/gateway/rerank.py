@@ -53,12 +53,12 @@ async def rerank(call: Call) -> Response:
     ranking, reply = await rank(call, body)
     headers = usage_headers(reply, sum(map(len, body.candidates)))
     if body.texts is None:
-        return call.json(infinity_object(call, body, ranking, reply), headers=headers)
+        return await call.json(infinity_object(call, body, ranking, reply), headers=headers)
     found = [
         {"index": i, **({"text": body.texts[i]} if body.return_text else {}), "score": score}
         for i, score in ranking
     ]
-    return call.json(found, headers=headers)
+    return await call.json(found, headers=headers)
 
 
 async def rank(call: Call, body: RerankBody) -> tuple[list[tuple[int, float]], EncodeReply]:

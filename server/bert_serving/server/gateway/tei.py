@@ -160,7 +160,7 @@ async def embed(call: Call) -> Response:
     vectors = convert(rows, body.output_dtype or "float32")
     headers = usage_headers(reply, num_chars(body.inputs))
     response = binary_response(vectors, container, headers)
-    return call.json(encoded(vectors, container), headers=headers) if response is None else response
+    return await call.json(encoded(vectors, container), headers=headers) if response is None else response
 
 
 async def embed_all(call: Call) -> Response:
@@ -169,7 +169,7 @@ async def embed_all(call: Call) -> Response:
     reply = await call.service.encode(
         body.inputs, pooling_strategy="NONE", ragged=True, pairs=False, **body.options()
     )
-    return call.json(by_text(reply), headers=usage_headers(reply, num_chars(body.inputs)))
+    return await call.json(by_text(reply), headers=usage_headers(reply, num_chars(body.inputs)))
 
 
 async def embed_sparse(call: Call) -> Response:
@@ -179,7 +179,7 @@ async def embed_sparse(call: Call) -> Response:
         body.inputs, pooling_strategy="SPLADE", ragged=True, pairs=False, **body.options()
     )
     found = [[{"index": int(i), "value": float(value)} for i, value in rows] for rows in by_text(reply)]
-    return call.json(found, headers=usage_headers(reply, num_chars(body.inputs)))
+    return await call.json(found, headers=usage_headers(reply, num_chars(body.inputs)))
 
 
 async def similarity(call: Call) -> Response:
@@ -190,7 +190,7 @@ async def similarity(call: Call) -> Response:
         raise Unprocessable("inputs.sentences must not be empty")
     options = {} if body.parameters is None else body.parameters.options()
     rows, reply = await call.service.vectors(texts, normalize=True, **options)
-    return call.json(rows[1:] @ rows[0], headers=usage_headers(reply, num_chars(texts)))
+    return await call.json(rows[1:] @ rows[0], headers=usage_headers(reply, num_chars(texts)))
 
 
 async def predict(call: Call) -> Response:
@@ -200,7 +200,7 @@ async def predict(call: Call) -> Response:
     texts, is_single = body.inputs
     logits, reply = await call.service.vectors(texts, pooling_strategy="LOGITS", **body.options())
     found = label_scores(logits if body.raw_scores else normalized(logits), model.labels)
-    return call.json(found[0] if is_single else found, headers=usage_headers(reply, num_chars(texts)))
+    return await call.json(found[0] if is_single else found, headers=usage_headers(reply, num_chars(texts)))
 
 
 async def tokenize(call: Call) -> Response:
@@ -215,7 +215,7 @@ async def tokenize(call: Call) -> Response:
     encodings = await asyncio.to_thread(
         tokenizer.encode_batch, texts, add_special_tokens=body.add_special_tokens is not False
     )
-    return call.json([_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)])
+    return await call.json([_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)])
 
 
 async def decode(call: Call) -> Response:
@@ -226,7 +226,7 @@ async def decode(call: Call) -> Response:
     if foreign := [i for ids in body.ids for i in ids if i >= size]:
         raise Unprocessable(f"token id {foreign[0]} is not in this model's vocabulary of {size}")
     skip = body.skip_special_tokens is not False
-    return call.json(await asyncio.to_thread(tokenizer.decode_batch, body.ids, skip_special_tokens=skip))
+    return await call.json(await asyncio.to_thread(tokenizer.decode_batch, body.ids, skip_special_tokens=skip))
 
 
 async def by_shape(call: Call) -> Response:
@@ -250,7 +250,7 @@ async def info(call: Call) -> Response:
     heads = {"id2label": ids, "label2id": {label: int(i) for i, label in ids.items()}}
     kinds = {"classifier": {"classifier": heads}, "reranker": {"reranker": heads}}
     pooling = "+".join(_POOLINGS.get(name, name.lower()) for name in config["poolings"])
-    return call.json(
+    return await call.json(
         {
             "model_id": config["model_dir"],
             "model_sha": config["revision"],
@@ -279,7 +279,7 @@ async def health(call: Call) -> Response:
     status = await call.service.status()
     if not status["ready"]:
         raise Unavailable("not every worker is ready")
-    return call.json({"status": "ready", "unix": time.time()})  # the time is for Infinity's clients
+    return await call.json({"status": "ready", "unix": time.time()})  # the time is for Infinity's clients
 
 
 def by_text(reply: EncodeReply) -> list[Any]:

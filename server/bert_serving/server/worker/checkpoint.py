@@ -75,7 +75,9 @@ class Checkpoint:
         num_labels: that there must be; None: as many as there are. Raises ModelError as `load`, also for a
         weight of the head or the pooler.
         """
-        model, report = self._load(loader=AutoModelForSequenceClassification)
+        labels = self._tuned_config().get("id2label")
+        count = num_labels if labels is None and self.weights_dir is not None else None
+        model, report = self._load(loader=AutoModelForSequenceClassification, labels=labels, num_labels=count)
         _check_complete(self._weights_dir, report)
         found: int = model.config.num_labels
         if num_labels not in (None, found):
@@ -91,22 +93,40 @@ class Checkpoint:
     @property
     def is_classifier(self) -> bool:
         """Whether the folder says that it is a model for sequence classification."""
-        names = getattr(self._config(), "architectures", None) or []
+        names = self._tuned_config().get("architectures") or getattr(self._config(), "architectures", None) or []
         return any(str(name).endswith("ForSequenceClassification") for name in names)
+
+    def _tuned_config(self) -> dict[str, Any]:
+        """Return the config beside the weights, where they lie in a folder of their own; empty: there is none."""
+        path = None if self.weights_dir is None else self.weights_dir / "config.json"
+        return read_json(path) if path is not None and path.is_file() else {}
 
     @property
     def _weights_dir(self) -> Path:
         return self.weights_dir or self.folder
 
     def _load(
-        self, *, num_layers: int | None = None, loader: Any = AutoModel
+        self,
+        *,
+        num_layers: int | None = None,
+        loader: Any = AutoModel,
+        labels: dict[str, str] | None = None,
+        num_labels: int | None = None,
     ) -> tuple[PreTrainedModel, dict[str, object]]:
-        """Return the model, and which of its weights were not there or did not fit."""
+        """Return the model, and which of its weights were not there or did not fit.
+
+        labels, num_labels: instead of the config's, if given.
+        """
         transformers_logging.set_verbosity_error()  # what matters of its warnings is an error here
         transformers_logging.disable_progress_bar()
         config = self._config()
         if num_layers is not None:
             config.num_hidden_layers = num_layers
+        if num_labels is not None:
+            config.num_labels = num_labels
+        if labels is not None:
+            config.id2label = {int(i): label for i, label in labels.items()}
+            config.label2id = {label: i for i, label in config.id2label.items()}
         try:
             return self._from_pretrained(config, loader)
         except ModelError:
