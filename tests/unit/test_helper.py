@@ -73,6 +73,7 @@ def test_namespace_has_defaults_too() -> None:
     [
         (["-device", "3"], "device_map", [3]),  # example 7 of the original
         (["-num_worker=4"], "num_worker", 4),
+        (["-num", "2"], "num_worker", 2),
         (["-port_in", "7000"], "port", 7000),
         (["-model", "/x"], "model_dir", "/x"),  # an abbreviation of the original's, whatever flags came later
         (["-max_b", "64"], "max_batch_size", 64),

@@ -20,6 +20,9 @@ WIRE_VERSION = "1.10.0"
 #: The options of a request for the vectors of all tokens.
 TOKEN_LEVEL = {"pooling_strategy": "NONE", "ragged": True, "show_tokens": True, "show_offsets": True}
 
+#: Options about the form of a reply, which a method stands for.
+_OF_REPLIES = {"ragged", "show_tokens", "show_offsets", "show_usage"}
+
 
 class Response(NamedTuple):
     """A result. `embedding`: (B, D), or a list of lists; `tokens`: '' where none were sent."""
@@ -86,11 +89,12 @@ def options_of(options: Mapping[str, Any], **always: Any) -> EncodeOptions:
 
     always: what the call itself stands for, and its caller may not choose.
     """
-    if refused := sorted(options.keys() & {"ragged", "show_tokens", "show_offsets"}):
+    if refused := sorted(options.keys() & _OF_REPLIES):
         raise TypeError(f"{refused[0]} is no option of a call; see encode_tokens and encode_spans")
     options = {**options, **always}
-    if unknown := sorted(options.keys() - EncodeOptions.__slots__):
-        raise TypeError(f"encode() has no option {unknown[0]!r}; there are {', '.join(EncodeOptions.__slots__)}")
+    if unknown := sorted(options.keys() - {*EncodeOptions.__slots__}):
+        known = [name for name in EncodeOptions.__slots__ if name not in _OF_REPLIES]
+        raise TypeError(f"encode() has no option {unknown[0]!r}; there are {', '.join(known)}")
     return options_from_json(options)
 
 

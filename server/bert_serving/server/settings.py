@@ -208,8 +208,9 @@ class Settings(BaseSettings):
         return "\n".join(f"{name:>{width}} = {value}" for name, value in rows)
 
 
+# Of the release: num_labels came after it, so that -num was -num_worker.
 _ORIGINAL_FLAGS = {
-    *("model_dir", "tuned_model_dir", "ckpt_name", "config_name", "graph_tmp_dir", "max_seq_len", "num_labels"),
+    *("model_dir", "tuned_model_dir", "ckpt_name", "config_name", "graph_tmp_dir", "max_seq_len"),
     *("pooling_layer", "pooling_strategy", "mask_cls_sep", "no_special_token", "no_position_embeddings", "cors"),
     *("cased_tokenization", "show_tokens_to_client", "fixed_embed_length", "port", "port_out", "http_port", "cpu"),
     *("http_max_connect", "num_worker", "max_batch_size", "priority_batch_size", "xla", "fp16", "device_map"),
