@@ -147,9 +147,10 @@ def test_a_reply_that_is_given_up_is_an_error_and_not_silence() -> None:
     with RunningServer("-outbox_mb", "1") as running, BertClient(**running.wait_ready().ports) as other:
         slow = RawClient(running, rcvhwm=1)
         slow.ask(b"SHOW_CONFIG", b"1", b"0")
-        body = json.dumps(["word"] * 2000).encode()
+        wide = {"pooling_strategy": ["REDUCE_MEAN_MAX"] * 32, "pooling_layer": -1}  # 96 KiB of a text
+        body = json.dumps({"texts": ["word"] * 32, "options": wide}).encode()
         for i in range(2, 52):
-            slow.send(slow.identity, body, b"%d" % i, b"2000")
+            slow.send(slow.identity, body, b"%d" % i, b"32")
         while other.server_status["num_batch"] == 0 or other.server_status["open_requests"] > 0:
             time.sleep(0.1)
         answers = {}
