@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bert_serving.protocol import Text, TextPair
 from bert_serving.server.worker.encoder import Encoder
-from tiny_models import FAMILIES, WORDS, make_model
+from tiny_models import FAMILIES, WORDS, make_classifier, make_masked, make_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -67,6 +68,21 @@ def test_options_give_what_the_cpu_gives(folders: dict[str, Path], dtype: str, f
         rows, expected = (each.encode(batch, **options) for each in (cuda, cpu))  # type: ignore[arg-type]
         assert rows.shape == expected.shape
         assert np.abs(rows - expected).max() <= (1e-5 if dtype == "float32" else 0.05), options
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_heads_give_what_they_give_on_the_cpu(tmp_path: Path, dtype: str) -> None:
+    pairs: list[Text] = [TextPair(text="one two", text_pair=text) for text in texts(50, 40)]
+    for folder, strategy, batch in (
+        (make_classifier(tmp_path / "classifier", "bert", num_labels=3), "LOGITS", pairs),
+        (make_masked(tmp_path / "masked", "bert"), "SPLADE", [*texts(50, 40)]),
+    ):
+        cpu, cuda = (
+            Encoder(folder, device=device, dtype=kind, pooling_strategy=strategy)
+            for device, kind in (("cpu", "float32"), ("cuda:0", dtype))
+        )
+        difference = np.abs(cuda.encode(batch) - cpu.encode(batch)).max()
+        assert difference <= (1e-4 if dtype == "float32" else 0.1), strategy
 
 
 def test_memory_that_runs_out_halves_the_micro_batch(folders: dict[str, Path]) -> None:
