@@ -9,7 +9,6 @@ import sys
 import textwrap
 import time
 from argparse import Namespace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -67,27 +66,22 @@ def test_one_program_may_start_and_close_twelve_servers_with_changed_arguments(t
     assert not (rows[0] == rows[1]).all()
 
 
-def _close_and_linger(server: BertServer, is_over: Connection) -> None:
-    server.close()
-    is_over.send("closed")
-    is_over.recv()
-
-
 def test_a_fork_of_the_program_neither_stops_the_server_nor_keeps_it(tiny: Path) -> None:
     context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
+    is_over = context.Event()
     args = arguments(tiny)
     with BertServer(args) as server:
-        child = context.Process(target=_close_and_linger, args=(server, there))
-        child.start()
-        assert here.recv() == "closed"
+        lingerer, closer = context.Process(target=is_over.wait), context.Process(target=server.close)
+        lingerer.start()
+        closer.start()
+        closer.join(10)
         with BertClient(**ports(args)) as client:
             assert client.encode(["hello world"]).shape == (1, 64)
     assert server._process is not None
     assert server._process.returncode == 0
-    assert child.is_alive()
-    here.send("over")
-    child.join(10)
+    assert lingerer.is_alive()
+    is_over.set()
+    lingerer.join(10)
 
 
 @pytest.mark.parametrize("form", ["namespace", "port", "number"])
