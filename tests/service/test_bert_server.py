@@ -147,6 +147,7 @@ def test_a_program_needs_no_main_guard_and_leaves_nothing_when_it_is_killed(tiny
         fork = ctypes.PyDLL(None).fork()  # one that Python does not know of holds all that is open
         if fork:
             print(fork, flush=True)
+        signal.alarm(60)
         signal.pause()
         """)
     )
