@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 import textwrap
@@ -41,6 +42,8 @@ def test_a_server_is_ready_inside_its_context_and_gone_behind_it(tiny: Path) -> 
     args = arguments(tiny)
     with BertServer(args) as server:
         assert server.is_ready.is_set()
+        with pytest.raises(RuntimeError, match="started once"):
+            server.start()
         with BertClient(**ports(args)) as client:
             assert client.encode(["hello world"]).shape == (1, 64)
     assert not server.is_ready.is_set()
@@ -61,6 +64,24 @@ def test_one_program_may_start_and_close_twelve_servers_with_changed_arguments(t
         server.close()
     assert all((rows[i] == rows[i % 3]).all() for i in range(12))
     assert not (rows[0] == rows[1]).all()
+
+
+def test_a_fork_of_the_program_neither_stops_the_server_nor_keeps_it(tiny: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    is_over = context.Event()
+    args = arguments(tiny)
+    with BertServer(args) as server:
+        lingerer, closer = context.Process(target=is_over.wait), context.Process(target=server.close)
+        lingerer.start()
+        closer.start()
+        closer.join(10)
+        with BertClient(**ports(args)) as client:
+            assert client.encode(["hello world"]).shape == (1, 64)
+    assert server._process is not None
+    assert server._process.returncode == 0
+    assert lingerer.is_alive()
+    is_over.set()
+    lingerer.join(10)
 
 
 @pytest.mark.parametrize("form", ["namespace", "port", "number"])
@@ -114,7 +135,7 @@ def test_a_program_needs_no_main_guard_and_leaves_nothing_when_it_is_killed(tiny
     script = tmp_path / "program.py"
     script.write_text(
         textwrap.dedent(f"""
-        import time
+        import ctypes, signal
         from bert_serving.client import BertClient
         from bert_serving.server import BertServer
         from bert_serving.server.helper import get_args_parser
@@ -123,13 +144,18 @@ def test_a_program_needs_no_main_guard_and_leaves_nothing_when_it_is_killed(tiny
         server = BertServer(args)
         server.start()
         print(BertClient(port={port}, port_out={port_out}).encode(["hello"]).shape, flush=True)
-        time.sleep(60)
+        fork = ctypes.PyDLL(None).fork()  # one that Python does not know of holds all that is open
+        if fork:
+            print(fork, flush=True)
+        signal.alarm(60)
+        signal.pause()
         """)
     )
     program = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     assert program.stdout is not None
     assert program.stdout.readline() == "(1, 64)\n"
-    family = psutil.Process(program.pid).children(recursive=True)
+    fork = psutil.Process(int(program.stdout.readline()))
+    family = [child for child in psutil.Process(program.pid).children(recursive=True) if child != fork]
     assert len(family) >= 2
     program.kill()
     program.wait()
@@ -138,3 +164,4 @@ def test_a_program_needs_no_main_guard_and_leaves_nothing_when_it_is_killed(tiny
     while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in family):
         assert time.monotonic() < deadline, family
         time.sleep(0.1)
+    fork.kill()

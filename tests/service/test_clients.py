@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -401,9 +403,58 @@ def test_the_default_connect_timeout_is_at_most_ten_seconds() -> None:
     assert time.monotonic() - start < 11
 
 
-def test_swapped_ports_are_an_error_that_says_so(server: RunningServer) -> None:
-    with pytest.raises(TimeoutError, match="are port and port_out right"):
-        BertClient(port=server.port_out, port_out=server.port, connect_timeout=1500)
+@pytest.mark.parametrize(
+    ("port", "port_out", "trouble"),
+    [
+        ("port_out", "port", "what answers at port_out is something else; .* swapped"),
+        ("port_out", "port_out", "port takes no requests"),
+        ("nobody", "port_out", "port takes no requests"),
+        ("port", "nobody", "nobody answers at port_out"),
+    ],
+)
+def test_a_wrong_port_is_an_error_that_says_which(
+    server: RunningServer, port: str, port_out: str, trouble: str
+) -> None:
+    ports = server.ports | {"nobody": free_ports(1)[0]}
+    addresses = rf"localhost:{ports[port]} \(port\), localhost:{ports[port_out]} \(port_out\)"
+    with pytest.raises(TimeoutError, match=f"{addresses}: {trouble}"):
+        BertClient(port=ports[port], port_out=ports[port_out], connect_timeout=1500)
+
+
+@pytest.mark.parametrize("kind", [BertClient, ConcurrentBertClient])
+def test_a_signal_handler_may_close_the_client_whose_call_it_interrupts_and_do_no_more(
+    client: BertClient, kind: type[BertClient]
+) -> None:
+    options = {"max_concurrency": 1} if kind is ConcurrentBertClient else {}
+    client.encode(["the context is there"])
+    before = num_files()
+    refusals = []
+
+    def handle(*_: object) -> None:
+        with pytest.raises(RuntimeError, match="a signal handler") as refusal:
+            interrupted.encode(TEXTS)
+        refusals.append(refusal)
+        interrupted.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        port = silent.getsockname()[1]
+        interrupted = kind(ip="127.0.0.1", port=port, port_out=port, ignore_all_checks=True, **options)  # type: ignore[arg-type]
+        previous = signal.signal(signal.SIGUSR1, handle)
+        try:
+            accepted = pool.submit(lambda: (silent.accept()[0].close(), _interrupt_the_main_thread()))
+            with pytest.raises(ConnectionError, match="closed"):
+                interrupted.encode(TEXTS)
+            accepted.result()
+        finally:
+            signal.signal(signal.SIGUSR1, previous)
+    assert len(refusals) == 1
+    wait_for_files(before)
+
+
+def _interrupt_the_main_thread() -> None:
+    ident = threading.main_thread().ident
+    assert ident is not None
+    signal.pthread_kill(ident, signal.SIGUSR1)
 
 
 def test_a_timeout_holds_and_the_late_reply_is_forgotten(server: RunningServer, vectors: np.ndarray) -> None:
@@ -430,6 +481,13 @@ def num_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def wait_for_files(count: int) -> None:
+    deadline = time.monotonic() + 5
+    while num_files() > count:  # ZeroMQ closes in the background
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_many_clients_in_one_process_need_six_files_each_and_give_them_back(
     client: BertClient, server: RunningServer
 ) -> None:
@@ -440,10 +498,7 @@ def test_many_clients_in_one_process_need_six_files_each_and_give_them_back(
     assert num_files() - before <= 20 * 6
     for each in clients:
         each.close()
-    deadline = time.monotonic() + 5
-    while num_files() > before:  # ZeroMQ closes in the background
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_files(before)
 
 
 def test_ten_threads_of_a_concurrent_client_need_as_many_files_as_one(

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import bert_serving.client
+import numpy as np
 import pytest
 from bert_serving.client import BertClient, ConcurrentBertClient
 from old_client import run_with
 from running_server import RunningServer
 from tensor_bundles import GOOGLE_BERT
-from tiny_models import make_model
+from tiny_models import make_classifier, make_model
 
 SCRIPT = """
 import json, sys
@@ -206,12 +207,14 @@ def test_the_old_clients_calls_return_warn_and_raise_as_they_did(
 
 FLAGS_SCRIPT = """
 import json, sys, warnings
-from bert_serving.client import BertClient
+import numpy as np
+from bert_serving.client import BertClient, ConcurrentBertClient
 ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=20000)
 found = {}
 with BertClient(**ports) as bc:
     config = bc.server_config
     found["config"] = [config[key] for key in ("max_seq_len", "show_tokens_to_client", "pooling_strategy")]
+    found["batches"] = [config[key] for key in ("num_worker", "max_batch_size", "priority_batch_size")]
     for name, texts in (
         ("plain", ["one two three", "a"]),
         ("pair", ["one two ||| three"]),
@@ -229,6 +232,28 @@ with BertClient(**ports) as bc:
         found[name + " rows"] = rows.reshape(-1, rows.shape[-1]).any(axis=1).tolist()
         found[name + " sums"] = rows.reshape(-1, rows.shape[-1]).sum(axis=1).round(3).tolist()
         found[name + " warnings"] = len(seen)
+
+    plain, *turned = ["one two three", "a"], "one three two", "two one three"
+    rows = bc.encode(plain)
+    def is_same(each):
+        return each.shape == rows.shape and each.dtype == rows.dtype and bool(np.abs(each - rows).max() < 0.02)
+
+    def send():
+        for _ in range(3):
+            bc.encode(plain, blocking=False)
+
+    send()
+    found["fetch"] = [is_same(each.embedding) for each in bc.fetch()]
+    send()
+    found["fetch_all"] = [is_same(each) for each in bc.fetch_all()]
+    send()
+    found["concat"] = [is_same(each) for each in np.split(bc.fetch_all(concat=True), 3)]
+    found["async"] = [is_same(each.embedding) for each in bc.encode_async(iter([plain] * 3), delay=0.1)]
+    found["status"] = bc.server_status["statistic"]["num_data_request"] > 12
+    one, other = bc.encode(turned)
+    found["order matters"] = bool(np.abs(one - other).max() > 0.02)
+with ConcurrentBertClient(max_concurrency=2, **ports) as pool:
+    found["concurrent"] = [is_same(pool.encode(plain)) for _ in range(3)]
 print(json.dumps(found))
 """
 
@@ -238,8 +263,12 @@ print(json.dumps(found))
     [
         (
             "tiny",
-            ["-pooling_strategy", "NONE", "-mask_cls_sep", "-max_seq_len", "NONE"],
+            [
+                *("-pooling_strategy", "NONE", "-mask_cls_sep", "-max_seq_len", "NONE"),
+                *("-num_worker", "2", "-priority_batch_size", "1"),
+            ],
             {
+                "batches": [2, 256, 1],
                 "plain": [[2, 5, 64], "float32", None],
                 "plain rows": [False, True, True, True, False, False, True] + [False] * 3,
                 "plain warnings": 1,  # that the server tells no limit, as the original's
@@ -249,17 +278,39 @@ print(json.dumps(found))
         ),
         (
             "tiny",
-            ["-pooling_strategy", "CLS_POOLED", "-fp16"],
-            {"config": [512, False, 6], "plain": [[2, 64], "float16", None], "pair": [[1, 64], "float16", None]},
+            ["-pooling_strategy", "CLS_POOLED", "-fp16", "-max_batch_size", "1"],
+            {
+                "config": [512, False, 6],
+                "batches": [1, 1, 16],
+                "plain": [[2, 64], "float16", None],
+                "pair": [[1, 64], "float16", None],
+                "order matters": True,
+            },
         ),
         (
             "tiny",
-            ["-pooling_strategy", "REDUCE_MEAN_MAX", "-pooling_layer", "-1", "-2", "-cased_tokenization"],
-            {"config": [512, False, 3], "plain": [[2, 256], "float32", None]},
+            [
+                *("-pooling_strategy", "REDUCE_MEAN_MAX", "-pooling_layer", "-1", "-2"),
+                *("-cased_tokenization", "-no_position_embeddings"),
+            ],
+            {"config": [512, False, 3], "plain": [[2, 256], "float32", None], "order matters": False},
         ),
         (
-            "google",
-            ["-pooling_strategy", "CLASSIFICATION", "-num_labels", "3"],
+            "tiny",
+            ["-pooling_strategy", "REDUCE_MAX", "FIRST_TOKEN", "LAST_TOKEN"],
+            {"config": [512, False, None], "plain": [[2, 192], "float32", None]},
+        ),
+        (
+            "one label",
+            ["-pooling_strategy", "REGRESSION"],
+            {"config": [512, False, 8], "plain": [[2, 1], "float32", None]},
+        ),
+        (
+            "tuned",
+            [
+                *("-pooling_strategy", "CLASSIFICATION", "-num_labels", "3"),
+                *("-config_name", "my_config.json", "-ckpt_name", "my.ckpt-343"),
+            ],
             {
                 "config": [24, False, 7],
                 "plain": [[2, 3], "float32", None],
@@ -288,18 +339,46 @@ print(json.dumps(found))
             },
         ),
     ],
-    ids=["NONE masked", "CLS_POOLED", "layers", "CLASSIFICATION", "NONE fixed"],
+    ids=["NONE masked", "CLS_POOLED", "layers", "tokens", "REGRESSION", "CLASSIFICATION", "NONE fixed"],
 )
 def test_the_old_client_gets_what_each_flag_gave_it(
     old_python: Path, tmp_path: Path, model: str, flags: list[str], expected: dict[str, object]
 ) -> None:
-    folder = GOOGLE_BERT if model == "google" else make_model(tmp_path / "model", "bert")
-    with RunningServer("-model_dir", folder, "-cpu", *flags) as server:
+    with RunningServer(*_model_flags(model, tmp_path), "-cpu", *flags) as server:
         server.wait_ready()
         found = run_with(old_python, FLAGS_SCRIPT, server.ports, tmp_path)
         with BertClient(**server.ports) as ours:
             assert [ours.length_limit, ours.token_info_available] == found["config"][:2]
+            if "FIRST_TOKEN" in flags:
+                _check_three_strategies(ours)
     assert {key: found[key] for key in expected} == expected
+    calls = ("fetch", "fetch_all", "concat", "async", "concurrent")
+    assert {key: found[key] for key in calls} == dict.fromkeys(calls, [True] * 3)
+    assert found["status"]
+
+
+def _model_flags(model: str, folder: Path) -> list[object]:
+    if model == "tiny":
+        return ["-model_dir", make_model(folder / "model", "bert")]
+    if model == "one label":
+        return ["-model_dir", make_classifier(folder / "model", "bert", num_labels=1)]
+    if model == "google":
+        return ["-model_dir", GOOGLE_BERT]
+    base, tuned = folder / "base", folder / "tuned"
+    for path in (base, tuned):
+        path.mkdir()
+    (base / "my_config.json").symlink_to(GOOGLE_BERT / "bert_config.json")
+    (base / "vocab.txt").symlink_to(GOOGLE_BERT / "vocab.txt")
+    for end in ("index", "data-00000-of-00001"):
+        (tuned / f"my.ckpt-343.{end}").symlink_to(GOOGLE_BERT / f"bert_model.ckpt.{end}")
+    return ["-model_dir", base, "-tuned_model_dir", tuned]
+
+
+def _check_three_strategies(client: BertClient) -> None:
+    for text in ("one two three", "a"):
+        (row,) = client.encode([text])
+        (tokens,) = client.encode([text], pooling_strategy="NONE")
+        assert np.abs(row - np.concatenate([tokens.max(axis=0), tokens[0], tokens[-1]])).max() < 0.02
 
 
 CLONES_SCRIPT = """

@@ -43,6 +43,7 @@ class ConcurrentBertClient(BertClient):
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
+        self._line.refuse_reentry()  # before it waits for a turn that its own thread may hold
         turns = self._turns  # a fork gives the child others
         try:
             turns.get(timeout=self.timeout / 1000 if self.timeout >= 0 else None)

@@ -54,7 +54,8 @@ class Connection:
         self._sender_address, self._receiver_address = f"{host}:{port}", f"{host}:{port_out}"
         self.num_losses = 0
         self._can_send = self._can_receive = False
-        self._failures: dict[str, str] = {}
+        self._sender_trouble = "port takes no requests; are port and port_out right?"
+        self._receiver_trouble = "nobody answers at port_out"
         self._patience_s, self._connect_again_at = _SENDER_PATIENCE_S[0], 0.0
         self._sender = _open(zmq.PUSH, ip)
         # A request is handed to a live connection or not at all: it must not surface after a restart.
@@ -79,12 +80,9 @@ class Connection:
     @property
     def trouble(self) -> str:
         """What keeps the line from being whole, for an error message."""
-        noted = {self._sender_address: self._can_send, self._receiver_address: self._can_receive}
-        return ", ".join(
-            f"{address} ({self._failures.get(address, 'nobody answers')})"
-            for address, is_whole in noted.items()
-            if not is_whole
-        )
+        # In this order, for the sender is not tried before the receiver has found the server.
+        what = self._sender_trouble if self._can_receive else self._receiver_trouble
+        return f"{self._sender_address} (port), {self._receiver_address} (port_out): {what}"
 
     @property
     def descriptors(self) -> list[int]:
@@ -112,7 +110,7 @@ class Connection:
             return
         if could_send:
             self.num_losses += 1
-            self._failures[self._sender_address] = "the connection broke"
+            self._sender_trouble = "the connection to port broke"
         if self._can_receive and now >= self._connect_again_at:
             with suppress(zmq.ZMQError):  # that there is nothing left of the last attempt
                 self._sender.disconnect(f"tcp://{self._sender_address}")
@@ -140,10 +138,10 @@ class Connection:
             return
         if self._can_receive:
             self.num_losses += 1
-            self._failures[self._receiver_address] = "the connection broke"
+            self._receiver_trouble = "the connection to port_out broke"
         else:
-            self._failures[self._receiver_address] = (
-                "what answers is not this service; are port and port_out right?"
+            self._receiver_trouble = (
+                "what answers at port_out is something else; are port and port_out right, or swapped?"
             )
         self._can_receive = False
 

@@ -3,13 +3,18 @@
 It has no thread of its own: whoever waits for a reply receives for everybody, and the others wait for him.
 All state is guarded by `_changed`, except the receiving side of the connection: it belongs to who set
 `_is_receiving`.
+
+A signal handler may interrupt a call and use the line again in the same thread. Of the call that waits below it
+nothing can be had, neither the lock nor the connection: such a request is refused, and `close` leaves it to that
+call to drop the connection.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 from bert_serving.protocol import Frames, Reply, Unavailable
@@ -32,26 +37,47 @@ class Line:
         self._session = session
         self._ip, self._port, self._port_out = ip, port, port_out
         self._changed = threading.Condition(threading.Lock())
+        self._inside: set[int] = set()  # the threads that are in one of the calls below
         self._is_receiving = False
         self._connection: Connection | None = None
         self._num_losses = 0
         self.is_closed = False
 
     def close(self) -> None:
-        """Drop the connection. Calls of other threads that still wait raise Unavailable."""
-        with self._changed:
-            if self.is_closed:
-                return
-            self.is_closed = True
+        """Drop the connection. Calls that still wait raise Unavailable."""
+        self.is_closed = True
+        if threading.get_ident() in self._inside:
+            return
+        with self._entered():
             self._changed.wait_for(lambda: not self._is_receiving)
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
             self._changed.notify_all()
+
+    def refuse_reentry(self) -> None:
+        """Raise RuntimeError in a signal handler that interrupted a call of this line."""
+        if threading.get_ident() in self._inside:
+            raise RuntimeError(
+                "a signal handler cannot use the client whose call it interrupted, only close it; use another"
+            )
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """Hold the lock; the last to leave a line that was closed drops its connection."""
+        self.refuse_reentry()
+        try:
+            self._inside.add(threading.get_ident())
+            with self._changed:
+                try:
+                    yield
+                finally:
+                    if self.is_closed and not self._is_receiving and self._connection is not None:
+                        self._connection.close()
+                        self._connection = None
+        finally:
+            self._inside.discard(threading.get_ident())
 
     def send(self, make: Callable[[float], tuple[int, Frames]], deadline: float) -> int:
         """Send the request that `make` gives, over a connection that is whole; return its id."""
-        with self._changed:
+        with self._entered():
             if self.is_closed:
                 raise Unavailable("this client is closed")
             connection = self._connect()
@@ -80,13 +106,13 @@ class Line:
 
     def put_back(self, replies: list[tuple[int, Reply]]) -> None:
         """Make replies that were taken fetchable again."""
-        with self._changed:
+        with self._entered():
             for request_id, reply in replies:
                 self._session.put_back(request_id, reply)
 
     def wait(self, done: Callable[[], _T | None], deadline: float) -> _T:
         """Return what `done` returns once that is not None. Raises TimeoutError at the deadline."""
-        with self._changed:
+        with self._entered():
             while True:
                 if self.is_closed:
                     raise Unavailable("this client is closed")

@@ -74,6 +74,7 @@ class BertClient:
     length_limit: the server's max_seq_len (tokens), or 0 if it was not asked (check_length).
     token_info_available: whether every reply carries tokens, unasked; False if it was not asked.
 
+    A signal handler that interrupts a call may close the client; any other call of its there is a RuntimeError.
     Raises TimeoutError if nobody answers at these ports, Unavailable (a ConnectionError) if the server
     dies while it is asked, and other ServingErrors as the server sends them.
 
@@ -135,7 +136,7 @@ class BertClient:
         return f"<{type(self).__name__} {self.ip}:{self.port} {self._session!r}>"
 
     def close(self) -> None:
-        """Drop the connection. Calls of other threads that still wait raise Unavailable."""
+        """Drop the connection. Calls that still wait raise Unavailable."""
         self._line.close()
 
     # -- vectors ---------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ except ImportError:
 
 
 _COMMANDS = {command.value: command for command in Command}
-MAX_IDENTITY_BYTES = 128
+MAX_IDENTITY_BYTES = 255  # as ZeroMQ allows for its own; a server holds some of each, so there must be a limit
 _MAX_NUMBER_DIGITS = 20
 _MAX_DEADLINE_MS = 2**53
 

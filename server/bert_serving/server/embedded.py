@@ -3,8 +3,9 @@
     the program       BertServer, a thread: starts the process, waits for its end
     the process       main: the supervisor, as bert-serving-start has it
 
-They share a pipe each way. The process says "ready", or why it cannot be; it stops when its standard input
-ends, so that it never outlives the program, however that came to its end.
+They share a pipe each way. The process says "ready", or why it cannot be. It stops at a byte behind its settings,
+and when the pipe ends or its parent is another, so that it never outlives the program, however that came to its
+end: forks of the program may hold the pipe open.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import io
 import json
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from contextlib import suppress
 from typing import IO, Any
 
@@ -26,7 +29,19 @@ from .settings import Settings
 log = logging.getLogger(__name__)
 
 _READY = b"ready\n"
+_STOP = b"\n"
 _CLOSE_S = 15.0
+_ORPHAN_POLL_S = 1.0
+
+_servers: weakref.WeakSet[BertServer] = weakref.WeakSet()
+
+
+def _leave_all() -> None:
+    for server in list(_servers):
+        server._after_fork()
+
+
+os.register_at_fork(after_in_child=_leave_all)
 
 
 class BertServer(threading.Thread):
@@ -57,6 +72,7 @@ class BertServer(threading.Thread):
         self._has_begun = threading.Event()  # to serve, or to fail
         self._process: subprocess.Popen[bytes] | None = None
         self._trouble = ""
+        _servers.add(self)
 
     def __enter__(self) -> BertServer:
         self.start()
@@ -71,7 +87,9 @@ class BertServer(threading.Thread):
         self.close()
 
     def start(self) -> None:
-        """Start the server; `is_ready` says when it serves."""
+        """Start the server; `is_ready` says when it serves. Raises RuntimeError the second time."""
+        if self.ident is not None:
+            raise RuntimeError("a BertServer can be started once; make another one")
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
@@ -111,14 +129,22 @@ class BertServer(threading.Thread):
         if process is None:
             return
         assert process.stdin is not None
-        with suppress(OSError):
-            process.stdin.close()
+        if not process.stdin.closed:
+            with suppress(OSError):  # it has ended already
+                process.stdin.write(_STOP)
+                process.stdin.close()
         try:
             process.wait(_CLOSE_S)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
         if self.is_alive():
             self.join()
+
+    def _after_fork(self) -> None:
+        """In the child: the server belongs to the parent, so `close` does nothing here."""
+        process, self._process = self._process, None
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
 
     @staticmethod
     def shutdown(
@@ -143,11 +169,12 @@ class BertServer(threading.Thread):
 
 
 def main() -> int:
-    """Serve with the settings in the first line of standard input until that ends; the other process."""
+    """Serve with the settings in the first line of standard input until told to stop; the other process."""
     from .child import set_up_logging
     from .supervisor import StartError, Supervisor, resolve, token_rows
 
-    # Without a buffer: the thread that waits for the end of it would hold the buffer's lock for ever.
+    parent = os.getppid()
+    # Without a buffer, which could hold what `select` is to see.
     control, report = io.FileIO(0), sys.stdout.buffer
     asked = Settings(**json.loads(control.readline()))
     set_up_logging("server", verbose=asked.verbose)
@@ -158,7 +185,7 @@ def main() -> int:
         supervisor = Supervisor(
             settings, token_rows=token_rows(asked, settings), on_ready=lambda: _say(report, _READY)
         )
-        threading.Thread(target=_stop_at_end, args=(control, supervisor), daemon=True).start()
+        threading.Thread(target=_stop_when_told, args=(control, parent, supervisor), daemon=True).start()
         with supervisor.stop_on_signals():
             supervisor.run()
     except StartError as exc:
@@ -168,8 +195,8 @@ def main() -> int:
     return 0
 
 
-def _stop_at_end(control: io.FileIO, supervisor: Any) -> None:
-    while control.read(1024):
+def _stop_when_told(control: io.FileIO, parent: int, supervisor: Any) -> None:
+    while os.getppid() == parent and not select.select([control], [], [], _ORPHAN_POLL_S)[0]:
         pass
     supervisor.request_stop()
 
