@@ -152,6 +152,7 @@ def main() -> None:
             "model_name": "double",
             "tokenizer_path": "",
             "api_keys": (),
+            "drain_timeout_s": 1.0,
         }
         children = [start(run_broker, settings, endpoint), start(run_double, endpoint)]
         gateways = []

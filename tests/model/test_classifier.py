@@ -110,7 +110,11 @@ def test_a_model_without_a_head_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
 def test_pairs_are_ranked_as_by_sentence_transformers_cross_encoder(tmp_path: Path, family: str) -> None:
     folder = make_classifier(tmp_path, family, num_labels=1)
-    pairs = [(TEXTS[0], text) for text in TEXTS[1:]] + [("a ||| b", "word " * 600), ("word " * 600, "a")]
+    pairs = [(TEXTS[0], text) for text in TEXTS[1:]] + [
+        ("a ||| b", "word " * 600),
+        ("word " * 600, "a"),
+        ("a", " "),
+    ]
     expected = CrossEncoder(str(folder), max_length=512, device="cpu").predict(pairs)
     encoder = Encoder(folder, device="cpu", dtype="float32")
     assert encoder.kind == "reranker"

@@ -131,3 +131,14 @@ def test_a_pair_may_hold_any_characters(demo_model: Path) -> None:
     assert isinstance(mine, TokenizedText)
     expected = whole("a ||| b\nc", "d ||| e")
     assert (mine.ids, mine.sequences[0].type_ids) == (expected["input_ids"], expected["token_type_ids"])
+
+
+@pytest.mark.parametrize("do_lower_case", [False, True])
+def test_the_saved_tokenizer_gives_the_same_ids(tmp_path: Path, do_lower_case: bool) -> None:
+    tokenizer = Tokenizer(_train(tmp_path, "Unigram"), max_seq_len=64, do_lower_case=do_lower_case)
+    tokenizer.save(tmp_path / "saved.json")
+    saved = RustTokenizer.from_file(str(tmp_path / "saved.json"))
+    texts = ["Hello World", "EMBEDDING \u0130stanbul", "a </s> b"]
+    for text, mine in zip(texts, tokenizer(texts), strict=True):
+        assert isinstance(mine, TokenizedText)
+        assert saved.encode(text).ids == mine.ids

@@ -196,5 +196,6 @@ def test_signs_of_life(zoo: Zoo, path: str) -> None:
     reply = httpx.get(zoo.prompted.running.url + path)
     expected: dict[str, Any] = {"/ready": {"status": "ready", "workers": {"worker-0": "ready"}}}
     assert (reply.status_code, reply.json()) == (200, expected.get(path, {"status": "live"}))
+    assert httpx.head(zoo.prompted.running.url + "/health").status_code == 200
     browser = httpx.get(zoo.prompted.running.url, headers={"Accept": "text/html,*/*"})
     assert (browser.status_code, browser.headers["location"]) == (307, "/docs")

@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import zmq
@@ -101,6 +103,20 @@ def test_accepted_work_is_finished_before_the_end() -> None:
             running.signal(signal.SIGTERM)
             (rows,) = client.fetch_all()
             assert rows.shape == (300, 384)
+        assert running.wait_end() == 0
+
+
+def test_http_has_the_whole_drain_time() -> None:
+    with RunningServer("-drain_timeout", "60", "-dtype", "float32") as running:
+        running.wait_ready()
+        texts = ["word " * 250] * 400  # far more than the four seconds that it once had
+        with ThreadPoolExecutor(1) as pool:
+            reply = pool.submit(httpx.post, f"{running.url}/embed", json={"inputs": texts}, timeout=120)
+            with BertClient(**running.ports) as client:
+                while client.server_status["num_batch"] == 0:
+                    assert not reply.done()
+            running.signal(signal.SIGTERM)
+            assert (reply.result().status_code, len(reply.result().json())) == (200, 400)
         assert running.wait_end() == 0
 
 

@@ -134,6 +134,7 @@ def test_options_come_as_query_parameters(served: Served) -> None:
         ),
         ("?dimensions=0", "dimensions must be a whole number from 1, got 0"),
         ("?dimensions=many", "dimensions must be a whole number from 1, got 'many'"),
+        ("?show_tokens=true", "option 'show_tokens' has no place in a stream: see /encode"),
         ("?truncate=up", "truncate must be one of right, left, error, got 'up'"),
     ],
 )

@@ -47,6 +47,7 @@ def read(body: bytes, model: type[BaseModel] = EmbedBody, **headers: str) -> Any
         {"authorization": "bearer  two "},
         {"authorization": "one"},
         {"x_api_key": "two"},
+        {"authorization": "Basic proxy", "x_api_key": "two"},
     ],
 )
 def test_any_key_opens_in_any_of_its_forms(headers: dict[str, str]) -> None:

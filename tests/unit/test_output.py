@@ -98,3 +98,19 @@ def test_the_body_goes_before_the_accept_header() -> None:
     assert container_for(raw, "base64") == "base64"
     assert container_for(Headers({"accept": "application/x-npy, */*"}), None) == "npy"
     assert container_for(Headers({"accept": "*/*"}), None) == container_for(Headers(), None) == "float"
+
+
+@pytest.mark.parametrize(
+    ("accept", "container"),
+    [
+        ("", "float"),
+        ("*/*", "float"),
+        ("application/json, application/octet-stream;q=0.1", "float"),
+        ("application/json;q=0.1, application/octet-stream", "raw"),
+        ("Application/X-NPY", "npy"),
+        ("text/html, application/octet-stream;q=0", "float"),
+        ("application/x-npy;q=high", "float"),
+    ],
+)
+def test_the_accept_header_is_read_by_its_weights(accept: str, container: str) -> None:
+    assert container_for(Headers({"accept": accept}), None) == container

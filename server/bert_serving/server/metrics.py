@@ -124,15 +124,22 @@ class GatewayMetrics:
             buckets=_SECONDS,
             registry=own,
         )
+        self.errors = Counter(
+            "bert_serving_http_errors", "HTTP requests answered with an error", ["code"], registry=own
+        )
+        for code in ERROR_CODES:
+            self.errors.labels(code)
         for route in routes:
             self.requests.labels(route, "200")
             self.latency.labels(route)
         self._all = CollectorRegistry()
         MultiProcessCollector(self._all)  # type: ignore[no-untyped-call]
 
-    def observe(self, route: str, status: int, seconds: float) -> None:
-        """Count a request that was answered."""
+    def observe(self, route: str, status: int, seconds: float, error_code: str | None = None) -> None:
+        """Count a request that was answered, with an error of such a code or without."""
         self.requests.labels(route, str(status)).inc()
+        if error_code is not None:
+            self.errors.labels(error_code).inc()
         self.latency.labels(route).observe(seconds)
 
     def text(self, *, broker_up: bool) -> str:

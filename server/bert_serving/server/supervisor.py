@@ -433,6 +433,7 @@ class Supervisor:
             "cors": settings.cors,
             "model_name": settings.served_model_name,
             "tokenizer_path": self._tokenizer_path,
+            "drain_timeout_s": settings.drain_timeout,
             "api_keys": tuple(key.get_secret_value() for key in settings.api_key),
         }
         gateway = self._child(name, "bert_serving.server.gateway.app:main", kwargs)

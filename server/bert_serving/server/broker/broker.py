@@ -187,6 +187,7 @@ class Broker:
 
     def _on_request(self, message: list[zmq.Frame], now: float) -> None:
         frames: Frames = [frame.buffer for frame in message]
+        request = None
         try:
             request = request_from_frames(frames)
             if isinstance(request, CommandRequest):
@@ -194,6 +195,8 @@ class Broker:
             else:
                 self._on_encode(request, sum(map(len, frames)), now)
         except ServingError as error:
+            if request is None:
+                self.metrics.te.arrived(1, is_predict=False)  # lest it fail without having come
             self._refuse(frames, error, now)
         except Exception:  # the outermost place where one request's trouble can stay its own
             log.exception("cannot handle a request")
@@ -201,6 +204,7 @@ class Broker:
 
     def _on_encode(self, request: EncodeRequest, num_bytes: int, now: float) -> None:
         self.metrics.requests.inc()
+        self.metrics.te.arrived(len(request.texts), is_predict=_is_predict(request.options))
         if request.request_id == _FIRST_REQUEST_ID:
             self._newcomers.ask(request.identity, None, now)
         # A time of its own: `now` is that of all requests which this step found, and would make them one.
@@ -209,7 +213,6 @@ class Broker:
             raise Unavailable("the server is shutting down")
         is_stranger = not self._outbox.has_subscriber(request.identity)
         self._scheduler.submit(request, now, num_bytes=num_bytes, is_stranger=is_stranger)
-        self.metrics.te.arrived(len(request.texts), is_predict=_is_predict(request.options))
 
     def _on_command(self, request: CommandRequest, peer: str, now: float) -> None:
         self.metrics.commands.inc()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import multiprocessing
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -36,8 +37,6 @@ from .service import Service
 
 log = logging.getLogger(__name__)
 
-_GRACE_S = 4
-
 
 def main(
     *,
@@ -51,10 +50,12 @@ def main(
     model_name: str,
     tokenizer_path: str,
     api_keys: tuple[str, ...],
+    drain_timeout_s: float,
 ) -> None:
     """Serve HTTP on a listening socket until SIGTERM, or until the server process is gone.
 
-    cors: the origin whose pages may call; *: any. The others: see Service.
+    cors: the origin whose pages may call; *: any. drain_timeout_s: how long requests may go on after SIGTERM. The
+    others: see Service.
     """
     service = Service(
         AsyncBertClient(host, port, port_out, check_length=False),
@@ -65,7 +66,11 @@ def main(
     )
     app = create_app(service, cors=cors, on_ready=lambda: ready.send_bytes(b"ready"))
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_S, server_header=False
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=max(1, math.ceil(drain_timeout_s)),
+        server_header=False,
     )
     server = uvicorn.Server(config)
     asyncio.run(_serve(server, http_socket))
@@ -105,7 +110,7 @@ def create_app(service: Service, *, cors: str = "*", on_ready: Callable[[], None
     for dialect in (legacy, openai, tei, cohere, ollama, stream):
         dialect.add_routes(router, service)
     app.include_router(router)
-    metrics = GatewayMetrics([route.path for route in router.routes])  # type: ignore[attr-defined]
+    metrics = GatewayMetrics([*operations.PATHS, *(route.path for route in router.routes)])  # type: ignore[attr-defined]
     app.include_router(operations.create_router(service, metrics))
     _add_error_handlers(app)
     app.add_middleware(MaxBodySize, max_bytes=service.max_body_bytes, streams=stream.PATHS)

@@ -36,7 +36,7 @@ class _Input(Body):
 class EmbedBody(Body):
     texts: list[str] | None = None
     inputs: list[_Input] | None = Field(None, description="the same as `texts`, in parts; text alone is read")
-    model: str | None = None
+    model: Any = None
     input_type: str | None = None
     embedding_types: list[EmbeddingType] | None = None
     output_dimension: Dimensions = None

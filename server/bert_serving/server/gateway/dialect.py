@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hmac
+import logging
+import re
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,12 @@ from .service import Service
 
 _MIN_GZIP_BYTES = 16 << 10  # below, it costs more time than it saves
 _GZIP_LEVEL = 1
+_REFUSES_GZIP = re.compile(r"gzip\s*;\s*q\s*=\s*0(\.0*)?\s*(,|$)")
+
+#: Where the code of an error stands in the scope of its request.
+ERROR_CODE = "bert_serving.error_code"
+
+log = logging.getLogger(__name__)
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
@@ -60,6 +68,11 @@ class Call:
             raise NotJson(f"content-encoding must be gzip, got {coding!r:.80}")
         return await asyncio.to_thread(_unzipped, body, self.service.max_body_bytes) if coding == "gzip" else body
 
+    @property
+    def _reads_gzip(self) -> bool:
+        accepted = self.request.headers.get("accept-encoding", "").lower()
+        return "gzip" in accepted and not _REFUSES_GZIP.search(accepted)
+
     async def body(self, model: type[_Body]) -> _Body:
         """Return the JSON body as the model has it. Raises NotJson or Unprocessable, which name the field."""
         try:
@@ -71,7 +84,7 @@ class Call:
         """Return a JSON response, packed where it is large and the caller reads gzip."""
         content = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
         headers = headers or {}
-        if len(content) >= _MIN_GZIP_BYTES and "gzip" in self.request.headers.get("accept-encoding", ""):
+        if len(content) >= _MIN_GZIP_BYTES and self._reads_gzip:
             # In a thread: it takes long, and others are served meanwhile.
             content = await asyncio.to_thread(gzip.compress, content, _GZIP_LEVEL)
             headers = {**headers, "content-encoding": "gzip", "vary": "Accept-Encoding"}
@@ -102,6 +115,7 @@ class Dialect:
 
         async def run(request: Request) -> Response:
             call = Call(request, service)
+            error: ServingError | TimeoutError
             try:
                 if not is_public:
                     check_key(request, service.api_keys)
@@ -109,7 +123,15 @@ class Dialect:
             except ClientDisconnect:
                 return Response(status_code=400)  # to nobody: the client left while it sent
             except (ServingError, TimeoutError) as exc:
-                return self.respond(exc)
+                error = exc
+            except asyncio.CancelledError:
+                error = Unavailable("the server is shutting down")
+            except Exception:  # the outermost place that knows in whose words to say it
+                log.exception("cannot answer %s", request.url.path)
+                error = ServingError("internal error")
+            response = self.respond(error)
+            request.scope[ERROR_CODE] = getattr(error, "code", Unavailable.code)
+            return response
 
         run.__doc__ = handler.__doc__
         for path in paths:
@@ -123,6 +145,8 @@ class Dialect:
                 openapi_extra=None if body is None else _request_body(body),
                 include_in_schema=path == paths[0],
             )
+            if body is None:  # probes ask like that
+                router.add_api_route(path, run, methods=["HEAD"], include_in_schema=False)
 
     def respond(self, error: ServingError | TimeoutError) -> Response:
         """Return the response that says the error."""
@@ -136,11 +160,15 @@ def check_key(request: Request, keys: Sequence[str]) -> None:
     """Raise Unauthorized unless the request has one of the keys, if there are any."""
     if not keys:
         return
-    given = request.headers.get("authorization") or request.headers.get("x-api-key") or ""
-    scheme, _, rest = given.partition(" ")
-    given = rest.strip() if scheme.lower() == "bearer" else given
+    authorization = request.headers.get("authorization", "")
+    scheme, _, rest = authorization.partition(" ")
+    bearer = rest.strip() if scheme.lower() == "bearer" else authorization
     # Each is compared, whole: the time that it takes tells nothing.
-    found = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
+    found = [
+        hmac.compare_digest(given.encode(), key.encode())
+        for given in (bearer, request.headers.get("x-api-key", ""))
+        for key in keys
+    ]
     if not any(found):
         raise Unauthorized("this server asks for an API key: send Authorization: Bearer <key>")
 

@@ -50,7 +50,9 @@ Strings = Annotated[Any, BeforeValidator(_strings), WithJsonSchema(_STRING_OR_LI
 Side = Annotated[
     Literal["left", "right"] | None, BeforeValidator(lambda v: v.lower() if isinstance(v, str) else v)
 ]
-Dimensions = Annotated[int | None, Field(ge=1, strict=True, description="leading components that are kept")]
+Dimensions = Annotated[
+    int | None, Field(ge=1, le=1 << 31, strict=True, description="leading components that are kept")
+]
 
 
 def num_chars(texts: Sequence[Text]) -> int:

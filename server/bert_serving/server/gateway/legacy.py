@@ -120,6 +120,8 @@ async def _json_of(call: Call) -> bytes:
     # curl -d calls everything a form, JSON too.
     if not kind.startswith(_FORMS) or raw.lstrip().startswith(b"{"):
         return raw
+    if "content-encoding" in call.request.headers:
+        raise NotJson("a form may not come packed")
     async with call.request.form(max_fields=_MAX_FORM_FIELDS, max_part_size=call.service.max_body_bytes) as form:
         if not all(isinstance(value, str) for _, value in form.multi_items()):
             raise InvalidRequest("a form may hold text fields, no files")

@@ -9,6 +9,7 @@ from bert_serving.protocol import PayloadTooLarge
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..metrics import GatewayMetrics
+from .dialect import ERROR_CODE
 
 _MAX_ID_BYTES = 128
 _UNKNOWN_ROUTE = "other"
@@ -41,7 +42,7 @@ class Observe:
         finally:
             # The route, not the path: a scanner must not be able to invent label values.
             route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)
-            self._metrics.observe(route, status, time.perf_counter() - start)
+            self._metrics.observe(route, status, time.perf_counter() - start, scope.get(ERROR_CODE))
 
 
 class MaxBodySize:

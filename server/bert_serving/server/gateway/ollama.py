@@ -36,6 +36,8 @@ async def embed(call: Call) -> Response:
     """Return a vector of unit length for each input. Durations are in nanoseconds."""
     start = time.perf_counter_ns()
     body = await call.body(EmbedBody)
+    if not body.input:  # Ollama's clients load a model like this
+        return await call.json({"model": body.model or call.service.model_name, "embeddings": []})
     truncate = "error" if body.truncate is False else "right"
     rows, reply = await call.service.vectors(
         body.input, normalize=True, dimensions=body.dimensions, truncate=truncate

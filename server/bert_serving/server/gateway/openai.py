@@ -27,19 +27,19 @@ _TYPES: dict[type[ServingError], str] = {
 
 class EmbeddingsBody(Body):
     input: Texts
-    model: str | None = None
+    model: Any = None
     encoding_format: Container | None = None
     output_dtype: Dtype | None = None
     # 0 is Infinity's word for all of them, and output_dimension what LiteLLM sends to it.
     dimensions: Annotated[Dimensions, BeforeValidator(lambda value: None if value == 0 else value)] = Field(
         None, validation_alias=AliasChoices("dimensions", "output_dimension")
     )
-    user: str | None = None
+    user: Any = None
 
 
 class ClassifyBody(Body):
     input: Strings
-    model: str | None = None
+    model: Any = None
     raw_scores: bool | None = False
 
 

@@ -12,6 +12,8 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from ..metrics import GatewayMetrics
 from .service import STATUS_TIMEOUT_S, Service
 
+PATHS = ("/live", "/ready", "/metrics")
+
 
 def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
     """Return the routes; none of them asks for an API key."""

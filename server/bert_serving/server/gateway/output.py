@@ -21,15 +21,28 @@ Container = Literal["float", "base64", "raw", "npy"]
 Dtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Numbers = npt.NDArray[Any]
 
-_BY_ACCEPT: dict[str, Container] = {"application/octet-stream": "raw", "application/x-npy": "npy"}
+_BY_ACCEPT: dict[str, Container] = {
+    "application/json": "float",
+    "application/octet-stream": "raw",
+    "application/x-npy": "npy",
+}
 
 
 def container_for(headers: Headers, asked: Container | None) -> Container:
     """Return the container that the body asks for, or else the Accept header."""
     if asked is not None:
         return asked
-    accept = headers.get("accept", "")
-    return next((container for kind, container in _BY_ACCEPT.items() if kind in accept), "float")
+    return next((_BY_ACCEPT[kind] for kind in _accepted(headers.get("accept", "")) if kind in _BY_ACCEPT), "float")
+
+
+def _accepted(accept: str) -> list[str]:
+    """Return the media types of an Accept header, the most wanted first. RFC 9110, section 12.5.1."""
+    found = []
+    for part in accept.lower().split(","):
+        kind, *parameters = (piece.strip() for piece in part.split(";"))
+        weight = next((value for name, _, value in (p.partition("=") for p in parameters) if name == "q"), "1")
+        found.append((float(weight) if weight.replace(".", "", 1).isdecimal() else 0.0, kind))
+    return [kind for weight, kind in sorted(found, key=lambda each: -each[0]) if weight > 0]
 
 
 def convert(rows: Rows, dtype: Dtype | None) -> Numbers:

@@ -33,7 +33,7 @@ class RerankBody(Body):
     return_text: bool | None = False
     return_documents: bool | None = False
     top_n: Annotated[int, Field(ge=1)] | None = None
-    model: str | None = None
+    model: Any = None
 
     @model_validator(mode="after")
     def _has_some(self) -> RerankBody:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from bert_serving.client import AsyncBertClient
 from bert_serving.protocol import (
     EncodeOptions,
@@ -78,14 +79,14 @@ class Service:
         return reply
 
     async def vectors(self, texts: Sequence[Text], **options: Any) -> tuple[Rows, EncodeReply]:
-        """Return a vector for each text, (B, D), and the whole reply."""
+        """Return a vector for each text, (B, D) float32, and the whole reply."""
         reply = await self.encode(texts, ragged=True, pairs=False, **options)
         if reply.counts is not None:
             raise InvalidRequest(
                 "this server gives any number of rows for a text (-pooling_strategy NONE or SPLADE): "
                 "see /encode, /embed_all or /embed_sparse"
             )
-        return reply.rows, reply
+        return reply.rows.astype(np.float32, copy=False), reply  # they are float16 under -fp16
 
     async def model(self) -> Model:
         """Return what is known of the model. Raises Unavailable until a worker has loaded it."""
@@ -112,6 +113,8 @@ class Service:
         if self._tokenizer is None:
             from tokenizers import Tokenizer  # only where it is asked for: it takes memory
 
-            await self.model()
-            self._tokenizer = await asyncio.to_thread(Tokenizer.from_file, str(self.tokenizer_path))
+            model = await self.model()
+            tokenizer = await asyncio.to_thread(Tokenizer.from_file, str(self.tokenizer_path))
+            tokenizer.encode_special_tokens = model.config["splits_specials"]
+            self._tokenizer = tokenizer
         return self._tokenizer

@@ -30,7 +30,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from .dialect import Call, Unprocessable
+from .dialect import Call, NotJson, Unprocessable
 from .legacy import LEGACY, echo
 from .output import Container, Dtype, convert, encoded
 from .service import Service
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 PATHS = frozenset({"/encode/stream"})
 
 _CHUNK_LINES = 256
+_CHUNK_OF_TOKENS = 16  # lines, where each is answered with many vectors
+_OF_REPLIES = ("ragged", "show_tokens", "show_offsets", "show_usage")
 _MAX_CHUNKS = 4  # at work or waiting to be written
 _MAX_LINE_BYTES = 16 << 20
 _MAX_STALL_S = 60.0  # in which a caller takes nothing of what is written
@@ -68,12 +70,16 @@ def add_routes(router: APIRouter, service: Service) -> None:
 
 async def encode_stream(call: Call) -> Response:
     """Return a line {"id", "embedding"} for each line of the body, in order; a bad one has "error" instead."""
+    if call.request.headers.get("content-encoding", "identity") != "identity":
+        raise NotJson("a stream may not come packed")
     options, container, dtype = _asked(dict(call.request.query_params))
+    has_many = bool({"NONE", "SPLADE"} & set(options.pooling_strategy or ()))
+    size = _CHUNK_OF_TOKENS if has_many else _CHUNK_LINES
     queue: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_MAX_CHUNKS)
 
     async def read() -> None:
         try:
-            async for lines in _chunks(call):
+            async for lines in _chunks(call, size):
                 work = asyncio.create_task(_encode(call.service, lines, options, container, dtype))
                 await queue.put(work)
         finally:
@@ -132,6 +138,8 @@ def _asked(query: dict[str, str]) -> tuple[EncodeOptions, Container, Dtype | Non
         raise Unprocessable(
             f"output_dtype must be float32, float16, int8, uint8, binary or ubinary, got {dtype!r}"
         )
+    if refused := [name for name in _OF_REPLIES if name in query]:
+        raise Unprocessable(f"option {refused[0]!r} has no place in a stream: see /encode")
     try:
         options = options_from_json(
             {name: _value(name, value) for name, value in query.items()} | {"ragged": True}
@@ -153,8 +161,8 @@ def _value(name: str, value: str) -> Any:
         return value
 
 
-async def _chunks(call: Call) -> AsyncIterator[list[_Line]]:
-    """Yield the lines of the body as they come, some at a time."""
+async def _chunks(call: Call, size: int) -> AsyncIterator[list[_Line]]:
+    """Yield the lines of the body as they come, at most `size` at a time."""
     rest, number = b"", 0
     async for data in call.request.stream():
         *whole, rest = (rest + data).split(b"\n")
@@ -163,8 +171,8 @@ async def _chunks(call: Call) -> AsyncIterator[list[_Line]]:
             return
         lines = [_read(line, number + i) for i, line in enumerate(whole) if line.strip()]
         number += len(whole)
-        for start in range(0, len(lines), _CHUNK_LINES):
-            yield lines[start : start + _CHUNK_LINES]
+        for start in range(0, len(lines), size):
+            yield lines[start : start + size]
     if rest.strip():
         yield [_read(rest, number)]
 

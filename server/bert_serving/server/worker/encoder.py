@@ -346,6 +346,11 @@ class Encoder:
         """Tokens that were computed for nothing so far."""
         return self._transformer.num_padding + (self._exact.num_padding if self._exact else 0)
 
+    @property
+    def splits_specials(self) -> bool:
+        """Whether what looks like a special token in a text is words."""
+        return self._tokenizer.splits_specials
+
     def save_tokenizer(self, path: Path) -> None:
         """Write the tokenizer to a file that the tokenizers library reads."""
         self._tokenizer.save(path)

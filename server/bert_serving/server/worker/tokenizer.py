@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from bert_serving.protocol import EncodeOptions, Text
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from ..model_files import ModelError, one_line
@@ -103,7 +104,7 @@ class Tokenizer:
         self._do_lower_case = do_lower_case and not cased
         self._no_special_token = no_special_token
         self._unknown_id: int | None = tokenizer.unk_token_id
-        self._num_ids = int(self._rust.get_vocab_size(with_added_tokens=True))
+        self._num_ids: int = max(self._rust.get_vocab(with_added_tokens=True).values()) + 1  # there may be holes
         self.pad_id: int = tokenizer.pad_token_id or 0
 
     def __call__(
@@ -136,12 +137,21 @@ class Tokenizer:
 
     @property
     def num_ids(self) -> int:
-        """How many token ids there are, added ones included."""
+        """The number behind the largest token id, of added tokens too."""
         return self._num_ids
 
     def save(self, path: Path) -> None:
         """Write the tokenizer to a file that the tokenizers library reads."""
-        self._rust.save(str(path))
+        rust = RustTokenizer.from_str(self._rust.to_str())
+        if self._do_lower_case:
+            first = [normalizers.Lowercase()]
+            rust.normalizer = normalizers.Sequence(first if rust.normalizer is None else [*first, rust.normalizer])
+        rust.save(str(path))
+
+    @property
+    def splits_specials(self) -> bool:
+        """Whether what looks like a special token in a text is words. The file of `save` cannot say it."""
+        return bool(self._rust.encode_special_tokens)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Return the tokens of the ids, as the vocabulary spells them."""
@@ -238,7 +248,7 @@ class Tokenizer:
     ) -> TokenizedText | RequestError:
         try:
             words = [part if isinstance(part, Words) else self._look_up(part) for part in parts]
-            if len(words) == 2 and not words[1].ids:
+            if len(words) == 2 and not words[1].ids and not isinstance(text, dict):
                 words = words[:1]  # as in bert-as-service: nothing behind the separator makes no pair
             template = self._template(words, is_tokenized=isinstance(text, list))
             tokenized = compose(words, template, options, max_seq_len=self._max_seq_len, num_prompt=num_prompt)

@@ -229,6 +229,7 @@ def warm_up(encoder: Encoder) -> dict[str, Any]:
         "dimension": encoder.dimension,
         "kind": encoder.kind,
         "poolings": encoder.poolings,
+        "splits_specials": encoder.splits_specials,
         "prompts": encoder.prompts,
         **({"labels": encoder.labels} if encoder.labels else {}),
         "max_seq_len": encoder.max_seq_len,
