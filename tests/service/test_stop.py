@@ -107,11 +107,11 @@ def test_accepted_work_is_finished_before_the_end() -> None:
 
 
 def test_http_has_the_whole_drain_time() -> None:
-    with RunningServer("-drain_timeout", "60", "-dtype", "float32") as running:
+    with RunningServer("-drain_timeout", "240", "-dtype", "float32") as running:
         running.wait_ready()
         texts = ["word " * 250] * 400  # far more than the four seconds that it once had
         with ThreadPoolExecutor(1) as pool:
-            reply = pool.submit(httpx.post, f"{running.url}/embed", json={"inputs": texts}, timeout=120)
+            reply = pool.submit(httpx.post, f"{running.url}/embed", json={"inputs": texts}, timeout=240)
             with BertClient(**running.ports) as client:
                 while client.server_status["num_batch"] == 0:
                     assert not reply.done()
