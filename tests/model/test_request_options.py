@@ -258,7 +258,11 @@ def test_tasks_of_different_requests_share_a_forward_pass(tmp_path: Path, family
         ("hello", TypeError, "texts must be a list of strings, got str"),
         (None, TypeError, "texts must be a list of strings, got NoneType"),
         ([None], TypeError, r"texts\[0\] must be a string, a pair, or a list of tokens or ids, got None"),
-        (["a", ["b", 3]], TypeError, r"texts\[1\] must be a string, a pair, or a list of tokens or ids, got \['b', 3\]"),
+        (
+            ["a", ["b", 3]],
+            TypeError,
+            r"texts\[1\] must be a string, a pair, or a list of tokens or ids, got \['b', 3\]",
+        ),
         (["a", "b\ud800"], ValueError, r"texts\[1\] contains a lone surrogate"),
         ([], ValueError, "texts must not be empty"),
     ],
