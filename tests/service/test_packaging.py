@@ -148,4 +148,7 @@ def test_compose_publishes_both_port_sets_and_a_model_volume() -> None:
     (service,) = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].values()
     assert {port.rpartition(":")[2] for port in service["ports"]} == {"5555", "5556", "8125"}
     assert service["volumes"] == ["${MODELS:-models}:/models"]
-    assert service["environment"] == {"BERT_SERVING_MODEL_DIR": "${MODEL:-}"}
+    assert service["environment"] == {
+        "BERT_SERVING_MODEL_DIR": "${MODEL:-}",
+        "BERT_SERVING_API_KEY": "${API_KEY:-}",
+    }
