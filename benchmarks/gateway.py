@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import platform
-import socket
 import sys
 import tempfile
 import time
@@ -39,6 +38,7 @@ from bert_serving.protocol import (
 from bert_serving.server import child
 from bert_serving.server.broker.broker import Broker
 from bert_serving.server.settings import Settings
+from bert_serving.server.supervisor import listen
 from running_server import free_ports
 from sentences import sentences
 from service import cpu_name
@@ -137,9 +137,7 @@ def main() -> None:
         Load(f"/embed, {MANY} texts, raw", "/embed", {"inputs": texts}, MANY, "application/octet-stream"),
     ]
     port, port_out, http_port = free_ports(3)
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as listener:
-        listener.bind(("127.0.0.1", http_port))
-        listener.listen(1024)
+    with tempfile.TemporaryDirectory() as folder, listen("127.0.0.1", http_port) as listener:
         endpoint = f"ipc://{folder}/workers"
         settings = {"port": port, "port_out": port_out, "http_port": http_port}
         gateway = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,8 +14,9 @@ import numpy as np
 import psutil
 import pytest
 from bert_serving.client import BertClient
+from bert_serving.server.supervisor import listen
 from prometheus_client.parser import text_string_to_metric_families
-from running_server import RunningServer
+from running_server import RunningServer, free_ports
 
 
 @pytest.fixture
@@ -227,3 +230,21 @@ def test_a_dead_gateway_is_replaced_and_its_port_never_refuses() -> None:
         assert httpx.get(f"{running.url}/ready", timeout=20).status_code == 200
         running.signal(signal.SIGTERM)
         assert running.wait_end() == 0
+
+
+def test_small_answers_are_not_held_back_for_larger_ones() -> None:
+    """Nagle's algorithm and delayed acknowledgements together would cost 40 ms of each."""
+
+    async def has_no_delay() -> int:
+        accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        with listen("127.0.0.1", *free_ports(1)) as listener:
+            server = await asyncio.start_server(lambda _, writer: accepted.put_nowait(writer), sock=listener)
+            async with server:
+                _, caller = await asyncio.open_connection(*listener.getsockname())
+                writer = await accepted.get()
+                found: int = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                for each in (caller, writer):
+                    each.close()
+                return found
+
+    assert asyncio.run(has_no_delay()) == 1
