@@ -307,8 +307,9 @@ class Supervisor:
             self._wake_read.recv(64)
         self._note_ready()
         for name in self._broker.hung_workers(silent_s=_SILENT_S):
-            log.error("%s does not answer: replacing it", name)
             self._kill(self._workers[name])
+            self._broker.worker_lost(name)  # now, lest it count as ready while its last words are awaited
+            log.error("%s does not answer: replacing it", name)
         now = time.monotonic()
         for each in self._children:
             if each.process is None:
