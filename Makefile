@@ -40,11 +40,11 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/encoder.py
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/encoder.py --shape base --texts 256
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/roofline.py --shape minilm
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/service.py $(ARGS)
-	$(BIN)/python benchmarks/gateway.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.encoder
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.encoder --shape base --texts 256
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.roofline --shape minilm
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.service $(ARGS)
+	$(BIN)/python -m benchmarks.gateway
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

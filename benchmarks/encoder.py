@@ -1,6 +1,6 @@
 """How fast the encoder is, beside sentence-transformers, padded Transformers and the machine itself.
 
-    python benchmarks/encoder.py [--rounds 3] [--texts 1024] [--shape demo|base] [--device cpu|cuda:0]
+    python -m benchmarks.encoder [--rounds 3] [--texts 1024] [--shape demo|base] [--device cpu|cuda:0]
 
 Every way encodes the same sentences of mixed natural length in one process, in alternation; each figure is
 the median of the rounds. The bound is what the device needs for the model's matrix products alone, at the
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,17 +20,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
 import torch
 from bert_serving.server import Encoder
-from bert_serving.server.model_files import find_demo_model
+from bert_serving.server.model.folder import find_demo_model
 from bert_serving.server.worker.linear import PrepackedLinear
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from sentences import sentences
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging as transformers_logging
+
+from tests.support.sentences import sentences
 
 Way = Callable[[list[str]], object]
 

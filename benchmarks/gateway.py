@@ -1,6 +1,6 @@
 """What the HTTP gateway itself can carry: a worker that answers at once stands behind it.
 
-    python benchmarks/gateway.py [--seconds 5] [--http_workers 1]
+    python -m benchmarks.gateway [--seconds 5] [--http_workers 1]
 
 The machine is shared by load generator, gateway, broker and double, so a rate is also given for each core: what
 was carried over the CPU time that the gateway processes took for it.
@@ -14,15 +14,11 @@ import json
 import multiprocessing
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
 import psutil
@@ -38,10 +34,11 @@ from bert_serving.protocol import (
 from bert_serving.server import child
 from bert_serving.server.broker.broker import Broker
 from bert_serving.server.settings import Settings
-from bert_serving.server.supervisor import listen
-from running_server import free_ports
-from sentences import sentences
-from service import cpu_name
+from bert_serving.server.supervisor.supervisor import listen
+
+from benchmarks.service import cpu_name
+from tests.support.running_server import free_ports
+from tests.support.sentences import sentences
 
 DIMENSION = 384
 NUM_CONNECTIONS = 16

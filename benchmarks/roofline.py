@@ -1,6 +1,6 @@
 """How close the encoder comes to what the device can do, by length of the sequences and size of the batch.
 
-    python benchmarks/roofline.py [--shape base|minilm] [--device cpu|cuda:0] [--seconds 1]
+    python -m benchmarks.roofline [--shape base|minilm] [--device cpu|cuda:0] [--seconds 1]
 
 It needs no network and no weights: they are random, in the shape of BERT-base or MiniLM, and so are the token
 ids. It prints the device's rates for matrix products and for copying, tokens/s and the fraction of the
@@ -13,25 +13,23 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
 import torch
 from bert_serving.protocol import EncodeOptions
 from bert_serving.server import Encoder
 from bert_serving.server.worker.compute import Task
 from bert_serving.server.worker.sequences import TokenizedText, TokenSequence
-from encoder import Shape, device_name, matmul_seconds, seconds
-from sentences import sentences
-from tiny_models import make_tokenizer
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel
+
+from benchmarks.encoder import Shape, device_name, matmul_seconds, seconds
+from tests.support.sentences import sentences
+from tests.support.tiny_models import make_tokenizer
 
 SHAPES = {"base": Shape(768, 3072, 12), "minilm": Shape(384, 1536, 6)}
 LENGTHS = (16, 64, 128, 512)

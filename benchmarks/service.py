@@ -1,6 +1,6 @@
 """How fast the running service is, beside sentence-transformers in process, on the same texts.
 
-    make bench            or: python benchmarks/service.py [--rounds 3] [bert-serving-start flags ...]
+    make bench            or: python -m benchmarks.service [--rounds 3] [bert-serving-start flags ...]
 
 Starts a server with the demo model, measures each way in alternation, and prints the median of the rounds
 as a Markdown table. Both sides use this machine's default number of threads.
@@ -11,19 +11,17 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
 from bert_serving.client import BertClient
-from bert_serving.server.model_files import find_demo_model
-from running_server import RunningServer
+from bert_serving.server.model.folder import find_demo_model
 from sentence_transformers import SentenceTransformer
-from sentences import sentences
+
+from tests.support.running_server import RunningServer
+from tests.support.sentences import sentences
 
 NUM_TEXTS = 1024
 NUM_SINGLES = 64

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from corpus import DOCUMENTS, QUERY, TEXTS
 from environments import python_of
-from running_server import RunningServer
-from tiny_models import make_classifier, make_masked
+
+from tests.support.running_server import RunningServer
+from tests.support.tiny_models import make_classifier, make_masked
 
 KEY = "secret"
 

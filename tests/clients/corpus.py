@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sentences import ODD, sentences
+from tests.support.sentences import ODD, sentences
 
 TEXTS = [*sentences(9, seed=5), *ODD]
 QUERY = "the quick brown fox"

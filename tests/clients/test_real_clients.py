@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from corpus import DOCUMENTS, TEXTS
-from running_server import RunningServer
+
+from tests.support.running_server import RunningServer
 
 KEY_IS_MISSING = "this server asks for an API key: send Authorization: Bearer <key>"
 EMPTY_TEXT = "texts[1] is an empty string"

@@ -10,7 +10,8 @@ import pytest
 import torch
 from bert_serving.protocol import Text, TextPair
 from bert_serving.server.worker.encoder import Encoder
-from tiny_models import FAMILIES, WORDS, make_classifier, make_masked, make_model
+
+from tests.support.tiny_models import FAMILIES, WORDS, make_classifier, make_masked, make_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from bert_serving.protocol import Text, TextPair
-from bert_serving.server.model_files import ModelError
+from bert_serving.server.model.errors import ModelError
 from bert_serving.server.worker.encoder import Encoder
 from sentence_transformers import CrossEncoder
-from sentences import sentences
-from tiny_models import FAMILIES, make_classifier, make_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from tests.support.sentences import sentences
+from tests.support.tiny_models import FAMILIES, make_classifier, make_model
 
 TEXTS = sentences(40)
 WITH_HEAD = [family for family in FAMILIES if family != "nomic_bert"]

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bert_serving.server.model_files import ModelError
+from bert_serving.server.model.errors import ModelError
 from bert_serving.server.worker.encoder import Encoder
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-from sentences import sentences
-from tiny_models import make_model
 from torch import nn
+
+from tests.support.sentences import sentences
+from tests.support.tiny_models import make_model
 
 TEXTS = sentences(40)
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from bert_serving.server.worker.encoder import Encoder
-from tiny_models import FAMILIES, WORDS, make_model
 from transformers import AutoModel, AutoTokenizer
+
+from tests.support.tiny_models import FAMILIES, WORDS, make_model
 
 PADDED = {"mpnet", "deberta-v2"}  # their attention knows how far apart two tokens are
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bert_serving.server.model_files import ModelError
+from bert_serving.server.model.errors import ModelError
+from bert_serving.server.model.tensorflow.google_bert import google_name
+from bert_serving.server.model.tensorflow.tensor_bundle import TensorBundle
 from bert_serving.server.worker.encoder import Encoder
-from bert_serving.server.worker.google_bert import google_name
-from bert_serving.server.worker.tensor_bundle import TensorBundle
 from safetensors.torch import save_file
-from tensor_bundles import GOOGLE_BERT, write_bundle
 from transformers import BertConfig, BertModel, BertTokenizer
+
+from tests.support.tensor_bundles import GOOGLE_BERT, write_bundle
 
 TEXTS = ["hello world", "The quick brown fox jumps over a lazy dog!", "it", "say one, two ||| and three of four ."]
 FILES = ("bert_config.json", "vocab.txt", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001")

@@ -11,9 +11,10 @@ import pytest
 from bert_serving.server.worker.encoder import Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import Array, Reference, deviation
 from sentence_transformers import SentenceTransformer
-from tiny_models import WORDS, make_model
+
+from tests.support.reference import Array, Reference, deviation
+from tests.support.tiny_models import WORDS, make_model
 
 STRANGE = [
     *(" ", "\t\n", "\x07\x08\x1b", "\u200b\u200d\u2060", "\ufeff", "\u00ad", "\u202e\u202c"),

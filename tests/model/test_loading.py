@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bert_serving.server.model_files import ModelError
+from bert_serving.server.model.errors import ModelError
 from bert_serving.server.worker.encoder import Encoder
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from sentences import sentences
-from tiny_models import make_model, make_tokenizer
 from transformers import AutoModel, BertForSequenceClassification, PreTrainedModel
+
+from tests.support.sentences import sentences
+from tests.support.tiny_models import make_model, make_tokenizer
 
 TEXTS = sentences(60)
 MODES = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bert_serving.server.model_files import ModelError
+from bert_serving.server.model.errors import ModelError
 from bert_serving.server.worker.encoder import Encoder
-from reference import STRATEGIES, Array, Reference, deviation, layers_of, pool
-from tiny_models import FAMILIES, make_model
 from transformers import AutoModel, BertTokenizer
+
+from tests.support.reference import STRATEGIES, Array, Reference, deviation, layers_of, pool
+from tests.support.tiny_models import FAMILIES, make_model
 
 TEXTS = [
     *("the dog", "a quick brown fox jumps over the lazy dog", "one", "Hello, world!", "the fox", "word and word"),

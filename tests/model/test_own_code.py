@@ -13,11 +13,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from bert_serving.server.model_files import ModelError
+from bert_serving.server.model.errors import ModelError
 from bert_serving.server.worker.encoder import Encoder
 from safetensors.torch import save_file
-from sentences import sentences
-from tiny_models import make_tokenizer
+
+from tests.support.sentences import sentences
+from tests.support.tiny_models import make_tokenizer
 
 TEXTS = sentences(40)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
@@ -84,7 +85,7 @@ def test_module_may_be_named_as_import_does(own: Path, tmp_path: Path) -> None:
 def test_without_its_module_an_own_model_is_one_line(own: Path) -> None:
     code = (
         "import sys; from bert_serving.server import Encoder\n"
-        "from bert_serving.server.model_files import ModelError\n"
+        "from bert_serving.server.model.folder import ModelError\n"
         "try: Encoder(sys.argv[1], device='cpu')\n"
         "except ModelError as exc: print(exc)"
     )

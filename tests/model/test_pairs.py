@@ -12,8 +12,9 @@ from bert_serving.server.worker.sequences import RequestError
 from bert_serving.server.worker.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import STRATEGIES, Reference, deviation, pool
-from tiny_models import WORDS, make_model
+
+from tests.support.reference import STRATEGIES, Reference, deviation, pool
+from tests.support.tiny_models import WORDS, make_model
 
 FAMILIES = {
     "bert": {},

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bert_serving.server.model_files import ModelError
+from bert_serving.server.model.errors import ModelError
 from bert_serving.server.worker.compute import Task
 from bert_serving.server.worker.encoder import Encoder
 from sentence_transformers import SentenceTransformer
-from sentences import sentences
+
+from tests.support.sentences import sentences
 
 
 @pytest.fixture(scope="module")

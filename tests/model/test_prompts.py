@@ -9,8 +9,9 @@ import pytest
 from bert_serving.server.worker.encoder import Encoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from sentences import sentences
-from tiny_models import make_model
+
+from tests.support.sentences import sentences
+from tests.support.tiny_models import make_model
 
 TEXTS = sentences(40)
 PROMPTS = {"query": "the query: ", "passage": "fox jumps over "}

@@ -12,12 +12,13 @@ from bert_serving.server.worker.compute import Task
 from bert_serving.server.worker.encoder import Encoder, EncodingError
 from bert_serving.server.worker.sequences import TokenizedText
 from bert_serving.server.worker.tokenizer import Tokenizer
-from reference import STRATEGIES, Reference, deviation, layers_of, pool
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from tiny_models import WORDS, make_model
 from tokenizers import normalizers
 from transformers import AutoTokenizer
+
+from tests.support.reference import STRATEGIES, Reference, deviation, layers_of, pool
+from tests.support.tiny_models import WORDS, make_model
 
 TEXTS = ["the dog", "a quick brown fox jumps over the lazy dog", "one", "word and word", "one two three four " * 9]
 

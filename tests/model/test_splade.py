@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bert_serving.protocol import EncodeOptions
-from bert_serving.server.model_files import ModelError
+from bert_serving.server.model.errors import ModelError
 from bert_serving.server.worker.compute import Task
 from bert_serving.server.worker.encoder import Encoder
 from sentence_transformers import SparseEncoder
-from tiny_models import make_masked, make_model
+
+from tests.support.tiny_models import make_masked, make_model
 
 TEXTS = ["the quick brown fox", "hello world", "a", "one two three four five six " * 8]
 FAMILIES = ["bert", "distilbert", "roberta", "mpnet", "modernbert"]

@@ -10,10 +10,11 @@ from bert_serving.server.worker.sequences import RequestError, TokenizedText
 from bert_serving.server.worker.tokenizer import Tokenizer, _beginning
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sentences import ODD, sentences
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tests.support.sentences import ODD, sentences
 
 MAX_SEQ_LEN = 24
 

@@ -14,10 +14,11 @@ from bert_serving.server.worker.compute import Task
 from bert_serving.server.worker.encoder import Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import STRATEGIES, Array, Reference, deviation, pool
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from tiny_models import WORDS, make_model
+
+from tests.support.reference import STRATEGIES, Array, Reference, deviation, pool
+from tests.support.tiny_models import WORDS, make_model
 
 SCRIPTS = [
     *(

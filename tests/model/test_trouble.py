@@ -17,10 +17,11 @@ from bert_serving.server.worker.encoder import Encoder, EncodingError
 from bert_serving.server.worker.linear import PrepackedLinear, prepack
 from bert_serving.server.worker.sequences import TokenSequence
 from bert_serving.server.worker.transformer import Transformer
-from reference import STRATEGIES, Reference, deviation, pool
-from tiny_models import make_model
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
+
+from tests.support.reference import STRATEGIES, Reference, deviation, pool
+from tests.support.tiny_models import make_model
 
 GOOD = ["the dog", "a quick brown fox jumps over the dog", "one", "word and word " * 9]
 BAD = ["the lazy", "a quick brown lazy jumps"]  # a word that is none of the probes'

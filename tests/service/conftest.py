@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from bert_serving.client import BertClient
-from old_client import install_old_client
-from running_server import RunningServer
-from zoo import Zoo, running_zoo
+
+from tests.support.old_client import install_old_client
+from tests.support.running_server import RunningServer
+from tests.support.zoo import Zoo, running_zoo
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 import zmq
 from bert_serving.client import BertClient
-from running_server import RunningServer
+
+from tests.support.running_server import RunningServer
 
 Frames = list[bytes]
 

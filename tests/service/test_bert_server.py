@@ -18,8 +18,9 @@ from bert_serving.client import BertClient
 from bert_serving.server import BertServer
 from bert_serving.server.graph import PoolingStrategy
 from bert_serving.server.helper import get_args_parser, get_benchmark_parser, get_shutdown_parser
-from running_server import free_ports
-from tiny_models import make_model
+
+from tests.support.running_server import free_ports
+from tests.support.tiny_models import make_model
 
 
 @pytest.fixture(scope="module")

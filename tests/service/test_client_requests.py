@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
-from running_server import RunningServer
+
+from tests.support.running_server import RunningServer
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 import zmq
 from bert_serving.client import AsyncBertClient, BertClient, ConcurrentBertClient, DeadlineExceeded, InvalidRequest
-from cutting_proxy import Proxy
-from running_server import RunningServer, command, free_ports
+
+from tests.support.cutting_proxy import Proxy
+from tests.support.running_server import RunningServer, command, free_ports
 
 TEXTS = ["First do it", "then do it right", "then do it better"]
 

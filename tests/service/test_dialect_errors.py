@@ -14,9 +14,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from running_server import RunningServer
-from tiny_models import make_model
-from zoo import Zoo
+
+from tests.support.running_server import RunningServer
+from tests.support.tiny_models import make_model
+from tests.support.zoo import Zoo
 
 LONG = "word " * 600
 ADVICE = (

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 from transformers import AutoTokenizer
-from zoo import LABELS, PROMPTS, Zoo
+
+from tests.support.zoo import LABELS, PROMPTS, Zoo
 
 TEXTS = ["hello world", "a", "the quick brown fox jumps over the lazy dog", "naïve café 東京"]
 LONG = "word " * 600

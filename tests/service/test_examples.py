@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from running_server import RunningServer
+
+from tests.support.running_server import RunningServer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -15,8 +15,9 @@ import httpx
 import numpy as np
 import pytest
 from bert_serving.server.gateway.output import convert
-from running_server import RunningServer
-from zoo import Zoo
+
+from tests.support.running_server import RunningServer
+from tests.support.zoo import Zoo
 
 TEXTS = ["hello world", "a", "the quick brown fox"]
 LONG = "word " * 600

@@ -14,9 +14,10 @@ import numpy as np
 import psutil
 import pytest
 from bert_serving.client import BertClient
-from bert_serving.server.supervisor import listen
+from bert_serving.server.supervisor.supervisor import listen
 from prometheus_client.parser import text_string_to_metric_families
-from running_server import RunningServer, free_ports
+
+from tests.support.running_server import RunningServer, free_ports
 
 
 @pytest.fixture

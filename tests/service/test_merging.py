@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from bert_serving.client import BertClient
-from running_server import RunningServer
+
+from tests.support.running_server import RunningServer
 
 NUM_CLIENTS = 16
 NUM_REQUESTS = 200

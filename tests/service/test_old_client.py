@@ -11,10 +11,11 @@ import bert_serving.client
 import numpy as np
 import pytest
 from bert_serving.client import BertClient, ConcurrentBertClient
-from old_client import run_with
-from running_server import RunningServer
-from tensor_bundles import GOOGLE_BERT
-from tiny_models import make_classifier, make_model
+
+from tests.support.old_client import run_with
+from tests.support.running_server import RunningServer
+from tests.support.tensor_bundles import GOOGLE_BERT
+from tests.support.tiny_models import make_classifier, make_model
 
 SCRIPT = """
 import json, sys

@@ -17,8 +17,9 @@ import httpx
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from running_server import RunningServer
-from zoo import Served, Zoo
+
+from tests.support.running_server import RunningServer
+from tests.support.zoo import Served, Zoo
 
 FAMILIES = {
     "requests by route and status": ("bert_serving_http_requests", "bert_serving_http_request_seconds"),

@@ -13,9 +13,10 @@ import pytest
 from bert_serving.client import BertClient
 from bert_serving.server import BertServer
 from bert_serving.server.helper import get_args_parser, get_shutdown_parser
-from old_client import run_with
-from running_server import RunningServer, free_ports
-from tensor_bundles import GOOGLE_BERT
+
+from tests.support.old_client import run_with
+from tests.support.running_server import RunningServer, free_ports
+from tests.support.tensor_bundles import GOOGLE_BERT
 
 FIRST_STEPS = """
 import json, sys

@@ -11,7 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from running_server import RunningServer
+
+from tests.support.running_server import RunningServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,8 +39,8 @@ def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = 
         "bert_serving.server.supervisor",
         "bert_serving.server.gateway.app",
         "bert_serving.server.cli",
-        "bert_serving.server.live_status",
-        "bert_serving.server.benchmark.runner",
+        "bert_serving.server.cli.status_table",
+        "bert_serving.server.compat.benchmark.runner",
     ],
 )
 def test_nothing_but_the_worker_loads_torch_or_transformers(module: str) -> None:
@@ -128,7 +129,7 @@ def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> Non
     assert re.fullmatch(
         r"bert-serving-start \S+\n", run(target / "bin/bert-serving-start", "-version", cwd=tmp_path)
     )
-    run(target / "bin/python", "-c", "from bert_serving.server.model_files import find_demo_model as f; f()")
+    run(target / "bin/python", "-c", "from bert_serving.server.model.folder import find_demo_model as f; f()")
 
 
 def test_the_image_runs_as_nobody_in_particular_and_checks_its_health(server: RunningServer) -> None:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from bert_serving.client import AsyncBertClient, BertClient, ConcurrentBertClient, InvalidRequest
 from bert_serving.server import Encoder
-from running_server import RunningServer
-from sentences import sentences
-from tiny_models import make_model
+
+from tests.support.running_server import RunningServer
+from tests.support.sentences import sentences
+from tests.support.tiny_models import make_model
 
 TEXTS = sentences(40)
 LONG = "The quick brown fox jumps over the lazy dog. " * 400

@@ -9,7 +9,8 @@ import sys
 import time
 
 from bert_serving.client import BertClient
-from running_server import RunningServer, free_ports
+
+from tests.support.running_server import RunningServer, free_ports
 
 # As the console script does it, from whatever copy of the code is first on the path.
 STATUS = (sys.executable, "-c", "import sys; from bert_serving.server.cli import status; sys.exit(status())")

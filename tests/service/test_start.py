@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from bert_serving.client import BertClient
 from bert_serving.server.worker.encoder import Encoder
-from running_server import RunningServer, command, free_ports, run_start
-from tensor_bundles import GOOGLE_BERT
+
+from tests.support.running_server import RunningServer, command, free_ports, run_start
+from tests.support.tensor_bundles import GOOGLE_BERT
 
 
 def refusal(*args: object, **kwargs: dict[str, str]) -> str:

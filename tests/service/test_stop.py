@@ -19,7 +19,8 @@ import psutil
 import pytest
 import zmq
 from bert_serving.client import BertClient, Unavailable
-from running_server import RunningServer, command, free_ports
+
+from tests.support.running_server import RunningServer, command, free_ports
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -16,8 +16,9 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from running_server import RunningServer
-from zoo import Served, Zoo
+
+from tests.support.running_server import RunningServer
+from tests.support.zoo import Served, Zoo
 
 MIB = 1 << 20
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 from bert_serving.client import BertClient, WorkerFailed
-from running_server import RunningServer
-from tiny_models import make_model
+
+from tests.support.running_server import RunningServer
+from tests.support.tiny_models import make_model
 
 
 def test_work_of_a_killed_worker_is_done_by_its_successor() -> None:

@@ -11,11 +11,11 @@ import pytest
 from bert_serving.client import AsyncBertClient
 from bert_serving.protocol import EncodeReply, Overloaded, PayloadTooLarge, Unauthorized, Usage
 from bert_serving.server.gateway.dialect import Call, NotJson, Unprocessable, check_key, usage_headers
-from bert_serving.server.gateway.legacy import LEGACY
-from bert_serving.server.gateway.openai import EmbeddingsBody
+from bert_serving.server.gateway.dialects.legacy import LEGACY
+from bert_serving.server.gateway.dialects.openai import EmbeddingsBody
+from bert_serving.server.gateway.dialects.tei import EmbedBody, PredictBody, SimilarityBody, TokenizeBody
 from bert_serving.server.gateway.rerank import RerankBody
 from bert_serving.server.gateway.service import Service
-from bert_serving.server.gateway.tei import EmbedBody, PredictBody, SimilarityBody, TokenizeBody
 from fastapi import Request
 from numpy import zeros
 from pydantic import BaseModel

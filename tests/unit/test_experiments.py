@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bert_serving.server.benchmark.experiments import (
+from bert_serving.server.compat.benchmark.experiments import (
     Point,
     Speeds,
     benchmark_parser,
@@ -11,7 +11,7 @@ from bert_serving.server.benchmark.experiments import (
     result_file,
     result_table,
 )
-from bert_serving.server.benchmark.sentences import FULL, MIXED, make_sentences, vocabulary_of
+from bert_serving.server.compat.benchmark.sentences import FULL, MIXED, make_sentences, vocabulary_of
 
 ONLY_BATCHES = [
     *("-test_max_batch_size", "-test_max_seq_len", "-test_num_client", "-test_pooling_layer"),

@@ -9,14 +9,9 @@ from typing import Any
 import bert_serving.server
 import pytest
 from bert_serving.server import cli
+from bert_serving.server.compat.args import settings_of
 from bert_serving.server.graph import PoolingStrategy
-from bert_serving.server.helper import (
-    get_args_parser,
-    get_benchmark_parser,
-    get_run_args,
-    get_shutdown_parser,
-    settings_of,
-)
+from bert_serving.server.helper import get_args_parser, get_benchmark_parser, get_run_args, get_shutdown_parser
 from bert_serving.server.settings import Settings, own_version
 
 OLD_FLAGS = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bert_serving.protocol import ServingError
-from bert_serving.server.metrics import ERROR_CODES, WORKER_STATES, BrokerMetrics
+from bert_serving.server.broker.metrics import ERROR_CODES, WORKER_STATES, BrokerMetrics
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 

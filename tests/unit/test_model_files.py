@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bert_serving.server import model_files
-from bert_serving.server.model_files import (
-    ModelError,
+from bert_serving.server.model import folder as model_files
+from bert_serving.server.model.errors import ModelError
+from bert_serving.server.model.folder import (
     SentenceTransformersConfig,
     check_max_seq_len,
     check_model_dir,

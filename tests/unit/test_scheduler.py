@@ -79,13 +79,19 @@ def request(client: bytes, texts: list[str], **options: Any) -> EncodeRequest:
 
 
 def submit(
-    scheduler: Scheduler, client: bytes, count: int, now: float = 0.0, *, is_stranger: bool = False, **options: Any
+    scheduler: Scheduler,
+    client: bytes,
+    count: int,
+    now: float = 0.0,
+    *,
+    is_unsubscribed: bool = False,
+    **options: Any,
 ) -> Job:
-    return scheduler.submit(request(client, make_texts(count), **options), now, is_stranger=is_stranger)
+    return scheduler.submit(request(client, make_texts(count), **options), now, is_unsubscribed=is_unsubscribed)
 
 
 def submit_of_strangers(scheduler: Scheduler, num_clients: int) -> list[Job]:
-    return [submit(scheduler, b"stranger %d" % i, 1, is_stranger=True) for i in range(num_clients)]
+    return [submit(scheduler, b"stranger %d" % i, 1, is_unsubscribed=True) for i in range(num_clients)]
 
 
 def tokens_of(text: Text) -> int:
@@ -546,7 +552,7 @@ def test_any_number_of_strangers_gets_no_more_than_one_client() -> None:
 
 def test_strangers_are_not_starved_by_a_client_that_always_comes_back() -> None:
     scheduler = make_scheduler()
-    stranger = submit(scheduler, b"stranger", 1, is_stranger=True)
+    stranger = submit(scheduler, b"stranger", 1, is_unsubscribed=True)
     for _ in range(3):
         for _ in range(FULL_BATCH):
             submit(scheduler, ALICE, 1)
@@ -558,15 +564,15 @@ def test_strangers_are_not_starved_by_a_client_that_always_comes_back() -> None:
 def test_stranger_who_subscribes_does_not_wait_behind_the_others(count: int) -> None:
     scheduler = make_scheduler()
     for i in range(1000):
-        submit(scheduler, b"stranger %d" % i, count, is_stranger=True)
-    slow_joiner = submit(scheduler, ALICE, count, is_stranger=True)
+        submit(scheduler, b"stranger %d" % i, count, is_unsubscribed=True)
+    slow_joiner = submit(scheduler, ALICE, count, is_unsubscribed=True)
     scheduler.claim(ALICE)
     assert share_of(slow_joiner, next_batch(scheduler)) == count
 
 
 def test_claim_moves_what_still_waits_and_nothing_else() -> None:
     scheduler = make_scheduler()
-    jobs = [submit(scheduler, ALICE, count, is_stranger=True) for count in (1, 150, 30)]
+    jobs = [submit(scheduler, ALICE, count, is_unsubscribed=True) for count in (1, 150, 30)]
     first = next_batch(scheduler)
     scheduler.claim(ALICE)
     scheduler.claim(ALICE)
@@ -857,12 +863,12 @@ class WatchedTexts(list[str]):
     """A list that shows when it is let go of."""
 
 
-@pytest.mark.parametrize("is_stranger", [False, True])
+@pytest.mark.parametrize("is_unsubscribed", [False, True])
 @pytest.mark.parametrize("end", ["expire", "cancel"])
-def test_texts_of_an_ended_job_are_let_go_of_though_no_worker_is_there(end: str, is_stranger: bool) -> None:
+def test_texts_of_an_ended_job_are_let_go_of_though_no_worker_is_there(end: str, is_unsubscribed: bool) -> None:
     scheduler = make_scheduler(workers=0)
     texts = WatchedTexts(make_texts(3))
-    scheduler.submit(request(ALICE, texts, deadline_ms=100), 0.0, is_stranger=is_stranger)
+    scheduler.submit(request(ALICE, texts, deadline_ms=100), 0.0, is_unsubscribed=is_unsubscribed)
     watch = weakref.ref(texts)
     del texts
     scheduler.expire(1.0) if end == "expire" else scheduler.cancel(ALICE)
@@ -1000,16 +1006,16 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         count=st.integers(1, 120),
         tokens=st.integers(5, 700),
         deadline=st.booleans(),
-        is_stranger=st.booleans(),
+        is_unsubscribed=st.booleans(),
     )
-    def submit(self, client: bytes, count: int, tokens: int, deadline: bool, is_stranger: bool) -> None:
+    def submit(self, client: bytes, count: int, tokens: int, deadline: bool, is_unsubscribed: bool) -> None:
         texts = make_texts(count, tokens)
         try:
             job = self.scheduler.submit(
                 request(client, texts, deadline_ms=300 if deadline else None),
                 self.now,
                 num_bytes=10 * count,
-                is_stranger=is_stranger,
+                is_unsubscribed=is_unsubscribed,
             )
         except Overloaded as caught:
             overload: Overloaded | None = caught

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bert_serving.server.broker.metrics import BrokerMetrics
 from bert_serving.server.broker.statistic import Statistic
 from bert_serving.server.broker.status import StatusReport, WorkerView
-from bert_serving.server.metrics import BrokerMetrics
 from bert_serving.server.settings import Settings
 
 NONE = type(None)

@@ -13,11 +13,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bert_serving.server.model_files import ModelError
-from bert_serving.server.worker.tensor_bundle import TensorBundle
+from bert_serving.server.model.errors import ModelError
+from bert_serving.server.model.tensorflow.tensor_bundle import TensorBundle
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tensor_bundles import GOOGLE_BERT, block, entry, header, message, number, table, trailed, varint, write_bundle
+
+from tests.support.tensor_bundles import (
+    GOOGLE_BERT,
+    block,
+    entry,
+    header,
+    message,
+    number,
+    table,
+    trailed,
+    varint,
+    write_bundle,
+)
 
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOOGLE_BERT / "expected.json").read_text())
 UNREAD = ("float64", "sliced", "string")

@@ -26,6 +26,7 @@ from bert_serving.protocol import (
     check_spans,
 )
 
+from .channel import Channel
 from .checks import (
     TOKEN_LEVEL,
     Response,
@@ -39,7 +40,6 @@ from .checks import (
     token_vectors_of,
     warn_of_cuts,
 )
-from .line import Line
 from .producer import Producer
 from .session import Session
 
@@ -355,7 +355,7 @@ class BertClient:
     def _open(self, identity: bytes | None) -> None:
         """Begin a conversation; the sockets follow with the first request."""
         self._session = Session(identity or str(uuid.uuid4()).encode(), is_shared=identity is not None)
-        self._line = Line(self._session, self.ip, self.port, self.port_out)
+        self._line = Channel(self._session, self.ip, self.port, self.port_out)
 
     def _after_fork(self) -> None:
         """In the child: the sockets belong to the parent, and so do the replies to its identity."""

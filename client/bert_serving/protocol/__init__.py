@@ -13,6 +13,7 @@ from .codec import (
     worker_message_to_frames,
 )
 from .errors import (
+    ERROR_CODES,
     DeadlineExceeded,
     InvalidRequest,
     Overloaded,
@@ -34,8 +35,8 @@ from .messages import (
     Failed,
     Heartbeat,
     InfoReply,
-    Outcome,
     Part,
+    PartResult,
     Ready,
     Refused,
     Rejected,
@@ -52,10 +53,17 @@ from .messages import (
     Vectors,
     WorkerMessage,
 )
-from .options import POOLING_STRATEGIES, EncodeOptions, check_spans, options_from_json, pooling_name
+from .options import (
+    POOLING_STRATEGIES,
+    EncodeOptions,
+    check_spans,
+    options_from_json,
+    pooling_name,
+)
 from .texts import check_texts, has_lone_surrogate
 
 __all__ = [
+    "ERROR_CODES",
     "MAX_IDENTITY_BYTES",
     "POOLING_STRATEGIES",
     "Batch",
@@ -72,9 +80,9 @@ __all__ = [
     "Heartbeat",
     "InfoReply",
     "InvalidRequest",
-    "Outcome",
     "Overloaded",
     "Part",
+    "PartResult",
     "PayloadTooLarge",
     "Ready",
     "Refused",

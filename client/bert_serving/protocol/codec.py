@@ -32,8 +32,8 @@ from .messages import (
     Failed,
     Heartbeat,
     InfoReply,
-    Outcome,
     Part,
+    PartResult,
     Ready,
     Refused,
     Rejected,
@@ -230,7 +230,7 @@ def worker_message_to_frames(message: WorkerMessage | BrokerMessage) -> Frames:
     if isinstance(message, Batch):
         header["parts"] = [_part_to_json(part) for part in message.parts]
     elif isinstance(message, Result):
-        header["outcomes"] = [_outcome_to_json(outcome) for outcome in message.outcomes]
+        header["outcomes"] = [_part_result_to_json(outcome) for outcome in message.outcomes]
         arrays = [_array_frame(outcome.rows) for outcome in message.outcomes if isinstance(outcome, Vectors)]
     return [kind, _dumps(header), *arrays]
 
@@ -243,7 +243,7 @@ def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | Broke
         header["parts"] = [_part_from_json(part) for part in header["parts"]]
     elif cls is Result:
         arrays = iter(frames[2:])
-        header["outcomes"] = [_outcome_from_json(outcome, arrays) for outcome in header["outcomes"]]
+        header["outcomes"] = [_part_result_from_json(outcome, arrays) for outcome in header["outcomes"]]
     message: WorkerMessage | BrokerMessage = cls(**header)
     return message
 
@@ -262,7 +262,7 @@ def _part_from_json(value: dict[str, Any]) -> Part:
     return Part(value["texts"], options_from_json(options) if options else EncodeOptions(), value.get("spans"))
 
 
-def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+def _part_result_to_json(outcome: PartResult) -> dict[str, Any]:
     if isinstance(outcome, Rejected):
         return {"error": outcome.error.to_info(), "index": outcome.index}
     names = ("num_tokens", "truncated", "counts", "tokens", "offsets")
@@ -270,7 +270,7 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
     return {"array": _array_info(outcome.rows), **value}
 
 
-def _outcome_from_json(value: dict[str, Any], arrays: Iterator[Frame]) -> Outcome:
+def _part_result_from_json(value: dict[str, Any], arrays: Iterator[Frame]) -> PartResult:
     if "error" in value:
         return Rejected(error_from_info(value["error"]), value["index"])
     rows = _array(value.pop("array"), next(arrays))

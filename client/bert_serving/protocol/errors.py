@@ -86,6 +86,9 @@ _BY_CODE: dict[str, type[ServingError]] = {
     )
 }
 
+#: The codes of all errors, as they travel on the wire and label the metrics.
+ERROR_CODES = (ServingError.code, *_BY_CODE)
+
 
 def error_from_info(info: Mapping[str, Any]) -> ServingError:
     """Return the exception that `ServingError.to_info` described; unknown codes become ServingError."""

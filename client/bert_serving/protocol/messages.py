@@ -206,7 +206,7 @@ class Result:
     """
 
     batch_id: int
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[PartResult]
     tokenize_ms: float = 0.0
     compute_ms: float = 0.0
     padding_tokens: int = 0
@@ -236,7 +236,7 @@ class Stop:
     """The worker ends after the batches that it holds."""
 
 
-Outcome: TypeAlias = "Vectors | Rejected"
+PartResult: TypeAlias = "Vectors | Rejected"
 Request: TypeAlias = EncodeRequest | CommandRequest
 Reply: TypeAlias = EncodeReply | InfoReply | ErrorReply
 WorkerMessage: TypeAlias = Ready | Refused | Result | Failed | Heartbeat

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's own costs 5 ms, in which Ctrl-C would end a start with a traceback
 if TYPE_CHECKING:
-    from .embedded import BertServer as BertServer
+    from .compat.bert_server import BertServer as BertServer
     from .worker.encoder import Encoder as Encoder
 
     __version__: str
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> object:
 
         return Encoder
     if name == "BertServer":
-        from .embedded import BertServer
+        from .compat.bert_server import BertServer
 
         return BertServer
     if name == "__version__":

@@ -1,34 +1,5 @@
-"""The names of bert_serving.server.graph that old programs import."""
+"""`bert_serving.server.graph`, which old programs import; see compat/pooling_strategy.py."""
 
-from __future__ import annotations
+from .compat.pooling_strategy import PoolingStrategy
 
-from enum import Enum
-
-
-class PoolingStrategy(Enum):
-    """bert-as-service's strategies with its numbers. What came later has a name only, see EncodeOptions."""
-
-    NONE = 0
-    REDUCE_MAX = 1
-    REDUCE_MEAN = 2
-    REDUCE_MEAN_MAX = 3
-    FIRST_TOKEN = 4
-    LAST_TOKEN = 5
-    CLS_POOLED = 6
-    CLASSIFICATION = 7
-    REGRESSION = 8
-    CLS_TOKEN = 4
-    SEP_TOKEN = 5
-
-    def __str__(self) -> str:
-        return self.name
-
-    @staticmethod
-    def from_string(name: str) -> PoolingStrategy:
-        """Return the strategy of a name. Raises ValueError if there is none."""
-        try:
-            return PoolingStrategy[name]
-        except KeyError:
-            raise ValueError(
-                f"pooling_strategy must be one of {', '.join(PoolingStrategy.__members__)}, got {name!r}"
-            ) from None
+__all__ = ["PoolingStrategy"]

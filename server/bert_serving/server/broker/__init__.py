@@ -1,0 +1,1 @@
+"""Owns every request between its arrival and its reply."""

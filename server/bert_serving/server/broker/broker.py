@@ -39,10 +39,10 @@ from bert_serving.protocol import (
     worker_message_to_frames,
 )
 
-from ..metrics import BrokerMetrics
 from ..settings import Settings
 from .job import Job
-from .newcomers import Newcomers
+from .late_subscribers import LateSubscribers
+from .metrics import BrokerMetrics
 from .outbox import Dropped, Outbox
 from .ports import Ports, connection_of, is_loopback, peer_of, receive
 from .scheduler import Failure, Scheduler
@@ -102,7 +102,7 @@ class Broker:
             capacity_bytes=settings.outbox_mb << 20, max_age_s=settings.outbox_age, substitute=_given_up
         )
         self._subscriptions = Subscriptions()
-        self._newcomers: Newcomers[CommandRequest | None] = Newcomers()
+        self._late_subscribers: LateSubscribers[CommandRequest | None] = LateSubscribers()
         self._ports = Ports(
             host=settings.host,
             port=settings.port,
@@ -151,7 +151,7 @@ class Broker:
     def _on_subscription(self, connection: int | None, identity: bytes, now: float) -> None:
         had_refused = self._subscriptions.has_refused(connection)
         if self._subscriptions.add(connection, identity):
-            missed = self._newcomers.subscribe(identity, now)
+            missed = self._late_subscribers.subscribe(identity, now)
             is_held = self._outbox.has_unclaimed(identity)
             topic = self._outbox.subscribe(identity)
             assert topic is not None
@@ -206,13 +206,13 @@ class Broker:
         self.metrics.requests.inc()
         self.metrics.te.arrived(len(request.texts), is_predict=_is_predict(request.options))
         if request.request_id == _FIRST_REQUEST_ID:
-            self._newcomers.ask(request.identity, None, now)
+            self._late_subscribers.ask(request.identity, None, now)
         # A time of its own: `now` is that of all requests which this step found, and would make them one.
         self._statistic.count_texts(request.identity, len(request.texts), time.monotonic())
         if not self._is_accepting:
             raise Unavailable("the server is shutting down")
-        is_stranger = not self._outbox.has_subscriber(request.identity)
-        self._scheduler.submit(request, now, num_bytes=num_bytes, is_stranger=is_stranger)
+        is_unsubscribed = not self._outbox.has_subscriber(request.identity)
+        self._scheduler.submit(request, now, num_bytes=num_bytes, is_unsubscribed=is_unsubscribed)
 
     def _on_command(self, request: CommandRequest, peer: str, now: float) -> None:
         self.metrics.commands.inc()
@@ -225,7 +225,7 @@ class Broker:
             return
         self._answer_command(request, now)
         if request.request_id == _FIRST_REQUEST_ID:
-            self._newcomers.ask(request.identity, request, now)
+            self._late_subscribers.ask(request.identity, request, now)
 
     def _answer_command(self, request: CommandRequest, now: float) -> None:
         if request.command is Command.SHOW_CONFIG:

@@ -43,16 +43,16 @@ from bert_serving.protocol import (
     WorkerFailed,
 )
 
+from .batching import BatchBuilder, InFlightBatch, halve
 from .fair_queue import FairQueue
 from .job import Job, Slice
-from .parcel import Filling, Parcel, halve
 
 BATCH_S = 0.08  # the best micro-batch for a CPU's caches and a full one for a GPU, measured on both
 _MIN_BATCH_TOKENS = 256
 _LARGE_SHARE = 0.25
 _MAX_IN_FLIGHT = 2
 _MAX_LOST_WORKERS = 2
-_STRANGERS = b""  # their turn; no identity is empty
+_UNSUBSCRIBED = b""  # their turn; no identity is empty
 _SMOOTHING = 0.2  # weight of the newest batch in the running estimates
 _ESTIMATE_TOKENS = 4096  # a batch of fewer tokens weighs less in the estimate of tokens from text length
 
@@ -71,7 +71,7 @@ class _Worker:
     max_batch_tokens: int
     tokens_per_s: float
     floor_tokens_per_s: float
-    in_flight: dict[int, Parcel] = field(default_factory=dict)
+    in_flight: dict[int, InFlightBatch] = field(default_factory=dict)
 
     @property
     def budget(self) -> float:
@@ -115,8 +115,8 @@ class Scheduler:
         self._jobs: dict[int, Job] = {}
         self._small = FairQueue()
         self._large = FairQueue()
-        self._strangers: dict[bytes, dict[int, Job]] = {}  # by identity and job_id
-        self._again: deque[Parcel] = deque()
+        self._unsubscribed: dict[bytes, dict[int, Job]] = {}  # by identity and job_id
+        self._again: deque[InFlightBatch] = deque()
         self._deadlines: list[tuple[float, int]] = []
         self._workers: dict[str, _Worker] = {}
         self._numbers = itertools.count(1)
@@ -152,10 +152,12 @@ class Scheduler:
 
     # -- jobs ------------------------------------------------------------------------------------------
 
-    def submit(self, request: EncodeRequest, now: float, *, num_bytes: int = 0, is_stranger: bool = False) -> Job:
+    def submit(
+        self, request: EncodeRequest, now: float, *, num_bytes: int = 0, is_unsubscribed: bool = False
+    ) -> Job:
         """Queue a request that came in `num_bytes`. Raises PayloadTooLarge or Overloaded.
 
-        is_stranger: nobody has subscribed to its identity; `claim` tells when somebody does.
+        is_unsubscribed: nobody has subscribed to its identity; `claim` tells when somebody does.
         """
         num_texts = len(request.texts)
         if num_texts > self._queue_capacity:
@@ -175,14 +177,14 @@ class Scheduler:
             next(self._numbers),
             request,
             now,
-            _STRANGERS if is_stranger else request.identity,
+            _UNSUBSCRIBED if is_unsubscribed else request.identity,
             replace(request.options, show_tokens=True) if self._show_tokens else request.options,
             num_bytes=num_bytes,
             max_text_tokens=math.inf if request.options.long_text == "chunk" else self._max_seq_len,
         )
         self._jobs[job.job_id] = job
-        if is_stranger:
-            self._strangers.setdefault(request.identity, {})[job.job_id] = job
+        if is_unsubscribed:
+            self._unsubscribed.setdefault(request.identity, {})[job.job_id] = job
         self.open_bytes += num_bytes
         self.num_waiting += num_texts
         self._queue_of(job).push(job)
@@ -193,7 +195,7 @@ class Scheduler:
 
     def claim(self, identity: bytes) -> None:
         """Give the jobs of a stranger who has subscribed a turn of their own: a request is often faster."""
-        for job in self._strangers.pop(identity, {}).values():
+        for job in self._unsubscribed.pop(identity, {}).values():
             queue = self._queue_of(job)
             queue.discard(job)
             job.turn = identity
@@ -327,7 +329,7 @@ class Scheduler:
 
     # -- inside ----------------------------------------------------------------------------------------
 
-    def _next_again(self) -> Parcel | None:
+    def _next_again(self) -> InFlightBatch | None:
         while self._again:
             parcel = self._again.popleft()
             parcel.slices = [part for part in parcel.slices if part.job.is_open]
@@ -335,13 +337,13 @@ class Scheduler:
                 return parcel
         return None
 
-    def _merge(self, worker: _Worker) -> Parcel | None:
+    def _merge(self, worker: _Worker) -> InFlightBatch | None:
         """Return what waits, up to a full batch, or None where it is better to let it grow."""
         if worker.in_flight:
             in_work = sum(parcel.tokens for parcel in worker.in_flight.values())
             if self._waiting_tokens < min(in_work, worker.budget / 2):
                 return None
-        filling = Filling(worker.budget, self._max_batch_size, self._cost)
+        filling = BatchBuilder(worker.budget, self._max_batch_size, self._cost)
         if self._small and self._large:
             # What is owed is carried over: a share may be less than one text.
             self._owed_to_large = min(1.0, self._owed_to_large + _LARGE_SHARE)
@@ -351,13 +353,13 @@ class Scheduler:
         if not filling.slices:
             return None
         self.num_waiting -= filling.num_texts
-        return Parcel(filling.slices, filling.tokens)
+        return InFlightBatch(filling.slices, filling.tokens)
 
     @property
     def _waiting_tokens(self) -> float:
         return self.num_waiting * self._tokens_per_text
 
-    def _isolate(self, parcel: Parcel, error: ServingError, num_lost: int) -> list[Failure]:
+    def _isolate(self, parcel: InFlightBatch, error: ServingError, num_lost: int) -> list[Failure]:
         """Halve a parcel that failed and put the halves in front, or fail the job of its only text."""
         slices = [part for part in parcel.slices if part.job.is_open]
         num_texts = sum(map(len, slices))
@@ -366,7 +368,7 @@ class Scheduler:
         if num_texts == 1:
             return [self._fail_job(slices[0].job, error)]
         for half in reversed(halve(slices, num_texts // 2)):
-            self._again.appendleft(Parcel(half, self._tokens(half), num_lost))
+            self._again.appendleft(InFlightBatch(half, self._tokens(half), num_lost))
         return []
 
     def _forget_old_deadlines(self) -> None:
@@ -375,11 +377,11 @@ class Scheduler:
             self._deadlines = [entry for entry in self._deadlines if entry[1] in self._jobs]
             heapq.heapify(self._deadlines)
 
-    def _land(self, name: str, batch_id: int) -> Parcel | None:
+    def _land(self, name: str, batch_id: int) -> InFlightBatch | None:
         worker = self._workers.get(name)
         return None if worker is None else worker.in_flight.pop(batch_id, None)
 
-    def _learn(self, worker: _Worker, parcel: Parcel, result: Result) -> None:
+    def _learn(self, worker: _Worker, parcel: InFlightBatch, result: Result) -> None:
         """Correct the estimates by what a batch really held and took."""
         done = [
             (part.texts, outcome)
@@ -430,16 +432,16 @@ class Scheduler:
         self.open_bytes -= job.num_bytes
         if job.is_waiting:
             self._queue_of(job).discard(job)
-        if job.turn == _STRANGERS:
-            self._forget_stranger(job)
+        if job.turn == _UNSUBSCRIBED:
+            self._forget_unsubscribed(job)
         job.is_open = False
         del self._jobs[job.job_id]
 
-    def _forget_stranger(self, job: Job) -> None:
-        jobs = self._strangers[job.client]
+    def _forget_unsubscribed(self, job: Job) -> None:
+        jobs = self._unsubscribed[job.client]
         del jobs[job.job_id]
         if not jobs:
-            del self._strangers[job.client]
+            del self._unsubscribed[job.client]
 
     def _queue_of(self, job: Job) -> FairQueue:
         return self._small if len(job.texts) <= self._priority_batch_size else self._large

@@ -13,10 +13,10 @@ from typing import Any
 import zmq
 from bert_serving.protocol import Heartbeat, pooling_name
 
-from ..graph import PoolingStrategy
-from ..metrics import BrokerMetrics, value_of
-from ..model_files import read_sentence_transformers
+from ..compat.pooling_strategy import PoolingStrategy
+from ..model.folder import read_sentence_transformers
 from ..settings import Settings, own_version
+from .metrics import BrokerMetrics, value_of
 from .statistic import Statistic
 
 #: What bert-serving-client 1.10.0 demands to hear.

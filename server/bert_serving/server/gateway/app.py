@@ -29,9 +29,10 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from ..metrics import GatewayMetrics
 from ..settings import own_version
-from . import cohere, legacy, ollama, openai, operations, stream, tei
+from . import operations, stream
+from .dialects import cohere, legacy, ollama, openai, tei
+from .metrics import GatewayMetrics
 from .middleware import MaxBodySize, Observe
 from .service import Service
 

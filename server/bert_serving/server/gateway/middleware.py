@@ -8,8 +8,8 @@ import uuid
 from bert_serving.protocol import PayloadTooLarge
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..metrics import GatewayMetrics
 from .dialect import ERROR_CODE
+from .metrics import GatewayMetrics
 
 _MAX_ID_BYTES = 128
 _UNKNOWN_ROUTE = "other"

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from ..metrics import GatewayMetrics
+from .metrics import GatewayMetrics
 from .service import STATUS_TIMEOUT_S, Service
 
 PATHS = ("/live", "/ready", "/metrics")

@@ -31,7 +31,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from .dialect import Call, NotJson, Unprocessable
-from .legacy import LEGACY, echo
+from .dialects.legacy import LEGACY, echo
 from .output import Container, Dtype, convert, encoded
 from .service import Service
 

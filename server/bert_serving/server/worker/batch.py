@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from bert_serving.protocol import EncodeOptions, InvalidRequest, Outcome, Part, Rejected, Vectors, WorkerFailed
+from bert_serving.protocol import EncodeOptions, InvalidRequest, Part, PartResult, Rejected, Vectors, WorkerFailed
 
 from .compute import Answer, Task
 from .encoder import Encoder, EncodingError
@@ -52,7 +52,7 @@ def _part(part: Part, prepared: list[Task | RequestError]) -> PreparedPart | Rej
 
 def encode_parts(
     encoder: Encoder, prepared: Sequence[PreparedPart | Rejected], dtype: np.dtype[np.floating[Any]]
-) -> list[Outcome]:
+) -> list[PartResult]:
     """Return what becomes of each part, all of them in the same forward passes. dtype: of the vectors."""
     tasks = [task for part in prepared if isinstance(part, PreparedPart) for task in part.tasks]
     answers = iter(encoder.forward(tasks))
@@ -69,7 +69,7 @@ def _outcome(
     prepared: PreparedPart,
     answers: list[Answer | EncodingError],
     dtype: np.dtype[np.floating[Any]],
-) -> Outcome:
+) -> PartResult:
     rows = []
     for i, answer in enumerate(answers):
         if isinstance(answer, EncodingError):

@@ -19,8 +19,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ..model_files import ModelError, checkpoint_prefix, config_path, one_line, read_json, unnamed_model_type
-from .google_bert import read_google_bert, with_google_head
+from ..model.errors import ModelError, one_line
+from ..model.folder import checkpoint_prefix, config_path, read_json, unnamed_model_type
+from ..model.tensorflow.google_bert import read_google_bert, with_google_head
 
 
 @dataclass(frozen=True, slots=True)

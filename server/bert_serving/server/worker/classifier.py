@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..model_files import ModelError
+from ..model.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)

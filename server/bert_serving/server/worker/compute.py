@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .packing import plan_micro_batches
 from .pooling import Segments, segments, whole_segments
-from .recipe import Recipe
+from .pooling_plan import PoolingPlan
 from .sequences import TokenizedText, TokenSequence
 from .splade import terms
 from .transformer import Transformer
@@ -31,7 +31,7 @@ class Task:
     """A text, ready for the model."""
 
     text: TokenizedText
-    recipe: Recipe
+    recipe: PoolingPlan
 
     @property
     def keeps_tokens(self) -> bool:
@@ -109,7 +109,7 @@ def _run(transformer: Transformer, batch: Sequence[_Piece], *, hide_specials: bo
     layers = frozenset[int]().union(*(piece.task.recipe.reads for piece in batch))
     hidden = transformer.hidden([piece.sequence for piece in batch], layers)
     starts = [0, *accumulate(piece.length for piece in batch)]
-    kinds: dict[tuple[Recipe, bool], list[int]] = {}
+    kinds: dict[tuple[PoolingPlan, bool], list[int]] = {}
     for i, piece in enumerate(batch):
         kinds.setdefault((piece.task.recipe, piece.task.keeps_tokens), []).append(i)
     for (recipe, keeps_tokens), members in kinds.items():
@@ -170,7 +170,7 @@ def _own_tokens(sequence: TokenSequence, tokens: Tensor, hide_specials: bool) ->
 
 def _finish(tasks: Sequence[Task], pieces_of: Sequence[Sequence[_Piece]], device: torch.device) -> list[Answer]:
     answers: list[Answer] = [np.empty(0, np.float32)] * len(tasks)
-    pooled: dict[Recipe, list[int]] = {}
+    pooled: dict[PoolingPlan, list[int]] = {}
     for i, task in enumerate(tasks):
         if task.recipe.is_sparse:
             weights = torch.stack([_rows(piece) for piece in pieces_of[i]]).amax(0)

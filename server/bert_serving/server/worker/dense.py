@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..model_files import ModelError, one_line, read_json
+from ..model.errors import ModelError, one_line
+from ..model.folder import read_json
 
 _ACTIVATIONS = "torch.nn.modules.activation"
 _IDENTITY = "torch.nn.modules.linear.Identity"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..model_files import ModelError
+from ..model.errors import ModelError
 
 _CGROUP = Path("/sys/fs/cgroup")
 

@@ -28,8 +28,8 @@ from bert_serving.protocol import (
 )
 from transformers import PreTrainedModel
 
-from ..model_files import (
-    ModelError,
+from ..model.errors import ModelError
+from ..model.folder import (
     SentenceTransformersConfig,
     check_max_seq_len,
     first_position,
@@ -45,7 +45,7 @@ from .compute import Answer, Budget, Task, compute
 from .dense import Dense, load_head
 from .device import CPU_MICRO_BATCH_TOKENS, fitting_tokens, pick_device, pick_dtype
 from .model_module import import_model_module
-from .recipe import FROM_FIRST, Pipeline, Recipes
+from .pooling_plan import FROM_FIRST, Pipeline, PoolingPlanner
 from .sequences import RequestError, TokenizedText, TokenSequence
 from .splade import SpladeHead
 from .tokenizer import Tokenizer
@@ -156,7 +156,7 @@ class Encoder:
             trust_remote_code=trust_remote_code,
             model_type=unnamed_model_type(transformer_dir, config_name),
         )
-        self._recipes = Recipes(
+        self._recipes = PoolingPlanner(
             own=_pipeline(self._own, self.device) if self._own else None,
             defaults=_defaults(pooling_strategy, pooling_layer, normalize),
             num_layers=self._checkpoint.num_layers,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from ..model_files import one_line
+from ..model.errors import one_line
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from ..model_files import ModelError, one_line
+from ..model.errors import ModelError, one_line
 
 
 def import_model_module(name: str) -> ModuleType:

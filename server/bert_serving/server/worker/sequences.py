@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from bert_serving.protocol import EncodeOptions
 
-from ..model_files import ModelError
+from ..model.errors import ModelError
 from .windows import windows
 
 #: [start, stop), in characters of a text or in tokens of its ids.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..model_files import ModelError
+from ..model.errors import ModelError
 
 _MAX_LOGITS = 1 << 25  # at once, 128 MiB: a vocabulary is a hundred times as wide as a hidden state
 

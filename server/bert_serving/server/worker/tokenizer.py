@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import normalizers
 from transformers import AutoTokenizer
 
-from ..model_files import ModelError, one_line
+from ..model.errors import ModelError, one_line
 from .sequences import (
     MAX_CHUNKED_TOKENS,
     NOWHERE,

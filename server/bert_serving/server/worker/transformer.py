@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..model_files import ModelError, one_line
+from ..model.errors import ModelError, one_line
 from . import attention
 from .checkpoint import lower_precision
 from .linear import prepack

@@ -39,7 +39,7 @@ from bert_serving.protocol import (
     worker_message_to_frames,
 )
 
-from ..model_files import ModelError, one_line
+from ..model.errors import ModelError, one_line
 from .batch import PreparedPart, encode_parts, prepare_parts
 from .device import allowed_cpus
 from .encoder import Encoder

@@ -1,0 +1,1 @@
+"""What programs written for bert-as-service import and run."""

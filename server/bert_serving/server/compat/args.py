@@ -1,0 +1,95 @@
+"""The names of bert_serving.server.helper that old programs import: parsers, and what they return."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..settings import OneLineParser, Settings, settings_parser, validation_line
+from .termination import terminate_parser
+
+
+class ArgsParser(OneLineParser):
+    """A parser of the server's flags whose namespace has every setting: flags, variables and defaults, checked."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return (namespace, arguments that are no flags)."""
+        found, rest = super().parse_known_args(args, namespace)
+        flags = {name: value for name, value in vars(found).items() if name in Settings.model_fields}
+        try:
+            settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+        except ValidationError as exc:
+            self.error(validation_line(exc))
+        others = {name: value for name, value in vars(found).items() if name not in flags}
+        return argparse.Namespace(**others | vars(namespace_of(settings))), rest
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Return the parser of bert-serving-start. What it returns is for BertServer, and may be changed before."""
+    return settings_parser("bert-serving-start", ArgsParser)
+
+
+def get_shutdown_parser() -> argparse.ArgumentParser:
+    """Return the parser of bert-serving-terminate."""
+    return terminate_parser()
+
+
+def get_benchmark_parser() -> argparse.ArgumentParser:
+    """Return the parser of bert-serving-benchmark. What it returns is for BertServer too."""
+    from .benchmark.experiments import benchmark_parser
+
+    return benchmark_parser(ArgsParser)
+
+
+def get_run_args(
+    parser_fn: Callable[[], argparse.ArgumentParser] = get_args_parser, printed: bool = True
+) -> argparse.Namespace:
+    """Return the arguments of this process. printed: show them as a table."""
+    args = parser_fn().parse_args()
+    if printed:
+        rows = sorted(vars(args).items())
+        width = max(len(name) for name, _ in rows)
+        sys.stdout.write("".join(f"{name:>{width}} = {value}\n" for name, value in rows))
+    return args
+
+
+def namespace_of(settings: Settings) -> argparse.Namespace:
+    """Return settings as a namespace with bert-as-service's attributes, lists being lists.
+
+    num_worker: a number, since old programs calculate with it; theirs was 1.
+    """
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.model_dump().items()}
+    values["do_lower_case"] = not values.pop("cased_tokenization")
+    values["num_worker"] = settings.num_worker or 1
+    return argparse.Namespace(**values)
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Return a namespace as settings; attributes that are no settings do not count. Raises ValueError.
+
+    None is the default of a setting, whichever it is.
+    """
+    fields = Settings.model_fields
+    given = {name: value for name, value in vars(args).items() if name in fields}
+    if getattr(args, "do_lower_case", None) is not None:
+        given.setdefault("cased_tokenization", not args.do_lower_case)
+    values = {name: fields[name].default if value is None else _plain(value) for name, value in given.items()}
+    try:
+        return Settings(**values)
+    except ValidationError as exc:
+        raise ValueError(validation_line(exc)) from exc
+
+
+def _plain(value: Any) -> Any:
+    """Return a PoolingStrategy as its name, a path as its text, and lists of them as such."""
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.name if isinstance(value, Enum) else value

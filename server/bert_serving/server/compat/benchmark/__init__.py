@@ -1,0 +1,1 @@
+"""bert-serving-benchmark: bert-as-service's experiments."""

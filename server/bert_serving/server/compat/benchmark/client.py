@@ -1,0 +1,60 @@
+"""One client of the benchmark, in a process of its own: `python -m ...compat.benchmark.client TASK`.
+
+It says `ready`, waits for a line so that all clients begin together, and answers with the seconds that each
+of its requests took, as a JSON list. Without that line, when the benchmark has ended, it ends too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bert_serving.client import BertClient
+
+from .sentences import make_sentences, vocabulary_of
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the client sends, how often, and where to."""
+
+    port: int
+    port_out: int
+    vocab_file: str
+    batch_size: int
+    sentence_len: int
+    protocol: str
+    num_repeat: int
+    seed: int
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def main() -> int:
+    task = Task(**json.loads(sys.argv[1]))
+    vocabulary = vocabulary_of(Path(task.vocab_file).read_text("utf-8"))
+    texts = make_sentences(vocabulary, task.batch_size, task.sentence_len, protocol=task.protocol, seed=task.seed)
+    with BertClient(port=task.port, port_out=task.port_out, check_length=False) as client:
+        _say("ready")
+        if not sys.stdin.readline():
+            return 1
+        times = []
+        for _ in range(task.num_repeat):
+            start = time.perf_counter()
+            client.encode(texts)
+            times.append(time.perf_counter() - start)
+    _say(json.dumps(times))
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""What bert-serving-benchmark measures, and how its results are written down. Decides, does no I/O.
+
+An experiment varies one thing and leaves the others as they are: that is bert-as-service's protocol, with its
+flags, its defaults and its tables. Every sentence of it is as long as the server takes, so a second protocol,
+with sentences of mixed length, shows what is gained by not padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from ...settings import OneLineParser, Settings, settings_parser, validation_line
+from .sentences import FULL, MIXED
+
+NUM_WARM_UP = 2  # results that do not count
+
+#: What an experiment varies, and the original's values for it.
+VARIED: dict[str, tuple[int, ...]] = {
+    "client_batch_size": (1, 16, 256, 4096),
+    "max_batch_size": (8, 32, 128, 512),
+    "max_seq_len": (32, 64, 128, 256),
+    "num_client": (1, 4, 16, 64),
+    "pooling_layer": tuple(range(-1, -13, -1)),
+}
+
+_SERVER_SIDE = ("max_batch_size", "max_seq_len", "pooling_layer")
+_MAX_SEQ_LEN = 25  # bert-as-service's default
+
+_HELP = """\
+The defaults are bert-as-service's and take hours on a small CPU. Shorter: fewer values, an empty list to leave
+an experiment out, a smaller -client_batch_size, a smaller -num_repeat; this ends within minutes on two cores:
+  bert-serving-benchmark -client_batch_size 256 -num_repeat 4 -test_client_batch_size 1 16 256
+      -test_max_batch_size 32 256 -test_max_seq_len 16 32 64 -test_num_client 1 4 -test_pooling_layer -1 -6
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measurement. changes: settings of the server that differ from the given ones."""
+
+    client_batch_size: int
+    num_client: int
+    sentence_len: int
+    changes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole run. flags: for the server, as they were given. is_half: float16 was asked for."""
+
+    experiments: Mapping[str, Sequence[int]]
+    base: Point
+    flags: Mapping[str, Any]
+    protocols: tuple[str, ...]
+    num_repeat: int
+    wait_till_ready: int
+    vocab_file: str
+    is_half: bool
+
+    def points(self, name: str) -> Iterator[tuple[int, Point]]:
+        """Yield each value of an experiment and what is measured for it."""
+        for value in self.experiments[name]:
+            yield value, _varied(self.base, name, value)
+
+    def server_flags(self, point: Point, ports: Mapping[str, int]) -> list[str]:
+        """Return the flags of bert-serving-start for a measurement on these ports of this machine."""
+        argv: list[str] = []
+        for name, value in {**self.flags, "host": "127.0.0.1", **ports, **point.changes}.items():
+            argv += [f"-{name}", *map(str, value if isinstance(value, list) else [value])]
+        return argv
+
+    def __str__(self) -> str:
+        base = self.base
+        return (
+            f"where not varied: client_batch_size {base.client_batch_size}, num_client {base.num_client}, "
+            f"max_seq_len {base.sentence_len}; {self.num_repeat} requests of each client, "
+            f"the first {NUM_WARM_UP} not counted"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Sentences per second, of each client."""
+
+    of_clients: tuple[float, ...]
+
+    @property
+    def mean(self) -> int:
+        return int(sum(self.of_clients) / len(self.of_clients))
+
+    @property
+    def total(self) -> int:
+        return int(sum(self.of_clients))
+
+
+def parse_plan(argv: Sequence[str] | None = None) -> Plan:
+    """Return what the flags ask for; on bad ones print one line and exit with 2."""
+    parser = benchmark_parser()
+    args = vars(parser.parse_args(argv))
+    flags = {name: args[name] for name in Settings.model_fields if args.get(name) is not None}
+    try:
+        settings = Settings(**flags)
+    except ValidationError as exc:
+        parser.error(validation_line(exc))
+    for name in ("client_batch_size", "num_client", "wait_till_ready"):
+        if args[name] < 1:
+            parser.error(f"{name} must be at least 1, got {args[name]}")
+    if args["num_repeat"] <= NUM_WARM_UP:
+        parser.error(f"num_repeat must be more than {NUM_WARM_UP}, which do not count, got {args['num_repeat']}")
+    experiments = {name: args[f"test_{name}"] for name in VARIED if args[f"test_{name}"]}
+    if not experiments:
+        parser.error("nothing to measure: every -test_... is empty")
+    for name, values in experiments.items():
+        if name != "pooling_layer" and min(values) < 1:
+            parser.error(f"test_{name} must hold numbers from 1, got {min(values)}")
+    is_length_given = settings.max_seq_len is not None
+    return Plan(
+        experiments=experiments,
+        base=Point(
+            args["client_batch_size"],
+            args["num_client"],
+            settings.max_seq_len if isinstance(settings.max_seq_len, int) else _MAX_SEQ_LEN,
+            {} if is_length_given else {"max_seq_len": _MAX_SEQ_LEN},
+        ),
+        flags=flags,
+        protocols=(FULL, MIXED) if args["mixed"] else (FULL,),
+        num_repeat=args["num_repeat"],
+        wait_till_ready=args["wait_till_ready"],
+        vocab_file=args["client_vocab_file"],
+        is_half=bool(getattr(settings, "fp16", False)) or settings.dtype == "float16",
+    )
+
+
+def benchmark_parser(kind: type[OneLineParser] = OneLineParser) -> argparse.ArgumentParser:
+    """Return a parser with the flags of the benchmark and all of the server's."""
+    parser = settings_parser("bert-serving-benchmark", kind)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Measure how fast a server on this machine is, in bert-as-service's experiments."
+    parser.epilog = _HELP
+    group = parser.add_argument_group("benchmark", f"without -max_seq_len the servers start with {_MAX_SEQ_LEN}")
+
+    def add(name: str, description: str, **kwargs: Any) -> None:
+        group.add_argument(f"-{name}", f"--{name}", help=f"{description} (default: %(default)s)", **kwargs)
+
+    for name, values in VARIED.items():
+        shown = " ".join(map(str, values))
+        group.add_argument(
+            *(f"-test_{name}", f"--test_{name}"),
+            nargs="*",
+            type=int,
+            metavar="N",
+            default=list(values),
+            help=f"measure with each of these; none: leave the experiment out (default: {shown})",
+        )
+    add("client_batch_size", "sentences in a request, where not varied", type=int, metavar="N", default=4096)
+    add("num_client", "clients at once, where not varied", type=int, metavar="N", default=1)
+    add("num_repeat", "requests of each client; the first two do not count", type=int, metavar="N", default=10)
+    add("wait_till_ready", "seconds in which a server must be ready", type=int, metavar="SECONDS", default=30)
+    add("client_vocab_file", "any text; its words make up the sentences", metavar="TEXT", default="README.md")
+    group.add_argument(
+        *("-mixed", "--mixed"),
+        action="store_true",
+        help="measure once more with sentences of 1 to max_seq_len words, each length as likely",
+    )
+    return parser
+
+
+def result_table(name: str, protocol: str, results: Sequence[tuple[int, Speeds | None]]) -> str:
+    """Return the original's Markdown table, under a title, and its two lines for plotting.
+
+    samples/s is that of one client, the mean of all. None: the point could not be measured.
+    """
+    has_clients = name == "num_client"
+    lines = ["", f"**{name}, {protocol}**", ""]
+    lines.append(f"|`{name}`\t|samples/s|" + ("samples/s of all clients|" if has_clients else ""))
+    lines.append("|---|---|" + ("---|" if has_clients else ""))
+    for value, speeds in results:
+        cells = ["-"] * 2 if speeds is None else [str(speeds.mean), str(speeds.total)]
+        lines.append(f"|{value}\t|" + "|".join(cells[: 1 + has_clients]) + "|")
+    lines += ["", f"{name} = {[value for value, _ in results]}"]
+    lines.append(f"speed = {[speeds and speeds.mean for _, speeds in results]}")
+    return "\n".join(lines) + "\n"
+
+
+def result_file(num_worker: int, *, is_half: bool) -> str:
+    """Return the name of the file that the tables are appended to."""
+    return f"benchmark-{num_worker}{'-fp16' if is_half else ''}.result"
+
+
+def _varied(base: Point, name: str, value: int) -> Point:
+    if name == "client_batch_size":
+        return replace(base, client_batch_size=value)
+    if name == "num_client":
+        return replace(base, num_client=value)
+    assert name in _SERVER_SIDE
+    point = replace(base, changes={**base.changes, name: value})
+    return replace(point, sentence_len=value) if name == "max_seq_len" else point

@@ -1,0 +1,1 @@
+"""One file for each family of HTTP routes that other servers made known."""

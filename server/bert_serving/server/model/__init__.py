@@ -1,0 +1,1 @@
+"""What a model folder holds and says. No torch: the server process asks before any worker exists."""

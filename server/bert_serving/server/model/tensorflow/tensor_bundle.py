@@ -1,0 +1,319 @@
+"""TensorFlow's checkpoints (V2, the "TensorBundle"), read without TensorFlow.
+
+    PREFIX.index                    a sorted table: the name of each tensor, and where its bytes lie
+    PREFIX.data-00000-of-00002 ...  the bytes of the tensors, one behind the other
+
+The table is LevelDB's (doc/table_format.md there): blocks of entries, a block that lists the blocks, and a footer
+that says where this is. Its values are the messages of tensorflow/core/protobuf/tensor_bundle.proto; that under
+the empty key is the header. Every block and every tensor has a checksum, and all that is used here is compared
+with it. Nothing that a file says is believed before that: a length is compared with what is there, and memory is
+taken for bytes that exist. Whatever is wrong is one ModelError.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ModelError
+
+_FOOTER_SIZE = 48
+_MAGIC = 0xDB4775248B80FB57
+_TRAILER_SIZE = 5  # of a block: its compression and its checksum
+_VERSION = 1  # of the format; a file may ask for a newer reader
+
+# Far beyond any checkpoint of a language model (BERT's index has some 20 KB), and small enough to be read whole.
+_MAX_INDEX_BYTES = 16 << 20
+_MAX_TENSORS = 100_000
+_MAX_NAME_BYTES = 1024
+_MAX_DIMENSIONS = 32
+
+# tensorflow/core/framework/types.proto. numpy has no bfloat16; it is read as its bits.
+_BFLOAT16 = 14
+_DTYPES = {1: "<f4", 3: "<i4", 9: "<i8", _BFLOAT16: "<u2", 19: "<f2"}
+_OTHER_DTYPES = {2: "float64", 7: "string", 10: "bool"}
+
+_Message: TypeAlias = "dict[int, list[int | bytes]]"
+
+
+class TensorBundle:
+    """The tensors of one checkpoint, by name.
+
+    prefix: the path of its files, without `.index`. Raises ModelError if the index cannot be read.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        self._prefix = prefix
+        path = Path(f"{prefix}.index")
+        with _named(path):
+            values = dict(_table(_read_index(path)))
+            self._num_shards = _num_shards(values.pop(b"", None))
+            # What begins with a zero byte is a slice of a tensor.
+            self._entries = {_text(key): _entry(value) for key, value in values.items() if key[:1] != b"\0"}
+        self._shards: dict[int, npt.NDArray[np.uint8]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors, sorted."""
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape, as the index has it. Raises KeyError if there is none of this name."""
+        return self._entries[name].shape
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """Return a tensor, read-only and mapped from its file; one in bfloat16 as float32.
+
+        Raises KeyError if there is none of this name, and ModelError if it is damaged, or not of float32, float16,
+        bfloat16, int32 or int64.
+        """
+        entry = self._entries[name]
+        with _named(self._shard_path(entry.shard)):
+            return self._read(name, entry)
+
+    def _read(self, name: str, entry: _Entry) -> npt.NDArray[Any]:
+        if entry.is_sliced:
+            raise _Damaged(f"{name} is saved in slices, which are not read")
+        if entry.dtype not in _DTYPES:
+            raise _Damaged(
+                f"{name} is {_OTHER_DTYPES.get(entry.dtype, f'of type {entry.dtype}')}, not of a type read"
+            )
+        dtype = np.dtype(_DTYPES[entry.dtype])
+        if entry.size != math.prod(entry.shape) * dtype.itemsize:
+            raise _Damaged(
+                f"{name} has {entry.size} bytes, which are not {dtype.itemsize} for each of {entry.shape}"
+            )
+        shard = self._shard(entry.shard)
+        stop = entry.offset + entry.size
+        if stop > len(shard):
+            raise _Damaged(f"{name} should end at byte {stop}, but the file has {len(shard)}")
+        raw = shard[entry.offset : stop]
+        if _masked_crc32c(raw) != entry.crc32c:
+            raise _Damaged(f"{name} does not have its checksum")
+        # A tensor may begin at any byte.
+        values = np.require(np.frombuffer(raw, dtype), requirements="A").reshape(entry.shape)
+        return (values.astype("<u4") << 16).view("<f4") if entry.dtype == _BFLOAT16 else values
+
+    def _shard(self, index: int) -> npt.NDArray[np.uint8]:
+        if index >= self._num_shards:
+            raise _Damaged(f"the index has {self._num_shards} files of tensors, and refers to number {index}")
+        if index not in self._shards:
+            path = self._shard_path(index)
+            is_empty = path.stat().st_size == 0  # which cannot be mapped
+            self._shards[index] = np.empty(0, np.uint8) if is_empty else np.memmap(path, np.uint8, "r")
+        return self._shards[index]
+
+    def _shard_path(self, index: int) -> Path:
+        return Path(f"{self._prefix}.data-{index:05d}-of-{self._num_shards:05d}")
+
+
+class _Damaged(Exception):
+    """What is wrong with a file; `_named` adds which one."""
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn what goes wrong inside into a ModelError that names the file."""
+    try:
+        yield
+    except _Damaged as exc:
+        raise ModelError(f"cannot read {path}: {exc}") from exc
+    except OSError as exc:
+        raise ModelError(f"cannot read {path}: {exc.strerror or exc}") from exc
+
+
+# -- the messages --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A BundleEntryProto: where a tensor lies, and what it is."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size: int
+    crc32c: int
+    is_sliced: bool
+
+
+def _num_shards(header: bytes | None) -> int:
+    """Return how many files the tensors lie in, from a BundleHeaderProto."""
+    if header is None:
+        raise _Damaged("it has no header of a checkpoint")
+    fields = _fields(header)
+    if _number(fields, 2) != 0:
+        raise _Damaged("its numbers are big-endian, which is not read")
+    for version in fields.get(3, []):
+        if (needed := _number(_fields(version), 2)) > _VERSION:
+            raise _Damaged(f"its version is {needed}, only {_VERSION} is read")
+    return _not_negative(_number(fields, 1), "files")
+
+
+def _entry(value: bytes) -> _Entry:
+    fields = _fields(value)
+    return _Entry(
+        dtype=_number(fields, 1),
+        shape=_shape(fields.get(2, [])),
+        shard=_not_negative(_number(fields, 3), "a file"),
+        offset=_not_negative(_number(fields, 4), "an offset"),
+        size=_not_negative(_number(fields, 5), "a size"),
+        crc32c=_number(fields, 6),
+        is_sliced=7 in fields,
+    )
+
+
+def _shape(messages: list[int | bytes]) -> tuple[int, ...]:
+    """Return the sizes of a TensorShapeProto."""
+    fields = _fields(messages[-1]) if messages else {}
+    if _number(fields, 3) != 0:
+        raise _Damaged("a tensor has no shape")
+    sizes = [_not_negative(_number(_fields(dimension), 1), "a shape") for dimension in fields.get(2, [])]
+    # numpy wants the product to be small even where a size is 0.
+    if len(sizes) > _MAX_DIMENSIONS or math.prod(max(size, 1) for size in sizes) >= 1 << 56:
+        raise _Damaged("a tensor's shape is too large")
+    return tuple(sizes)
+
+
+def _fields(message: int | bytes) -> _Message:
+    """Return the fields of a protobuf message by number, each with all its values."""
+    if isinstance(message, int):
+        raise _Damaged("a message is a number")
+    fields: _Message = {}
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        value: int | bytes
+        if key & 7 == 0:
+            value, at = _varint(message, at)
+        elif key & 7 == 2:
+            size, at = _varint(message, at)
+            value, at = _bytes(message, at, size), at + size
+        elif key & 7 in (1, 5):
+            size = 8 if key & 7 == 1 else 4
+            value, at = int.from_bytes(_bytes(message, at, size), "little"), at + size
+        else:
+            raise _Damaged(f"a message has a field of unknown kind {key & 7}")
+        fields.setdefault(key >> 3, []).append(value)
+    return fields
+
+
+def _number(fields: _Message, number: int) -> int:
+    """Return a field that is a signed number, 0 where it is absent."""
+    value = fields.get(number, [0])[-1]
+    if isinstance(value, bytes):
+        raise _Damaged("a number is a message")
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _not_negative(value: int, what: str) -> int:
+    if value < 0:
+        raise _Damaged(f"{what} must not be negative, got {value}")
+    return value
+
+
+def _text(key: bytes) -> str:
+    try:
+        return key.decode()
+    except UnicodeDecodeError as exc:
+        raise _Damaged(f"a name is no text: {key!r}") from exc
+
+
+# -- the table -----------------------------------------------------------------------------------------
+
+
+def _read_index(path: Path) -> bytes:
+    if (size := path.stat().st_size) > _MAX_INDEX_BYTES:
+        raise _Damaged(f"an index may have {_MAX_INDEX_BYTES} bytes, this one has {size}")
+    return path.read_bytes()
+
+
+def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the keys and values of a table; the keys ascend."""
+    footer = file[-_FOOTER_SIZE:]
+    if len(footer) < _FOOTER_SIZE or int.from_bytes(footer[-8:], "little") != _MAGIC:
+        raise _Damaged("it is no index of a checkpoint, or not all of it")
+    blocks = file[:-_FOOTER_SIZE]
+    _, _, at = _handle(footer, 0)  # a list of further tables, which TensorFlow leaves empty
+    offset, size, _ = _handle(footer, at)
+    last_key: bytes | None = None
+    num_entries = end = 0
+    for _, handle in _block(blocks, offset, size):
+        offset, size, _ = _handle(handle, 0)
+        if offset < end:
+            raise _Damaged("its blocks overlap")
+        end = offset + size
+        for key, value in _block(blocks, offset, size):
+            num_entries += 1
+            if num_entries > _MAX_TENSORS:
+                raise _Damaged(f"it may have {_MAX_TENSORS} tensors, and has more")
+            if last_key is not None and key <= last_key:
+                raise _Damaged("its names are not in order")
+            last_key = key
+            yield key, value
+
+
+def _block(blocks: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the keys and values of one block. A key is what it shares with the one before it, and the rest."""
+    content = _bytes(blocks, offset, size + _TRAILER_SIZE)
+    compression, crc32c = content[size], int.from_bytes(content[size + 1 :], "little")
+    if _masked_crc32c(content[: size + 1]) != crc32c:
+        raise _Damaged(f"its block at byte {offset} does not have its checksum")
+    if compression != 0:
+        raise _Damaged(f"its blocks are compressed (type {compression}), which is not read")
+    # Behind the entries: where a reader may begin, 4 bytes each, and how many such places there are.
+    num_restarts = int.from_bytes(_bytes(content, size - 4, 4), "little")
+    entries = _bytes(content, 0, size - 4 - 4 * num_restarts)
+    at, key = 0, b""
+    while at < len(entries):
+        num_shared, at = _varint(entries, at)
+        num_fresh, at = _varint(entries, at)
+        num_value, at = _varint(entries, at)
+        if num_shared > len(key) or num_shared + num_fresh > _MAX_NAME_BYTES:
+            raise _Damaged("a name is too long")
+        key = key[:num_shared] + _bytes(entries, at, num_fresh)
+        at += num_fresh
+        yield key, _bytes(entries, at, num_value)
+        at += num_value
+
+
+def _handle(data: bytes, at: int) -> tuple[int, int, int]:
+    """Return a block's offset and size, and where the next byte is."""
+    offset, at = _varint(data, at)
+    size, at = _varint(data, at)
+    return offset, size, at
+
+
+# -- bytes ---------------------------------------------------------------------------------------------
+
+
+def _bytes(data: bytes, at: int, size: int) -> bytes:
+    """Return so many bytes, none fewer."""
+    if at < 0 or size < 0 or at + size > len(data):
+        raise _Damaged(f"{size} bytes at {at} lie outside of its {len(data)}")
+    return data[at : at + size]
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return a number of 64 bits, 7 bits in each byte, and where the next byte is."""
+    value = 0
+    for i, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            return value & 0xFFFF_FFFF_FFFF_FFFF, at + i + 1
+    raise _Damaged("a number has no end")
+
+
+def _masked_crc32c(data: bytes | npt.NDArray[np.uint8]) -> int:
+    """Return the CRC-32C as LevelDB stores it: turned, so that data with checksums inside may have one too."""
+    crc32c = int(google_crc32c.value(data))
+    return ((crc32c >> 15 | crc32c << 17) + 0xA282EAD8) & 0xFFFF_FFFF

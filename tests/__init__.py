@@ -1,0 +1,1 @@
+"""Unit, model, service, client and GPU tests, and what they share (support)."""

@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: a started server, small models, texts, references."""

@@ -1,0 +1,90 @@
+"""A running server for each kind of model, started together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.support.running_server import RunningServer
+from tests.support.tiny_models import make_classifier, make_masked
+
+PROMPTS = {"query": "query: ", "passage": "a passage: "}
+LABELS = ("bad", "so-so", "good")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server, what it serves, and somebody who may ask it."""
+
+    running: RunningServer
+    folder: Path
+    http: httpx.Client
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """Servers in float32, one for each kind of model.
+
+    prompted: the demo model with PROMPTS, behind keys, in two processes, with messages of at most 1 MiB.
+    reranker: one label. classifier: LABELS. sparse: SPLADE.
+    """
+
+    prompted: Served
+    reranker: Served
+    classifier: Served
+    sparse: Served
+
+
+@contextmanager
+def running_zoo(base: Path, demo_model: Path) -> Iterator[Zoo]:
+    """Start the servers, with models in the folder."""
+    names = dict(enumerate(LABELS))
+    ids = {label: i for i, label in names.items()}
+    folders = {
+        "prompted": _with_prompts(base / "prompted", demo_model),
+        "reranker": make_classifier(base / "reranker", "bert", num_labels=1),
+        "classifier": make_classifier(base / "classifier", "bert", id2label=names, label2id=ids),
+        "sparse": make_masked(base / "sparse", "bert"),
+    }
+    args: dict[str, list[object]] = {
+        "prompted": [
+            *("-api_key", "one", "two", "-http_workers", 2, "-max_message_mb", 1),
+            "-cors",
+            "https://a.org",
+        ],
+        "sparse": ["-pooling_strategy", "SPLADE"],
+    }
+    with ExitStack() as stack:
+        started = {
+            name: stack.enter_context(
+                RunningServer("-model_dir", folder, "-dtype", "float32", *args.get(name, []))
+            )
+            for name, folder in folders.items()
+        }
+        headers = {"Authorization": "Bearer one"}
+        yield Zoo(
+            **{
+                name: Served(
+                    running.wait_ready(),
+                    folders[name],
+                    stack.enter_context(httpx.Client(base_url=running.url, timeout=60, headers=headers)),
+                )
+                for name, running in started.items()
+            }
+        )
+
+
+def _with_prompts(folder: Path, model: Path) -> Path:
+    """Link a model into the folder, with prompts of its own; return the folder."""
+    folder.mkdir()
+    for path in model.iterdir():
+        (folder / path.name).symlink_to(path)
+    config = folder / "config_sentence_transformers.json"
+    config.unlink()
+    config.write_text(json.dumps({"prompts": PROMPTS}))
+    return folder
