@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from bert_serving.protocol import EncodeOptions
 from bert_serving.server import Encoder
-from bert_serving.server.worker.compute import Task
+from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.sequences import TokenizedText, TokenSequence
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel
@@ -47,12 +47,12 @@ def save_model(folder: Path, shape: Shape) -> Path:
     return folder
 
 
-def random_tasks(encoder: Encoder, lengths: list[int]) -> list[Task]:
+def random_tasks(encoder: Encoder, lengths: list[int]) -> list[PreparedText]:
     """Return tasks of these many tokens."""
     rng = random.Random(0)
     recipe = encoder._recipes(EncodeOptions())
     texts = [TokenSequence([rng.randrange(5, 20_000) for _ in range(n)], (0, n)) for n in lengths]
-    return [Task(TokenizedText((sequence,)), recipe) for sequence in texts]
+    return [PreparedText(TokenizedText((sequence,)), recipe) for sequence in texts]
 
 
 def rate(run: Callable[[], object], device: torch.device, limit_s: float) -> float:

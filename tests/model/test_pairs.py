@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from bert_serving.server.worker.compute import Task
+from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder
 from bert_serving.server.worker.sequences import RequestError
 from bert_serving.server.worker.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def original(reference: Reference, text: str | list[str], *, longest: int = 512)
 
 def sequence_of(mine: Encoder, text: str | list[str]) -> tuple[list[int], list[int]]:
     (task,) = mine.prepare([text])
-    assert isinstance(task, Task)
+    assert isinstance(task, PreparedText)
     (sequence,) = task.text.sequences
     return sequence.ids, sequence.type_ids or [0] * len(sequence.ids)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bert_serving.server.model.errors import ModelError
-from bert_serving.server.worker.compute import Task
+from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder
 from sentence_transformers import SentenceTransformer
 
@@ -64,14 +64,14 @@ def test_tokens_that_the_caller_made_give_the_vector_of_their_text(demo_model: P
 def test_unknown_tokens_become_the_unknown_token(demo_model: Path) -> None:
     encoder = Encoder(demo_model, device="cpu")
     (task,) = encoder.prepare([["hello", "NoSuchWord"]])
-    assert isinstance(task, Task)
+    assert isinstance(task, PreparedText)
     assert encoder.tokens(task.text) == ["[CLS]", "hello", "[UNK]", "[SEP]"]
 
 
 def test_long_texts_are_cut_to_max_seq_len_and_say_so(demo_model: Path) -> None:
     encoder = Encoder(demo_model, device="cpu", max_seq_len=8)
     tasks = encoder.prepare(["one two", "word " * 50, ["word"] * 50])
-    short, long, tokens = (task.text for task in tasks if isinstance(task, Task))
+    short, long, tokens = (task.text for task in tasks if isinstance(task, PreparedText))
     assert (len(short.ids), short.truncated) == (4, False)
     assert (len(long.ids), long.truncated) == (8, True)
     assert tokens == long

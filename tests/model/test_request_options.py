@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bert_serving.protocol import options_from_json
-from bert_serving.server.worker.compute import Task
+from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder, EncodingError
 from bert_serving.server.worker.sequences import TokenizedText
 from bert_serving.server.worker.tokenizer import Tokenizer
@@ -109,7 +109,7 @@ def test_a_long_text_is_refused_if_that_is_asked(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"got \d+ or more"):
         short.encode(["one " * 100_000], truncate="error")
     prepared = short.prepare(["one", "one two three four"], options_from_json({"truncate": "error"}))
-    assert [isinstance(task, Task) for task in prepared] == [True, False]
+    assert [isinstance(task, PreparedText) for task in prepared] == [True, False]
 
 
 def test_a_prompt_goes_in_front_of_strings_alone(encoder: Encoder, reference: Reference) -> None:
@@ -244,7 +244,7 @@ def test_tasks_of_different_requests_share_a_forward_pass(tmp_path: Path, family
     spans = [[(0, 3)], [(2, 7), (0, 1)]]
     for options in ({"pooling_strategy": "REDUCE_MEAN_MAX"}, {"normalize": True}):
         prepared += mine.prepare(TEXTS[:2], options_from_json(options), spans=spans)
-    tasks = [task for task in prepared if isinstance(task, Task)]
+    tasks = [task for task in prepared if isinstance(task, PreparedText)]
     assert len(tasks) == len(prepared)
     for task, answer in zip(tasks, mine.forward(tasks), strict=True):
         (alone,) = mine.forward([task])

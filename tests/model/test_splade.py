@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bert_serving.protocol import EncodeOptions
 from bert_serving.server.model.errors import ModelError
-from bert_serving.server.worker.compute import Task
+from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder
 from sentence_transformers import SparseEncoder
 
@@ -41,7 +41,7 @@ def test_a_sparse_folder_of_sentence_transformers_needs_no_setting(tmp_path: Pat
 def test_rows_are_the_terms_that_a_text_has(tmp_path: Path) -> None:
     encoder = Encoder(make_masked(tmp_path, "bert"), dtype="float32", pooling_strategy="SPLADE")
     dense = encoder.encode(TEXTS)
-    tasks = [task for task in encoder.prepare(TEXTS) if isinstance(task, Task)]
+    tasks = [task for task in encoder.prepare(TEXTS) if isinstance(task, PreparedText)]
     for row, answer in zip(dense, encoder.forward(tasks), strict=True):
         assert isinstance(answer, np.ndarray)
         assert answer[:, 0].tolist() == np.flatnonzero(row).tolist()
@@ -53,7 +53,7 @@ def test_it_shares_a_batch_with_pooled_vectors(tmp_path: Path) -> None:
     sparse, pooled = encoder.encode(TEXTS), encoder.encode(TEXTS, pooling_strategy="REDUCE_MEAN", pooling_layer=-1)
     options = EncodeOptions(("REDUCE_MEAN",), (-1,))
     prepared = [*encoder.prepare(TEXTS[:2]), *encoder.prepare(TEXTS[2:], options), *encoder.prepare(TEXTS[2:])]
-    answers = encoder.forward([task for task in prepared if isinstance(task, Task)])
+    answers = encoder.forward([task for task in prepared if isinstance(task, PreparedText)])
     for answer, row in zip(answers[2:4], pooled[2:], strict=True):
         np.testing.assert_allclose(answer, row, atol=1e-5)
     for answer, row in zip([*answers[:2], *answers[4:]], sparse, strict=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bert_serving.protocol import EncodeOptions, options_from_json
-from bert_serving.server.worker.compute import Task
+from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,7 +209,7 @@ def long_text(num_chars: int) -> str:
 
 def windows_of(mine: Encoder, text: str) -> list[list[int]]:
     (task,) = mine.prepare([text], options_from_json(CHUNK))
-    assert isinstance(task, Task)
+    assert isinstance(task, PreparedText)
     return [sequence.ids for sequence in task.text.sequences]
 
 

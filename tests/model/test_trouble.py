@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bert_serving.server.worker import linear
-from bert_serving.server.worker.compute import Task
+from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder, EncodingError
 from bert_serving.server.worker.linear import PrepackedLinear, prepack
 from bert_serving.server.worker.sequences import TokenSequence
@@ -33,7 +33,7 @@ def encoder(folder: Path, **options: object) -> Encoder:
 
 
 def forward(mine: Encoder, texts: list[str]) -> list[np.ndarray | EncodingError]:
-    return list(mine.forward([task for task in mine.prepare(texts) if isinstance(task, Task)]))
+    return list(mine.forward([task for task in mine.prepare(texts) if isinstance(task, PreparedText)]))
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ QUANTUM = 256
 _numbers = itertools.count(1)
 
 
-def make_job(client: bytes, *lengths: int, turn: bytes | None = None) -> Job:
+def make_job(client: bytes, *lengths: int, flow: bytes | None = None) -> Job:
     request = EncodeRequest(client, b"1", ["x" * n for n in lengths])
-    return Job(next(_numbers), request, 0.0, client if turn is None else turn)
+    return Job(next(_numbers), request, 0.0, client if flow is None else flow)
 
 
 def cost(text: Text) -> float:
@@ -107,16 +107,16 @@ def test_client_of_short_texts_gets_as_many_tokens_as_one_of_long_texts() -> Non
 
 
 def test_clients_of_one_turn_share_it_in_the_order_of_their_jobs() -> None:
-    crowd = [make_job(b"%d" % i, 64, turn=b"") for i in range(1000)]
+    crowd = [make_job(b"%d" % i, 64, flow=b"") for i in range(1000)]
     queue = queue_of(*crowd, make_job(ALICE, *[64] * 100))
     slices = take(queue, max_tokens=20 * QUANTUM)
-    served = [part.job for part in slices if part.job.turn == b""]
+    served = [part.job for part in slices if part.job.flow == b""]
     assert abs(tokens_by_client(slices)[ALICE] - 64 * len(served)) <= QUANTUM
     assert served == crowd[: len(served)]
 
 
 def test_job_is_discarded_from_the_turn_that_it_shares() -> None:
-    jobs = [make_job(client, 5, turn=b"") for client in (ALICE, BOB, CAROL)]
+    jobs = [make_job(client, 5, flow=b"") for client in (ALICE, BOB, CAROL)]
     queue = queue_of(*jobs)
     queue.discard(jobs[1])
     assert [part.job for part in take(queue)] == [jobs[0], jobs[2]]

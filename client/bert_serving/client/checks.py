@@ -10,7 +10,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from bert_serving.protocol import EncodeOptions, EncodeReply, Rows, TokenVectors, check_texts, options_from_json
+from bert_serving.protocol import (
+    EncodeOptions,
+    EncodeReply,
+    Rows,
+    TokenVectors,
+    check_texts,
+    options_from_json,
+    split_rows,
+)
 
 from .session import Session
 
@@ -144,4 +152,4 @@ def token_vectors_of(reply: EncodeReply) -> list[TokenVectors]:
 def rows_by_text(reply: EncodeReply) -> list[Rows]:
     """Return the rows of each text in a reply that has any number of them."""
     assert reply.counts is not None
-    return np.split(np.array(reply.rows), np.cumsum(reply.counts)[:-1])
+    return split_rows(np.array(reply.rows), reply.counts)

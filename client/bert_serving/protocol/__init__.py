@@ -52,6 +52,7 @@ from .messages import (
     Usage,
     Vectors,
     WorkerMessage,
+    split_rows,
 )
 from .options import (
     POOLING_STRATEGIES,
@@ -115,6 +116,7 @@ __all__ = [
     "request_from_frames",
     "request_to_frames",
     "sender_of",
+    "split_rows",
     "worker_message_from_frames",
     "worker_message_to_frames",
 ]

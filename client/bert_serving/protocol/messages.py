@@ -39,6 +39,11 @@ Spans: TypeAlias = "Sequence[Sequence[int]]"
 Rows: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
+def split_rows(rows: Rows, counts: Sequence[int]) -> list[Rows]:
+    """Return the rows of each text. counts: how many each text has; they add up to the number of rows."""
+    return np.split(rows, np.cumsum(counts)[:-1])
+
+
 @dataclass(frozen=True, slots=True)
 class TokenVectors:
     """The tokens of one text. vectors: (T, D) float32; tokens: T strings, special ones included.

@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 
 from .job import Job, Slice, TextCost
 
-# A client keeps its turn for so many tokens: slices of a few texts would cost more to book than to encode.
+# A flow keeps its turn for so many tokens: slices of a few texts would cost more to book than to encode.
 _QUANTUM_TOKENS = 256.0
 
 
 @dataclass(slots=True)
-class _Client:
-    turn: bytes
+class _Flow:
+    flow: bytes
     clock: float
-    # By job_id. Not a deque: the turn that strangers share may hold 100,000 jobs, and any of them may end.
+    # By job_id. Not a deque: the flow of all unsubscribed clients may hold 100,000 jobs, any of which may end.
     jobs: OrderedDict[int, Job] = field(default_factory=OrderedDict)
 
     @property
@@ -33,36 +33,36 @@ class _Client:
 
 
 class FairQueue:
-    """A queue of jobs from which slices are taken, token by token, in turn of the clients."""
+    """A queue of jobs from which slices are taken, token by token, fairly among the flows."""
 
     def __init__(self) -> None:
-        self._clients: dict[bytes, _Client] = {}
-        self._turns: list[tuple[float, int, _Client]] = []  # heap by clock
+        self._clients: dict[bytes, _Flow] = {}
+        self._heap: list[tuple[float, int, _Flow]] = []  # heap by clock
         self._now = 0.0
         self._left: dict[bytes, float] = {}  # clocks of clients that left ahead of the queue's time
         self._ticket = itertools.count()
 
     def __bool__(self) -> bool:
         self._skip_closed()
-        return bool(self._turns)
+        return bool(self._heap)
 
     def push(self, job: Job) -> None:
         """Add a job behind the others of its client."""
-        client = self._clients.get(job.turn)
+        client = self._clients.get(job.flow)
         if client is None:
-            clock = max(self._now, self._left.pop(job.turn, 0.0))
-            client = self._clients[job.turn] = _Client(job.turn, clock)
-            self._push_turn(client)
+            clock = max(self._now, self._left.pop(job.flow, 0.0))
+            client = self._clients[job.flow] = _Flow(job.flow, clock)
+            self._push_flow(client)
         client.jobs[job.job_id] = job
 
     def discard(self, job: Job) -> None:
         """Take out a job that ended while it waited."""
-        client = self._clients.get(job.turn)
+        client = self._clients.get(job.flow)
         if client is None or client.jobs.pop(job.job_id, None) is None:
             return
         if not client.jobs:
-            self._turns = [turn for turn in self._turns if turn[2] is not client]
-            heapq.heapify(self._turns)
+            self._heap = [entry for entry in self._heap if entry[2] is not client]
+            heapq.heapify(self._heap)
             self._requeue(client)
 
     def take(
@@ -72,7 +72,7 @@ class FairQueue:
         slices: list[Slice] = []
         room_tokens, room_texts = max_tokens, max_texts
         while room_texts > 0 and self:
-            clock, _, client = self._turns[0]
+            clock, _, client = self._heap[0]
             job = client.first
             quantum = min(room_tokens, self._lead(clock) + _QUANTUM_TOKENS)
             stop, tokens = job.reach(quantum, room_texts, cost)
@@ -88,11 +88,11 @@ class FairQueue:
 
     def _lead(self, clock: float) -> float:
         """Return how far the first client is behind the second."""
-        others = [turn[0] for turn in self._turns[1:3]]
+        others = [entry[0] for entry in self._heap[1:3]]
         return min(others) - clock if others else float("inf")
 
-    def _advance(self, client: _Client, tokens: float) -> None:
-        heapq.heappop(self._turns)
+    def _advance(self, client: _Flow, tokens: float) -> None:
+        heapq.heappop(self._heap)
         self._now = client.clock
         client.clock += tokens
         if not client.first.is_waiting:
@@ -101,23 +101,23 @@ class FairQueue:
 
     def _skip_closed(self) -> None:
         """Pass over jobs that were cancelled or answered while they waited."""
-        while self._turns and not self._turns[0][2].first.is_waiting:
-            client = heapq.heappop(self._turns)[2]
+        while self._heap and not self._heap[0][2].first.is_waiting:
+            client = heapq.heappop(self._heap)[2]
             client.jobs.popitem(last=False)
             self._requeue(client)
 
-    def _requeue(self, client: _Client) -> None:
+    def _requeue(self, client: _Flow) -> None:
         if client.jobs:
-            self._push_turn(client)
+            self._push_flow(client)
             return
-        del self._clients[client.turn]
+        del self._clients[client.flow]
         if self._clients:
-            self._left[client.turn] = client.clock
+            self._left[client.flow] = client.clock
         else:  # everybody has been served: nobody owes anybody
             self._now = client.clock
             self._left.clear()
         if len(self._left) > 2 * len(self._clients) + 64:
-            self._left = {turn: clock for turn, clock in self._left.items() if clock > self._now}
+            self._left = {flow: clock for flow, clock in self._left.items() if clock > self._now}
 
-    def _push_turn(self, client: _Client) -> None:
-        heapq.heappush(self._turns, (client.clock, next(self._ticket), client))
+    def _push_flow(self, client: _Flow) -> None:
+        heapq.heappush(self._heap, (client.clock, next(self._ticket), client))

@@ -19,7 +19,7 @@ TextCost: TypeAlias = Callable[[Text], float]
 class Job:
     """One encode request. `job_id` is the broker's own number: two senders may share an identity.
 
-    turn: whose turn in the fair queue it waits for: its client's, or the one that all strangers share.
+    flow: key in the fair queue: its client's identity, or one that all unsubscribed clients share.
     options: the request's, and what the server always adds. max_text_tokens: most that one text can have.
     begun_at: when a worker was given its first text. tokenize_ms, compute_ms: of the batches that held its texts.
     """
@@ -27,7 +27,7 @@ class Job:
     job_id: int
     request: EncodeRequest
     arrived_at: float
-    turn: bytes
+    flow: bytes
     options: EncodeOptions = EncodeOptions()  # noqa: RUF009
     num_bytes: int = 0
     max_text_tokens: float = math.inf

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from bert_serving.protocol import Rows, Vectors
+from bert_serving.protocol import Rows, Vectors, split_rows
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class JobResult:
         else:
             if self.ragged is None:
                 self.ragged = [vectors.rows[:0]] * self.num_texts
-            self.ragged[start:stop] = np.split(vectors.rows, np.cumsum(vectors.counts)[:-1])
+            self.ragged[start:stop] = split_rows(vectors.rows, vectors.counts)
         if vectors.tokens is not None:
             self.tokens = self.tokens or [()] * self.num_texts
             self.tokens[start:stop] = vectors.tokens

@@ -194,11 +194,11 @@ class Scheduler:
         return job
 
     def claim(self, identity: bytes) -> None:
-        """Give the jobs of a stranger who has subscribed a turn of their own: a request is often faster."""
+        """Give the jobs of a stranger who has subscribed a flow of their own: a request is often faster."""
         for job in self._unsubscribed.pop(identity, {}).values():
             queue = self._queue_of(job)
             queue.discard(job)
-            job.turn = identity
+            job.flow = identity
             if job.is_waiting:
                 queue.push(job)
 
@@ -432,7 +432,7 @@ class Scheduler:
         self.open_bytes -= job.num_bytes
         if job.is_waiting:
             self._queue_of(job).discard(job)
-        if job.turn == _UNSUBSCRIBED:
+        if job.flow == _UNSUBSCRIBED:
             self._forget_unsubscribed(job)
         job.is_open = False
         del self._jobs[job.job_id]

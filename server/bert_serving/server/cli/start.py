@@ -23,7 +23,8 @@ def _start(argv: list[str] | None) -> int:
     try:
         from ..settings import parse_settings
         from ..supervisor.child import set_up_logging
-        from ..supervisor.supervisor import StartError, Supervisor, resolve, token_rows
+        from ..supervisor.startup import StartError, resolve, token_rows
+        from ..supervisor.supervisor import Supervisor
     except ModuleNotFoundError as exc:  # the base install is the client alone
         sys.stderr.write(f"bert-serving-start: {exc}; pip install 'bert-embedding-service[server]'\n")
         return 1

@@ -59,7 +59,7 @@ class BertServer(threading.Thread):
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from ..supervisor.supervisor import StartError, resolve
+        from ..supervisor.startup import StartError, resolve
         from .args import settings_of
 
         super().__init__(name="BertServer", daemon=True)
@@ -171,7 +171,8 @@ class BertServer(threading.Thread):
 def main() -> int:
     """Serve with the settings in the first line of standard input until told to stop; the other process."""
     from ..supervisor.child import set_up_logging
-    from ..supervisor.supervisor import StartError, Supervisor, resolve, token_rows
+    from ..supervisor.startup import StartError, resolve, token_rows
+    from ..supervisor.supervisor import Supervisor
 
     parent = os.getppid()
     # Without a buffer, which could hold what `select` is to see.

@@ -13,7 +13,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import orjson
 from bert_serving.protocol import (
     EncodeOptions,
@@ -24,6 +23,7 @@ from bert_serving.protocol import (
     WorkerFailed,
     check_texts,
     options_from_json,
+    split_rows,
 )
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
@@ -236,5 +236,5 @@ async def _vectors(service: Service, texts: list[Text], options: EncodeOptions) 
             error = exc if isinstance(exc, ServingError) else ServingError(str(exc))
             return [error] * len(texts)
     cut = set(reply.truncated)
-    rows = reply.rows if reply.counts is None else np.split(reply.rows, np.cumsum(reply.counts)[:-1])
+    rows = reply.rows if reply.counts is None else split_rows(reply.rows, reply.counts)
     return [(of_text, i in cut) for i, of_text in enumerate(rows)]

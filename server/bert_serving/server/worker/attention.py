@@ -27,7 +27,7 @@ REFERENCE = "eager"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PackedRow:
     """What lies in a packed row: its groups, and which tokens others may see, (T,) bool; None: all.
 
     ends: where the sequences begin and end, (B + 1,) int32 on the GPU, for one kernel over all of them; None:
@@ -39,11 +39,11 @@ class Row:
     ends: Tensor | None = None
 
 
-_row: ContextVar[Row] = ContextVar("the packed row")
+_row: ContextVar[PackedRow] = ContextVar("the packed row")
 
 
 @contextmanager
-def packed_row(row: Row) -> Iterator[None]:
+def packed_row(row: PackedRow) -> Iterator[None]:
     """Let `packed_attention` know the row that a forward pass in this context works on."""
     token = _row.set(row)
     try:
@@ -114,7 +114,7 @@ def sequence_ends(groups: Sequence[Group], device: torch.device) -> Tensor:
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, row: Row, scaling: float | None, window: int | None) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, row: PackedRow, scaling: float | None, window: int | None) -> Tensor:
     """Return the attention output (T, N, D) by one kernel for all sequences; half precision on CUDA."""
     from torch.nn.attention.varlen import varlen_attn
 

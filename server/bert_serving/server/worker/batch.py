@@ -8,24 +8,33 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from bert_serving.protocol import EncodeOptions, InvalidRequest, Part, PartResult, Rejected, Vectors, WorkerFailed
+from bert_serving.protocol import (
+    EncodeOptions,
+    InvalidRequest,
+    Part,
+    PartResult,
+    Rejected,
+    Rows,
+    Vectors,
+    WorkerFailed,
+)
 
-from .compute import Answer, Task
+from .compute import PreparedText
 from .encoder import Encoder, EncodingError
 from .sequences import RequestError
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedPart:
+class TokenizedPart:
     """A part with a task for each of its texts."""
 
     part: Part
-    tasks: list[Task]
+    tasks: list[PreparedText]
 
 
-def prepare_parts(encoder: Encoder, parts: Sequence[Part]) -> list[PreparedPart | Rejected]:
+def prepare_parts(encoder: Encoder, parts: Sequence[Part]) -> list[TokenizedPart | Rejected]:
     """Return each part ready for the model, or why it is rejected. Parts with equal options are one call."""
-    found: dict[int, PreparedPart | Rejected] = {}
+    found: dict[int, TokenizedPart | Rejected] = {}
     alike: dict[tuple[EncodeOptions, int | None], list[int]] = {}
     for i, part in enumerate(parts):
         alike.setdefault((part.options, None if part.spans is None else i), []).append(i)
@@ -41,20 +50,20 @@ def prepare_parts(encoder: Encoder, parts: Sequence[Part]) -> list[PreparedPart 
     return [found[i] for i in range(len(parts))]
 
 
-def _part(part: Part, prepared: list[Task | RequestError]) -> PreparedPart | Rejected:
+def _part(part: Part, prepared: list[PreparedText | RequestError]) -> TokenizedPart | Rejected:
     tasks = []
     for i, task in enumerate(prepared):
         if isinstance(task, RequestError):
             return Rejected(InvalidRequest(str(task)), i)
         tasks.append(task)
-    return PreparedPart(part, tasks)
+    return TokenizedPart(part, tasks)
 
 
 def encode_parts(
-    encoder: Encoder, prepared: Sequence[PreparedPart | Rejected], dtype: np.dtype[np.floating[Any]]
+    encoder: Encoder, prepared: Sequence[TokenizedPart | Rejected], dtype: np.dtype[np.floating[Any]]
 ) -> list[PartResult]:
     """Return what becomes of each part, all of them in the same forward passes. dtype: of the vectors."""
-    tasks = [task for part in prepared if isinstance(part, PreparedPart) for task in part.tasks]
+    tasks = [task for part in prepared if isinstance(part, TokenizedPart) for task in part.tasks]
     answers = iter(encoder.forward(tasks))
     return [
         part
@@ -66,8 +75,8 @@ def encode_parts(
 
 def _outcome(
     encoder: Encoder,
-    prepared: PreparedPart,
-    answers: list[Answer | EncodingError],
+    prepared: TokenizedPart,
+    answers: list[Rows | EncodingError],
     dtype: np.dtype[np.floating[Any]],
 ) -> PartResult:
     rows = []

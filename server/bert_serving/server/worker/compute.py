@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,12 +21,9 @@ from .transformer import Transformer
 
 log = logging.getLogger(__name__)
 
-#: Of one text: (D,), or (rows, D) for the rows of its tokens or spans; float32.
-Answer: TypeAlias = Rows
-
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class PreparedText:
     """A text, ready for the model."""
 
     text: TokenizedText
@@ -63,7 +59,7 @@ class _Piece:
     """
 
     sequence: TokenSequence
-    task: Task
+    task: PreparedText
     rows: Tensor | None = None
 
     @property
@@ -73,8 +69,8 @@ class _Piece:
 
 @torch.inference_mode()
 def compute(
-    transformer: Transformer, tasks: Sequence[Task], budget: Budget, *, hide_specials: bool = False
-) -> list[Answer]:
+    transformer: Transformer, tasks: Sequence[PreparedText], budget: Budget, *, hide_specials: bool = False
+) -> list[Rows]:
     """Return the answer to each task, finite or not. hide_specials: pooling leaves special tokens out."""
     pieces_of = [[_Piece(sequence, task) for sequence in task.text.sequences] for task in tasks]
     pieces = [piece for of_task in pieces_of for piece in of_task]
@@ -168,8 +164,10 @@ def _own_tokens(sequence: TokenSequence, tokens: Tensor, hide_specials: bool) ->
     return tokens[slice(*sequence.owned)]
 
 
-def _finish(tasks: Sequence[Task], pieces_of: Sequence[Sequence[_Piece]], device: torch.device) -> list[Answer]:
-    answers: list[Answer] = [np.empty(0, np.float32)] * len(tasks)
+def _finish(
+    tasks: Sequence[PreparedText], pieces_of: Sequence[Sequence[_Piece]], device: torch.device
+) -> list[Rows]:
+    answers: list[Rows] = [np.empty(0, np.float32)] * len(tasks)
     pooled: dict[PoolingPlan, list[int]] = {}
     for i, task in enumerate(tasks):
         if task.recipe.is_sparse:
@@ -186,14 +184,14 @@ def _finish(tasks: Sequence[Task], pieces_of: Sequence[Sequence[_Piece]], device
     return answers
 
 
-def _finish_tokens(task: Task, tokens: Tensor) -> Answer:
+def _finish_tokens(task: PreparedText, tokens: Tensor) -> Rows:
     """Return a row for each token of a text, or for each of its spans."""
     if task.text.spans is not None:
         rows = [range(start, stop) for start, stop in task.text.spans]
         first, last = [r[0] for r in rows], [r[-1] for r in rows]
         of = segments(rows, first=first, last=last, origin=first, device=tokens.device)
         tokens = task.recipe.pool_tokens(tokens, of)
-    finished: Answer = task.recipe.finish(tokens).cpu().numpy()
+    finished: Rows = task.recipe.finish(tokens).cpu().numpy()
     return finished
 
 

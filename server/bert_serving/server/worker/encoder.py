@@ -41,7 +41,7 @@ from ..model.folder import (
 )
 from .checkpoint import Checkpoint, drop_position_embeddings
 from .classifier import classifier_of
-from .compute import Answer, Budget, Task, compute
+from .compute import Budget, PreparedText, compute
 from .dense import Dense, load_head
 from .device import CPU_MICRO_BATCH_TOKENS, fitting_tokens, pick_device, pick_dtype
 from .model_module import import_model_module
@@ -172,7 +172,7 @@ class Encoder:
         #: How many token ids have an embedding, where the tokenizer has more.
         self._max_ids = num_ids if num_ids is not None and num_ids < self._tokenizer.num_ids else None
         #: Smallest cosine of a probe's vector with that of the padded float32 model.
-        self.parity = self._transformer.settle(self._probes(), self.dtype)
+        self.parity = self._transformer.choose_execution(self._probes(), self.dtype)
         hidden_size = self._transformer.hidden_size
         num_labels_found = len(self.labels)
         widths = {"CLS_POOLED": hidden_size, "REGRESSION": 1}
@@ -240,10 +240,10 @@ class Encoder:
         )
         prepared = self.prepare(_checked(texts), options)
         answers = self._answers(prepared)
-        if cut := [i for i, task in enumerate(prepared) if isinstance(task, Task) and task.text.truncated]:
+        if cut := [i for i, task in enumerate(prepared) if isinstance(task, PreparedText) and task.text.truncated]:
             first = f"first texts[{cut[0]}]"
             warnings.warn(f"{len(cut)} texts are longer than max_seq_len and were cut, {first}", stacklevel=2)
-        if isinstance(prepared[0], Task) and prepared[0].recipe.is_sparse:
+        if isinstance(prepared[0], PreparedText) and prepared[0].recipe.is_sparse:
             return _dense(answers, prepared[0].recipe.width)
         return _rectangle(answers) if answers[0].ndim > 1 else np.stack(answers)
 
@@ -255,7 +255,7 @@ class Encoder:
         return [
             TokenVectors(rows, self.tokens(task.text), task.text.offsets)
             for rows, task in zip(answers, prepared, strict=True)
-            if isinstance(task, Task)
+            if isinstance(task, PreparedText)
         ]
 
     def encode_spans(
@@ -278,25 +278,25 @@ class Encoder:
         options: EncodeOptions = EncodeOptions(),  # noqa: B008
         *,
         spans: Sequence[Sequence[Sequence[int]]] | None = None,
-    ) -> list[Task | RequestError]:
+    ) -> list[PreparedText | RequestError]:
         """Return a task for each text, or why there is none. Raises RequestError for options that do not fit."""
         recipe = self._recipes(options)
         if spans is not None and (recipe.is_token_level or recipe.is_sparse or FROM_FIRST & set(recipe.poolings)):
             raise RequestError(f"a span's tokens are pooled: pooling_strategy must not be {recipe.poolings[0]}")
         pool_prompt = self._own is None or self._own.include_prompt
         found = self._tokenizer(texts, options, prompt=self._prompt(options), pool_prompt=pool_prompt, spans=spans)
-        tasks: list[Task | RequestError] = []
+        tasks: list[PreparedText | RequestError] = []
         for text in found:
-            task = text if isinstance(text, RequestError) else Task(text, recipe)
+            task = text if isinstance(text, RequestError) else PreparedText(text, recipe)
             complaint = None if isinstance(task, RequestError) else self._too_much(task)
             tasks.append(task if complaint is None else RequestError(complaint))
         return tasks
 
-    def forward(self, tasks: Sequence[Task]) -> list[Answer | EncodingError]:
+    def forward(self, tasks: Sequence[PreparedText]) -> list[Rows | EncodingError]:
         """Return the answer to each task, float32. One that is not finite is computed again in float32."""
         answers = self._compute(self._transformer, tasks)
         bad = [i for i, rows in enumerate(answers) if not np.isfinite(rows).all()]
-        found: list[Answer | EncodingError] = list(answers)
+        found: list[Rows | EncodingError] = list(answers)
         if not bad:
             return found
         if self.dtype is not torch.float32:
@@ -357,7 +357,7 @@ class Encoder:
 
     # -- inside ----------------------------------------------------------------------------------------
 
-    def _answers(self, prepared: Sequence[Task | RequestError]) -> list[Answer]:
+    def _answers(self, prepared: Sequence[PreparedText | RequestError]) -> list[Rows]:
         """Return all answers, or raise the first error, which names its text."""
         tasks = []
         for i, task in enumerate(prepared):
@@ -387,7 +387,7 @@ class Encoder:
             )
         return prompts[options.prompt_name]
 
-    def _too_much(self, task: Task) -> str | None:
+    def _too_much(self, task: PreparedText) -> str | None:
         """Return why a task cannot be computed, or would take memory out of all proportion."""
         text = task.text
         if self._max_ids is not None and max(max(s.ids) for s in text.sequences) >= self._max_ids:
@@ -399,14 +399,14 @@ class Encoder:
             return f"the vectors of a text's tokens may have {_MAX_TOKEN_BYTES >> 20} MiB, got {num_bytes >> 20}"
         return None
 
-    def _compute(self, transformer: Transformer, tasks: Sequence[Task]) -> list[Answer]:
+    def _compute(self, transformer: Transformer, tasks: Sequence[PreparedText]) -> list[Rows]:
         return compute(transformer, tasks, self._budget, hide_specials=self._hides_specials)
 
     def _in_float32(self) -> Transformer:
         """Return the model in float32, loaded when it is first needed."""
         if self._exact is None:
             self._exact = self._load()
-            self._exact.settle(self._probes(), torch.float32)
+            self._exact.choose_execution(self._probes(), torch.float32)
         return self._exact
 
     def _load(self) -> Transformer:
@@ -513,7 +513,7 @@ def _pipeline(own: SentenceTransformersConfig, device: torch.device) -> Pipeline
     )
 
 
-def _dense(answers: Sequence[Answer], num_terms: int) -> Rows:
+def _dense(answers: Sequence[Rows], num_terms: int) -> Rows:
     """Return (index, weight) of terms as (B, V), zero for terms that a text has not."""
     rows = np.zeros((len(answers), num_terms), dtype=np.float32)
     for row, answer in zip(rows, answers, strict=True):
@@ -521,7 +521,7 @@ def _dense(answers: Sequence[Answer], num_terms: int) -> Rows:
     return rows
 
 
-def _rectangle(answers: Sequence[Answer]) -> Rows:
+def _rectangle(answers: Sequence[Rows]) -> Rows:
     """Return rows of any number of tokens as (B, T, D), zero behind the end of a text."""
     rows = np.zeros((len(answers), max(map(len, answers)), answers[0].shape[1]), dtype=np.float32)
     for i, answer in enumerate(answers):

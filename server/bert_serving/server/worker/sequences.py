@@ -1,4 +1,4 @@
-"""Words' ids to the sequences that the model sees: cutting, windows, special tokens, spans.
+"""WordIds' ids to the sequences that the model sees: cutting, windows, special tokens, spans.
 
 Special tokens are put around the words here and not by the tokenizer, so that cutting on either side, pairs
 cut by bert-as-service's rule, and windows all work on plain lists.
@@ -69,18 +69,18 @@ class TokenizedText:
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class WordIds:
     """The ids of a string's words. unread: the characters that follow, or precede, and were not read."""
 
     ids: list[int]
     offsets: list[Range] | None = None
     unread: Range | None = None
 
-    def piece(self, start: int, stop: int) -> Words:
-        return Words(self.ids[start:stop], None if self.offsets is None else self.offsets[start:stop])
+    def piece(self, start: int, stop: int) -> WordIds:
+        return WordIds(self.ids[start:stop], None if self.offsets is None else self.offsets[start:stop])
 
 
-class Template(NamedTuple):
+class SpecialTokens(NamedTuple):
     """The special tokens around and between words: their ids, and the type ids of all."""
 
     before: list[int]
@@ -88,7 +88,7 @@ class Template(NamedTuple):
     after: list[int]
     types: tuple[list[int], int, list[int], int, list[int]]
 
-    def without_types(self) -> Template:
+    def without_types(self) -> SpecialTokens:
         """Return the template of a model that does not tell the parts of a pair apart by type."""
         return self._replace(types=([0] * len(self.before), 0, [0] * len(self.between), 0, [0] * len(self.after)))
 
@@ -98,8 +98,8 @@ class Template(NamedTuple):
 
 
 def compose(
-    words: list[Words],
-    template: Template,
+    words: list[WordIds],
+    template: SpecialTokens,
     options: EncodeOptions,
     *,
     max_seq_len: int,
@@ -131,7 +131,7 @@ def compose(
     return TokenizedText((sequence,), truncated, _offsets(words, template), lost)
 
 
-def _cut(words: list[Words], room: int, *, from_left: bool) -> list[Words]:
+def _cut(words: list[WordIds], room: int, *, from_left: bool) -> list[WordIds]:
     """Return what fits of one or two parts. Of a pair the longer loses; of equal ones the second."""
     lengths = [len(w.ids) for w in words]
     if len(words) == 1:
@@ -144,7 +144,7 @@ def _cut(words: list[Words], room: int, *, from_left: bool) -> list[Words]:
     ]
 
 
-def _lost(whole: list[Words], kept: list[Words], *, from_left: bool) -> tuple[Range, ...]:
+def _lost(whole: list[WordIds], kept: list[WordIds], *, from_left: bool) -> tuple[Range, ...]:
     """Return the characters that were cut off, a range for each part that lost some."""
     found = []
     for part, rest in zip(whole, kept, strict=True):
@@ -158,7 +158,7 @@ def _lost(whole: list[Words], kept: list[Words], *, from_left: bool) -> tuple[Ra
     return tuple(found)
 
 
-def _sequence(words: list[Words], template: Template, *, num_prompt: int = 0) -> TokenSequence:
+def _sequence(words: list[WordIds], template: SpecialTokens, *, num_prompt: int = 0) -> TokenSequence:
     """Return one sequence with its special tokens."""
     bodies = [w.ids for w in words]
     pieces = [
@@ -177,7 +177,7 @@ def _sequence(words: list[Words], template: Template, *, num_prompt: int = 0) ->
     return TokenSequence(ids, (0, len(ids)), type_ids, specials, num_prompt)
 
 
-def _offsets(words: list[Words], template: Template) -> list[Range] | None:
+def _offsets(words: list[WordIds], template: SpecialTokens) -> list[Range] | None:
     """Return where the tokens of a sequence lie in the text."""
     known = [w.offsets for w in words if w.offsets is not None]
     if len(known) < len(words):
@@ -186,7 +186,7 @@ def _offsets(words: list[Words], template: Template) -> list[Range] | None:
     return [*[NOWHERE] * len(template.before), *known[0], *second, *[NOWHERE] * len(template.after)]
 
 
-def _chunked(words: Words, template: Template, room: int, num_prompt: int) -> TokenizedText:
+def _chunked(words: WordIds, template: SpecialTokens, room: int, num_prompt: int) -> TokenizedText:
     """Return a text as windows. The first owns the special tokens before it, the last those behind it."""
     if words.unread or len(words.ids) > MAX_CHUNKED_TOKENS:
         raise RequestError(f"long_text chunk reads at most {MAX_CHUNKED_TOKENS} tokens, this text has more")
@@ -223,7 +223,7 @@ def with_spans(text: TokenizedText, spans: Sequence[Sequence[int]], num_chars: i
     return replace(text, spans=found)
 
 
-def template_of(encoding: Any) -> Template:
+def template_of(encoding: Any) -> SpecialTokens:
     """Return the special tokens that the tokenizer put around "a", or around "a" and "a"."""
     ids, types = encoding.ids, encoding.type_ids
     words = [i for i, is_special in enumerate(encoding.special_tokens_mask) if not is_special]
@@ -231,7 +231,7 @@ def template_of(encoding: Any) -> Template:
         raise ModelError("the tokenizer makes no token of the letter a: it is not the one of a text model")
     first, last = words[0], words[-1]
     between = sorted(set(range(first, last)) - set(words))
-    return Template(
+    return SpecialTokens(
         ids[:first],
         [ids[i] for i in between],
         ids[last + 1 :],

@@ -24,9 +24,9 @@ from .sequences import (
     NOWHERE,
     Range,
     RequestError,
-    Template,
+    SpecialTokens,
     TokenizedText,
-    Words,
+    WordIds,
     compose,
     template_of,
     with_spans,
@@ -99,7 +99,7 @@ class Tokenizer:
         self._pair = template_of(self._rust.encode("a", "a"))
         if "token_type_ids" not in tokenizer.model_input_names:  # then Transformers gives them to no model
             self._pair = self._pair.without_types()
-        self._bare = Template([], [], [], ([], 0, [], 0, []))
+        self._bare = SpecialTokens([], [], [], ([], 0, [], 0, []))
         self._max_seq_len = max_seq_len
         self._do_lower_case = do_lower_case and not cased
         self._no_special_token = no_special_token
@@ -184,7 +184,7 @@ class Tokenizer:
 
     # -- read ------------------------------------------------------------------------------------------
 
-    def _read(self, strings: list[_String], options: EncodeOptions, *, with_offsets: bool) -> list[Words]:
+    def _read(self, strings: list[_String], options: EncodeOptions, *, with_offsets: bool) -> list[WordIds]:
         """Return the words of the strings, reading no more of a very long one than its sequence needs."""
         chunk, left = options.long_text == "chunk", options.truncate == "left"
         num_words = MAX_CHUNKED_TOKENS if chunk else self._max_seq_len
@@ -204,13 +204,13 @@ class Tokenizer:
             skipped, behind = (unread, 0) if cut is _ending else (0, len(seen))
             offsets = [string.place(a + skipped, b + skipped) for a, b in words.offsets] if with_offsets else None
             where = string.place(behind, behind + unread) if unread else None
-            found.append(Words(words.ids, offsets, where))
+            found.append(WordIds(words.ids, offsets, where))
         return found
 
-    def _look_up(self, tokens: list[str] | list[int]) -> Words:
+    def _look_up(self, tokens: list[str] | list[int]) -> WordIds:
         if ids := [token for token in tokens if isinstance(token, int)]:
-            return Words(self._checked_ids(ids))
-        return Words([self._id_of(str(token)) for token in tokens])
+            return WordIds(self._checked_ids(ids))
+        return WordIds([self._id_of(str(token)) for token in tokens])
 
     def _checked_ids(self, ids: list[int]) -> list[int]:
         """Return ids without the special tokens around them, which come back later."""
@@ -241,13 +241,13 @@ class Tokenizer:
     def _compose_or_refuse(
         self,
         text: Text,
-        parts: Sequence[Words | list[str] | list[int]],
+        parts: Sequence[WordIds | list[str] | list[int]],
         options: EncodeOptions,
         num_prompt: int,
         spans: Sequence[Sequence[int]] | None,
     ) -> TokenizedText | RequestError:
         try:
-            words = [part if isinstance(part, Words) else self._look_up(part) for part in parts]
+            words = [part if isinstance(part, WordIds) else self._look_up(part) for part in parts]
             if len(words) == 2 and not words[1].ids and not isinstance(text, dict):
                 words = words[:1]  # as in bert-as-service: nothing behind the separator makes no pair
             template = self._template(words, is_tokenized=isinstance(text, list))
@@ -260,7 +260,7 @@ class Tokenizer:
         except RequestError as exc:
             return exc
 
-    def _template(self, words: list[Words], *, is_tokenized: bool) -> Template:
+    def _template(self, words: list[WordIds], *, is_tokenized: bool) -> SpecialTokens:
         if len(words) == 2:
             return self._pair
         if not (is_tokenized and self._no_special_token):

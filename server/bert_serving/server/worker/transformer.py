@@ -30,7 +30,7 @@ _MIN_COSINE = 0.99  # of the working dtype with float32; bfloat16 and float16 ha
 
 
 class Transformer:
-    """A Transformers model in float32, until `settle` has chosen how it runs.
+    """A Transformers model in float32, until `choose_execution` has chosen how it runs.
 
     first_position: the position id of a sequence's first token. pad_id: what padding is filled with.
     hide_specials: no token sees the special ones.
@@ -108,7 +108,7 @@ class Transformer:
         if self._hide_specials:
             visible = torch.cat([_visible(s) for s in sequences]).to(self.device)
         ends = attention.sequence_ends(groups, self.device) if self._has_varlen and visible is None else None
-        with attention.packed_row(attention.Row(groups, visible, ends)):
+        with attention.packed_row(attention.PackedRow(groups, visible, ends)):
             return {layer: hidden[0] for layer, hidden in self._run(inputs, layers).items()}
 
     def _padded(self, sequences: Sequence[TokenSequence], layers: frozenset[int]) -> dict[int, Tensor]:
@@ -135,7 +135,7 @@ class Transformer:
 
     # -- at load time ----------------------------------------------------------------------------------
 
-    def settle(self, probes: Sequence[TokenSequence], dtype: torch.dtype) -> float:
+    def choose_execution(self, probes: Sequence[TokenSequence], dtype: torch.dtype) -> float:
         """Choose packed or padded, lower the precision, and return the parity with the float32 reference.
 
         Parity: the smallest cosine between a probe's mean vector and that of the padded float32 model with

@@ -1,7 +1,7 @@
 """The worker process: one model on one device, fed through one socket.
 
     main thread    forward pass of the batch that is now
-    mail thread    socket, heartbeats, tokenizing of the batch that is next
+    io thread    socket, heartbeats, tokenizing of the batch that is next
 
 The forward pass runs in the main thread because OpenMP serves it best: in any other thread a short sentence
 takes markedly longer. An exception of a batch is the answer to that
@@ -40,7 +40,7 @@ from bert_serving.protocol import (
 )
 
 from ..model.errors import ModelError, one_line
-from .batch import PreparedPart, encode_parts, prepare_parts
+from .batch import TokenizedPart, encode_parts, prepare_parts
 from .device import allowed_cpus
 from .encoder import Encoder
 
@@ -92,7 +92,7 @@ class Worker:
     ) -> None:
         self._dtype = dtype
         # A replaced worker must not be taken for its successor, so the process id is part of the name.
-        self._mail = _Mail(context, f"{name}#{os.getpid()}".encode(), endpoint)
+        self._io = _IoThread(context, f"{name}#{os.getpid()}".encode(), endpoint)
         self._results = context.socket(zmq.PUSH)
         self._results.connect(_INPROC)
 
@@ -106,42 +106,42 @@ class Worker:
                 part.rename(tokenizer_path)  # nobody is to read half of it
             facts = warm_up(encoder) | {"max_batch_tokens": options["max_batch_tokens"]}
         except ModelError as exc:
-            self._mail.send(Refused(str(exc)))
+            self._io.send(Refused(str(exc)))
             return
         except Exception as exc:
             log.debug("cannot start", exc_info=True)
-            self._mail.send(Refused(f"cannot start the model in {options['model_dir']}: {one_line(exc)}"))
+            self._io.send(Refused(f"cannot start the model in {options['model_dir']}: {one_line(exc)}"))
             return
-        self._mail.forward_at = time.monotonic()
-        self._mail.send(Ready(facts))
-        thread = threading.Thread(target=self._mail.run, args=(encoder,), name="mail")
+        self._io.forward_at = time.monotonic()
+        self._io.send(Ready(facts))
+        thread = threading.Thread(target=self._io.run, args=(encoder,), name="io")
         thread.start()
         try:
             self._compute(encoder)
         finally:
-            self._mail.is_closing = True
+            self._io.is_closing = True
             thread.join()
 
     def _compute(self, encoder: Encoder) -> None:
-        mail = self._mail
+        io = self._io
         while True:
             try:
-                work = mail.inbox.get(timeout=_CANARY_S)
+                work = io.inbox.get(timeout=_CANARY_S)
             except queue.Empty:
                 encoder.encode(["a"])
-                mail.forward_at = time.monotonic()
+                io.forward_at = time.monotonic()
                 continue
             if work is None:
                 return
-            mail.busy_since = time.monotonic()
+            io.busy_since = time.monotonic()
             result = _encode(encoder, work, self._dtype)
-            mail.busy_since = None
+            io.busy_since = None
             if isinstance(result, Result):
-                mail.forward_at = time.monotonic()
+                io.forward_at = time.monotonic()
             self._results.send_multipart(worker_message_to_frames(result), copy=False)
 
 
-class _Mail:
+class _IoThread:
     """The worker's socket and the thread that serves it.
 
     inbox: tokenized batches for the main thread; None: there is no more. forward_at, busy_since: times
@@ -242,7 +242,7 @@ def warm_up(encoder: Encoder) -> dict[str, Any]:
 @dataclass(frozen=True, slots=True)
 class _Work:
     batch_id: int
-    prepared: list[PreparedPart | Rejected]
+    prepared: list[TokenizedPart | Rejected]
     tokenize_ms: float
 
 

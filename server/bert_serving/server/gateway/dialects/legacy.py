@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-import numpy as np
 import orjson
 from bert_serving.protocol import (
     EncodeOptions,
@@ -17,6 +16,7 @@ from bert_serving.protocol import (
     check_texts,
     options_from_json,
     parse_json,
+    split_rows,
 )
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -75,7 +75,7 @@ async def encode(call: Call) -> Response:
         return response
     result: Any = vectors
     if reply.counts is not None:
-        result = [encoded(part, container) for part in np.split(vectors, np.cumsum(reply.counts)[:-1])]
+        result = [encoded(part, container) for part in split_rows(vectors, reply.counts)]
     elif vectors.ndim == 2:
         result = encoded(vectors, container)
     content = {"id": body["id"], "result": result, **_beside(reply, body["options"]), "status": 200}

@@ -6,7 +6,6 @@ import asyncio
 import time
 from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 from bert_serving.protocol import (
     EncodeReply,
     InvalidRequest,
@@ -18,6 +17,7 @@ from bert_serving.protocol import (
     Unauthorized,
     Unavailable,
     WorkerFailed,
+    split_rows,
 )
 from fastapi import APIRouter, Response
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -285,7 +285,7 @@ async def health(call: Call) -> Response:
 def by_text(reply: EncodeReply) -> list[Any]:
     """Return the rows of each text."""
     assert reply.counts is not None, "they were asked for"
-    return np.split(reply.rows, np.cumsum(reply.counts)[:-1])
+    return split_rows(reply.rows, reply.counts)
 
 
 def _tokens(text: str, encoding: Any) -> list[dict[str, Any]]:
