@@ -39,5 +39,5 @@ def test_ranks_are_by_score_and_equal_ones_by_place() -> None:
 def test_relevance_is_one_number_a_pair() -> None:
     assert relevance(EXTREMES[:, None], raw=True).tolist() == EXTREMES.tolist()
     assert relevance(EXTREMES[:, None], raw=False).tolist() == sigmoid(EXTREMES).tolist()
-    with pytest.raises(InvalidRequest, match="a reranker has one label, this model has 3"):
+    with pytest.raises(InvalidRequest, match="reranking needs a model with one label, this model has 3"):
         relevance(np.zeros((2, 3), np.float32), raw=True)

@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import pytest
-from bert_serving.server.gateway.dialect import Unprocessable
+from bert_serving.server.gateway.errors import Unprocessable
 from bert_serving.server.gateway.output import Dtype, binary_response, container_for, convert, encoded
 from sentence_transformers.util import quantize_embeddings
 from starlette.datastructures import Headers
