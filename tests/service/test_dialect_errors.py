@@ -458,9 +458,9 @@ def test_what_cannot_be_ranked(zoo: Zoo, path: str, say: Say, status: int, body:
         ),
         (
             {"inputs": [["a"], ["b", "c"]]},
-            "inputs: must hold either texts or pairs, not both, got [['a'], ['b', 'c']]",
+            "inputs: must contain either texts or pairs, not both, got [['a'], ['b', 'c']]",
         ),
-        ({"inputs": [["a", "b", "c"]]}, "inputs: must hold lists of one or two strings, got [['a', 'b', 'c']]"),
+        ({"inputs": [["a", "b", "c"]]}, "inputs: must contain lists of one or two strings, got [['a', 'b', 'c']]"),
         (
             {"inputs": LONG, "truncate": False},
             "texts[0]: a text may have 510 tokens and special ones, got 600",

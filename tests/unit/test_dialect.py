@@ -11,8 +11,7 @@ import pytest
 from bert_serving.client import AsyncBertClient
 from bert_serving.protocol import EncodeReply, Overloaded, PayloadTooLarge, Unauthorized, Usage
 from bert_serving.server.gateway.context import RequestContext
-from bert_serving.server.gateway.dialect import check_api_key
-from bert_serving.server.gateway.dialects.legacy import LEGACY
+from bert_serving.server.gateway.dialect import BERT_AS_SERVICE, check_api_key
 from bert_serving.server.gateway.dialects.openai import EmbeddingsBody
 from bert_serving.server.gateway.dialects.tei import AnyBody, EmbedBody, PredictBody, SimilarityBody, TokenizeBody
 from bert_serving.server.gateway.errors import Unprocessable, UnreadableBody
@@ -166,7 +165,7 @@ def test_a_body_is_unpacked_up_to_the_limit_and_no_further() -> None:
         (
             PredictBody,
             b'{"inputs": [["a", "b", "c"]]}',
-            "inputs: must hold lists of one or two strings, got [['a'",
+            "inputs: must contain lists of one or two strings, got [['a'",
         ),
     ],
 )
@@ -206,14 +205,14 @@ def test_null_is_absent_and_unknown_fields_are_ignored() -> None:
 
 
 def test_an_error_says_when_to_come_back() -> None:
-    response = LEGACY.error_response(Overloaded("the queue is full", retry_after_ms=1200))
+    response = BERT_AS_SERVICE.error_response(Overloaded("the queue is full", retry_after_ms=1200))
     assert (response.status_code, response.headers["retry-after"], response.headers["retry-after-ms"]) == (
         429,
         "2",
         "1200",
     )
-    assert LEGACY.error_response(Unauthorized("no")).headers["www-authenticate"] == "Bearer"
-    assert LEGACY.error_response(TimeoutError("no answer")).status_code == 503
+    assert BERT_AS_SERVICE.error_response(Unauthorized("no")).headers["www-authenticate"] == "Bearer"
+    assert BERT_AS_SERVICE.error_response(TimeoutError("no answer")).status_code == 503
 
 
 def test_headers_have_the_times_and_what_was_cut() -> None:

@@ -7,7 +7,6 @@ operations.py (GET /live, /ready, /metrics).
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import multiprocessing
 from collections.abc import AsyncIterator, Callable
@@ -26,13 +25,12 @@ from starlette.exceptions import HTTPException
 
 from ..settings import own_version
 from . import operations, stream
+from .dialect import BERT_AS_SERVICE
 from .dialects import cohere, infinity, legacy, ollama, openai, tei
 from .errors import default_response
 from .metrics import GatewayMetrics
 from .middleware import MaxBodySize, RequestObserver
 from .service import Service
-
-log = logging.getLogger(__name__)
 
 
 def main(
@@ -83,7 +81,7 @@ async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
         server.should_exit = True
 
     loop.add_reader(parent.sentinel, stop)  # readable once the server process has ended
-    with suppress(asyncio.CancelledError):  # uvicorn raises the signal that stopped it again
+    with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises it again, which cancels this task
         await server.serve(sockets=[http_socket])
 
 
@@ -155,7 +153,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ServingError)
     async def serving_error(_: Request, exc: ServingError) -> Response:
-        return stream.STREAM.error_response(exc)
+        return BERT_AS_SERVICE.error_response(exc)
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, exc: Exception) -> Response:

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from .context import RequestContext
+from .errors import default_error
 from .openapi import request_body
 from .service import Service
 
@@ -98,6 +99,10 @@ class Dialect:
             error = Unavailable(str(error))  # a TimeoutError: the broker does not answer
         status, content = self.describe_error(error)
         return Response(orjson.dumps(content), status, _error_headers(error), "application/json")
+
+
+#: The dialect of bert-as-service's routes, of new routes such as /encode/stream, and of paths that do not exist.
+BERT_AS_SERVICE = Dialect("bert-as-service", default_error)
 
 
 def check_api_key(request: Request, keys: Sequence[str]) -> None:

@@ -32,15 +32,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from .context import RequestContext
-from .dialect import Dialect
+from .dialect import BERT_AS_SERVICE
 from .echo import echo
-from .errors import Unprocessable, UnreadableBody, default_error
+from .errors import Unprocessable, UnreadableBody
 from .output import DTYPES, Container, Dtype, convert, encoded
 from .service import Service
 
 log = logging.getLogger(__name__)
 
-STREAM = Dialect("bert-as-service", default_error)
 PATHS = frozenset({"/encode/stream"})
 
 _CHUNK_LINES = 256
@@ -85,7 +84,7 @@ class _Options:
 
 def add_routes(router: APIRouter, service: Service) -> None:
     """Add the route to the router."""
-    STREAM.add_routes(router, service, sorted(PATHS), encode_stream, body=Line)
+    BERT_AS_SERVICE.add_routes(router, service, sorted(PATHS), encode_stream, body=Line)
 
 
 async def encode_stream(context: RequestContext) -> Response:

@@ -24,14 +24,12 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..context import RequestContext
-from ..dialect import Dialect
+from ..dialect import BERT_AS_SERVICE
 from ..echo import echo
-from ..errors import UnreadableBody, default_error
+from ..errors import UnreadableBody
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
 from ..service import Service
 from ..usage import num_chars, usage_headers
-
-LEGACY = Dialect("bert-as-service", default_error)
 
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _MAX_FORM_FIELDS = 1 << 20
@@ -77,9 +75,9 @@ class _Encode:
 
 def add_routes(router: APIRouter, service: Service) -> None:
     """Add the routes to the router."""
-    LEGACY.add_routes(router, service, ["/encode"], encode, body=EncodeBody)
-    LEGACY.add_routes(router, service, ["/status/server"], status_server)
-    LEGACY.add_routes(router, service, ["/status/client"], status_client)
+    BERT_AS_SERVICE.add_routes(router, service, ["/encode"], encode, body=EncodeBody)
+    BERT_AS_SERVICE.add_routes(router, service, ["/status/server"], status_server)
+    BERT_AS_SERVICE.add_routes(router, service, ["/status/client"], status_client)
 
 
 async def encode(context: RequestContext) -> Response:

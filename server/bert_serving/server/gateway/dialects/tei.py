@@ -82,7 +82,7 @@ class SimilarityBody(Body):
 
 
 class _Inputs(NamedTuple):
-    """The inputs of /predict. is_single: one text or pair outside of a list, so its labels are not in a list."""
+    """The inputs of /predict. is_single: the body has one text or pair, not a list; so has the reply."""
 
     texts: list[Text]
     is_single: bool
@@ -99,14 +99,15 @@ def _predict_inputs(value: object) -> _Inputs:
         raise ValueError("must be a list of lists for more than one text: [[text], [text, text_pair], ...]")
     items = [value] if is_single else value
     if not all(isinstance(item, list) and len(item) in (1, 2) for item in items):
-        raise ValueError("must hold lists of one or two strings")
+        raise ValueError("must contain lists of one or two strings")
     if len({len(item) for item in items}) > 1:
-        raise ValueError("must hold either texts or pairs, not both")
+        raise ValueError("must contain either texts or pairs, not both")
     texts = [item[0] if len(item) == 1 else TextPair(text=item[0], text_pair=item[1]) for item in items]
     return _Inputs(texts, is_single)
 
 
 class PredictBody(_Truncating):
+    # An _Inputs, declared as object: before Python 3.12, pydantic refuses TextPair because it is a typing.TypedDict.
     inputs: Annotated[
         object, BeforeValidator(_predict_inputs), WithJsonSchema({}), Field(examples=["I like it", [["a", "b"]]])
     ]
