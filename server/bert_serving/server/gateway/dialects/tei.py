@@ -107,7 +107,7 @@ def _predict_inputs(value: object) -> _Inputs:
 
 
 class PredictBody(_Truncating):
-    # An _Inputs, declared as object: before Python 3.12, pydantic refuses TextPair because it is a typing.TypedDict.
+    # An _Inputs, declared as object: before Python 3.12, pydantic refuses TextPair, which is a typing.TypedDict.
     inputs: Annotated[
         object, BeforeValidator(_predict_inputs), WithJsonSchema({}), Field(examples=["I like it", [["a", "b"]]])
     ]
