@@ -53,7 +53,7 @@ def read(body: bytes, model: type[BaseModel] = EmbedBody, **headers: str) -> Any
         {"authorization": "Basic proxy", "x_api_key": "two"},
     ],
 )
-def test_any_key_opens_in_any_of_its_forms(headers: dict[str, str]) -> None:
+def test_a_key_is_accepted_in_every_supported_header(headers: dict[str, str]) -> None:
     check_api_key(request_with(**headers), ("one", "two"))
 
 
@@ -71,7 +71,7 @@ def test_any_key_opens_in_any_of_its_forms(headers: dict[str, str]) -> None:
         {"x_api_key": "Bearer three"},
     ],
 )
-def test_nothing_else_opens(headers: dict[str, str]) -> None:
+def test_other_headers_are_refused_if_there_are_keys(headers: dict[str, str]) -> None:
     with pytest.raises(Unauthorized, match="send Authorization: Bearer <key>"):
         check_api_key(request_with(**headers), ("one", "two"))
     check_api_key(request_with(**headers), ())
@@ -80,7 +80,7 @@ def test_nothing_else_opens(headers: dict[str, str]) -> None:
 # -- bodies --------------------------------------------------------------------------------------------
 
 
-def test_a_packed_body_is_unpacked() -> None:
+def test_a_gzip_body_is_decompressed() -> None:
     body = b'{"inputs": "hello"}'
     for coding in ("gzip", "GZIP"):
         assert read(gzip.compress(body), content_encoding=coding).inputs == ["hello"]
@@ -101,7 +101,7 @@ def test_a_packed_body_is_unpacked() -> None:
         (b"{}", "br", "content-encoding must be gzip, got 'br'"),
     ],
 )
-def test_what_is_packed_in_another_way_is_refused(body: bytes, coding: str, said: str) -> None:
+def test_invalid_gzip_and_other_encodings_are_refused(body: bytes, coding: str, said: str) -> None:
     with pytest.raises(UnreadableBody) as caught:
         read(body, content_encoding=coding)
     assert caught.value.message == said
@@ -126,7 +126,7 @@ def test_json_is_parsed_once_however_many_models_read_it(monkeypatch: pytest.Mon
     assert parsed == [b'{"inputs": ["a"]}']
 
 
-def test_a_body_is_unpacked_up_to_the_limit_and_no_further() -> None:
+def test_a_body_is_decompressed_only_up_to_the_limit() -> None:
     def body_of(size: int) -> bytes:
         return gzip.compress(b'{"inputs": "' + b"x" * (size - 14) + b'"}')
 
@@ -169,7 +169,7 @@ def test_a_body_is_unpacked_up_to_the_limit_and_no_further() -> None:
         ),
     ],
 )
-def test_a_complaint_is_one_line_that_names_the_field(model: type[BaseModel], body: bytes, said: str) -> None:
+def test_an_error_message_is_one_line_that_names_the_field(model: type[BaseModel], body: bytes, said: str) -> None:
     with pytest.raises(Unprocessable) as caught:
         read(body, model)
     assert caught.value.message.startswith(said)
@@ -177,12 +177,12 @@ def test_a_complaint_is_one_line_that_names_the_field(model: type[BaseModel], bo
 
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"\xff\xfe", b'{"inputs": "a"', b"[" * 900])
-def test_what_is_no_json_is_said_so(body: bytes) -> None:
+def test_a_body_that_is_not_json_is_reported(body: bytes) -> None:
     with pytest.raises(UnreadableBody, match=r"^the body is not JSON: "):
         read(body)
 
 
-def test_a_long_value_is_not_repeated_whole() -> None:
+def test_a_long_value_is_shortened_in_the_message() -> None:
     with pytest.raises(Unprocessable) as caught:
         read(b'{"inputs": "a", "dimensions": "' + b"9" * 500 + b'"}')
     assert len(caught.value.message) < 200
@@ -201,10 +201,10 @@ def test_null_is_absent_and_unknown_fields_are_ignored() -> None:
     )
 
 
-# -- answers -------------------------------------------------------------------------------------------
+# -- responses -----------------------------------------------------------------------------------------
 
 
-def test_an_error_says_when_to_come_back() -> None:
+def test_an_error_says_when_to_retry() -> None:
     response = BERT_AS_SERVICE.error_response(Overloaded("the queue is full", retry_after_ms=1200))
     assert (response.status_code, response.headers["retry-after"], response.headers["retry-after-ms"]) == (
         429,
@@ -215,7 +215,7 @@ def test_an_error_says_when_to_come_back() -> None:
     assert BERT_AS_SERVICE.error_response(TimeoutError("no answer")).status_code == 503
 
 
-def test_headers_have_the_times_and_what_was_cut() -> None:
+def test_headers_have_the_times_and_the_truncated_texts() -> None:
     usage = Usage([3, 4], total_ms=12.4, queue_ms=1.6, tokenize_ms=0.5, compute_ms=9.8)
     reply = EncodeReply(b"a", b"1", zeros((2, 2)), truncated=[1], usage=usage)
     assert usage_headers(reply, 11) == {
