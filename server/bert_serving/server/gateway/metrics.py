@@ -21,8 +21,8 @@ class GatewayMetrics:
     """
 
     def __init__(self, routes: Sequence[str]) -> None:
-        # prometheus_client reads PROMETHEUS_MULTIPROC_DIR when it is first imported, by whatever module. Choose
-        # again here: otherwise metrics would stay in this process if that import came before the variable was set.
+        # prometheus_client reads PROMETHEUS_MULTIPROC_DIR only once, when any module first imports it. If that was
+        # before the variable was set, metrics would stay in this process. So it has to choose again here.
         values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         self.requests = Counter(

@@ -118,7 +118,7 @@ def _results_of_any_length(rows_by_text: list[Rows], container: Container, dtype
 
 
 def _extras(reply: EncodeReply, options: EncodeOptions) -> dict[str, object]:
-    """Return the fields beside the result: those that were requested, and `truncated` if a text was."""
+    """Return the optional fields of the response: those that were requested, and the truncated texts if any."""
     fields = {
         "truncated": reply.truncated,
         "tokens": reply.tokens if options.show_tokens else None,
