@@ -29,7 +29,10 @@ STATUS_TIMEOUT_S = 5.0
 
 
 class WorkerStatus(TypedDict, total=False):
-    """What the gateway reads of a worker in the broker's status. Keys after `state` exist once it is ready."""
+    """What the gateway reads of a worker in the broker's status.
+
+    A worker that is not ready has only `name` and `state`. Only models with a classification head have `labels`.
+    """
 
     name: str
     state: str
