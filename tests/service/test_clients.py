@@ -159,7 +159,7 @@ def test_a_timeout_holds_for_fetching_too_and_costs_no_result(server: RunningSer
         client.timeout = 5
         client.encode(["a long sentence " * 30] * 30, blocking=False)
         for fetch in (client.fetch_all, lambda: next(client.fetch())):
-            with pytest.raises(TimeoutError, match="did not answer in time"):
+            with pytest.raises(TimeoutError, match="did not reply in time"):
                 fetch()
         client.timeout = -1
         (rows,) = client.fetch_all()
@@ -184,7 +184,7 @@ def test_a_timeout_holds_for_fetching_too_and_costs_no_result(server: RunningSer
 def test_bad_texts_are_refused_before_they_are_sent(client: BertClient, texts: object, error: type) -> None:
     sent = client.status["num_request"]
     with pytest.raises(error):
-        client.encode(texts)  # type: ignore[arg-type]
+        client.encode(texts)  # type: ignore[call-overload]
     assert client.status["num_request"] == sent
 
 
@@ -207,7 +207,7 @@ def test_a_blank_text_over_http_is_no_error(server: RunningServer) -> None:
 
 
 def test_cut_texts_are_warned_of(client: BertClient) -> None:
-    with pytest.warns(UserWarning, match=r"1 of 2 texts are longer .* first texts\[1\]"):
+    with pytest.warns(UserWarning, match=r"1 of 2 texts are longer .* first is texts\[1\]"):
         client.encode(["short", "long " * 500])
 
 
@@ -316,7 +316,7 @@ def test_a_fork_while_threads_encode_leaves_both_sides_working(
 ) -> None:
     context = multiprocessing.get_context("fork")
     options = {"max_concurrency": 2} if kind is ConcurrentBertClient else {}
-    with kind(**server.ports, **options) as client, ThreadPoolExecutor(4) as pool:  # type: ignore[arg-type]
+    with kind(**server.ports, **options) as client, ThreadPoolExecutor(4) as pool:  # type: ignore[call-overload]
         here = [pool.submit(client.encode, TEXTS * 20) for _ in range(40)]
         queue = context.SimpleQueue()
         children = [context.Process(target=_many_threads_in_child, args=(client, queue)) for _ in range(3)]
@@ -407,16 +407,16 @@ def test_the_default_connect_timeout_is_at_most_ten_seconds() -> None:
 @pytest.mark.parametrize(
     ("port", "port_out", "trouble"),
     [
-        ("port_out", "port", "what answers at port_out is something else; .* swapped"),
-        ("port_out", "port_out", "port takes no requests"),
-        ("nobody", "port_out", "port takes no requests"),
-        ("port", "nobody", "nobody answers at port_out"),
+        ("port_out", "port", "what listens at port_out is something else; .* swapped"),
+        ("port_out", "port_out", "port accepts no requests"),
+        ("unused", "port_out", "port accepts no requests"),
+        ("port", "unused", "no server replies at port_out"),
     ],
 )
 def test_a_wrong_port_is_an_error_that_says_which(
     server: RunningServer, port: str, port_out: str, trouble: str
 ) -> None:
-    ports = server.ports | {"nobody": free_ports(1)[0]}
+    ports = server.ports | {"unused": free_ports(1)[0]}
     addresses = rf"localhost:{ports[port]} \(port\), localhost:{ports[port_out]} \(port_out\)"
     with pytest.raises(TimeoutError, match=f"{addresses}: {trouble}"):
         BertClient(port=ports[port], port_out=ports[port_out], connect_timeout=1500)
@@ -439,7 +439,7 @@ def test_a_signal_handler_may_close_the_client_whose_call_it_interrupts_and_do_n
 
     with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
         port = silent.getsockname()[1]
-        interrupted = kind(ip="127.0.0.1", port=port, port_out=port, ignore_all_checks=True, **options)  # type: ignore[arg-type]
+        interrupted = kind(ip="127.0.0.1", port=port, port_out=port, ignore_all_checks=True, **options)  # type: ignore[call-overload]
         previous = signal.signal(signal.SIGUSR1, handle)
         try:
             accepted = pool.submit(lambda: (silent.accept()[0].close(), _interrupt_the_main_thread()))
