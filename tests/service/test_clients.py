@@ -66,6 +66,13 @@ def test_tokenized_texts_and_tokens_in_the_reply(client: BertClient, vectors: np
     assert tokens == [["[CLS]", "first", "do", "it", "[SEP]"], ["[CLS]", "hello", "[SEP]"]]
 
 
+def test_pairs_and_ids_are_encoded(client: BertClient) -> None:
+    rows = client.encode(["first ||| second"])
+    assert close(client.encode([{"text": "first", "text_pair": "second"}]), rows)
+    ids = [[101, 7592, 102]]  # [CLS] hello [SEP]
+    assert client.encode(ids, is_tokenized=True, show_tokens=True)[1][0][-2:] == ["hello", "[SEP]"]
+
+
 def test_fetch_all_sorts_and_concatenates(client: BertClient, vectors: np.ndarray) -> None:
     assert client.fetch_all() is None
     for i in range(6):
@@ -316,7 +323,7 @@ def test_a_fork_while_threads_encode_leaves_both_sides_working(
 ) -> None:
     context = multiprocessing.get_context("fork")
     options = {"max_concurrency": 2} if kind is ConcurrentBertClient else {}
-    with kind(**server.ports, **options) as client, ThreadPoolExecutor(4) as pool:  # type: ignore[call-overload]
+    with kind(**server.ports, **options) as client, ThreadPoolExecutor(4) as pool:  # type: ignore[arg-type]
         here = [pool.submit(client.encode, TEXTS * 20) for _ in range(40)]
         queue = context.SimpleQueue()
         children = [context.Process(target=_many_threads_in_child, args=(client, queue)) for _ in range(3)]
@@ -439,7 +446,7 @@ def test_a_signal_handler_may_close_the_client_whose_call_it_interrupts_and_do_n
 
     with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
         port = silent.getsockname()[1]
-        interrupted = kind(ip="127.0.0.1", port=port, port_out=port, ignore_all_checks=True, **options)  # type: ignore[call-overload]
+        interrupted = kind(ip="127.0.0.1", port=port, port_out=port, ignore_all_checks=True, **options)  # type: ignore[arg-type]
         previous = signal.signal(signal.SIGUSR1, handle)
         try:
             accepted = pool.submit(lambda: (silent.accept()[0].close(), _interrupt_the_main_thread()))
