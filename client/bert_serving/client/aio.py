@@ -202,17 +202,17 @@ class AsyncBertClient:
         self._session = Session(identity or str(uuid.uuid4()).encode(), is_shared=identity is not None)
         self._channel = AsyncChannel(self._session, self.ip, self.port, self.port_out)
 
-    def _reopen_elsewhere(self) -> None:
+    def _reopen_for_this_loop(self) -> None:
         """Begin a new session if the channel belongs to an event loop that has ended, or to the parent process."""
         if self._channel.is_closed:
             return
         self._channel.refuse_other_loop()
-        if self._channel.is_of_other_loop():
+        if self._channel.belongs_to_other_loop():
             self._channel.abandon()
             self._open(None)
 
     async def _send(self, make: MakeRequest, deadline: float) -> int:
-        self._reopen_elsewhere()
+        self._reopen_for_this_loop()
         return await self._channel.send(make, min(deadline, time.monotonic() + self.connect_timeout / 1000))
 
     def _deadline(self) -> float:

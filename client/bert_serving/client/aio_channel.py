@@ -1,8 +1,8 @@
 """AsyncChannel: sends the requests of an asyncio client over its connection, for any number of tasks.
 
 The event loop calls `_receive` when a socket has something to read. `_receive` takes all messages and wakes the
-tasks whose replies have arrived. All state belongs to the event loop of the first request: a channel is not safe
-for other threads, and it serves no other event loop.
+tasks whose replies have arrived. All state belongs to the event loop of the first request. Other event loops and
+other threads must not use the channel.
 
 Channel has the same methods with the same meaning for a blocking client.
 """
@@ -61,7 +61,7 @@ class AsyncChannel:
         self._connection = None
 
     def abandon(self) -> None:
-        """Close the sockets of a channel whose event loop has ended. After a fork they belong to the parent."""
+        """Close the sockets after the end of the event loop. After a fork, leave them to the parent process."""
         if self._connection is not None and self._pid == os.getpid():
             self._connection.close()
 
@@ -70,7 +70,7 @@ class AsyncChannel:
         connection = self._connect()
         self._receive()  # record a loss that happened before: it must not fail this request
         while True:
-            await self._until_connected(connection, deadline)
+            await self._wait_until_connected(connection, deadline)
             request_id, frames = make(time.monotonic())
             if connection.send(frames):
                 return request_id
@@ -83,19 +83,19 @@ class AsyncChannel:
         try:
             self._refuse_closed()
             while (reply := self._session.take(request_id)) is None:
-                await self._until_arrival(request_id, deadline)
+                await self._wait_for_reply(request_id, deadline)
             return reply
         except BaseException:
             self._session.forget(request_id)
             raise
 
-    def is_of_other_loop(self) -> bool:
+    def belongs_to_other_loop(self) -> bool:
         """Return whether the channel was connected under another event loop or before a fork."""
         return self._loop is not None and (self._loop, self._pid) != (asyncio.get_running_loop(), os.getpid())
 
     def refuse_other_loop(self) -> None:
         """Raise RuntimeError if the channel is connected under another event loop that is still running."""
-        if self._loop is None or self._connection is None or not self.is_of_other_loop():
+        if self._loop is None or self._connection is None or not self.belongs_to_other_loop():
             return
         if self._pid == os.getpid() and self._loop.is_running():
             raise RuntimeError(
@@ -116,25 +116,25 @@ class AsyncChannel:
         if self.is_closed:
             raise Unavailable("this client is closed")
 
-    async def _until_connected(self, connection: Connection, deadline: float) -> None:
+    async def _wait_until_connected(self, connection: Connection, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise connection.too_late()
+            raise connection.timeout_error()
         if not self._connected.is_set():
             try:
                 await asyncio.wait_for(self._connected.wait(), left)
             except asyncio.TimeoutError:
-                raise connection.too_late() from None
+                raise connection.timeout_error() from None
         self._refuse_closed()
 
-    async def _until_arrival(self, request_id: int, deadline: float) -> None:
+    async def _wait_for_reply(self, request_id: int, deadline: float) -> None:
         connection = self._connect()
         arrival = self._arrivals[request_id] = asyncio.get_running_loop().create_future()
         try:
             left = deadline - time.monotonic()
             await asyncio.wait_for(arrival, None if left == float("inf") else max(0.0, left))
         except asyncio.TimeoutError:
-            raise connection.too_late() from None
+            raise connection.timeout_error() from None
         finally:
             del self._arrivals[request_id]
 
@@ -148,11 +148,11 @@ class AsyncChannel:
             request_id = self._session.receive(frames, now)
             if request_id is not None:
                 self._wake([request_id])
-        self._tend(connection)
+        self._maintain(connection)
 
-    def _tend(self, connection: Connection) -> None:
+    def _maintain(self, connection: Connection) -> None:
         """Connect the sender again if necessary, and end the requests that were lost."""
-        connection.tend_sender(time.monotonic())
+        connection.maintain_sender(time.monotonic())
         if (lost := connection.take_loss()) is not None:
             self._wake(self._session.fail_pending(lost))
         if connection.is_connected:

@@ -59,13 +59,13 @@ class Channel:
                 self._receive(0)  # record a loss that happened before: it must not fail this request
             while True:
                 self._refuse_closed()
-                self._tend(connection)
+                self._maintain(connection)
                 if connection.is_connected:
                     request_id, frames = make(time.monotonic())
                     if connection.send(frames):
                         return request_id
                     self._session.forget(request_id)  # the connection was lost just now
-                self._wait(deadline)
+                self._wait_for_messages(deadline)
 
     def reply_to(self, request_id: int, deadline: float) -> Reply:
         """Return the reply to a request. If there is none in time, the request is forgotten."""
@@ -73,7 +73,7 @@ class Channel:
             with self._entered():
                 self._refuse_closed()
                 while (reply := self._session.take(request_id)) is None:
-                    self._wait(deadline)
+                    self._wait_for_messages(deadline)
                 return reply
         except BaseException:
             self._session.forget(request_id)
@@ -84,7 +84,7 @@ class Channel:
         with self._entered():
             self._refuse_closed()
             while (found := self._session.take_any()) is None and self._session.has_to_fetch:
-                self._wait(deadline)  # meanwhile another thread may fetch the last reply
+                self._wait_for_messages(deadline)  # meanwhile another thread may fetch the last reply
             return found
 
     def put_back(self, replies: list[tuple[int, Reply]]) -> None:
@@ -126,11 +126,11 @@ class Channel:
         if self.is_closed:
             raise Unavailable("this client is closed")
 
-    def _wait(self, deadline: float) -> None:
+    def _wait_for_messages(self, deadline: float) -> None:
         """Return when messages have arrived, or after a short time. The lock is held, but not while waiting."""
         left = deadline - time.monotonic()
         if left <= 0:
-            raise self._connect().too_late()
+            raise self._connect().timeout_error()
         if self._is_receiving:
             self._changed.wait(min(left, _POLL_S))
         else:
@@ -152,13 +152,13 @@ class Channel:
         now = time.monotonic()
         for frames in messages:
             self._session.receive(frames, now)
-        self._tend(connection)
+        self._maintain(connection)
         probe = self._session.probe(now)
         if probe is not None:
             connection.send(probe)
 
-    def _tend(self, connection: Connection) -> None:
+    def _maintain(self, connection: Connection) -> None:
         """Connect the sender again if necessary, and end the requests that were lost. The lock is held."""
-        connection.tend_sender(time.monotonic())
+        connection.maintain_sender(time.monotonic())
         if (lost := connection.take_loss()) is not None:
             self._session.fail_pending(lost)

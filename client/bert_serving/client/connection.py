@@ -7,8 +7,8 @@ Rules of this file:
 - ZeroMQ connects the receiver, and connects it again after a loss. Its monitor reports each handshake and each
   loss.
 - The sender has no monitor, because a monitor needs two more file descriptors. The sender is connected while it
-  is writable. Only `tend_sender` connects it again, after it has recorded the loss: otherwise a loss could pass
-  unnoticed, and the requests that were lost with it would wait without end.
+  is writable. Only `maintain_sender` connects it again, after it has recorded the loss. Otherwise a loss could
+  stay unnoticed, and the requests that were lost with it would wait without end.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ os.register_at_fork(after_in_child=_context.cache_clear)
 
 
 class Connection:
-    """A PUSH socket to `ip:port` and a SUB socket from `ip:port_out`. Both connect in the background.
+    """A PUSH socket to ip:port and a SUB socket to ip:port_out. Both connect in the background.
 
     Raises OSError (EMFILE) if the process may not open as many files as the sockets need.
     """
@@ -76,7 +76,7 @@ class Connection:
 
     @property
     def is_connected(self) -> bool:
-        """Whether both sockets had a ZeroMQ handshake, as of the last `receive` and `tend_sender`."""
+        """Whether both sockets had a ZeroMQ handshake, as of the last `receive` and `maintain_sender`."""
         return self._can_send and self._can_receive
 
     @property
@@ -88,7 +88,7 @@ class Connection:
 
     @property
     def descriptors(self) -> list[int]:
-        """The file descriptors that become readable when `receive` or `tend_sender` should be called."""
+        """The file descriptors that become readable when `receive` or `maintain_sender` should be called."""
         return [int(socket.fileno()) for socket in (self._sender, self._receiver, self._monitor)]
 
     def wait(self, timeout_s: float) -> None:
@@ -104,7 +104,7 @@ class Connection:
             messages.append(list(self._receiver.recv_multipart(zmq.NOBLOCK)))
         return messages
 
-    def tend_sender(self, now: float) -> None:
+    def maintain_sender(self, now: float) -> None:
         """Check whether the sender is connected. If it is not and the receiver is, connect it."""
         could_send, self._can_send = self._can_send, bool(_state(self._sender) & zmq.POLLOUT)
         if self._can_send:
@@ -112,9 +112,9 @@ class Connection:
             return
         if could_send:
             self._is_lost = True
-            self._sender_trouble = "the connection to port broke"
+            self._sender_trouble = "the connection to port was lost"
         if self._can_receive and now >= self._connect_again_at:
-            with suppress(zmq.ZMQError):  # nothing is left of the attempt before
+            with suppress(zmq.ZMQError):  # the sender has no connection to drop
                 self._sender.disconnect(f"tcp://{self._sender_address}")
             self._sender.connect(f"tcp://{self._sender_address}")
             self._connect_again_at = now + self._retry_s
@@ -130,7 +130,7 @@ class Connection:
         self._is_lost = False
         return Unavailable(f"the server at {self._sender_address} went away")
 
-    def too_late(self) -> TimeoutError:
+    def timeout_error(self) -> TimeoutError:
         """Return the error for a call whose deadline passed."""
         if not self.is_connected:
             return TimeoutError(f"cannot reach the server: {self.trouble}")
@@ -159,7 +159,7 @@ class Connection:
             return
         if self._can_receive:
             self._is_lost = True
-            self._receiver_trouble = "the connection to port_out broke"
+            self._receiver_trouble = "the connection to port_out was lost"
         else:
             self._receiver_trouble = (
                 "what listens at port_out is something else; are port and port_out right, or swapped?"
