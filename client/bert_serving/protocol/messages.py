@@ -29,7 +29,7 @@ JsonObject: TypeAlias = dict[str, Any]
 
 
 class TextPair(TypedDict):
-    """Two sentences that the model reads as one sequence. Both may contain any characters but NUL."""
+    """Two texts that the model reads as one sequence. A "|||" inside them separates nothing."""
 
     text: str
     text_pair: str
