@@ -24,9 +24,6 @@ from .options import EncodeOptions
 #: bert-serving-client 1.10.0 accepts only a server that reports this version of the wire as `server_version`.
 WIRE_VERSION = "1.10.0"
 
-#: A JSON object that was read or is to be written. A type cannot say what its values are.
-JsonObject: TypeAlias = dict[str, Any]
-
 
 class TextPair(TypedDict):
     """Two texts that the model reads as one sequence. A "|||" inside them separates nothing."""
@@ -46,6 +43,9 @@ Spans: TypeAlias = "Sequence[Sequence[int]]"
 
 #: Rows of vectors, (R, D) float32; float16 if the server runs with -fp16.
 Rows: TypeAlias = npt.NDArray[np.floating[Any]]
+
+#: A JSON object that was read or is to be written. A type cannot say what its values are.
+JsonObject: TypeAlias = dict[str, Any]
 
 
 def split_rows(rows: Rows, counts: Sequence[int]) -> list[Rows]:
