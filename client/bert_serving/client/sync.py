@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _POLL_S = 0.01  # between two looks for a request to fetch, while encode_async has sent none
-_ASK_AGAIN_S = 2.0
-_ASYNC_POLL_S = 0.05
+_ASK_AGAIN_S = 2.0  # without a reply after this time, a command is sent again
+_ASYNC_POLL_S = 0.05  # how often encode_async looks whether its thread has ended, while it waits for a reply
 _ASYNC_WINDOW = 16  # the most batches that encode_async sends ahead; more would only fill the server's queue
 
 
@@ -77,14 +77,13 @@ class BertClient:
     identity: the name of this client for the server; default: a new UUID. Clients with the same identity receive
     each other's replies.
     check_version: request the configuration of the server, and raise AttributeError if it uses another version of
-    the wire. check_length: request the configuration, and warn if the server cut texts. check_token_info: request
-    the configuration. ignore_all_checks: do none of these.
+    the wire. check_length: request the configuration, set length_limit, and warn if the server cut texts.
+    check_token_info: request the configuration and set token_info_available. ignore_all_checks: do none of these.
     timeout: milliseconds that a call may take; -1: as long as the server replies at all.
     connect_timeout: milliseconds in which the client must be connected to the server.
 
-    The attribute length_limit is the server's max_seq_len in tokens; 0 without check_length. The attribute
-    token_info_available says whether the server was started with -show_tokens_to_client; False without
-    check_token_info.
+    Attributes: length_limit is the server's max_seq_len in tokens; 0 without check_length. token_info_available
+    says whether the server was started with -show_tokens_to_client; False without check_token_info.
 
     A signal handler that interrupts a call may close the client; all other calls there raise RuntimeError.
 
