@@ -35,6 +35,11 @@ def test_words_with_space_around_are_texts() -> None:
     check_request([[" a ", "b"]], is_tokenized=True)
 
 
+def test_pairs_and_ids_are_accepted() -> None:
+    check_request([{"text": "a", "text_pair": "b"}], is_tokenized=False)
+    check_request([[101, 102], [101]], is_tokenized=True)
+
+
 @pytest.mark.parametrize("config", [{}, {"server_version": "1.9.9"}])
 def test_server_of_another_wire_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(AttributeError, match="version mismatch"):
