@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder
+from bert_serving.server.worker.micro_batches import PreparedText
 from bert_serving.server.worker.sequences import RequestError
 from bert_serving.server.worker.tokenizer import Tokenizer
 from hypothesis import given, settings
@@ -184,7 +184,7 @@ def test_offsets_of_a_pair_count_from_the_beginning_of_the_text(folders: dict[st
 def test_too_long_a_pair_is_refused_if_asked_even_with_chunk(folders: dict[str, Path]) -> None:
     mine = encoder(folders["bert"], max_seq_len=8)
     for long_text in ("truncate", "chunk"):
-        with pytest.raises(ValueError, match="a text may have 5 tokens"):
+        with pytest.raises(ValueError, match="a text may have at most 5 tokens"):
             mine.encode(["one two three ||| four five six"], truncate="error", long_text=long_text)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from bert_serving.server.worker.pooling import STRATEGIES, Segments, segments, whole_segments
+from bert_serving.server.worker.pooling import STRATEGIES, Segments, partial_segments, whole_segments
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,14 +75,14 @@ def test_row_of_a_text_is_the_same_alone_and_in_company(name: str) -> None:
 def test_rows_that_are_left_out_never_count(name: str) -> None:
     """Such as a prompt's, or special tokens': the rest is pooled as if they were not there."""
     hidden = random_rows([4, 5])
-    of = segments([[1, 2, 3], [5, 6, 8]], first=[1, 5], last=[3, 8], origin=[0, 4], device=CPU)
+    of = partial_segments([[1, 2, 3], [5, 6, 8]], first=[1, 5], last=[3, 8], origin=[0, 4], device=CPU)
     expected = reference(name, hidden[[1, 2, 3, 5, 6, 8]], [3, 3])
     np.testing.assert_allclose(STRATEGIES[name](hidden, of).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_are_positions_in_the_whole_text() -> None:
     hidden = random_rows([4])
-    of = segments([[2, 3]], first=[2], last=[3], origin=[0], device=CPU)
+    of = partial_segments([[2, 3]], first=[2], last=[3], origin=[0], device=CPU)
     expected = (3 * hidden[2] + 4 * hidden[3]) / 7
     torch.testing.assert_close(STRATEGIES["WEIGHTED_MEAN"](hidden, of)[0], expected)
 
@@ -91,7 +91,7 @@ def test_weights_are_positions_in_the_whole_text() -> None:
     "name", ["REDUCE_MEAN", "REDUCE_MAX", "REDUCE_MEAN_MAX", "MEAN_SQRT_LEN", "WEIGHTED_MEAN"]
 )
 def test_text_without_a_token_is_zero(name: str) -> None:
-    of = segments([[0, 1], []], first=[0, 1], last=[1, 1], origin=[0, 1], device=CPU)
+    of = partial_segments([[0, 1], []], first=[0, 1], last=[1, 1], origin=[0, 1], device=CPU)
     assert not STRATEGIES[name](random_rows([2]), of)[1].any()
 
 
@@ -111,6 +111,6 @@ def test_maximum_of_negative_tokens_is_negative() -> None:
 
 
 def test_lengths_and_positions_of_segments() -> None:
-    of: Segments = segments([[0, 2], [4]], first=[0, 4], last=[2, 4], origin=[0, 3], device=CPU)
+    of: Segments = partial_segments([[0, 2], [4]], first=[0, 4], last=[2, 4], origin=[0, 3], device=CPU)
     assert of.lengths.tolist() == [2, 1]
     assert of.positions.tolist() == [0, 2, 1]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from bert_serving.protocol import options_from_json
-from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder, EncodingError
+from bert_serving.server.worker.micro_batches import PreparedText
 from bert_serving.server.worker.sequences import TokenizedText
 from bert_serving.server.worker.tokenizer import Tokenizer
 from sentence_transformers import SentenceTransformer
@@ -104,7 +104,9 @@ def test_a_long_text_is_cut_on_the_side_that_is_asked(folder: Path, reference: R
 def test_a_long_text_is_refused_if_that_is_asked(folder: Path) -> None:
     short = Encoder(folder, device="cpu", dtype="float32", max_seq_len=5)
     assert short.encode(["one two three"], truncate="error").shape == (1, 64)
-    with pytest.raises(ValueError, match=r"texts\[1\]: a text may have 3 tokens and special ones, got 4"):
+    with pytest.raises(
+        ValueError, match=r"texts\[1\]: a text may have at most 3 tokens, not counting special tokens, got 4"
+    ):
         short.encode(["one", "one two three four"], truncate="error")
     with pytest.raises(ValueError, match=r"got \d+ or more"):
         short.encode(["one " * 100_000], truncate="error")

@@ -6,8 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
+from bert_serving.server.worker.long_strings import _beginning
 from bert_serving.server.worker.sequences import RequestError, TokenizedText
-from bert_serving.server.worker.tokenizer import Tokenizer, _beginning
+from bert_serving.server.worker.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer

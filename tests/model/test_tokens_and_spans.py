@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bert_serving.protocol import EncodeOptions, options_from_json
-from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder
+from bert_serving.server.worker.micro_batches import PreparedText
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
@@ -141,7 +141,7 @@ def test_a_span_is_pooled_from_the_tokens_that_it_touches(
     (answer,) = mine.encode_tokens([text])
     touched = [i for i, (a, b) in enumerate(answer.offsets or []) if b > a and a < end and b > start]
     if not touched:
-        with pytest.raises(ValueError, match=rf"texts\[0\]: span \[{start}, {end}\] holds no token"):
+        with pytest.raises(ValueError, match=rf"texts\[0\]: span \[{start}, {end}\] contains no token"):
             mine.encode_spans([text], [[(start, end)]])
         return
     (hidden,) = reference.hidden([reference.single(text)])
@@ -163,10 +163,10 @@ def test_a_span_that_cannot_be_had_is_named(folder: Path) -> None:
     mine = encoder(folder, max_seq_len=6)
     text = "one two three four five six"
     for span, said in {
-        (0, 28): r"span \[0, 28\] ends behind the text, which has 27 characters",
-        (24, 27): r"span \[24, 27\] lies in the part of the text that was cut; see long_text",
+        (0, 28): r"span \[0, 28\] ends after the end of the text, at 27 characters",
+        (24, 27): r"span \[24, 27\] lies in the part of the text that was cut off; see the option long_text",
         (15, 22): r"span \[15, 22\] lies in the part",
-        (3, 4): r"span \[3, 4\] holds no token",
+        (3, 4): r"span \[3, 4\] contains no token",
     }.items():
         with pytest.raises(ValueError, match=r"texts\[1\]: " + said):
             mine.encode_spans(["one", text], [[(0, 3)], [(0, 3), span]])
@@ -282,7 +282,7 @@ def test_a_text_of_100000_characters_is_read_to_its_end(folder: Path, reference:
 def test_spans_reach_beyond_max_seq_len_with_chunk(folder: Path) -> None:
     mine, text = _cached(folder), long_text(20_000)
     spans = [(0, 5), (9_990, 10_030), (19_997, 20_000), (0, 20_000)]
-    with pytest.raises(ValueError, match="see long_text"):
+    with pytest.raises(ValueError, match="see the option long_text"):
         mine.encode_spans([text], [spans])
     (rows,) = mine.encode_spans([text], [spans], **CHUNK)
     (answer,) = mine.encode_tokens([text], **CHUNK)
