@@ -14,8 +14,15 @@ from tests.support.reference import STRATEGIES, Array, Reference, deviation, lay
 from tests.support.tiny_models import FAMILIES, make_model
 
 TEXTS = [
-    *("the dog", "a quick brown fox jumps over the lazy dog", "one", "Hello, world!", "the fox", "word and word"),
-    *("one two three four five six " * 12, "unknown: %% qwertz", "東京 the 首都"),
+    "the dog",
+    "a quick brown fox jumps over the lazy dog",
+    "one",
+    "Hello, world!",
+    "the fox",
+    "word and word",
+    "one two three four five six " * 12,
+    "unknown: %% qwertz",
+    "東京 the 首都",
 ]
 TOKENS = [["dog"], ["the", "##g", "NoSuch"], ["one", "two", "three", "four"] * 9]
 LAYERS = [(-1,), (-2,), (0, -1), (-1, -3, 1)]

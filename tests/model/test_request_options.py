@@ -231,11 +231,18 @@ def test_a_string_in_place_of_a_list_is_refused(encoder: Encoder) -> None:
 # -- requests in the same batch ------------------------------------------------------------------------
 
 REQUESTS: list[dict[str, Any]] = [
-    *({}, {"pooling_strategy": "NONE"}, {"pooling_strategy": ["CLS_POOLED", "REDUCE_MAX"], "pooling_layer": 0}),
-    *({"pooling_layer": [-1, 0], "normalize": True}, {"dimensions": 5, "normalize": True}),
-    *({"pooling_strategy": "WEIGHTED_MEAN", "prompt": "one two "}, {"pooling_strategy": "LAST_TOKEN"}),
-    *({"truncate": "left"}, {"long_text": "chunk"}, {"pooling_strategy": "NONE", "long_text": "chunk"}),
-    *({"pairs": False}, {"pooling_strategy": "MEAN_SQRT_LEN", "dimensions": 3}),
+    {},
+    {"pooling_strategy": "NONE"},
+    {"pooling_strategy": ["CLS_POOLED", "REDUCE_MAX"], "pooling_layer": 0},
+    {"pooling_layer": [-1, 0], "normalize": True},
+    {"dimensions": 5, "normalize": True},
+    {"pooling_strategy": "WEIGHTED_MEAN", "prompt": "one two "},
+    {"pooling_strategy": "LAST_TOKEN"},
+    {"truncate": "left"},
+    {"long_text": "chunk"},
+    {"pooling_strategy": "NONE", "long_text": "chunk"},
+    {"pairs": False},
+    {"pooling_strategy": "MEAN_SQRT_LEN", "dimensions": 3},
 ]
 
 

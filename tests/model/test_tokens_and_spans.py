@@ -21,28 +21,22 @@ from tests.support.reference import STRATEGIES, Array, Reference, deviation, poo
 from tests.support.tiny_models import WORDS, make_model
 
 SCRIPTS = [
-    *(
-        "Hello embedding world",
-        "  Two\t spaces\n\nand lines ",
-        "naïve café Zürich ÅNGSTRÖM",
-        "e\u0301tude cafe\u0301",
-    ),
-    *(
-        "東京は日本の首都です。",
-        "混ぜ mixed 文字 text",
-        "👍🏽 thumbs 🎉🎉 up",
-        "مرحبا بالعالم",
-        "שָׁלוֹם עולם",
-        "Привет, как дела?",
-    ),
-    *(
-        "a\u200bb zero\ufeffwidth",
-        "x" * 120 + " y",
-        "tail\u00a0nbsp",
-        "\x07bell\x00 and nul",
-        "ﬁne ligature ½",
-        "   ",
-    ),
+    "Hello embedding world",
+    "  Two\t spaces\n\nand lines ",
+    "naïve café Zürich ÅNGSTRÖM",
+    "e\u0301tude cafe\u0301",
+    "東京は日本の首都です。",
+    "混ぜ mixed 文字 text",
+    "👍🏽 thumbs 🎉🎉 up",
+    "مرحبا بالعالم",
+    "שָׁלוֹם עולם",
+    "Привет, как дела?",
+    "a\u200bb zero\ufeffwidth",
+    "x" * 120 + " y",
+    "tail\u00a0nbsp",
+    "\x07bell\x00 and nul",
+    "ﬁne ligature ½",
+    "   ",
 ]
 CHUNK = {"long_text": "chunk"}
 
