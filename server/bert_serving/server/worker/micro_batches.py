@@ -1,8 +1,10 @@
 """Prepared texts to their finished vectors, in micro-batches, in the order of the texts.
 
-run_micro_batches    plan -> one forward pass for each micro-batch -> finish
-_forward_and_pool    one forward pass, then the output of each sequence in it
-_finish              outputs of a text's sequences -> the text's vectors
+    run_micro_batches    plan -> one forward pass for each micro-batch -> finish
+    _forward_and_pool    one forward pass, then the output of each sequence in it
+    _finish              outputs of a text's sequences -> the text's rows
+
+Shapes: B texts, T tokens, H hidden size, D components of a vector, V terms of the vocabulary.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def run_micro_batches(
     transformer: Transformer, texts: Sequence[PreparedText], budget: Budget, *, hide_specials: bool = False
 ) -> list[Rows]:
     """Return the rows of each text, finite or not. hide_specials: pooling leaves special tokens out."""
-    sequences_of = [[_BatchedSequence(sequence, text) for sequence in text.text.sequences] for text in texts]
+    sequences_of = [[_BatchedSequence(s, prepared) for s in prepared.text.sequences] for prepared in texts]
     sequences = [sequence for of_text in sequences_of for sequence in of_text]
     is_padded = transformer.padded_because is not None
     pending = plan_micro_batches(
@@ -92,52 +94,56 @@ def run_micro_batches(
     pending.reverse()  # so that pop() takes the longest first
     while pending:
         indices = pending.pop()
-        batch = [sequences[i] for i in indices]
+        micro_batch = [sequences[i] for i in indices]
         try:
-            _forward_and_pool(transformer, batch, hide_specials=hide_specials)
+            _forward_and_pool(transformer, micro_batch, hide_specials=hide_specials)
             continue
         except torch.OutOfMemoryError:
-            if len(batch) == 1:
+            if len(micro_batch) == 1:
                 raise
         # Outside of the handler: within it, the traceback keeps the failed pass's tensors alive.
         torch.cuda.empty_cache()
-        budget.shrink(sum(sequence.length for sequence in batch))
+        budget.shrink(sum(sequence.length for sequence in micro_batch))
         half = len(indices) // 2
         pending += [indices[half:], indices[:half]]
     return _finish(texts, sequences_of, transformer.device)
 
 
-def _forward_and_pool(transformer: Transformer, batch: Sequence[_BatchedSequence], *, hide_specials: bool) -> None:
+def _forward_and_pool(
+    transformer: Transformer, micro_batch: Sequence[_BatchedSequence], *, hide_specials: bool
+) -> None:
     """Run one forward pass over a micro-batch and set the output of each of its sequences."""
-    layers = frozenset[int]().union(*(item.prepared.plan.reads for item in batch))
-    hidden = transformer.hidden([item.sequence for item in batch], layers)  # (T, H) for each layer
-    starts = [0, *accumulate(item.length for item in batch)]
+    layers = frozenset[int]().union(*(item.prepared.plan.reads for item in micro_batch))
+    hidden = transformer.hidden([item.sequence for item in micro_batch], layers)  # (T, H) for each layer
+    starts = [0, *accumulate(item.length for item in micro_batch)]
     alike: dict[tuple[PoolingPlan, bool], list[int]] = {}  # sequences with the same plan are pooled together
-    for i, item in enumerate(batch):
+    for i, item in enumerate(micro_batch):
         alike.setdefault((item.prepared.plan, item.prepared.keeps_tokens), []).append(i)
     for (plan, keeps_tokens), members in alike.items():
         if plan.is_sparse:
             assert transformer.terms is not None, "sparse plans are made only for models with a SPLADE head"
             states = hidden[max(plan.reads)]
             ranges = [range(starts[i], starts[i + 1]) for i in members]
-            if len(members) < len(batch):
+            if len(members) < len(micro_batch):
                 states = states[[row for of_text in ranges for row in of_text]]  # (tokens of members, H)
             for i, weights in zip(members, transformer.terms(states, list(map(len, ranges))), strict=True):
-                batch[i].output = weights  # (V,)
+                micro_batch[i].output = weights  # (V,)
         elif keeps_tokens:
             tokens = plan.tokens(hidden).cpu()  # (T, H * layers)
             for i in members:
-                batch[i].output = _kept_tokens(batch[i].sequence, tokens[starts[i] : starts[i + 1]], hide_specials)
+                micro_batch[i].output = _kept_tokens(
+                    micro_batch[i].sequence, tokens[starts[i] : starts[i + 1]], hide_specials
+                )
         else:
             segments = _segments(
-                [batch[i].sequence for i in members],
+                [micro_batch[i].sequence for i in members],
                 [starts[i] for i in members],
                 transformer.device,
-                pools_all=len(members) == len(batch) and not hide_specials,
+                pools_all=len(members) == len(micro_batch) and not hide_specials,
                 hide_specials=hide_specials,
             )
             for i, row in zip(members, plan.pool(hidden, segments, transformer.heads).unbind(), strict=True):
-                batch[i].output = row  # (D,)
+                micro_batch[i].output = row  # (D,)
 
 
 def _segments(
@@ -178,14 +184,14 @@ def _finish(
     """Return the rows of each text from the outputs of its sequences."""
     rows_of: list[Rows] = [np.empty(0, np.float32)] * len(texts)
     pooled: dict[PoolingPlan, list[int]] = {}
-    for i, text in enumerate(texts):
-        if text.plan.is_sparse:
+    for i, prepared in enumerate(texts):
+        if prepared.plan.is_sparse:
             weights = torch.stack([_output(item) for item in sequences_of[i]]).amax(0)  # (V,)
             rows_of[i] = terms(weights).cpu().numpy()
-        elif text.keeps_tokens:
-            rows_of[i] = _finish_tokens(text, torch.cat([_output(item) for item in sequences_of[i]]).to(device))
+        elif prepared.keeps_tokens:
+            rows_of[i] = _finish_tokens(prepared, sequences_of[i], device)
         else:
-            pooled.setdefault(text.plan, []).append(i)
+            pooled.setdefault(prepared.plan, []).append(i)
     for plan, members in pooled.items():
         vectors = plan.finish(torch.stack([_mean_of_windows(sequences_of[i]) for i in members]))  # (B, D)
         for i, vector in zip(members, vectors.cpu().numpy(), strict=True):
@@ -193,14 +199,15 @@ def _finish(
     return rows_of
 
 
-def _finish_tokens(text: PreparedText, tokens: Tensor) -> Rows:
-    """Return a row for each span of a text, or for each token if there are no spans. tokens: (T, D)."""
-    if text.text.spans is not None:
-        rows = [range(start, stop) for start, stop in text.text.spans]
+def _finish_tokens(prepared: PreparedText, windows: Sequence[_BatchedSequence], device: torch.device) -> Rows:
+    """Return a row for each span of a text, or for each token if there are no spans."""
+    tokens = torch.cat([_output(window) for window in windows]).to(device)  # (T, D)
+    if prepared.text.spans is not None:
+        rows = [range(start, stop) for start, stop in prepared.text.spans]
         first, last = [r[0] for r in rows], [r[-1] for r in rows]
         segments = partial_segments(rows, first=first, last=last, origin=first, device=tokens.device)
-        tokens = text.plan.pool_tokens(tokens, segments)  # (number of spans, D)
-    finished: Rows = text.plan.finish(tokens).cpu().numpy()
+        tokens = prepared.plan.pool_tokens(tokens, segments)  # (number of spans, D)
+    finished: Rows = prepared.plan.finish(tokens).cpu().numpy()
     return finished
 
 

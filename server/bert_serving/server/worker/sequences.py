@@ -19,7 +19,7 @@ from .windows import windows
 #: [start, stop): characters of a text, or positions in a list of ids.
 Range: TypeAlias = "tuple[int, int]"
 
-MAX_CHUNKED_TOKENS = 1 << 17
+MAX_CHUNKED_TOKENS = 1 << 17  # of one text that is encoded in windows
 NO_OFFSETS = (0, 0)  # of tokens that stand for no character of the text: special tokens, and those of a prompt
 
 
@@ -124,7 +124,10 @@ def build_sequences(
 
 
 def _truncated(word_ids: list[WordIds], room: int, *, from_left: bool) -> list[WordIds]:
-    """Return what fits of a string or a pair. Of a pair the longer string is cut, and of equal ones the second."""
+    """Return what fits of a string or a pair.
+
+    In a pair, tokens are removed from the longer string, and from the second one if both are equally long.
+    """
     lengths = [len(w.ids) for w in word_ids]
     if len(word_ids) == 1:
         kept = [room]

@@ -1,8 +1,11 @@
 """Texts to token ids, with the model's own fast tokenizer and without padding.
 
-split_text          a text -> its sources: strings, or lists of tokens or ids
-tokenize_strings    strings -> word ids        Vocabulary.look_up    lists -> word ids
-build_sequences     word ids -> sequences, truncated or in windows, with special tokens
+    split_text            text -> its sources: strings, or lists of tokens or ids
+    tokenize_strings      strings -> word ids
+    Vocabulary.look_up    lists -> word ids
+    build_sequences       word ids -> sequences, truncated or in windows, with special tokens
+
+Word ids are the token ids of a text without special tokens.
 """
 
 from __future__ import annotations
