@@ -1,4 +1,4 @@
-"""Attention within each sequence of a packed row, as an attention function of Transformers' own model code.
+"""Attention within each sequence of a packed row, used by Transformers' model code.
 
 Transformers' models look up their attention function by name. `PACKED` is the name of ours. It gets the whole
 packed row (see packing) and attends within each sequence. The mask function registered under the same name
@@ -73,8 +73,8 @@ def packed_attention(
     that are less than this number of positions away, on either side.
     """
     row = _current_row.get()
-    # The tokens come first, so that a group is a view. The values' dtype, because rotary embeddings may have
-    # turned queries and keys into float32.
+    # Tokens come first, so that a group is a view. Rotary embeddings may have turned queries and keys into
+    # float32; they get back the dtype of the values.
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # (T, N, D)
     if row.cu_seqlens is not None:
         return _varlen(q, k, v, row, scaling, sliding_window)[None], None

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from .sequences import WordIds
 from .sources import SourceString
 
-_CHARS_PER_TOKEN = 16  # characters tokenized at first for each token needed; a text has about 4 for each token
-_MARGIN_TOKENS = 16  # extra tokens required, so that the place of the cut does not affect the tokens needed
+_CHARS_PER_TOKEN = 16  # first guess of the characters needed for a token; most texts have about 4
+_MARGIN_TOKENS = 16  # tokens to read beyond those needed: the last ones before a cut may be wrong
 _LONGEST_WORD = 1 << 20
 _WHITE_SPACE = re.compile(r"[ \t\r\n]")
 
@@ -19,7 +19,11 @@ _WHITE_SPACE = re.compile(r"[ \t\r\n]")
 def tokenize_strings(
     rust: RustTokenizer, strings: Sequence[SourceString], *, num_tokens: int, from_end: bool, with_offsets: bool
 ) -> list[WordIds]:
-    """Return the word ids of each string, at least the num_tokens at its beginning, or at its end if from_end."""
+    """Return the word ids of each string.
+
+    Of a long string, at least num_tokens at its beginning, or at its end if from_end. with_offsets: find the
+    characters that each token stands for.
+    """
     encode = rust.encode_batch if with_offsets else rust.encode_batch_fast
     cut = _ending if from_end else _beginning
     first_size = num_tokens * _CHARS_PER_TOKEN
