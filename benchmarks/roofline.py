@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from bert_serving.protocol import EncodeOptions
 from bert_serving.server import Encoder
-from bert_serving.server.worker.compute import PreparedText
+from bert_serving.server.worker.micro_batches import PreparedText
 from bert_serving.server.worker.sequences import TokenizedText, TokenSequence
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel

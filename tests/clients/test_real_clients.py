@@ -19,7 +19,7 @@ from tests.support.running_server import RunningServer
 
 KEY_IS_MISSING = "this server requires an API key: send Authorization: Bearer <key>"
 EMPTY_TEXT = "texts[1] is an empty string"
-TOO_LONG = "texts[0]: a text may have 254 tokens and special ones, got 500"
+TOO_LONG = "texts[0]: a text may have at most 254 tokens, not counting special tokens, got 500"
 FOREIGN_IDS = (
     "is not in this model's vocabulary of 30522: these ids come from another model's tokenizer. Send the text "
     "itself, or ids from this server's /tokenize (langchain-openai: check_embedding_ctx_length=False)"

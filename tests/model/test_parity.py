@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bert_serving.server.model.errors import ModelError
-from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder
+from bert_serving.server.worker.micro_batches import PreparedText
 from sentence_transformers import SentenceTransformer
 
 from tests.support.sentences import sentences

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from bert_serving.protocol import EncodeOptions
 from bert_serving.server.model.errors import ModelError
-from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder
+from bert_serving.server.worker.micro_batches import PreparedText
 from sentence_transformers import SparseEncoder
 
 from tests.support.tiny_models import make_masked, make_model

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from bert_serving.server.worker import linear
-from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder, EncodingError
 from bert_serving.server.worker.linear import PrepackedLinear, prepack
+from bert_serving.server.worker.micro_batches import PreparedText
 from bert_serving.server.worker.sequences import TokenSequence
 from bert_serving.server.worker.transformer import Transformer
 from torch import nn

@@ -24,7 +24,7 @@ ADVICE = (
     "is not in this model's vocabulary of 30522: these ids come from another model's tokenizer. Send the text "
     "itself, or ids from this server's /tokenize (langchain-openai: check_embedding_ctx_length=False)"
 )
-TOO_LONG = "a text may have 254 tokens and special ones, got 600"
+TOO_LONG = "a text may have at most 254 tokens, not counting special tokens, got 600"
 NO_HEAD = "LOGITS needs a model for sequence classification"
 NO_SPLADE = "SPLADE needs a server that was started with -pooling_strategy SPLADE, or a sparse model"
 SPARSE_ONLY = (
@@ -427,7 +427,7 @@ def test_what_is_asked_for_in_vain(
         ({"query": "a", "texts": ["b"], "top_n": 0}, "top_n: input should be greater than or equal to 1, got 0"),
         (
             {"query": "a", "texts": [LONG], "truncate": False},
-            "texts[0]: a text may have 509 tokens and special ones, got 601",
+            "texts[0]: a text may have at most 509 tokens, not counting special tokens, got 601",
         ),
     ],
 )
@@ -463,7 +463,7 @@ def test_what_cannot_be_ranked(zoo: Zoo, path: str, say: Say, status: int, body:
         ({"inputs": [["a", "b", "c"]]}, "inputs: must contain lists of one or two strings, got [['a', 'b', 'c']]"),
         (
             {"inputs": LONG, "truncate": False},
-            "texts[0]: a text may have 510 tokens and special ones, got 600",
+            "texts[0]: a text may have at most 510 tokens, not counting special tokens, got 600",
         ),
     ],
 )

@@ -119,7 +119,7 @@ def test_a_text_that_is_refused_is_numbered_and_costs_its_own_request_only(exact
     texts = ["short enough"] * 1000 + [LONG]  # more than one batch may hold
     with BertClient(**exact_server.ports) as strict, BertClient(**exact_server.ports) as other:
         other.encode(TEXTS, blocking=False)
-        with pytest.raises(InvalidRequest, match=r"^texts\[1000\]: a text may have 254 tokens"):
+        with pytest.raises(InvalidRequest, match=r"^texts\[1000\]: a text may have at most 254 tokens"):
             strict.encode(texts, truncate="error")
         assert other.fetch_all()[0].shape == (40, 384)
 

@@ -121,7 +121,8 @@ def test_options_come_as_query_parameters(served: Served) -> None:
     cut = answers(served.http, [b'"%s"' % (b"one " * 600), b'"a"'], "?truncate=left")
     assert [each.get("truncated") for each in cut] == [True, None]
     refused = answers(served.http, [b'"%s"' % (b"one " * 600), b'"a"'], "?truncate=error")
-    assert refused[0]["error"]["message"] == "text: a text may have 510 tokens and special ones, got 600"
+    too_long = "text: a text may have at most 510 tokens, not counting special tokens, got 600"
+    assert refused[0]["error"]["message"] == too_long
     assert "embedding" in refused[1]
 
 

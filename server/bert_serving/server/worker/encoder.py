@@ -41,9 +41,9 @@ from ..model.folder import (
 )
 from .checkpoint import Checkpoint, drop_position_embeddings
 from .classifier import classifier_of
-from .compute import Budget, PreparedText, compute
 from .dense import Dense, load_head
 from .device import CPU_MICRO_BATCH_TOKENS, fitting_tokens, pick_device, pick_dtype
+from .micro_batches import Budget, PreparedText, run_micro_batches
 from .model_module import import_model_module
 from .pooling_plan import FROM_FIRST, Pipeline, PoolingPlanner
 from .sequences import RequestError, TokenizedText, TokenSequence
@@ -243,8 +243,8 @@ class Encoder:
         if cut := [i for i, task in enumerate(prepared) if isinstance(task, PreparedText) and task.text.truncated]:
             first = f"first texts[{cut[0]}]"
             warnings.warn(f"{len(cut)} texts are longer than max_seq_len and were cut, {first}", stacklevel=2)
-        if isinstance(prepared[0], PreparedText) and prepared[0].recipe.is_sparse:
-            return _dense(answers, prepared[0].recipe.width)
+        if isinstance(prepared[0], PreparedText) and prepared[0].plan.is_sparse:
+            return _dense(answers, prepared[0].plan.width)
         return _rectangle(answers) if answers[0].ndim > 1 else np.stack(answers)
 
     def encode_tokens(self, texts: Sequence[Text], **options: Any) -> list[TokenVectors]:
@@ -394,13 +394,13 @@ class Encoder:
             return f"the tokenizer has tokens that the model has no embedding for, it has {self._max_ids}"
         if text.spans is not None and sum(stop - start for start, stop in text.spans) > _MAX_SPAN_TOKENS:
             return f"the spans of a text may hold {_MAX_SPAN_TOKENS} tokens together"
-        num_bytes = text.num_tokens * len(task.recipe.layers) * self._transformer.hidden_size * 4
+        num_bytes = text.num_tokens * len(task.plan.layers) * self._transformer.hidden_size * 4
         if task.keeps_tokens and num_bytes > _MAX_TOKEN_BYTES:
             return f"the vectors of a text's tokens may have {_MAX_TOKEN_BYTES >> 20} MiB, got {num_bytes >> 20}"
         return None
 
     def _compute(self, transformer: Transformer, tasks: Sequence[PreparedText]) -> list[Rows]:
-        return compute(transformer, tasks, self._budget, hide_specials=self._hides_specials)
+        return run_micro_batches(transformer, tasks, self._budget, hide_specials=self._hides_specials)
 
     def _in_float32(self) -> Transformer:
         """Return the model in float32, loaded when it is first needed."""

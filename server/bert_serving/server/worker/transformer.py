@@ -107,7 +107,7 @@ class Transformer:
         visible = None
         if self._hide_specials:
             visible = torch.cat([_visible(s) for s in sequences]).to(self.device)
-        ends = attention.sequence_ends(groups, self.device) if self._has_varlen and visible is None else None
+        ends = attention.cumulative_lengths(groups, self.device) if self._has_varlen and visible is None else None
         with attention.packed_row(attention.PackedRow(groups, visible, ends)):
             return {layer: hidden[0] for layer, hidden in self._run(inputs, layers).items()}
 
