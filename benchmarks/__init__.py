@@ -1,1 +1,1 @@
-"""Speed, measured side by side. Each file is a program: python -m benchmarks.NAME."""
+"""Benchmarks. Each module is a program: python -m benchmarks.NAME."""
