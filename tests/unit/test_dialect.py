@@ -50,7 +50,7 @@ def read(body: bytes, model: type[BaseModel] = EmbedBody, **headers: str) -> Any
         {"authorization": "Basic proxy", "x_api_key": "two"},
     ],
 )
-def test_any_key_opens_in_any_of_its_forms(headers: dict[str, str]) -> None:
+def test_any_key_is_accepted_in_any_of_its_forms(headers: dict[str, str]) -> None:
     check_key(request_with(**headers), ("one", "two"))
 
 
@@ -68,7 +68,7 @@ def test_any_key_opens_in_any_of_its_forms(headers: dict[str, str]) -> None:
         {"x_api_key": "Bearer three"},
     ],
 )
-def test_nothing_else_opens(headers: dict[str, str]) -> None:
+def test_a_wrong_or_missing_key_is_refused(headers: dict[str, str]) -> None:
     with pytest.raises(Unauthorized, match="send Authorization: Bearer <key>"):
         check_key(request_with(**headers), ("one", "two"))
     check_key(request_with(**headers), ())
@@ -77,7 +77,7 @@ def test_nothing_else_opens(headers: dict[str, str]) -> None:
 # -- bodies --------------------------------------------------------------------------------------------
 
 
-def test_a_packed_body_is_unpacked() -> None:
+def test_a_gzip_body_is_decompressed() -> None:
     body = b'{"inputs": "hello"}'
     for coding in ("gzip", "GZIP"):
         assert read(gzip.compress(body), content_encoding=coding).inputs == ["hello"]
@@ -94,13 +94,13 @@ def test_a_packed_body_is_unpacked() -> None:
         (b"{}", "br", "content-encoding must be gzip, got 'br'"),
     ],
 )
-def test_what_is_packed_in_another_way_is_refused(body: bytes, coding: str, said: str) -> None:
+def test_other_content_encodings_are_refused(body: bytes, coding: str, said: str) -> None:
     with pytest.raises(NotJson) as caught:
         read(body, content_encoding=coding)
     assert caught.value.message == said
 
 
-def test_a_body_is_unpacked_up_to_the_limit_and_no_further() -> None:
+def test_a_body_is_decompressed_only_up_to_the_limit() -> None:
     def body_of(size: int) -> bytes:
         return gzip.compress(b'{"inputs": "' + b"x" * (size - 14) + b'"}')
 
@@ -143,7 +143,9 @@ def test_a_body_is_unpacked_up_to_the_limit_and_no_further() -> None:
         ),
     ],
 )
-def test_a_complaint_is_one_line_that_names_the_field(model: type[BaseModel], body: bytes, said: str) -> None:
+def test_a_validation_error_is_one_line_that_names_the_field(
+    model: type[BaseModel], body: bytes, said: str
+) -> None:
     with pytest.raises(Unprocessable) as caught:
         read(body, model)
     assert caught.value.message.startswith(said)
@@ -151,18 +153,18 @@ def test_a_complaint_is_one_line_that_names_the_field(model: type[BaseModel], bo
 
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"\xff\xfe", b'{"inputs": "a"', b"[" * 900])
-def test_what_is_no_json_is_said_so(body: bytes) -> None:
+def test_a_body_that_is_not_json_is_named_as_such(body: bytes) -> None:
     with pytest.raises(NotJson, match=r"^the body is not JSON: "):
         read(body)
 
 
-def test_a_long_value_is_not_repeated_whole() -> None:
+def test_a_long_value_is_shortened_in_the_error() -> None:
     with pytest.raises(Unprocessable) as caught:
         read(b'{"inputs": "a", "dimensions": "' + b"9" * 500 + b'"}')
     assert len(caught.value.message) < 200
 
 
-def test_null_is_absent_and_unknown_fields_are_ignored() -> None:
+def test_null_counts_as_absent_and_unknown_fields_are_ignored() -> None:
     nulls = (
         b'{"inputs": "a", "truncate": null, "truncation_direction": null, "prompt_name": null, "normalize": null,'
     )
@@ -178,7 +180,7 @@ def test_null_is_absent_and_unknown_fields_are_ignored() -> None:
 # -- answers -------------------------------------------------------------------------------------------
 
 
-def test_an_error_says_when_to_come_back() -> None:
+def test_an_overload_response_has_retry_headers() -> None:
     response = LEGACY.respond(Overloaded("the queue is full", retry_after_ms=1200))
     assert (response.status_code, response.headers["retry-after"], response.headers["retry-after-ms"]) == (
         429,
@@ -189,7 +191,7 @@ def test_an_error_says_when_to_come_back() -> None:
     assert LEGACY.respond(TimeoutError("no answer")).status_code == 503
 
 
-def test_headers_have_the_times_and_what_was_cut() -> None:
+def test_headers_have_the_times_and_the_truncated_texts() -> None:
     usage = Usage([3, 4], total_ms=12.4, queue_ms=1.6, tokenize_ms=0.5, compute_ms=9.8)
     reply = EncodeReply(b"a", b"1", zeros((2, 2)), truncated=[1], usage=usage)
     assert usage_headers(reply, 11) == {

@@ -14,7 +14,7 @@ def test_one_name_or_number_is_a_list_of_one() -> None:
     )
 
 
-def test_null_is_the_default() -> None:
+def test_null_means_the_default() -> None:
     assert options_from_json({"pooling_strategy": None, "normalize": None, "truncate": None}) == EncodeOptions()
 
 
@@ -67,10 +67,10 @@ def test_bad_options_are_named(value: Any, complaint: str) -> None:
     [None, [], [[[0, 1]]] * 3, [[], [[0, 1]]], [[[0]], [[0, 1]]], [[[1, 1]], [[0, 1]]], [[[-1, 1]], [[0, 1]]],
      [[["a", "b"]], [[0, 1]]], [[[0, True]], [[0, 1]]], ["ab", [[0, 1]]], [[[0, 1]] * 1025, [[0, 1]]]],
 )  # fmt: skip
-def test_spans_that_are_none_are_refused(spans: Any) -> None:
+def test_invalid_spans_are_refused(spans: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="spans"):
         check_spans(spans, 2)
 
 
-def test_spans_are_some_for_each_text() -> None:
+def test_every_text_needs_spans() -> None:
     check_spans([[[0, 1], (3, 9)], [[0, 1]]], 2)

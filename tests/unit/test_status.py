@@ -164,7 +164,7 @@ def test_values_that_the_original_computed() -> None:
     assert config["max_seq_len"] == 25
 
 
-def test_an_identity_that_is_no_text_can_be_told_all_the_same() -> None:
+def test_an_identity_that_is_not_text_is_shown() -> None:
     assert as_json(make_report().config(b"\xff\x00a"))["client"] == "\\xff\x00a"
 
 
@@ -185,7 +185,7 @@ def test_an_identity_that_is_no_text_can_be_told_all_the_same() -> None:
         (("REDUCE_MEAN", "CLS_TOKEN"), None),
     ],
 )
-def test_pooling_strategy_is_the_originals_number(names: tuple[str, ...], number: int | None) -> None:
+def test_pooling_strategy_is_the_number_of_the_original(names: tuple[str, ...], number: int | None) -> None:
     config = make_report(pooling_strategy=names).config(b"a")
     assert config["pooling_strategy"] == number
     assert config["pooling"] == list(names)
@@ -202,7 +202,7 @@ def test_pooling_strategy_is_the_originals_number(names: tuple[str, ...], number
         (["cls", "mean"], None),
     ],
 )
-def test_pooling_of_a_sentence_transformers_folder_is_told(
+def test_pooling_of_a_sentence_transformers_folder_is_shown(
     tmp_path: Path, modes: str | list[str], number: int | None
 ) -> None:
     parts = [("Transformer", ""), ("Pooling", "pooling")]
@@ -225,13 +225,13 @@ def test_pooling_of_a_plain_folder_is_the_originals_default(tmp_path: Path) -> N
     assert (config["pooling_strategy"], config["pooling_layer"]) == (2, [-2])
 
 
-def test_max_seq_len_none_is_null_as_the_original_had_it() -> None:
+def test_max_seq_len_none_is_null_as_in_the_original() -> None:
     config = as_json(make_report(max_seq_len="NONE").config(b"a"))
     assert_types(config, ORIGINAL_CONFIG)
     assert config["max_seq_len"] is None
 
 
-def test_the_originals_page_finds_every_value_that_it_reads() -> None:
+def test_the_originals_dashboard_finds_every_value_that_it_reads() -> None:
     """Its cards, one by one."""
     statistic = Statistic(0.0)
     statistic.count_command(b"a")
@@ -248,7 +248,7 @@ def test_the_originals_page_finds_every_value_that_it_reads() -> None:
     assert datetime.fromisoformat(status["server_start_time"]).tzinfo is not None  # its uptime
 
 
-def test_torchs_version_is_told_without_loading_it() -> None:
+def test_torch_version_is_shown_without_importing_torch() -> None:
     code = (
         "import sys\n"
         "from bert_serving.server.broker.status import _torch_version\n"
