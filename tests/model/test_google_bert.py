@@ -109,7 +109,7 @@ def test_sequences_are_as_long_as_the_config_has_positions() -> None:
         Encoder(GOOGLE_BERT, device="cpu", max_seq_len=25)
 
 
-# -- where things lie ----------------------------------------------------------------------------------
+# -- names and places of files -------------------------------------------------------------------------
 
 
 def test_tuned_weights_and_names_of_ones_own(google: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_googles_weights_go_under_a_config_of_transformers(google: Path, referen
         encode(google)
 
 
-# -- what is missing or does not fit -------------------------------------------------------------------
+# -- missing or wrong weights --------------------------------------------------------------------------
 
 
 def test_weights_that_are_missing_are_named(google: Path) -> None:

@@ -43,7 +43,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
 
 
-# -- one option each -----------------------------------------------------------------------------------
+# -- single options ------------------------------------------------------------------------------------
 
 
 def test_several_strategies_stand_side_by_side_in_their_order(encoder: Encoder, reference: Reference) -> None:
@@ -126,7 +126,7 @@ def test_a_prompt_goes_in_front_of_strings_alone(encoder: Encoder, reference: Re
     assert deviation(encoder.encode([["the", "dog"]], prompt="word: ", pooling_layer=-1), tokens) <= 1e-6
 
 
-# -- a prompt that pooling leaves out ------------------------------------------------------------------
+# -- prompts that the pooling excludes -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_cls_pooled_reads_cls_even_where_a_prompt_is_left_out(left_out: Encoder,
     assert deviation(rows, [reference.pooled(hidden[-1][0])]) <= 1e-5
 
 
-# -- what cannot be had --------------------------------------------------------------------------------
+# -- options that are refused --------------------------------------------------------------------------
 
 
 def test_a_layer_that_is_not_loaded_names_the_flag_that_loads_it(folder: Path, reference: Reference) -> None:
@@ -223,7 +223,7 @@ def test_a_string_in_place_of_a_list_is_refused(encoder: Encoder) -> None:
             call("hello")
 
 
-# -- requests beside each other ------------------------------------------------------------------------
+# -- requests in one batch -----------------------------------------------------------------------------
 
 REQUESTS: list[dict[str, Any]] = [
     *({}, {"pooling_strategy": "NONE"}, {"pooling_strategy": ["CLS_POOLED", "REDUCE_MAX"], "pooling_layer": 0}),

@@ -60,7 +60,7 @@ def hot(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-# -- numbers -------------------------------------------------------------------------------------------
+# -- overflow ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*STRATEGIES, "NONE"])
@@ -301,7 +301,7 @@ def test_the_tokenizers_threads_are_bounded_as_a_worker_does_it(folder: Path) ->
         assert int(done.stdout) == limit
 
 
-# -- what is out of proportion, or does not fit together -----------------------------------------------
+# -- special cases -------------------------------------------------------------------------------------
 
 
 def test_the_second_try_of_a_pooler_is_in_float32_too(folder: Path, tmp_path: Path) -> None:

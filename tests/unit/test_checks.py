@@ -1,4 +1,4 @@
-"""What a client checks before it sends, and of the server that it meets."""
+"""What a client checks: its texts before it sends them, and the version of the server."""
 
 from __future__ import annotations
 

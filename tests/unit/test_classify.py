@@ -1,4 +1,4 @@
-"""Logits to probabilities, to labels in order, and to ranks."""
+"""Logits become probabilities, sorted labels, and rankings."""
 
 from __future__ import annotations
 

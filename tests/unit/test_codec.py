@@ -1,4 +1,4 @@
-"""The wire, byte for byte: what bert-serving-client 1.10.0 sends and reads, and what travels to workers."""
+"""The bytes of messages: those of bert-serving-client 1.10.0, of our clients, and between broker and workers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def plain(frames: Frames) -> list[bytes]:
 
 
 def old_client_reads_vectors(frames: Frames) -> tuple[int, npt.NDArray[Any], Any]:
-    """The very steps of bert-serving-client 1.10.0, `_recv` and `_recv_ndarray`."""
+    """Read a reply with the steps of `_recv` and `_recv_ndarray` in bert-serving-client 1.10.0."""
     response = plain(frames)
     request_id = int(response[-1])
     arr_info, arr_val = json.loads(response[1]), response[2]
@@ -167,7 +167,7 @@ def test_object_with_everything_is_read() -> None:
     assert request_from_frames([IDENTITY, body, b"1", b"1"]) == expected
 
 
-def test_command_is_written_as_the_old_client_does() -> None:
+def test_command_is_written_as_by_the_old_client() -> None:
     frames = request_to_frames(CommandRequest(IDENTITY, b"4", Command.SHOW_STATUS))
     assert plain(frames) == [IDENTITY, b"SHOW_STATUS", b"4", b"0"]
 
@@ -180,7 +180,7 @@ def test_every_request_survives_a_round_trip(request_: EncodeRequest | CommandRe
     assert request_from_frames(request_to_frames(request_)) == request_
 
 
-# -- requests that are none ----------------------------------------------------------------------------
+# -- invalid requests ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_any_json_is_read_or_raises_invalid_request(value: Any) -> None:
         assert len(request.texts) == 1  # type: ignore[union-attr]
 
 
-# -- whom to answer ------------------------------------------------------------------------------------
+# -- the sender of bad frames --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_every_error_survives_a_round_trip(
 
 @st.composite
 def arrays(draw: st.DrawFn) -> npt.NDArray[Any]:
-    """Any floats in two dimensions: both byte orders, in C order or not."""
+    """Return any two-dimensional float array, of both byte orders, contiguous or not."""
     shape = draw(st.tuples(st.integers(0, 5), st.integers(0, 5)))
     dtype = draw(st.sampled_from(["<f4", "<f2", ">f4", ">f2", "<f8"]))
     size = shape[0] * shape[1]
@@ -533,12 +533,12 @@ def test_every_batch_survives_a_round_trip(batch: Batch) -> None:
     assert worker_message_from_frames(worker_message_to_frames(batch)) == batch
 
 
-# -- the bare client has no orjson ---------------------------------------------------------------------
+# -- a client without orjson ---------------------------------------------------------------------------
 
 
 @pytest.fixture
 def codec_without_orjson(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The codec as it is imported where orjson is not installed."""
+    """Return the codec module, imported as if orjson were not installed."""
     monkeypatch.setitem(sys.modules, "orjson", None)
     assert codec.__file__ is not None
     spec = importlib.util.spec_from_file_location("bert_serving.protocol.codec_without_orjson", codec.__file__)

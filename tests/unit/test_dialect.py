@@ -1,4 +1,4 @@
-"""The shell around the routes: keys, packed bodies, and complaints in one line."""
+"""What all routes share: API keys, compressed bodies, and error messages of one line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read(body: bytes, model: type[BaseModel] = EmbedBody, **headers: str) -> Any
     return asyncio.run(Call(request_with(body, **headers), service).body(model))
 
 
-# -- keys ----------------------------------------------------------------------------------------------
+# -- API keys ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_wrong_or_missing_key_is_refused(headers: dict[str, str]) -> None:
     check_key(request_with(**headers), ())
 
 
-# -- bodies --------------------------------------------------------------------------------------------
+# -- request bodies ------------------------------------------------------------------------------------
 
 
 def test_a_gzip_body_is_decompressed() -> None:
@@ -177,7 +177,7 @@ def test_null_counts_as_absent_and_unknown_fields_are_ignored() -> None:
     )
 
 
-# -- answers -------------------------------------------------------------------------------------------
+# -- responses -----------------------------------------------------------------------------------------
 
 
 def test_an_overload_response_has_retry_headers() -> None:

@@ -1,4 +1,4 @@
-"""Errors keep their class, their words and their HTTP status on the way from server to client."""
+"""Errors keep their class, message and HTTP status on the way from server to client."""
 
 from __future__ import annotations
 

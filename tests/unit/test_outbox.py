@@ -1,4 +1,4 @@
-"""Replies wait for their subscriber: order, isolation of clients, bounds."""
+"""Replies are held until their client subscribes: order, isolation of clients, limits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 ALICE, BOB, CAROL = (str(uuid.UUID(int=i)).encode() for i in (1, 2, 3))
-OVERHEAD = 1024  # bytes that each reply counts beside its frames
+OVERHEAD = 1024  # bytes that are added to the size of each reply's frames
 
 
 class Pipes:
-    """The way to the subscribers: what went through, and which topics have no room."""
+    """Fake pipes to the subscribers. sent: what was sent. full: topics whose pipe is full."""
 
     def __init__(self, *full: bytes) -> None:
         self.full = set(full)
@@ -47,7 +47,7 @@ def delivered(outbox: Outbox) -> list[tuple[bytes, bytes]]:
     return pipes.sent
 
 
-# -- holding -------------------------------------------------------------------------------------------
+# -- held replies --------------------------------------------------------------------------------------
 
 
 def test_reply_to_a_subscriber_goes_at_once() -> None:
@@ -142,7 +142,7 @@ def test_full_pipe_stays_deliverable() -> None:
     assert outbox.has_deliverable
 
 
-# -- leaving -------------------------------------------------------------------------------------------
+# -- unsubscribing -------------------------------------------------------------------------------------
 
 
 def test_last_unsubscription_drops_the_held_replies() -> None:
@@ -201,7 +201,7 @@ def test_has_subscriber_follows_subscriptions() -> None:
     assert (before, outbox.has_subscriber(ALICE), outbox.has_subscriber(BOB)) == (True, False, False)
 
 
-# -- nobody listens in on others -----------------------------------------------------------------------
+# -- isolation of clients ------------------------------------------------------------------------------
 
 
 def test_empty_subscription_is_refused() -> None:
@@ -245,7 +245,7 @@ def test_subscriber_gets_no_reply_to_an_identity_that_begins_with_its_own(one: b
     assert one == other or not outbox.topic_of(other).startswith(heard)
 
 
-# -- bounds --------------------------------------------------------------------------------------------
+# -- limits --------------------------------------------------------------------------------------------
 
 
 def test_held_bytes_counts_every_frame() -> None:
@@ -263,7 +263,7 @@ def test_delivery_frees_the_held_bytes() -> None:
 
 
 def fill(outbox: Outbox, *identities: bytes) -> None:
-    """Post a reply of 2,000 bytes, all counted, to each of the identities."""
+    """Post a reply to each identity. Each counts 2,000 bytes, overhead included."""
     for now, identity in enumerate(identities):
         outbox.post(reply(identity, b"x" * (2000 - OVERHEAD - len(identity) - 1)), float(now))
 

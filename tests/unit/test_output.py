@@ -1,4 +1,4 @@
-"""Number formats and containers of vectors, against numpy and sentence-transformers."""
+"""Number formats and containers of vectors, compared with NumPy and sentence-transformers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_int8_keeps_the_direction_of_a_vector_of_any_length(scale: float) -> Non
     exact = rows.astype(np.float64)
     norms = np.linalg.norm(found, axis=1) * np.linalg.norm(exact, axis=1)
     cosines = (found * exact).sum(axis=1) / norms
-    # The shortest are subnormal numbers, of which few digits are left.
+    # The smallest vectors are subnormal numbers, which have few digits.
     assert cosines.min() >= (0.999 if scale > 1e-40 else 0.99)
     assert (np.abs(found).max(axis=1) == 127).all()
 

@@ -1,4 +1,4 @@
-"""Micro-batches: every sequence once, similar lengths together, within the tokens; and the groups in them."""
+"""Micro-batches hold each sequence once, similar lengths together. Groups hold sequences of equal length."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The scheduler's rules, one by one, and what must hold whatever happens.
+"""The scheduler's rules one by one, and the invariants for any order of events.
 
-A text of 4 * (n - 2) characters is estimated at n tokens, and the worker of these tests confirms that; most
-texts here have 16 tokens. A worker of 20,000 tokens/s has a full batch of 1,600 tokens: 100 texts of 16.
+The scheduler estimates a text of 4 * (n - 2) characters at n tokens, and the worker of these tests reports as
+many. Most texts have 16 tokens. For a worker of 20,000 tokens/s, a full batch is 1,600 tokens: 100 texts of 16
+tokens.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 ALICE, BOB, CAROL = b"alice-0123456789", b"bob-0123456789ab", b"carol-0123456789"
 FULL_BATCH = 100  # texts of 16 tokens
-SMALL = 16  # most texts of a request that overtakes
+SMALL = 16  # largest request, in texts, that overtakes others
 
 _unique = itertools.count(1)
 
 
 def make_texts(count: int, num_tokens: int = 16) -> list[str]:
-    """Texts of so many tokens, each with a number of its own in front."""
+    """Return texts with this number of tokens. Each begins with a unique number."""
     return [f"{next(_unique)} ".ljust(4 * (num_tokens - 2), "x") for _ in range(count)]
 
 
 def number_of(text: Text) -> float:
-    """Stand-in for the vector of a text."""
+    """Return the number at the beginning of a text. It is the text's vector in these tests."""
     return float(str(text).split(maxsplit=1)[0])
 
 
@@ -99,10 +100,10 @@ def tokens_of(text: Text) -> int:
 
 
 def computed(batch: Batch, *, tokens_per_s: float = 20_000, factor: int = 1) -> Result:
-    """What a worker of this speed answers; `factor`: real tokens for each one estimated."""
-    outcomes = [vectors(part.texts, [factor * tokens_of(text) for text in part.texts]) for part in batch.parts]
-    num_tokens = sum(sum(outcome.num_tokens) for outcome in outcomes)
-    return Result(batch.batch_id, outcomes, compute_ms=1000 * num_tokens / tokens_per_s)
+    """Return the result of a worker of this speed. factor: real tokens per estimated token."""
+    results = [vectors(part.texts, [factor * tokens_of(text) for text in part.texts]) for part in batch.parts]
+    num_tokens = sum(sum(result.num_tokens) for result in results)
+    return Result(batch.batch_id, results, compute_ms=1000 * num_tokens / tokens_per_s)
 
 
 def vectors(texts: Sequence[Text], num_tokens: Sequence[int], **more: Any) -> Vectors:
@@ -116,14 +117,14 @@ def next_batch(scheduler: Scheduler, name: str = "w0", now: float = 0.0) -> Batc
 
 
 def turn(scheduler: Scheduler, name: str = "w0", **speed: Any) -> Batch:
-    """One batch to the worker and back."""
+    """Send one batch to the worker and complete it."""
     batch = next_batch(scheduler, name)
     scheduler.complete(name, computed(batch, **speed), 0.0)
     return batch
 
 
 def run_all(scheduler: Scheduler, name: str = "w0") -> list[Job]:
-    """Let one worker compute until nothing is left; return the jobs in the order of their end."""
+    """Let one worker compute everything; return the jobs in the order in which they end."""
     done: list[Job] = []
     while (batch := scheduler.next_batch(name, 0.0)) is not None:
         done += scheduler.complete(name, computed(batch), 0.0)
@@ -134,7 +135,7 @@ def share_of(job: Job, batch: Batch) -> int:
     return len(set(job.texts) & set(batch.texts))
 
 
-# -- merging -------------------------------------------------------------------------------------------
+# -- batches from several requests ---------------------------------------------------------------------
 
 
 def test_idle_server_sends_a_single_text_at_once() -> None:
@@ -213,11 +214,11 @@ def test_a_rejected_text_fails_only_its_request_and_is_named_by_its_index_there(
     bad, good = submit(scheduler, ALICE, 3), submit(scheduler, BOB, 1)
     scheduler.complete("w0", computed(next_batch(scheduler)), 0.0)
     batch = next_batch(scheduler)
-    outcomes = [
+    results = [
         Rejected(InvalidRequest("too long"), 0) if part.texts[0] in bad.texts else vectors(part.texts, [16])
         for part in batch.parts
     ]
-    ended = scheduler.complete("w0", Result(batch.batch_id, outcomes), 0.0)
+    ended = scheduler.complete("w0", Result(batch.batch_id, results), 0.0)
     failures = [e for e in ended if isinstance(e, Failure)]
     assert [(f.job, type(f.error), str(f.error)) for f in failures] == [
         (bad, InvalidRequest, "texts[2]: too long")
@@ -227,7 +228,7 @@ def test_a_rejected_text_fails_only_its_request_and_is_named_by_its_index_there(
 
 def test_vectors_of_a_request_have_a_size_limit() -> None:
     scheduler = make_scheduler(result_bytes=16, max_batch_size=2)
-    submit(scheduler, ALICE, 4)  # of 8 bytes each: what is to come is known from the first
+    submit(scheduler, ALICE, 4)  # 8 bytes each: the first batch shows how large the whole result will be
     (failure,) = scheduler.complete("w0", computed(next_batch(scheduler)), 0.0)
     assert isinstance(failure, Failure)
     assert isinstance(failure.error, PayloadTooLarge)
@@ -251,7 +252,7 @@ def test_a_long_text_read_in_windows_gets_a_longer_timeout() -> None:
     texts = make_texts(1, num_tokens=101_000)
     scheduler.submit(request(ALICE, texts, options=EncodeOptions(long_text="chunk")), 0.0)
     next_batch(scheduler)
-    assert scheduler.overdue(400.0, 120.0) == []  # 100,000 tokens more than a batch has, at a quarter of the rate
+    assert scheduler.overdue(400.0, 120.0) == []  # 100,000 tokens above a full batch, at a quarter of the rate
     assert scheduler.overdue(530.0, 120.0) == ["w0"]
 
 
@@ -285,11 +286,11 @@ def test_truncated_rows_are_indices_into_their_own_request() -> None:
     first, second = submit(scheduler, ALICE, 2), submit(scheduler, BOB, 3)
     batch = next_batch(scheduler)
     cut = {first.texts[0], second.texts[2]}
-    outcomes = [
+    results = [
         vectors(p.texts, [16] * len(p.texts), truncated=[i for i, text in enumerate(p.texts) if text in cut])
         for p in batch.parts
     ]
-    scheduler.complete("w0", Result(batch.batch_id, outcomes), 0.0)
+    scheduler.complete("w0", Result(batch.batch_id, results), 0.0)
     assert (first.result.truncated, second.result.truncated) == ([0], [2])
 
 
@@ -464,7 +465,7 @@ def test_job_is_split_over_the_workers_and_its_rows_keep_their_order() -> None:
     assert job.result.rows[:, 0].tolist() == [number_of(text) for text in job.texts]
 
 
-# -- who goes first ------------------------------------------------------------------------------------
+# -- order and fair shares -----------------------------------------------------------------------------
 
 
 def test_small_request_overtakes_a_large_one() -> None:
@@ -565,9 +566,9 @@ def test_client_that_subscribes_does_not_wait_behind_unsubscribed_ones(count: in
     scheduler = make_scheduler()
     for i in range(1000):
         submit(scheduler, b"unsubscribed %d" % i, count, is_unsubscribed=True)
-    slow_joiner = submit(scheduler, ALICE, count, is_unsubscribed=True)
+    late_subscriber = submit(scheduler, ALICE, count, is_unsubscribed=True)
     scheduler.claim(ALICE)
-    assert share_of(slow_joiner, next_batch(scheduler)) == count
+    assert share_of(late_subscriber, next_batch(scheduler)) == count
 
 
 def test_claim_moves_only_waiting_texts() -> None:
@@ -663,7 +664,7 @@ def test_single_text_that_loses_a_second_worker_fails_with_worker_failed() -> No
 
 
 def deadly_run(scheduler: Scheduler, poison: set[str], *, kills: bool) -> tuple[list[Job], list[Failure]]:
-    """Run everything on a worker that dies of poison, or only raises an error."""
+    """Run everything on a worker that dies of these texts, or fails the batch."""
     done: list[Job] = []
     failures: list[Failure] = []
     while (batch := scheduler.next_batch("w0", 0.0)) is not None:
@@ -858,7 +859,7 @@ def test_fail_all_ends_every_job_with_unavailable() -> None:
 
 
 class WatchedTexts(list[str]):
-    """A list that shows when it is let go of."""
+    """A list to which a weak reference can point, to see when it is freed."""
 
 
 @pytest.mark.parametrize("is_unsubscribed", [False, True])
@@ -873,7 +874,7 @@ def test_texts_of_an_ended_job_are_freed_even_without_workers(end: str, is_unsub
     assert watch() is None
 
 
-# -- admission -----------------------------------------------------------------------------------------
+# -- full queue ----------------------------------------------------------------------------------------
 
 
 def test_full_queue_rejects_with_overloaded() -> None:
@@ -912,7 +913,7 @@ def test_overloaded_has_a_retry_time_from_the_measured_rate(workers: int, expect
     scheduler = make_scheduler(workers=workers, queue_capacity=1000)
     submit(scheduler, ALICE, 1000)
     with pytest.raises(Overloaded) as caught:
-        submit(scheduler, BOB, 250)  # 4,000 tokens at 20,000 tokens/s a worker
+        submit(scheduler, BOB, 250)  # 4,000 tokens at 20,000 tokens/s per worker
     assert caught.value.retry_after_ms == expected_ms
 
 
@@ -944,7 +945,7 @@ def test_single_request_larger_than_queue_bytes_is_accepted() -> None:
     assert run_all(scheduler) == [job]
 
 
-# -- what others ask -----------------------------------------------------------------------------------
+# -- overdue workers -----------------------------------------------------------------------------------
 
 
 def test_worker_is_overdue_when_its_oldest_batch_is() -> None:
@@ -978,14 +979,14 @@ def test_repr_counts_jobs_texts_workers_and_batches() -> None:
     assert repr(scheduler) == "<Scheduler jobs=1 waiting=50 workers=2 in_flight=1>"
 
 
-# -- whatever happens ----------------------------------------------------------------------------------
+# -- any order of events -------------------------------------------------------------------------------
 
 CLIENTS = st.sampled_from([ALICE, BOB, CAROL])
 NAMES = st.sampled_from(["w0", "w1", "w2"])
 
 
 class AnyOrderOfEvents(RuleBasedStateMachine):
-    """Every job ends exactly once, every row lands in its place, and the counters follow."""
+    """Every job ends exactly once, every row is in its place, and the counters are right."""
 
     @initialize()
     def start(self) -> None:
@@ -1088,7 +1089,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         assert all(self.ends[job.job_id] == (not job.is_open) for job in self.jobs)
 
     def teardown(self) -> None:
-        """One good worker is enough to bring everything to its end."""
+        """Check that one working worker is enough to end every job."""
         for name in ("w0", "w1", "w2"):
             self.worker_lost(name)
         self.worker_ready("w0", 20_000)

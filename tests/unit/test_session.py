@@ -1,4 +1,4 @@
-"""A client's conversation: numbers, replies to fetch, and a server that falls silent."""
+"""A client's session: numbers of requests, replies to fetch, and a silent server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def value_of(reply: Reply | None) -> float:
 
 
 def probe_id(frames: Frames | None) -> int:
-    """Number of the probe in the frames."""
+    """Return the request number of the probe in the frames."""
     assert frames is not None
     assert bytes(frames[1]) == b"SHOW_CONFIG"
     return int(request_from_frames(frames).request_id)
@@ -306,7 +306,7 @@ def test_probe_is_not_among_the_pending_requests(session: Session) -> None:
     assert session.pending == {1}
 
 
-# -- a lost line ---------------------------------------------------------------------------------------
+# -- a lost connection ---------------------------------------------------------------------------------
 
 
 def test_lost_connection_fails_and_returns_the_pending_requests(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""Every option as a flag, as a variable and as a line of the table; and what is said of bad ones."""
+"""Every setting as a flag, as a variable and as a line of the table, and the errors for bad values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """Parse bad flags; return what is said about them."""
+    """Parse bad flags; return the error message."""
     with pytest.raises(SystemExit) as caught:
         parse_settings(argv)
     assert caught.value.code == 2
@@ -186,7 +186,7 @@ def test_help_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert "BERT_SERVING_" in text
 
 
-# -- the table -----------------------------------------------------------------------------------------
+# -- the table of settings -----------------------------------------------------------------------------
 
 
 def test_table_has_a_line_for_every_setting_with_an_effect() -> None:

@@ -1,4 +1,4 @@
-"""The counts of SHOW_STATUS, against bert-as-service's own arithmetic over everything that ever arrived."""
+"""The counts of SHOW_STATUS, compared with bert-as-service's arithmetic over the whole history."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def family_keys(name: str) -> set[str]:
 
 
 class Naive:
-    """The original, line for line in sense: everything is kept, and everything computed anew."""
+    """The original's arithmetic: it keeps the whole history and computes everything from it each time."""
 
     def __init__(self, now: float) -> None:
         self.requests_of: Counter[bytes] = Counter()
@@ -130,7 +130,7 @@ def test_a_client_is_active_for_three_minutes_after_its_last_texts() -> None:
     ours.count_texts(b"a", 1, 0.0)
     ours.count_texts(b"b", 1, 100.0)
     ours.count_texts(b"a", 1, 150.0)
-    ours.count_command(b"c")  # asking for the status is no activity, as in the original
+    ours.count_command(b"c")  # a command does not count as activity, as in the original
     assert [ours.report(now)["num_active_client"] for now in (279.9, 280.0, 329.9, 330.0)] == [2, 1, 1, 0]
 
 
@@ -183,5 +183,5 @@ def test_memory_and_time_of_a_report_do_not_grow_with_the_history() -> None:
     fill(2 * MAX_CLIENTS, 40_000)
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert grown < 4 << 20  # what replaced the earlier clients, and no more
+    assert grown < 4 << 20  # only the new clients, which replaced the earlier ones
     assert fastest() < 20 * before

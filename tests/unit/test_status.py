@@ -1,4 +1,4 @@
-"""SHOW_CONFIG and SHOW_STATUS: bert-as-service's keys with its types, and what the old page reads of them."""
+"""SHOW_CONFIG and SHOW_STATUS: bert-as-service's keys and types, and those that its dashboard reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bert_serving.server.settings import Settings
 
 NONE = type(None)
 
-#: Every key of the original's config, and the types that JSON gives its value.
+#: Every key of the original's config, with the JSON types of its value.
 ORIGINAL_CONFIG: dict[str, tuple[type, ...]] = {
     # runtime
     "client": (str,),
@@ -50,7 +50,7 @@ ORIGINAL_CONFIG: dict[str, tuple[type, ...]] = {
     "num_labels": (int,),
     "num_worker": (int,),
     "pooling_layer": (list,),
-    "pooling_strategy": (int, NONE),  # null: what the original has not
+    "pooling_strategy": (int, NONE),  # null: a strategy that the original does not have
     "port": (int,),
     "port_out": (int,),
     "prefetch_size": (int,),
@@ -122,7 +122,7 @@ def make_report(statistic: Statistic | None = None, **settings: Any) -> StatusRe
 
 
 def as_json(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the info as a client has it."""
+    """Return the info as a client receives it."""
     found: dict[str, Any] = json.loads(json.dumps(info))
     return found
 
@@ -157,7 +157,7 @@ def test_values_that_the_original_computed() -> None:
     assert config["server_version"] == "1.10.0"
     assert config["client"] == "0123"
     assert config["do_lower_case"] is False
-    assert config["num_process"] == 4  # two workers, the gateway, and the server
+    assert config["num_process"] == 4  # two workers, the gateway, and the server process
     assert config["ventilator -> worker"] == ["ipc:///tmp/x/workers"]
     assert config["pooling_layer"] == [-1, -2]
     assert config["device_map"] == [3]
@@ -217,7 +217,7 @@ def test_pooling_of_a_sentence_transformers_folder_is_shown(
 
     assert told() == (number, [-1])
     assert told(pooling_strategy=("REDUCE_MAX",)) == (1, [-2])
-    assert told(pooling_layer=(-3,)) == (2, [-3])  # takes leave of the folder's own pooling
+    assert told(pooling_layer=(-3,)) == (2, [-3])  # overrides the folder's pooling
 
 
 def test_pooling_of_a_plain_folder_is_the_originals_default(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_max_seq_len_none_is_null_as_in_the_original() -> None:
 
 
 def test_the_originals_dashboard_finds_every_value_that_it_reads() -> None:
-    """Its cards, one by one."""
+    """Check the cards of the page one by one."""
     statistic = Statistic(0.0)
     statistic.count_command(b"a")
     statistic.count_texts(b"a", 2, 4.0)
@@ -245,7 +245,7 @@ def test_the_originals_dashboard_finds_every_value_that_it_reads() -> None:
     assert [found[f"{kind}_request_per_client"] for kind in ("min", "avg", "max")] == [1, 1.5, 2]
     assert (status["server_version"], status["cpu"], status["num_worker"]) == ("1.10.0", True, 2)
     assert status["max_seq_len"] == 25
-    assert datetime.fromisoformat(status["server_start_time"]).tzinfo is not None  # its uptime
+    assert datetime.fromisoformat(status["server_start_time"]).tzinfo is not None  # needed for the uptime
 
 
 def test_torch_version_is_shown_without_importing_torch() -> None:

@@ -1,4 +1,4 @@
-"""The table of bert-serving-status, from statuses that we wrote."""
+"""The table of bert-serving-status, made from hand-written statuses."""
 
 from __future__ import annotations
 

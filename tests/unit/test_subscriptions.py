@@ -1,4 +1,4 @@
-"""Subscriptions are counted for each connection, and every one that came goes again."""
+"""Subscriptions are counted for each connection, and every accepted one ends exactly once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_broken_connection_leaves_nothing_behind() -> None:
     assert ended == [True] * MANY + [False]
     assert repr(subscriptions) == "<Subscriptions accepted=0 refused=0>"
     assert not subscriptions.has_refused(ALICE)
-    assert subscriptions.add(ALICE, b"the number is another's now")
+    assert subscriptions.add(ALICE, b"the number belongs to another connection now")
 
 
 def test_the_end_of_a_refused_subscription_does_not_end_an_accepted_one() -> None:
@@ -57,7 +57,7 @@ def test_a_connection_ends_only_its_own_subscriptions() -> None:
     subscriptions = Subscriptions()
     subscriptions.add(BOB, b"bob")
     assert not subscriptions.remove(ALICE, b"bob")
-    assert not subscriptions.remove(None, b"nobody")
+    assert not subscriptions.remove(None, b"unknown")
     assert subscriptions.remove(BOB, b"bob")
 
 
@@ -72,10 +72,10 @@ def test_a_repeated_subscription_ends_once() -> None:
 
 def test_connections_may_share_an_identity() -> None:
     subscriptions = Subscriptions()
-    assert subscriptions.add(ALICE, b"clone")
-    assert subscriptions.add(BOB, b"clone")
-    assert subscriptions.remove(ALICE, b"clone")
-    assert subscriptions.remove(None, b"clone")
+    assert subscriptions.add(ALICE, b"shared")
+    assert subscriptions.add(BOB, b"shared")
+    assert subscriptions.remove(ALICE, b"shared")
+    assert subscriptions.remove(None, b"shared")
 
 
 def test_subscriptions_of_closed_connections_end_one_by_one() -> None:

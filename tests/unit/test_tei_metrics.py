@@ -1,4 +1,4 @@
-"""TEI's metric names: all there from the start, with TEI's labels and buckets."""
+"""TEI's metrics: all exist from the start, with TEI's labels and buckets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading TensorFlow's checkpoints: those that TensorFlow wrote, and those that nobody should have written."""
+"""Reading TensorFlow's checkpoints: valid ones that TensorFlow wrote, damaged ones, and invalid ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def digest(value: np.ndarray, dtype: str) -> str:
 
 @pytest.fixture
 def types(tmp_path: Path) -> Path:
-    """A copy, to be damaged, of the checkpoint with all types."""
+    """Return a copy of the checkpoint with all types, which tests may damage."""
     for file in GOOGLE_BERT.glob("types.ckpt.*"):
         shutil.copy(file, tmp_path)
     return tmp_path / "types.ckpt"
@@ -54,7 +54,7 @@ def index_of(prefix: Path) -> Path:
 
 
 def read_all(prefix: Path) -> None:
-    """Read what can be read; only a ModelError of one line that names a file may come out."""
+    """Read all tensors. The only error allowed is a ModelError of one line that names a file."""
     try:
         bundle = TensorBundle(prefix)
         for name in bundle.names:
@@ -67,7 +67,7 @@ def read_all(prefix: Path) -> None:
     assert str(prefix) in error
 
 
-# -- what TensorFlow wrote -----------------------------------------------------------------------------
+# -- checkpoints written by TensorFlow -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -101,7 +101,7 @@ def test_unsupported_tensors_raise_an_error_with_the_reason(name: str, said: str
 
 
 def error_of(prefix: Path, name: str) -> str | None:
-    """Return why a tensor is not read; one that is read must be as TensorFlow reads it."""
+    """Return the error of reading a tensor, or None. Without an error, the value must be the right one."""
     try:
         value = TensorBundle(prefix).read(name)
     except ModelError as exc:
@@ -110,7 +110,7 @@ def error_of(prefix: Path, name: str) -> str | None:
     return None
 
 
-# -- what is damaged -----------------------------------------------------------------------------------
+# -- damaged files -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
@@ -126,7 +126,7 @@ def test_a_changed_byte_of_the_index_is_an_error_or_changes_nothing(types: Path,
             num_errors += 1
         else:
             assert found == {name: what["sha256"] for name, what in TYPES.items()}
-    assert num_errors >= len(content) - 61  # an empty block and parts of the footer mean nothing
+    assert num_errors >= len(content) - 61  # changes to an empty block or parts of the footer have no effect
 
 
 def test_a_changed_byte_of_a_tensor_is_an_error_that_names_it(types: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_changed_byte_of_a_tensor_is_an_error_that_names_it(types: Path) -> No
         for i in range(len(content)):
             shard.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
             errors = [error for name in TYPES if (error := error_of(types, name)) is not None]
-            assert len(errors) <= 1  # none: the byte is of one that is not read
+            assert len(errors) <= 1  # no error: the byte belongs to a tensor that is not read
             assert all(str(shard) in error and "does not have its checksum" in error for error in errors)
         shard.write_bytes(content)
 
@@ -163,7 +163,7 @@ def test_a_missing_index_is_an_error(tmp_path: Path) -> None:
         TensorBundle(tmp_path / "none")
 
 
-# -- what has its checksums and is wrong all the same --------------------------------------------------
+# -- invalid content with valid checksums --------------------------------------------------------------
 
 FLOAT = entry(1, [1], 0, 0, 4, 0)
 

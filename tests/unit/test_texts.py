@@ -1,4 +1,4 @@
-"""What a list of texts must be, and what is said of one that is not."""
+"""Valid lists of texts, and the errors for invalid ones."""
 
 from __future__ import annotations
 
