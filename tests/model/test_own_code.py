@@ -177,7 +177,7 @@ def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> str:
-        pytest.fail("a question on the terminal")
+        pytest.fail("the code asked for input on the terminal")
 
     monkeypatch.setattr(builtins, "input", fail)
 

@@ -256,7 +256,7 @@ def test_texts_of_different_requests_share_a_forward_pass(tmp_path: Path, family
 
 
 @pytest.mark.parametrize(
-    ("texts", "error", "complaint"),
+    ("texts", "error", "message"),
     [
         ("hello", TypeError, "texts must be a list of strings, got str"),
         (None, TypeError, "texts must be a list of strings, got NoneType"),
@@ -270,10 +270,10 @@ def test_texts_of_different_requests_share_a_forward_pass(tmp_path: Path, family
         ([], ValueError, "texts must not be empty"),
     ],
 )
-def test_an_invalid_text_is_named(demo_model: Path, texts: object, error: type[Exception], complaint: str) -> None:
+def test_an_invalid_text_is_named(demo_model: Path, texts: object, error: type[Exception], message: str) -> None:
     encoder = Encoder(demo_model, device="cpu")
     for encode in (encoder.encode, encoder.encode_tokens):
-        with pytest.raises(error, match=complaint):
+        with pytest.raises(error, match=message):
             encode(texts)  # type: ignore[arg-type, operator]
 
 

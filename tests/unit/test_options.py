@@ -33,7 +33,7 @@ def test_strategies_are_known_by_the_names_of_both_libraries_in_any_case(name: s
 
 
 @pytest.mark.parametrize(
-    ("value", "complaint"),
+    ("value", "message"),
     [
         ([], "options must be a JSON object, got list"),
         ({"poolin": 1}, "unknown option 'poolin'; there are pooling_strategy, "),
@@ -57,8 +57,8 @@ def test_strategies_are_known_by_the_names_of_both_libraries_in_any_case(name: s
         ({"prompt": "a", "prompt_name": "b"}, "prompt or prompt_name, not both"),
     ],
 )
-def test_bad_options_are_named(value: Any, complaint: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=complaint):
+def test_bad_options_are_named(value: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
         options_from_json(value)
 
 
