@@ -114,7 +114,7 @@ def test_a_module_is_imported_once(tmp_path: Path) -> None:
         ("raise ValueError('first\\nsecond')", "ValueError: first"),
     ],
 )
-def test_import_failure_is_one_line(own: Path, tmp_path: Path, code: str | None, said: str) -> None:
+def test_error_for_a_failed_import_is_one_line(own: Path, tmp_path: Path, code: str | None, said: str) -> None:
     path = tmp_path / "broken.py"
     if code is not None:
         path.write_text(code)

@@ -58,7 +58,7 @@ def test_several_strategies_are_concatenated_in_their_order(encoder: Encoder, re
     assert deviation(rows, np.concatenate(alone, axis=1)) <= 1e-6
 
 
-def test_names_of_sentence_transformers_mean_the_same(encoder: Encoder) -> None:
+def test_strategy_names_of_sentence_transformers_are_accepted(encoder: Encoder) -> None:
     names = {"mean": "REDUCE_MEAN", "max": "REDUCE_MAX", "cls": "CLS_TOKEN", "lasttoken": "LAST_TOKEN"}
     names |= {"weightedmean": "WEIGHTED_MEAN", "mean_sqrt_len_tokens": "MEAN_SQRT_LEN"}
     for theirs, ours in names.items():

@@ -188,7 +188,7 @@ class Feed(nn.Module):
     "act", ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python", "quick_gelu", "relu"]
 )
 @torch.inference_mode()
-def test_a_prepacked_block_includes_its_activation(act: str) -> None:
+def test_a_prepacked_block_gives_the_same_result_with_any_activation(act: str) -> None:
     from transformers.activations import ACT2FN
 
     block = Feed(ACT2FN[act])

@@ -161,7 +161,7 @@ def test_request_for_tokens_is_an_object_with_options() -> None:
     assert plain(frames) == [IDENTITY, b'{"texts":["a"],"options":{"show_tokens":true}}', b"1", b"1"]
 
 
-def test_object_with_everything_is_read() -> None:
+def test_request_with_every_field_is_read() -> None:
     body = b'{"texts": ["a"], "deadline_ms": 9, "options": {"show_tokens": true}, "spans": [[[0, 1]]]}'
     expected = EncodeRequest(IDENTITY, b"1", ["a"], EncodeOptions(show_tokens=True), 9, [[[0, 1]]])
     assert request_from_frames([IDENTITY, body, b"1", b"1"]) == expected

@@ -181,7 +181,7 @@ def test_client_that_sends_again_and_again_does_not_starve_another() -> None:
     assert tokens[ALICE] >= 0.4 * sum(tokens.values())
 
 
-def test_new_jobs_begin_equal_when_the_queue_was_empty() -> None:
+def test_new_jobs_get_equal_shares_after_the_queue_was_empty() -> None:
     queue = queue_of(make_job(ALICE, *[10] * 1000))
     take(queue)
     queue.push(make_job(ALICE, *[10] * 100))

@@ -162,7 +162,7 @@ def test_the_other_functions_of_the_original_exist() -> None:
     assert cli.main is cli.start  # scripts set sys.argv and call it
 
 
-def test_bad_arguments_are_one_line() -> None:
+def test_error_for_bad_arguments_is_one_line() -> None:
     args = get_args_parser().parse_args([])
     args.port = "no number"
     with pytest.raises(ValueError, match=r"^port: input should be a valid integer.*got 'no number'$"):

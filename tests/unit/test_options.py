@@ -18,7 +18,7 @@ def test_null_means_the_default() -> None:
     assert options_from_json({"pooling_strategy": None, "normalize": None, "truncate": None}) == EncodeOptions()
 
 
-def test_only_what_differs_from_the_default_is_written() -> None:
+def test_only_options_that_differ_from_the_default_are_written() -> None:
     assert EncodeOptions().to_json() == {}
     assert EncodeOptions(normalize=False, pairs=False).to_json() == {"normalize": False, "pairs": False}
 

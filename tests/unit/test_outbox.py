@@ -50,7 +50,7 @@ def delivered(outbox: Outbox) -> list[tuple[bytes, bytes]]:
 # -- held replies --------------------------------------------------------------------------------------
 
 
-def test_reply_to_a_subscriber_goes_at_once() -> None:
+def test_reply_to_a_subscriber_is_sent_at_once() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.post(reply(ALICE), 0.0)
@@ -134,7 +134,7 @@ def test_full_pipe_does_not_block_other_topics() -> None:
     assert pipes.sent == [(BOB, b"{}")]
 
 
-def test_full_pipe_stays_deliverable() -> None:
+def test_reply_behind_a_full_pipe_stays_deliverable() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.post(reply(ALICE), 0.0)

@@ -68,7 +68,7 @@ def test_command_is_written_as_by_the_old_client(session: Session) -> None:
     assert session.command(Command.SHOW_STATUS, 0.0) == (1, [IDENTITY, b"SHOW_STATUS", b"1", b"0"])
 
 
-def test_options_travel_with_the_texts(session: Session) -> None:
+def test_options_are_sent_with_the_texts(session: Session) -> None:
     _, frames = session.encode(["a"], 0.0, options=EncodeOptions(show_tokens=True), deadline_ms=50)
     assert frames[1] == b'{"texts":["a"],"options":{"show_tokens":true},"deadline_ms":50}'
 
@@ -190,7 +190,7 @@ def test_has_to_fetch_is_true_until_everything_is_fetched(session: Session) -> N
     assert (before, answered, session.has_to_fetch) == (True, True, False)
 
 
-def test_error_of_a_request_to_fetch_is_raised_in_its_place_and_once(session: Session) -> None:
+def test_error_of_a_request_to_fetch_is_raised_once_in_its_place(session: Session) -> None:
     for _ in range(2):
         session.encode(["a"], 0.0, to_fetch=True)
     session.receive(error(1), 0.1)

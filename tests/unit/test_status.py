@@ -150,7 +150,7 @@ def test_status_adds_the_statistic_and_the_workers() -> None:
     assert status["statistic"]["max_last_two_interval"] == 2.5
 
 
-def test_values_that_the_original_computed() -> None:
+def test_computed_values_equal_those_of_the_original() -> None:
     config = make_report(
         cased_tokenization=True, http_port=8125, pooling_layer=(-1, -2), device_map=(3,), num_worker=2
     ).config(b"0123")
