@@ -1,1 +1,1 @@
-"""Benchmarks. Each module is a program: python -m benchmarks.NAME."""
+"""Speed, measured side by side. Each file is a program: python -m benchmarks.NAME."""

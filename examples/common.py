@@ -1,4 +1,4 @@
-"""Helpers for the examples: parse the server's ports, find free ports, and get sentences from Python's manual."""
+"""What the examples share: where a server listens, and sentences that every Python has on board."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 
 
 def ports(description: str | None) -> dict[str, int]:
-    """Return the ports from the command line, as keyword arguments for BertClient."""
+    """Return the ports that the command line names, as BertClient takes them."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-port", type=int, default=5555)
     parser.add_argument("-port_out", type=int, default=5556)
@@ -17,7 +17,7 @@ def ports(description: str | None) -> dict[str, int]:
 
 
 def free_ports() -> tuple[int, int]:
-    """Return two unused ports, for an example that starts a server."""
+    """Return two ports that nobody listens on, for a server of one's own."""
     with socket.socket() as one, socket.socket() as other:
         for each in (one, other):
             each.bind(("127.0.0.1", 0))
@@ -25,6 +25,6 @@ def free_ports() -> tuple[int, int]:
 
 
 def python_sentences() -> list[str]:
-    """Return some thousand sentences of Python's manual, which is part of every Python installation."""
+    """Return some thousand sentences of Python's manual."""
     text = re.sub(r"\s+", " ", " ".join(topics.values()))
     return [s.strip() for s in re.split(r"(?<=[.!?]) ", text) if 20 <= len(s) <= 300]

@@ -1,4 +1,4 @@
-"""Sequences in one batch, padded to the longest."""
+"""Sequences side by side, padded to the longest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bert_serving.server.worker.attention import pad
 CPU = torch.device("cpu")
 
 
-def test_shorter_sequences_are_padded_with_the_padding_id() -> None:
+def test_shorter_sequences_are_filled_with_the_padding_id() -> None:
     ids, _ = pad([[101, 7, 102], [101, 102]], pad_id=9, device=CPU)
     assert ids.tolist() == [[101, 7, 102], [101, 102, 9]]
 

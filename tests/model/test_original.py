@@ -1,4 +1,4 @@
-"""bert-as-service's flags give its vectors, with models of several families, packed and padded."""
+"""bert-as-service's flags give its vectors, on models of several families, packed and padded."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_strategies_and_layers_equal_their_formulas(
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_any_strategies_and_layers_can_be_set_at_load_time(
+def test_the_server_starts_with_any_strategy_and_layers(
     folders: dict[str, Path], references: dict[str, Reference], name: str
 ) -> None:
     mine = encoder(folders["bert"], pooling_strategy=name, pooling_layer=[-2, 0], all_layers=False)
@@ -70,7 +70,7 @@ def test_any_strategies_and_layers_can_be_set_at_load_time(
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet"])
-def test_none_gives_every_token_and_zeros_as_padding(
+def test_none_gives_every_token_and_zero_behind_the_end(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     rows = encoder(folders[family], pooling_strategy="NONE", pooling_layer=[-1, 0]).encode(TEXTS)
@@ -83,7 +83,7 @@ def test_none_gives_every_token_and_zeros_as_padding(
 
 @pytest.mark.parametrize("family", POOLERS)
 @pytest.mark.parametrize("layers", [[-1], [0], [-2, 0]])
-def test_cls_pooled_reads_the_last_layer_with_any_pooling_layer(
+def test_cls_pooled_reads_the_last_layer_whatever_pooling_layer_says(
     folders: dict[str, Path], references: dict[str, Reference], family: str, layers: list[int]
 ) -> None:
     mine = encoder(folders[family], pooling_strategy="CLS_POOLED", pooling_layer=layers, all_layers=False)
@@ -93,7 +93,7 @@ def test_cls_pooled_reads_the_last_layer_with_any_pooling_layer(
     assert deviation(both[:, -64:], expected) <= 1e-5
 
 
-def test_cls_pooled_without_a_pooler_is_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_cls_pooled_without_a_pooler_is_an_error_that_names_it(folders: dict[str, Path], tmp_path: Path) -> None:
     model = AutoModel.from_pretrained(folders["bert"], add_pooling_layer=False)
     model.save_pretrained(tmp_path)
     Reference(folders["bert"]).tokenizer.save_pretrained(tmp_path)
@@ -107,11 +107,11 @@ def test_cls_pooled_without_a_pooler_is_an_error(folders: dict[str, Path], tmp_p
 # -- mask_cls_sep --------------------------------------------------------------------------------------
 
 
-def hidden_without_specials(reference: Reference, texts: list[str]) -> tuple[list[Array], list[list[int]]]:
-    """Return the hidden states when no token attends to special tokens, and the masks."""
+def specials_hidden(reference: Reference, texts: list[str]) -> tuple[list[Array], list[list[int]]]:
+    """The hidden states where nobody sees special tokens, and the masks."""
     ids = [reference.single(text) for text in texts]
     masks = [[0] + [1] * (len(i) - 2) + [0] for i in ids]
-    # One by one: in a batch, a fully masked row of DeBERTa would attend to padding.
+    # One by one: DeBERTa's padding would be seen by rows that see no token of their own.
     return [reference.hidden([i], seen=[m])[0] for i, m in zip(ids, masks, strict=True)], masks
 
 
@@ -120,7 +120,7 @@ def test_mask_cls_sep_hides_specials_from_tokens_and_pooling(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     mine = encoder(folders[family], mask_cls_sep=True)
-    hidden, masks = hidden_without_specials(references[family], TEXTS)
+    hidden, masks = specials_hidden(references[family], TEXTS)
     for name in STRATEGIES:
         rows = mine.encode(TEXTS, pooling_strategy=name, pooling_layer=[-1, 0])
         expected = [pool(name, layers_of(h, [-1, 0]), m) for h, m in zip(hidden, masks, strict=True)]
@@ -130,22 +130,22 @@ def test_mask_cls_sep_hides_specials_from_tokens_and_pooling(
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet"])
-def test_mask_cls_sep_gives_zero_rows_for_special_tokens_and_keeps_their_names(
+def test_mask_cls_sep_leaves_zero_rows_for_specials_and_their_strings(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     mine = encoder(folders[family], mask_cls_sep=True)
-    hidden, masks = hidden_without_specials(references[family], TEXTS)
-    for result, h, mask in zip(mine.encode_tokens(TEXTS, pooling_layer=-1), hidden, masks, strict=True):
-        assert deviation(result.vectors, h[-1] * np.array(mask)[:, None]) <= 1e-5
-        assert (result.tokens[0], result.tokens[-1]) == ("<s>", "</s>")
+    hidden, masks = specials_hidden(references[family], TEXTS)
+    for answer, h, mask in zip(mine.encode_tokens(TEXTS, pooling_layer=-1), hidden, masks, strict=True):
+        assert deviation(answer.vectors, h[-1] * np.array(mask)[:, None]) <= 1e-5
+        assert (answer.tokens[0], answer.tokens[-1]) == ("<s>", "</s>")
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet", "deberta-v2", "modernbert"])
-def test_mask_cls_sep_gives_finite_vectors_for_texts_without_tokens(
+def test_mask_cls_sep_gives_finite_vectors_for_texts_without_a_token(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     mine = encoder(folders[family], mask_cls_sep=True)
-    hidden, masks = hidden_without_specials(references[family], TEXTS)
+    hidden, masks = specials_hidden(references[family], TEXTS)
     for name in STRATEGIES:
         rows = mine.encode([*EMPTY, *TEXTS], pooling_strategy=name, pooling_layer=-1)
         assert np.isfinite(rows).all()
@@ -160,7 +160,7 @@ def test_mask_cls_sep_gives_finite_vectors_for_texts_without_tokens(
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "mpnet", "deberta-v2"])
-def test_no_special_token_affects_only_single_tokenized_texts(
+def test_no_special_token_leaves_tokenized_singles_bare(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     mine, reference = encoder(folders[family], no_special_token=True), references[family]
@@ -178,13 +178,13 @@ def test_no_special_token_affects_only_single_tokenized_texts(
     assert mine.encode_tokens(TOKENS)[0].tokens == ["dog"]
 
 
-def test_no_special_token_leaves_max_seq_len_for_the_text(folders: dict[str, Path]) -> None:
+def test_no_special_token_keeps_as_many_words_as_fit(folders: dict[str, Path]) -> None:
     mine = encoder(folders["bert"], no_special_token=True, max_seq_len=5)
     (tokens,) = mine.encode_tokens([["one", "two", "three", "four", "five", "six"]])
     assert tokens.tokens == ["one", "two", "three", "four", "five"]
 
 
-def test_mask_cls_sep_hides_nothing_when_no_special_token_is_set(
+def test_no_special_token_and_mask_cls_sep_hide_nothing_of_tokenized_texts(
     folders: dict[str, Path], references: dict[str, Reference]
 ) -> None:
     mine = encoder(folders["bert"], no_special_token=True, mask_cls_sep=True)
@@ -194,7 +194,7 @@ def test_mask_cls_sep_hides_nothing_when_no_special_token_is_set(
         assert deviation(rows, [pool(name, h[-1]) for h in hidden]) <= 1e-5, name
 
 
-def test_an_empty_token_list_is_refused_with_no_special_token(folders: dict[str, Path]) -> None:
+def test_a_list_without_tokens_is_refused_where_it_would_be_no_sequence(folders: dict[str, Path]) -> None:
     mine = encoder(folders["bert"], no_special_token=True)
     with pytest.raises(ValueError, match=r"texts\[1\].*no token"):
         mine.encode([["dog"], [], ["fox"]], pooling_strategy="CLS_TOKEN")
@@ -208,7 +208,7 @@ def test_no_position_embeddings_leaves_them_out(folders: dict[str, Path], family
     assert deviation(encoder(folders[family]).encode(TEXTS), expected) > 1e-2
 
 
-def test_no_position_embeddings_is_an_error_for_models_without_them(folders: dict[str, Path]) -> None:
+def test_no_position_embeddings_of_a_model_without_a_table_is_an_error(folders: dict[str, Path]) -> None:
     with pytest.raises(ModelError, match="no_position_embeddings"):
         encoder(folders["modernbert"], no_position_embeddings=True)
 
@@ -220,12 +220,14 @@ def test_cased_tokenization_keeps_case_and_accents(demo_model: Path) -> None:
     assert cased.tokenize("Hello world") == ["[UNK]", "world"]
     ids = [cased(text)["input_ids"] for text in texts]
     mine = encoder(demo_model, cased_tokenization=True, pooling_strategy="REDUCE_MEAN", pooling_layer=[-2])
-    for result, i in zip(mine.encode_tokens(texts), ids, strict=True):
-        assert result.tokens == cased.convert_ids_to_tokens(i)
+    for answer, i in zip(mine.encode_tokens(texts), ids, strict=True):
+        assert answer.tokens == cased.convert_ids_to_tokens(i)
     assert deviation(mine.encode(texts), [h[-2].mean(0) for h in reference.hidden(ids)]) <= 1e-5
 
 
-def test_max_seq_len_none_is_the_number_of_positions(demo_model: Path, folders: dict[str, Path]) -> None:
+def test_max_seq_len_none_takes_as_many_tokens_as_there_are_positions(
+    demo_model: Path, folders: dict[str, Path]
+) -> None:
     assert encoder(demo_model).max_seq_len == 256
     whole = encoder(demo_model, max_seq_len="NONE", pooling_strategy="REDUCE_MEAN", pooling_layer=[-1])
     assert whole.max_seq_len == 512

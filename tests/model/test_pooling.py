@@ -1,4 +1,4 @@
-"""Each pooling strategy equals its formula in NumPy, applied to one text at a time."""
+"""Each pooling strategy against its formula in numpy, text by text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def weighted_mean(tokens: Array) -> Array:
     return np.asarray((tokens * weights[:, None]).sum(0) / weights.sum())
 
 
-#: Functions from the tokens (T, H) of one text to its vector.
+#: tokens (T, H) of one text -> its vector.
 FORMULAS: dict[str, Callable[[Array], Array]] = {
     "REDUCE_MEAN": lambda tokens: tokens.mean(0),
     "REDUCE_MAX": lambda tokens: tokens.max(0),
@@ -41,16 +41,16 @@ every_strategy = pytest.mark.parametrize("name", list(STRATEGIES))
 
 
 def random_rows(lengths: Sequence[int]) -> torch.Tensor:
-    """Return random token vectors (T, H) for texts of these lengths, positive and negative."""
+    """(T, H) of texts of these lengths: negative as often as positive."""
     return torch.randn(sum(lengths), HIDDEN, generator=torch.Generator().manual_seed(7))
 
 
 def reference(name: str, hidden: torch.Tensor, lengths: Sequence[int] = LENGTHS) -> Array:
-    """Return the vectors (B, ...) from the formula, applied to each text alone."""
+    """The formula, applied to each text alone."""
     return np.stack([FORMULAS[name](tokens.double().numpy()) for tokens in hidden.split(list(lengths))])
 
 
-def test_every_strategy_has_a_formula_in_this_file() -> None:
+def test_every_strategy_has_its_formula_here() -> None:
     assert set(FORMULAS) == set(STRATEGIES)
 
 
@@ -63,7 +63,7 @@ def test_strategy_equals_its_formula(name: str, lengths: list[int]) -> None:
 
 
 @every_strategy
-def test_vector_of_a_text_is_the_same_alone_and_in_a_batch(name: str) -> None:
+def test_row_of_a_text_is_the_same_alone_and_in_company(name: str) -> None:
     hidden = random_rows(LENGTHS)
     together = STRATEGIES[name](hidden, whole_segments(LENGTHS, CPU))
     parts = zip(hidden.split(LENGTHS), LENGTHS, strict=True)
@@ -72,8 +72,8 @@ def test_vector_of_a_text_is_the_same_alone_and_in_a_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "WEIGHTED_MEAN"])
-def test_excluded_rows_do_not_count(name: str) -> None:
-    """Rows of a prompt or of special tokens may be excluded. The others are pooled as if these did not exist."""
+def test_rows_that_are_left_out_never_count(name: str) -> None:
+    """Such as a prompt's, or special tokens': the rest is pooled as if they were not there."""
     hidden = random_rows([4, 5])
     of = segments([[1, 2, 3], [5, 6, 8]], first=[1, 5], last=[3, 8], origin=[0, 4], device=CPU)
     expected = reference(name, hidden[[1, 2, 3, 5, 6, 8]], [3, 3])
@@ -90,14 +90,14 @@ def test_weights_are_positions_in_the_whole_text() -> None:
 @pytest.mark.parametrize(
     "name", ["REDUCE_MEAN", "REDUCE_MAX", "REDUCE_MEAN_MAX", "MEAN_SQRT_LEN", "WEIGHTED_MEAN"]
 )
-def test_vector_of_a_text_without_tokens_is_zero(name: str) -> None:
+def test_text_without_a_token_is_zero(name: str) -> None:
     of = segments([[0, 1], []], first=[0, 1], last=[1, 1], origin=[0, 1], device=CPU)
     assert not STRATEGIES[name](random_rows([2]), of)[1].any()
 
 
 @every_strategy
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_nan_or_infinite_token_never_gives_a_finite_vector(name: str, value: float) -> None:
+def test_a_token_that_is_no_number_never_gives_a_vector_that_looks_sound(name: str, value: float) -> None:
     hidden = random_rows([1, 3])
     hidden[0] = value
     rows = STRATEGIES[name](hidden, whole_segments([1, 3], CPU))

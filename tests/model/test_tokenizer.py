@@ -1,4 +1,4 @@
-"""Very long texts are read only as far as needed, and get the ids of the whole text."""
+"""Very long texts are read no further than needed, with the ids that the whole text would have."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_SEQ_LEN = 24
 
 
 def _train(folder: Path, kind: str) -> Path:
-    """Train a small tokenizer of the type that RoBERTa or XLM-RoBERTa uses."""
+    """Train a small tokenizer of the kind that RoBERTa or XLM-RoBERTa use."""
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
     if kind == "byte-level BPE":
         rust = RustTokenizer(models.BPE())
@@ -82,7 +82,7 @@ WORDS = st.sampled_from(
 @given(
     words=st.lists(WORDS, min_size=1, max_size=12), times=st.integers(1, 40), glue=st.sampled_from(["", " ", "\n"])
 )
-def test_a_long_text_has_the_ids_of_the_whole_text(
+def test_a_long_text_has_the_ids_of_the_whole(
     tokenizer: Tokenizer, whole: PreTrainedTokenizerFast, words: list[str], times: int, glue: str
 ) -> None:
     text = glue.join(words * times)
@@ -92,7 +92,7 @@ def test_a_long_text_has_the_ids_of_the_whole_text(
     assert mine.truncated == (len(full) > MAX_SEQ_LEN)
 
 
-def test_a_giant_text_is_read_only_up_to_a_white_space() -> None:
+def test_no_more_of_a_giant_text_is_read_than_up_to_a_white_space() -> None:
     giant = "hello world embedding " * 1_000_000
     assert _beginning(giant, 100) == ("hello world embedding " * 5)[:109]
     assert _beginning("x" * 1000, 100) == "x" * 1000
@@ -106,7 +106,7 @@ def test_a_giant_text_has_the_ids_of_its_beginning(tokenizer: Tokenizer) -> None
     assert mine == tokenizer([giant[:10_000]])[0]
 
 
-def test_ids_are_accepted_with_or_without_special_tokens(
+def test_ids_are_taken_as_they_are_with_or_without_the_special_tokens(
     tokenizer: Tokenizer, whole: PreTrainedTokenizerFast
 ) -> None:
     text = "hello world, embedding"

@@ -1,4 +1,4 @@
-"""Token vectors with their offsets, vectors of spans, and long texts read in windows."""
+"""Token vectors with their place in the text, vectors of spans, and long texts read in windows."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def encoder(folder: Path, **options: object) -> Encoder:
 
 
 def plain(text: str) -> str:
-    """Return a text in lower case without accents, as in the vocabulary of an uncased BERT."""
+    """Lower case, without accents: how an uncased BERT spells a word."""
     decomposed = unicodedata.normalize("NFD", text.lower())
     return "".join(c for c in decomposed if unicodedata.category(c) not in ("Mn", "Cc", "Cf"))
 
@@ -82,47 +82,47 @@ def plain(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", SCRIPTS, ids=ascii)
-def test_tokens_vectors_and_offsets_match(demo: Encoder, demo_reference: Reference, text: str) -> None:
-    (result,) = demo.encode_tokens([text])
+def test_tokens_vectors_and_offsets_belong_together(demo: Encoder, demo_reference: Reference, text: str) -> None:
+    (answer,) = demo.encode_tokens([text])
     ids = demo_reference.single(text)
-    assert result.tokens == demo_reference.tokenizer.convert_ids_to_tokens(ids)
-    assert deviation(result.vectors, demo_reference.hidden([ids])[0][-1]) <= 1e-5
-    assert result.offsets is not None
-    assert result.offsets[0] == result.offsets[-1] == (0, 0)
-    for token, (start, end) in list(zip(result.tokens, result.offsets, strict=True))[1:-1]:
+    assert answer.tokens == demo_reference.tokenizer.convert_ids_to_tokens(ids)
+    assert deviation(answer.vectors, demo_reference.hidden([ids])[0][-1]) <= 1e-5
+    assert answer.offsets is not None
+    assert answer.offsets[0] == answer.offsets[-1] == (0, 0)
+    for token, (start, end) in list(zip(answer.tokens, answer.offsets, strict=True))[1:-1]:
         assert 0 <= start < end <= len(text)
         if token != "[UNK]":
             assert plain(text[start:end]) == token.removeprefix("##")
 
 
 def test_tokenized_texts_have_no_offsets(demo: Encoder) -> None:
-    results = demo.encode_tokens([["hello", "world"], "hello world", ["a", "|||", "b"]])
-    assert [result.offsets is None for result in results] == [True, False, True]
-    assert results[2].tokens == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
+    answers = demo.encode_tokens([["hello", "world"], "hello world", ["a", "|||", "b"]])
+    assert [answer.offsets is None for answer in answers] == [True, False, True]
+    assert answers[2].tokens == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
 
 
-def test_offsets_count_from_the_text_without_its_prompt(demo: Encoder) -> None:
+def test_offsets_count_from_the_text_and_not_from_its_prompt(demo: Encoder) -> None:
     text = "Hello world"
-    (result,) = demo.encode_tokens([text], prompt="query: ")
-    assert result.tokens[1:] == ["query", ":", "hello", "world", "[SEP]"]
-    assert result.offsets == [(0, 0), (0, 0), (0, 0), (0, 5), (6, 11), (0, 0)]
+    (answer,) = demo.encode_tokens([text], prompt="query: ")
+    assert answer.tokens[1:] == ["query", ":", "hello", "world", "[SEP]"]
+    assert answer.offsets == [(0, 0), (0, 0), (0, 0), (0, 5), (6, 11), (0, 0)]
 
 
-def test_offsets_are_right_when_a_very_long_text_is_cut_on_the_left(folder: Path) -> None:
+def test_offsets_survive_a_cut_on_the_left_of_a_very_long_text(folder: Path) -> None:
     text = "word " * 9000 + "One quick fox"
-    (result,) = encoder(folder, max_seq_len=5).encode_tokens([text], truncate="left")
-    assert result.offsets is not None
-    assert [text[a:b] for a, b in result.offsets] == ["", "One", "quick", "fox", ""]
+    (answer,) = encoder(folder, max_seq_len=5).encode_tokens([text], truncate="left")
+    assert answer.offsets is not None
+    assert [text[a:b] for a, b in answer.offsets] == ["", "One", "quick", "fox", ""]
 
 
-def test_offsets_are_right_when_lower_casing_makes_a_text_longer(folder: Path, tmp_path: Path) -> None:
+def test_offsets_hold_where_lower_casing_makes_a_text_longer(folder: Path, tmp_path: Path) -> None:
     modules = [Transformer(str(folder), do_lower_case=True), Pooling(64)]
     SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path))
     text = "İİ Dog İ fox"
     for options in ({}, {"prompt": "İ one "}):
-        (result,) = Encoder(tmp_path, device="cpu", dtype="float32").encode_tokens([text], **options)
-        assert result.offsets is not None
-        words = [text[a:b] for a, b in result.offsets if b > a]
+        (answer,) = Encoder(tmp_path, device="cpu", dtype="float32").encode_tokens([text], **options)
+        assert answer.offsets is not None
+        words = [text[a:b] for a, b in answer.offsets if b > a]
         assert (words[-1], words[-2], "Dog" in words) == ("fox", "İ", True)
 
 
@@ -138,8 +138,8 @@ def test_a_span_is_pooled_from_the_tokens_that_it_touches(
     start = data.draw(st.integers(0, len(text) - 1))
     end = data.draw(st.integers(start + 1, len(text)))
     mine = _cached(folder)
-    (result,) = mine.encode_tokens([text])
-    touched = [i for i, (a, b) in enumerate(result.offsets or []) if b > a and a < end and b > start]
+    (answer,) = mine.encode_tokens([text])
+    touched = [i for i, (a, b) in enumerate(answer.offsets or []) if b > a and a < end and b > start]
     if not touched:
         with pytest.raises(ValueError, match=rf"texts\[0\]: span \[{start}, {end}\] holds no token"):
             mine.encode_spans([text], [[(start, end)]])
@@ -155,11 +155,11 @@ _encoders: dict[Path, Encoder] = {}
 
 
 def _cached(folder: Path) -> Encoder:
-    """Return one encoder that all examples of a test share."""
+    """One encoder for all examples of a property."""
     return _encoders.setdefault(folder, encoder(folder))
 
 
-def test_a_span_without_tokens_or_beyond_the_text_is_named(folder: Path) -> None:
+def test_a_span_that_cannot_be_had_is_named(folder: Path) -> None:
     mine = encoder(folder, max_seq_len=6)
     text = "one two three four five six"
     for span, said in {
@@ -176,7 +176,7 @@ def test_a_span_without_tokens_or_beyond_the_text_is_named(folder: Path) -> None
         mine.encode_spans([["one", "two"]], [[(0, 3)]])  # type: ignore[list-item]
 
 
-def test_a_span_in_the_cut_part_of_a_pair_is_named(folder: Path) -> None:
+def test_a_span_in_the_part_of_a_pair_that_was_cut_is_named(folder: Path) -> None:
     mine = encoder(folder, max_seq_len=7)
     text = "one two three four ||| five six word and"
     assert mine.encode_tokens([text])[0].tokens == ["<s>", "one", "two", "</s>", "five", "six", "</s>"]
@@ -187,13 +187,13 @@ def test_a_span_in_the_cut_part_of_a_pair_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("spans", [[], [[(0, 1)]], [[(0, 1)], []], [[(0, 1)], [(-1, 2)]], [[(0, 1)], [(2, 1)]]])
-def test_invalid_spans_are_refused(folder: Path, spans: list[list[tuple[int, int]]]) -> None:
+def test_spans_that_are_none_are_refused(folder: Path, spans: list[list[tuple[int, int]]]) -> None:
     with pytest.raises(ValueError, match="spans"):
         _cached(folder).encode_spans(["one", "two"], spans)
 
 
 @pytest.mark.parametrize("name", ["NONE", "CLS_POOLED"])
-def test_spans_need_a_strategy_that_pools_tokens(folder: Path, name: str) -> None:
+def test_a_span_has_no_vector_of_a_kind_that_is_not_pooled(folder: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"must not be {name}"):
         _cached(folder).encode_spans(["one"], [[(0, 1)]], pooling_strategy=name)
 
@@ -214,7 +214,7 @@ def windows_of(mine: Encoder, text: str) -> list[list[int]]:
 
 
 def starts_of(windows: list[list[int]], words: list[int]) -> list[int]:
-    """Return the start of each window in the whole text: evenly spread, sharing at least an eighth of a window."""
+    """Where each window's words begin in the whole text: evenly spread, an eighth shared at least."""
     size = len(windows[0]) - 2
     count = int(np.ceil((len(words) - size // 8) / (size - size // 8)))
     starts = [round(Fraction(i * (len(words) - size), max(1, count - 1))) for i in range(count)]
@@ -223,7 +223,7 @@ def starts_of(windows: list[list[int]], words: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("max_seq_len", [3, 4, 10, 64, 512])
-def test_vector_of_a_long_text_is_the_weighted_mean_over_its_windows(
+def test_windows_cover_a_text_and_their_weighted_mean_is_its_vector(
     folder: Path, reference: Reference, max_seq_len: int
 ) -> None:
     mine, text = encoder(folder, max_seq_len=max_seq_len), long_text(600 if max_seq_len < 512 else 9000)
@@ -241,21 +241,21 @@ def test_vector_of_a_long_text_is_the_weighted_mean_over_its_windows(
 
 @settings(max_examples=20, deadline=None)
 @given(num_chars=st.integers(10, 2000), max_seq_len=st.sampled_from([3, 5, 12, 40]))
-def test_every_token_of_a_long_text_is_returned_once(
+def test_every_token_of_a_long_text_comes_once(
     folder: Path, reference: Reference, num_chars: int, max_seq_len: int
 ) -> None:
     text = long_text(num_chars)
     mine = _encoders.setdefault(folder / str(max_seq_len), encoder(folder, max_seq_len=max_seq_len))
-    (result,) = mine.encode_tokens([text], **CHUNK)
+    (answer,) = mine.encode_tokens([text], **CHUNK)
     whole = reference.tokenizer(text, return_offsets_mapping=True, verbose=False)
-    assert result.tokens == reference.tokenizer.convert_ids_to_tokens(whole["input_ids"])
-    assert result.offsets == whole["offset_mapping"]
+    assert answer.tokens == reference.tokenizer.convert_ids_to_tokens(whole["input_ids"])
+    assert answer.offsets == whole["offset_mapping"]
     windows = windows_of(mine, text)
-    assert deviation(result.vectors, owned_rows(reference, windows, reference.words(text))) <= 1e-5
+    assert deviation(answer.vectors, owned_rows(reference, windows, reference.words(text))) <= 1e-5
 
 
 def owned_rows(reference: Reference, windows: list[list[int]], words: list[int]) -> Array:
-    """Return each token's row, from the window in which it is further from an edge, or the later window."""
+    """Each token's row from the window in which it is further from the cut; at ties from the later."""
     starts, hidden = starts_of(windows, words), reference.hidden(windows)
     stops = [start + len(w) - 2 for start, w in zip(starts, windows, strict=True)]
     borders = [0, *((stop + start) // 2 for stop, start in zip(stops, starts[1:], strict=False)), len(words)]
@@ -273,22 +273,22 @@ def test_a_text_of_100000_characters_is_read_to_its_end(folder: Path, reference:
     assert np.abs(rows[0] - rows[1]).max() > 1e-5
     assert deviation(rows[0], rows[2]) <= 1e-6
     assert np.array_equal(*mine.encode([text, other]))
-    (result,) = mine.encode_tokens([text], **CHUNK)
+    (answer,) = mine.encode_tokens([text], **CHUNK)
     whole = reference.tokenizer(text, return_offsets_mapping=True, verbose=False)
-    assert len(result.tokens) == len(whole["input_ids"]) > 15_000
-    assert result.offsets == whole["offset_mapping"]
+    assert len(answer.tokens) == len(whole["input_ids"]) > 15_000
+    assert answer.offsets == whole["offset_mapping"]
 
 
-def test_spans_may_exceed_max_seq_len_with_chunk(folder: Path) -> None:
+def test_spans_reach_beyond_max_seq_len_with_chunk(folder: Path) -> None:
     mine, text = _cached(folder), long_text(20_000)
     spans = [(0, 5), (9_990, 10_030), (19_997, 20_000), (0, 20_000)]
     with pytest.raises(ValueError, match="see long_text"):
         mine.encode_spans([text], [spans])
     (rows,) = mine.encode_spans([text], [spans], **CHUNK)
-    (result,) = mine.encode_tokens([text], **CHUNK)
+    (answer,) = mine.encode_tokens([text], **CHUNK)
     for row, (start, end) in zip(rows, spans, strict=True):
-        of = [i for i, (a, b) in enumerate(result.offsets or []) if b > a and a < end and b > start]
-        assert deviation(row, result.vectors[of].mean(0, dtype=np.float64)) <= 1e-5
+        of = [i for i, (a, b) in enumerate(answer.offsets or []) if b > a and a < end and b > start]
+        assert deviation(row, answer.vectors[of].mean(0, dtype=np.float64)) <= 1e-5
 
 
 def test_a_text_that_fits_is_the_same_with_chunk(folder: Path) -> None:
@@ -299,6 +299,6 @@ def test_a_text_that_fits_is_the_same_with_chunk(folder: Path) -> None:
     assert EncodeOptions(**CHUNK) != EncodeOptions()
 
 
-def test_a_text_above_the_limit_of_chunk_is_an_error(folder: Path) -> None:
+def test_more_than_chunk_reads_is_an_error(folder: Path) -> None:
     with pytest.raises(ValueError, match="long_text chunk reads at most 131072 tokens"):
         _cached(folder).encode(["a " * 140_000], **CHUNK)

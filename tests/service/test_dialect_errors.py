@@ -28,10 +28,10 @@ TOO_LONG = "a text may have 254 tokens and special ones, got 600"
 NO_HEAD = "LOGITS needs a model for sequence classification"
 NO_SPLADE = "SPLADE needs a server that was started with -pooling_strategy SPLADE, or a sparse model"
 SPARSE_ONLY = (
-    "this server gives any number of rows for a text (-pooling_strategy NONE or SPLADE): see /encode, /embed_all "
+    "this server returns several vectors per text (-pooling_strategy NONE or SPLADE): use /encode, /embed_all "
     "or /embed_sparse"
 )
-RAGGED = "texts with any number of vectors have no rectangle: ask for JSON, or without ragged"
+RAGGED = "results of different lengths cannot be sent as raw or npy: ask for JSON or base64"
 FORMATS = "nput should be 'float', 'base64', 'raw' or 'npy', got 'hex'"
 DTYPES = "input should be 'float32', 'float16', 'int8', 'uint8', 'binary' or 'ubinary', got 'int4'"
 KINDS = "input should be 'float', 'int8', 'uint8', 'binary', 'ubinary' or 'base64', got 'int4'"
@@ -129,8 +129,8 @@ def test_a_body_that_is_no_json(zoo: Zoo, path: str, say: Say, content: bytes) -
 @pytest.mark.parametrize(("path", "say"), POSTS)
 def test_a_packed_body_that_cannot_be_unpacked(zoo: Zoo, path: str, say: Say) -> None:
     for content, coding, message in (
-        (b"{}", "gzip", "the body is no gzip: Error -3 while decompressing data: incorrect header check"),
-        (gzip.compress(b"{}")[:-1], "gzip", "the body is no gzip: it ends too early"),
+        (b"{}", "gzip", "the body is not valid gzip: Error -3 while decompressing data: incorrect header check"),
+        (gzip.compress(b"{}")[:-1], "gzip", "the body is not valid gzip: its end is missing"),
         (b"{}", "br", "content-encoding must be gzip, got 'br'"),
     ):
         reply = zoo.prompted.http.post(path, content=content, headers={"Content-Encoding": coding})
@@ -145,7 +145,7 @@ def test_a_body_that_is_too_large_packed_or_not_announced_or_not(zoo: Zoo, path:
     for reply in (http.post(path, content=whole), http.post(path, content=iter([whole[:9], whole[9:]]))):
         assert_says(reply, say, 413, "the body must have at most 1048576 bytes")
     reply = http.post(path, content=BOMB, headers={"Content-Encoding": "gzip"})
-    assert_says(reply, say, 413, "the body must have at most 1048576 bytes, unpacked")
+    assert_says(reply, say, 413, "the body must have at most 1048576 bytes when decompressed")
 
 
 BOMB = gzip.compress(b'{"a": "' + b"x" * 200_000_000 + b'"}', 1)
@@ -156,7 +156,7 @@ def test_a_key_that_is_missing_or_wrong(zoo: Zoo, path: str, say: Say) -> None:
     method = "GET" if (path, say) in GETS else "POST"
     for headers in ({}, {"Authorization": "Bearer three"}, {"X-API-Key": "three"}, {"Authorization": "Basic one"}):
         reply = httpx.request(method, zoo.prompted.running.url + path, headers=headers)
-        assert_says(reply, say, 401, "this server asks for an API key: send Authorization: Bearer <key>")
+        assert_says(reply, say, 401, "this server requires an API key: send Authorization: Bearer <key>")
         assert reply.headers["www-authenticate"] == "Bearer"
 
 
@@ -308,8 +308,8 @@ def test_fields_that_are_missing_or_of_another_type(
         ),
         ("/embed", tei, {"inputs": "a", "normalize": "maybe"}, 422, f"normalize: {NO_BOOL}"),
         # Cohere
-        ("/v2/embed", cohere, {}, 400, 'the body must have "texts", and some in it'),
-        ("/v2/embed", cohere, {"texts": []}, 400, 'the body must have "texts", and some in it'),
+        ("/v2/embed", cohere, {}, 400, 'the body must have a non-empty list "texts"'),
+        ("/v2/embed", cohere, {"texts": []}, 400, 'the body must have a non-empty list "texts"'),
         ("/v2/embed", cohere, {"texts": [""]}, 400, "texts[0] is an empty string"),
         ("/v2/embed", cohere, {"texts": ["a\0"]}, 400, "texts[0] contains a NUL character"),
         ("/v2/embed", cohere, {"texts": "a"}, 400, "texts: input should be a valid array, got 'a'"),
@@ -319,7 +319,7 @@ def test_fields_that_are_missing_or_of_another_type(
             cohere,
             {"inputs": [{"content": [{"type": "image_url"}]}]},
             400,
-            "inputs: this server reads text alone",
+            "inputs: every part must be of type text",
         ),
         ("/v2/embed", cohere, {"texts": ["a"], "embedding_types": ["int4"]}, 400, f"embedding_types.0: {KINDS}"),
         (
@@ -416,8 +416,8 @@ def test_what_is_asked_for_in_vain(
     [
         ({"texts": ["a"]}, "the body has no 'query'"),
         ({"query": None, "texts": ["a"]}, "query: input should be a valid string, got null"),
-        ({"query": "a"}, 'the body must have "texts" or "documents", and some in it'),
-        ({"query": "a", "texts": []}, 'the body must have "texts" or "documents", and some in it'),
+        ({"query": "a"}, 'the body must have a non-empty list "texts" or "documents"'),
+        ({"query": "a", "texts": []}, 'the body must have a non-empty list "texts" or "documents"'),
         ({"query": "", "texts": ["a"]}, "text of texts[0] is an empty string"),
         ({"query": "a", "texts": ["b", ""]}, "text_pair of texts[1] is an empty string"),
         ({"query": "a\0", "texts": ["b"]}, "text of texts[0] contains a NUL character"),
@@ -458,9 +458,9 @@ def test_what_cannot_be_ranked(zoo: Zoo, path: str, say: Say, status: int, body:
         ),
         (
             {"inputs": [["a"], ["b", "c"]]},
-            "inputs: must hold either texts or pairs, not both, got [['a'], ['b', 'c']]",
+            "inputs: must contain either texts or pairs, not both, got [['a'], ['b', 'c']]",
         ),
-        ({"inputs": [["a", "b", "c"]]}, "inputs: must hold lists of one or two strings, got [['a', 'b', 'c']]"),
+        ({"inputs": [["a", "b", "c"]]}, "inputs: must contain lists of one or two strings, got [['a', 'b', 'c']]"),
         (
             {"inputs": LONG, "truncate": False},
             "texts[0]: a text may have 510 tokens and special ones, got 600",
@@ -483,7 +483,7 @@ def test_what_cannot_be_classified(zoo: Zoo) -> None:
 
 def test_models_of_other_kinds_say_what_they_lack(zoo: Zoo) -> None:
     reply = zoo.classifier.http.post("/rerank", json={"query": "a", "texts": ["b"]})
-    assert_says(reply, tei, 422, "a reranker has one label, this model has 3: see /predict")
+    assert_says(reply, tei, 422, "reranking needs a model with one label, this model has 3: use /predict")
     for path, say, field, status in EMBEDDERS:
         if path not in ("/", "/embed_all"):
             assert_says(zoo.sparse.http.post(path, json={field: "a"}), say, status, SPARSE_ONLY)

@@ -1,4 +1,4 @@
-"""SHOW_CONFIG and SHOW_STATUS: bert-as-service's keys and types, and those that its dashboard reads."""
+"""SHOW_CONFIG and SHOW_STATUS: bert-as-service's keys with its types, and what the old page reads of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bert_serving.server.settings import Settings
 
 NONE = type(None)
 
-#: Every key of the original's config, with the JSON types of its value.
+#: Every key of the original's config, and the types that JSON gives its value.
 ORIGINAL_CONFIG: dict[str, tuple[type, ...]] = {
     # runtime
     "client": (str,),
@@ -50,7 +50,7 @@ ORIGINAL_CONFIG: dict[str, tuple[type, ...]] = {
     "num_labels": (int,),
     "num_worker": (int,),
     "pooling_layer": (list,),
-    "pooling_strategy": (int, NONE),  # null: a strategy that the original does not have
+    "pooling_strategy": (int, NONE),  # null: what the original has not
     "port": (int,),
     "port_out": (int,),
     "prefetch_size": (int,),
@@ -122,7 +122,7 @@ def make_report(statistic: Statistic | None = None, **settings: Any) -> StatusRe
 
 
 def as_json(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the info as a client receives it."""
+    """Return the info as a client has it."""
     found: dict[str, Any] = json.loads(json.dumps(info))
     return found
 
@@ -150,21 +150,21 @@ def test_status_adds_the_statistic_and_the_workers() -> None:
     assert status["statistic"]["max_last_two_interval"] == 2.5
 
 
-def test_computed_values_equal_those_of_the_original() -> None:
+def test_values_that_the_original_computed() -> None:
     config = make_report(
         cased_tokenization=True, http_port=8125, pooling_layer=(-1, -2), device_map=(3,), num_worker=2
     ).config(b"0123")
     assert config["server_version"] == "1.10.0"
     assert config["client"] == "0123"
     assert config["do_lower_case"] is False
-    assert config["num_process"] == 4  # two workers, the gateway, and the server process
+    assert config["num_process"] == 4  # two workers, the gateway, and the server
     assert config["ventilator -> worker"] == ["ipc:///tmp/x/workers"]
     assert config["pooling_layer"] == [-1, -2]
     assert config["device_map"] == [3]
     assert config["max_seq_len"] == 25
 
 
-def test_an_identity_that_is_not_text_is_shown() -> None:
+def test_an_identity_that_is_no_text_can_be_told_all_the_same() -> None:
     assert as_json(make_report().config(b"\xff\x00a"))["client"] == "\\xff\x00a"
 
 
@@ -185,7 +185,7 @@ def test_an_identity_that_is_not_text_is_shown() -> None:
         (("REDUCE_MEAN", "CLS_TOKEN"), None),
     ],
 )
-def test_pooling_strategy_is_the_number_of_the_original(names: tuple[str, ...], number: int | None) -> None:
+def test_pooling_strategy_is_the_originals_number(names: tuple[str, ...], number: int | None) -> None:
     config = make_report(pooling_strategy=names).config(b"a")
     assert config["pooling_strategy"] == number
     assert config["pooling"] == list(names)
@@ -202,7 +202,7 @@ def test_pooling_strategy_is_the_number_of_the_original(names: tuple[str, ...], 
         (["cls", "mean"], None),
     ],
 )
-def test_pooling_of_a_sentence_transformers_folder_is_shown(
+def test_pooling_of_a_sentence_transformers_folder_is_told(
     tmp_path: Path, modes: str | list[str], number: int | None
 ) -> None:
     parts = [("Transformer", ""), ("Pooling", "pooling")]
@@ -217,7 +217,7 @@ def test_pooling_of_a_sentence_transformers_folder_is_shown(
 
     assert told() == (number, [-1])
     assert told(pooling_strategy=("REDUCE_MAX",)) == (1, [-2])
-    assert told(pooling_layer=(-3,)) == (2, [-3])  # overrides the folder's pooling
+    assert told(pooling_layer=(-3,)) == (2, [-3])  # takes leave of the folder's own pooling
 
 
 def test_pooling_of_a_plain_folder_is_the_originals_default(tmp_path: Path) -> None:
@@ -225,14 +225,14 @@ def test_pooling_of_a_plain_folder_is_the_originals_default(tmp_path: Path) -> N
     assert (config["pooling_strategy"], config["pooling_layer"]) == (2, [-2])
 
 
-def test_max_seq_len_none_is_null_as_in_the_original() -> None:
+def test_max_seq_len_none_is_null_as_the_original_had_it() -> None:
     config = as_json(make_report(max_seq_len="NONE").config(b"a"))
     assert_types(config, ORIGINAL_CONFIG)
     assert config["max_seq_len"] is None
 
 
-def test_the_originals_dashboard_finds_every_value_that_it_reads() -> None:
-    """Check the cards of the page one by one."""
+def test_the_originals_page_finds_every_value_that_it_reads() -> None:
+    """Its cards, one by one."""
     statistic = Statistic(0.0)
     statistic.count_command(b"a")
     statistic.count_texts(b"a", 2, 4.0)
@@ -245,10 +245,10 @@ def test_the_originals_dashboard_finds_every_value_that_it_reads() -> None:
     assert [found[f"{kind}_request_per_client"] for kind in ("min", "avg", "max")] == [1, 1.5, 2]
     assert (status["server_version"], status["cpu"], status["num_worker"]) == ("1.10.0", True, 2)
     assert status["max_seq_len"] == 25
-    assert datetime.fromisoformat(status["server_start_time"]).tzinfo is not None  # needed for the uptime
+    assert datetime.fromisoformat(status["server_start_time"]).tzinfo is not None  # its uptime
 
 
-def test_torch_version_is_shown_without_importing_torch() -> None:
+def test_torchs_version_is_told_without_loading_it() -> None:
     code = (
         "import sys\n"
         "from bert_serving.server.broker.status import _torch_version\n"

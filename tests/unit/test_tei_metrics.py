@@ -1,4 +1,4 @@
-"""TEI's metrics: all exist from the start, with TEI's labels and buckets."""
+"""TEI's metric names: all there from the start, with TEI's labels and buckets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def samples(metrics: BrokerMetrics) -> dict[str, float]:
     return found
 
 
-def test_every_metric_exists_from_the_start_at_zero() -> None:
+def test_every_name_is_there_from_the_start_at_zero() -> None:
     found = {name: value for name, value in samples(BrokerMetrics()).items() if name.startswith("te_")}
     assert set(found.values()) == {0}
     plain = {name for name in found if "_bucket{" not in name}
@@ -47,7 +47,7 @@ def test_every_metric_exists_from_the_start_at_zero() -> None:
     assert plain == COUNTERS | of_histograms
 
 
-def test_buckets_equal_those_of_tei() -> None:
+def test_buckets_are_teis() -> None:
     found = samples(BrokerMetrics())
     for name in DURATIONS:
         bounds = [key.split('"')[1] for key in found if key.startswith(f"{name}_bucket")]
@@ -82,7 +82,7 @@ def test_requests_are_counted_by_method_and_texts_by_kind() -> None:
     assert in_buckets == {4: 0, 8: 1, 16: 2, 512: 2, 1024: 3}
 
 
-def test_batches_and_the_queue_are_counted_under_both_names() -> None:
+def test_batches_and_the_queue_have_both_names() -> None:
     metrics = BrokerMetrics()
     metrics.batch_texts.observe(7)
     metrics.batch_tokens.observe(70)
@@ -106,7 +106,7 @@ def test_batches_and_the_queue_are_counted_under_both_names() -> None:
         (ServingError("any"), None),
     ],
 )
-def test_each_of_our_errors_maps_to_an_error_of_tei(error: ServingError, err: str | None) -> None:
+def test_each_of_our_errors_is_one_of_teis(error: ServingError, err: str | None) -> None:
     metrics = BrokerMetrics()
     metrics.te.failed(error)
     counted = {name: value for name, value in samples(metrics).items() if value and name.startswith("te_")}
