@@ -1,4 +1,4 @@
-"""Send without waiting, fetch later: in any order, in the order of sending, or as a stream.
+"""Sends requests without waiting and fetches the results later, in three ways. Needs a server.
 
 bert-serving-start & python examples/fire_and_fetch.py [-port 5555] [-port_out 5556]
 """
