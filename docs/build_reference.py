@@ -204,7 +204,8 @@ def _arguments(function: griffe.Function) -> Iterator[str]:
 
 
 def _code(text: str) -> str:
-    return f"```python\n{text}\n```"
+    quoted = re.sub(r"'([^'\"]*)'", r'"\1"', text)  # as ruff writes strings
+    return f"```python\n{quoted}\n```"
 
 
 def markdown(docstring: griffe.Docstring | None, names: Collection[str]) -> Iterator[str]:
