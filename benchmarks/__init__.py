@@ -1,1 +1,4 @@
-"""Speed, measured side by side. Each file is a program: python -m benchmarks.NAME."""
+"""Benchmarks that measure side by side. Run one with python -m benchmarks.NAME; common and device are shared.
+
+Run it from the repository's root: the benchmarks use tests/support for a started server, small models and sentences.
+"""

@@ -1,9 +1,9 @@
-"""What the HTTP gateway itself can carry: a worker that answers at once stands behind it.
+"""How many requests the HTTP gateway can carry, with a worker behind it that computes nothing.
 
     python -m benchmarks.gateway [--seconds 5] [--http_workers 1]
 
-The machine is shared by load generator, gateway, broker and double, so a rate is also given for each core: what
-was carried over the CPU time that the gateway processes took for it.
+Load generator, gateway, broker and the double of the worker share the machine. So the table also has rates for
+each core: requests and bytes divided by the CPU time that the gateway processes used for them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,12 @@ from bert_serving.protocol import (
     worker_message_from_frames,
     worker_message_to_frames,
 )
-from bert_serving.server import child
 from bert_serving.server.broker.broker import Broker
 from bert_serving.server.settings import Settings
+from bert_serving.server.supervisor import child
 from bert_serving.server.supervisor.supervisor import listen
 
-from benchmarks.service import cpu_name
+from benchmarks.common import cpu_name
 from tests.support.running_server import free_ports
 from tests.support.sentences import sentences
 
@@ -49,14 +50,15 @@ _spawn = multiprocessing.get_context("spawn")
 
 
 def run_broker(settings: dict[str, Any], endpoint: str) -> None:
+    """Run a broker that waits for one worker, until it is killed."""
     broker = Broker(Settings(**settings), worker_endpoint=endpoint, worker_names=["worker-0"], max_seq_len=256)
     while True:
         broker.step(500)
 
 
 def run_double(endpoint: str) -> None:
-    """Answer each batch at once, with the same vectors for every text."""
-    socket_ = zmq.Context.instance().socket(zmq.DEALER)
+    """Send a result for each batch at once, with the same vectors for every text."""
+    socket_: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket_.setsockopt(zmq.IDENTITY, b"worker-0#1")
     socket_.connect(endpoint)
     socket_.send_multipart(worker_message_to_frames(Ready(FACTS)))
@@ -70,7 +72,7 @@ def run_double(endpoint: str) -> None:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests of one kind. size: texts in each. headers: beside the usual ones."""
+    """Requests of one kind. size: texts in each."""
 
     name: str
     path: str
@@ -80,6 +82,7 @@ class Load:
 
     @property
     def message(self) -> bytes:
+        """The request as it goes over the connection."""
         body = json.dumps(self.body).encode()
         head = (
             f"POST {self.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -89,7 +92,7 @@ class Load:
 
 
 async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
-    """Send requests over several connections; return how many were answered, and the bytes of their bodies."""
+    """Send requests over several connections; return the number of responses, and the bytes of their bodies."""
     message, until = load.message, time.perf_counter() + seconds
     done = [0, 0]
 
@@ -110,10 +113,12 @@ async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:
+    """Return the CPU time that the processes have used so far."""
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def main() -> None:
+    """Start broker, double and gateways, and print a row for each load."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--http_workers", type=int, default=1)
@@ -170,13 +175,15 @@ def main() -> None:
                 each.join()
 
 
-def start(target: Callable[..., None], *args: Any) -> Any:
+def start(target: Callable[..., None], *args: Any) -> SpawnProcess:
+    """Start a child process that runs the target."""
     process = _spawn.Process(target=target, args=args, daemon=True)
     process.start()
     return process
 
 
 def row(load: Load, port: int, gateways: list[psutil.Process], seconds: float) -> str:
+    """Measure one load, and return its row of the table."""
     asyncio.run(send(port, load, min(1.0, seconds)))
     began, cpu = time.perf_counter(), cpu_seconds(gateways)
     count, num_bytes = asyncio.run(send(port, load, seconds))
