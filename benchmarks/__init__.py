@@ -1,4 +1,5 @@
-"""Benchmarks that measure side by side. Run one with python -m benchmarks.NAME; common and device are shared.
+"""Benchmarks that measure side by side. Start one in the repository's root: `python -m benchmarks.NAME`.
 
-Run it from the repository's root: the benchmarks use tests/support for a started server, small models and sentences.
+common.py and device.py hold what they share. They also use tests/support, for a started server, small models and
+sentences.
 """

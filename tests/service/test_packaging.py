@@ -48,16 +48,6 @@ def test_nothing_but_the_worker_loads_torch_or_transformers(module: str) -> None
     assert run(sys.executable, "-c", code).strip() == ""
 
 
-def test_broker_worker_and_gateway_do_not_import_each_other() -> None:
-    server = ROOT / "server/bert_serving/server"
-    parts = ("broker", "worker", "gateway")
-    for part in parts:
-        for file in (server / part).glob("*.py"):
-            imported = re.findall(r"^\s*(?:from|import) ([\w.]+)", file.read_text(), re.M)
-            others = [name for name in imported for other in parts if other != part and other in name.split(".")]
-            assert others == [], file
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
