@@ -1,9 +1,9 @@
-"""How many requests the HTTP gateway can carry, with a worker behind it that computes nothing.
+"""What the HTTP gateway itself can carry: a worker that answers at once stands behind it.
 
     python -m benchmarks.gateway [--seconds 5] [--http_workers 1]
 
-Load generator, gateway, broker and the double of the worker share the machine. So the table also has rates for
-each core: requests and bytes divided by the CPU time that the gateway processes used for them.
+The machine is shared by load generator, gateway, broker and double, so a rate is also given for each core: what
+was carried over the CPU time that the gateway processes took for it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from bert_serving.protocol import (
     worker_message_from_frames,
     worker_message_to_frames,
 )
+from bert_serving.server import child
 from bert_serving.server.broker.broker import Broker
 from bert_serving.server.settings import Settings
-from bert_serving.server.supervisor import child
 from bert_serving.server.supervisor.supervisor import listen
 
 from benchmarks.common import cpu_name
@@ -57,7 +57,7 @@ def run_broker(settings: dict[str, Any], endpoint: str) -> None:
 
 
 def run_double(endpoint: str) -> None:
-    """Send a result for each batch at once, with the same vectors for every text."""
+    """Answer each batch at once, with the same vectors for every text."""
     socket_: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket_.setsockopt(zmq.IDENTITY, b"worker-0#1")
     socket_.connect(endpoint)
@@ -72,7 +72,7 @@ def run_double(endpoint: str) -> None:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests of one kind. size: texts in each."""
+    """Requests of one kind. size: texts in each. headers: beside the usual ones."""
 
     name: str
     path: str
@@ -92,7 +92,7 @@ class Load:
 
 
 async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
-    """Send requests over several connections; return the number of responses, and the bytes of their bodies."""
+    """Send requests over several connections; return how many were answered, and the bytes of their bodies."""
     message, until = load.message, time.perf_counter() + seconds
     done = [0, 0]
 

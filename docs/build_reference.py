@@ -78,11 +78,11 @@ def pages() -> dict[Path, str]:
 
 
 def _is_error(found: griffe.Class) -> bool:
-    return found.module.name == "errors"
+    return bool(found.module.name == "errors")
 
 
 def _is_variant(client: griffe.Class) -> bool:
-    return client.name != "BertClient"
+    return bool(client.name != "BertClient")
 
 
 def find(module: griffe.Module, name: str) -> griffe.Object:

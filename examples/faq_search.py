@@ -1,4 +1,4 @@
-"""Search by meaning: finds the question of a list that is closest to the one that was asked.
+"""Search by meaning: which question of a list is closest to the one that was asked?
 
 bert-serving-start & python examples/faq_search.py [-port 5555] [-port_out 5556]
 """

@@ -1,4 +1,4 @@
-"""Starts one server for each layer, one after the other, and compares how the layers see two kinds of text.
+"""One server for each layer, one after the other in the same process: how do the layers see two kinds of text?
 
     python examples/layers.py
 

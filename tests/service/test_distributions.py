@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import running_server
 from tests.support.code_blocks import ROOT, code_blocks, on_ports_of
 from tests.support.processes import run
 from tests.support.running_server import RunningServer
@@ -80,7 +81,9 @@ def test_the_wheel_alone_is_the_client_on_numpy_and_pyzmq(
     assert "pip install 'bert-embedding-service[server]'" in line
 
 
-def test_the_sdist_installs_and_serves_the_readmes_first_example(built: Distributions, tmp_path: Path) -> None:
+def test_the_sdist_installs_and_serves_the_readmes_first_example(
+    built: Distributions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In an environment that sees the dependencies of this one, and nothing of this repository."""
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")
     python, scripts = tmp_path / "env/bin/python", tmp_path / "env/bin"
@@ -95,7 +98,8 @@ def test_the_sdist_installs_and_serves_the_readmes_first_example(built: Distribu
     files = run(python, "-c", where, cwd=tmp_path, env={"PYTHONPATH": ""}).split()
     assert all(Path(file).is_relative_to(site_packages) for file in files), files
     example = next(block for block in code_blocks(ROOT / "README.md") if block.language == "python")
-    with RunningServer(scripts=scripts, env={"PYTHONPATH": ""}) as server:
+    monkeypatch.setattr(running_server, "_BIN", scripts)
+    with RunningServer(env={"PYTHONPATH": ""}) as server:
         code = on_ports_of(server.wait_ready(), example.code)
         printed = run(python, "-c", code, cwd=tmp_path, env={"PYTHONPATH": ""})
     assert printed.splitlines() == example.printed == ["(3, 384)"]

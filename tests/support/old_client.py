@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ def install_old_client(folder: Path) -> Path:
     """Make an environment with nothing but the old client; return its Python."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*install, "bert-serving-client==1.10.0"], check=True)
     return python
 
 
-def run_with(
-    python: Path, script: str, ports: Mapping[str, object], folder: Path, stdin: str | None = None
-) -> Any:
+def run_with(python: Path, script: str, ports: dict[str, int], folder: Path, stdin: str | None = None) -> Any:
     """Run a script on a server's ports, far from this repository; return the JSON that it prints."""
     path = folder / "script.py"
     path.write_text(script)

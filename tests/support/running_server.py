@@ -31,9 +31,9 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def command(name: str, *args: object, scripts: Path = _BIN) -> list[str]:
-    """Return the command line of a console script. scripts: its folder, by default this environment's."""
-    return [str(scripts / name), *map(str, args)]
+def command(name: str, *args: object) -> list[str]:
+    """Return the command line of a console script of this environment."""
+    return [str(_BIN / name), *map(str, args)]
 
 
 class Ports(TypedDict):
@@ -46,14 +46,14 @@ class Ports(TypedDict):
 class RunningServer:
     """Starts in the constructor; `wait_ready` returns when it says that it serves."""
 
-    def __init__(self, *args: object, env: dict[str, str] | None = None, scripts: Path = _BIN) -> None:
+    def __init__(self, *args: object, env: dict[str, str] | None = None) -> None:
         self.port, self.port_out, self.http_port = free_ports(3)
         # Where its private socket lies: whatever is left in here after its end is a leak.
         self.tmp = tempfile.TemporaryDirectory(prefix="bs")
         ports = ["-port", self.port, "-port_out", self.port_out, "-http_port", self.http_port]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by __exit__
         self.process = subprocess.Popen(
-            command("bert-serving-start", *ports, *args, scripts=scripts),
+            command("bert-serving-start", *ports, *args),
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": self.tmp.name, **(env or {})},
@@ -88,7 +88,6 @@ class RunningServer:
         return self._log.read()
 
     def wait_ready(self) -> RunningServer:
-        """Wait until it serves; return itself."""
         self.wait_for("all set, ready to serve request!", START_S)
         self.family = psutil.Process(self.process.pid).children(recursive=True)
         return self
