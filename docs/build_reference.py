@@ -26,7 +26,7 @@ QUOTES = "\"'"
 CLIENT = "bert_serving.client"
 # Defined somewhere in the package, under names that occur once.
 OPTIONS = ("EncodeOptions",)
-TYPES = ("Text", "TextPair", "Spans", "Rows")
+TYPES = ("Text", "Texts", "TextPair", "Spans", "Rows", "Tokens")
 ENCODER = ("Encoder", "EncodingError", "ModelError")
 SERVER = ("BertServer",)
 HEADER = "<!-- Built by `make docs` from the docstrings. Change those instead of this file. -->"
@@ -66,7 +66,7 @@ def pages() -> dict[Path, str]:
         "Results and options": results,
         "All options of a request": [find(package, name) for name in OPTIONS],
         "Errors": errors,
-        "Types": [find(package, name) for name in TYPES],
+        "Types": [*_found(package, TYPES)],
     }
     encoder: Sections = {"": [find(package, name) for name in ENCODER]}
     server: Sections = {"": [find(package, name) for name in SERVER]}
@@ -94,6 +94,12 @@ def find(module: griffe.Module, name: str) -> griffe.Object:
         elif member.name == name and isinstance(member, griffe.Class | griffe.Attribute):
             return member
     raise LookupError(f"{module.path} defines no {name}")
+
+
+def _found(module: griffe.Module, names: Sequence[str]) -> Iterator[griffe.Object]:
+    for name in names:
+        with suppress(LookupError):
+            yield find(module, name)
 
 
 def _target(member: griffe.Object | griffe.Alias) -> griffe.Object:
@@ -127,7 +133,7 @@ def _class_blocks(found: griffe.Class, heading: str, on_page: Collection[str]) -
     for member in _members(found, on_page):
         yield f"{heading}# {found.name}.{member.name}"
         if isinstance(member, griffe.Function):
-            yield _code("\n".join(map(_def, _overloads(member) or [member])))
+            yield _code("\n".join(map(_def, member.overloads or [member])))
             yield from markdown(member.docstring, {each.name for each in member.parameters})
         elif isinstance(member, griffe.Attribute):
             yield _code(f"{member.name}: {member.annotation}" if member.annotation else member.name)
@@ -136,14 +142,11 @@ def _class_blocks(found: griffe.Class, heading: str, on_page: Collection[str]) -
 
 def _members(found: griffe.Class, on_page: Collection[str]) -> Iterator[griffe.Object]:
     """Yield the public members with a docstring, and those that it has from a base that is not on the page."""
-    for member in map(_target, {**found.inherited_members, **found.members}.values()):
+    inherited = {name: each for name, each in found.inherited_members.items() if name not in found.members}
+    for member in map(_target, {**found.members, **inherited}.values()):
         owner = member.parent.path if member.parent else ""
         if member.docstring and not member.name.startswith("_") and (owner == found.path or owner not in on_page):
             yield member
-
-
-def _overloads(function: griffe.Function) -> list[griffe.Function]:
-    return function.parent.overloads.get(function.name, []) if isinstance(function.parent, griffe.Class) else []
 
 
 def _class_source(found: griffe.Class) -> str:
@@ -224,15 +227,17 @@ def _split(lines: Sequence[str], names: Collection[str]) -> Iterator[str]:
     """Yield the lines, broken before a description of an argument that begins inside a line."""
     inside = "|".join(sorted(map(re.escape, names))) or "(?!)"
     for line in lines:
-        for part in re.split(rf"(?<=[.;]) (?=(?:{inside})(?:, \w+)*: )", line.rstrip()):
-            yield re.sub(";$", ".", part)
+        *described, last = re.split(rf"(?<=[.;]) (?=(?:{inside})(?:, \w+)*: )", line.rstrip())
+        yield from (re.sub(";$", ".", part) for part in described)
+        yield last
 
 
 def _items(lines: Sequence[str]) -> Iterator[str]:
     """Yield the lines of a paragraph; a line that describes an argument starts an item of a list."""
     in_list = False
     for i, line in enumerate(lines):
-        if found := _ARGUMENT.fullmatch(line):
+        starts = i == 0 or lines[i - 1].endswith((".", ";", ":"))
+        if starts and (found := _ARGUMENT.fullmatch(line)):
             if i and not in_list:
                 yield ""
             in_list = True
