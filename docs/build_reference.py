@@ -24,7 +24,7 @@ LINE_LENGTH = 100
 QUOTES = "\"'"
 
 CLIENT = "bert_serving.client"
-# Defined somewhere in the package, under names that occur once.
+# Looked up by name, in whichever module they are defined.
 OPTIONS = ("EncodeOptions",)
 TYPES = ("Text", "Texts", "TextPair", "Spans", "Rows", "Tokens")
 ENCODER = ("Encoder", "EncodingError", "ModelError")
@@ -66,7 +66,7 @@ def pages() -> dict[Path, str]:
         "Results and options": results,
         "All options of a request": [find(package, name) for name in OPTIONS],
         "Errors": errors,
-        "Types": [*_found(package, TYPES)],
+        "Types": [*_types(package)],
     }
     encoder: Sections = {"": [find(package, name) for name in ENCODER]}
     server: Sections = {"": [find(package, name) for name in SERVER]}
@@ -96,10 +96,11 @@ def find(module: griffe.Module, name: str) -> griffe.Object:
     raise LookupError(f"{module.path} defines no {name}")
 
 
-def _found(module: griffe.Module, names: Sequence[str]) -> Iterator[griffe.Object]:
-    for name in names:
-        with suppress(LookupError):
-            yield find(module, name)
+def _types(package: griffe.Module) -> Iterator[griffe.Object]:
+    for name in TYPES:
+        for half in (package["protocol"], package["client"]):
+            with suppress(LookupError):
+                yield find(half, name)
 
 
 def _target(member: griffe.Object | griffe.Alias) -> griffe.Object:
