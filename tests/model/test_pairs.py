@@ -95,7 +95,7 @@ def sequence_of(mine: Encoder, text: str | list[str]) -> tuple[list[int], list[i
     return sequence.ids, sequence.type_ids or [0] * len(sequence.ids)
 
 
-@pytest.mark.parametrize("text", STRINGS + LISTS, ids=ascii)
+@pytest.mark.parametrize("text", [*STRINGS, *LISTS], ids=ascii)
 def test_the_same_texts_are_pairs_as_in_bert_as_service(
     folders: dict[str, Path], reference: Reference, text: str | list[str]
 ) -> None:

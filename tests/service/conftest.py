@@ -1,3 +1,5 @@
+"""What the tests of the service share: running servers, clients of them, and the old client."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -7,6 +7,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import zmq
@@ -154,7 +155,7 @@ def test_a_reply_that_is_given_up_is_an_error_and_not_silence() -> None:
             slow.send(slow.identity, body, b"%d" % i, b"32")
         while other.server_status["num_batch"] == 0 or other.server_status["open_requests"] > 0:
             time.sleep(0.1)
-        answers = {}
+        answers: dict[bytes, Any] = {}
         while len(answers) < 50:
             assert slow.hears(5000), f"only {len(answers)} answers"
             frames = slow.receive()
@@ -166,7 +167,7 @@ def test_a_reply_that_is_given_up_is_an_error_and_not_silence() -> None:
 
 
 def test_a_flood_from_a_client_that_leaves_does_not_harm_the_server() -> None:
-    """libzmq's own heartbeats would abort the process here; the broker is busy, simulated by a stop."""
+    """Libzmq's own heartbeats would abort the process here; the broker is busy, simulated by a stop."""
     with RunningServer("-outbox_mb", "20") as running, BertClient(**running.wait_ready().ports) as client:
         flood = zmq.Context()
         push = flood.socket(zmq.PUSH)

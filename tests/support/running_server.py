@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TypedDict
 
 import psutil
 
@@ -33,6 +34,13 @@ def free_ports(count: int) -> list[int]:
 def command(name: str, *args: object) -> list[str]:
     """Return the command line of a console script of this environment."""
     return [str(_BIN / name), *map(str, args)]
+
+
+class Ports(TypedDict):
+    """The ports of a server, as the clients take them."""
+
+    port: int
+    port_out: int
 
 
 class RunningServer:
@@ -64,15 +72,18 @@ class RunningServer:
         self._log.close()
 
     @property
-    def ports(self) -> dict[str, int]:
+    def ports(self) -> Ports:
+        """The ports that the clients connect to."""
         return {"port": self.port, "port_out": self.port_out}
 
     @property
     def url(self) -> str:
+        """The address of the HTTP port."""
         return f"http://127.0.0.1:{self.http_port}"
 
     @property
     def log(self) -> str:
+        """All log lines so far."""
         self._log.seek(0)
         return self._log.read()
 
@@ -97,6 +108,7 @@ class RunningServer:
             return [worker["pid"] for worker in client.server_status["workers"] if worker["state"] == "ready"]
 
     def signal(self, signum: int) -> None:
+        """Send a signal to the server process."""
         self.process.send_signal(signum)
 
     def wait_end(self) -> int:

@@ -46,7 +46,7 @@ def running_zoo(base: Path, demo_model: Path) -> Iterator[Zoo]:
     names = dict(enumerate(LABELS))
     ids = {label: i for i, label in names.items()}
     folders = {
-        "prompted": _with_prompts(base / "prompted", demo_model),
+        "prompted": with_prompts(base / "prompted", demo_model),
         "reranker": make_classifier(base / "reranker", "bert", num_labels=1),
         "classifier": make_classifier(base / "classifier", "bert", id2label=names, label2id=ids),
         "sparse": make_masked(base / "sparse", "bert"),
@@ -79,7 +79,7 @@ def running_zoo(base: Path, demo_model: Path) -> Iterator[Zoo]:
         )
 
 
-def _with_prompts(folder: Path, model: Path) -> Path:
+def with_prompts(folder: Path, model: Path) -> Path:
     """Link a model into the folder, with prompts of its own; return the folder."""
     folder.mkdir()
     for path in model.iterdir():
