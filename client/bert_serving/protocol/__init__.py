@@ -25,6 +25,7 @@ from .errors import (
     error_from_info,
 )
 from .messages import (
+    WIRE_VERSION,
     Batch,
     BrokerMessage,
     Command,
@@ -35,6 +36,7 @@ from .messages import (
     Failed,
     Heartbeat,
     InfoReply,
+    ModelFacts,
     Part,
     PartResult,
     Ready,
@@ -67,6 +69,7 @@ __all__ = [
     "ERROR_CODES",
     "MAX_IDENTITY_BYTES",
     "POOLING_STRATEGIES",
+    "WIRE_VERSION",
     "Batch",
     "BrokerMessage",
     "Command",
@@ -81,6 +84,7 @@ __all__ = [
     "Heartbeat",
     "InfoReply",
     "InvalidRequest",
+    "ModelFacts",
     "Overloaded",
     "Part",
     "PartResult",

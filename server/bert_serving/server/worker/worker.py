@@ -29,6 +29,7 @@ from bert_serving.protocol import (
     Batch,
     Failed,
     Heartbeat,
+    ModelFacts,
     Ready,
     Refused,
     Rejected,
@@ -104,7 +105,7 @@ class Worker:
                 part = tokenizer_path.with_suffix(f".{os.getpid()}")
                 encoder.save_tokenizer(part)
                 part.rename(tokenizer_path)  # nobody is to read half of it
-            facts = warm_up(encoder) | {"max_batch_tokens": options["max_batch_tokens"]}
+            facts = warm_up(encoder, max_batch_tokens=options["max_batch_tokens"])
         except ModelError as exc:
             self._io.send(Refused(str(exc)))
             return
@@ -133,9 +134,7 @@ class Worker:
                 continue
             if work is None:
                 return
-            io.busy_since = time.monotonic()
             result = _encode(encoder, work, self._dtype)
-            io.busy_since = None
             if isinstance(result, Result):
                 io.forward_at = time.monotonic()
             self._results.send_multipart(worker_message_to_frames(result), copy=False)
@@ -144,14 +143,13 @@ class Worker:
 class _IoThread:
     """The worker's socket and the thread that serves it.
 
-    inbox: tokenized batches for the main thread; None: there is no more. forward_at, busy_since: times
-    of the main thread's last success and of its present batch. is_closing: the main thread has left.
+    inbox: tokenized batches for the main thread; None: there is no more. forward_at: when the main thread's last
+    forward pass succeeded. is_closing: the main thread has left.
     """
 
     def __init__(self, context: zmq.Context[Any], routing_id: bytes, endpoint: str) -> None:
         self.inbox: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()  # two at most: the broker sees to it
         self.forward_at = time.monotonic()
-        self.busy_since: float | None = None
         self.is_closing = False
         self._runtime_dir = Path(endpoint.removeprefix("ipc://")).parent
         self._socket = context.socket(zmq.DEALER)
@@ -208,13 +206,11 @@ class _IoThread:
         self.inbox.put(_Work(batch.batch_id, prepared, (time.perf_counter() - start) * 1000))
 
     def _heartbeat(self) -> Heartbeat:
-        now = time.monotonic()
-        busy_since = self.busy_since
-        return Heartbeat(now - self.forward_at, 0.0 if busy_since is None else now - busy_since)
+        return Heartbeat(time.monotonic() - self.forward_at)
 
 
-def warm_up(encoder: Encoder) -> dict[str, Any]:
-    """Run a full micro-batch a few times; return the facts that the broker plans with."""
+def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
+    """Run a full micro-batch a few times; return what the broker needs to know about the model."""
     length = min(encoder.max_seq_len, 32)
     texts = ["word " * (length - 2)] * (_WARM_UP_TOKENS // length)
     seconds = []
@@ -222,21 +218,22 @@ def warm_up(encoder: Encoder) -> dict[str, Any]:
         start = time.perf_counter()
         encoder.encode(texts)
         seconds.append(time.perf_counter() - start)
-    return {
-        "pid": os.getpid(),
-        "device": str(encoder.device),
-        "dtype": str(encoder.dtype).removeprefix("torch."),
-        "dimension": encoder.dimension,
-        "kind": encoder.kind,
-        "poolings": encoder.poolings,
-        "splits_specials": encoder.splits_specials,
-        "prompts": encoder.prompts,
-        **({"labels": encoder.labels} if encoder.labels else {}),
-        "max_seq_len": encoder.max_seq_len,
-        "forward": "packed" if encoder.padded_because is None else "padded",
-        "parity": round(encoder.parity, 6),
-        "tokens_per_s": round(length * len(texts) / min(seconds)),
-    }
+    return ModelFacts(
+        pid=os.getpid(),
+        device=str(encoder.device),
+        dtype=str(encoder.dtype).removeprefix("torch."),
+        dimension=encoder.dimension,
+        kind=encoder.kind,
+        poolings=encoder.poolings,
+        splits_specials=encoder.splits_specials,
+        prompts=encoder.prompts,
+        labels=encoder.labels,
+        max_seq_len=encoder.max_seq_len,
+        forward="packed" if encoder.padded_because is None else "padded",
+        parity=round(encoder.parity, 6),
+        tokens_per_s=round(length * len(texts) / min(seconds)),
+        max_batch_tokens=max_batch_tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True)
