@@ -91,7 +91,7 @@ def _settings_info(settings: Settings) -> dict[str, object]:
 
 
 def _pooling_in_force(settings: Settings) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the strategies that stand side by side where a request names none, and the layers they pool."""
+    """Return (strategies, layers) in force when a request names none. Vectors of strategies are concatenated."""
     names, layers = settings.pooling_strategy, settings.pooling_layer
     if names != ("auto",):
         return names, layers or (-2,)
