@@ -8,9 +8,7 @@ Rules of this file:
   lets the batch grow.
 - A batch is limited in tokens by time: the tokens that its worker computes in BATCH_S seconds. An urgent text
   waits no longer than that behind one batch.
-- Requests of up to `priority_batch_size` texts go first. Larger requests get a quarter of every batch, so
-  that they cannot starve. Within each kind, flows share by tokens. All unsubscribed clients are one flow,
-  because a client can invent any number of identities.
+- Which texts go first is decided in job_queue: small requests before large ones, and fairly among flows.
 - The batches of a lost worker return to the front of the queue and become suspects: a worker computes a
   suspect alone. A suspect that loses a second worker, and a batch that raises an error, are split until one
   text is left; only the request with that text fails.
@@ -21,12 +19,10 @@ This file knows nothing about sockets, processes or models. All times are monoto
 
 from __future__ import annotations
 
-import heapq
 import itertools
-import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from bert_serving.protocol import (
     Batch,
@@ -45,15 +41,13 @@ from bert_serving.protocol import (
 
 from .batching import BatchBuilder, InFlightBatch, halve
 from .estimates import RateEstimate, TokenEstimate
-from .fair_queue import FairQueue
 from .job import Job, Slice
+from .job_queue import JobQueue
 
 BATCH_S = 0.08  # the best micro-batch for a CPU's caches and a full one for a GPU, measured on both
 _MIN_BATCH_TOKENS = 256
-_LARGE_SHARE = 0.25
 _MAX_IN_FLIGHT = 2
 _MAX_LOST_WORKERS = 2
-_UNSUBSCRIBED = b""  # the flow that all unsubscribed clients share; no identity is empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,44 +98,48 @@ class Scheduler:
         show_tokens: bool = False,
         result_bytes: int = 1 << 30,
     ) -> None:
-        self._queue_capacity = queue_capacity
-        self._queue_bytes = queue_bytes
         self._max_batch_size = max_batch_size
-        self._priority_batch_size = priority_batch_size
-        self._max_seq_len = max_seq_len
-        self._show_tokens = show_tokens
         self._result_bytes = result_bytes
-        self._jobs: dict[int, Job] = {}
-        self._small = FairQueue()
-        self._large = FairQueue()
-        self._unsubscribed: dict[bytes, dict[int, Job]] = {}  # by identity and job_id
+        self._queue = JobQueue(
+            queue_capacity=queue_capacity,
+            queue_bytes=queue_bytes,
+            priority_batch_size=priority_batch_size,
+            max_seq_len=max_seq_len,
+            show_tokens=show_tokens,
+        )
         self._to_send_again: deque[InFlightBatch] = deque()
-        self._deadlines: list[tuple[float, int]] = []  # heap of (time, job_id)
         self._workers: dict[str, _Worker] = {}
-        self._numbers = itertools.count(1)
+        self._batch_ids = itertools.count(1)
         self._estimate = TokenEstimate()
-        self._owed_to_large = 0.0  # the share of a batch that larger requests should have got and did not
-        self.num_waiting = 0
-        self.open_bytes = 0
 
     def __repr__(self) -> str:
         in_flight = sum(len(worker.in_flight) for worker in self._workers.values())
         return (
-            f"<Scheduler jobs={len(self._jobs)} waiting={self.num_waiting} "
+            f"<Scheduler jobs={len(self._queue)} waiting={self.num_waiting} "
             f"workers={len(self._workers)} in_flight={in_flight}>"
         )
 
     @property
     def is_idle(self) -> bool:
-        return not self._jobs
+        return not self._queue
 
     @property
     def num_jobs(self) -> int:
-        return len(self._jobs)
+        return len(self._queue)
+
+    @property
+    def num_waiting(self) -> int:
+        """Texts that were not given to a worker yet."""
+        return self._queue.num_waiting
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes of the requests of all open jobs, as received."""
+        return self._queue.open_bytes
 
     def oldest_age_s(self, now: float) -> float:
         """Return for how long the oldest request has waited for its first worker; 0 if no request waits."""
-        return max((now - job.arrived_at for job in self._jobs.values() if job.begun_at is None), default=0.0)
+        return self._queue.oldest_age_s(now)
 
     @property
     def tokens_per_s(self) -> float:
@@ -157,59 +155,38 @@ class Scheduler:
 
         is_unsubscribed: no client has subscribed to its identity yet; call `claim` when one does.
         """
-        self._check_room(len(request.texts), num_bytes)
-        job = Job(
-            next(self._numbers),
-            request,
-            now,
-            _UNSUBSCRIBED if is_unsubscribed else request.identity,
-            replace(request.options, show_tokens=True) if self._show_tokens else request.options,
-            num_bytes=num_bytes,
-            max_text_tokens=math.inf if request.options.long_text == "chunk" else self._max_seq_len,
-        )
-        self._jobs[job.job_id] = job
-        if is_unsubscribed:
-            self._unsubscribed.setdefault(request.identity, {})[job.job_id] = job
-        self.open_bytes += num_bytes
-        self.num_waiting += len(request.texts)
-        self._queue_of(job).push(job)
-        if request.deadline_ms is not None:
-            self._forget_old_deadlines()
-            heapq.heappush(self._deadlines, (now + request.deadline_ms / 1000, job.job_id))
-        return job
+        reason = self._queue.full_because(len(request.texts), num_bytes)
+        if reason is not None:
+            raise Overloaded(
+                f"the queue is full: {reason}", retry_after_ms=self._retry_after_ms(len(request.texts))
+            )
+        return self._queue.add(request, now, num_bytes=num_bytes, is_unsubscribed=is_unsubscribed)
 
     def claim(self, identity: bytes) -> None:
-        """Move the jobs of an identity to its own flow: a client has subscribed, often after its request."""
-        for job in self._unsubscribed.pop(identity, {}).values():
-            queue = self._queue_of(job)
-            queue.discard(job)
-            job.flow = identity
-            if job.is_waiting:
-                queue.push(job)
+        """Note that a client has subscribed to an identity, often after its first request."""
+        self._queue.claim(identity)
 
     def cancel(self, identity: bytes) -> list[Job]:
         """End the jobs of a client that disconnected; return them."""
-        jobs = [job for job in self._jobs.values() if job.client == identity]
+        jobs = self._queue.jobs_of(identity)
         for job in jobs:
-            self._close(job)
+            self._queue.close(job)
         return jobs
 
     def expire(self, now: float) -> list[Failure]:
         """End the jobs whose deadline has passed."""
         failures = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            job = self._jobs.get(heapq.heappop(self._deadlines)[1])
-            if job is not None:
-                waited_ms = round((now - job.arrived_at) * 1000)
-                message = (
-                    f"the deadline of {job.request.deadline_ms} ms has passed; the request took {waited_ms} ms"
-                )
-                failures.append(self._fail_job(job, DeadlineExceeded(message)))
+        for job in self._queue.past_deadline(now):
+            waited_ms = round((now - job.arrived_at) * 1000)
+            message = (
+                f"the deadline of {job.request.deadline_ms} ms has passed: the request has waited {waited_ms} ms"
+            )
+            failures.append(self._fail_job(job, DeadlineExceeded(message)))
         return failures
 
     def fail_all(self, reason: str) -> list[Failure]:
         """End every job: the server shuts down or has no worker left."""
-        return [self._fail_job(job, Unavailable(reason)) for job in list(self._jobs.values())]
+        return [self._fail_job(job, Unavailable(reason)) for job in self._queue.jobs]
 
     # -- workers ---------------------------------------------------------------------------------------
 
@@ -227,7 +204,9 @@ class Scheduler:
         for batch in reversed(worker.in_flight.values() if worker else ()):
             batch.num_lost_workers += 1
             if batch.num_lost_workers >= _MAX_LOST_WORKERS:
-                error = WorkerFailed(f"this text ended the worker process {_MAX_LOST_WORKERS} times")
+                error = WorkerFailed(
+                    f"the worker process died {_MAX_LOST_WORKERS} times while it computed this text"
+                )
                 # Each half starts with one lost worker: if it loses another one, it is split again.
                 failures += self._split(batch, error, num_lost_workers=_MAX_LOST_WORKERS - 1)
             else:
@@ -246,7 +225,7 @@ class Scheduler:
         for piece in batch.slices:
             if piece.job.begun_at is None:
                 piece.job.begun_at = now
-        batch_id = next(self._numbers)
+        batch_id = next(self._batch_ids)
         worker.in_flight[batch_id] = batch
         return Batch(batch_id, [piece.to_part() for piece in batch.slices])
 
@@ -285,7 +264,7 @@ class Scheduler:
             job.tokenize_ms += result.tokenize_ms
             job.compute_ms += result.compute_ms
             if job.is_done:
-                self._close(job)
+                self._queue.close(job)
                 ended.append(job)
         return ended
 
@@ -330,15 +309,9 @@ class Scheduler:
             if self.num_waiting * self._estimate.tokens_per_text < min(in_work, full / 2):
                 return None
         builder = BatchBuilder(full, self._max_batch_size, self._estimate.of_text)
-        if self._small and self._large:
-            # What is owed is carried over: a share may be less than one text.
-            self._owed_to_large = min(1.0, self._owed_to_large + _LARGE_SHARE)
-            self._owed_to_large -= min(self._owed_to_large, builder.take(self._large, self._owed_to_large))
-        builder.take(self._small)
-        builder.take(self._large)
+        self._queue.fill(builder)
         if not builder.slices:
             return None
-        self.num_waiting -= builder.num_texts
         return InFlightBatch(builder.slices, builder.tokens)
 
     def _split(self, batch: InFlightBatch, error: ServingError, *, num_lost_workers: int) -> list[Failure]:
@@ -374,33 +347,10 @@ class Scheduler:
 
     # -- inside: jobs ----------------------------------------------------------------------------------
 
-    def _check_room(self, num_texts: int, num_bytes: int) -> None:
-        """Raise PayloadTooLarge or Overloaded if a request does not fit into the queue."""
-        if num_texts > self._queue_capacity:
-            raise PayloadTooLarge(f"a request holds at most {self._queue_capacity} texts, got {num_texts}")
-        if self.num_waiting + num_texts > self._queue_capacity:
-            raise Overloaded(
-                f"the queue is full: {self.num_waiting} texts wait, the limit is {self._queue_capacity}",
-                retry_after_ms=self._retry_after_ms(num_texts),
-            )
-        if self._jobs and self.open_bytes + num_bytes > self._queue_bytes:
-            raise Overloaded(
-                f"the queue is full: requests of {self.open_bytes} bytes are open, "
-                f"the limit is {self._queue_bytes}",
-                retry_after_ms=self._retry_after_ms(num_texts),
-            )
-
     def _retry_after_ms(self, num_texts: int) -> int:
         """Return when there will be room for the texts, at the measured rate."""
-        excess = max(1, self.num_waiting + num_texts - self._queue_capacity)
-        rate = self.tokens_per_s
+        excess, rate = self._queue.excess_texts(num_texts), self.tokens_per_s
         return 1000 if rate == 0 else max(1, round(excess * self._estimate.tokens_per_text / rate * 1000))
-
-    def _forget_old_deadlines(self) -> None:
-        """Drop the deadlines of jobs that have ended, once most deadlines are such."""
-        if len(self._deadlines) > 2 * len(self._jobs) + 64:
-            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._jobs]
-            heapq.heapify(self._deadlines)
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(
@@ -408,27 +358,8 @@ class Scheduler:
         )
 
     def _fail_job(self, job: Job, error: ServingError) -> Failure:
-        self._close(job)
+        self._queue.close(job)
         return Failure(job, error)
-
-    def _close(self, job: Job) -> None:
-        self.num_waiting -= job.num_waiting
-        self.open_bytes -= job.num_bytes
-        if job.is_waiting:
-            self._queue_of(job).discard(job)
-        if job.flow == _UNSUBSCRIBED:
-            self._forget_unsubscribed(job)
-        job.is_open = False
-        del self._jobs[job.job_id]
-
-    def _forget_unsubscribed(self, job: Job) -> None:
-        jobs = self._unsubscribed[job.client]
-        del jobs[job.job_id]
-        if not jobs:
-            del self._unsubscribed[job.client]
-
-    def _queue_of(self, job: Job) -> FairQueue:
-        return self._small if len(job.texts) <= self._priority_batch_size else self._large
 
 
 def _error_in_request(rejected: Rejected, piece: Slice) -> ServingError:
