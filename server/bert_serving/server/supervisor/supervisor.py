@@ -107,7 +107,7 @@ class Supervisor:
         deadline = time.monotonic() + _STOP_S
         for child in self._children:
             if not child.wait(deadline):
-                log.warning("%s did not end in time: killing it", child.name)
+                log.warning("%s did not end in time: killed", child.name)
                 child.kill()
             if child.is_started:
                 child.bury(was_ready=True)
