@@ -22,6 +22,7 @@ _REPLIES_IN_PIPE = 16  # for each client, inside libzmq; further replies wait in
 _KEEPALIVE_S = 30  # a silent peer is probed after this time, and disconnected after three probes without reply
 _LINGER_MS = 1_000
 _MESSAGES_PER_STEP = 512
+_POLLIN = int(zmq.POLLIN)  # a plain number is faster than zmq's enum
 
 
 class PortInUse(Exception):
@@ -88,6 +89,9 @@ class Ports:
 
 def receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
     """Return the next message, or None if there is no message now."""
+    # Looking first takes 1 us; the exception that an empty socket would raise takes 3.
+    if not int(socket.get(zmq.EVENTS)) & _POLLIN:
+        return None
     try:
         return socket.recv_multipart(zmq.NOBLOCK, copy=False)
     except zmq.Again:
