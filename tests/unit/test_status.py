@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bert_serving.protocol import Heartbeat, ModelFacts
 from bert_serving.server.broker.metrics import BrokerMetrics
 from bert_serving.server.broker.statistic import Statistic
 from bert_serving.server.broker.status import StatusReport
 from bert_serving.server.broker.workers import WorkerView
 from bert_serving.server.settings import Settings
+
+from tests.support.model_facts import model_facts
 
 NONE = type(None)
 
@@ -149,6 +152,31 @@ def test_status_adds_the_statistic_and_the_workers() -> None:
     assert_types(status["statistic"], ORIGINAL_STATISTIC)
     assert status["statistic"].keys() == ORIGINAL_STATISTIC.keys()
     assert status["statistic"]["max_last_two_interval"] == 2.5
+
+
+def test_a_ready_worker_shows_the_facts_of_its_model() -> None:
+    view = WorkerView(
+        "worker-0", routing_id=b"worker-0#1", facts=model_facts(), heartbeat=Heartbeat(2.0), heard_at=5.0
+    )
+    info = as_json(view.to_info(6.0))
+    assert (info["name"], info["state"], info["forward_age_s"]) == ("worker-0", "ready", 3.0)
+    assert info.keys() >= set(ModelFacts.__slots__) - {"labels"}
+    assert "labels" not in info
+    assert WorkerView("worker-1").to_info(6.0) == {"name": "worker-1", "state": "starting", "forward_age_s": None}
+
+
+def test_labels_of_a_classification_head_are_in_config_and_status() -> None:
+    views = {"worker-0": WorkerView("worker-0", routing_id=b"worker-0#1", facts=model_facts(labels=("no", "yes")))}
+    report = StatusReport(
+        Settings(model_dir="/model", num_worker=1),
+        BrokerMetrics(),
+        views,
+        Statistic(0.0),
+        worker_endpoint="ipc:///x",
+    )
+    assert as_json(report.config(b"a"))["labels"] == ["no", "yes"]
+    assert report.config(b"a")["num_labels"] == 2
+    assert as_json(views["worker-0"].to_info(0.0))["labels"] == ["no", "yes"]
 
 
 def test_values_that_the_original_computed() -> None:
