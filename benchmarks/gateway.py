@@ -26,16 +26,19 @@ import psutil
 import zmq
 from bert_serving.protocol import (
     Batch,
+    ModelFacts,
     Ready,
     Result,
     Vectors,
     worker_message_from_frames,
     worker_message_to_frames,
 )
-from bert_serving.server import child
 from bert_serving.server.broker.broker import Broker
+from bert_serving.server.broker.metrics import BrokerMetrics
+from bert_serving.server.broker.tei_metrics import TeiMetrics
 from bert_serving.server.settings import Settings
-from bert_serving.server.supervisor.supervisor import listen
+from bert_serving.server.supervisor import child
+from bert_serving.server.supervisor.launch import listen
 
 from benchmarks.common import cpu_name
 from tests.support.running_server import free_ports
@@ -44,14 +47,38 @@ from tests.support.sentences import sentences
 DIMENSION = 384
 NUM_CONNECTIONS = 16
 MANY = 4096
-FACTS = {"kind": "embedding", "dimension": DIMENSION, "max_batch_tokens": 1 << 30, "tokens_per_s": 1e9}
+FACTS = ModelFacts(
+    pid=1,
+    device="none",
+    dtype="float32",
+    dimension=DIMENSION,
+    kind="embedding",
+    poolings=("REDUCE_MEAN",),
+    splits_specials=False,
+    prompts={},
+    labels=(),
+    max_seq_len=256,
+    forward="none",
+    parity=1.0,
+    tokens_per_s=1e9,
+    max_batch_tokens=1 << 30,
+)
 
 _spawn = multiprocessing.get_context("spawn")
 
 
 def run_broker(settings: dict[str, Any], endpoint: str) -> None:
     """Run a broker that waits for one worker, until it is killed."""
-    broker = Broker(Settings(**settings), worker_endpoint=endpoint, worker_names=["worker-0"], max_seq_len=256)
+    names = ["worker-0"]
+    metrics = BrokerMetrics(names)
+    broker = Broker(
+        Settings(**settings),
+        worker_endpoint=endpoint,
+        worker_names=names,
+        max_seq_len=256,
+        metrics=metrics,
+        observers=[TeiMetrics(metrics)],
+    )
     while True:
         broker.step(500)
 

@@ -27,6 +27,7 @@ from bert_serving.protocol import (
     Heartbeat,
     InfoReply,
     InvalidRequest,
+    ModelFacts,
     Overloaded,
     Part,
     PayloadTooLarge,
@@ -454,8 +455,31 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
     ("message", "frames"),
     [
         (
-            Ready({"device": "cpu", "tokens_per_s": 9.5}),
-            [b"READY", b'{"facts":{"device":"cpu","tokens_per_s":9.5}}'],
+            Ready(
+                ModelFacts(
+                    pid=7,
+                    device="cpu",
+                    dtype="float32",
+                    dimension=384,
+                    kind="embedding",
+                    poolings=["REDUCE_MEAN"],
+                    splits_specials=False,
+                    prompts={"query": "query: "},
+                    labels=[],
+                    max_seq_len=512,
+                    forward="packed",
+                    parity=0.99999,
+                    tokens_per_s=9.5,
+                    max_batch_tokens=16384,
+                )
+            ),
+            [
+                b"READY",
+                b'{"facts":{"pid":7,"device":"cpu","dtype":"float32","dimension":384,"kind":"embedding",'
+                b'"poolings":["REDUCE_MEAN"],"splits_specials":false,"prompts":{"query":"query: "},"labels":[],'
+                b'"max_seq_len":512,"forward":"packed","parity":0.99999,"tokens_per_s":9.5,'
+                b'"max_batch_tokens":16384}}',
+            ],
         ),
         (Refused("no GPU"), [b"REFUSED", b'{"reason":"no GPU"}']),
         (
@@ -467,7 +491,7 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
             ],
         ),
         (Failed(5, "boom"), [b"FAILED", b'{"batch_id":5,"message":"boom"}']),
-        (Heartbeat(1.5, 0.0), [b"HEARTBEAT", b'{"forward_age_s":1.5,"busy_s":0.0}']),
+        (Heartbeat(1.5), [b"HEARTBEAT", b'{"forward_age_s":1.5}']),
         (Stop(), [b"STOP", b"{}"]),
     ],
 )
@@ -481,7 +505,7 @@ def test_result_has_an_array_frame_for_each_computed_part() -> None:
     result = Result(5, [Vectors(ROWS, [3, 4], [1]), rejected, Vectors(ROWS[:1], [2])], 0.5, 2.0)
     assert plain(worker_message_to_frames(result)) == [
         b"RESULT",
-        b'{"batch_id":5,"outcomes":['
+        b'{"batch_id":5,"part_results":['
         b'{"array":{"dtype":"float32","shape":[2,1]},"num_tokens":[3,4],"truncated":[1]},'
         b'{"error":{"code":"invalid_request","message":"too long"},"index":3},'
         b'{"array":{"dtype":"float32","shape":[1,1]},"num_tokens":[2]}],'
@@ -495,7 +519,7 @@ def test_a_rejected_part_survives_a_round_trip() -> None:
     frames = worker_message_to_frames(Result(1, [Rejected(WorkerFailed("no number"), None)]))
     result = worker_message_from_frames(frames)
     assert isinstance(result, Result)
-    (rejected,) = result.outcomes
+    (rejected,) = result.part_results
     assert isinstance(rejected, Rejected)
     assert (type(rejected.error), str(rejected.error), rejected.index) == (WorkerFailed, "no number", None)
 
@@ -520,7 +544,7 @@ def test_every_vector_survives_a_round_trip(
     frames = worker_message_to_frames(Result(9, [sent], 0.25, 1.5))
     result = worker_message_from_frames([memoryview(bytes(frame)) for frame in frames])
     assert isinstance(result, Result)
-    (vectors,) = result.outcomes
+    (vectors,) = result.part_results
     assert isinstance(vectors, Vectors)
     np.testing.assert_array_equal(vectors.rows, rows)
     assert (result.batch_id, result.tokenize_ms, result.compute_ms) == (9, 0.25, 1.5)

@@ -1,8 +1,9 @@
-"""What old programs import from bert_serving.server: parsers, namespaces, PoolingStrategy."""
+"""What programs written for bert-as-service import: parsers, namespaces, PoolingStrategy."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +15,14 @@ from bert_serving.server.graph import PoolingStrategy
 from bert_serving.server.helper import get_args_parser, get_benchmark_parser, get_run_args, get_shutdown_parser
 from bert_serving.server.settings import Settings, own_version
 
-OLD_FLAGS = [
-    *("-model_dir", "/tmp/bert", "-tuned_model_dir", "/tmp/tuned", "-max_seq_len", "40", "-cased_tokenization"),
-    *("-pooling_layer", "-4", "-3", "-pooling_strategy", "REDUCE_MEAN_MAX", "-mask_cls_sep", "-no_special_token"),
-    *(
-        "-show_tokens_to_client",
-        "-no_position_embeddings",
-        "-num_labels",
-        "3",
-        "-port",
-        "1234",
-        "-port_out",
-        "1235",
-    ),
-    *("-http_port", "1236", "-http_max_connect", "20", "-cors", "*"),
-    *("-num_worker", "4", "-max_batch_size", "128"),
-    *(
-        "-priority_batch_size",
-        "8",
-        "-cpu",
-        "-xla",
-        "-fp16",
-        "-gpu_memory_fraction",
-        "0.3",
-        "-device_map",
-        "0",
-        "1",
-    ),
-    *("-prefetch_size", "5", "-fixed_embed_length", "-verbose", "-graph_tmp_dir", "/tmp"),
-]
+OLD_FLAGS = shlex.split(
+    "-model_dir /tmp/bert -tuned_model_dir /tmp/tuned -max_seq_len 40 -cased_tokenization -pooling_layer "
+    "-4 -3 -pooling_strategy REDUCE_MEAN_MAX -mask_cls_sep -no_special_token -show_tokens_to_client "
+    "-no_position_embeddings -num_labels 3 -port 1234 -port_out 1235 -http_port 1236 -http_max_connect 20 "
+    "-cors * -num_worker 4 -max_batch_size 128 -priority_batch_size 8 -cpu -xla -fp16 "
+    "-gpu_memory_fraction 0.3 -device_map 0 1 -prefetch_size 5 -fixed_embed_length -verbose "
+    "-graph_tmp_dir /tmp"
+)
 
 
 def test_every_flag_of_the_original_is_understood() -> None:
@@ -70,7 +50,7 @@ def test_namespace_has_defaults_too() -> None:
         (["-num_worker=4"], "num_worker", 4),
         (["-num", "2"], "num_worker", 2),
         (["-port_in", "7000"], "port", 7000),
-        (["-model", "/x"], "model_dir", "/x"),  # an abbreviation of the original's, whatever flags came later
+        (["-model", "/x"], "model_dir", "/x"),  # as in bert-as-service, in spite of later flags
         (["-max_b", "64"], "max_batch_size", 64),
         (["-t", "/x"], "tuned_model_dir", "/x"),
         (["-max_seq_len", "NONE"], "max_seq_len", "NONE"),
@@ -109,7 +89,9 @@ def test_settings_return_from_their_namespace() -> None:
         ("max_seq_len", "none", "NONE"),
     ],
 )
-def test_arguments_may_be_changed_to_all_that_the_original_took(name: str, value: Any, setting: Any) -> None:
+def test_arguments_may_be_changed_to_every_value_that_the_original_accepts(
+    name: str, value: Any, setting: Any
+) -> None:
     args = get_args_parser().parse_args([])
     setattr(args, name, value)
     assert getattr(settings_of(args), name) == setting
@@ -123,7 +105,7 @@ def test_an_argument_that_is_none_is_the_default(name: str) -> None:
     assert getattr(settings_of(args), field) == getattr(Settings(), field)
 
 
-def test_lower_casing_has_the_originals_name_and_may_be_changed_either_way() -> None:
+def test_do_lower_case_may_be_changed_either_way() -> None:
     args = get_args_parser().parse_args([])
     assert args.do_lower_case is True
     args.do_lower_case = False
@@ -157,7 +139,7 @@ def test_arguments_are_added_to_a_namespace_that_is_given() -> None:
     assert (args.mine, args.port) == (1, 1234)
 
 
-def test_other_names_of_the_original_are_there() -> None:
+def test_other_names_of_the_original_exist() -> None:
     assert bert_serving.server.__version__ == own_version()
     assert cli.main is cli.start  # scripts set sys.argv and call it
 

@@ -1,4 +1,4 @@
-"""The families of the broker: a series for everything from the start, at zero."""
+"""The metrics of the broker: all series exist from the start, at zero."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def families(metrics: BrokerMetrics) -> dict[str, Metric]:
     }
 
 
-def test_what_is_measured_has_a_family_from_the_start() -> None:
+def test_every_metric_exists_from_the_start() -> None:
     found = families(BrokerMetrics(["worker-0"]))
     kinds = {
         "counter": "requests commands texts tokens padding_tokens truncated_texts batches cancelled_requests "

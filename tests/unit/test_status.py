@@ -1,4 +1,4 @@
-"""SHOW_CONFIG and SHOW_STATUS: bert-as-service's keys with its types, and what the old page reads of them."""
+"""SHOW_CONFIG and SHOW_STATUS: bert-as-service's keys with its types, and what its page reads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bert_serving.protocol import Heartbeat, ModelFacts
 from bert_serving.server.broker.metrics import BrokerMetrics
 from bert_serving.server.broker.statistic import Statistic
-from bert_serving.server.broker.status import StatusReport, WorkerView
+from bert_serving.server.broker.status import StatusReport
+from bert_serving.server.broker.workers import WorkerView
 from bert_serving.server.settings import Settings
+
+from tests.support.model_facts import model_facts
 
 NONE = type(None)
 
@@ -50,7 +54,7 @@ ORIGINAL_CONFIG: dict[str, tuple[type, ...]] = {
     "num_labels": (int,),
     "num_worker": (int,),
     "pooling_layer": (list,),
-    "pooling_strategy": (int, NONE),  # null: what the original has not
+    "pooling_strategy": (int, NONE),  # null: a strategy that the original does not have
     "port": (int,),
     "port_out": (int,),
     "prefetch_size": (int,),
@@ -150,6 +154,31 @@ def test_status_adds_the_statistic_and_the_workers() -> None:
     assert status["statistic"]["max_last_two_interval"] == 2.5
 
 
+def test_a_ready_worker_shows_the_facts_of_its_model() -> None:
+    view = WorkerView(
+        "worker-0", routing_id=b"worker-0#1", facts=model_facts(), heartbeat=Heartbeat(2.0), heard_at=5.0
+    )
+    info = as_json(view.to_info(6.0))
+    assert (info["name"], info["state"], info["forward_age_s"]) == ("worker-0", "ready", 3.0)
+    assert info.keys() >= set(ModelFacts.__slots__) - {"labels"}
+    assert "labels" not in info
+    assert WorkerView("worker-1").to_info(6.0) == {"name": "worker-1", "state": "starting", "forward_age_s": None}
+
+
+def test_labels_of_a_classification_head_are_in_config_and_status() -> None:
+    views = {"worker-0": WorkerView("worker-0", routing_id=b"worker-0#1", facts=model_facts(labels=("no", "yes")))}
+    report = StatusReport(
+        Settings(model_dir="/model", num_worker=1),
+        BrokerMetrics(),
+        views,
+        Statistic(0.0),
+        worker_endpoint="ipc:///x",
+    )
+    assert as_json(report.config(b"a"))["labels"] == ["no", "yes"]
+    assert report.config(b"a")["num_labels"] == 2
+    assert as_json(views["worker-0"].to_info(0.0))["labels"] == ["no", "yes"]
+
+
 def test_values_that_the_original_computed() -> None:
     config = make_report(
         cased_tokenization=True, http_port=8125, pooling_layer=(-1, -2), device_map=(3,), num_worker=2
@@ -164,7 +193,7 @@ def test_values_that_the_original_computed() -> None:
     assert config["max_seq_len"] == 25
 
 
-def test_an_identity_that_is_no_text_can_be_told_all_the_same() -> None:
+def test_an_identity_that_is_not_text_is_reported_with_escapes() -> None:
     assert as_json(make_report().config(b"\xff\x00a"))["client"] == "\\xff\x00a"
 
 
@@ -202,7 +231,7 @@ def test_pooling_strategy_is_the_originals_number(names: tuple[str, ...], number
         (["cls", "mean"], None),
     ],
 )
-def test_pooling_of_a_sentence_transformers_folder_is_told(
+def test_pooling_of_a_sentence_transformers_folder_is_reported(
     tmp_path: Path, modes: str | list[str], number: int | None
 ) -> None:
     parts = [("Transformer", ""), ("Pooling", "pooling")]
@@ -211,13 +240,13 @@ def test_pooling_of_a_sentence_transformers_folder_is_told(
     (tmp_path / "pooling").mkdir()
     (tmp_path / "pooling/config.json").write_text(json.dumps({"pooling_mode": modes}))
 
-    def told(**settings: Any) -> tuple[int | None, list[int]]:
+    def reported(**settings: Any) -> tuple[int | None, list[int]]:
         config = make_report(model_dir=str(tmp_path), **settings).config(b"a")
         return config["pooling_strategy"], config["pooling_layer"]
 
-    assert told() == (number, [-1])
-    assert told(pooling_strategy=("REDUCE_MAX",)) == (1, [-2])
-    assert told(pooling_layer=(-3,)) == (2, [-3])  # takes leave of the folder's own pooling
+    assert reported() == (number, [-1])
+    assert reported(pooling_strategy=("REDUCE_MAX",)) == (1, [-2])
+    assert reported(pooling_layer=(-3,)) == (2, [-3])  # overrides the pooling that the folder configures
 
 
 def test_pooling_of_a_plain_folder_is_the_originals_default(tmp_path: Path) -> None:
@@ -232,7 +261,7 @@ def test_max_seq_len_none_is_null_as_the_original_had_it() -> None:
 
 
 def test_the_originals_page_finds_every_value_that_it_reads() -> None:
-    """Its cards, one by one."""
+    """The cards of the page, one by one."""
     statistic = Statistic(0.0)
     statistic.count_command(b"a")
     statistic.count_texts(b"a", 2, 4.0)
@@ -248,7 +277,7 @@ def test_the_originals_page_finds_every_value_that_it_reads() -> None:
     assert datetime.fromisoformat(status["server_start_time"]).tzinfo is not None  # its uptime
 
 
-def test_torchs_version_is_told_without_loading_it() -> None:
+def test_torchs_version_is_reported_without_loading_it() -> None:
     code = (
         "import sys\n"
         "from bert_serving.server.broker.status import _torch_version\n"

@@ -33,6 +33,7 @@ from .messages import (
     Heartbeat,
     InfoReply,
     JsonObject,
+    ModelFacts,
     Part,
     PartResult,
     Ready,
@@ -225,27 +226,37 @@ _KINDS: dict[bytes, type[Any]] = {
 
 
 def worker_message_to_frames(message: WorkerMessage | BrokerMessage) -> Frames:
-    """Return `kind | header`, and behind them an array for each part of a Result that has vectors."""
+    """Return `kind | header`, followed by one array for each part of a Result that has vectors."""
     kind = type(message).__name__.upper().encode()
     header = {name: getattr(message, name) for name in message.__slots__}
     arrays: Frames = []
     if isinstance(message, Batch):
         header["parts"] = [_part_to_json(part) for part in message.parts]
     elif isinstance(message, Result):
-        header["outcomes"] = [_part_result_to_json(outcome) for outcome in message.outcomes]
-        arrays = [_array_frame(outcome.rows) for outcome in message.outcomes if isinstance(outcome, Vectors)]
+        header["part_results"] = [_part_result_to_json(part_result) for part_result in message.part_results]
+        arrays = [
+            _array_frame(part_result.rows)
+            for part_result in message.part_results
+            if isinstance(part_result, Vectors)
+        ]
+    elif isinstance(message, Ready):
+        header["facts"] = asdict(message.facts)
     return [kind, _dumps(header), *arrays]
 
 
 def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | BrokerMessage:
-    """Return the message in the frames; both ends are ours, so anything else is a bug and raises."""
+    """Return the message in the frames. Both ends are this program: unreadable frames are a bug, and raise."""
     cls = _KINDS[bytes(frames[0])]
     header = _loads(frames[1])
     if cls is Batch:
         header["parts"] = [_part_from_json(part) for part in header["parts"]]
     elif cls is Result:
         arrays = iter(frames[2:])
-        header["outcomes"] = [_part_result_from_json(outcome, arrays) for outcome in header["outcomes"]]
+        header["part_results"] = [
+            _part_result_from_json(part_result, arrays) for part_result in header["part_results"]
+        ]
+    elif cls is Ready:
+        header["facts"] = ModelFacts(**header["facts"])
     message: WorkerMessage | BrokerMessage = cls(**header)
     return message
 
@@ -264,12 +275,12 @@ def _part_from_json(value: JsonObject) -> Part:
     return Part(value["texts"], options_from_json(options) if options else EncodeOptions(), value.get("spans"))
 
 
-def _part_result_to_json(outcome: PartResult) -> dict[str, Any]:
-    if isinstance(outcome, Rejected):
-        return {"error": outcome.error.to_info(), "index": outcome.index}
+def _part_result_to_json(part_result: PartResult) -> dict[str, Any]:
+    if isinstance(part_result, Rejected):
+        return {"error": part_result.error.to_info(), "index": part_result.index}
     names = ("num_tokens", "truncated", "counts", "tokens", "offsets")
-    value = {name: getattr(outcome, name) for name in names if getattr(outcome, name)}
-    return {"array": _array_info(outcome.rows), **value}
+    value = {name: getattr(part_result, name) for name in names if getattr(part_result, name)}
+    return {"array": _array_info(part_result.rows), **value}
 
 
 def _part_result_from_json(value: JsonObject, arrays: Iterator[Frame]) -> PartResult:

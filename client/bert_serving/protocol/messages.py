@@ -161,22 +161,54 @@ class ErrorReply:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """A worker has loaded and warmed up its model. `facts`: device, dtype, tokens_per_s, ... (see worker)."""
+class ModelFacts:
+    """What a worker reports about its process and its model when it is ready.
 
-    facts: Mapping[str, Any]
+    device: torch's name of it. dtype: number format of the forward pass. dimension: numbers in a vector.
+    kind: "embedding", "splade", "classifier" or "reranker". poolings: strategies in force when a request names
+    none. splits_specials: the tokenizer splits the names of special tokens in a text like any other words.
+    prompts: text by name. labels: of a classification head; empty without one. max_seq_len: tokens of the
+    longest sequence. forward: "packed" or "padded". parity: lowest cosine with the float32 reference.
+    tokens_per_s: measured at the warm-up. max_batch_tokens: most tokens in one batch.
+    """
+
+    pid: int
+    device: str
+    dtype: str
+    dimension: int
+    kind: str
+    poolings: Sequence[str]
+    splits_specials: bool
+    prompts: Mapping[str, str]
+    labels: Sequence[str]
+    max_seq_len: int
+    forward: str
+    parity: float
+    tokens_per_s: float
+    max_batch_tokens: int
+
+    def to_info(self) -> dict[str, object]:
+        """Return the facts by name; `labels` only if there are labels."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "labels" or self.labels}
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker has loaded its model and warmed it up."""
+
+    facts: ModelFacts
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A worker cannot serve, for a reason that a new attempt would meet again."""
+    """A worker cannot serve its model. A new attempt would fail for the same reason."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Texts of one request in a batch, and what it wants."""
+    """Texts of one request in a batch, and the options of that request."""
 
     texts: Sequence[Text]
     options: EncodeOptions = EncodeOptions()  # noqa: RUF009
@@ -190,18 +222,13 @@ class Batch:
     batch_id: int
     parts: Sequence[Part]
 
-    @property
-    def texts(self) -> list[Text]:
-        """The texts of all parts."""
-        return [text for part in self.parts for text in part.texts]
-
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
     """The vectors of a part, in the order of its texts.
 
-    rows: (R, D), one for each text, or as many as `counts` says. num_tokens: what the model computed for
-    each text, special tokens included. truncated: indices of the texts that were cut.
+    rows: (R, D), one row for each text, or counts[i] rows for text i. num_tokens: tokens that the model
+    computed for each text, special tokens included. truncated: indices of the texts that were cut.
     """
 
     rows: Rows
@@ -214,7 +241,7 @@ class Vectors:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A part without vectors, for the fault of one text, or of its options where index is None."""
+    """A part that cannot be encoded. index: the text that is wrong; None: the options are wrong."""
 
     error: ServingError
     index: int | None = None
@@ -222,14 +249,14 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a batch, part by part.
+    """The results of a batch, one for each part, in the order of the parts.
 
-    tokenize_ms, compute_ms: time that it took in either stage. padding_tokens: computed for nothing, between
-    the texts' own.
+    tokenize_ms, compute_ms: duration of each stage. padding_tokens: computed in addition to the tokens of the
+    texts.
     """
 
     batch_id: int
-    outcomes: Sequence[PartResult]
+    part_results: Sequence[PartResult]
     tokenize_ms: float = 0.0
     compute_ms: float = 0.0
     padding_tokens: int = 0
@@ -237,7 +264,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A batch raised an exception; the worker itself is well."""
+    """A batch raised an exception; the worker goes on."""
 
     batch_id: int
     message: str
@@ -245,18 +272,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Sent every second. forward_age_s: time since the last forward pass that succeeded.
-
-    busy_s: how long the present batch has been computed; 0 when idle.
-    """
+    """Sent every second. forward_age_s: time since the last forward pass that succeeded."""
 
     forward_age_s: float
-    busy_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The worker ends after the batches that it holds."""
+    """The worker must end at once. The broker sends it when it no longer waits for results."""
 
 
 PartResult: TypeAlias = "Vectors | Rejected"

@@ -29,6 +29,7 @@ from bert_serving.protocol import (
     Batch,
     Failed,
     Heartbeat,
+    ModelFacts,
     Ready,
     Refused,
     Rejected,
@@ -104,7 +105,7 @@ class Worker:
                 partial = tokenizer_path.with_suffix(f".{os.getpid()}")
                 encoder.save_tokenizer(partial)
                 partial.rename(tokenizer_path)  # so that no gateway reads a half-written file
-            facts = warm_up(encoder) | {"max_batch_tokens": options["max_batch_tokens"]}
+            facts = warm_up(encoder, max_batch_tokens=options["max_batch_tokens"])
         except ModelError as exc:
             self._io.send(Refused(str(exc)))
             return
@@ -134,9 +135,7 @@ class Worker:
                 continue
             if batch is None:
                 return
-            io.busy_since = time.monotonic()
             result = _result_of(encoder, batch, self._dtype)
-            io.busy_since = None
             if isinstance(result, Result):
                 io.forward_at = time.monotonic()
             self._results.send_multipart(worker_message_to_frames(result), copy=False)
@@ -146,14 +145,12 @@ class _IoThread:
     """The worker's socket, and the loop that serves it in the io thread.
 
     inbox: tokenized batches for the main thread, at most two; None ends it. Set by the main thread: forward_at,
-    when its last successful forward pass ended; busy_since, when it began its current batch; is_closing, once
-    it has stopped computing.
+    when its last successful forward pass ended; is_closing, once it has stopped computing.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes, endpoint: str) -> None:
         self.inbox: queue.SimpleQueue[_TokenizedBatch | None] = queue.SimpleQueue()  # the broker bounds it
         self.forward_at = time.monotonic()
-        self.busy_since: float | None = None
         self.is_closing = False
         self._runtime_dir = Path(endpoint.removeprefix("ipc://")).parent
         self._socket = context.socket(zmq.DEALER)
@@ -211,13 +208,11 @@ class _IoThread:
         self.inbox.put(_TokenizedBatch(batch.batch_id, parts, (time.perf_counter() - start) * 1000))
 
     def _heartbeat(self) -> Heartbeat:
-        now = time.monotonic()
-        busy_since = self.busy_since
-        return Heartbeat(now - self.forward_at, 0.0 if busy_since is None else now - busy_since)
+        return Heartbeat(time.monotonic() - self.forward_at)
 
 
-def warm_up(encoder: Encoder) -> dict[str, Any]:
-    """Run a full micro-batch a few times; return the facts that the broker plans with."""
+def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
+    """Run a full micro-batch a few times; return what the broker needs to know about the model."""
     length = min(encoder.max_seq_len, 32)
     texts = ["word " * (length - 2)] * (_WARM_UP_TOKENS // length)
     seconds = []
@@ -225,21 +220,22 @@ def warm_up(encoder: Encoder) -> dict[str, Any]:
         start = time.perf_counter()
         encoder.encode(texts)
         seconds.append(time.perf_counter() - start)
-    return {
-        "pid": os.getpid(),
-        "device": str(encoder.device),
-        "dtype": str(encoder.dtype).removeprefix("torch."),
-        "dimension": encoder.dimension,
-        "kind": encoder.kind,
-        "poolings": encoder.poolings,
-        "splits_specials": encoder.splits_specials,
-        "prompts": encoder.prompts,
-        **({"labels": encoder.labels} if encoder.labels else {}),
-        "max_seq_len": encoder.max_seq_len,
-        "forward": "packed" if encoder.padded_because is None else "padded",
-        "parity": round(encoder.parity, 6),
-        "tokens_per_s": round(length * len(texts) / min(seconds)),
-    }
+    return ModelFacts(
+        pid=os.getpid(),
+        device=str(encoder.device),
+        dtype=str(encoder.dtype).removeprefix("torch."),
+        dimension=encoder.dimension,
+        kind=encoder.kind,
+        poolings=encoder.poolings,
+        splits_specials=encoder.splits_specials,
+        prompts=encoder.prompts,
+        labels=encoder.labels,
+        max_seq_len=encoder.max_seq_len,
+        forward="packed" if encoder.padded_because is None else "padded",
+        parity=round(encoder.parity, 6),
+        tokens_per_s=round(length * len(texts) / min(seconds)),
+        max_batch_tokens=max_batch_tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True)

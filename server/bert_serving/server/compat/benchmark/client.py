@@ -1,7 +1,7 @@
-"""One client of the benchmark, in a process of its own: `python -m ...compat.benchmark.client TASK`.
+"""One client of the benchmark, as a process: `python -m ...compat.benchmark.client TASK`.
 
-It says `ready`, waits for a line so that all clients begin together, and answers with the seconds that each
-of its requests took, as a JSON list. Without that line, when the benchmark has ended, it ends too.
+It prints `ready`, waits for a line so that all clients begin together, and prints the seconds that each of its
+requests took, as a JSON list. If its input ends without that line, the benchmark has ended, and so does it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .sentences import make_sentences, vocabulary_of
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What the client sends, how often, and where to."""
+    """What the client sends, how often, and to which server."""
 
     port: int
     port_out: int
