@@ -201,7 +201,7 @@ def test_the_error_for_a_layer_that_is_not_loaded_names_the_flag_that_loads_it(
         ({"dimensions": 0}, "dimensions must be a whole number from 1"),
         ({"dimensions": True}, "dimensions must be a whole number from 1"),
         ({"pooling_strategy": "MEDIAN"}, "pooling_strategy must be one of .*'MEDIAN'"),
-        ({"pooling_strategy": ["NONE", "REDUCE_MEAN"]}, "NONE stands alone"),
+        ({"pooling_strategy": ["NONE", "REDUCE_MEAN"]}, "NONE cannot be combined"),
         ({"pooling_strategy": []}, "pooling_strategy must be a name"),
         ({"normalize": 1}, "normalize must be true or false"),
         ({"pairs": None, "truncate": "middle"}, "truncate must be one of right, left, error"),

@@ -186,7 +186,7 @@ def test_any_key_opens_in_any_form_and_some_routes_ask_for_none(zoo: Zoo) -> Non
         ([[]], "texts[0] has no token"),
         ([[1000], [99999]], f"texts[1]: token id 99999 {ADVICE}"),
         ([[-1]], f"texts[0]: token id -1 {ADVICE}"),
-        ([[2**70]], "texts[0] holds a number that is no token id"),
+        ([[2**70]], "texts[0] contains a number that is not a token id"),
         ([[1000], "a"], "texts[1] must be a list of tokens like texts[0], got str"),
     ],
 )
@@ -272,7 +272,7 @@ def test_fields_that_are_missing_or_of_another_type(
             legacy,
             {"id": 1, "texts": ["a"], "options": {"dimensions": 0}},
             400,
-            "dimensions must be a whole number from 1, got 0",
+            "dimensions must be a whole number of at least 1, got 0",
         ),
         *(
             (path, tei, {"inputs": "a", "prompt_name": "nope"}, 422, PROMPTS)

@@ -29,7 +29,7 @@ def test_lists_of_ids_are_tokenized_texts(texts: list[list[int]]) -> None:
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**70])
 def test_a_number_beyond_64_bits_is_no_id(number: int) -> None:
-    with pytest.raises(ValueError, match=r"^texts\[1\] holds a number that is no token id$"):
+    with pytest.raises(ValueError, match=r"^texts\[1\] contains a number that is not a token id$"):
         check_texts([[1], [2, number]])
 
 
@@ -78,9 +78,9 @@ def test_wrong_type_raises_type_error_that_names_the_place(texts: Any, message: 
         ([["a", ""]], "texts[0][1] is an empty string"),
         (["a", "b\0c"], "texts[1] contains a NUL character"),
         ([["a"], ["\0"]], "texts[1][0] contains a NUL character"),
-        (["a", "\ud800"], "texts[1] contains a lone surrogate, which is no Unicode text"),
-        (["\udc00\ud800"], "texts[0] contains a lone surrogate, which is no Unicode text"),
-        ([["é", "x\udfff"]], "texts[0][1] contains a lone surrogate, which is no Unicode text"),
+        (["a", "\ud800"], "texts[1] contains a lone surrogate, which is not Unicode text"),
+        (["\udc00\ud800"], "texts[0] contains a lone surrogate, which is not Unicode text"),
+        ([["é", "x\udfff"]], "texts[0][1] contains a lone surrogate, which is not Unicode text"),
     ],
 )
 def test_wrong_value_raises_value_error_that_names_the_place(texts: Any, message: str) -> None:
