@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from bert_serving.server import Encoder
-from bert_serving.server.model.folder import find_demo_model
+from bert_serving.server.model.demo import find_demo_model
 from bert_serving.server.worker.linear import PrepackedLinear
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bert_serving.client import BertClient
-from bert_serving.server.model.folder import find_demo_model
+from bert_serving.server.model.demo import find_demo_model
 from sentence_transformers import SentenceTransformer
 
 from tests.support.running_server import RunningServer

@@ -99,4 +99,4 @@ def test_lower_layers_are_those_of_the_whole_model(folders: dict[str, Path], fam
 
 def test_half_of_the_layers_are_not_even_loaded(folders: dict[str, Path]) -> None:
     shallow = encoder(folders["bert"], pooling_layer=[0])
-    assert shallow._transformer.num_layers == 1
+    assert shallow._loaded.transformer.num_layers == 1

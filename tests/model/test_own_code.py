@@ -85,7 +85,7 @@ def test_module_may_be_named_as_import_does(own: Path, tmp_path: Path) -> None:
 def test_without_its_module_an_own_model_is_one_line(own: Path) -> None:
     code = (
         "import sys; from bert_serving.server import Encoder\n"
-        "from bert_serving.server.model.folder import ModelError\n"
+        "from bert_serving.server.model.errors import ModelError\n"
         "try: Encoder(sys.argv[1], device='cpu')\n"
         "except ModelError as exc: print(exc)"
     )

@@ -171,7 +171,7 @@ def test_one_sequence_that_does_not_fit_is_no_matter_of_halving(
 
 
 def count(mine: Encoder) -> int:
-    return sum(isinstance(module, PrepackedLinear) for module in mine._transformer._model.modules())
+    return sum(isinstance(module, PrepackedLinear) for module in mine._loaded.transformer._model.modules())
 
 
 class Feed(nn.Module):

@@ -53,7 +53,7 @@ def test_the_servers_flags_reach_it_and_the_points_come_last() -> None:
     point = Point(1, 1, 25, {"max_batch_size": 8})
     ports = {"port": 1, "port_out": 2}
     assert " ".join(plan.server_flags(point, ports)) == (
-        "-num_worker 2 -cpu true -max_batch_size 8 -pooling_layer -1 -2 -host 127.0.0.1 -port 1 -port_out 2"
+        "-pooling_layer -1 -2 -num_worker 2 -cpu true -max_batch_size 8 -host 127.0.0.1 -port 1 -port_out 2"
     )
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...settings import OneLineParser, Settings, settings_parser, validation_line
+from ...model.spec import validation_line
+from ...settings import OneLineParser, Settings, settings_parser
 from .sentences import FULL, MIXED
 
 NUM_WARM_UP = 2  # results that do not count
