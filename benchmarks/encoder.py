@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 from bert_serving.server import Encoder
-from bert_serving.server.model.folder import find_demo_model
-from bert_serving.server.worker.compute import PreparedText
+from bert_serving.server.model.demo import find_demo_model
+from bert_serving.server.worker.micro_batches import PreparedText
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bert_serving.protocol import EncodeOptions
 from bert_serving.server import Encoder
 from bert_serving.server.worker.micro_batches import PreparedText
 from bert_serving.server.worker.sequences import TokenizedText, TokenSequence
@@ -50,9 +49,9 @@ def save_model(folder: Path, shape: Shape) -> Path:
 def random_tasks(encoder: Encoder, lengths: list[int]) -> list[PreparedText]:
     """Return prepared texts with these numbers of tokens and random ids."""
     rng = random.Random(0)
-    recipe = encoder._recipes(EncodeOptions())
+    plan = encoder._loaded.planner.default
     texts = [TokenSequence([rng.randrange(5, 20_000) for _ in range(n)], (0, n)) for n in lengths]
-    return [PreparedText(TokenizedText((sequence,)), recipe) for sequence in texts]
+    return [PreparedText(TokenizedText((sequence,)), plan) for sequence in texts]
 
 
 def rate(run: Callable[[], object], device: torch.device, limit_s: float) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from bert_serving.client import BertClient
-from bert_serving.server.model.folder import find_demo_model
+from bert_serving.server.model.demo import find_demo_model
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.common import cpu_name, seconds

@@ -16,7 +16,7 @@ import torch
 from bert_serving.client import BertClient
 from bert_serving.server import BertServer
 from bert_serving.server.helper import get_args_parser
-from bert_serving.server.model.folder import find_demo_model
+from bert_serving.server.model.demo import find_demo_model
 from common import free_ports
 from text_classifier import TRAINING, UNSEEN
 from transformers import AutoModelForSequenceClassification, AutoTokenizer

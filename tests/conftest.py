@@ -13,6 +13,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The folder of the demo model."""
-    from bert_serving.server.model.folder import find_demo_model
+    from bert_serving.server.model.demo import find_demo_model
 
     return find_demo_model()

@@ -99,4 +99,4 @@ def test_a_lower_layer_equals_that_of_the_whole_model(folders: dict[str, Path], 
 
 def test_layers_above_the_pooled_one_are_not_loaded(folders: dict[str, Path]) -> None:
     shallow = encoder(folders["bert"], pooling_layer=[0])
-    assert shallow._transformer.num_layers == 1
+    assert shallow._loaded.transformer.num_layers == 1

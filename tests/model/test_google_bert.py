@@ -200,10 +200,10 @@ def test_error_for_a_damaged_checkpoint_is_one_line(google: Path) -> None:
 def test_albert_checkpoint_is_refused_with_its_name(google: Path) -> None:
     name = "bert/encoder/transformer/group_0/inner_group_0/attention_1/self/query/kernel"
     write_bundle(google / "bert_model.ckpt", {name: np.ones((16, 16), np.float32)})
-    with pytest.raises(ModelError, match="ALBERT checkpoints are not read"):
+    with pytest.raises(ModelError, match="ALBERT checkpoints are not supported"):
         encode(google)
     (google / "bert_config.json").rename(google / "albert_config.json")
-    with pytest.raises(ModelError, match="ALBERT checkpoints are not read"):
+    with pytest.raises(ModelError, match="ALBERT checkpoints are not supported"):
         encode(google)
 
 

@@ -85,7 +85,7 @@ def test_module_may_be_given_by_its_import_name(own: Path, tmp_path: Path) -> No
 def test_error_for_a_custom_model_without_its_module_is_one_line(own: Path) -> None:
     code = (
         "import sys; from bert_serving.server import Encoder\n"
-        "from bert_serving.server.model.folder import ModelError\n"
+        "from bert_serving.server.model.errors import ModelError\n"
         "try: Encoder(sys.argv[1], device='cpu')\n"
         "except ModelError as exc: print(exc)"
     )

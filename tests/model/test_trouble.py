@@ -167,7 +167,7 @@ def test_a_single_sequence_that_does_not_fit_is_an_error(folder: Path, monkeypat
 
 
 def count(mine: Encoder) -> int:
-    return sum(isinstance(module, PrepackedLinear) for module in mine._transformer._model.modules())
+    return sum(isinstance(module, PrepackedLinear) for module in mine._loaded.transformer._model.modules())
 
 
 class Feed(nn.Module):

@@ -58,7 +58,7 @@ def test_server_flags_are_passed_on_and_those_of_the_point_override_them() -> No
     point = Point(1, 1, 25, {"max_batch_size": 8})
     ports = {"port": 1, "port_out": 2}
     assert " ".join(plan.server_flags(point, ports)) == (
-        "-num_worker 2 -cpu true -max_batch_size 8 -pooling_layer -1 -2 -host 127.0.0.1 -port 1 -port_out 2"
+        "-pooling_layer -1 -2 -num_worker 2 -cpu true -max_batch_size 8 -host 127.0.0.1 -port 1 -port_out 2"
     )
 
 

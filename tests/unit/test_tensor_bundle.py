@@ -196,7 +196,7 @@ FLOAT = entry(1, [1], 0, 0, 4, 0)
         (table([[(b"", header()), (b"a", b"\x08" + b"\xff" * 11)]]), "has no end"),
         (table([[(b"", header()), (b"a", b"\x12\x7f")]]), "outside"),
         (table([[(b"", header()), *((b"%06d" % i, b"") for i in range(100_001))]]), "100000 tensors"),
-        (bytes((16 << 20) + 1), "may have 16777216 bytes"),
+        (bytes((16 << 20) + 1), "may have at most 16777216 bytes"),
     ],
 )
 def test_an_invalid_index_raises_an_error_with_the_reason(tmp_path: Path, index: bytes, said: str) -> None:
@@ -210,7 +210,7 @@ def test_an_invalid_index_raises_an_error_with_the_reason(tmp_path: Path, index:
     [
         (entry(1, [1 << 50], 0, 0, 1 << 52, 0), "should end at byte 4503599627370496, but the file has 4"),
         (entry(1, [1], 0, 1 << 62, 4, 0), "should end at byte"),
-        (entry(1, [2], 0, 0, 4, 0), r"has 4 bytes, which are not 4 for each of \(2,\)"),
+        (entry(1, [2], 0, 0, 4, 0), r"has 4 bytes, but shape \(2,\) needs 4 for each number"),
         (entry(1, [1], 1, 0, 4, 0), "refers to number 1"),
         (entry(99, [1], 0, 0, 4, 0), "of type 99"),
         (entry(1, [1], 0, 0, 4, 7), "does not have its checksum"),

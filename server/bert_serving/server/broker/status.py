@@ -9,10 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import zmq
-from bert_serving.protocol import WIRE_VERSION, pooling_name
+from bert_serving.protocol import WIRE_VERSION
 
 from ..compat.pooling_strategy import PoolingStrategy
-from ..model.folder import read_sentence_transformers
+from ..model.pooling import Pooling, PoolingRules
+from ..model.sentence_transformers import read_sentence_transformers
 from ..settings import Settings, own_version
 from .metrics import BrokerMetrics, value_of
 from .statistic import Statistic
@@ -76,8 +77,8 @@ class StatusReport:
 
 def _settings_info(settings: Settings) -> dict[str, object]:
     """Return the settings under bert-as-service's names, with its types."""
-    poolings, layers = _pooling_in_force(settings)
-    strategy = PoolingStrategy.__members__.get(poolings[0]) if len(poolings) == 1 else None
+    pooling = _default_pooling(settings)
+    strategy = PoolingStrategy.__members__.get(pooling.strategies[0]) if len(pooling.strategies) == 1 else None
     return {
         **settings.model_dump(),
         **{name: value for name, value in _ORIGINAL_DEFAULTS.items() if getattr(settings, name) is None},
@@ -86,20 +87,14 @@ def _settings_info(settings: Settings) -> dict[str, object]:
         "max_seq_len": None if settings.max_seq_len == "NONE" else settings.max_seq_len,
         "pooling": list(settings.pooling_strategy),
         "pooling_strategy": None if strategy is None else strategy.value,
-        "pooling_layer": list(layers),
+        "pooling_layer": list(pooling.layers),
     }
 
 
-def _pooling_in_force(settings: Settings) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return (strategies, layers) in force when a request names none. Vectors of strategies are concatenated."""
-    names, layers = settings.pooling_strategy, settings.pooling_layer
-    if names != ("auto",):
-        return names, layers or (-2,)
-    if layers is None and settings.model_dir is not None:
-        own = read_sentence_transformers(Path(settings.model_dir))
-        if own is not None:
-            return tuple(map(pooling_name, own.pooling_modes)), (-1,)
-    return ("REDUCE_MEAN",), layers or (-2,)
+def _default_pooling(settings: Settings) -> Pooling:
+    """Return the pooling of a request that names neither strategy nor layer."""
+    folder = None if settings.model_dir is None else Path(settings.model_dir)
+    return PoolingRules.of(settings, None if folder is None else read_sentence_transformers(folder)).default
 
 
 def _num_gateways(settings: Settings) -> int:

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..settings import OneLineParser, Settings, settings_parser, validation_line
+from ..model.spec import validation_line
+from ..settings import OneLineParser, Settings, settings_parser
 from .termination import terminate_parser
 
 

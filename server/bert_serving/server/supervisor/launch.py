@@ -13,10 +13,9 @@ from ..broker.broker import Broker
 from ..broker.metrics import BrokerMetrics
 from ..broker.ports import PortInUse
 from ..broker.tei_metrics import TeiMetrics
-from ..model.folder import check_max_seq_len
 from ..settings import Settings
 from .process import ChildProcess, GatewayProcess, spawn_context
-from .startup import StartError
+from .startup import StartError, max_seq_len_in_force, worker_spec
 
 _BACKLOG = 2048
 _MAX_IPC_PATH = 100  # the system's limit is 107 bytes
@@ -67,7 +66,7 @@ class Launch:
             settings,
             worker_endpoint=self._worker_endpoint,
             worker_names=self._worker_names,
-            max_seq_len=check_max_seq_len(Path(settings.model_dir), settings.max_seq_len, settings.config_name),
+            max_seq_len=max_seq_len_in_force(settings),
             metrics=metrics,
             token_rows=token_rows,
             observers=[TeiMetrics(metrics)],
@@ -75,35 +74,13 @@ class Launch:
 
     def _make_worker(self, index: int, name: str) -> ChildProcess:
         settings = self._settings
-        gpus = settings.device_map
-        encoder = {
-            "model_dir": settings.model_dir,
-            "tuned_model_dir": settings.tuned_model_dir,
-            "config_name": settings.config_name,
-            "ckpt_name": settings.ckpt_name,
-            "model_module": settings.model_module,
-            "trust_remote_code": settings.trust_remote_code,
-            "device": "cpu" if settings.cpu else f"cuda:{gpus[index % len(gpus)]}" if gpus else "auto",
-            "dtype": settings.dtype,
-            "max_seq_len": settings.max_seq_len,
-            "max_batch_tokens": settings.max_batch_tokens,
-            "pooling_strategy": settings.pooling_strategy,
-            "pooling_layer": settings.pooling_layer,
-            "all_layers": settings.all_layers,
-            "num_labels": settings.num_labels,
-            "normalize": settings.normalize,
-            "mask_cls_sep": settings.mask_cls_sep,
-            "no_special_token": settings.no_special_token,
-            "no_position_embeddings": settings.no_position_embeddings,
-            "cased_tokenization": settings.cased_tokenization,
-        }
         kwargs = {
             "name": name,
             "endpoint": self._worker_endpoint,
             "num_sharing_cpu": settings.num_worker,
             "float16": settings.fp16,
             "tokenizer_path": None if settings.http_port is None else self._tokenizer_path,
-            "encoder": encoder,
+            "spec": worker_spec(settings, index),
         }
         return ChildProcess(
             name, "bert_serving.server.worker.worker:main", kwargs, settings.verbose, str(self._folder)

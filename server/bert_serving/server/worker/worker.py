@@ -20,7 +20,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +40,7 @@ from bert_serving.protocol import (
 )
 
 from ..model.errors import ModelError, one_line
+from ..model.spec import ModelSpec
 from .device import allowed_cpus
 from .encoder import Encoder
 from .parts import TokenizedPart, part_results, tokenize_parts
@@ -59,13 +59,13 @@ def main(
     name: str,
     endpoint: str,
     num_sharing_cpu: int,
-    encoder: dict[str, Any],
+    spec: ModelSpec,
     float16: bool = False,
     tokenizer_path: str | None = None,
 ) -> None:
     """Serve until the broker sends Stop or the server process has ended.
 
-    num_sharing_cpu: number of workers that share the CPU's threads. encoder: Encoder's arguments. float16: send
+    num_sharing_cpu: number of workers that share the CPU's threads. spec: the model to load. float16: send
     vectors as float16. tokenizer_path: where the tokenizer is written, for the gateways.
     """
     # Ctrl-C reaches the whole process group, but only the server decides when its workers end.
@@ -77,7 +77,7 @@ def main(
     context = zmq.Context()
     try:
         Worker(context, name, endpoint, np.dtype(np.float16 if float16 else np.float32)).run(
-            encoder, None if tokenizer_path is None else Path(tokenizer_path)
+            spec, None if tokenizer_path is None else Path(tokenizer_path)
         )
     finally:
         context.destroy(linger=500)
@@ -97,21 +97,21 @@ class Worker:
         self._results = context.socket(zmq.PUSH)
         self._results.connect(_INPROC)
 
-    def run(self, options: dict[str, Any], tokenizer_path: Path | None) -> None:
-        """Load the model, warm up, report readiness, and serve batches. options: Encoder's arguments."""
+    def run(self, spec: ModelSpec, tokenizer_path: Path | None) -> None:
+        """Load the model, warm up, report readiness, and serve batches."""
         try:
-            encoder = Encoder(**options)
+            encoder = Encoder.from_spec(spec)
             if tokenizer_path is not None:
                 partial = tokenizer_path.with_suffix(f".{os.getpid()}")
                 encoder.save_tokenizer(partial)
                 partial.rename(tokenizer_path)  # so that no gateway reads a half-written file
-            facts = warm_up(encoder, max_batch_tokens=options["max_batch_tokens"])
+            facts = warm_up(encoder, max_batch_tokens=spec.max_batch_tokens)
         except ModelError as exc:
             self._io.send(Refused(str(exc)))
             return
         except Exception as exc:
             log.debug("cannot start", exc_info=True)
-            self._io.send(Refused(f"cannot start the model in {options['model_dir']}: {one_line(exc)}"))
+            self._io.send(Refused(f"cannot start the model in {spec.model_dir}: {one_line(exc)}"))
             return
         self._io.forward_at = time.monotonic()
         self._io.send(Ready(facts))

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
-from ...settings import OneLineParser, Settings, settings_parser, validation_line
+from ...model.spec import validation_line
+from ...settings import OneLineParser, Settings, settings_parser
 from .sentences import FULL, MIXED
 
 NUM_WARM_UP = 2  # the first requests of each client, which do not count
