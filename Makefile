@@ -24,11 +24,17 @@ serve: $(VENV)/.serve
 
 install: $(VENV)/.serve
 
-# In processes side by side, a thread each, what starts none of its own; then the servers, which want the machine
-# for themselves. pytest ends with 5 where ARGS leave nothing to run.
+# pytest runs one process for each core. Unit and model tests compute with one thread each. A server computes with
+# one thread for each core; its threads must not spin while they wait, because servers run side by side.
+# tests/support/distribution.py says which tests share a process (--dist loadscope). pytest ends with 5 if ARGS
+# select no test. Coverage is measured without ARGS only: that of a selection says nothing.
 test: $(VENV)/.test
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/model -n auto $(ARGS) || [ $$? = 5 ]
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/service tests/clients tests/gpu $(ARGS) || [ $$? = 5 ]
+	@echo "tests: unit and model, about 2 minutes on two cores"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/model \
+		-n logical --maxprocesses 8 $(if $(ARGS),,--cov) $(ARGS) || [ $$? = 5 ]
+	@echo "tests: servers and clients, about 4 minutes on two cores"
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/service tests/clients tests/gpu \
+		-n logical --maxprocesses 4 --dist loadscope $(ARGS) || [ $$? = 5 ]
 
 # An empty -m takes back pyproject.toml's, which leaves out the slow ones.
 clients: $(VENV)/.test

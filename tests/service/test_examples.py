@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.running_server import RunningServer
+from tests.support.waiting import HANG_S
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -47,7 +48,11 @@ def test_example_runs(server: RunningServer, name: str) -> None:
     if name in OVER_HTTP:
         args = [server.url]
     done = subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py", *args], capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, EXAMPLES / f"{name}.py", *args],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert re.search(EXPECTED[name], done.stdout), done.stdout

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from bert_serving.server.gateway.output import convert
 
+from tests.support.model_servers import ModelServers
 from tests.support.running_server import RunningServer
-from tests.support.zoo import Zoo
+from tests.support.waiting import HANG_S
 
 TEXTS = ["hello world", "a", "the quick brown fox"]
 LONG = "word " * 600
@@ -32,7 +33,7 @@ ROUTES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def http(server: RunningServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with httpx.Client(base_url=server.url, timeout=HANG_S) as client:
         yield client
 
 
@@ -153,13 +154,13 @@ def test_headers_tell_the_times_the_tokens_and_what_was_cut(http: httpx.Client, 
     assert "x-truncated-count" not in whole
 
 
-def test_rankings_and_labels_have_them_too(zoo: Zoo) -> None:
+def test_rankings_and_labels_have_them_too(model_servers: ModelServers) -> None:
     for http, path, body in (
-        (zoo.reranker.http, "/rerank", {"query": "fox", "texts": ["a", LONG]}),
-        (zoo.reranker.http, "/v2/rerank", {"query": "fox", "documents": ["a", LONG]}),
-        (zoo.classifier.http, "/predict", {"inputs": [["a"], [LONG]]}),
-        (zoo.classifier.http, "/classify", {"input": ["a", LONG]}),
-        (zoo.sparse.http, "/embed_sparse", {"inputs": ["a", LONG]}),
+        (model_servers.reranker.http, "/rerank", {"query": "fox", "texts": ["a", LONG]}),
+        (model_servers.reranker.http, "/v2/rerank", {"query": "fox", "documents": ["a", LONG]}),
+        (model_servers.classifier.http, "/predict", {"inputs": [["a"], [LONG]]}),
+        (model_servers.classifier.http, "/classify", {"input": ["a", LONG]}),
+        (model_servers.sparse.http, "/embed_sparse", {"inputs": ["a", LONG]}),
     ):
         reply = http.post(path, json=body)
         assert (reply.status_code, reply.headers["x-truncated"]) == (200, "1")
@@ -180,11 +181,11 @@ def test_a_request_keeps_its_id_and_gets_one_if_it_has_none(http: httpx.Client) 
 # -- pages of other origins ----------------------------------------------------------------------------
 
 
-def test_a_page_may_send_its_key_and_read_the_headers(http: httpx.Client, zoo: Zoo) -> None:
+def test_a_page_may_send_its_key_and_read_the_headers(http: httpx.Client, model_servers: ModelServers) -> None:
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-api-key"}
     for client, origin, allowed in (
         (http, "https://b.org", "*"),
-        (zoo.prompted.http, "https://a.org", "https://a.org"),
+        (model_servers.prompted.http, "https://a.org", "https://a.org"),
     ):
         for path in ("/embed", "/v1/embeddings", "/encode/stream", "/v2/rerank"):
             preflight = client.options(path, headers={"Origin": origin, **asked})
@@ -196,10 +197,12 @@ def test_a_page_may_send_its_key_and_read_the_headers(http: httpx.Client, zoo: Z
         reply = client.post("/embed", json={"inputs": "a"}, headers={"Origin": origin})
         assert reply.headers["access-control-allow-origin"] == allowed
         assert reply.headers["access-control-expose-headers"] == "*"
-    stranger = zoo.prompted.http.options("/embed", headers={"Origin": "https://b.org", **asked})
+    stranger = model_servers.prompted.http.options("/embed", headers={"Origin": "https://b.org", **asked})
     assert "access-control-allow-origin" not in stranger.headers
     # An error can be read by the page as well, and a preflight has no key.
-    refused = httpx.post(f"{zoo.prompted.running.url}/embed", json={}, headers={"Origin": "https://a.org"})
+    refused = httpx.post(
+        f"{model_servers.prompted.running.url}/embed", json={}, headers={"Origin": "https://a.org"}
+    )
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://a.org")
 
 

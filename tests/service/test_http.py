@@ -18,11 +18,12 @@ from bert_serving.server.supervisor.supervisor import listen
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.running_server import RunningServer, free_ports
+from tests.support.waiting import HANG_S
 
 
 @pytest.fixture
 def http(server: RunningServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+    with httpx.Client(base_url=server.url, timeout=HANG_S) as client:
         yield client
 
 
@@ -207,7 +208,7 @@ def test_many_posts_at_once_merge(http: httpx.Client, client: BertClient) -> Non
 
 def test_before_the_models_are_loaded_it_is_live_but_not_ready() -> None:
     with RunningServer() as running:
-        running.wait_for("HTTP is ready", 60)
+        running.wait_for("HTTP is ready")
         assert httpx.get(f"{running.url}/live").status_code == 200
         reply = httpx.get(f"{running.url}/ready")
         if "all set" not in running.log:
@@ -215,7 +216,7 @@ def test_before_the_models_are_loaded_it_is_live_but_not_ready() -> None:
             assert reply.json()["workers"] == {"worker-0": "starting"}
         # What is asked meanwhile waits for the model.
         body = {"id": 1, "texts": ["early"]}
-        assert httpx.post(f"{running.url}/encode", json=body, timeout=60).status_code == 200
+        assert httpx.post(f"{running.url}/encode", json=body, timeout=HANG_S).status_code == 200
         # and the config is there at once
         running.wait_ready()
 
@@ -227,8 +228,8 @@ def test_a_dead_gateway_is_replaced_and_its_port_never_refuses() -> None:
             p for p in running.family if any(c.laddr.port == running.http_port for c in p.net_connections("tcp"))
         )
         gateway.send_signal(signal.SIGKILL)
-        psutil.wait_procs([gateway], timeout=5)
-        assert httpx.get(f"{running.url}/ready", timeout=20).status_code == 200
+        psutil.wait_procs([gateway], timeout=HANG_S)
+        assert httpx.get(f"{running.url}/ready", timeout=HANG_S).status_code == 200
         running.signal(signal.SIGTERM)
         assert running.wait_end() == 0
 

@@ -24,7 +24,7 @@ from bert_serving.client import BertClient, ConcurrentBertClient
 import bert_serving.client
 assert bert_serving.client.__version__ == "1.10.0", bert_serving.client.__version__
 port, port_out = int(sys.argv[1]), int(sys.argv[2])
-ports = dict(port=port, port_out=port_out, timeout=20000)
+ports = dict(port=port, port_out=port_out, timeout=int(sys.argv[3]))
 found = {}
 
 with BertClient(**ports) as bc:                        # default checks
@@ -95,7 +95,7 @@ CALLS_SCRIPT = """
 import contextlib, io, json, socket, sys, threading, warnings
 import numpy as np
 from bert_serving.client import BertClient, ConcurrentBertClient
-ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=20000)
+ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=int(sys.argv[3]))
 found = {}
 
 def warned(call):
@@ -149,7 +149,7 @@ with BertClient(**ports) as bc:
 
     bc.timeout = 1
     found["in time"] = raised(lambda: bc.encode(["a sentence that takes a while"] * 300))
-    bc.timeout = 20000
+    bc.timeout = ports["timeout"]
     again = bc.encode(texts[:1])                       # not what is late
     found["later"] = int(np.abs(rows - again).max(axis=1).argmin())
 
@@ -210,7 +210,7 @@ FLAGS_SCRIPT = """
 import json, sys, warnings
 import numpy as np
 from bert_serving.client import BertClient, ConcurrentBertClient
-ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=20000)
+ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=int(sys.argv[3]))
 found = {}
 with BertClient(**ports) as bc:
     config = bc.server_config
@@ -385,7 +385,7 @@ def _check_three_strategies(client: BertClient) -> None:
 CLONES_SCRIPT = """
 import json, socket, sys, threading
 from bert_serving.client import BertClient
-port, port_out = int(sys.argv[1]), int(sys.argv[2])
+port, port_out, timeout = map(int, sys.argv[1:])
 
 def pass_on(source, target):
     while data := source.recv(65536):
@@ -408,16 +408,16 @@ def hear(client, request_id):
     return client._recv_ndarray(request_id).embedding
 
 def multicast(identity):
-    bc = BertClient(port=port, port_out=port_out, identity=identity, timeout=20000)
+    bc = BertClient(port=port, port_out=port_out, identity=identity, timeout=timeout)
     is_open, clones = threading.Event(), []
     def clone():
         line = slow_line(is_open)
-        clones.append(BertClient(port=port, port_out=line, identity=bc.identity, timeout=20000))
+        clones.append(BertClient(port=port, port_out=line, identity=bc.identity, timeout=timeout))
     threads = [threading.Thread(target=clone) for _ in range(2)]
     for thread in threads:
         thread.start()
     for _ in threads:                                  # the answers for the clones go out to bc alone
-        assert bc.receiver.poll(20000)
+        assert bc.receiver.poll(timeout)
         bc.receiver.recv_multipart()
     is_open.set()
     for thread in threads:

@@ -16,6 +16,7 @@ from bert_serving.server.worker.encoder import Encoder
 
 from tests.support.running_server import RunningServer, command, free_ports, run_start
 from tests.support.tensor_bundles import GOOGLE_BERT
+from tests.support.waiting import HANG_S
 
 
 def refusal(*args: object, **kwargs: dict[str, str]) -> str:
@@ -177,7 +178,7 @@ def test_no_model_says_what_to_install_or_pass(tmp_path: Path) -> None:
         "sys.exit(start([]))\n"
     )
     python = command("python")[0]
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert "-model_dir" in line

@@ -21,6 +21,7 @@ import zmq
 from bert_serving.client import BertClient, Unavailable
 
 from tests.support.running_server import RunningServer, command, free_ports
+from tests.support.waiting import HANG_S, wait_until
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -65,7 +66,9 @@ def test_ctrl_c_during_the_first_imports_ends_it_quietly(module: str, signum: si
         "from bert_serving.server.cli import start\n"
         "sys.exit(start([]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -76,18 +79,19 @@ def test_nothing_heavy_is_imported_before_ctrl_c_is_caught() -> None:
         "import bert_serving.server.cli\n"
         "print(*sorted(set(sys.modules) - before))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert set(done.stdout.split()) <= {
         "__future__",
         "bert_serving",
         "bert_serving.server",
         "bert_serving.server.cli",
+        *(f"bert_serving.server.cli.{name}" for name in ("benchmark", "start", "status", "terminate")),
     }
 
 
 def test_sigterm_while_models_load_ends_at_once() -> None:
     with RunningServer() as running:
-        running.wait_for("worker_timeout = ", 30)
+        running.wait_for("worker_timeout = ")
         time.sleep(0.5)
         running.family = psutil.Process(running.process.pid).children(recursive=True)
         running.signal(signal.SIGTERM)
@@ -108,16 +112,18 @@ def test_accepted_work_is_finished_before_the_end() -> None:
 
 
 def test_http_has_the_whole_drain_time() -> None:
-    with RunningServer("-drain_timeout", "240", "-dtype", "float32") as running:
-        running.wait_ready()
-        texts = ["word " * 250] * 400  # far more than the four seconds that it once had
-        with ThreadPoolExecutor(1) as pool:
-            reply = pool.submit(httpx.post, f"{running.url}/embed", json={"inputs": texts}, timeout=240)
-            with BertClient(**running.ports) as client:
-                while client.server_status["num_batch"] == 0:
-                    assert not reply.done()
-            running.signal(signal.SIGTERM)
-            assert (reply.result().status_code, len(reply.result().json())) == (200, 400)
+    """The gateway must not end earlier; four seconds are what it once had for itself."""
+    with RunningServer("-drain_timeout", HANG_S) as running, ThreadPoolExecutor(1) as pool:
+        (worker,) = running.wait_ready().worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        reply = pool.submit(httpx.post, f"{running.url}/embed", json={"inputs": ["word"] * 400}, timeout=HANG_S)
+        with BertClient(**running.ports) as client:
+            wait_until(lambda: client.server_status["open_requests"] > 0)
+        running.signal(signal.SIGTERM)
+        time.sleep(5)
+        assert not reply.done()
+        os.kill(worker, signal.SIGCONT)
+        assert (reply.result().status_code, len(reply.result().json())) == (200, 400)
         assert running.wait_end() == 0
 
 
@@ -164,7 +170,7 @@ def test_terminate_is_refused_to_other_machines_and_obeyed_from_this_one() -> No
 
 def test_terminate_is_obeyed_from_anywhere_with_the_flag() -> None:
     with RunningServer("-host", "0.0.0.0", "-allow_remote_termination") as running:
-        running.wait_for("HTTP is ready", 60)
+        running.wait_for("HTTP is ready")
         address = (*_network_addresses(), "127.0.0.1")[0]
         done = _terminate("-ip", address, "-port", running.port)
         assert (done.returncode, done.stderr) == (0, "")
@@ -191,10 +197,8 @@ def test_a_server_that_dies_during_a_call_is_an_error() -> None:
         running.wait_ready()
         with BertClient(**running.ports) as client:
             threading.Timer(0.5, running.process.kill).start()
-            start = time.monotonic()
             with pytest.raises(Unavailable, match=f"localhost:{running.port} went away"):
                 client.encode(["a long sentence " * 30] * 5000)
-            assert time.monotonic() - start < 10
         running.process.wait()
         running.assert_nothing_left()
 
@@ -213,12 +217,12 @@ def _ask_to_terminate(address: str, server: RunningServer) -> dict[str, Any]:
         ear.connect(f"tcp://127.0.0.1:{server.port_out}")
         pusher.connect(f"tcp://{address}:{server.port}")
         pusher.send_multipart([identity, b"TERMINATION", b"1", b"0"])
-        assert ear.poll(10_000), "no answer"
+        assert ear.poll(HANG_S * 1000), "no answer"
         info: dict[str, Any] = json.loads(ear.recv_multipart()[1])
         return info
 
 
 def _terminate(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command("bert-serving-terminate", *args), capture_output=True, text=True, timeout=30, check=False
+        command("bert-serving-terminate", *args), capture_output=True, text=True, timeout=HANG_S, check=False
     )

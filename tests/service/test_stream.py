@@ -7,7 +7,6 @@ import json
 import select
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from http.client import HTTPResponse
 from typing import Any
@@ -17,16 +16,17 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.support.model_servers import ModelServers, Served
 from tests.support.running_server import RunningServer
-from tests.support.zoo import Served, Zoo
+from tests.support.waiting import HANG_S, wait_until
 
 MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def served(zoo: Zoo) -> Served:
+def served(model_servers: ModelServers) -> Served:
     """The smallest model."""
-    return zoo.classifier
+    return model_servers.classifier
 
 
 def answers(http: httpx.Client, lines: list[bytes], query: str = "") -> list[dict[str, Any]]:
@@ -147,8 +147,8 @@ def test_bad_options_are_refused_before_the_first_line(served: Served, query: st
     )
 
 
-def test_a_stream_needs_a_key_and_may_be_larger_than_a_message(zoo: Zoo) -> None:
-    http, url = zoo.prompted.http, f"{zoo.prompted.running.url}/encode/stream"
+def test_a_stream_needs_a_key_and_may_be_larger_than_a_message(model_servers: ModelServers) -> None:
+    http, url = model_servers.prompted.http, f"{model_servers.prompted.running.url}/encode/stream"
     assert httpx.post(url, content=b'"a"\n').status_code == 401
     found = answers(http, [b'"%s"' % (b"x" * 10_000)] * 3 + [b"[]" + b" " * 10_000] * 300)
     assert len(found) == 303
@@ -259,7 +259,7 @@ def test_answers_come_while_lines_are_still_written(served: Served) -> None:
         stream.write(b'"a line"\n')
         seen = b""
         while b'"embedding"' not in seen:
-            assert select.select([stream.socket], [], [], 20)[0], "no answer to a line"
+            assert select.select([stream.socket], [], [], HANG_S)[0], "no answer to a line"
             seen += stream.socket.recv(1 << 16)
     stream.socket.close()
 
@@ -276,10 +276,7 @@ def test_a_caller_that_leaves_in_the_middle_harms_nobody(served: Served) -> None
     while reader.socket.recv(1 << 16):
         pass
     reader.socket.close()
-    deadline = time.monotonic() + 20
-    while served.http.get("/status/server").json()["open_requests"] > 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: served.http.get("/status/server").json()["open_requests"] == 0)
     assert answers(served.http, [b'"still here"'])[0]["id"] == 0
     assert "Traceback" not in served.running.log
     assert "ASGI" not in served.running.log

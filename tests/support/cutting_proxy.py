@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from contextlib import suppress
+
+from tests.support.waiting import wait_until
 
 
 class Proxy:
@@ -33,10 +34,7 @@ class Proxy:
 
     def lose(self, num_bytes: int) -> None:
         """Wait until so many bytes were swallowed, then cut, and swallow no more."""
-        deadline = time.monotonic() + 30
-        while self.num_swallowed < num_bytes:
-            assert time.monotonic() < deadline, f"no {num_bytes} bytes were sent"
-            time.sleep(0.005)
+        wait_until(lambda: self.num_swallowed >= num_bytes, f"no {num_bytes} bytes were sent")
         self.cut()
         self.is_swallowing, self.num_swallowed = False, 0
 

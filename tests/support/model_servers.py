@@ -12,6 +12,7 @@ import httpx
 
 from tests.support.running_server import RunningServer
 from tests.support.tiny_models import make_classifier, make_masked
+from tests.support.waiting import HANG_S
 
 PROMPTS = {"query": "query: ", "passage": "a passage: "}
 LABELS = ("bad", "so-so", "good")
@@ -27,7 +28,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Zoo:
+class ModelServers:
     """Servers in float32, one for each kind of model.
 
     prompted: the demo model with PROMPTS, behind keys, in two processes, with messages of at most 1 MiB.
@@ -41,7 +42,7 @@ class Zoo:
 
 
 @contextmanager
-def running_zoo(base: Path, demo_model: Path) -> Iterator[Zoo]:
+def running_model_servers(base: Path, demo_model: Path) -> Iterator[ModelServers]:
     """Start the servers, with models in the folder."""
     names = dict(enumerate(LABELS))
     ids = {label: i for i, label in names.items()}
@@ -67,12 +68,12 @@ def running_zoo(base: Path, demo_model: Path) -> Iterator[Zoo]:
             for name, folder in folders.items()
         }
         headers = {"Authorization": "Bearer one"}
-        yield Zoo(
+        yield ModelServers(
             **{
                 name: Served(
                     running.wait_ready(),
                     folders[name],
-                    stack.enter_context(httpx.Client(base_url=running.url, timeout=60, headers=headers)),
+                    stack.enter_context(httpx.Client(base_url=running.url, timeout=HANG_S, headers=headers)),
                 )
                 for name, running in started.items()
             }
