@@ -1,3 +1,5 @@
+"""What the service tests share: running servers, a client, and the old client."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def client(server: RunningServer) -> Iterator[BertClient]:
+    """A connected client of the server."""
     with BertClient(**server.ports) as connected:
         yield connected
 
@@ -40,5 +43,6 @@ def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model_servers(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServers]:
+    """One server for each kind of model."""
     with running_model_servers(tmp_path_factory.mktemp("model-servers"), demo_model) as running:
         yield running

@@ -1,4 +1,4 @@
-"""What strangers and broken clients send to the ZeroMQ ports: an answer for them, no harm to others."""
+"""Unknown and broken clients at the ZeroMQ ports: they get a reply, and other clients are not harmed."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def test_a_wrong_number_of_frames_is_answered_where_there_is_a_sender(raw: RawCl
         assert info["error"]["message"].endswith(f"number of texts), got {len(frames) + 1}")
 
 
-def test_garbage_without_a_sender_is_logged_and_harms_nobody(server: RunningServer, client: BertClient) -> None:
-    stranger = RawClient(server)
+def test_garbage_without_a_sender_is_logged_and_harms_no_client(server: RunningServer, client: BertClient) -> None:
+    unknown = RawClient(server)
     for frames in ([b""], [b"x"], [b"", b"[]", b"1", b"1"], [b"a" * 300, b"[]", b"1", b"1"], [b"\xff" * 20] * 9):
-        stranger.send(*frames)
+        unknown.send(*frames)
     with socket.create_connection(("127.0.0.1", server.port)) as probe:
         probe.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         time.sleep(0.2)
@@ -112,11 +112,11 @@ def test_garbage_without_a_sender_is_logged_and_harms_nobody(server: RunningServ
             assert client.encode(["still here"]).shape == (1, 384)
     server.wait_for("ignored a message that is no request")
     assert "Traceback" not in server.log
-    stranger.close()
+    unknown.close()
 
 
 @pytest.mark.parametrize("topic", [b"", b"a", b"cli"])
-def test_nobody_can_listen_in_with_a_short_subscription(server: RunningServer, topic: bytes) -> None:
+def test_a_short_subscription_hears_no_reply_of_others(server: RunningServer, topic: bytes) -> None:
     with zmq.Context() as context, context.socket(zmq.SUB) as ear:
         ear.subscribe(topic)
         ear.connect(f"tcp://127.0.0.1:{server.port_out}")
@@ -139,28 +139,28 @@ def test_the_request_id_and_large_announcements_of_a_command_do_no_harm(raw: Raw
 
 
 def test_a_reply_that_is_given_up_is_an_error_and_not_silence() -> None:
-    """A client that does not read while 150 MB are computed for it, where one may wait."""
+    """A client does not read while 150 MB of results are computed for it, and 1 MiB may wait."""
     with RunningServer("-outbox_mb", "1") as running, BertClient(**running.wait_ready().ports) as other:
         slow = RawClient(running, rcvhwm=1)
         slow.ask(b"SHOW_CONFIG", b"1", b"0")
-        wide = {"pooling_strategy": ["REDUCE_MEAN_MAX"] * 32, "pooling_layer": -1}  # 96 KiB of a text
+        wide = {"pooling_strategy": ["REDUCE_MEAN_MAX"] * 32, "pooling_layer": -1}  # 96 KiB for each text
         body = json.dumps({"texts": ["word"] * 32, "options": wide}).encode()
         for i in range(2, 52):
             slow.send(slow.identity, body, b"%d" % i, b"32")
         while other.server_status["num_batch"] == 0 or other.server_status["open_requests"] > 0:
             time.sleep(0.1)
-        answers = {}
-        while len(answers) < 50:
+        replies = {}
+        while len(replies) < 50:
             frames = slow.receive()
-            answers[frames[-1]] = json.loads(frames[1])
+            replies[frames[-1]] = json.loads(frames[1])
         slow.close()
-        errors = [info["error"]["message"] for info in answers.values() if "error" in info]
+        errors = [info["error"]["message"] for info in replies.values() if "error" in info]
         assert 0 < len(errors) < 50
         assert set(errors) == {"the reply was given up: more than 1 MiB waited to be fetched"}
 
 
 def test_a_flood_from_a_client_that_leaves_does_not_harm_the_server() -> None:
-    """libzmq's own heartbeats would abort the process here; the broker is busy, simulated by a stop."""
+    """With heartbeats of libzmq enabled, this flood would abort the server's process."""
     with RunningServer("-outbox_mb", "20") as running, BertClient(**running.wait_ready().ports) as client:
         flood = zmq.Context()
         push = flood.socket(zmq.PUSH)
@@ -175,7 +175,7 @@ def test_a_flood_from_a_client_that_leaves_does_not_harm_the_server() -> None:
         assert running.log.count("gave up a reply") < 10
 
 
-def test_a_connection_with_thousands_of_subscriptions_locks_nobody_out(server: RunningServer) -> None:
+def test_a_connection_with_thousands_of_subscriptions_keeps_no_client_out(server: RunningServer) -> None:
     with zmq.Context() as context, context.socket(zmq.SUB) as hoarder:
         hoarder.sndhwm = 0
         for i in range(60_000):
@@ -183,15 +183,15 @@ def test_a_connection_with_thousands_of_subscriptions_locks_nobody_out(server: R
         hoarder.connect(f"tcp://127.0.0.1:{server.port_out}")
         server.wait_for("ignored a subscription")
         time.sleep(1)
-        with BertClient(**server.ports, timeout=HANG_S * 1000) as newcomer:
-            assert newcomer.encode(["still here"]).shape == (1, 384)
-            assert 256 < newcomer.server_status["connected_clients"] < 300
+        with BertClient(**server.ports, timeout=HANG_S * 1000) as late:
+            assert late.encode(["still here"]).shape == (1, 384)
+            assert 256 < late.server_status["connected_clients"] < 300
     assert server.log.count("ignored a subscription") == 1
     with BertClient(**server.ports) as client:
         wait_until(lambda: client.server_status["connected_clients"] <= 100)
 
 
-def test_requests_of_made_up_identities_do_not_go_before_everybody_else() -> None:
+def test_requests_of_invented_identities_do_not_go_before_those_of_clients() -> None:
     with RunningServer() as running, BertClient(**running.wait_ready().ports) as client:
         flood = RawClient(running)
         for i in range(20_000):
@@ -200,13 +200,13 @@ def test_requests_of_made_up_identities_do_not_go_before_everybody_else() -> Non
             time.sleep(0.05)
         for _ in range(3):
             client.encode(["a client"])
-        with BertClient(**running.ports) as newcomer:
-            newcomer.encode(["another one"])
+        with BertClient(**running.ports) as late:
+            late.encode(["another one"])
         assert client.server_status["queue_texts"] > 5_000
         flood.close()
 
 
-def test_a_client_that_goes_away_takes_its_queued_work_along(server: RunningServer, client: BertClient) -> None:
+def test_queued_work_of_a_client_that_goes_away_is_removed(server: RunningServer, client: BertClient) -> None:
     leaver = RawClient(server)
     leaver.ask(b"SHOW_CONFIG", b"1", b"0")
     leaver.send(leaver.identity, json.dumps(["a sentence to forget"] * 30_000).encode(), b"2", b"30000")
@@ -217,7 +217,7 @@ def test_a_client_that_goes_away_takes_its_queued_work_along(server: RunningServ
 
 
 def test_the_oldest_clients_termination_is_obeyed() -> None:
-    """Before 1.9.1 all of its other frames are empty."""
+    """Clients before 1.9.1 send TERMINATION with all other frames empty."""
     with RunningServer("-cpu") as server:
         server.wait_ready()
         with zmq.Context() as context, context.socket(zmq.PUSH) as pusher:

@@ -1,4 +1,4 @@
-"""bert-serving-benchmark with real servers and clients, and with tiny numbers."""
+"""bert-serving-benchmark with real servers and clients, and with small numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLAGS = {
 
 
 def command(folder: Path, **experiments: str) -> list[str]:
-    """Return the command line of a tiny run with these experiments alone."""
+    """Return the command line of a short run of these experiments and no others."""
     (folder / "words.txt").write_text("first do it then do it right and then do it better")
     tiny = ["-max_seq_len", "16", "-num_repeat", "3", "-client_batch_size", "4", "-wait_till_ready", str(HANG_S)]
     tests = [word for name, flag in FLAGS.items() for word in (flag, *experiments.get(name, "").split())]
@@ -74,7 +74,7 @@ def test_ctrl_c_ends_server_and_benchmark(tmp_path: Path) -> None:
         (["-model_dir", "/no/such/folder"], "the server ended: .*no such folder: /no/such/folder"),
     ],
 )
-def test_what_cannot_begin_is_one_line(tmp_path: Path, extra: list[str], said: str) -> None:
+def test_a_benchmark_that_cannot_start_says_why_in_one_line(tmp_path: Path, extra: list[str], said: str) -> None:
     done = subprocess.run(
         [*command(tmp_path, client_batch_size="1 2"), *extra],
         cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""A server from within a Python program, as the original's README and examples have it."""
+"""A server started by a Python program, as in bert-as-service's README and examples."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ports(args: Namespace) -> dict[str, int]:
     return {"port": args.port, "port_out": args.port_out}
 
 
-def test_a_server_is_ready_inside_its_context_and_gone_behind_it(tiny: Path) -> None:
+def test_a_server_is_ready_inside_its_context_and_has_ended_after_it(tiny: Path) -> None:
     args = arguments(tiny)
     with BertServer(args) as server:
         assert server.is_ready.is_set()
@@ -54,7 +54,7 @@ def test_one_program_may_start_and_close_servers_one_after_the_other_with_change
         args.pooling_layer = [-1 - i % 3]
         server = BertServer(args)
         server.start()
-        with BertClient(**ports(args)) as client:  # waits in the queue until the model is there
+        with BertClient(**ports(args)) as client:  # the request waits until the model is loaded
             rows.append(client.encode(["hello"])[0])
         server.close()
     assert (rows[3] == rows[0]).all()
@@ -112,7 +112,7 @@ def test_what_keeps_a_server_from_starting_is_raised(tiny: Path, tmp_path: Path)
 
 def test_arguments_are_changed_as_notebooks_do_and_vectors_leave_as_float16(tiny: Path) -> None:
     port, port_out = free_ports(2)
-    args = get_benchmark_parser().parse_args(["-dtype", "float32"])  # has the server's arguments too
+    args = get_benchmark_parser().parse_args(["-dtype", "float32"])  # this parser has the server's arguments too
     args.model_dir, args.port, args.port_out = tiny, port, port_out
     args.fp16 = args.cpu = True
     args.pooling_strategy, args.pooling_layer = PoolingStrategy.REDUCE_MEAN_MAX, -1
@@ -140,7 +140,7 @@ def test_a_program_needs_no_main_guard_and_leaves_nothing_when_it_is_killed(tiny
         server = BertServer(args)
         server.start()
         print(BertClient(port={port}, port_out={port_out}).encode(["hello"]).shape, flush=True)
-        fork = ctypes.PyDLL(None).fork()  # one that Python does not know of holds all that is open
+        fork = ctypes.PyDLL(None).fork()  # a fork that Python does not know of keeps all files open
         if fork:
             print(fork, flush=True)
         signal.alarm({HANG_S})

@@ -1,4 +1,4 @@
-"""Requests as clients of others literally send them, where they differ from what their dialect says."""
+"""Requests as third-party clients send them, where these differ from the documentation of their dialect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.waiting import HANG_S
 @pytest.mark.parametrize(
     ("body", "dimension"),
     [
-        # infinity_client 0.0.78 sends 0 where its caller says nothing
+        # infinity_client 0.0.78 sends 0 if its caller gives no dimensions
         ({"input": ["x"], "model": "default/not-specified", "dimensions": 0, "modality": "text"}, 384),
         # litellm 1.106.2 for infinity/<model> with dimensions=64
         ({"input": ["x"], "model": "demo", "output_dimension": 64}, 64),

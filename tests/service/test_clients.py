@@ -40,7 +40,7 @@ def vectors(server: RunningServer) -> np.ndarray:
 
 
 def close(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal but for what bfloat16 products of another batch shape change."""
+    """Whether both are equal, up to what a batch of another shape changes in bfloat16."""
     return a.shape == b.shape and bool(np.abs(a - b).max() < 0.01)
 
 
@@ -123,7 +123,7 @@ def test_encode_async_raises_what_the_producer_raises(client: BertClient) -> Non
         next(results)
 
 
-def test_config_status_and_own_status(client: BertClient, server: RunningServer) -> None:
+def test_config_status_and_the_clients_status(client: BertClient, server: RunningServer) -> None:
     config = client.server_config
     assert (config["server_version"], config["max_seq_len"], config["num_worker"]) == ("1.10.0", 256, 1)
     assert config["show_tokens_to_client"] is False
@@ -147,7 +147,7 @@ def test_what_a_client_knows_of_itself_and_the_server(server: RunningServer) -> 
         client.encode(TEXTS, blocking=False)
         assert client.encode(TEXTS[:1]).shape == (1, 384)
         assert (client.request_id, client.pending_request) == (3, {2})
-        while client.pending_request:  # as scripts ask whether there is something to fetch
+        while client.pending_request:  # scripts ask like this whether there is something to fetch
             assert [response.id for response in client.fetch()] == [2]
         assert client.status["pending_request"] == client.pending_request == set()
     with BertClient(**server.ports, ignore_all_checks=True) as client:
@@ -271,8 +271,8 @@ def test_a_client_works_on_both_sides_of_a_fork(client: BertClient, vectors: np.
     assert len({identity for _, identity in answers} | {client.status["identity"]}) == 4
 
 
-@pytest.mark.parametrize("identity", ["clone", "0cea2867-890a-4286-b54f-7548ab5732c3"])
-def test_clones_with_a_shared_identity_hear_each_others_replies(server: RunningServer, identity: str) -> None:
+@pytest.mark.parametrize("identity", ["name", "0cea2867-890a-4286-b54f-7548ab5732c3"])
+def test_other_clients_with_the_same_identity_hear_the_replies(server: RunningServer, identity: str) -> None:
     with BertClient(**server.ports, identity=identity) as one, zmq.Context() as zmq_, zmq_.socket(zmq.SUB) as ear:
         ear.subscribe(identity.encode())
         ear.connect(f"tcp://127.0.0.1:{server.port_out}")
@@ -303,7 +303,7 @@ def _fetch_in_child(client: BertClient, queue: multiprocessing.SimpleQueue[objec
     queue.put((client.fetch_all(), list(client.fetch())))
 
 
-def test_what_the_parent_has_pending_is_not_the_childs_to_fetch(client: BertClient) -> None:
+def test_a_child_process_does_not_fetch_what_its_parent_sent(client: BertClient) -> None:
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     client.encode(["a sentence to wait for"] * 500, blocking=False)
@@ -400,7 +400,7 @@ def test_an_unreachable_server_is_a_timeout_error_with_host_and_port() -> None:
     start = time.monotonic()
     with pytest.raises(TimeoutError, match=f"localhost:{port}.*localhost:{port_out}"):
         BertClient(port=port, port_out=port_out, connect_timeout=1000)
-    assert time.monotonic() - start < 8  # the default would be ten seconds
+    assert time.monotonic() - start < 8  # the default is ten seconds
 
 
 def test_the_default_connect_timeout_is_at_most_ten_seconds() -> None:
@@ -416,14 +416,14 @@ def test_the_default_connect_timeout_is_at_most_ten_seconds() -> None:
     [
         ("port_out", "port", "what answers at port_out is something else; .* swapped"),
         ("port_out", "port_out", "port takes no requests"),
-        ("nobody", "port_out", "port takes no requests"),
-        ("port", "nobody", "nobody answers at port_out"),
+        ("unused", "port_out", "port takes no requests"),
+        ("port", "unused", "nobody answers at port_out"),
     ],
 )
 def test_a_wrong_port_is_an_error_that_says_which(
     server: RunningServer, port: str, port_out: str, trouble: str
 ) -> None:
-    ports = server.ports | {"nobody": free_ports(1)[0]}
+    ports = server.ports | {"unused": free_ports(1)[0]}
     addresses = rf"localhost:{ports[port]} \(port\), localhost:{ports[port_out]} \(port_out\)"
     with pytest.raises(TimeoutError, match=f"{addresses}: {trouble}"):
         BertClient(port=ports[port], port_out=ports[port_out], connect_timeout=1500)
@@ -550,7 +550,7 @@ def test_requests_that_were_lost_on_their_way_are_errors_and_the_next_ones_arriv
     server: RunningServer, vectors: np.ndarray
 ) -> None:
     with Proxy(server.port) as proxy, BertClient(port=proxy.port, port_out=server.port_out) as client:
-        proxy.is_swallowing = True
+        proxy.is_discarding = True
         client.encode(TEXTS * 100, blocking=False)
         proxy.lose(2000)
         with pytest.raises(ConnectionError, match="went away"):
@@ -558,11 +558,13 @@ def test_requests_that_were_lost_on_their_way_are_errors_and_the_next_ones_arriv
         assert close(client.encode(TEXTS), vectors)
 
 
-def test_a_caller_hears_that_his_request_was_lost_on_its_way(server: RunningServer, vectors: np.ndarray) -> None:
+def test_a_caller_gets_an_error_if_the_request_was_lost_on_its_way(
+    server: RunningServer, vectors: np.ndarray
+) -> None:
     async def ask(port: int) -> None:
         async with AsyncBertClient(port=port, port_out=server.port_out) as client:
             await client.server_config()
-            proxy.is_swallowing = True
+            proxy.is_discarding = True
             asking = asyncio.create_task(client.encode(TEXTS * 100))
             await asyncio.to_thread(proxy.lose, 2000)
             with pytest.raises(ConnectionError, match="went away"):
@@ -571,7 +573,7 @@ def test_a_caller_hears_that_his_request_was_lost_on_its_way(server: RunningServ
 
     with Proxy(server.port) as proxy:
         with BertClient(port=proxy.port, port_out=server.port_out) as client, ThreadPoolExecutor(1) as pool:
-            proxy.is_swallowing = True
+            proxy.is_discarding = True
             asking = pool.submit(client.encode, TEXTS * 100)
             proxy.lose(2000)
             with pytest.raises(ConnectionError, match="went away"):

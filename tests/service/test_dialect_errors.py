@@ -1,4 +1,4 @@
-"""Every way to be wrong, in every dialect: the literal status and body of the answer."""
+"""Every kind of bad request in every dialect: the exact status and body of the response."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def tei(status: int, message: str) -> Any:
 
 
 def cohere(_: int, message: str) -> Any:
-    return {"message": message}  # and an id
+    return {"message": message}  # beside an id
 
 
 def ollama(_: int, message: str) -> Any:
@@ -84,7 +84,7 @@ def assert_says(reply: httpx.Response, say: Say, status: int, message: str) -> N
     assert len(reply.headers["x-request-id"]) == 32
 
 
-#: The route, its dialect, the field with the texts, and the status of a body that can be read but not be used.
+#: The route, its dialect, the field with the texts, and the status for a body that is JSON but not valid.
 EMBEDDERS: list[tuple[str, Say, str, int]] = [
     ("/v1/embeddings", openai, "input", 422),
     ("/embeddings", openai, "input", 422),
@@ -191,7 +191,7 @@ def test_any_key_opens_in_any_form_and_some_routes_ask_for_none(model_servers: M
         ([[1000], "a"], "texts[1] must be a list of tokens like texts[0], got str"),
     ],
 )
-def test_texts_that_are_none(
+def test_texts_of_another_type(
     model_servers: ModelServers, path: str, say: Say, field: str, status: int, value: Any, message: str
 ) -> None:
     assert_says(model_servers.prompted.http.post(path, json={field: value}), say, status, message)
@@ -200,7 +200,7 @@ def test_texts_that_are_none(
 @pytest.mark.parametrize(("path", "say", "field", "status"), EMBEDDERS)
 def test_no_texts_at_all(model_servers: ModelServers, path: str, say: Say, field: str, status: int) -> None:
     reply = model_servers.prompted.http.post(path, json={field: []})
-    if say is ollama:  # whose clients load a model like this
+    if say is ollama:  # an empty request is how its clients load a model
         assert (reply.status_code, reply.json()["embeddings"]) == (200, [])
     else:
         assert_says(reply, say, status, "texts must not be empty")
@@ -212,7 +212,7 @@ def test_fields_that_are_missing_or_of_another_type(
 ) -> None:
     http = model_servers.prompted.http
     kinds = "a string or a list of strings" if say is ollama else "a string, a list of strings, or token ids"
-    if path != "/":  # which reads the shape first
+    if path != "/":  # this route checks the shape first
         assert_says(http.post(path, json={}), say, status, f"the body has no '{field}'")
         assert_says(http.post(path, json=[]), say, status, "the body must be a JSON object")
         for value, shown in ((5, "5"), (None, "null"), (True, "True"), ({"a": 1}, "{'a': 1}")):
@@ -398,7 +398,7 @@ def test_fields_that_are_missing_or_of_another_type(
         ("/api/embeddings", ollama, {"prompt": ""}, 400, "texts[0] is an empty string"),
     ],
 )
-def test_what_is_asked_for_in_vain(
+def test_options_that_the_model_does_not_have(
     model_servers: ModelServers, path: str, say: Say, body: Any, status: int, message: str | None
 ) -> None:
     reply = model_servers.prompted.http.post(path, json=body)
@@ -508,7 +508,7 @@ def test_other_methods_and_paths(model_servers: ModelServers) -> None:
 
 
 def test_while_the_model_loads_routes_that_need_it_say_so(tiny: Path) -> None:
-    """A worker that stands still while the gateway serves already; later, -fp16 changes no base64."""
+    """The worker is stopped while the gateway already serves. Afterwards: -fp16 does not change base64."""
     with RunningServer("-model_dir", tiny, "-fp16") as running:
         worker = _first_worker(running)
         worker.send_signal(signal.SIGSTOP)
@@ -538,7 +538,7 @@ def test_while_the_model_loads_routes_that_need_it_say_so(tiny: Path) -> None:
 
 
 def _first_worker(running: RunningServer) -> psutil.Process:
-    """Return the first child that the server spawns to compute."""
+    """Return the first worker process that the server starts."""
     server = psutil.Process(running.process.pid)
 
     def found() -> list[psutil.Process]:
@@ -548,8 +548,8 @@ def _first_worker(running: RunningServer) -> psutil.Process:
     return min(found(), key=lambda process: process.pid)
 
 
-def test_nothing_of_this_was_an_accident(model_servers: ModelServers) -> None:
-    """No request of this module made a server log a traceback, or hurt it."""
+def test_no_server_failed_in_these_tests(model_servers: ModelServers) -> None:
+    """No request of this module made a server log a traceback or become unready."""
     for served in (model_servers.prompted, model_servers.reranker, model_servers.classifier, model_servers.sparse):
         assert "Traceback" not in served.running.log
         assert served.http.get("/ready").json()["status"] == "ready"

@@ -1,4 +1,4 @@
-"""Every route of every dialect: the shape of its answer, and its values against sentence-transformers."""
+"""Every route of every dialect: the shape of its response; its values equal those of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_openais_dimensions_are_of_unit_length(http: httpx.Client, reference: Se
     expected = reference.encode(TEXTS, truncate_dim=64)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert_close([item["embedding"] for item in body["data"]], expected)
-    # Infinity's client sends 0 where none were asked for.
+    # Infinity's client sends 0 if its caller gives no dimensions.
     assert len(ask(http, "/v1/embeddings", {"input": "a", "dimensions": 0})["data"][0]["embedding"]) == 384
 
 
@@ -222,7 +222,7 @@ def test_teis_predict(model_servers: ModelServers) -> None:
     raw = ask(http, "/predict", {"inputs": pairs, "raw_scores": True})
     in_order = [[{x["label"]: x["score"] for x in labels}[name] for name in LABELS] for labels in raw]
     assert_close(in_order, cross_encoder.predict(pairs))
-    # One text, or one pair, has one answer.
+    # One text or one pair gets one result, not a list.
     assert ask(http, "/predict", {"inputs": list(pairs[0])}) == ask(http, "/predict", {"inputs": [pairs[0]]})[0]
     alone = ask(http, "/predict", {"inputs": TEXTS[0]})
     assert [alone] == ask(http, "/predict", {"inputs": [[TEXTS[0]]]}) != [found[0]]
@@ -410,7 +410,7 @@ def test_ollamas_embed(http: httpx.Client, reference: SentenceTransformer) -> No
     assert http.get("/api/tags").json() == {"models": [model]}
 
 
-# -- and beyond them -----------------------------------------------------------------------------------
+# -- several dialects ----------------------------------------------------------------------------------
 
 
 def test_several_poolings_and_spans_in_one_request(http: httpx.Client, reference: SentenceTransformer) -> None:

@@ -1,4 +1,4 @@
-"""Every example runs on the demo model and prints what its reader expects."""
+"""Every example runs with the demo model and prints what it should."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.waiting import HANG_S
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-#: A pattern that the output must have.
+#: A pattern in the output of each example.
 EXPECTED = {
     "growing_batches": r"  512 sentences  \(512, 384\)",
     "fire_and_fetch": r"sending: \(400, 384\)(?s:.*)request 41 is there: \(20, 384\)(?s:.*)sends: 400",
@@ -30,9 +30,9 @@ EXPECTED = {
     "dashboard": r"data requests  \d+\n(?s:.*)version  1\.10\.0\n +devices  (cpu|cuda)(?s:.*)max_seq_len  256\n",
     "over_http": r"123 200 2 384\nwide 200 1 768\nserver version 1\.10\.0",
 }
-ALONE = {"layers", "fine_tuned"}  # start servers of their own
+ALONE = {"layers", "fine_tuned"}  # these start their servers themselves
 OVER_HTTP = {"over_http", "dashboard"}
-ELSEWHERE = {"own_model", "common"}  # tests/model/test_own_code.py; not a script
+ELSEWHERE = {"own_model", "common"}  # tested in tests/model/test_own_code.py; a module and no script
 
 
 def test_every_example_is_here_and_in_the_list() -> None:

@@ -1,4 +1,4 @@
-"""Vectors in every container and number format, packed bodies, and what the headers tell."""
+"""Vectors in every container and number format, compressed bodies, and the response headers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rows(http: httpx.Client) -> np.ndarray:
 
 
 def vectors_of(reply: httpx.Response, container: str, dtype: str) -> np.ndarray:
-    """Return the vectors in a reply, as a caller reads them."""
+    """Return the vectors in a response, read as a caller reads them."""
     assert reply.status_code == 200, reply.text
     number = np.dtype(np.int8 if dtype == "binary" else np.uint8 if dtype == "ubinary" else dtype)
     if container == "npy":
@@ -81,7 +81,7 @@ def test_every_container_holds_the_same_numbers(
         headers = {"Accept": ACCEPT[container]} if way == "accept" else {}
         found = vectors_of(http.post(path, json=body, headers=headers), container, dtype)
         assert found.shape == expected.shape
-        # The texts are computed anew for each reply, in batches of another make-up: a last digit may differ.
+        # The texts are computed again for each response, in other batches: the last digit may differ.
         limit = 1e-2 if "float" in dtype else 2
         if "binary" in dtype:
             found, expected_bits = (np.unpackbits(x.view(np.uint8), axis=1) for x in (found, expected))
@@ -114,7 +114,7 @@ def test_token_vectors_have_every_form_too(http: httpx.Client) -> None:
 # -- packed bodies -------------------------------------------------------------------------------------
 
 
-def test_bodies_come_and_go_packed(http: httpx.Client) -> None:
+def test_bodies_may_be_compressed_in_both_directions(http: httpx.Client) -> None:
     texts = [f"one {i}" for i in range(30)]
     body = gzip.compress(json.dumps({"inputs": texts}).encode())
     packing = {"Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
@@ -133,7 +133,7 @@ def test_bodies_come_and_go_packed(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", [*ROUTES, "/embed_all", "/v2/embed", "/api/embed", "/similarity"])
-def test_headers_tell_the_times_the_tokens_and_what_was_cut(http: httpx.Client, path: str) -> None:
+def test_headers_have_the_times_the_tokens_and_the_texts_that_were_cut(http: httpx.Client, path: str) -> None:
     texts = ["short", LONG, "b", LONG]
     fields = {"/v1/embeddings": "input", "/encode": "texts", "/v2/embed": "texts", "/api/embed": "input"}
     body: dict[str, Any] = {"id": 1, fields.get(path, "inputs"): texts}
@@ -197,9 +197,9 @@ def test_a_page_may_send_its_key_and_read_the_headers(http: httpx.Client, model_
         reply = client.post("/embed", json={"inputs": "a"}, headers={"Origin": origin})
         assert reply.headers["access-control-allow-origin"] == allowed
         assert reply.headers["access-control-expose-headers"] == "*"
-    stranger = model_servers.prompted.http.options("/embed", headers={"Origin": "https://b.org", **asked})
-    assert "access-control-allow-origin" not in stranger.headers
-    # An error can be read by the page as well, and a preflight has no key.
+    refused_origin = model_servers.prompted.http.options("/embed", headers={"Origin": "https://b.org", **asked})
+    assert "access-control-allow-origin" not in refused_origin.headers
+    # A page can also read an error. A preflight carries no key.
     refused = httpx.post(
         f"{model_servers.prompted.running.url}/embed", json={}, headers={"Origin": "https://a.org"}
     )

@@ -1,4 +1,4 @@
-"""Requests of many clients share batches, and none waits long behind a large one."""
+"""Requests of many clients share batches, and a small request does not wait for a large one to end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_single_sentences_of_16_clients_merge_and_never_mix(server: RunningServe
             wrong = 0
             for i in range(NUM_REQUESTS):
                 row = client.encode([texts[c * 4 + i % 4]])[0]
-                # Nearest to its own text among all, and equal to it up to the dtype.
+                # Of all texts its own is the nearest, and equal up to the dtype.
                 nearest = int(np.argmax(expected.reshape(len(texts), -1) @ row))
                 wrong += nearest != c * 4 + i % 4 or float(row @ expected[c, i % 4]) < 0.9999
             return wrong
@@ -46,7 +46,7 @@ def test_single_sentences_of_16_clients_merge_and_never_mix(server: RunningServe
 def test_a_large_job_delays_a_single_sentence_by_the_batches_in_flight_only(server: RunningServer) -> None:
     """Counted in batches, not in seconds: at most two may be in flight when the single text arrives.
 
-    The large job has 40 batches, and the single sentences leave it before the last.
+    The large job has 40 batches, and is not done when the last of five single sentences is.
     """
     done = threading.Event()
 
@@ -67,7 +67,7 @@ def test_a_large_job_delays_a_single_sentence_by_the_batches_in_flight_only(serv
         for i in range(5):
             before = client.server_status["num_batch"]
             client.encode([f"urgent {i}"])
-            # +1 is the batch that carries the text, +1 what may end while the status travels.
+            # 2 in flight, 1 with this text, and 1 that may end before the status arrives.
             waited.append(client.server_status["num_batch"] - before)
             assert not done.is_set()
         # The median: a busy machine may stop this process for the time of some batches.

@@ -1,4 +1,4 @@
-"""The unmodified bert-serving-client 1.10.0 from PyPI, in an environment of its own."""
+"""The unmodified bert-serving-client 1.10.0 from PyPI, in a separate environment."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ with BertClient(**ports) as bc:                        # default checks
     found["own"] = bc.status["num_request"]
 
 fresh = []
-for i in range(30):                                    # each asks before its subscription can have arrived
+for i in range(30):                                    # each sends before its subscription can have arrived
     with BertClient(ignore_all_checks=True, **ports) as bc:
         fresh.append(bc.encode(["fresh client %d" % i]).shape == (1, 384))
 found["fresh"] = sum(fresh)
@@ -56,7 +56,7 @@ with BertClient(output_fmt="list", **ports) as bc:
 with ConcurrentBertClient(max_concurrency=3, **ports) as bc:
     found["concurrent"] = list(bc.encode(["x"]).shape)
 
-with BertClient(ignore_all_checks=True, **ports) as bc:  # past the client's own check: an error, not a hang
+with BertClient(ignore_all_checks=True, **ports) as bc:  # skips the client's check; must be an error and no hang
     bc._send(json.dumps(["fine", ""]).encode(), 2)
     try:
         bc._recv_ndarray(1)
@@ -150,7 +150,7 @@ with BertClient(**ports) as bc:
     bc.timeout = 1
     found["in time"] = raised(lambda: bc.encode(["a sentence that takes a while"] * 300))
     bc.timeout = ports["timeout"]
-    again = bc.encode(texts[:1])                       # not what is late
+    again = bc.encode(texts[:1])                       # not the late reply
     found["later"] = int(np.abs(rows - again).max(axis=1).argmin())
 
 with BertClient(check_length=False, check_version=False, check_token_info=False, **ports) as bc:
@@ -272,7 +272,7 @@ print(json.dumps(found))
                 "batches": [2, 256, 1],
                 "plain": [[2, 5, 64], "float32", None],
                 "plain rows": [False, True, True, True, False, False, True] + [False] * 3,
-                "plain warnings": 1,  # that the server tells no limit, as the original's
+                "plain warnings": 1,  # the client warns that the server tells no limit, as with 1.10.0
                 "long": [[1, 512, 64], "float32", None],
                 "long warnings": 1,
             },
@@ -392,7 +392,7 @@ def pass_on(source, target):
         target.sendall(data)
 
 def slow_line(is_open):
-    # To port_out, for one client; nothing passes before it is open.
+    # A port that leads one client to port_out. Nothing passes before is_open is set.
     listener = socket.create_server(("127.0.0.1", 0))
     def serve():
         near = listener.accept()[0]
@@ -416,7 +416,7 @@ def multicast(identity):
     threads = [threading.Thread(target=clone) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for _ in threads:                                  # the answers for the clones go out to bc alone
+    for _ in threads:                                  # bc alone hears the replies to the clones
         assert bc.receiver.poll(timeout)
         bc.receiver.recv_multipart()
     is_open.set()
@@ -442,11 +442,11 @@ print(json.dumps([multicast(None), multicast(b"a name")]))
 def test_old_clients_may_share_an_identity_whichever_of_their_connections_is_slow(
     server: RunningServer, old_python: Path, tmp_path: Path
 ) -> None:
-    """The original's multicast. What it answered before a clone could hear it, the clone waited for for ever."""
+    """Multicast as in 1.10.0, where a client waited without end for a reply sent before it could hear."""
     expected = {
         "clones": 2,
         "heard": [True, True],
-        "kept": [1],  # as with the original: a client keeps one answer to its clones' first question
+        "kept": [1],  # as with 1.10.0: a client keeps one reply to the first request of its clones
         "fetch_all": [3, 1, 2],
         "clone asks": True,
         "status": True,
@@ -476,7 +476,7 @@ for name in ("__init__", "encode", "encode_async", "fetch", "fetch_all", "close"
 print(json.dumps(found))
 """
 
-#: The old client's sockets and buffers, which belong to its way of receiving.
+#: The old client's sockets and buffers; ours receives in another way.
 INSIDES = {"context", "sender", "receiver", "formatter", "pending_response"}
 
 REQUESTS: list[tuple[object, bool]] = [

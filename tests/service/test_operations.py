@@ -1,4 +1,4 @@
-"""What those who run the server see: metrics of all gateway processes, and processes that come back."""
+"""For operators: metrics of all gateway processes, and gateway processes that are replaced."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read(text: str) -> dict[str, float]:
 
 
 def check_metrics(text: str) -> None:
-    """Let Prometheus' own checker read the text; it must find nothing."""
+    """Check the text with Prometheus' promtool, which must find nothing wrong."""
     promtool = shutil.which("promtool", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert promtool, "promtool is missing: `make test` takes it from Debian's package prometheus; put it on PATH"
     found = subprocess.run(
@@ -55,7 +55,7 @@ def check_metrics(text: str) -> None:
 
 
 def gateways_of(served: Served) -> list[psutil.Process]:
-    """The processes that hold the HTTP port, but the server itself."""
+    """The gateway processes: the server's children that hold the HTTP port."""
     children = psutil.Process(served.running.process.pid).children()
     return [process for process in children if _connections(served, process)]
 
@@ -67,8 +67,8 @@ def _connections(served: Served, process: psutil.Process) -> set[str]:
     return set()
 
 
-def anybody(served: Served) -> httpx.Client:
-    """A caller with a connection of its own for each request, which any of the processes may take."""
+def new_connections(served: Served) -> httpx.Client:
+    """A caller that opens a connection for each request; any gateway process may take it."""
     limits = httpx.Limits(max_keepalive_connections=0)
     headers = {"Authorization": "Bearer one"}
     return httpx.Client(base_url=served.running.url, headers=headers, limits=limits, timeout=HANG_S)
@@ -102,8 +102,8 @@ def test_promtool_finds_nothing_wrong_after_all_kinds_of_requests(model_servers:
         check_metrics(served.http.get("/metrics").text)
 
 
-def test_whichever_process_answers_the_numbers_are_those_of_all(model_servers: ModelServers) -> None:
-    with anybody(model_servers.prompted) as http:
+def test_metrics_count_all_gateway_processes_whichever_process_is_asked(model_servers: ModelServers) -> None:
+    with new_connections(model_servers.prompted) as http:
         before = read(http.get("/metrics").text)
         for _ in range(12):
             assert http.post("/embed", json={"inputs": ["a", "word " * 600]}).status_code == 200
@@ -149,11 +149,11 @@ def test_both_processes_answer_and_a_killed_one_is_replaced_without_a_refusal(mo
             statuses.append(http.post("/embed", json={"inputs": "a"}).status_code)
         except httpx.ConnectError as exc:
             refused.append(exc)
-        except httpx.TransportError:  # it was on its way in the process that died
+        except httpx.TransportError:  # the process that was killed had this request
             pass
 
     def keep_asking() -> None:
-        with anybody(served) as http:
+        with new_connections(served) as http:
             while not stop.is_set():
                 ask(http)
 
@@ -175,7 +175,7 @@ def test_both_processes_answer_and_a_killed_one_is_replaced_without_a_refusal(mo
 
 
 def _answers(served: Served, process: psutil.Process) -> bool:
-    """Whether the process takes one of many connections."""
+    """Whether the process takes one of many new connections."""
     connections: list[httpx.Client] = []
     try:
         deadline = time.monotonic() + HANG_S

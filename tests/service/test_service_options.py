@@ -1,4 +1,4 @@
-"""Each request's own options, through real sockets, beside requests that want something else."""
+"""The options of a request, while other requests in the same batch have other options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.sentences import sentences
 from tests.support.waiting import HANG_S
 
 TEXTS = [text[:400] for text in sentences(12)]
-LONG = "The quick brown fox jumps over the lazy dog. " * 60  # two chunks and a half
+LONG = "The quick brown fox jumps over the lazy dog. " * 60  # more than two chunks
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"pooling_strategy": "CLS_TOKEN"},
@@ -52,7 +52,7 @@ def exact_client(exact_server: RunningServer) -> Iterator[BertClient]:
         yield client
 
 
-def test_every_request_gets_what_it_asked_for_whoever_shares_its_batch(
+def test_every_request_gets_its_options_whatever_shares_its_batch(
     exact_server: RunningServer, encoder: Encoder
 ) -> None:
     expected = [encoder.encode([*TEXTS, LONG], **options) for options in OPTIONS]
@@ -78,7 +78,7 @@ def test_vectors_of_tokens_come_with_tokens_and_offsets(
     for mine, expected in zip(found, encoder.encode_tokens(texts), strict=True):
         assert (mine.tokens, mine.offsets) == (expected.tokens, [list(o) for o in expected.offsets or []])
         assert np.abs(mine.vectors - expected.vectors).max() <= 1e-5
-        mine.vectors[0] = 0  # the caller's own
+        mine.vectors[0] = 0  # the array belongs to the caller
     assert found[0].tokens == ["[CLS]", "hello", "em", "##bed", "##ding", "##s", "[SEP]"]
     assert (tokenized.tokens, tokenized.offsets) == (["[CLS]", "hello", "[SEP]"], None)
 
@@ -154,7 +154,7 @@ def test_http_takes_options_too(exact_server: RunningServer, encoder: Encoder) -
 @pytest.mark.parametrize(
     ("flags", "length", "told"),
     [
-        ([], 5, 512),  # the longest of the request
+        ([], 5, 512),  # the length of the longest text of the request
         (["-max_seq_len", 10], 10, 10),
         (["-max_seq_len", "NONE"], 5, None),
         (["-max_seq_len", "NONE", "-fixed_embed_length"], 512, None),

@@ -1,4 +1,4 @@
-"""bert-serving-status beside a real server."""
+"""bert-serving-status with a real server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bert_serving.client import BertClient
 from tests.support.running_server import RunningServer, free_ports
 from tests.support.waiting import HANG_S
 
-# As the console script does it, from whatever copy of the code is first on the path.
+# What the console script does, with the code that this test imports.
 STATUS = (sys.executable, "-c", "import sys; from bert_serving.server.cli import status; sys.exit(status())")
 
 
@@ -47,7 +47,7 @@ def test_it_watches_until_ctrl_c(server: RunningServer, client: BertClient) -> N
     assert (watching.returncode, err) == (0, "")
 
 
-def test_where_nobody_answers_it_says_so_in_one_line() -> None:
+def test_without_a_server_it_says_so_in_one_line() -> None:
     port, port_out = free_ports(2)
     done = run_status("-port", port, "-port_out", port_out)
     assert (done.returncode, done.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""However the server ends, it ends soon and leaves nothing behind."""
+"""Every way to stop the server ends all its processes and removes all its files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_signals_end_everything_with_exit_code_0(signum: signal.Signals) -> None
         running.signal(signum)
         assert running.wait_end() == 0
         running.assert_nothing_left()
-        assert "killed" not in running.log  # every child ended by itself
+        assert "killed" not in running.log  # no child had to be killed
 
 
 def test_ctrl_c_reaches_the_whole_process_group() -> None:
@@ -104,7 +104,7 @@ def test_accepted_work_is_finished_before_the_end() -> None:
         running.wait_ready()
         with BertClient(**running.ports) as client:
             client.encode(["one sentence to wait for"] * 300, blocking=False)
-            client.server_status  # noqa: B018  # answered in order: the texts are accepted now
+            client.server_status  # noqa: B018  # its reply comes after the texts were accepted
             running.signal(signal.SIGTERM)
             (rows,) = client.fetch_all()
             assert rows.shape == (300, 384)
@@ -112,7 +112,7 @@ def test_accepted_work_is_finished_before_the_end() -> None:
 
 
 def test_http_has_the_whole_drain_time() -> None:
-    """The gateway must not end earlier; four seconds are what it once had for itself."""
+    """The gateway once ended after four seconds, whatever the drain time was."""
     with RunningServer("-drain_timeout", HANG_S) as running, ThreadPoolExecutor(1) as pool:
         (worker,) = running.wait_ready().worker_pids()
         os.kill(worker, signal.SIGSTOP)
@@ -150,7 +150,7 @@ def test_a_killed_server_leaves_no_child_and_no_file() -> None:
 
 
 def test_terminate_is_refused_to_other_machines_and_obeyed_from_this_one() -> None:
-    """What comes to an address of the network comes from one, as from another machine."""
+    """A connection to a network address of this machine looks like one from another machine."""
     with RunningServer("-host", "0.0.0.0") as running:
         running.wait_ready()
         for address in _network_addresses():
@@ -178,7 +178,7 @@ def test_terminate_is_obeyed_from_anywhere_with_the_flag() -> None:
         assert f"termination requested peer={address}" in running.log
 
 
-def test_terminate_fails_where_nobody_answers() -> None:
+def test_terminate_fails_without_a_server() -> None:
     (port,) = free_ports(1)
     done = _terminate("-port", port)
     assert done.returncode == 1
@@ -204,20 +204,20 @@ def test_a_server_that_dies_during_a_call_is_an_error() -> None:
 
 
 def _network_addresses() -> list[str]:
-    """Return the addresses of this machine beside loopback; a machine without a network has none."""
+    """Return the network addresses of this machine without loopback; none if there is no network."""
     found = [each for name in psutil.net_if_addrs().values() for each in name if each.family == socket.AF_INET]
     return [each.address for each in found if not each.address.startswith("127.")]
 
 
 def _ask_to_terminate(address: str, server: RunningServer) -> dict[str, Any]:
-    """Send TERMINATION to an address of the server; return what it answers."""
+    """Send TERMINATION to an address of the server; return the info frame of its reply."""
     identity = str(uuid.uuid4()).encode()
     with zmq.Context() as context, context.socket(zmq.SUB) as ear, context.socket(zmq.PUSH) as pusher:
         ear.subscribe(identity)
         ear.connect(f"tcp://127.0.0.1:{server.port_out}")
         pusher.connect(f"tcp://{address}:{server.port}")
         pusher.send_multipart([identity, b"TERMINATION", b"1", b"0"])
-        assert ear.poll(HANG_S * 1000), "no answer"
+        assert ear.poll(HANG_S * 1000), "no reply"
         info: dict[str, Any] = json.loads(ear.recv_multipart()[1])
         return info
 

@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def served(model_servers: ModelServers) -> Served:
-    """The smallest model."""
+    """The server with the smallest model."""
     return model_servers.classifier
 
 
@@ -160,7 +160,7 @@ def test_a_line_that_is_too_long_ends_the_stream(served: Served) -> None:
     assert found[2]["error"] == {"code": "invalid_request", "message": "a line may have 16777216 bytes"}
 
 
-# -- without end ---------------------------------------------------------------------------------------
+# -- long streams --------------------------------------------------------------------------------------
 
 
 def gateway_of(running: RunningServer) -> psutil.Process:
@@ -169,7 +169,7 @@ def gateway_of(running: RunningServer) -> psutil.Process:
 
 
 class RawStream:
-    """A caller on a bare socket, whose receive buffer is small."""
+    """A caller with a plain socket and a small receive buffer."""
 
     def __init__(self, running: RunningServer) -> None:
         self.socket = socket.socket()
@@ -184,9 +184,9 @@ class RawStream:
         self.socket.sendall(b"%x\r\n%s\r\n" % (len(data), data))
 
     def write_until_refused(self, data: bytes, limit: int) -> tuple[int, bytes]:
-        """Write the data again and again, until none is taken for a second or the limit is reached.
+        """Write the data repeatedly, until the server takes nothing for a second or the limit is reached.
 
-        Return how often, the last time perhaps in part, and what is left of it.
+        Return how often the data was written, and the rest of a partial last write.
         """
         chunk = b"%x\r\n%s\r\n" % (len(data), data)
         self.socket.setblocking(False)
@@ -202,7 +202,7 @@ class RawStream:
         return count + bool(rest), bytes(rest)
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the lines of the answer, to its end."""
+        """Yield the lines of the response until it ends."""
         reply = HTTPResponse(self.socket)
         reply.begin()
         assert reply.status == 200
@@ -210,7 +210,7 @@ class RawStream:
 
 
 def test_a_hundred_thousand_lines_take_no_more_memory_than_a_few(served: Served) -> None:
-    """A good line in twenty, to keep the model out of it; their ids make the stream 50 MB long."""
+    """One line in twenty is valid, so that little is computed; long ids make the stream 50 MB long."""
     filler, count = b"x" * 450, 100_000
     gateway, stream = gateway_of(served.running), RawStream(served.running)
 
@@ -237,7 +237,7 @@ def test_a_hundred_thousand_lines_take_no_more_memory_than_a_few(served: Served)
     assert most - before < 25 * MIB
 
 
-def test_who_does_not_read_is_not_read_from(served: Served) -> None:
+def test_the_server_stops_reading_from_a_caller_that_does_not_read(served: Served) -> None:
     gateway = gateway_of(served.running)
     before = gateway.memory_info().rss
     stream = RawStream(served.running)
@@ -264,7 +264,7 @@ def test_answers_come_while_lines_are_still_written(served: Served) -> None:
     stream.socket.close()
 
 
-def test_a_caller_that_leaves_in_the_middle_harms_nobody(served: Served) -> None:
+def test_a_caller_that_leaves_in_the_middle_harms_no_other_caller(served: Served) -> None:
     for _ in range(3):
         stream = RawStream(served.running)
         stream.write(b'"a line of many"\n' * 600)
@@ -272,7 +272,7 @@ def test_a_caller_that_leaves_in_the_middle_harms_nobody(served: Served) -> None
         stream.socket.close()
     reader = RawStream(served.running)
     reader.write(b'"a line"\n')
-    reader.socket.shutdown(socket.SHUT_WR)  # without the end of the body
+    reader.socket.shutdown(socket.SHUT_WR)  # without an end of the body
     while reader.socket.recv(1 << 16):
         pass
     reader.socket.close()

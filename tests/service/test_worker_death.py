@@ -1,4 +1,4 @@
-"""A worker may die at any instant; no accepted request is lost."""
+"""A worker may die at any moment, and no accepted request is lost."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_hung_worker_is_replaced_and_readiness_tells() -> None:
 
 
 def test_a_poisonous_text_fails_alone(tmp_path: Path) -> None:
-    """A model whose vector for one word is no number: its requests get an error, all others their rows."""
+    """One word's vector is NaN in this model: the request with it gets an error, all others get their rows."""
     make_model(tmp_path, "bert", poison="lazy")
     with RunningServer("-model_dir", tmp_path) as running, BertClient(**running.wait_ready().ports) as client:
         expected = client.encode(["the quick brown dog"])
@@ -63,7 +63,7 @@ def test_a_poisonous_text_fails_alone(tmp_path: Path) -> None:
                     assert np.abs(response.embedding - expected).max() < 0.05
                     num_rows += len(response.embedding)
                 break
-            except WorkerFailed as error:  # in its place; the others are fetched on
+            except WorkerFailed as error:  # raised in place of its result; the loop fetches the others
                 errors.append(str(error))
         assert num_rows == sum(i % 3 + 1 for i in range(40) if i != 17)
         assert len(errors) == 1

@@ -20,7 +20,7 @@ LABELS = ("bad", "so-so", "good")
 
 @dataclass(frozen=True)
 class Served:
-    """A running server, what it serves, and somebody who may ask it."""
+    """A running server, the folder of its model, and an HTTP client with its key."""
 
     running: RunningServer
     folder: Path
@@ -31,7 +31,7 @@ class Served:
 class ModelServers:
     """Servers in float32, one for each kind of model.
 
-    prompted: the demo model with PROMPTS, behind keys, in two processes, with messages of at most 1 MiB.
+    prompted: the demo model with PROMPTS, with API keys, two gateway processes, and messages of at most 1 MiB.
     reranker: one label. classifier: LABELS. sparse: SPLADE.
     """
 
@@ -43,7 +43,7 @@ class ModelServers:
 
 @contextmanager
 def running_model_servers(base: Path, demo_model: Path) -> Iterator[ModelServers]:
-    """Start the servers, with models in the folder."""
+    """Write the models to the folder and start their servers."""
     names = dict(enumerate(LABELS))
     ids = {label: i for i, label in names.items()}
     folders = {
@@ -81,7 +81,7 @@ def running_model_servers(base: Path, demo_model: Path) -> Iterator[ModelServers
 
 
 def _with_prompts(folder: Path, model: Path) -> Path:
-    """Link a model into the folder, with prompts of its own; return the folder."""
+    """Link a model into the folder and give it PROMPTS; return the folder."""
     folder.mkdir()
     for path in model.iterdir():
         (folder / path.name).symlink_to(path)
