@@ -53,7 +53,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.gateway
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
 
 # torch goes first and alone: its build is chosen here, and what follows keeps it.
 $(VENV)/.torch: constraints.txt
