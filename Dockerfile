@@ -5,7 +5,8 @@
 #
 # tests/service/test_packaging.py runs the RUN lines below in a clean environment.
 
-ARG PYTHON_VERSION=3.12
+# The Python that the tests run on.
+ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS build
 ARG TORCH_BACKEND=cpu
@@ -26,12 +27,12 @@ ENV PATH=/opt/venv/bin:$PATH \
     HF_HOME=/models/.huggingface \
     BERT_SERVING_HOST=0.0.0.0 \
     BERT_SERVING_HTTP_PORT=8125
-# Models are mounted here: -model_dir /models/NAME, or a hub name, which is kept here too.
+# Mount models here and name them as -model_dir /models/NAME. Models from the hub are cached here too.
 VOLUME /models
 USER 10001:10001
 EXPOSE 5555 5556 8125
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8125/ready', timeout=4)"]
-# Longer than the drain time, so that accepted requests are finished.
+# The server then finishes the requests that it has accepted, within -drain_timeout seconds.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["bert-serving-start"]

@@ -1,13 +1,19 @@
-# make serve    a server with the demo model on ports 5555, 5556 and 8125 (HTTP)
-# make test     all tests but the slow clients'
-# make clients  the tests with other people's clients, each in an environment of its own, the slow ones too
-# make check    format, lint, types     make bench    the benchmarks
-# make clean    remove what these made
+# make serve    start a server with the demo model on ports 5555, 5556 and 8125 (HTTP)
+# make install  install what `make serve` needs, and start nothing
+# make check    check formatting, lint rules, types, and that docs/reference/ is current
+# make format   format the code and apply the linter's safe fixes
+# make test     run all tests except those that install large client packages
+# make clients  run the tests with third-party clients, including the slow ones
+# make docs     build docs/reference/ from the docstrings
+# make bench    run the benchmarks
+# make clean    remove what these commands created
 #
-# PYTHON   the interpreter to start from            VENV   where the virtual environment goes
+# PYTHON   the Python interpreter that creates the virtual environment
+# VENV     the folder of the virtual environment
 # ARGS     more flags for bert-serving-start, or for pytest
-# TORCH    what to install as torch, with pip's options; the default is your index' own build
-# BERT_SERVING_CLIENTS_CACHE   where the clients' environments stay (default: ~/.cache/bert-serving-test-clients)
+# TORCH    the requirement that installs torch, with pip's options; the default is your package index's build
+# BERT_SERVING_CLIENTS_CACHE   the folder that keeps the clients' environments
+#                              (default: ~/.cache/bert-serving-test-clients)
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -17,7 +23,7 @@ TORCH  ?= torch
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve install test clients check bench clean
+.PHONY: serve install check format test clients docs bench clean
 
 serve: $(VENV)/.serve
 	$(BIN)/bert-serving-start -http_port 8125 $(ARGS)
@@ -36,14 +42,22 @@ test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/service tests/clients tests/gpu \
 		-n logical --maxprocesses 4 --dist loadscope $(ARGS) || [ $$? = 5 ]
 
-# An empty -m takes back pyproject.toml's, which leaves out the slow ones.
+# The empty -m overrides the one in pyproject.toml, which deselects the slow tests.
 clients: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clients -m "" $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/python -m mypy
+	$(BIN)/python docs/build_reference.py --check
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.test
+	$(BIN)/python docs/build_reference.py
 
 bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.encoder
@@ -55,7 +69,7 @@ bench: $(VENV)/.test
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
 
-# torch goes first and alone: its build is chosen here, and what follows keeps it.
+# torch is installed first: TORCH chooses its build, and the later steps keep it.
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
@@ -66,11 +80,12 @@ $(VENV)/.serve: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.serve | $(BIN)/promtool
-	$(PIP) -e '.[server,demo,test]'
+	$(PIP) -e '.[server,demo,docs,test]'
 	touch $@
 
-# Prometheus' checker of /metrics, out of Debian's package and without root. Elsewhere it is looked for on PATH;
-# where it is missing, its test says so. The second try is for a machine that has no package lists yet.
+# promtool is Prometheus' checker for /metrics. Unless it is on PATH, it is extracted from Debian's package, which needs
+# no root. Where neither works, the tests of /metrics fail and say so. The second `download` is for a machine without
+# package lists: it fetches the lists into $(VENV) first.
 $(BIN)/promtool: | $(VENV)/.torch
 	-command -v promtool >/dev/null || { \
 		mkdir -p $(VENV)/apt/lists/partial $(VENV)/apt/cache && cd $(VENV)/apt && \

@@ -11,67 +11,27 @@ CPU, oneDNN's with prepacked weights. --shape base: random weights in the shape 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from bert_serving.server import Encoder
 from bert_serving.server.model.folder import find_demo_model
-from bert_serving.server.worker.linear import PrepackedLinear
+from bert_serving.server.worker.compute import PreparedText
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.device import Shape, device_name, device_seconds, matmul_seconds
 from tests.support.sentences import sentences
 
 Way = Callable[[list[str]], object]
 
 SINGLE_CHARS = range(40, 121)  # of the sentences that are also timed alone
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    hidden: int
-    inner: int
-    layers: int
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
-    return f"{name}, {platform.machine()}, {torch.get_num_threads()} threads"
-
-
-@torch.inference_mode()
-def matmul_seconds(dtype: torch.dtype, num_tokens: int, shape: Shape, device: torch.device) -> float:
-    """Return the time of the model's matrix products for so many tokens, at the device's own best rate."""
-    row = 2048 if device.type == "cpu" else 16384  # tokens in a micro-batch of the encoder
-    total = 0.0
-    sizes = ((shape.hidden, shape.hidden, 4), (shape.hidden, shape.inner, 1), (shape.inner, shape.hidden, 1))
-    for width_in, width_out, count in sizes:
-        layer = torch.nn.Linear(width_in, width_out, bias=False, device=device, dtype=dtype)
-        ways: list[torch.nn.Module] = [layer, *([PrepackedLinear(layer, dtype)] if device.type == "cpu" else [])]
-        x = torch.randn(row, width_in, dtype=dtype, device=device)
-        times = [seconds(partial(way, x), device) for way in ways for _ in range(12)]
-        total += min(times) * count
-    return total * shape.layers * num_tokens / row
 
 
 def padded_transformers(folder: Path, device: torch.device) -> Way:
@@ -118,7 +78,7 @@ def compare(folder: Path, texts: list[str], rounds: int, device: torch.device) -
         ways[f"this encoder, {name}, {'packed' if encoder.padded_because is None else 'padded'}"] = encoder.encode
 
     tasks = encoders["float32"].prepare(texts)
-    num_tokens = sum(task.text.num_tokens for task in tasks)  # type: ignore[union-attr]
+    num_tokens = sum(task.text.num_tokens for task in tasks if isinstance(task, PreparedText))
     config = AutoConfig.from_pretrained(folder)
     shape = Shape(config.hidden_size, config.intermediate_size, config.num_hidden_layers)
     bounds: dict[str, list[float]] = {name: [] for name in dtypes}
@@ -129,8 +89,8 @@ def compare(folder: Path, texts: list[str], rounds: int, device: torch.device) -
         run(texts[:64])
     for _ in range(rounds):
         for name, run in ways.items():
-            times[name].append(seconds(partial(run, texts), device))
-            single[name] += [seconds(partial(run, [text]), device) for text in short]
+            times[name].append(device_seconds(partial(run, texts), device))
+            single[name] += [device_seconds(partial(run, [text]), device) for text in short]
         for name, dtype in dtypes.items():
             bounds[name].append(matmul_seconds(dtype, num_tokens, shape, device))
 
@@ -150,6 +110,7 @@ def compare(folder: Path, texts: list[str], rounds: int, device: torch.device) -
 
 
 def main() -> None:
+    """Print the table of the shape that the command line names."""
     transformers_logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from bert_serving.server.broker.broker import Broker
 from bert_serving.server.settings import Settings
 from bert_serving.server.supervisor.supervisor import listen
 
-from benchmarks.service import cpu_name
+from benchmarks.common import cpu_name
 from tests.support.running_server import free_ports
 from tests.support.sentences import sentences
 
@@ -49,6 +50,7 @@ _spawn = multiprocessing.get_context("spawn")
 
 
 def run_broker(settings: dict[str, Any], endpoint: str) -> None:
+    """Run a broker that waits for one worker, until it is killed."""
     broker = Broker(Settings(**settings), worker_endpoint=endpoint, worker_names=["worker-0"], max_seq_len=256)
     while True:
         broker.step(500)
@@ -56,7 +58,7 @@ def run_broker(settings: dict[str, Any], endpoint: str) -> None:
 
 def run_double(endpoint: str) -> None:
     """Answer each batch at once, with the same vectors for every text."""
-    socket_ = zmq.Context.instance().socket(zmq.DEALER)
+    socket_: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket_.setsockopt(zmq.IDENTITY, b"worker-0#1")
     socket_.connect(endpoint)
     socket_.send_multipart(worker_message_to_frames(Ready(FACTS)))
@@ -80,6 +82,7 @@ class Load:
 
     @property
     def message(self) -> bytes:
+        """The request as it goes over the connection."""
         body = json.dumps(self.body).encode()
         head = (
             f"POST {self.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -110,10 +113,12 @@ async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:
+    """Return the CPU time that the processes have used so far."""
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def main() -> None:
+    """Start broker, double and gateways, and print a row for each load."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--http_workers", type=int, default=1)
@@ -170,13 +175,15 @@ def main() -> None:
                 each.join()
 
 
-def start(target: Callable[..., None], *args: Any) -> Any:
+def start(target: Callable[..., None], *args: Any) -> SpawnProcess:
+    """Start a child process that runs the target."""
     process = _spawn.Process(target=target, args=args, daemon=True)
     process.start()
     return process
 
 
 def row(load: Load, port: int, gateways: list[psutil.Process], seconds: float) -> str:
+    """Measure one load, and return its row of the table."""
     asyncio.run(send(port, load, min(1.0, seconds)))
     began, cpu = time.perf_counter(), cpu_seconds(gateways)
     count, num_bytes = asyncio.run(send(port, load, seconds))

@@ -27,7 +27,7 @@ from bert_serving.server.worker.sequences import TokenizedText, TokenSequence
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel
 
-from benchmarks.encoder import Shape, device_name, matmul_seconds, seconds
+from benchmarks.device import Shape, device_name, device_seconds, matmul_seconds
 from tests.support.sentences import sentences
 from tests.support.tiny_models import make_tokenizer
 
@@ -61,7 +61,7 @@ def rate(run: Callable[[], object], device: torch.device, limit_s: float) -> flo
     times: list[float] = []
     end = time.perf_counter() + limit_s
     while len(times) < 3 or time.perf_counter() < end:
-        times.append(seconds(run, device))
+        times.append(device_seconds(run, device))
     return statistics.median(times)
 
 
@@ -101,6 +101,7 @@ def measure(folder: Path, shape: Shape, name: str, device: torch.device, limit_s
 
 
 def main() -> None:
+    """Print the device's rates, then a table for each dtype."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="base")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")

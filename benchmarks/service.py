@@ -11,27 +11,20 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from bert_serving.client import BertClient
 from bert_serving.server.model.folder import find_demo_model
 from sentence_transformers import SentenceTransformer
 
+from benchmarks.common import cpu_name, seconds
 from tests.support.running_server import RunningServer
 from tests.support.sentences import sentences
 
 NUM_TEXTS = 1024
 NUM_SINGLES = 64
 NUM_CLIENTS = 16
-
-
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def many_clients(server: RunningServer, texts: list[str]) -> None:
@@ -46,12 +39,8 @@ def many_clients(server: RunningServer, texts: list[str]) -> None:
         list(pool.map(run, [texts[i::NUM_CLIENTS] for i in range(NUM_CLIENTS)]))
 
 
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
-
-
 def main() -> None:
+    """Start a server, measure each way, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     args, server_flags = parser.parse_known_args()

@@ -1,4 +1,4 @@
-"""What the examples share: where a server listens, and sentences that every Python has on board."""
+"""What the examples share: the ports of a server, and sentences that come with every Python."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ import argparse
 import re
 import socket
 from pydoc_data.topics import topics
+from typing import TypedDict
 
 
-def ports(description: str | None) -> dict[str, int]:
-    """Return the ports that the command line names, as BertClient takes them."""
+class Ports(TypedDict):
+    """The ports of a server, as BertClient takes them."""
+
+    port: int
+    port_out: int
+
+
+def ports(description: str | None) -> Ports:
+    """Return the ports that the command line names."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-port", type=int, default=5555)
     parser.add_argument("-port_out", type=int, default=5556)
-    return vars(parser.parse_args())
+    args = parser.parse_args()
+    return {"port": args.port, "port_out": args.port_out}
 
 
 def free_ports() -> tuple[int, int]:
-    """Return two ports that nobody listens on, for a server of one's own."""
+    """Return two unused ports, for a server that an example starts."""
     with socket.socket() as one, socket.socket() as other:
         for each in (one, other):
             each.bind(("127.0.0.1", 0))

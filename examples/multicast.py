@@ -18,7 +18,7 @@ def main() -> None:
     where = ports(__doc__)
     identity = uuid.uuid4().hex
     # A listener needs no more than a subscription: it hears [identity, info, array, request id].
-    listeners = [zmq.Context.instance().socket(zmq.SUB) for _ in range(3)]
+    listeners: list[zmq.Socket[bytes]] = [zmq.Context.instance().socket(zmq.SUB) for _ in range(3)]
     for listener in listeners:
         listener.subscribe(identity)
         listener.connect(f"tcp://localhost:{where['port_out']}")

@@ -21,7 +21,7 @@ def main() -> None:
         banks = []
         for sentence, found in zip(SENTENCES, client.encode_tokens(SENTENCES), strict=True):
             at = found.tokens.index("bank")
-            start, stop = found.offsets[at]
+            start, stop = (found.offsets or [])[at]
             print(f"token {at} of {len(found.tokens)} is {sentence[start:stop]!r}, characters {start} to {stop}")
             vector = found.vectors[at]
             banks.append(vector / np.linalg.norm(vector))

@@ -32,7 +32,8 @@ Ranking = list[tuple[int, float]]
 
 def slow(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test that runs with make clients only. The first test of an environment installs it."""
-    return pytest.mark.slow_clients(pytest.mark.timeout(1200)(test))
+    marked: Callable[..., None] = pytest.mark.slow_clients(pytest.mark.timeout(1200)(test))
+    return marked
 
 
 def assert_near(rows: Any, expected: np.ndarray, name: str = "") -> None:

@@ -80,7 +80,7 @@ def sequence_of(mine: Encoder, text: str | list[str]) -> tuple[list[int], list[i
     return sequence.ids, sequence.type_ids or [0] * len(sequence.ids)
 
 
-@pytest.mark.parametrize("text", STRINGS + LISTS, ids=ascii)
+@pytest.mark.parametrize("text", [*STRINGS, *LISTS], ids=ascii)
 def test_what_is_a_pair_is_what_the_original_took_for_one(
     folders: dict[str, Path], reference: Reference, text: str | list[str]
 ) -> None:

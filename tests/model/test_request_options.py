@@ -114,12 +114,12 @@ def test_a_long_text_is_refused_if_that_is_asked(folder: Path) -> None:
 
 def test_a_prompt_goes_in_front_of_strings_alone(encoder: Encoder, reference: Reference) -> None:
     texts = ["the dog", "a fox ||| two"]
-    ids, types = zip(
+    ids, short = zip(
         (reference.single("word: the dog"), [0] * (3 + len(reference.words("the dog")) + 1)),
         reference.pair(reference.words("word: a fox"), reference.words("two")),
         strict=True,
     )
-    types = tuple([*t, *[0] * (len(i) - len(t))] for i, t in zip(ids, types, strict=True))
+    types = tuple([*t, *[0] * (len(i) - len(t))] for i, t in zip(ids, short, strict=True))
     expected = [h[-1].mean(0) for h in reference.hidden(ids, types=types)]
     assert deviation(encoder.encode(texts, prompt="word: ", pooling_layer=-1), expected) <= 1e-5
     tokens = encoder.encode([["the", "dog"]], pooling_layer=-1)

@@ -26,7 +26,7 @@ def _train(folder: Path, kind: str) -> Path:
         rust = RustTokenizer(models.BPE())
         rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         rust.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=specials)
+        trainer: trainers.Trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=specials)
     else:
         rust = RustTokenizer(models.Unigram())
         rust.normalizer = normalizers.NFKC()

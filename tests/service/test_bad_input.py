@@ -7,6 +7,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import zmq
@@ -149,7 +150,7 @@ def test_a_reply_that_is_given_up_is_an_error_and_not_silence() -> None:
             slow.send(slow.identity, body, b"%d" % i, b"32")
         while other.server_status["num_batch"] == 0 or other.server_status["open_requests"] > 0:
             time.sleep(0.1)
-        replies = {}
+        replies: dict[bytes, Any] = {}
         while len(replies) < 50:
             frames = slow.receive()
             replies[frames[-1]] = json.loads(frames[1])

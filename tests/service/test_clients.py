@@ -436,7 +436,7 @@ def test_a_signal_handler_may_close_the_client_whose_call_it_interrupts_and_do_n
     options = {"max_concurrency": 1} if kind is ConcurrentBertClient else {}
     client.encode(["the context is there"])
     before = num_files()
-    refusals = []
+    refusals: list[str] = []
 
     def handle(*_: object) -> None:
         with pytest.raises(RuntimeError, match="a signal handler") as refusal:

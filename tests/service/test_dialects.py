@@ -155,7 +155,7 @@ def test_teis_embed_has_prompts_and_dimensions(http: httpx.Client, reference: Se
 
 
 def test_teis_embed_without_normalize(http: httpx.Client, reference: SentenceTransformer) -> None:
-    pooled = reference.encode(TEXTS, output_value=None)
+    pooled: Any = reference.encode(TEXTS, output_value=None)
     expected = [item["token_embeddings"][item["attention_mask"].bool()].mean(0).numpy() for item in pooled]
     assert_close(ask(http, "/embed", {"inputs": TEXTS, "normalize": False}), expected)
 
@@ -197,7 +197,8 @@ def test_teis_embed_sparse(model_servers: ModelServers) -> None:
 @pytest.mark.parametrize("path", ["/similarity", "/"])
 def test_teis_similarity(http: httpx.Client, reference: SentenceTransformer, path: str) -> None:
     inputs = {"source_sentence": TEXTS[0], "sentences": TEXTS}
-    for parameters in ({}, {"parameters": {}}, {"parameters": None}):
+    ways: list[dict[str, object]] = [{}, {"parameters": {}}, {"parameters": None}]
+    for parameters in ways:
         rows = reference.encode(TEXTS)
         assert_close(ask(http, path, {"inputs": inputs, **parameters}), rows @ rows[0])
     rows = reference.encode(TEXTS, prompt_name="query")
@@ -418,10 +419,9 @@ def test_several_poolings_and_spans_in_one_request(http: httpx.Client, reference
     result = ask(http, "/encode", {"id": 1, "texts": TEXTS, "options": both})["result"]
     tokens = [rows.numpy() for rows in reference.encode(TEXTS, output_value="token_embeddings")]
     assert_close(result, [np.concatenate([rows.mean(0), rows[0]]) for rows in tokens])
-    asked = {"id": 1, "texts": [TEXTS[2]], "spans": [[[0, 9], [10, 15]]], "options": {"normalize": False}}
-    body = ask(
-        http, "/encode", {**asked, "options": {**asked["options"], "show_tokens": True, "show_offsets": True}}
-    )
+    asked = {"id": 1, "texts": [TEXTS[2]], "spans": [[[0, 9], [10, 15]]]}
+    options = {"normalize": False, "show_tokens": True, "show_offsets": True}
+    body = ask(http, "/encode", {**asked, "options": options})
     assert_close(body["result"][0], [tokens[2][1:3].mean(0), tokens[2][3]])
     assert body["tokens"][0][:4] == ["[CLS]", "the", "quick", "brown"]
     assert body["offsets"][0][1:4] == [[0, 3], [4, 9], [10, 15]]

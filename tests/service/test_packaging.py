@@ -1,35 +1,19 @@
-"""The contents of the wheel and of the image, and which module imports which."""
+"""What the imports load, and what the image contains."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.support.processes import run
 from tests.support.running_server import RunningServer
-from tests.support.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        timeout=HANG_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -47,65 +31,6 @@ def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = 
 def test_nothing_but_the_worker_loads_torch_or_transformers(module: str) -> None:
     code = f"import sys, {module}; print(*(m for m in ('torch', 'transformers') if m in sys.modules))"
     assert run(sys.executable, "-c", code).strip() == ""
-
-
-def test_broker_worker_and_gateway_do_not_import_each_other() -> None:
-    server = ROOT / "server/bert_serving/server"
-    parts = ("broker", "worker", "gateway")
-    for part in parts:
-        for file in (server / part).glob("*.py"):
-            imported = re.findall(r"^\s*(?:from|import) ([\w.]+)", file.read_text(), re.M)
-            others = [name for name in imported for other in parts if other != part and other in name.split(".")]
-            assert others == [], file
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", out, ROOT)
-    (built,) = out.glob("*.whl")
-    return built
-
-
-def test_the_wheel_holds_both_halves_and_no_init_in_the_namespace(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {
-        "bert_serving/client/sync.py",
-        "bert_serving/server/cli/start.py",
-        "bert_serving/protocol/codec.py",
-    } <= set(names)
-    assert "bert_serving/__init__.py" not in names
-
-
-def test_the_wheel_alone_is_the_client_on_numpy_and_pyzmq(
-    wheel: Path, tmp_path: Path, server: RunningServer
-) -> None:
-    run(sys.executable, "-m", "venv", tmp_path / "env")
-    python = tmp_path / "env/bin/python"
-    run(
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "-c",
-        ROOT / "constraints.txt",
-        wheel,
-    )
-    installed = run(python, "-m", "pip", "list", "--format=freeze").split()
-    names = {line.partition("==")[0].lower() for line in installed} - {"pip", "setuptools"}
-    assert names == {"bert-embedding-service", "numpy", "pyzmq"}
-    code = (
-        "from bert_serving.client import BertClient, AsyncBertClient, ConcurrentBertClient\n"
-        f"with BertClient(port={server.port}, port_out={server.port_out}) as client:\n"
-        "    print(client.encode(['alone'], show_tokens=True))"
-    )
-    assert "[CLS]" in run(python, "-c", code, cwd=tmp_path)
-    start = subprocess.run([tmp_path / "env/bin/bert-serving-start"], capture_output=True, text=True, check=False)
-    assert start.returncode == 1
-    (line,) = start.stderr.splitlines()
-    assert "pip install 'bert-embedding-service[server]'" in line
 
 
 def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> None:
@@ -133,6 +58,12 @@ def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> Non
         r"bert-serving-start \S+\n", run(target / "bin/bert-serving-start", "-version", cwd=tmp_path)
     )
     run(target / "bin/python", "-c", "from bert_serving.server.model.folder import find_demo_model as f; f()")
+
+
+def test_the_image_has_the_python_that_the_tests_run_on() -> None:
+    tested = re.findall(r'"Programming Language :: Python :: (\d\.\d+)"', (ROOT / "pyproject.toml").read_text())
+    (version,) = re.findall(r"^ARG PYTHON_VERSION=(\S+)$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert version in tested
 
 
 def test_the_image_runs_as_an_unprivileged_user_and_checks_its_health(server: RunningServer) -> None:

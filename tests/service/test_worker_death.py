@@ -56,7 +56,8 @@ def test_a_poisonous_text_fails_alone(tmp_path: Path) -> None:
         expected = client.encode(["the quick brown dog"])
         for i in range(40):
             client.encode(["a lazy fox" if i == 17 else "the quick brown dog"] * (i % 3 + 1), blocking=False)
-        num_rows, errors = 0, []
+        num_rows = 0
+        errors: list[str] = []
         while (results := client.fetch()) and len(errors) < 2:
             try:
                 for response in results:

@@ -13,6 +13,8 @@ _FILES = {
     "server with a small queue": ("test_clients",),
     "server in float32": ("test_service_options",),
     "servers of the clients' tests": ("test_real_clients",),
+    "server of the documentation": ("test_docs",),
+    "wheel and sdist": ("test_distributions",),
     "GPU": ("test_encoder",),
 }
 _SERVERS = {file: servers for servers, files in _FILES.items() for file in files}

@@ -47,7 +47,7 @@ def running_model_servers(base: Path, demo_model: Path) -> Iterator[ModelServers
     names = dict(enumerate(LABELS))
     ids = {label: i for i, label in names.items()}
     folders = {
-        "prompted": _with_prompts(base / "prompted", demo_model),
+        "prompted": with_prompts(base / "prompted", demo_model),
         "reranker": make_classifier(base / "reranker", "bert", num_labels=1),
         "classifier": make_classifier(base / "classifier", "bert", id2label=names, label2id=ids),
         "sparse": make_masked(base / "sparse", "bert"),
@@ -80,7 +80,7 @@ def running_model_servers(base: Path, demo_model: Path) -> Iterator[ModelServers
         )
 
 
-def _with_prompts(folder: Path, model: Path) -> Path:
+def with_prompts(folder: Path, model: Path) -> Path:
     """Link a model into the folder and give it PROMPTS; return the folder."""
     folder.mkdir()
     for path in model.iterdir():

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypedDict
 
 import psutil
 
@@ -65,6 +66,13 @@ def command(name: str, *args: object) -> list[str]:
     return [str(_BIN / name), *map(str, args)]
 
 
+class Ports(TypedDict):
+    """The ports of a server, as the clients take them."""
+
+    port: int
+    port_out: int
+
+
 class RunningServer:
     """A server process. The constructor starts it; `wait_ready` returns when it serves."""
 
@@ -94,15 +102,18 @@ class RunningServer:
         self._log.close()
 
     @property
-    def ports(self) -> dict[str, int]:
+    def ports(self) -> Ports:
+        """The ports that the clients connect to."""
         return {"port": self.port, "port_out": self.port_out}
 
     @property
     def url(self) -> str:
+        """The address of the HTTP port."""
         return f"http://127.0.0.1:{self.http_port}"
 
     @property
     def log(self) -> str:
+        """All log lines so far."""
         self._log.seek(0)
         return self._log.read()
 
@@ -131,6 +142,7 @@ class RunningServer:
             return [worker["pid"] for worker in client.server_status["workers"] if worker["state"] == "ready"]
 
     def signal(self, signum: int) -> None:
+        """Send a signal to the server process."""
         self.process.send_signal(signum)
 
     def wait_end(self) -> int:

@@ -35,7 +35,8 @@ def write_bundle(prefix: Path, tensors: Mapping[str, np.ndarray]) -> Path:
 
 def table(blocks: Iterable[Entries], *, compression: int = 0, overlap: bool = False) -> bytes:
     """Return a sorted table of these blocks of entries."""
-    file, handles = b"", []
+    file = b""
+    handles: list[tuple[bytes, bytes]] = []
     for entries in blocks:
         content = block(entries)
         handles.append((str(len(handles)).encode(), varint(0 if overlap else len(file)) + varint(len(content))))
@@ -79,10 +80,12 @@ def entry(dtype: int, shape: Iterable[int], shard: int, offset: int, size: int, 
 
 
 def number(field: int, value: int) -> bytes:
+    """Return a field of a protocol buffer that holds a whole number."""
     return varint(field << 3) + varint(value % (1 << 64))
 
 
 def message(field: int, value: bytes) -> bytes:
+    """Return a field of a protocol buffer that holds bytes."""
     return varint(field << 3 | 2) + varint(len(value)) + value
 
 
@@ -96,5 +99,6 @@ def varint(value: int) -> bytes:
 
 
 def masked_crc32c(data: bytes) -> int:
-    crc32c = google_crc32c.value(data)
+    """Return the checksum as TensorFlow writes it: CRC-32C, rotated, plus a constant."""
+    crc32c: int = google_crc32c.value(data)
     return ((crc32c >> 15 | crc32c << 17) + 0xA282EAD8) & 0xFFFF_FFFF

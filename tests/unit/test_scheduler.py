@@ -271,8 +271,8 @@ def test_a_request_knows_what_it_took() -> None:
 
 def test_pairs_and_ids_are_batched_by_their_size() -> None:
     scheduler = make_scheduler()
-    pairs: list[Text] = [TextPair(text="x" * 28, text_pair="x" * 28)] * FULL_BATCH * 2
-    ids: list[Text] = [[7] * 14] * FULL_BATCH * 2
+    pairs: Sequence[Text] = [TextPair(text="x" * 28, text_pair="x" * 28)] * FULL_BATCH * 2
+    ids: Sequence[Text] = [[7] * 14] * FULL_BATCH * 2
     for texts in (pairs, ids):
         scheduler.submit(EncodeRequest(ALICE, b"1", texts), 0.0)
         assert len(next_batch(scheduler).texts) == FULL_BATCH

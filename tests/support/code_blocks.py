@@ -1,0 +1,49 @@
+"""The code blocks of the documentation, and what it takes to run them against a server on other ports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.running_server import RunningServer
+
+ROOT = Path(__file__).parents[2]
+
+_BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
+)
+_PRINTED = re.compile(r"^.*\bprint\(.*\)  # (.+)$", re.M)
+
+
+@dataclass(frozen=True)
+class CodeBlock:
+    """A block between fences. reason: why it is not run, from the comment `<!-- not run: REASON -->` above it."""
+
+    place: str
+    language: str
+    code: str
+    reason: str | None
+
+    def __str__(self) -> str:
+        return self.place
+
+    @property
+    def printed(self) -> list[str]:
+        """The lines that the code should print: what its comments behind calls of print() say."""
+        return _PRINTED.findall(self.code)
+
+
+def code_blocks(path: Path) -> Iterator[CodeBlock]:
+    """Yield the blocks of a Markdown file that name a language."""
+    text = path.read_text()
+    for found in _BLOCK.finditer(text):
+        line = text.count("\n", 0, found.start("language")) + 1
+        yield CodeBlock(f"{path.relative_to(ROOT)}:{line}", found["language"], found["code"], found["reason"])
+
+
+def on_ports_of(server: RunningServer, code: str) -> str:
+    """Return the code with a server's ports in place of the default ones."""
+    code = code.replace("BertClient()", f"BertClient(port={server.port}, port_out={server.port_out})")
+    return code.replace("127.0.0.1:8125", f"127.0.0.1:{server.http_port}")

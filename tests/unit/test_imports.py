@@ -1,0 +1,109 @@
+"""Which part of the program may import which, read from the source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = (ROOT / "client", ROOT / "server")
+
+#: What each part may import of the others. A part is a package or module below bert_serving or its server.
+ALLOWED: dict[str, set[str]] = {
+    "protocol": set(),
+    "client": {"protocol"},
+    "settings": {"protocol"},
+    "model": {"protocol"},
+    "broker": {"protocol", "settings", "model", "compat.pooling_strategy", "buckets"},
+    "worker": {"protocol", "model", "model.tensorflow.google_bert"},
+    "gateway": {"protocol", "client", "settings", "buckets"},
+    "supervisor": {"protocol", "settings", "model", "broker"},
+    "compat": {"protocol", "client", "settings", "supervisor", "model", "compat.pooling_strategy"},
+    "cli": {"protocol", "client", "settings", "supervisor", "compat", "model"},
+    # What bert-as-service's users import: thin modules in front of compat.
+    "helper": {"compat", "compat.pooling_strategy"},
+    "graph": {"compat", "compat.pooling_strategy"},
+    # Modules that several parts share.
+    "buckets": set(),
+    "compat.pooling_strategy": {"protocol"},
+    # Makes a PyTorch model of a TensorFlow checkpoint: in model/ because of its format, used by the worker alone.
+    "model.tensorflow.google_bert": {"model"},
+    # `from bert_serving.server import Encoder, BertServer`
+    "server": {"compat", "worker", "settings"},
+}
+
+#: Packages that only some parts may import, also inside of functions.
+HEAVY = {
+    "torch": {"worker", "model.tensorflow.google_bert"},
+    "transformers": {"worker", "model.tensorflow.google_bert"},
+    "fastapi": {"gateway"},
+    "starlette": {"gateway"},
+    "uvicorn": {"gateway"},
+    "pydantic": {"gateway", "settings", "compat", "cli", "supervisor"},
+}
+
+
+def part_of(module: str) -> str:
+    """Return the part of a module of ours: the longest of its names that the table has."""
+    name = module.removeprefix("bert_serving.").removeprefix("server.")
+    while name not in ALLOWED and "." in name:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for source in SOURCES:
+        for path in sorted(source.rglob("*.py")):
+            name = ".".join(path.relative_to(source).with_suffix("").parts)
+            yield name.removesuffix(".__init__"), path
+
+
+def imports(module: str, path: Path) -> Iterator[str]:
+    """Yield the full names of the modules that a file imports, in functions too."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+MODULES = dict(modules())
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_a_part_imports_only_what_it_may(part: str) -> None:
+    found = {
+        (module, name)
+        for module, path in MODULES.items()
+        if part_of(module) == part
+        for name in imports(module, path)
+        if name.startswith("bert_serving.") and part_of(name) not in ALLOWED[part] | {part}
+    }
+    assert found == set()
+
+
+@pytest.mark.parametrize("package", HEAVY)
+def test_a_heavy_package_is_imported_by_its_part_alone(package: str) -> None:
+    found = {
+        module
+        for module, path in MODULES.items()
+        for name in imports(module, path)
+        if name.split(".")[0] == package and part_of(module) not in HEAVY[package]
+    }
+    assert found == set()
+
+
+def test_the_table_names_the_parts_that_there_are() -> None:
+    assert {part_of(module) for module in MODULES} == ALLOWED.keys()
+
+
+def test_broker_worker_and_gateway_do_not_import_each_other() -> None:
+    processes = {"broker", "worker", "gateway"}
+    for part in processes:
+        assert not ALLOWED[part] & (processes - {part})
