@@ -30,14 +30,15 @@ serve: $(VENV)/.serve
 
 install: $(VENV)/.serve
 
-# pytest runs one process for each core. Unit and model tests compute with one thread each. A server computes with
-# one thread for each core; its threads must not spin while they wait, because servers run side by side.
-# tests/support/distribution.py says which tests share a process (--dist loadscope). pytest ends with 5 if ARGS
-# select no test. Coverage is measured without ARGS only: that of a selection says nothing.
+# pytest runs one process for each core. Model and unit tests compute with one thread each, and the tests of a file
+# run in one process, the long files first. A server computes with one thread for each core; its threads must not
+# spin while they wait, because servers run side by side. tests/support/distribution.py says which of their tests
+# share a process (--dist loadscope). Coverage is measured without ARGS only: that of a selection says nothing.
+# pytest ends with 5 if ARGS select no test.
 test: $(VENV)/.test
 	@echo "tests: unit and model, about 2 minutes on two cores"
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/model \
-		-n logical --maxprocesses 8 $(if $(ARGS),,--cov) $(ARGS) || [ $$? = 5 ]
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/model tests/unit -n logical --maxprocesses 8 \
+		--dist loadfile --no-loadscope-reorder $(if $(ARGS),,--cov) $(ARGS) || [ $$? = 5 ]
 	@echo "tests: servers and clients, about 4 minutes on two cores"
 	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/service tests/clients tests/gpu \
 		-n logical --maxprocesses 4 --dist loadscope $(ARGS) || [ $$? = 5 ]

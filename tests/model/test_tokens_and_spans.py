@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
+from tests.support.encoders import shared_encoder
 from tests.support.reference import STRATEGIES, Array, Reference, deviation, pool
 from tests.support.tiny_models import WORDS, make_model
 
@@ -69,7 +70,7 @@ def reference(folder: Path) -> Reference:
 
 def encoder(folder: Path, **options: object) -> Encoder:
     settings = {"device": "cpu", "dtype": "float32", "pooling_layer": [-1]} | options
-    return Encoder(folder, **settings)  # type: ignore[arg-type]
+    return shared_encoder(folder, **settings)
 
 
 def plain(text: str) -> str:
@@ -137,7 +138,7 @@ def test_a_span_is_pooled_from_the_tokens_that_it_touches(
     text = "  ".join(words)
     start = data.draw(st.integers(0, len(text) - 1))
     end = data.draw(st.integers(start + 1, len(text)))
-    mine = _cached(folder)
+    mine = encoder(folder)
     (answer,) = mine.encode_tokens([text])
     touched = [i for i, (a, b) in enumerate(answer.offsets or []) if b > a and a < end and b > start]
     if not touched:
@@ -149,14 +150,6 @@ def test_a_span_is_pooled_from_the_tokens_that_it_touches(
     assert rows.shape == (2, 64 * 10)
     for row, tokens in zip(rows, (hidden[-1][touched[0] : touched[-1] + 1], hidden[-1][1:-1]), strict=True):
         assert deviation(row, np.concatenate([pool(name, tokens) for name in STRATEGIES])) <= 1e-5
-
-
-_encoders: dict[Path, Encoder] = {}
-
-
-def _cached(folder: Path) -> Encoder:
-    """One encoder for all examples of a property."""
-    return _encoders.setdefault(folder, encoder(folder))
 
 
 def test_a_span_that_cannot_be_had_is_named(folder: Path) -> None:
@@ -189,13 +182,13 @@ def test_a_span_in_the_part_of_a_pair_that_was_cut_is_named(folder: Path) -> Non
 @pytest.mark.parametrize("spans", [[], [[(0, 1)]], [[(0, 1)], []], [[(0, 1)], [(-1, 2)]], [[(0, 1)], [(2, 1)]]])
 def test_spans_that_are_none_are_refused(folder: Path, spans: list[list[tuple[int, int]]]) -> None:
     with pytest.raises(ValueError, match="spans"):
-        _cached(folder).encode_spans(["one", "two"], spans)
+        encoder(folder).encode_spans(["one", "two"], spans)
 
 
 @pytest.mark.parametrize("name", ["NONE", "CLS_POOLED"])
 def test_a_span_has_no_vector_of_a_kind_that_is_not_pooled(folder: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"must not be {name}"):
-        _cached(folder).encode_spans(["one"], [[(0, 1)]], pooling_strategy=name)
+        encoder(folder).encode_spans(["one"], [[(0, 1)]], pooling_strategy=name)
 
 
 # -- long texts ----------------------------------------------------------------------------------------
@@ -245,7 +238,7 @@ def test_every_token_of_a_long_text_comes_once(
     folder: Path, reference: Reference, num_chars: int, max_seq_len: int
 ) -> None:
     text = long_text(num_chars)
-    mine = _encoders.setdefault(folder / str(max_seq_len), encoder(folder, max_seq_len=max_seq_len))
+    mine = encoder(folder, max_seq_len=max_seq_len)
     (answer,) = mine.encode_tokens([text], **CHUNK)
     whole = reference.tokenizer(text, return_offsets_mapping=True, verbose=False)
     assert answer.tokens == reference.tokenizer.convert_ids_to_tokens(whole["input_ids"])
@@ -267,7 +260,7 @@ def owned_rows(reference: Reference, windows: list[list[int]], words: list[int])
 
 
 def test_a_text_of_100000_characters_is_read_to_its_end(folder: Path, reference: Reference) -> None:
-    mine, text = _cached(folder), long_text(100_000)
+    mine, text = encoder(folder), long_text(100_000)
     other = text[:-3] + "dog"
     rows = mine.encode([text, other, text], **CHUNK)
     assert np.abs(rows[0] - rows[1]).max() > 1e-5
@@ -280,7 +273,7 @@ def test_a_text_of_100000_characters_is_read_to_its_end(folder: Path, reference:
 
 
 def test_spans_reach_beyond_max_seq_len_with_chunk(folder: Path) -> None:
-    mine, text = _cached(folder), long_text(20_000)
+    mine, text = encoder(folder), long_text(20_000)
     spans = [(0, 5), (9_990, 10_030), (19_997, 20_000), (0, 20_000)]
     with pytest.raises(ValueError, match="see long_text"):
         mine.encode_spans([text], [spans])
@@ -292,7 +285,7 @@ def test_spans_reach_beyond_max_seq_len_with_chunk(folder: Path) -> None:
 
 
 def test_a_text_that_fits_is_the_same_with_chunk(folder: Path) -> None:
-    mine = _cached(folder)
+    mine = encoder(folder)
     assert np.array_equal(
         mine.encode(["the dog ||| a fox", "one two"], **CHUNK), mine.encode(["the dog ||| a fox", "one two"])
     )
@@ -301,4 +294,4 @@ def test_a_text_that_fits_is_the_same_with_chunk(folder: Path) -> None:
 
 def test_more_than_chunk_reads_is_an_error(folder: Path) -> None:
     with pytest.raises(ValueError, match="long_text chunk reads at most 131072 tokens"):
-        _cached(folder).encode(["a " * 140_000], **CHUNK)
+        encoder(folder).encode(["a " * 140_000], **CHUNK)

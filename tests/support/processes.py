@@ -17,7 +17,7 @@ def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = 
         text=True,
         cwd=cwd,
         env={**os.environ, **(env or {})},
-        timeout=HANG_S,
+        timeout=2 * HANG_S,  # some commands download packages
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
