@@ -30,11 +30,18 @@ serve: $(VENV)/.serve
 
 install: $(VENV)/.serve
 
-# In processes side by side, a thread each, what starts none of its own; then the servers, which want the machine
-# for themselves. pytest ends with 5 where ARGS leave nothing to run.
+# pytest runs one process for each core. Model and unit tests compute with one thread each, and the tests of a file
+# run in one process, the long files first. A server computes with one thread for each core; its threads must not
+# spin while they wait, because servers run side by side. tests/support/distribution.py says which of their tests
+# share a process (--dist loadscope). Coverage is measured without ARGS only: that of a selection says nothing.
+# pytest ends with 5 if ARGS select no test.
 test: $(VENV)/.test
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/model -n auto $(ARGS) || [ $$? = 5 ]
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/service tests/clients tests/gpu $(ARGS) || [ $$? = 5 ]
+	@echo "tests: unit and model, about 2 minutes on two cores"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/model tests/unit -n logical --maxprocesses 8 \
+		--dist loadfile --no-loadscope-reorder $(if $(ARGS),,--cov) $(ARGS) || [ $$? = 5 ]
+	@echo "tests: servers and clients, about 4 minutes on two cores"
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/service tests/clients tests/gpu \
+		-n logical --maxprocesses 4 --dist loadscope $(ARGS) || [ $$? = 5 ]
 
 # The empty -m overrides the one in pyproject.toml, which deselects the slow tests.
 clients: $(VENV)/.test
@@ -61,7 +68,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.gateway
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
 
 # torch is installed first: TORCH chooses its build, and the later steps keep it.
 $(VENV)/.torch: constraints.txt

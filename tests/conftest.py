@@ -1,13 +1,25 @@
-"""What all tests share: the hub is off, and the demo model is the one in the environment."""
+"""What all tests share: the hub is off, the demo model is the installed one, and some tests run in one process."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.distribution import SharedServersScheduling
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
+    """Let tests that share servers run in one process, where --dist loadscope asks for scopes."""
+    return SharedServersScheduling(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 @pytest.fixture(scope="session")

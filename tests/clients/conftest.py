@@ -1,4 +1,4 @@
-"""Servers that the clients call, and what their answers must equal. All compute in float32 on the CPU."""
+"""The servers that the clients call, and the vectors that these must get. All compute in float32 on the CPU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from environments import python_of
 
 from tests.support.running_server import RunningServer
 from tests.support.tiny_models import make_classifier, make_masked
+from tests.support.waiting import HANG_S
 
 KEY = "secret"
 
 _DRIVERS = Path(__file__).parent / "drivers"
-_LIMIT_S = 240
 _FLAGS = ["-cpu", "-dtype", "float32"]
 
 Drive = Callable[..., dict[str, Any]]
@@ -28,14 +28,14 @@ Drive = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
-    """A server with the demo model, which asks for KEY."""
+    """A server with the demo model that requires KEY."""
     with RunningServer(*_FLAGS, "-api_key", KEY) as running:
         yield running.wait_ready()
 
 
 @pytest.fixture(scope="session")
 def open_server() -> Iterator[RunningServer]:
-    """The same without a key, for clients that know none."""
+    """The same without a key, for clients that cannot send one."""
     with RunningServer(*_FLAGS) as running:
         yield running.wait_ready()
 
@@ -86,13 +86,13 @@ def expected_ranking(ranker_folder: Path) -> list[tuple[int, float]]:
     scores = CrossEncoder(str(ranker_folder), device="cpu").predict([(QUERY, text) for text in DOCUMENTS])
     ranking = sorted(enumerate(scores.tolist()), key=lambda found: -found[1])
     gaps = -np.diff([score for _, score in ranking])
-    assert gaps.min() > 0.001, ranking  # or an order would prove nothing
+    assert gaps.min() > 0.001, ranking  # otherwise the order would depend on rounding
     return ranking
 
 
 @pytest.fixture
 def drive(server: RunningServer, tmp_path: Path) -> Drive:
-    """A function that runs a driver in its environment and returns what it answers."""
+    """A function that runs a driver in its environment and returns what it prints."""
 
     def run(driver: str, environment: str, **servers: RunningServer) -> dict[str, Any]:
         urls = {name: each.url for name, each in servers.items()}
@@ -102,14 +102,14 @@ def drive(server: RunningServer, tmp_path: Path) -> Drive:
             input=json.dumps(told),
             capture_output=True,
             text=True,
-            timeout=_LIMIT_S,
+            timeout=HANG_S,
             cwd=tmp_path,
-            # No proxy, no token and no HF_HUB_OFFLINE, which would forbid huggingface_hub any request.
+            # No proxy and no token. No HF_HUB_OFFLINE: with it, huggingface_hub would send no request.
             env={"PATH": os.defpath, "HOME": str(tmp_path), "LANG": "C.UTF-8"},
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return answers
+        printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return printed
 
     return run

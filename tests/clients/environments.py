@@ -1,4 +1,4 @@
-"""Environments of the clients: their requirements, and the folder where they stay for the next run."""
+"""The environments of the clients: what is installed in each, and the folder that keeps them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-#: Clients that live together, by the name of their environment.
+#: The clients of each environment, by its name.
 REQUIREMENTS: dict[str, list[str]] = {
     "light": [
         "cohere==7.3.1",
         "huggingface_hub==2.4.0",
-        "numpy==2.2.6",  # huggingface_hub does not ask for it, but gives arrays
+        "numpy==2.2.6",  # huggingface_hub returns arrays but does not require NumPy
         "ollama==0.6.3",
         "openai==3.52.0",
     ],
@@ -30,20 +30,20 @@ REQUIREMENTS: dict[str, list[str]] = {
         "llama-index-postprocessor-tei-rerank==0.6.0",
         "pymilvus-model==0.3.4",
     ],
-    "litellm": ["litellm==1.106.2"],  # wants an older huggingface_hub than the others
-    "infinity": ["infinity_client==0.0.78"],  # wants an older httpx
+    "litellm": ["litellm==1.106.2"],  # requires an older huggingface_hub than the others
+    "infinity": ["infinity_client==0.0.78"],  # requires an older httpx
 }
 
 
 def python_of(name: str) -> Path:
-    """Return the interpreter of an environment, which is made where it is not there yet."""
+    """Return the interpreter of an environment; make the environment if it does not exist."""
     requirements = REQUIREMENTS[name]
     digest = hashlib.sha256(" ".join([sys.version, *requirements]).encode()).hexdigest()
     folder = _cache() / f"{name}-{digest[:12]}"
     python, done = folder / "bin" / "python", folder / "complete"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be making it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be making it
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)

@@ -1,7 +1,7 @@
-"""The clients that people have, unmodified, each against a running server.
+"""Unmodified third-party clients, each with a running server.
 
-A driver in drivers/ uses one client and says what it got: `vectors` of TEXTS, or of the first; `short` ones, cut
-to 64 components; `refusals`, what the client says of an error. Tests marked slow_clients run with make clients.
+A driver in drivers/ uses one client and prints what it got: `vectors` of TEXTS, or of the first; `short` ones, cut
+to 64 components; `refusals`, the client's error messages. Tests marked slow_clients run with make clients.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Ranking = list[tuple[int, float]]
 
 
 def slow(test: Callable[..., None]) -> Callable[..., None]:
-    """Mark a test for make clients; the first of an environment installs it."""
+    """Mark a test that runs with make clients only. The first test of an environment installs it."""
     marked: Callable[..., None] = pytest.mark.slow_clients(pytest.mark.timeout(1200)(test))
     return marked
 
@@ -43,7 +43,7 @@ def assert_near(rows: Any, expected: np.ndarray, name: str = "") -> None:
 
 
 def assert_vectors(answers: dict[str, Any], expected: np.ndarray) -> None:
-    """All are those of sentence-transformers: of every text, or of the first."""
+    """All vectors equal those of sentence-transformers: of every text, or of the first one."""
     for name, rows in answers.items():
         assert len(rows) in (1, len(expected)), name
         assert_near(rows, expected[: len(rows)], name)
@@ -56,13 +56,13 @@ def cut(expected: np.ndarray) -> np.ndarray:
 
 
 def assert_ranking(found: list[Any], expected: Ranking) -> None:
-    """The best `len(found)` of the expected. Each is index, score and whatever."""
+    """`found` is the start of the expected ranking. Each item begins with index and score."""
     assert [index for index, *_ in found] == [index for index, _ in expected[: len(found)]]
     assert_near([score for _, score, *_ in found], np.array([score for _, score in expected[: len(found)]]))
 
 
 def assert_refusals(found: dict[str, str], expected: dict[str, str]) -> None:
-    """Each says what is expected, among what its client adds."""
+    """Each message contains the expected one; clients add text around it."""
     assert found.keys() == expected.keys()
     for name, message in expected.items():
         assert message in found[name], name

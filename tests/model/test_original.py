@@ -10,6 +10,7 @@ from bert_serving.server.model.errors import ModelError
 from bert_serving.server.worker.encoder import Encoder
 from transformers import AutoModel, BertTokenizer
 
+from tests.support.encoders import shared_encoder
 from tests.support.reference import STRATEGIES, Array, Reference, deviation, layers_of, pool
 from tests.support.tiny_models import FAMILIES, make_model
 
@@ -44,7 +45,7 @@ def references(folders: dict[str, Path]) -> dict[str, Reference]:
 
 def encoder(folder: Path, **options: object) -> Encoder:
     settings = {"device": "cpu", "dtype": "float32", "all_layers": True} | options
-    return Encoder(folder, **settings)  # type: ignore[arg-type]
+    return shared_encoder(folder, **settings)
 
 
 def hidden_of(reference: Reference, texts: list[str] | list[list[str]]) -> list[Array]:

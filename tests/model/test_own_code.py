@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from tests.support.sentences import sentences
 from tests.support.tiny_models import make_tokenizer
+from tests.support.waiting import HANG_S
 
 TEXTS = sentences(40)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
@@ -45,14 +46,14 @@ def run(code: str, *args: object) -> str:
     """Return what the code prints in a process that has registered no architecture yet."""
     command = [sys.executable, "-c", code, *map(str, args)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL
+        command, capture_output=True, text=True, timeout=HANG_S, check=False, stdin=subprocess.DEVNULL
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def test_the_example_runs() -> None:
-    done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert done.stdout == "(2, 32)\n"
 
 

@@ -13,6 +13,7 @@ from bert_serving.server.worker.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.encoders import shared_encoder
 from tests.support.reference import STRATEGIES, Reference, deviation, pool
 from tests.support.tiny_models import WORDS, make_model
 
@@ -70,7 +71,7 @@ def reference(folders: dict[str, Path]) -> Reference:
 
 def encoder(folder: Path, **options: object) -> Encoder:
     settings = {"device": "cpu", "dtype": "float32", "pooling_layer": [-1]} | options
-    return Encoder(folder, **settings)  # type: ignore[arg-type]
+    return shared_encoder(folder, **settings)
 
 
 def original(reference: Reference, text: str | list[str], *, longest: int = 512) -> tuple[list[int], list[int]]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
+from tests.support.encoders import shared_encoder
 from tests.support.reference import STRATEGIES, Array, Reference, deviation, pool
 from tests.support.tiny_models import WORDS, make_model
 
@@ -63,7 +64,7 @@ def reference(folder: Path) -> Reference:
 
 def encoder(folder: Path, **options: object) -> Encoder:
     settings = {"device": "cpu", "dtype": "float32", "pooling_layer": [-1]} | options
-    return Encoder(folder, **settings)  # type: ignore[arg-type]
+    return shared_encoder(folder, **settings)
 
 
 def plain(text: str) -> str:
@@ -131,7 +132,7 @@ def test_a_span_is_pooled_from_the_tokens_that_it_overlaps(
     text = "  ".join(words)
     start = data.draw(st.integers(0, len(text) - 1))
     end = data.draw(st.integers(start + 1, len(text)))
-    mine = _cached(folder)
+    mine = encoder(folder)
     (result,) = mine.encode_tokens([text])
     overlapping = [i for i, (a, b) in enumerate(result.offsets or []) if b > a and a < end and b > start]
     if not overlapping:
@@ -145,14 +146,6 @@ def test_a_span_is_pooled_from_the_tokens_that_it_overlaps(
         rows, (hidden[-1][overlapping[0] : overlapping[-1] + 1], hidden[-1][1:-1]), strict=True
     ):
         assert deviation(row, np.concatenate([pool(name, tokens) for name in STRATEGIES])) <= 1e-5
-
-
-_encoders: dict[Path, Encoder] = {}
-
-
-def _cached(folder: Path) -> Encoder:
-    """One encoder for all examples of a property-based test."""
-    return _encoders.setdefault(folder, encoder(folder))
 
 
 def test_the_error_names_a_span_that_cannot_be_encoded(folder: Path) -> None:
@@ -185,13 +178,13 @@ def test_the_error_names_a_span_in_the_cut_part_of_a_pair(folder: Path) -> None:
 @pytest.mark.parametrize("spans", [[], [[(0, 1)]], [[(0, 1)], []], [[(0, 1)], [(-1, 2)]], [[(0, 1)], [(2, 1)]]])
 def test_invalid_spans_are_refused(folder: Path, spans: list[list[tuple[int, int]]]) -> None:
     with pytest.raises(ValueError, match="spans"):
-        _cached(folder).encode_spans(["one", "two"], spans)
+        encoder(folder).encode_spans(["one", "two"], spans)
 
 
 @pytest.mark.parametrize("name", ["NONE", "CLS_POOLED"])
 def test_spans_are_refused_for_strategies_that_do_not_pool_tokens(folder: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"must not be {name}"):
-        _cached(folder).encode_spans(["one"], [[(0, 1)]], pooling_strategy=name)
+        encoder(folder).encode_spans(["one"], [[(0, 1)]], pooling_strategy=name)
 
 
 # -- long texts ----------------------------------------------------------------------------------------
@@ -241,7 +234,7 @@ def test_every_token_of_a_long_text_is_returned_once(
     folder: Path, reference: Reference, num_chars: int, max_seq_len: int
 ) -> None:
     text = long_text(num_chars)
-    mine = _encoders.setdefault(folder / str(max_seq_len), encoder(folder, max_seq_len=max_seq_len))
+    mine = encoder(folder, max_seq_len=max_seq_len)
     (result,) = mine.encode_tokens([text], **CHUNK)
     whole = reference.tokenizer(text, return_offsets_mapping=True, verbose=False)
     assert result.tokens == reference.tokenizer.convert_ids_to_tokens(whole["input_ids"])
@@ -263,7 +256,7 @@ def kept_rows(reference: Reference, windows: list[list[int]], words: list[int]) 
 
 
 def test_a_text_of_100000_characters_is_read_to_its_end(folder: Path, reference: Reference) -> None:
-    mine, text = _cached(folder), long_text(100_000)
+    mine, text = encoder(folder), long_text(100_000)
     other = text[:-3] + "dog"
     rows = mine.encode([text, other, text], **CHUNK)
     assert np.abs(rows[0] - rows[1]).max() > 1e-5
@@ -276,7 +269,7 @@ def test_a_text_of_100000_characters_is_read_to_its_end(folder: Path, reference:
 
 
 def test_spans_reach_beyond_max_seq_len_with_chunk(folder: Path) -> None:
-    mine, text = _cached(folder), long_text(20_000)
+    mine, text = encoder(folder), long_text(20_000)
     spans = [(0, 5), (9_990, 10_030), (19_997, 20_000), (0, 20_000)]
     with pytest.raises(ValueError, match="see the option long_text"):
         mine.encode_spans([text], [spans])
@@ -288,7 +281,7 @@ def test_spans_reach_beyond_max_seq_len_with_chunk(folder: Path) -> None:
 
 
 def test_chunk_changes_nothing_for_a_text_that_fits(folder: Path) -> None:
-    mine = _cached(folder)
+    mine = encoder(folder)
     assert np.array_equal(
         mine.encode(["the dog ||| a fox", "one two"], **CHUNK), mine.encode(["the dog ||| a fox", "one two"])
     )
@@ -297,4 +290,4 @@ def test_chunk_changes_nothing_for_a_text_that_fits(folder: Path) -> None:
 
 def test_a_text_longer_than_chunk_reads_is_an_error(folder: Path) -> None:
     with pytest.raises(ValueError, match="long_text chunk reads at most 131072 tokens"):
-        _cached(folder).encode(["a " * 140_000], **CHUNK)
+        encoder(folder).encode(["a " * 140_000], **CHUNK)

@@ -1,4 +1,4 @@
-"""bert-serving-benchmark with real servers and clients, and with tiny numbers."""
+"""bert-serving-benchmark with real servers and clients, and with small numbers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.support.running_server import is_alive
+from tests.support.waiting import HANG_S, wait_until
 
 BENCHMARK = (
     *(sys.executable, "-c"),
@@ -23,9 +25,9 @@ FLAGS = {
 
 
 def command(folder: Path, **experiments: str) -> list[str]:
-    """Return the command line of a tiny run with these experiments alone."""
+    """Return the command line of a short run of these experiments and no others."""
     (folder / "words.txt").write_text("first do it then do it right and then do it better")
-    tiny = ["-max_seq_len", "16", "-num_repeat", "3", "-client_batch_size", "4", "-wait_till_ready", "120"]
+    tiny = ["-max_seq_len", "16", "-num_repeat", "3", "-client_batch_size", "4", "-wait_till_ready", str(HANG_S)]
     tests = [word for name, flag in FLAGS.items() for word in (flag, *experiments.get(name, "").split())]
     return [*BENCHMARK, *tiny, "-client_vocab_file", str(folder / "words.txt"), *tests]
 
@@ -33,7 +35,7 @@ def command(folder: Path, **experiments: str) -> list[str]:
 def test_two_experiments_in_both_protocols(tmp_path: Path) -> None:
     argv = command(tmp_path, num_client="2", pooling_layer="-12")  # the demo model has 6 layers
     done = subprocess.run(
-        [*argv, "-mixed"], cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False
+        [*argv, "-mixed"], cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     tables = (tmp_path / "benchmark-1.result").read_text()
@@ -60,12 +62,9 @@ def test_ctrl_c_ends_server_and_benchmark(tmp_path: Path) -> None:
     family = psutil.Process(running.pid).children(recursive=True)
     assert len(family) >= 2
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=20)
+    _, err = running.communicate(timeout=HANG_S)
     assert (running.returncode, err) == (130, "")
-    deadline = time.monotonic() + 5
-    while alive := [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
-        assert time.monotonic() < deadline, alive
-        time.sleep(0.05)
+    wait_until(lambda: not any(map(is_alive, family)), lambda: f"left behind: {list(filter(is_alive, family))}")
 
 
 @pytest.mark.parametrize(
@@ -75,13 +74,13 @@ def test_ctrl_c_ends_server_and_benchmark(tmp_path: Path) -> None:
         (["-model_dir", "/no/such/folder"], "the server ended: .*no such folder: /no/such/folder"),
     ],
 )
-def test_what_cannot_begin_is_one_line(tmp_path: Path, extra: list[str], said: str) -> None:
+def test_a_benchmark_that_cannot_start_says_why_in_one_line(tmp_path: Path, extra: list[str], said: str) -> None:
     done = subprocess.run(
         [*command(tmp_path, client_batch_size="1 2"), *extra],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 1

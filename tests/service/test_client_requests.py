@@ -1,4 +1,4 @@
-"""Requests as clients of others literally send them, where they differ from what their dialect says."""
+"""Requests as third-party clients send them, where these differ from the documentation of their dialect."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import httpx
 import pytest
 
 from tests.support.running_server import RunningServer
+from tests.support.waiting import HANG_S
 
 
 @pytest.mark.parametrize(
     ("body", "dimension"),
     [
-        # infinity_client 0.0.78 sends 0 where its caller says nothing
+        # infinity_client 0.0.78 sends 0 if its caller gives no dimensions
         ({"input": ["x"], "model": "default/not-specified", "dimensions": 0, "modality": "text"}, 384),
         # litellm 1.106.2 for infinity/<model> with dimensions=64
         ({"input": ["x"], "model": "demo", "output_dimension": 64}, 64),
@@ -23,11 +24,11 @@ from tests.support.running_server import RunningServer
 def test_dimensions_as_infinitys_clients_say_them(
     server: RunningServer, body: dict[str, Any], dimension: int
 ) -> None:
-    reply = httpx.post(f"{server.url}/embeddings", json=body, timeout=30)
+    reply = httpx.post(f"{server.url}/embeddings", json=body, timeout=HANG_S)
     assert reply.status_code == 200, reply.text
     assert len(reply.json()["data"][0]["embedding"]) == dimension
 
 
 def test_the_owner_of_a_model_is_the_only_one_that_infinity_client_takes(server: RunningServer) -> None:
-    (model,) = httpx.get(f"{server.url}/models", timeout=30).json()["data"]
+    (model,) = httpx.get(f"{server.url}/models", timeout=HANG_S).json()["data"]
     assert model["owned_by"] == "infinity"

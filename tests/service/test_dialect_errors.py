@@ -1,12 +1,12 @@
-"""Every way to be wrong, in every dialect: the literal status and body of the answer."""
+"""Every kind of bad request in every dialect: the exact status and body of the response."""
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.model_servers import ModelServers
 from tests.support.running_server import RunningServer
-from tests.support.tiny_models import make_model
-from tests.support.zoo import Zoo
+from tests.support.waiting import HANG_S, wait_until
 
 LONG = "word " * 600
 ADVICE = (
@@ -58,7 +58,7 @@ def tei(status: int, message: str) -> Any:
 
 
 def cohere(_: int, message: str) -> Any:
-    return {"message": message}  # and an id
+    return {"message": message}  # beside an id
 
 
 def ollama(_: int, message: str) -> Any:
@@ -85,7 +85,7 @@ def assert_says(reply: httpx.Response, say: Say, status: int, message: str) -> N
     assert len(reply.headers["x-request-id"]) == 32
 
 
-#: The route, its dialect, the field with the texts, and the status of a body that can be read but not be used.
+#: The route, its dialect, the field with the texts, and the status for a body that is JSON but not valid.
 EMBEDDERS: list[tuple[str, Say, str, int]] = [
     ("/v1/embeddings", openai, "input", 422),
     ("/embeddings", openai, "input", 422),
@@ -119,49 +119,54 @@ GETS: list[tuple[str, Say]] = [
 
 @pytest.mark.parametrize(("path", "say"), POSTS)
 @pytest.mark.parametrize("content", [b"not json", b"", b"\xff\xfe", b'{"a": 1', b"[" * 1000])
-def test_a_body_that_is_no_json(zoo: Zoo, path: str, say: Say, content: bytes) -> None:
-    reply = zoo.prompted.http.post(path, content=content)
+def test_a_body_that_is_no_json(model_servers: ModelServers, path: str, say: Say, content: bytes) -> None:
+    reply = model_servers.prompted.http.post(path, content=content)
     said = re.search(r"the body is not JSON: [^\"]+", reply.text)
     assert said
     assert_says(reply, say, 400, said.group())
 
 
 @pytest.mark.parametrize(("path", "say"), POSTS)
-def test_a_packed_body_that_cannot_be_unpacked(zoo: Zoo, path: str, say: Say) -> None:
+def test_a_packed_body_that_cannot_be_unpacked(model_servers: ModelServers, path: str, say: Say) -> None:
     for content, coding, message in (
         (b"{}", "gzip", "the body is not valid gzip: Error -3 while decompressing data: incorrect header check"),
         (gzip.compress(b"{}")[:-1], "gzip", "the body is not valid gzip: its end is missing"),
         (b"{}", "br", "content-encoding must be gzip, got 'br'"),
     ):
-        reply = zoo.prompted.http.post(path, content=content, headers={"Content-Encoding": coding})
+        reply = model_servers.prompted.http.post(path, content=content, headers={"Content-Encoding": coding})
         assert_says(reply, say, 400, message)
 
 
 @pytest.mark.parametrize(("path", "say"), POSTS)
-def test_a_body_that_is_too_large_packed_or_not_announced_or_not(zoo: Zoo, path: str, say: Say) -> None:
+def test_a_body_that_is_too_large_packed_or_not_announced_or_not(
+    model_servers: ModelServers, path: str, say: Say
+) -> None:
     """A body of 200 MB that fits into 200 kB must not be unpacked either."""
-    http, limit = zoo.prompted.http, 1 << 20
+    http, limit = model_servers.prompted.http, 1 << 20
     whole = b'{"a": "' + b"x" * limit + b'"}'
     for reply in (http.post(path, content=whole), http.post(path, content=iter([whole[:9], whole[9:]]))):
         assert_says(reply, say, 413, "the body must have at most 1048576 bytes")
-    reply = http.post(path, content=BOMB, headers={"Content-Encoding": "gzip"})
+    reply = http.post(path, content=bomb(), headers={"Content-Encoding": "gzip"})
     assert_says(reply, say, 413, "the body must have at most 1048576 bytes when decompressed")
 
 
-BOMB = gzip.compress(b'{"a": "' + b"x" * 200_000_000 + b'"}', 1)
+@functools.cache
+def bomb() -> bytes:
+    """Return 200 kB of gzip that hold 200 MB."""
+    return gzip.compress(b'{"a": "' + b"x" * 200_000_000 + b'"}', 1)
 
 
 @pytest.mark.parametrize(("path", "say"), [*POSTS, *GETS])
-def test_a_key_that_is_missing_or_wrong(zoo: Zoo, path: str, say: Say) -> None:
+def test_a_key_that_is_missing_or_wrong(model_servers: ModelServers, path: str, say: Say) -> None:
     method = "GET" if (path, say) in GETS else "POST"
     for headers in ({}, {"Authorization": "Bearer three"}, {"X-API-Key": "three"}, {"Authorization": "Basic one"}):
-        reply = httpx.request(method, zoo.prompted.running.url + path, headers=headers)
+        reply = httpx.request(method, model_servers.prompted.running.url + path, headers=headers)
         assert_says(reply, say, 401, "this server requires an API key: send Authorization: Bearer <key>")
         assert reply.headers["www-authenticate"] == "Bearer"
 
 
-def test_any_key_opens_in_any_form_and_some_routes_ask_for_none(zoo: Zoo) -> None:
-    url = zoo.prompted.running.url
+def test_any_key_opens_in_any_form_and_some_routes_ask_for_none(model_servers: ModelServers) -> None:
+    url = model_servers.prompted.running.url
     for headers in (
         {"Authorization": "Bearer one"},
         {"Authorization": "bearer two"},
@@ -190,16 +195,16 @@ def test_any_key_opens_in_any_form_and_some_routes_ask_for_none(zoo: Zoo) -> Non
         ([[1000], "a"], "texts[1] must be a list of tokens like texts[0], got str"),
     ],
 )
-def test_texts_that_are_none(
-    zoo: Zoo, path: str, say: Say, field: str, status: int, value: Any, message: str
+def test_texts_of_another_type(
+    model_servers: ModelServers, path: str, say: Say, field: str, status: int, value: Any, message: str
 ) -> None:
-    assert_says(zoo.prompted.http.post(path, json={field: value}), say, status, message)
+    assert_says(model_servers.prompted.http.post(path, json={field: value}), say, status, message)
 
 
 @pytest.mark.parametrize(("path", "say", "field", "status"), EMBEDDERS)
-def test_no_texts_at_all(zoo: Zoo, path: str, say: Say, field: str, status: int) -> None:
-    reply = zoo.prompted.http.post(path, json={field: []})
-    if say is ollama:  # whose clients load a model like this
+def test_no_texts_at_all(model_servers: ModelServers, path: str, say: Say, field: str, status: int) -> None:
+    reply = model_servers.prompted.http.post(path, json={field: []})
+    if say is ollama:  # an empty request is how its clients load a model
         assert (reply.status_code, reply.json()["embeddings"]) == (200, [])
     else:
         assert_says(reply, say, status, "texts must not be empty")
@@ -207,11 +212,11 @@ def test_no_texts_at_all(zoo: Zoo, path: str, say: Say, field: str, status: int)
 
 @pytest.mark.parametrize(("path", "say", "field", "status"), EMBEDDERS)
 def test_fields_that_are_missing_or_of_another_type(
-    zoo: Zoo, path: str, say: Say, field: str, status: int
+    model_servers: ModelServers, path: str, say: Say, field: str, status: int
 ) -> None:
-    http = zoo.prompted.http
+    http = model_servers.prompted.http
     kinds = "a string or a list of strings" if say is ollama else "a string, a list of strings, or token ids"
-    if path != "/":  # which reads the shape first
+    if path != "/":  # this route checks the shape first
         assert_says(http.post(path, json={}), say, status, f"the body has no '{field}'")
         assert_says(http.post(path, json=[]), say, status, "the body must be a JSON object")
         for value, shown in ((5, "5"), (None, "null"), (True, "True"), ({"a": 1}, "{'a': 1}")):
@@ -397,10 +402,10 @@ def test_fields_that_are_missing_or_of_another_type(
         ("/api/embeddings", ollama, {"prompt": ""}, 400, "texts[0] is an empty string"),
     ],
 )
-def test_what_is_asked_for_in_vain(
-    zoo: Zoo, path: str, say: Say, body: Any, status: int, message: str | None
+def test_options_that_the_model_does_not_have(
+    model_servers: ModelServers, path: str, say: Say, body: Any, status: int, message: str | None
 ) -> None:
-    reply = zoo.prompted.http.post(path, json=body)
+    reply = model_servers.prompted.http.post(path, json=body)
     if message is None:
         message = reply.json()["description"]
         assert message.startswith("pooling_strategy must be one of auto, NONE, REDUCE_MEAN,")
@@ -431,8 +436,10 @@ def test_what_is_asked_for_in_vain(
         ),
     ],
 )
-def test_what_cannot_be_ranked(zoo: Zoo, path: str, say: Say, status: int, body: Any, message: str) -> None:
-    assert_says(zoo.reranker.http.post(path, json=body), say, status, message)
+def test_what_cannot_be_ranked(
+    model_servers: ModelServers, path: str, say: Say, status: int, body: Any, message: str
+) -> None:
+    assert_says(model_servers.reranker.http.post(path, json=body), say, status, message)
 
 
 @pytest.mark.parametrize(
@@ -467,32 +474,32 @@ def test_what_cannot_be_ranked(zoo: Zoo, path: str, say: Say, status: int, body:
         ),
     ],
 )
-def test_what_cannot_be_predicted(zoo: Zoo, body: Any, message: str) -> None:
-    assert_says(zoo.classifier.http.post("/predict", json=body), tei, 422, message)
+def test_what_cannot_be_predicted(model_servers: ModelServers, body: Any, message: str) -> None:
+    assert_says(model_servers.classifier.http.post("/predict", json=body), tei, 422, message)
 
 
-def test_what_cannot_be_classified(zoo: Zoo) -> None:
+def test_what_cannot_be_classified(model_servers: ModelServers) -> None:
     for body, message in (
         ({}, "the body has no 'input'"),
         ({"input": []}, "texts must not be empty"),
         ({"input": None}, "input: must be a string or a list of strings, got null"),
         ({"input": [5]}, "texts[0] must be a string, got int"),
     ):
-        assert_says(zoo.classifier.http.post("/classify", json=body), openai, 422, message)
+        assert_says(model_servers.classifier.http.post("/classify", json=body), openai, 422, message)
 
 
-def test_models_of_other_kinds_say_what_they_lack(zoo: Zoo) -> None:
-    reply = zoo.classifier.http.post("/rerank", json={"query": "a", "texts": ["b"]})
+def test_models_of_other_kinds_say_what_they_lack(model_servers: ModelServers) -> None:
+    reply = model_servers.classifier.http.post("/rerank", json={"query": "a", "texts": ["b"]})
     assert_says(reply, tei, 422, "reranking needs a model with one label, this model has 3: use /predict")
     for path, say, field, status in EMBEDDERS:
         if path not in ("/", "/embed_all"):
-            assert_says(zoo.sparse.http.post(path, json={field: "a"}), say, status, SPARSE_ONLY)
-    assert_says(zoo.sparse.http.post("/v2/embed", json={"texts": ["a"]}), cohere, 400, SPARSE_ONLY)
-    assert_says(zoo.sparse.http.post("/predict", json={"inputs": "a"}), tei, 422, NO_HEAD)
+            assert_says(model_servers.sparse.http.post(path, json={field: "a"}), say, status, SPARSE_ONLY)
+    assert_says(model_servers.sparse.http.post("/v2/embed", json={"texts": ["a"]}), cohere, 400, SPARSE_ONLY)
+    assert_says(model_servers.sparse.http.post("/predict", json={"inputs": "a"}), tei, 422, NO_HEAD)
 
 
-def test_other_methods_and_paths(zoo: Zoo) -> None:
-    http = zoo.prompted.http
+def test_other_methods_and_paths(model_servers: ModelServers) -> None:
+    http = model_servers.prompted.http
     for path, _ in POSTS:
         if path != "/":
             reply = http.get(path)
@@ -504,14 +511,13 @@ def test_other_methods_and_paths(zoo: Zoo) -> None:
         assert_says(http.post(path, json={}), legacy, 404, "Not Found")
 
 
-def test_while_the_model_loads_routes_that_need_it_say_so(tmp_path: Path) -> None:
-    """A worker that stands still while the gateway serves already; later, -fp16 changes no base64."""
-    folder = make_model(tmp_path, "bert")
-    with RunningServer("-model_dir", folder, "-fp16") as running:
+def test_while_the_model_loads_routes_that_need_it_say_so(tiny: Path) -> None:
+    """The worker is stopped while the gateway already serves. Afterwards: -fp16 does not change base64."""
+    with RunningServer("-model_dir", tiny, "-fp16") as running:
         worker = _first_worker(running)
         worker.send_signal(signal.SIGSTOP)
-        running.wait_for("HTTP is ready", 60)
-        with httpx.Client(base_url=running.url, timeout=60) as http:
+        running.wait_for("HTTP is ready")
+        with httpx.Client(base_url=running.url, timeout=HANG_S) as http:
             for reply, say in (
                 (http.get("/info"), tei),
                 (http.get("/v1/models"), openai),
@@ -536,19 +542,19 @@ def test_while_the_model_loads_routes_that_need_it_say_so(tmp_path: Path) -> Non
 
 
 def _first_worker(running: RunningServer) -> psutil.Process:
-    """Return the first child that the server spawns to compute."""
-    server, deadline = psutil.Process(running.process.pid), time.monotonic() + 60
-    while time.monotonic() < deadline:
-        found = [p for p in server.children() if any("spawn_main" in argument for argument in p.cmdline())]
-        if found:
-            return min(found, key=lambda process: process.pid)
-        time.sleep(0.01)
-    raise AssertionError(running.log)
+    """Return the first worker process that the server starts."""
+    server = psutil.Process(running.process.pid)
+
+    def found() -> list[psutil.Process]:
+        return [p for p in server.children() if any("spawn_main" in argument for argument in p.cmdline())]
+
+    wait_until(found, lambda: running.log)
+    return min(found(), key=lambda process: process.pid)
 
 
-def test_nothing_of_this_was_an_accident(zoo: Zoo) -> None:
-    """No request of this module made a server log a traceback, or hurt it."""
-    for served in (zoo.prompted, zoo.reranker, zoo.classifier, zoo.sparse):
+def test_no_server_failed_in_these_tests(model_servers: ModelServers) -> None:
+    """No request of this module made a server log a traceback or become unready."""
+    for served in (model_servers.prompted, model_servers.reranker, model_servers.classifier, model_servers.sparse):
         assert "Traceback" not in served.running.log
         assert served.http.get("/ready").json()["status"] == "ready"
         assert json.loads(served.http.get("/status/server").content)["status"] == 200

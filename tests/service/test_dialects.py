@@ -1,4 +1,4 @@
-"""Every route of every dialect: the shape of its answer, and its values against sentence-transformers."""
+"""Every route of every dialect: the shape of its response; its values equal those of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 from transformers import AutoTokenizer
 
-from tests.support.zoo import LABELS, PROMPTS, Zoo
+from tests.support.model_servers import LABELS, PROMPTS, ModelServers
 
 TEXTS = ["hello world", "a", "the quick brown fox jumps over the lazy dog", "naïve café 東京"]
 LONG = "word " * 600
@@ -20,13 +20,13 @@ UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 @pytest.fixture(scope="module")
-def reference(zoo: Zoo) -> SentenceTransformer:
-    return SentenceTransformer(str(zoo.prompted.folder), device="cpu")
+def reference(model_servers: ModelServers) -> SentenceTransformer:
+    return SentenceTransformer(str(model_servers.prompted.folder), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def http(zoo: Zoo) -> httpx.Client:
-    return zoo.prompted.http
+def http(model_servers: ModelServers) -> httpx.Client:
+    return model_servers.prompted.http
 
 
 def ask(http: httpx.Client, path: str, body: Any) -> Any:
@@ -76,7 +76,7 @@ def test_openais_dimensions_are_of_unit_length(http: httpx.Client, reference: Se
     expected = reference.encode(TEXTS, truncate_dim=64)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert_close([item["embedding"] for item in body["data"]], expected)
-    # Infinity's client sends 0 where none were asked for.
+    # Infinity's client sends 0 if its caller gives no dimensions.
     assert len(ask(http, "/v1/embeddings", {"input": "a", "dimensions": 0})["data"][0]["embedding"]) == 384
 
 
@@ -102,13 +102,13 @@ def test_openais_models(http: httpx.Client, path: str) -> None:
     assert stats.keys() == {"queue_fraction", "queue_absolute", "results_pending", "batch_size"}
 
 
-def test_nulls_are_absent_and_unknown_fields_are_ignored(zoo: Zoo) -> None:
+def test_nulls_are_absent_and_unknown_fields_are_ignored(model_servers: ModelServers) -> None:
     embedding = ("encoding_format", "output_dtype", "dimensions", "normalize", "prompt_name", "spans", "options")
     cutting = ("truncate", "truncation_direction", "is_tokenized", "add_special_tokens", "skip_special_tokens")
     scoring = ("raw_scores", "return_text", "return_documents", "top_n", "parameters")
     others = ("model", "user", "id", "input_type", "embedding_types", "output_dimension")
     nulls = dict.fromkeys(embedding + cutting + scoring + others)
-    embed, scores = zoo.prompted.http, zoo.classifier.http
+    embed, scores = model_servers.prompted.http, model_servers.classifier.http
     for path, body in (
         ("/v1/embeddings", {"input": "a"}),
         ("/embed", {"inputs": "a"}),
@@ -124,10 +124,14 @@ def test_nulls_are_absent_and_unknown_fields_are_ignored(zoo: Zoo) -> None:
     assert ask(embed, "/", {"query": None, "texts": None, "inputs": "a"}) == ask(embed, "/embed", {"inputs": "a"})
     assert ask(scores, "/predict", {**nulls, "inputs": "a"}) == ask(scores, "/predict", {"inputs": "a"})
     assert ask(scores, "/classify", {**nulls, "input": "a"})["data"]
-    assert ask(zoo.sparse.http, "/embed_sparse", {**nulls, "inputs": "a"})
-    ranked = ask(zoo.reranker.http, "/rerank", {"documents": None, **nulls, "query": "a", "texts": ["b"]})
-    assert ranked == ask(zoo.reranker.http, "/rerank", {"query": "a", "texts": ["b"]})
-    assert ask(zoo.reranker.http, "/v2/rerank", {**nulls, "texts": None, "query": "a", "documents": ["b"]})
+    assert ask(model_servers.sparse.http, "/embed_sparse", {**nulls, "inputs": "a"})
+    ranked = ask(
+        model_servers.reranker.http, "/rerank", {"documents": None, **nulls, "query": "a", "texts": ["b"]}
+    )
+    assert ranked == ask(model_servers.reranker.http, "/rerank", {"query": "a", "texts": ["b"]})
+    assert ask(
+        model_servers.reranker.http, "/v2/rerank", {**nulls, "texts": None, "query": "a", "documents": ["b"]}
+    )
 
 
 # -- TEI -----------------------------------------------------------------------------------------------
@@ -174,12 +178,14 @@ def test_teis_embed_all_has_the_special_tokens(http: httpx.Client, reference: Se
         assert_close(rows, tokens.numpy())
 
 
-def test_teis_embed_sparse(zoo: Zoo) -> None:
+def test_teis_embed_sparse(model_servers: ModelServers) -> None:
     expected = (
-        SparseEncoder(str(zoo.sparse.folder), device="cpu").encode(TEXTS, convert_to_sparse_tensor=False).numpy()
+        SparseEncoder(str(model_servers.sparse.folder), device="cpu")
+        .encode(TEXTS, convert_to_sparse_tensor=False)
+        .numpy()
     )
     for path in ("/embed_sparse", "/"):
-        found = ask(zoo.sparse.http, path, {"inputs": TEXTS})
+        found = ask(model_servers.sparse.http, path, {"inputs": TEXTS})
         assert {frozenset(term) for terms in found for term in terms} == {frozenset({"index", "value"})}
         dense = np.zeros_like(expected)
         for row, terms in zip(dense, found, strict=True):
@@ -200,8 +206,11 @@ def test_teis_similarity(http: httpx.Client, reference: SentenceTransformer, pat
     assert_close(found, rows @ rows[0])
 
 
-def test_teis_predict(zoo: Zoo) -> None:
-    http, cross_encoder = zoo.classifier.http, CrossEncoder(str(zoo.classifier.folder), device="cpu")
+def test_teis_predict(model_servers: ModelServers) -> None:
+    http, cross_encoder = (
+        model_servers.classifier.http,
+        CrossEncoder(str(model_servers.classifier.folder), device="cpu"),
+    )
     pairs = [(a, b) for a, b in zip(TEXTS, TEXTS[::-1], strict=True)]
     expected = cross_encoder.predict(pairs, apply_softmax=True)
     assert np.ptp(expected, axis=0).max() > 0.01
@@ -214,7 +223,7 @@ def test_teis_predict(zoo: Zoo) -> None:
     raw = ask(http, "/predict", {"inputs": pairs, "raw_scores": True})
     in_order = [[{x["label"]: x["score"] for x in labels}[name] for name in LABELS] for labels in raw]
     assert_close(in_order, cross_encoder.predict(pairs))
-    # One text, or one pair, has one answer.
+    # One text or one pair gets one result, not a list.
     assert ask(http, "/predict", {"inputs": list(pairs[0])}) == ask(http, "/predict", {"inputs": [pairs[0]]})[0]
     alone = ask(http, "/predict", {"inputs": TEXTS[0]})
     assert [alone] == ask(http, "/predict", {"inputs": [[TEXTS[0]]]}) != [found[0]]
@@ -222,8 +231,11 @@ def test_teis_predict(zoo: Zoo) -> None:
     assert alone[0].keys() == {"score", "label"}
 
 
-def test_teis_rerank(zoo: Zoo) -> None:
-    http, cross_encoder = zoo.reranker.http, CrossEncoder(str(zoo.reranker.folder), device="cpu")
+def test_teis_rerank(model_servers: ModelServers) -> None:
+    http, cross_encoder = (
+        model_servers.reranker.http,
+        CrossEncoder(str(model_servers.reranker.folder), device="cpu"),
+    )
     expected = cross_encoder.rank(TEXTS[2], TEXTS)
     assert expected[0]["score"] - expected[-1]["score"] > 0.01
     for path in ("/rerank", "/"):
@@ -244,8 +256,8 @@ def test_teis_rerank(zoo: Zoo) -> None:
     assert_close(1 / (1 + np.exp(-logits)), [item["score"] for item in expected[:2]])
 
 
-def test_teis_tokenize_and_decode(http: httpx.Client, zoo: Zoo) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(zoo.prompted.folder)
+def test_teis_tokenize_and_decode(http: httpx.Client, model_servers: ModelServers) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_servers.prompted.folder)
     text = "Hello wörld 東京"
     (tokens,) = ask(http, "/tokenize", {"inputs": text})
     assert tokens[:3] == [
@@ -266,10 +278,10 @@ def test_teis_tokenize_and_decode(http: httpx.Client, zoo: Zoo) -> None:
     assert whole == ["[CLS] hello world 東 京 [SEP]", "hello"]
 
 
-def test_teis_info(zoo: Zoo) -> None:
-    info = zoo.prompted.http.get("/info").json()
+def test_teis_info(model_servers: ModelServers) -> None:
+    info = model_servers.prompted.http.get("/info").json()
     assert {name: info.pop(name) for name in list(info) if name not in {"version", "parity", "model_sha"}} == {
-        "model_id": str(zoo.prompted.folder),
+        "model_id": str(model_servers.prompted.folder),
         "model_dtype": "float32",
         "served_model_name": "prompted",
         "model_type": {"embedding": {"pooling": "mean"}},
@@ -286,13 +298,13 @@ def test_teis_info(zoo: Zoo) -> None:
         "prompts": PROMPTS,
     }
     ids = {"id2label": {"0": "bad", "1": "so-so", "2": "good"}, "label2id": {"bad": 0, "so-so": 1, "good": 2}}
-    assert zoo.classifier.http.get("/info").json()["model_type"] == {"classifier": ids}
+    assert model_servers.classifier.http.get("/info").json()["model_type"] == {"classifier": ids}
     one = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    assert zoo.reranker.http.get("/info").json()["model_type"] == {"reranker": one}
-    assert zoo.sparse.http.get("/info").json()["model_type"] == {"embedding": {"pooling": "splade"}}
+    assert model_servers.reranker.http.get("/info").json()["model_type"] == {"reranker": one}
+    assert model_servers.sparse.http.get("/info").json()["model_type"] == {"embedding": {"pooling": "splade"}}
     kinds = {"classifier": ["classify", "embed"], "reranker": ["rerank"], "sparse": ["embed_sparse"]}
     for name, capabilities in kinds.items():
-        assert getattr(zoo, name).http.get("/models").json()["data"][0]["capabilities"] == capabilities
+        assert getattr(model_servers, name).http.get("/models").json()["data"][0]["capabilities"] == capabilities
 
 
 @pytest.mark.parametrize("path", ["/health", "/ping"])
@@ -305,20 +317,22 @@ def test_health(http: httpx.Client, path: str) -> None:
 # -- Infinity ------------------------------------------------------------------------------------------
 
 
-def test_infinitys_classify(zoo: Zoo) -> None:
-    body = ask(zoo.classifier.http, "/classify", {"input": TEXTS[:2], "model": "any"})
+def test_infinitys_classify(model_servers: ModelServers) -> None:
+    body = ask(model_servers.classifier.http, "/classify", {"input": TEXTS[:2], "model": "any"})
     assert body.keys() == {"object", "data", "model", "usage", "id", "created"}
     assert (body["object"], body["model"]) == ("classify", "classifier")
-    assert body["data"] == ask(zoo.classifier.http, "/predict", {"inputs": [[text] for text in TEXTS[:2]]})
+    assert body["data"] == ask(
+        model_servers.classifier.http, "/predict", {"inputs": [[text] for text in TEXTS[:2]]}
+    )
     assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] > 0
-    raw = ask(zoo.classifier.http, "/classify", {"input": TEXTS[0], "raw_scores": True})["data"]
-    assert raw == ask(zoo.classifier.http, "/predict", {"inputs": [[TEXTS[0]]], "raw_scores": True})
+    raw = ask(model_servers.classifier.http, "/classify", {"input": TEXTS[0], "raw_scores": True})["data"]
+    assert raw == ask(model_servers.classifier.http, "/predict", {"inputs": [[TEXTS[0]]], "raw_scores": True})
 
 
-def test_infinitys_rerank(zoo: Zoo) -> None:
-    ranked = ask(zoo.reranker.http, "/rerank", {"query": "fox", "texts": TEXTS})
+def test_infinitys_rerank(model_servers: ModelServers) -> None:
+    ranked = ask(model_servers.reranker.http, "/rerank", {"query": "fox", "texts": TEXTS})
     asked = {"query": "fox", "documents": TEXTS, "return_documents": True, "top_n": 3}
-    body = ask(zoo.reranker.http, "/rerank", asked)
+    body = ask(model_servers.reranker.http, "/rerank", asked)
     assert body.keys() == {"object", "results", "model", "usage", "id", "created"}
     assert (body["object"], body["model"]) == ("rerank", "reranker")
     assert body["results"] == [
@@ -370,13 +384,13 @@ def test_cohere_cuts_at_the_start_or_the_end(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v2/rerank", "/v1/rerank"])
-def test_coheres_rerank(zoo: Zoo, path: str) -> None:
-    ranked = ask(zoo.reranker.http, "/rerank", {"query": "fox", "texts": TEXTS})
-    body = ask(zoo.reranker.http, path, {"model": "any", "query": "fox", "documents": TEXTS, "top_n": 2})
+def test_coheres_rerank(model_servers: ModelServers, path: str) -> None:
+    ranked = ask(model_servers.reranker.http, "/rerank", {"query": "fox", "texts": TEXTS})
+    body = ask(model_servers.reranker.http, path, {"model": "any", "query": "fox", "documents": TEXTS, "top_n": 2})
     assert body.keys() == {"id", "results", "meta"}
     assert body["results"] == [{"index": item["index"], "relevance_score": item["score"]} for item in ranked[:2]]
     asked = {"query": "fox", "documents": [{"text": text} for text in TEXTS], "return_documents": True}
-    first = ask(zoo.reranker.http, path, asked)["results"][0]
+    first = ask(model_servers.reranker.http, path, asked)["results"][0]
     assert first["document"] == {"text": TEXTS[ranked[0]["index"]]}
 
 
@@ -397,7 +411,7 @@ def test_ollamas_embed(http: httpx.Client, reference: SentenceTransformer) -> No
     assert http.get("/api/tags").json() == {"models": [model]}
 
 
-# -- and beyond them -----------------------------------------------------------------------------------
+# -- several dialects ----------------------------------------------------------------------------------
 
 
 def test_several_poolings_and_spans_in_one_request(http: httpx.Client, reference: SentenceTransformer) -> None:
@@ -413,6 +427,6 @@ def test_several_poolings_and_spans_in_one_request(http: httpx.Client, reference
     assert body["offsets"][0][1:4] == [[0, 3], [4, 9], [10, 15]]
 
 
-def test_hundreds_of_texts_are_one_request(zoo: Zoo) -> None:
+def test_hundreds_of_texts_are_one_request(model_servers: ModelServers) -> None:
     texts = [f"one {i}" for i in range(600)]
-    assert np.shape(ask(zoo.classifier.http, "/embed", {"inputs": texts})) == (600, 64)
+    assert np.shape(ask(model_servers.classifier.http, "/embed", {"inputs": texts})) == (600, 64)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.code_blocks import ROOT, CodeBlock, code_blocks, on_ports_of
+from tests.support.model_servers import with_prompts
 from tests.support.running_server import RunningServer
-from tests.support.zoo import with_prompts
+from tests.support.waiting import HANG_S
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = ("sh", "bash")
@@ -46,7 +47,7 @@ def test_python_runs_and_prints_what_its_comments_say(
     before = "" if "import " in block.code else BEFORE
     code = on_ports_of(prompted, before + block.code).replace("/path/to/model", str(demo_model))
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == block.printed
@@ -61,7 +62,7 @@ def test_shell_commands_succeed(block: CodeBlock, prompted: RunningServer, tmp_p
         ["bash", "-euc", on_ports_of(prompted, block.code)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         cwd=tmp_path,
         env={**os.environ, "CURL_HOME": str(tmp_path)},
         check=False,

@@ -1,4 +1,4 @@
-"""Every example runs on the demo model and prints what its reader expects."""
+"""Every example runs with the demo model and prints what it should."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.running_server import RunningServer
+from tests.support.waiting import HANG_S
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-#: A pattern that the output must have.
+#: A pattern in the output of each example.
 EXPECTED = {
     "growing_batches": r"  512 sentences  \(512, 384\)",
     "fire_and_fetch": r"sending: \(400, 384\)(?s:.*)request 41 is there: \(20, 384\)(?s:.*)sends: 400",
@@ -29,9 +30,9 @@ EXPECTED = {
     "dashboard": r"data requests  \d+\n(?s:.*)version  1\.10\.0\n +devices  (cpu|cuda)(?s:.*)max_seq_len  256\n",
     "over_http": r"123 200 2 384\nwide 200 1 768\nserver version 1\.10\.0",
 }
-ALONE = {"layers", "fine_tuned"}  # start servers of their own
+ALONE = {"layers", "fine_tuned"}  # these start their servers themselves
 OVER_HTTP = {"over_http", "dashboard"}
-ELSEWHERE = {"own_model", "common"}  # tests/model/test_own_code.py; not a script
+ELSEWHERE = {"own_model", "common"}  # tested in tests/model/test_own_code.py; a module and no script
 
 
 def test_every_example_is_here_and_in_the_list() -> None:
@@ -47,7 +48,11 @@ def test_example_runs(server: RunningServer, name: str) -> None:
     if name in OVER_HTTP:
         args = [server.url]
     done = subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py", *args], capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, EXAMPLES / f"{name}.py", *args],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert re.search(EXPECTED[name], done.stdout), done.stdout

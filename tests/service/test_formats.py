@@ -1,4 +1,4 @@
-"""Vectors in every container and number format, packed bodies, and what the headers tell."""
+"""Vectors in every container and number format, compressed bodies, and the response headers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from bert_serving.server.gateway.output import convert
 
+from tests.support.model_servers import ModelServers
 from tests.support.running_server import RunningServer
-from tests.support.zoo import Zoo
+from tests.support.waiting import HANG_S
 
 TEXTS = ["hello world", "a", "the quick brown fox"]
 LONG = "word " * 600
@@ -32,7 +33,7 @@ ROUTES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def http(server: RunningServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with httpx.Client(base_url=server.url, timeout=HANG_S) as client:
         yield client
 
 
@@ -44,7 +45,7 @@ def rows(http: httpx.Client) -> np.ndarray:
 
 
 def vectors_of(reply: httpx.Response, container: str, dtype: str) -> np.ndarray:
-    """Return the vectors in a reply, as a caller reads them."""
+    """Return the vectors in a response, read as a caller reads them."""
     assert reply.status_code == 200, reply.text
     number = np.dtype(np.int8 if dtype == "binary" else np.uint8 if dtype == "ubinary" else dtype)
     if container == "npy":
@@ -80,7 +81,7 @@ def test_every_container_holds_the_same_numbers(
         headers = {"Accept": ACCEPT[container]} if way == "accept" else {}
         found = vectors_of(http.post(path, json=body, headers=headers), container, dtype)
         assert found.shape == expected.shape
-        # The texts are computed anew for each reply, in batches of another make-up: a last digit may differ.
+        # The texts are computed again for each response, in other batches: the last digit may differ.
         limit = 1e-2 if "float" in dtype else 2
         if "binary" in dtype:
             found, expected_bits = (np.unpackbits(x.view(np.uint8), axis=1) for x in (found, expected))
@@ -113,7 +114,7 @@ def test_token_vectors_have_every_form_too(http: httpx.Client) -> None:
 # -- packed bodies -------------------------------------------------------------------------------------
 
 
-def test_bodies_come_and_go_packed(http: httpx.Client) -> None:
+def test_bodies_may_be_compressed_in_both_directions(http: httpx.Client) -> None:
     texts = [f"one {i}" for i in range(30)]
     body = gzip.compress(json.dumps({"inputs": texts}).encode())
     packing = {"Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
@@ -132,7 +133,7 @@ def test_bodies_come_and_go_packed(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", [*ROUTES, "/embed_all", "/v2/embed", "/api/embed", "/similarity"])
-def test_headers_tell_the_times_the_tokens_and_what_was_cut(http: httpx.Client, path: str) -> None:
+def test_headers_have_the_times_the_tokens_and_the_texts_that_were_cut(http: httpx.Client, path: str) -> None:
     texts = ["short", LONG, "b", LONG]
     fields = {"/v1/embeddings": "input", "/encode": "texts", "/v2/embed": "texts", "/api/embed": "input"}
     body: dict[str, Any] = {"id": 1, fields.get(path, "inputs"): texts}
@@ -153,13 +154,13 @@ def test_headers_tell_the_times_the_tokens_and_what_was_cut(http: httpx.Client, 
     assert "x-truncated-count" not in whole
 
 
-def test_rankings_and_labels_have_them_too(zoo: Zoo) -> None:
+def test_rankings_and_labels_have_them_too(model_servers: ModelServers) -> None:
     for http, path, body in (
-        (zoo.reranker.http, "/rerank", {"query": "fox", "texts": ["a", LONG]}),
-        (zoo.reranker.http, "/v2/rerank", {"query": "fox", "documents": ["a", LONG]}),
-        (zoo.classifier.http, "/predict", {"inputs": [["a"], [LONG]]}),
-        (zoo.classifier.http, "/classify", {"input": ["a", LONG]}),
-        (zoo.sparse.http, "/embed_sparse", {"inputs": ["a", LONG]}),
+        (model_servers.reranker.http, "/rerank", {"query": "fox", "texts": ["a", LONG]}),
+        (model_servers.reranker.http, "/v2/rerank", {"query": "fox", "documents": ["a", LONG]}),
+        (model_servers.classifier.http, "/predict", {"inputs": [["a"], [LONG]]}),
+        (model_servers.classifier.http, "/classify", {"input": ["a", LONG]}),
+        (model_servers.sparse.http, "/embed_sparse", {"inputs": ["a", LONG]}),
     ):
         reply = http.post(path, json=body)
         assert (reply.status_code, reply.headers["x-truncated"]) == (200, "1")
@@ -180,11 +181,11 @@ def test_a_request_keeps_its_id_and_gets_one_if_it_has_none(http: httpx.Client) 
 # -- pages of other origins ----------------------------------------------------------------------------
 
 
-def test_a_page_may_send_its_key_and_read_the_headers(http: httpx.Client, zoo: Zoo) -> None:
+def test_a_page_may_send_its_key_and_read_the_headers(http: httpx.Client, model_servers: ModelServers) -> None:
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-api-key"}
     for client, origin, allowed in (
         (http, "https://b.org", "*"),
-        (zoo.prompted.http, "https://a.org", "https://a.org"),
+        (model_servers.prompted.http, "https://a.org", "https://a.org"),
     ):
         for path in ("/embed", "/v1/embeddings", "/encode/stream", "/v2/rerank"):
             preflight = client.options(path, headers={"Origin": origin, **asked})
@@ -196,10 +197,12 @@ def test_a_page_may_send_its_key_and_read_the_headers(http: httpx.Client, zoo: Z
         reply = client.post("/embed", json={"inputs": "a"}, headers={"Origin": origin})
         assert reply.headers["access-control-allow-origin"] == allowed
         assert reply.headers["access-control-expose-headers"] == "*"
-    stranger = zoo.prompted.http.options("/embed", headers={"Origin": "https://b.org", **asked})
-    assert "access-control-allow-origin" not in stranger.headers
-    # An error can be read by the page as well, and a preflight has no key.
-    refused = httpx.post(f"{zoo.prompted.running.url}/embed", json={}, headers={"Origin": "https://a.org"})
+    refused_origin = model_servers.prompted.http.options("/embed", headers={"Origin": "https://b.org", **asked})
+    assert "access-control-allow-origin" not in refused_origin.headers
+    # A page can also read an error. A preflight carries no key.
+    refused = httpx.post(
+        f"{model_servers.prompted.running.url}/embed", json={}, headers={"Origin": "https://a.org"}
+    )
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://a.org")
 
 

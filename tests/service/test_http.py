@@ -1,4 +1,4 @@
-"""The HTTP gateway, asked with plain requests."""
+"""The HTTP gateway and its route /encode."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from bert_serving.server.supervisor.launch import listen
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.running_server import RunningServer, free_ports
+from tests.support.waiting import HANG_S
 
 
 @pytest.fixture
 def http(server: RunningServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+    with httpx.Client(base_url=server.url, timeout=HANG_S) as client:
         yield client
 
 
@@ -46,7 +47,7 @@ def test_a_form_is_as_good_as_json(http: httpx.Client, client: BertClient) -> No
     expected = client.encode(["hello world", "good day & night"])
     assert np.abs(np.array(reply.json()["result"]) - expected).max() < 0.01
     assert http.post("/encode", data={"id": "7"}).json()["type"] == "InvalidRequest"
-    headers = {"Content-Type": "application/x-www-form-urlencoded"}  # as curl -d has it
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}  # curl -d sends this header
     assert http.post("/encode", content=b'{"id": 8, "texts": ["x"]}', headers=headers).json()["id"] == 8
 
 
@@ -149,7 +150,7 @@ def test_a_body_too_large_is_413_announced_or_not() -> None:
             assert reply.json()["description"] == "the body must have at most 1048576 bytes"
         counted = [line for line in httpx.get(f"{running.url}/metrics").text.splitlines() if '"413"' in line]
         assert counted == ['bert_serving_http_requests_total{route="/encode",status="413"} 2.0']
-        # Over ZeroMQ the connection is cut, which the client reports at once.
+        # Over ZeroMQ the connection is closed, and the client reports it at once.
         with BertClient(**running.ports) as client:
             with pytest.raises(ConnectionError):
                 client.encode(["x" * (1 << 20)])
@@ -207,16 +208,15 @@ def test_many_posts_at_once_merge(http: httpx.Client, client: BertClient) -> Non
 
 def test_before_the_models_are_loaded_it_is_live_but_not_ready() -> None:
     with RunningServer() as running:
-        running.wait_for("HTTP is ready", 60)
+        running.wait_for("HTTP is ready")
         assert httpx.get(f"{running.url}/live").status_code == 200
         reply = httpx.get(f"{running.url}/ready")
         if "all set" not in running.log:
             assert reply.status_code == 503
             assert reply.json()["workers"] == {"worker-0": "starting"}
-        # What is asked meanwhile waits for the model.
+        # A request that comes meanwhile waits for the model.
         body = {"id": 1, "texts": ["early"]}
-        assert httpx.post(f"{running.url}/encode", json=body, timeout=60).status_code == 200
-        # and the config is there at once
+        assert httpx.post(f"{running.url}/encode", json=body, timeout=HANG_S).status_code == 200
         running.wait_ready()
 
 
@@ -227,14 +227,14 @@ def test_a_dead_gateway_is_replaced_and_its_port_never_refuses() -> None:
             p for p in running.family if any(c.laddr.port == running.http_port for c in p.net_connections("tcp"))
         )
         gateway.send_signal(signal.SIGKILL)
-        psutil.wait_procs([gateway], timeout=5)
-        assert httpx.get(f"{running.url}/ready", timeout=20).status_code == 200
+        psutil.wait_procs([gateway], timeout=HANG_S)
+        assert httpx.get(f"{running.url}/ready", timeout=HANG_S).status_code == 200
         running.signal(signal.SIGTERM)
         assert running.wait_end() == 0
 
 
 def test_small_answers_are_not_held_back_for_larger_ones() -> None:
-    """Nagle's algorithm and delayed acknowledgements together would cost 40 ms of each."""
+    """Nagle's algorithm together with delayed acknowledgements would delay each response by 40 ms."""
 
     async def has_no_delay() -> int:
         accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()

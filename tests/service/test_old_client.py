@@ -1,4 +1,4 @@
-"""The unmodified bert-serving-client 1.10.0 from PyPI, in an environment of its own."""
+"""The unmodified bert-serving-client 1.10.0 from PyPI, in a separate environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bert_serving.client import BertClient, ConcurrentBertClient
 import bert_serving.client
 assert bert_serving.client.__version__ == "1.10.0", bert_serving.client.__version__
 port, port_out = int(sys.argv[1]), int(sys.argv[2])
-ports = dict(port=port, port_out=port_out, timeout=20000)
+ports = dict(port=port, port_out=port_out, timeout=int(sys.argv[3]))
 found = {}
 
 with BertClient(**ports) as bc:                        # default checks
@@ -45,7 +45,7 @@ with BertClient(**ports) as bc:                        # default checks
     found["own"] = bc.status["num_request"]
 
 fresh = []
-for i in range(30):                                    # each asks before its subscription can have arrived
+for i in range(30):                                    # each sends before its subscription can have arrived
     with BertClient(ignore_all_checks=True, **ports) as bc:
         fresh.append(bc.encode(["fresh client %d" % i]).shape == (1, 384))
 found["fresh"] = sum(fresh)
@@ -56,7 +56,7 @@ with BertClient(output_fmt="list", **ports) as bc:
 with ConcurrentBertClient(max_concurrency=3, **ports) as bc:
     found["concurrent"] = list(bc.encode(["x"]).shape)
 
-with BertClient(ignore_all_checks=True, **ports) as bc:  # past the client's own check: an error, not a hang
+with BertClient(ignore_all_checks=True, **ports) as bc:  # skips the client's check; must be an error and no hang
     bc._send(json.dumps(["fine", ""]).encode(), 2)
     try:
         bc._recv_ndarray(1)
@@ -95,7 +95,7 @@ CALLS_SCRIPT = """
 import contextlib, io, json, socket, sys, threading, warnings
 import numpy as np
 from bert_serving.client import BertClient, ConcurrentBertClient
-ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=20000)
+ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=int(sys.argv[3]))
 found = {}
 
 def warned(call):
@@ -149,8 +149,8 @@ with BertClient(**ports) as bc:
 
     bc.timeout = 1
     found["in time"] = raised(lambda: bc.encode(["a sentence that takes a while"] * 300))
-    bc.timeout = 20000
-    again = bc.encode(texts[:1])                       # not what is late
+    bc.timeout = ports["timeout"]
+    again = bc.encode(texts[:1])                       # not the late reply
     found["later"] = int(np.abs(rows - again).max(axis=1).argmin())
 
 with BertClient(check_length=False, check_version=False, check_token_info=False, **ports) as bc:
@@ -210,7 +210,7 @@ FLAGS_SCRIPT = """
 import json, sys, warnings
 import numpy as np
 from bert_serving.client import BertClient, ConcurrentBertClient
-ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=20000)
+ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=int(sys.argv[3]))
 found = {}
 with BertClient(**ports) as bc:
     config = bc.server_config
@@ -272,7 +272,7 @@ print(json.dumps(found))
                 "batches": [2, 256, 1],
                 "plain": [[2, 5, 64], "float32", None],
                 "plain rows": [False, True, True, True, False, False, True] + [False] * 3,
-                "plain warnings": 1,  # that the server tells no limit, as the original's
+                "plain warnings": 1,  # the client warns that the server tells no limit, as with 1.10.0
                 "long": [[1, 512, 64], "float32", None],
                 "long warnings": 1,
             },
@@ -385,14 +385,14 @@ def _check_three_strategies(client: BertClient) -> None:
 CLONES_SCRIPT = """
 import json, socket, sys, threading
 from bert_serving.client import BertClient
-port, port_out = int(sys.argv[1]), int(sys.argv[2])
+port, port_out, timeout = map(int, sys.argv[1:])
 
 def pass_on(source, target):
     while data := source.recv(65536):
         target.sendall(data)
 
 def slow_line(is_open):
-    # To port_out, for one client; nothing passes before it is open.
+    # A port that leads one client to port_out. Nothing passes before is_open is set.
     listener = socket.create_server(("127.0.0.1", 0))
     def serve():
         near = listener.accept()[0]
@@ -408,16 +408,16 @@ def hear(client, request_id):
     return client._recv_ndarray(request_id).embedding
 
 def multicast(identity):
-    bc = BertClient(port=port, port_out=port_out, identity=identity, timeout=20000)
+    bc = BertClient(port=port, port_out=port_out, identity=identity, timeout=timeout)
     is_open, clones = threading.Event(), []
     def clone():
         line = slow_line(is_open)
-        clones.append(BertClient(port=port, port_out=line, identity=bc.identity, timeout=20000))
+        clones.append(BertClient(port=port, port_out=line, identity=bc.identity, timeout=timeout))
     threads = [threading.Thread(target=clone) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for _ in threads:                                  # the answers for the clones go out to bc alone
-        assert bc.receiver.poll(20000)
+    for _ in threads:                                  # bc alone hears the replies to the clones
+        assert bc.receiver.poll(timeout)
         bc.receiver.recv_multipart()
     is_open.set()
     for thread in threads:
@@ -442,11 +442,11 @@ print(json.dumps([multicast(None), multicast(b"a name")]))
 def test_old_clients_may_share_an_identity_whichever_of_their_connections_is_slow(
     server: RunningServer, old_python: Path, tmp_path: Path
 ) -> None:
-    """The original's multicast. What it answered before a clone could hear it, the clone waited for for ever."""
+    """Multicast as in 1.10.0, where a client waited without end for a reply sent before it could hear."""
     expected = {
         "clones": 2,
         "heard": [True, True],
-        "kept": [1],  # as with the original: a client keeps one answer to its clones' first question
+        "kept": [1],  # as with 1.10.0: a client keeps one reply to the first request of its clones
         "fetch_all": [3, 1, 2],
         "clone asks": True,
         "status": True,
@@ -476,7 +476,7 @@ for name in ("__init__", "encode", "encode_async", "fetch", "fetch_all", "close"
 print(json.dumps(found))
 """
 
-#: The old client's sockets and buffers, which belong to its way of receiving.
+#: The old client's sockets and buffers; ours receives in another way.
 INSIDES = {"context", "sender", "receiver", "formatter", "pending_response"}
 
 REQUESTS: list[tuple[object, bool]] = [

@@ -1,4 +1,4 @@
-"""What those who run the server see: metrics of all gateway processes, and processes that come back."""
+"""For operators: metrics of all gateway processes, and gateway processes that are replaced."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.model_servers import ModelServers, Served
 from tests.support.running_server import RunningServer
-from tests.support.zoo import Served, Zoo
+from tests.support.waiting import HANG_S, wait_until
 
 FAMILIES = {
     "requests by route and status": ("bert_serving_http_requests", "bert_serving_http_request_seconds"),
@@ -44,17 +45,17 @@ def read(text: str) -> dict[str, float]:
 
 
 def check_metrics(text: str) -> None:
-    """Let Prometheus' own checker read the text; it must find nothing."""
+    """Check the text with Prometheus' promtool, which must find nothing wrong."""
     promtool = shutil.which("promtool", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert promtool, "promtool is missing: `make test` takes it from Debian's package prometheus; put it on PATH"
     found = subprocess.run(
-        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=60, check=False
+        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
 def gateways_of(served: Served) -> list[psutil.Process]:
-    """The processes that hold the HTTP port, but the server itself."""
+    """The gateway processes: the server's children that hold the HTTP port."""
     children = psutil.Process(served.running.process.pid).children()
     return [process for process in children if _connections(served, process)]
 
@@ -66,16 +67,16 @@ def _connections(served: Served, process: psutil.Process) -> set[str]:
     return set()
 
 
-def anybody(served: Served) -> httpx.Client:
-    """A caller with a connection of its own for each request, which any of the processes may take."""
+def new_connections(served: Served) -> httpx.Client:
+    """A caller that opens a connection for each request; any gateway process may take it."""
     limits = httpx.Limits(max_keepalive_connections=0)
     headers = {"Authorization": "Bearer one"}
-    return httpx.Client(base_url=served.running.url, headers=headers, limits=limits, timeout=60)
+    return httpx.Client(base_url=served.running.url, headers=headers, limits=limits, timeout=HANG_S)
 
 
 def test_promtool_finds_nothing_wrong_and_every_family_is_there_from_the_start() -> None:
     with RunningServer("-http_workers", "2") as running:
-        running.wait_for("HTTP is ready", 60)
+        running.wait_for("HTTP is ready")
         text = httpx.get(f"{running.url}/metrics").text
         check_metrics(text)
         families = {family.name for family in text_string_to_metric_families(text)}
@@ -94,15 +95,15 @@ def test_promtool_finds_nothing_wrong_and_every_family_is_there_from_the_start()
             assert counted[f"bert_serving_http_requests_total {path} 200"] == 0
 
 
-def test_promtool_finds_nothing_wrong_after_all_kinds_of_requests(zoo: Zoo) -> None:
-    for served in (zoo.prompted, zoo.classifier):
+def test_promtool_finds_nothing_wrong_after_all_kinds_of_requests(model_servers: ModelServers) -> None:
+    for served in (model_servers.prompted, model_servers.classifier):
         for path in ("/embed", "/predict", "/nope", "/rerank"):
             served.http.post(path, json={"inputs": ["a", "b"]})
         check_metrics(served.http.get("/metrics").text)
 
 
-def test_whichever_process_answers_the_numbers_are_those_of_all(zoo: Zoo) -> None:
-    with anybody(zoo.prompted) as http:
+def test_metrics_count_all_gateway_processes_whichever_process_is_asked(model_servers: ModelServers) -> None:
+    with new_connections(model_servers.prompted) as http:
         before = read(http.get("/metrics").text)
         for _ in range(12):
             assert http.post("/embed", json={"inputs": ["a", "word " * 600]}).status_code == 200
@@ -136,8 +137,8 @@ def test_whichever_process_answers_the_numbers_are_those_of_all(zoo: Zoo) -> Non
     assert [after[of_metrics] - before.get(of_metrics, 0) for after in scrapes] == list(range(1, 21))
 
 
-def test_both_processes_answer_and_a_killed_one_is_replaced_without_a_refusal(zoo: Zoo) -> None:
-    served = zoo.prompted
+def test_both_processes_answer_and_a_killed_one_is_replaced_without_a_refusal(model_servers: ModelServers) -> None:
+    served = model_servers.prompted
     before = gateways_of(served)
     assert len(before) == 2
     assert all(_answers(served, process) for process in before)
@@ -148,11 +149,11 @@ def test_both_processes_answer_and_a_killed_one_is_replaced_without_a_refusal(zo
             statuses.append(http.post("/embed", json={"inputs": "a"}).status_code)
         except httpx.ConnectError as exc:
             refused.append(exc)
-        except httpx.TransportError:  # it was on its way in the process that died
+        except httpx.TransportError:  # the process that was killed had this request
             pass
 
     def keep_asking() -> None:
-        with anybody(served) as http:
+        with new_connections(served) as http:
             while not stop.is_set():
                 ask(http)
 
@@ -161,10 +162,7 @@ def test_both_processes_answer_and_a_killed_one_is_replaced_without_a_refusal(zo
         caller.start()
     try:
         before[0].send_signal(signal.SIGKILL)
-        deadline = time.monotonic() + 60
-        while served.running.log.count("HTTP is ready") < 3:
-            assert time.monotonic() < deadline, served.running.log
-            time.sleep(0.05)
+        wait_until(lambda: served.running.log.count("HTTP is ready") >= 3, lambda: served.running.log)
     finally:
         stop.set()
         for caller in callers:
@@ -177,12 +175,12 @@ def test_both_processes_answer_and_a_killed_one_is_replaced_without_a_refusal(zo
 
 
 def _answers(served: Served, process: psutil.Process) -> bool:
-    """Whether the process takes one of many connections."""
+    """Whether the process takes one of many new connections."""
     connections: list[httpx.Client] = []
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANG_S
         while time.monotonic() < deadline:
-            connections.append(httpx.Client(base_url=served.running.url, timeout=60))
+            connections.append(httpx.Client(base_url=served.running.url, timeout=HANG_S))
             connections[-1].get("/live")
             if psutil.CONN_ESTABLISHED in _connections(served, process):
                 return True
@@ -193,10 +191,10 @@ def _answers(served: Served, process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize("path", ["/live", "/ready", "/"])
-def test_signs_of_life(zoo: Zoo, path: str) -> None:
-    reply = httpx.get(zoo.prompted.running.url + path)
+def test_signs_of_life(model_servers: ModelServers, path: str) -> None:
+    reply = httpx.get(model_servers.prompted.running.url + path)
     expected: dict[str, Any] = {"/ready": {"status": "ready", "workers": {"worker-0": "ready"}}}
     assert (reply.status_code, reply.json()) == (200, expected.get(path, {"status": "live"}))
-    assert httpx.head(zoo.prompted.running.url + "/health").status_code == 200
-    browser = httpx.get(zoo.prompted.running.url, headers={"Accept": "text/html,*/*"})
+    assert httpx.head(model_servers.prompted.running.url + "/health").status_code == 200
+    browser = httpx.get(model_servers.prompted.running.url, headers={"Accept": "text/html,*/*"})
     assert (browser.status_code, browser.headers["location"]) == (307, "/docs")

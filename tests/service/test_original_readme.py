@@ -1,4 +1,4 @@
-"""What the original's README shows, done with the unmodified client and this server."""
+"""The examples of bert-as-service's README, with the unmodified old client and this server."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from bert_serving.server.helper import get_args_parser, get_shutdown_parser
 from tests.support.old_client import run_with
 from tests.support.running_server import RunningServer, free_ports
 from tests.support.tensor_bundles import GOOGLE_BERT
+from tests.support.waiting import HANG_S
 
 FIRST_STEPS = """
 import json, sys
 import numpy as np
 from bert_serving.client import BertClient
-ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=20000)
+ports = dict(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=int(sys.argv[3]))
 found = {}
 
 bc = BertClient(**ports)                               # never closed, as in the README
@@ -53,7 +54,7 @@ print(json.dumps(found))
 TOKENS = """
 import json, sys
 from bert_serving.client import BertClient
-bc = BertClient(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=20000)
+bc = BertClient(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=int(sys.argv[3]))
 found = {}
 rows = bc.encode(["hello you", "jumped over!"])
 found["shape"], found["of one"], found["of a word"] = (list(part.shape) for part in (rows, rows[0], rows[0][1]))
@@ -70,9 +71,9 @@ print(json.dumps(found))
 MANY = """
 import json, sys
 from bert_serving.client import BertClient
-with BertClient(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=20000) as bc:
+with BertClient(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=int(sys.argv[3])) as bc:
     rows = bc.encode(["one", "two three"])
-    for i in range(3000):                              # beyond what ZeroMQ queues; the original lost some
+    for i in range(3000):                              # more than ZeroMQ queues; 1.10.0 lost some
         bc.encode(["one"], blocking=False)
     many = bc.fetch_all(concat=True)
     print(json.dumps([list(rows.shape), list(many.shape), float(abs(many - rows[0]).max())]))
@@ -124,7 +125,7 @@ def test_a_server_from_python(old_python: Path, tmp_path: Path) -> None:
     try:
         one_and_two, many, difference = run_with(old_python, MANY, {"port": port, "port_out": port_out}, tmp_path)
         BertServer.shutdown(get_shutdown_parser().parse_args(["-ip", "localhost", "-port", str(port)]))
-        server.join(10)
+        server.join(HANG_S)
         assert not server.is_alive()
     finally:
         server.close()
@@ -145,7 +146,7 @@ def test_http(server: RunningServer, client: BertClient, how: str) -> None:
 
 
 def _post(server: RunningServer, body: bytes) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=HANG_S)
     connection.request("POST", "/encode", body, {"content-type": "application/json"})
     reply = connection.getresponse()
     status, content = reply.status, reply.read()
@@ -156,6 +157,6 @@ def _post(server: RunningServer, body: bytes) -> tuple[int, bytes]:
 def _post_with_curl(server: RunningServer, body: bytes) -> tuple[int, bytes]:
     command = ["curl", "-sS", "--noproxy", "*", "-w", "\n%{http_code}", "-X", "POST", f"{server.url}/encode"]
     command += ["-H", "content-type: application/json", "-d", body.decode()]
-    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, timeout=HANG_S, check=True)
     content, _, status = done.stdout.rpartition(b"\n")
     return int(status), content

@@ -34,7 +34,7 @@ def test_nothing_but_the_worker_loads_torch_or_transformers(module: str) -> None
 
 
 def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> None:
-    """The build stage of the Dockerfile, line by line, with its paths moved; then its entry point."""
+    """Run the RUN lines of the Dockerfile's build stage with other paths, and then its entry point."""
     dockerfile = (ROOT / "Dockerfile").read_text()
     source, target = tmp_path / "src", tmp_path / "venv"
     source.mkdir()
@@ -50,7 +50,7 @@ def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> Non
     assert len(lines) == 4
     env = {"TORCH_BACKEND": "cpu"}
     if local := os.environ.get("PIP_FIND_LINKS"):
-        env |= {"UV_FIND_LINKS": local, "UV_OFFLINE": "1"}  # a machine that has the torch build at hand
+        env |= {"UV_FIND_LINKS": local, "UV_OFFLINE": "1"}  # a machine with a local copy of the torch build
     for line in lines:
         command = line.replace("/opt/venv", str(target)).replace("python -m venv", f"{sys.executable} -m venv")
         run("sh", "-ec", command.replace("--no-cache-dir", "").replace("--no-cache ", ""), cwd=source, env=env)
@@ -66,12 +66,12 @@ def test_the_image_has_the_python_that_the_tests_run_on() -> None:
     assert version in tested
 
 
-def test_the_image_runs_as_nobody_in_particular_and_checks_its_health(server: RunningServer) -> None:
+def test_the_image_runs_as_an_unprivileged_user_and_checks_its_health(server: RunningServer) -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert re.search(r"^USER 10001:10001$", dockerfile, re.M)
     assert not re.findall(
         r"^RUN ", dockerfile.split("\nFROM ")[2], re.M
-    )  # what is not tried here is not run there
+    )  # RUN lines of the last stage would not be tested
     (check,) = re.findall(r'HEALTHCHECK.*\\\n +CMD \["python", "-c", "(.+)"\]', dockerfile)
     assert "/ready" in check
     run(sys.executable, "-c", check.replace("127.0.0.1:8125", f"127.0.0.1:{server.http_port}"))

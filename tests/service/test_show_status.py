@@ -1,4 +1,4 @@
-"""bert-serving-status beside a real server."""
+"""bert-serving-status with a real server."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 from bert_serving.client import BertClient
 
 from tests.support.running_server import RunningServer, free_ports
+from tests.support.waiting import HANG_S
 
-# As the console script does it, from whatever copy of the code is first on the path.
+# What the console script does, with the code that this test imports.
 STATUS = (sys.executable, "-c", "import sys; from bert_serving.server.cli import status; sys.exit(status())")
 
 
 def run_status(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*STATUS, *map(str, args)], capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run([*STATUS, *map(str, args)], capture_output=True, text=True, timeout=HANG_S, check=False)
 
 
 def test_it_shows_a_running_server(server: RunningServer, client: BertClient) -> None:
@@ -43,15 +43,13 @@ def test_it_watches_until_ctrl_c(server: RunningServer, client: BertClient) -> N
     assert any("per second since its start" in line for line in lines)
     assert any("per second in the last 0." in line for line in lines)
     watching.send_signal(signal.SIGINT)
-    _, err = watching.communicate(timeout=10)
+    _, err = watching.communicate(timeout=HANG_S)
     assert (watching.returncode, err) == (0, "")
 
 
-def test_where_nobody_answers_it_says_so_in_one_line() -> None:
+def test_without_a_server_it_says_so_in_one_line() -> None:
     port, port_out = free_ports(2)
-    start = time.monotonic()
     done = run_status("-port", port, "-port_out", port_out)
-    assert time.monotonic() - start < 10
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"bert-serving-status: cannot reach the server: localhost:{port}")

@@ -1,4 +1,4 @@
-"""What bert-serving-start prints, and how it refuses."""
+"""What bert-serving-start prints, and how it refuses bad settings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from bert_serving.server.worker.encoder import Encoder
 
 from tests.support.running_server import RunningServer, command, free_ports, run_start
 from tests.support.tensor_bundles import GOOGLE_BERT
+from tests.support.waiting import HANG_S
 
 
 def refusal(*args: object, **kwargs: dict[str, str]) -> str:
-    """Return the one line of a start that must fail."""
+    """Return the one line that a failing start prints."""
     done = run_start(*args, **kwargs)
     assert done.returncode != 0
     (line,) = done.stderr.strip().splitlines()
@@ -165,7 +166,7 @@ def test_a_bad_variable_is_refused_like_a_bad_flag() -> None:
 
 
 def test_no_model_says_what_to_install_or_pass(tmp_path: Path) -> None:
-    """In an environment without the demo model's package: here its metadata is hidden."""
+    """As in an environment without the demo model's package: its metadata is hidden."""
     code = (
         "import importlib.metadata as m, sys\n"
         "real = m.distribution\n"
@@ -177,7 +178,7 @@ def test_no_model_says_what_to_install_or_pass(tmp_path: Path) -> None:
         "sys.exit(start([]))\n"
     )
     python = command("python")[0]
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert "-model_dir" in line
@@ -185,7 +186,7 @@ def test_no_model_says_what_to_install_or_pass(tmp_path: Path) -> None:
 
 
 def test_a_hub_name_is_taken_from_the_hubs_cache(tmp_path: Path, demo_model: Path) -> None:
-    """The cache's layout is the hub client's own; with the hub switched off it is all there is."""
+    """The folder has the layout of huggingface_hub's cache; the hub itself is off in all tests."""
     snapshot = tmp_path / "hub/models--someone--some-model/snapshots/0123abcd"
     shutil.copytree(demo_model, snapshot, copy_function=_link)
     refs = tmp_path / "hub/models--someone--some-model/refs"
@@ -198,7 +199,7 @@ def test_a_hub_name_is_taken_from_the_hubs_cache(tmp_path: Path, demo_model: Pat
 
 
 def test_code_of_a_model_runs_only_with_the_flag(tmp_path: Path, demo_model: Path) -> None:
-    """The settings for models of one's own reach the workers: here the code, and weights from elsewhere."""
+    """-trust_remote_code and -tuned_model_dir reach the workers."""
     folder = tmp_path / "model"
     shutil.copytree(demo_model, folder, copy_function=_link)
     (folder / "model.safetensors").unlink()
@@ -219,7 +220,7 @@ def test_code_of_a_model_runs_only_with_the_flag(tmp_path: Path, demo_model: Pat
 
 
 def test_googles_checkpoint_is_served(tmp_path: Path) -> None:
-    """The settings for TensorFlow's files reach the workers: here all of them have names of their own."""
+    """-config_name, -ckpt_name and -tuned_model_dir reach the workers: no file has its usual name or place."""
     model, tuned = tmp_path / "model", tmp_path / "tuned"
     for folder in (model, tuned):
         folder.mkdir()

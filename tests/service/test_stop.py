@@ -1,4 +1,4 @@
-"""However the server ends, it ends soon and leaves nothing behind."""
+"""Every way to stop the server ends all its processes and removes all its files."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import zmq
 from bert_serving.client import BertClient, Unavailable
 
 from tests.support.running_server import RunningServer, command, free_ports
+from tests.support.waiting import HANG_S, wait_until
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -30,7 +31,7 @@ def test_signals_end_everything_with_exit_code_0(signum: signal.Signals) -> None
         running.signal(signum)
         assert running.wait_end() == 0
         running.assert_nothing_left()
-        assert "killed" not in running.log  # every child ended by itself
+        assert "killed" not in running.log  # no child had to be killed
 
 
 def test_ctrl_c_reaches_the_whole_process_group() -> None:
@@ -65,7 +66,9 @@ def test_ctrl_c_during_the_first_imports_ends_it_quietly(module: str, signum: si
         "from bert_serving.server.cli import start\n"
         "sys.exit(start([]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -76,7 +79,7 @@ def test_nothing_heavy_is_imported_before_ctrl_c_is_caught() -> None:
         "import bert_serving.server.cli\n"
         "print(*sorted(set(sys.modules) - before))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert set(done.stdout.split()) <= {
         "__future__",
         "bert_serving",
@@ -91,7 +94,7 @@ def test_nothing_heavy_is_imported_before_ctrl_c_is_caught() -> None:
 
 def test_sigterm_while_models_load_ends_at_once() -> None:
     with RunningServer() as running:
-        running.wait_for("worker_timeout = ", 30)
+        running.wait_for("worker_timeout = ")
         time.sleep(0.5)
         running.family = psutil.Process(running.process.pid).children(recursive=True)
         running.signal(signal.SIGTERM)
@@ -104,7 +107,7 @@ def test_accepted_work_is_finished_before_the_end() -> None:
         running.wait_ready()
         with BertClient(**running.ports) as client:
             client.encode(["one sentence to wait for"] * 300, blocking=False)
-            client.server_status  # noqa: B018  # answered in order: the texts are accepted now
+            client.server_status  # noqa: B018  # its reply comes after the texts were accepted
             running.signal(signal.SIGTERM)
             (rows,) = client.fetch_all()
             assert rows.shape == (300, 384)
@@ -112,16 +115,18 @@ def test_accepted_work_is_finished_before_the_end() -> None:
 
 
 def test_http_has_the_whole_drain_time() -> None:
-    with RunningServer("-drain_timeout", "240", "-dtype", "float32") as running:
-        running.wait_ready()
-        texts = ["word " * 250] * 400  # far more than the four seconds that it once had
-        with ThreadPoolExecutor(1) as pool:
-            reply = pool.submit(httpx.post, f"{running.url}/embed", json={"inputs": texts}, timeout=240)
-            with BertClient(**running.ports) as client:
-                while client.server_status["num_batch"] == 0:
-                    assert not reply.done()
-            running.signal(signal.SIGTERM)
-            assert (reply.result().status_code, len(reply.result().json())) == (200, 400)
+    """The gateway once ended after four seconds, whatever the drain time was."""
+    with RunningServer("-drain_timeout", HANG_S) as running, ThreadPoolExecutor(1) as pool:
+        (worker,) = running.wait_ready().worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        reply = pool.submit(httpx.post, f"{running.url}/embed", json={"inputs": ["word"] * 400}, timeout=HANG_S)
+        with BertClient(**running.ports) as client:
+            wait_until(lambda: client.server_status["open_requests"] > 0)
+        running.signal(signal.SIGTERM)
+        time.sleep(5)
+        assert not reply.done()
+        os.kill(worker, signal.SIGCONT)
+        assert (reply.result().status_code, len(reply.result().json())) == (200, 400)
         assert running.wait_end() == 0
 
 
@@ -148,7 +153,7 @@ def test_a_killed_server_leaves_no_child_and_no_file() -> None:
 
 
 def test_terminate_is_refused_to_other_machines_and_obeyed_from_this_one() -> None:
-    """What comes to an address of the network comes from one, as from another machine."""
+    """A connection to a network address of this machine looks like one from another machine."""
     with RunningServer("-host", "0.0.0.0") as running:
         running.wait_ready()
         for address in _network_addresses():
@@ -169,7 +174,7 @@ def test_terminate_is_refused_to_other_machines_and_obeyed_from_this_one() -> No
 
 def test_terminate_is_obeyed_from_anywhere_with_the_flag() -> None:
     with RunningServer("-host", "0.0.0.0", "-allow_remote_termination") as running:
-        running.wait_for("HTTP is ready", 60)
+        running.wait_for("HTTP is ready")
         address = (*_network_addresses(), "127.0.0.1")[0]
         done = _terminate("-ip", address, "-port", running.port)
         assert (done.returncode, done.stderr) == (0, "")
@@ -177,7 +182,7 @@ def test_terminate_is_obeyed_from_anywhere_with_the_flag() -> None:
         assert f"termination requested peer={address}" in running.log
 
 
-def test_terminate_fails_where_nobody_answers() -> None:
+def test_terminate_fails_without_a_server() -> None:
     (port,) = free_ports(1)
     done = _terminate("-port", port)
     assert done.returncode == 1
@@ -196,34 +201,32 @@ def test_a_server_that_dies_during_a_call_is_an_error() -> None:
         running.wait_ready()
         with BertClient(**running.ports) as client:
             threading.Timer(0.5, running.process.kill).start()
-            start = time.monotonic()
             with pytest.raises(Unavailable, match=f"localhost:{running.port} went away"):
                 client.encode(["a long sentence " * 30] * 5000)
-            assert time.monotonic() - start < 10
         running.process.wait()
         running.assert_nothing_left()
 
 
 def _network_addresses() -> list[str]:
-    """Return the addresses of this machine beside loopback; a machine without a network has none."""
+    """Return the network addresses of this machine without loopback; none if there is no network."""
     found = [each for name in psutil.net_if_addrs().values() for each in name if each.family == socket.AF_INET]
     return [each.address for each in found if not each.address.startswith("127.")]
 
 
 def _ask_to_terminate(address: str, server: RunningServer) -> dict[str, Any]:
-    """Send TERMINATION to an address of the server; return what it answers."""
+    """Send TERMINATION to an address of the server; return the info frame of its reply."""
     identity = str(uuid.uuid4()).encode()
     with zmq.Context() as context, context.socket(zmq.SUB) as ear, context.socket(zmq.PUSH) as pusher:
         ear.subscribe(identity)
         ear.connect(f"tcp://127.0.0.1:{server.port_out}")
         pusher.connect(f"tcp://{address}:{server.port}")
         pusher.send_multipart([identity, b"TERMINATION", b"1", b"0"])
-        assert ear.poll(10_000), "no answer"
+        assert ear.poll(HANG_S * 1000), "no reply"
         info: dict[str, Any] = json.loads(ear.recv_multipart()[1])
         return info
 
 
 def _terminate(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command("bert-serving-terminate", *args), capture_output=True, text=True, timeout=30, check=False
+        command("bert-serving-terminate", *args), capture_output=True, text=True, timeout=HANG_S, check=False
     )

@@ -7,7 +7,6 @@ import json
 import select
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from http.client import HTTPResponse
 from typing import Any
@@ -17,16 +16,17 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.support.model_servers import ModelServers, Served
 from tests.support.running_server import RunningServer
-from tests.support.zoo import Served, Zoo
+from tests.support.waiting import HANG_S, wait_until
 
 MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def served(zoo: Zoo) -> Served:
-    """The smallest model."""
-    return zoo.classifier
+def served(model_servers: ModelServers) -> Served:
+    """The server with the smallest model."""
+    return model_servers.classifier
 
 
 def answers(http: httpx.Client, lines: list[bytes], query: str = "") -> list[dict[str, Any]]:
@@ -148,8 +148,8 @@ def test_bad_options_are_refused_before_the_first_line(served: Served, query: st
     )
 
 
-def test_a_stream_needs_a_key_and_may_be_larger_than_a_message(zoo: Zoo) -> None:
-    http, url = zoo.prompted.http, f"{zoo.prompted.running.url}/encode/stream"
+def test_a_stream_needs_a_key_and_may_be_larger_than_a_message(model_servers: ModelServers) -> None:
+    http, url = model_servers.prompted.http, f"{model_servers.prompted.running.url}/encode/stream"
     assert httpx.post(url, content=b'"a"\n').status_code == 401
     found = answers(http, [b'"%s"' % (b"x" * 10_000)] * 3 + [b"[]" + b" " * 10_000] * 300)
     assert len(found) == 303
@@ -161,7 +161,7 @@ def test_a_line_that_is_too_long_ends_the_stream(served: Served) -> None:
     assert found[2]["error"] == {"code": "invalid_request", "message": "a line must have at most 16777216 bytes"}
 
 
-# -- without end ---------------------------------------------------------------------------------------
+# -- long streams --------------------------------------------------------------------------------------
 
 
 def gateway_of(running: RunningServer) -> psutil.Process:
@@ -170,7 +170,7 @@ def gateway_of(running: RunningServer) -> psutil.Process:
 
 
 class RawStream:
-    """A caller on a bare socket, whose receive buffer is small."""
+    """A caller with a plain socket and a small receive buffer."""
 
     def __init__(self, running: RunningServer) -> None:
         self.socket = socket.socket()
@@ -185,9 +185,9 @@ class RawStream:
         self.socket.sendall(b"%x\r\n%s\r\n" % (len(data), data))
 
     def write_until_refused(self, data: bytes, limit: int) -> tuple[int, bytes]:
-        """Write the data again and again, until none is taken for a second or the limit is reached.
+        """Write the data repeatedly, until the server takes nothing for a second or the limit is reached.
 
-        Return how often, the last time perhaps in part, and what is left of it.
+        Return how often the data was written, and the rest of a partial last write.
         """
         chunk = b"%x\r\n%s\r\n" % (len(data), data)
         self.socket.setblocking(False)
@@ -203,7 +203,7 @@ class RawStream:
         return count + bool(rest), bytes(rest)
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the lines of the answer, to its end."""
+        """Yield the lines of the response until it ends."""
         reply = HTTPResponse(self.socket)
         reply.begin()
         assert reply.status == 200
@@ -211,7 +211,7 @@ class RawStream:
 
 
 def test_a_hundred_thousand_lines_take_no_more_memory_than_a_few(served: Served) -> None:
-    """A good line in twenty, to keep the model out of it; their ids make the stream 50 MB long."""
+    """One line in twenty is valid, so that little is computed; long ids make the stream 50 MB long."""
     filler, count = b"x" * 450, 100_000
     gateway, stream = gateway_of(served.running), RawStream(served.running)
 
@@ -238,7 +238,7 @@ def test_a_hundred_thousand_lines_take_no_more_memory_than_a_few(served: Served)
     assert most - before < 25 * MIB
 
 
-def test_who_does_not_read_is_not_read_from(served: Served) -> None:
+def test_the_server_stops_reading_from_a_caller_that_does_not_read(served: Served) -> None:
     gateway = gateway_of(served.running)
     before = gateway.memory_info().rss
     stream = RawStream(served.running)
@@ -260,12 +260,12 @@ def test_answers_come_while_lines_are_still_written(served: Served) -> None:
         stream.write(b'"a line"\n')
         seen = b""
         while b'"embedding"' not in seen:
-            assert select.select([stream.socket], [], [], 20)[0], "no answer to a line"
+            assert select.select([stream.socket], [], [], HANG_S)[0], "no answer to a line"
             seen += stream.socket.recv(1 << 16)
     stream.socket.close()
 
 
-def test_a_caller_that_leaves_in_the_middle_harms_nobody(served: Served) -> None:
+def test_a_caller_that_leaves_in_the_middle_harms_no_other_caller(served: Served) -> None:
     for _ in range(3):
         stream = RawStream(served.running)
         stream.write(b'"a line of many"\n' * 600)
@@ -273,14 +273,11 @@ def test_a_caller_that_leaves_in_the_middle_harms_nobody(served: Served) -> None
         stream.socket.close()
     reader = RawStream(served.running)
     reader.write(b'"a line"\n')
-    reader.socket.shutdown(socket.SHUT_WR)  # without the end of the body
+    reader.socket.shutdown(socket.SHUT_WR)  # without an end of the body
     while reader.socket.recv(1 << 16):
         pass
     reader.socket.close()
-    deadline = time.monotonic() + 20
-    while served.http.get("/status/server").json()["open_requests"] > 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: served.http.get("/status/server").json()["open_requests"] == 0)
     assert answers(served.http, [b'"still here"'])[0]["id"] == 0
     assert "Traceback" not in served.running.log
     assert "ASGI" not in served.running.log

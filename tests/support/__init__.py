@@ -1,1 +1,1 @@
-"""What tests and benchmarks share: a started server, small models, texts, references."""
+"""What tests and benchmarks share: running servers, small models, texts, references."""

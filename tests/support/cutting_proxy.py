@@ -1,26 +1,27 @@
-"""A TCP line that a test may make to swallow what is sent, and cut."""
+"""A TCP proxy that can discard what clients send, and close its connections."""
 
 from __future__ import annotations
 
 import socket
 import threading
-import time
 from contextlib import suppress
+
+from tests.support.waiting import wait_until
 
 
 class Proxy:
-    """Listens on `port` and hands everything on to `target_port`; a context manager.
+    """Listens on `port` and forwards everything to `target_port`; a context manager.
 
-    is_swallowing: what comes from the clients goes nowhere. num_swallowed: bytes that went there.
+    is_discarding: what clients send is discarded. num_discarded: how many bytes were.
     """
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
-        self._lines: list[socket.socket] = []
+        self._connections: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.is_swallowing = False
-        self.num_swallowed = 0
+        self.is_discarding = False
+        self.num_discarded = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Proxy:
@@ -32,34 +33,31 @@ class Proxy:
         self.cut()
 
     def lose(self, num_bytes: int) -> None:
-        """Wait until so many bytes were swallowed, then cut, and swallow no more."""
-        deadline = time.monotonic() + 30
-        while self.num_swallowed < num_bytes:
-            assert time.monotonic() < deadline, f"no {num_bytes} bytes were sent"
-            time.sleep(0.005)
+        """Wait until so many bytes were discarded, close all connections, and discard no more."""
+        wait_until(lambda: self.num_discarded >= num_bytes, f"no {num_bytes} bytes were sent")
         self.cut()
-        self.is_swallowing, self.num_swallowed = False, 0
+        self.is_discarding, self.num_discarded = False, 0
 
     def cut(self) -> None:
-        """End all connections of now, on both sides."""
-        while self._lines:
+        """Close all present connections on both sides."""
+        while self._connections:
             with suppress(OSError):
-                self._lines.pop().shutdown(socket.SHUT_RDWR)
+                self._connections.pop().shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._target_port))
-                self._lines += [client, server]
+                self._connections += [client, server]
                 threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
                 threading.Thread(target=self._pump, args=(server, client), daemon=True).start()
 
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                if self.is_swallowing and target.getpeername()[1] == self._target_port:
-                    self.num_swallowed += len(data)
+                if self.is_discarding and target.getpeername()[1] == self._target_port:
+                    self.num_discarded += len(data)
                 else:
                     target.sendall(data)
         source.close()

@@ -1,4 +1,4 @@
-"""bert-serving-client 1.10.0 as PyPI has it, driven by scripts in an environment of its own."""
+"""bert-serving-client 1.10.0 from PyPI, installed in a separate environment and driven by scripts."""
 
 from __future__ import annotations
 
@@ -8,26 +8,34 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import HANG_S
 
-def install_old_client(folder: Path) -> Path:
-    """Make an environment with nothing but the old client; return its Python."""
+
+def install_old_client(folder: Path) -> None:
+    """Make an environment in the folder that holds the old client and nothing else."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = [python_of(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*install, "bert-serving-client==1.10.0"], check=True)
-    return python
+
+
+def python_of(folder: Path) -> Path:
+    """Return the interpreter of an environment."""
+    return folder / "bin" / "python"
 
 
 def run_with(python: Path, script: str, ports: dict[str, int], folder: Path, stdin: str | None = None) -> Any:
-    """Run a script on a server's ports, far from this repository; return the JSON that it prints."""
+    """Run a script with a server's ports, outside of this repository; return the JSON that it prints.
+
+    The script's arguments are port, port_out, and a timeout for the old client in milliseconds.
+    """
     path = folder / "script.py"
     path.write_text(script)
     done = subprocess.run(
-        [python, "-I", path, str(ports["port"]), str(ports["port_out"])],
+        [python, "-I", path, *map(str, (ports["port"], ports["port_out"], HANG_S * 1000))],
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         cwd=folder,
         check=False,
     )

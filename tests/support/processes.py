@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from tests.support.waiting import HANG_S
+
 
 def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
     """Run a command, and return what it prints on standard output. Fails with all its output."""
@@ -15,7 +17,7 @@ def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = 
         text=True,
         cwd=cwd,
         env={**os.environ, **(env or {})},
-        timeout=600,
+        timeout=2 * HANG_S,  # some commands download packages
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,6 @@
-"""What an Encoder must equal: Transformers' own model, padded, and the poolings of the papers and graph.py.
+"""What an Encoder must equal: Transformers' padded model, and the poolings of the papers and of graph.py.
 
-Nothing in here is taken from the server. Attention is eager, numbers are float32, masks are made by hand.
+No code of the server is used here. Attention is eager, numbers are float32, masks are made by hand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STRATEGIES = [
 
 
 class Reference:
-    """A model in a folder. positions: False sets its position embeddings to zero."""
+    """The model in a folder. positions: False sets its position embeddings to zero."""
 
     def __init__(self, folder: Path, *, positions: bool = True) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -40,7 +40,7 @@ class Reference:
         return [self.tokenizer.cls_token_id, *words[: longest - 2], self.tokenizer.sep_token_id]
 
     def pair(self, first: list[int], second: list[int], *, longest: int = 512) -> tuple[list[int], list[int]]:
-        """[CLS] first [SEP] second [SEP] and its type ids, cut by bert-as-service's popping."""
+        """[CLS] first [SEP] second [SEP] and its type ids, cut as bert-as-service does: the longer text first."""
         first, second = list(first), list(second)
         while len(first) + len(second) > longest - 3:
             (first if len(first) > len(second) else second).pop()
@@ -56,7 +56,7 @@ class Reference:
         types: Sequence[list[int]] | None = None,
         seen: Sequence[list[int]] | None = None,
     ) -> list[Array]:
-        """The hidden states of each sequence, (layers, T, H). seen: 1 = others attend to this token."""
+        """The hidden states of each sequence, (layers, T, H). seen: 1 = other tokens attend to this one."""
         inputs = {
             "input_ids": _padded(ids, self.tokenizer.pad_token_id),
             "attention_mask": _padded(seen or [[1] * len(i) for i in ids], 0),
@@ -78,7 +78,7 @@ class Reference:
 
 
 def layers_of(hidden: Array, layers: Sequence[int]) -> Array:
-    """The layers side by side in this order: (T, H * len(layers))."""
+    """The layers concatenated in this order: (T, H * len(layers))."""
     return np.concatenate([hidden[layer] for layer in layers], axis=1)
 
 

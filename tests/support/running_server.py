@@ -1,34 +1,64 @@
-"""A real bert-serving-start in a process group of its own, on free ports."""
+"""Start bert-serving-start as a separate process group, on free ports."""
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
 import psutil
 
-START_S = 120.0
-STOP_S = 10.0
+from tests.support.waiting import HANG_S, wait_until
+
+#: Below the ports that Linux gives to outgoing connections, which begin at 32768.
+_PORTS = range(12_000, 32_000)
+_BLOCK_SIZE = 400
 
 _BIN = Path(sys.executable).parent
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Return ports that no process listens on now, and that no other process of the tests will choose."""
+    ports = filter(_is_free, _ports_of_this_process())
+    return list(itertools.islice(ports, count))
+
+
+@functools.cache
+def _ports_of_this_process() -> Iterator[int]:
+    """Claim a block of ports for this process until it ends; return its ports in turn, again and again.
+
+    A port is found some time before a server listens on it. Test processes that run side by side would meet if
+    each of them looked for any free port. The lock's file stays open, so the block is claimed until the end.
+    """
+    folder = Path(tempfile.gettempdir()) / f"bert-serving-test-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    for first in range(_PORTS.start, _PORTS.stop, _BLOCK_SIZE):
+        lock = os.open(folder / str(first), os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        return itertools.cycle(range(first, first + _BLOCK_SIZE))
+    raise RuntimeError(f"every block of ports is claimed by a running test process: see {folder}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def command(name: str, *args: object) -> list[str]:
@@ -44,11 +74,11 @@ class Ports(TypedDict):
 
 
 class RunningServer:
-    """Starts in the constructor; `wait_ready` returns when it says that it serves."""
+    """A server process. The constructor starts it; `wait_ready` returns when it serves."""
 
     def __init__(self, *args: object, env: dict[str, str] | None = None) -> None:
         self.port, self.port_out, self.http_port = free_ports(3)
-        # Where its private socket lies: whatever is left in here after its end is a leak.
+        # The server's private sockets are in this folder. A file that is left here after its end is a leak.
         self.tmp = tempfile.TemporaryDirectory(prefix="bs")
         ports = ["-port", self.port, "-port_out", self.port_out, "-http_port", self.http_port]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by __exit__
@@ -88,20 +118,24 @@ class RunningServer:
         return self._log.read()
 
     def wait_ready(self) -> RunningServer:
-        self.wait_for("all set, ready to serve request!", START_S)
+        """Wait until every worker is ready; return this server."""
+        self.wait_for("all set, ready to serve request!")
         self.family = psutil.Process(self.process.pid).children(recursive=True)
         return self
 
-    def wait_for(self, text: str, timeout_s: float) -> None:
+    def wait_for(self, text: str) -> None:
         """Wait until the text is in the log."""
-        deadline = time.monotonic() + timeout_s
-        while text not in self.log:
-            assert self.process.poll() is None, f"the server ended with {self.process.returncode}:\n{self.log}"
-            assert time.monotonic() < deadline, f"no {text!r} within {timeout_s} s:\n{self.log}"
-            time.sleep(0.05)
+
+        def is_logged() -> bool:
+            has_ended = self.process.poll() is not None
+            is_there = text in self.log
+            assert is_there or not has_ended, f"the server ended with {self.process.returncode}:\n{self.log}"
+            return is_there
+
+        wait_until(is_logged, lambda: f"no {text!r} within {HANG_S} s:\n{self.log}")
 
     def worker_pids(self) -> list[int]:
-        """Return the process ids of the workers that are there, by their command line."""
+        """Return the process ids of the workers that are ready, as the server's status names them."""
         from bert_serving.client import BertClient
 
         with BertClient(**self.ports, ignore_all_checks=True) as client:
@@ -112,39 +146,38 @@ class RunningServer:
         self.process.send_signal(signum)
 
     def wait_end(self) -> int:
-        """Wait for the end, within STOP_S; return the exit code."""
+        """Wait until the process has ended; return the exit code."""
         try:
-            return self.process.wait(STOP_S)
+            return self.process.wait(HANG_S)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running after {STOP_S} s:\n{self.log}") from None
+            raise AssertionError(f"still running after {HANG_S} s:\n{self.log}") from None
 
     def assert_nothing_left(self) -> None:
-        """No child process, and no file in the folder for temporary ones."""
-        deadline = time.monotonic() + 2
-        # An orphan that has ended stays a zombie where process 1 reaps nobody, as in some containers.
-        while (alive := [p for p in self.family if _runs(p)]) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not alive, f"left behind: {alive}\n{self.log}"
+        """Wait until no child process is left; check that the folder for temporary files is empty."""
+        # An orphan that has ended stays a zombie if process 1 does not reap it, as in some containers.
+        wait_until(
+            lambda: not any(map(is_alive, self.family)),
+            lambda: f"left behind: {list(filter(is_alive, self.family))}\n{self.log}",
+        )
         left = [str(path) for path in Path(self.tmp.name).rglob("*")]
         assert left == [], self.log
 
 
-def _runs(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether the process runs; a zombie does not."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def run_start(
-    *args: object, timeout_s: float = 60, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run bert-serving-start to its end; for starts that should fail."""
+def run_start(*args: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run bert-serving-start until it ends; for starts that fail."""
     return subprocess.run(
         command("bert-serving-start", *args),
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=HANG_S,
         env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
         check=False,
     )

@@ -6,7 +6,7 @@ import random
 import re
 from pydoc_data.topics import topics
 
-# What a tokenizer may stumble over.
+# Texts that are difficult for a tokenizer.
 ODD = [
     "a",
     "...",
@@ -26,7 +26,7 @@ ODD = [
 
 
 def sentences(count: int, *, seed: int = 0) -> list[str]:
-    """Return so many sentences of Python's manual, odd ones mixed in, of 1 to some hundred words."""
+    """Return this number of sentences of Python's manual, with some of ODD among them: 1 to 400 words each."""
     text = re.sub(r"\s+", " ", " ".join(topics.values()))
     found = [s.strip() for s in re.split(r"(?<=[.!?:]) ", text)]
     found = sorted({s for s in found if 3 <= len(s) <= 1000})

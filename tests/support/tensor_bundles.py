@@ -1,4 +1,4 @@
-"""A writer of TensorFlow's checkpoints that can also write what TensorFlow never would."""
+"""Writes TensorFlow checkpoints, also damaged ones that TensorFlow would not write."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def table(blocks: Iterable[Entries], *, compression: int = 0, overlap: bool = Fa
 
 
 def block(entries: Entries) -> bytes:
-    """Return a block's entries, the names prefix-compressed."""
+    """Return a block of entries with prefix-compressed names."""
     content, last = b"", b""
     for key, value in entries:
         shared = 0
@@ -90,7 +90,7 @@ def message(field: int, value: bytes) -> bytes:
 
 
 def varint(value: int) -> bytes:
-    """Return 7 bits in each byte, the lowest first."""
+    """Return the number with 7 bits in each byte, the lowest bits first."""
     found = bytearray()
     while value > 0x7F:
         found.append(value & 0x7F | 0x80)

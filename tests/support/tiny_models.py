@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every family, with a tokenizer, made on the spot."""
+"""Makes tiny random checkpoints of every family, with a tokenizer."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ FAMILIES: dict[str, dict[str, object]] = {
 def make_model(folder: Path, model_type: str, *, poison: str | None = None, **options: object) -> Path:
     """Write a random checkpoint and its tokenizer to the folder; return the folder.
 
-    poison: a word whose embedding is no number.
+    poison: a word whose embedding is NaN.
     """
-    pad_id = 1 if "max_position_embeddings" in FAMILIES[model_type] else 0  # RoBERTa's relatives pad with 1
+    pad_id = 1 if "max_position_embeddings" in FAMILIES[model_type] else 0  # RoBERTa and its relatives pad with 1
     tokenizer = make_tokenizer(pad_id)
     sizes = _SIZES | FAMILIES[model_type] | options
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, f"{name}_token")) for name in
@@ -100,8 +100,11 @@ def _save(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def _randomize(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():  # wide enough for every part of the model to matter
-        is_scale = "norm" in name.lower() and name.endswith("weight")  # near zero it would wipe out the text
+    for (
+        name,
+        parameter,
+    ) in model.named_parameters():  # wide: every part of the model must change the vectors
+        is_scale = "norm" in name.lower() and name.endswith("weight")  # near 0, all texts would be equal
         parameter.data.normal_(1 if is_scale else 0, 0.1)
 
 

@@ -12,6 +12,7 @@ import httpx
 
 from tests.support.running_server import RunningServer
 from tests.support.tiny_models import make_classifier, make_masked
+from tests.support.waiting import HANG_S
 
 PROMPTS = {"query": "query: ", "passage": "a passage: "}
 LABELS = ("bad", "so-so", "good")
@@ -19,7 +20,7 @@ LABELS = ("bad", "so-so", "good")
 
 @dataclass(frozen=True)
 class Served:
-    """A running server, what it serves, and somebody who may ask it."""
+    """A running server, the folder of its model, and an HTTP client with its key."""
 
     running: RunningServer
     folder: Path
@@ -27,10 +28,10 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Zoo:
+class ModelServers:
     """Servers in float32, one for each kind of model.
 
-    prompted: the demo model with PROMPTS, behind keys, in two processes, with messages of at most 1 MiB.
+    prompted: the demo model with PROMPTS, with API keys, two gateway processes, and messages of at most 1 MiB.
     reranker: one label. classifier: LABELS. sparse: SPLADE.
     """
 
@@ -41,8 +42,8 @@ class Zoo:
 
 
 @contextmanager
-def running_zoo(base: Path, demo_model: Path) -> Iterator[Zoo]:
-    """Start the servers, with models in the folder."""
+def running_model_servers(base: Path, demo_model: Path) -> Iterator[ModelServers]:
+    """Write the models to the folder and start their servers."""
     names = dict(enumerate(LABELS))
     ids = {label: i for i, label in names.items()}
     folders = {
@@ -67,12 +68,12 @@ def running_zoo(base: Path, demo_model: Path) -> Iterator[Zoo]:
             for name, folder in folders.items()
         }
         headers = {"Authorization": "Bearer one"}
-        yield Zoo(
+        yield ModelServers(
             **{
                 name: Served(
                     running.wait_ready(),
                     folders[name],
-                    stack.enter_context(httpx.Client(base_url=running.url, timeout=60, headers=headers)),
+                    stack.enter_context(httpx.Client(base_url=running.url, timeout=HANG_S, headers=headers)),
                 )
                 for name, running in started.items()
             }
@@ -80,7 +81,7 @@ def running_zoo(base: Path, demo_model: Path) -> Iterator[Zoo]:
 
 
 def with_prompts(folder: Path, model: Path) -> Path:
-    """Link a model into the folder, with prompts of its own; return the folder."""
+    """Link a model into the folder and give it PROMPTS; return the folder."""
     folder.mkdir()
     for path in model.iterdir():
         (folder / path.name).symlink_to(path)

@@ -1,0 +1,27 @@
+"""Which tests run in the same process of pytest-xdist."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from xdist.scheduler import LoadScopeScheduling
+
+#: Files of tests with the same servers, by a name for these servers. One process starts them and runs all tests of
+#: these files. All other tests run one by one in whichever process is free.
+_FILES = {
+    "model_servers": ("test_dialects", "test_dialect_errors", "test_formats", "test_operations", "test_stream"),
+    "server with a small queue": ("test_clients",),
+    "server in float32": ("test_service_options",),
+    "servers of the clients' tests": ("test_real_clients",),
+    "server of the documentation": ("test_docs",),
+    "wheel and sdist": ("test_distributions",),
+    "GPU": ("test_encoder",),
+}
+_SERVERS = {file: servers for servers, files in _FILES.items() for file in files}
+
+
+class SharedServersScheduling(LoadScopeScheduling):
+    """Gives a process all tests of the same servers, or one test."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _SERVERS.get(PurePosixPath(nodeid.partition("::")[0]).stem, nodeid)
