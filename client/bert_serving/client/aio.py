@@ -39,7 +39,7 @@ from .session import MakeRequest, Session
 
 if TYPE_CHECKING:
     from bert_serving.protocol import EncodeOptionsDict
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 
 class AsyncBertClient:
@@ -72,7 +72,7 @@ class AsyncBertClient:
         self._warns = check_length
         self._open(identity.encode() if isinstance(identity, str) else identity)
 
-    async def __aenter__(self) -> AsyncBertClient:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

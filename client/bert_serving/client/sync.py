@@ -48,7 +48,7 @@ from .session import MakeRequest, Session
 
 if TYPE_CHECKING:
     from bert_serving.protocol import EncodeOptionsDict
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 _POLL_S = 0.01  # between two looks for a request to fetch, while encode_async has sent none
 _ASK_AGAIN_S = 2.0  # without a reply after this time, a command is sent again
@@ -137,7 +137,7 @@ class BertClient:
             self.close()
             raise
 
-    def __enter__(self) -> BertClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
