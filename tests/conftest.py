@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
     """Let tests that share servers run in one process, where --dist loadscope asks for scopes."""
     return SharedServersScheduling(config, log) if config.getvalue("dist") == "loadscope" else None
