@@ -1,4 +1,4 @@
-"""Probabilities of a classification head are those of Transformers' own model for sequence classification."""
+"""Probabilities of a classification head equal those of Transformers' model for sequence classification."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_head_that_is_missing_stops_the_start(tmp_path: Path) -> None:
         encode(three, "REGRESSION")
 
 
-def test_a_classifier_has_its_head_whatever_the_server_pools(tmp_path: Path) -> None:
+def test_a_classifier_has_its_head_with_any_default_pooling(tmp_path: Path) -> None:
     folder = make_classifier(tmp_path, "bert", num_labels=3)
     encoder = Encoder(folder, device="cpu", dtype="float32")
     assert encoder.kind == "classifier"

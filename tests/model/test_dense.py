@@ -1,4 +1,4 @@
-"""What follows the pooling in a sentence-transformers folder gives sentence-transformers' own vectors."""
+"""The modules after the pooling of a sentence-transformers folder give the vectors of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def test_weights_in_a_pickle_are_read(folder: Path) -> None:
     assert np.abs(load(folder).encode(TEXTS) - expected).max() == 0
 
 
-def test_a_pooling_of_the_users_goes_without_the_head(folder: Path) -> None:
+def test_a_strategy_in_a_request_turns_off_the_dense_layers(folder: Path) -> None:
     assert load(folder).dimension == 32
     assert load(folder, pooling_strategy="REDUCE_MEAN", pooling_layer=[-1]).dimension == 64
 
 
-def test_a_pickle_that_is_more_than_weights_is_refused(folder: Path) -> None:
+def test_a_pickle_that_holds_more_than_weights_is_refused(folder: Path) -> None:
     (folder / "2_Dense/model.safetensors").unlink()
     torch.save({"linear.weight": Path("x")}, folder / "2_Dense/pytorch_model.bin")
     with pytest.raises(ModelError, match=r"cannot read .*pytorch_model\.bin"):
@@ -151,7 +151,7 @@ def test_without_an_activation_it_is_tanh(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "64", True, None])
-def test_a_size_that_is_none_is_refused(folder: Path, value: object) -> None:
+def test_a_bad_size_is_refused(folder: Path, value: object) -> None:
     change_config(folder, out_features=value)
     with pytest.raises(ModelError, match="out_features must be a whole number from 1"):
         load(folder)

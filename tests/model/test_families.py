@@ -1,4 +1,4 @@
-"""Every family of models gives Transformers' own float32 vectors, packed where it can be."""
+"""Every family of models gives the float32 vectors of Transformers, packed if the family allows it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from tests.support.tiny_models import FAMILIES, WORDS, make_model
 
-PADDED = {"mpnet", "deberta-v2"}  # their attention knows how far apart two tokens are
+PADDED = {"mpnet", "deberta-v2"}  # their attention depends on the distance between tokens
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,6 @@ def test_lower_layers_are_those_of_the_whole_model(folders: dict[str, Path], fam
     assert np.abs(encoder(folders[family], pooling_layer=[-2]).encode(batch) - expected).max() <= 1e-5
 
 
-def test_half_of_the_layers_are_not_even_loaded(folders: dict[str, Path]) -> None:
+def test_layers_above_the_pooled_one_are_not_loaded(folders: dict[str, Path]) -> None:
     shallow = encoder(folders["bert"], pooling_layer=[0])
     assert shallow._loaded.transformer.num_layers == 1

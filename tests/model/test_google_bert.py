@@ -30,7 +30,7 @@ def google_weights() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def google(tmp_path: Path) -> Path:
-    """A copy, to be changed, of a folder as Google gives it."""
+    """A copy, which a test may change, of a folder as Google publishes it."""
     folder = tmp_path / "google"
     folder.mkdir()
     for name in FILES:
@@ -40,7 +40,7 @@ def google(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def reference() -> BertModel:
-    """BertModel with the fixture's weights, put in as Transformers' own converter of Google's checkpoints did."""
+    """BertModel with the fixture's weights, assigned as by Transformers' converter of Google's checkpoints."""
     config = BertConfig.from_json_file(str(GOOGLE_BERT / "bert_config.json"))
     config._attn_implementation = "eager"
     model = BertModel(config).eval()
@@ -62,7 +62,7 @@ def reference() -> BertModel:
 
 
 def hidden_states(model: BertModel, text: str) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return each layer's (T, H) of one text, and what the pooler makes of the last."""
+    """Return the hidden states (T, H) of each layer for one text, and the pooler's output."""
     tokenizer = BertTokenizer(str(GOOGLE_BERT / "vocab.txt"), do_lower_case=True)
     batch = tokenizer(*text.split(" ||| "), return_tensors="pt")
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_the_pooler_is_read(reference: BertModel) -> None:
     assert np.abs(encode(GOOGLE_BERT, pooling_strategy="CLS_POOLED") - expected).max() <= 1e-5
 
 
-def test_every_weight_of_transformers_is_one_of_googles(reference: BertModel) -> None:
+def test_every_weight_of_transformers_has_a_name_in_googles_code(reference: BertModel) -> None:
     googles = {name for name in google_weights() if name.startswith("bert/") and "adam_" not in name}
     assert {google_name(name) for name in reference.state_dict()} == googles
 
@@ -103,16 +103,16 @@ def test_text_is_lower_cased_unless_the_flag_is_set() -> None:
     assert cased.encode_tokens(texts)[0].tokens == ["[CLS]", "Hello", "[UNK]", "[SEP]"]
 
 
-def test_sequences_are_as_long_as_the_config_has_positions() -> None:
+def test_the_longest_sequence_is_the_configs_number_of_positions() -> None:
     assert Encoder(GOOGLE_BERT, device="cpu").max_seq_len == 24
     with pytest.raises(ModelError, match=r"must be in 3\.\.24"):
         Encoder(GOOGLE_BERT, device="cpu", max_seq_len=25)
 
 
-# -- where things lie ----------------------------------------------------------------------------------
+# -- which files are read ------------------------------------------------------------------------------
 
 
-def test_tuned_weights_and_names_of_ones_own(google: Path, tmp_path: Path) -> None:
+def test_tuned_weights_and_files_with_other_names_are_read(google: Path, tmp_path: Path) -> None:
     expected = encode(GOOGLE_BERT)
     tuned = tmp_path / "tuned"
     tuned.mkdir()
@@ -127,7 +127,9 @@ def test_tuned_weights_and_names_of_ones_own(google: Path, tmp_path: Path) -> No
         encode(google, ckpt_name="model.ckpt-343", tuned_model_dir=tuned)
 
 
-def test_weights_of_transformers_go_before_but_a_name_goes_first(google: Path, reference: BertModel) -> None:
+def test_transformers_weights_are_preferred_unless_a_checkpoint_is_named(
+    google: Path, reference: BertModel
+) -> None:
     expected = encode(google)
     others = {name: weight.flip(0).contiguous() for name, weight in reference.state_dict().items()}
     save_file(others, google / "model.safetensors", metadata={"format": "pt"})
@@ -135,7 +137,7 @@ def test_weights_of_transformers_go_before_but_a_name_goes_first(google: Path, r
     assert np.array_equal(encode(google, ckpt_name="bert_model.ckpt"), expected)
 
 
-def test_googles_weights_go_under_a_config_of_transformers(google: Path, reference: BertModel) -> None:
+def test_googles_weights_can_have_a_config_of_transformers(google: Path, reference: BertModel) -> None:
     expected = encode(google)
     (google / "bert_config.json").unlink()
     reference.config.save_pretrained(google)
@@ -146,7 +148,7 @@ def test_googles_weights_go_under_a_config_of_transformers(google: Path, referen
         encode(google)
 
 
-# -- what is missing or does not fit -------------------------------------------------------------------
+# -- missing or wrong files ----------------------------------------------------------------------------
 
 
 def test_weights_that_are_missing_are_named(google: Path) -> None:
@@ -168,7 +170,7 @@ def test_weights_of_another_shape_are_named(google: Path) -> None:
         encode(google)
 
 
-def test_a_pooler_may_be_missing_but_is_not_made_up(google: Path) -> None:
+def test_a_missing_pooler_is_an_error_only_if_it_is_needed(google: Path) -> None:
     expected = encode(google)
     weights = {name: value for name, value in google_weights().items() if "pooler" not in name}
     write_bundle(google / "bert_model.ckpt", weights)
@@ -206,7 +208,7 @@ def test_albert_is_refused_by_its_name(google: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "num_attention_heads"])
-def test_a_config_must_say_what_no_weight_would_show(google: Path, key: str) -> None:
+def test_a_config_without_a_size_that_has_a_default_is_refused(google: Path, key: str) -> None:
     config = json.loads((google / "bert_config.json").read_text())
     del config[key]
     (google / "bert_config.json").write_text(json.dumps(config))
@@ -244,7 +246,7 @@ def test_a_checkpoint_without_a_head_is_no_classifier(google: Path) -> None:
         Encoder(google, device="cpu", pooling_strategy="CLASSIFICATION")
 
 
-def test_a_special_token_that_somebody_typed_is_words_and_brackets(google: Path) -> None:
+def test_the_name_of_a_special_token_in_a_text_is_read_as_words(google: Path) -> None:
     typed, real = Encoder(google, device="cpu").encode_tokens(["it [SEP]", ["it", "[SEP]"]])
     assert typed.tokens[2] != "[SEP]"
     assert real.tokens == ["[CLS]", "it", "[SEP]", "[SEP]"]

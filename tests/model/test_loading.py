@@ -1,4 +1,4 @@
-"""The forms in which a model may lie in a folder."""
+"""The file formats of a model folder."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_default_prompt_goes_in_front(plain: Path, tmp_path: Path) -> None:
     assert np.abs(encode(tmp_path) - model.encode(TEXTS, prompt="")).max() > 1e-3
 
 
-def test_older_folders_spell_pooling_in_booleans(plain: Path, tmp_path: Path) -> None:
+def test_the_boolean_pooling_keys_of_older_folders_are_read(plain: Path, tmp_path: Path) -> None:
     model = SentenceTransformer(modules=[Transformer(str(plain)), Pooling(64)], device="cpu")
     model.save(str(tmp_path))
     old = {"word_embedding_dimension": 64, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
@@ -80,7 +80,7 @@ def test_pytorch_bin_and_sharded_weights_give_the_same_vectors(plain: Path, tmp_
         assert np.abs(encode(folder) - expected).max() == 0
 
 
-def test_a_pickle_that_is_more_than_weights_is_refused(plain: Path, tmp_path: Path) -> None:
+def test_a_pickle_that_holds_more_than_weights_is_refused(plain: Path, tmp_path: Path) -> None:
     AutoModel.from_pretrained(plain).config.save_pretrained(tmp_path)
     make_tokenizer(0).save_pretrained(tmp_path)
     torch.save({"evil": Path("x")}, tmp_path / "pytorch_model.bin")
@@ -131,7 +131,7 @@ def tuned(plain: Path) -> PreTrainedModel:
 
 @pytest.fixture
 def expected(tuned: PreTrainedModel, tmp_path: Path) -> np.ndarray:
-    """The vectors of the tuned model's encoder, from a whole folder of its own."""
+    """The vectors of the tuned model's encoder, from a complete folder."""
     tuned.bert.save_pretrained(tmp_path / "whole")
     make_tokenizer(0).save_pretrained(tmp_path / "whole")
     return encode(tmp_path / "whole")
@@ -143,7 +143,7 @@ def encode_tuned(folder: Path, tuned: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("form", ["safetensors", "sharded", "bin", "sharded bin"])
 @pytest.mark.parametrize("head", ["with", "without"])
-def test_tuned_weights_are_taken_whatever_sits_on_them(
+def test_tuned_weights_are_read_with_any_head(
     plain: Path, tmp_path: Path, tuned: PreTrainedModel, expected: np.ndarray, form: str, head: str
 ) -> None:
     model = tuned if head == "with" else tuned.bert
@@ -170,7 +170,7 @@ def to_pickles(folder: Path) -> None:
         index.unlink()
 
 
-def test_tuned_weights_go_into_a_sentence_transformers_folder(
+def test_tuned_weights_replace_those_of_a_sentence_transformers_folder(
     plain: Path, tmp_path: Path, tuned: PreTrainedModel
 ) -> None:
     tuned.save_pretrained(tmp_path / "tuned")

@@ -1,4 +1,4 @@
-"""Architectures that Transformers does not know: a module of the user's, or code in the model's folder."""
+"""Architectures that are not part of Transformers: from the user's module, or from code in the model folder."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_own_model_runs_padded_and_in_lower_precision(own: Path) -> None:
     assert mine.parity > 0.999
 
 
-def test_module_may_be_named_as_import_does(own: Path, tmp_path: Path) -> None:
+def test_a_module_can_be_given_by_its_import_name(own: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from bert_serving.server import Encoder; "
         "print(Encoder(sys.argv[2], model_module='own_model', device='cpu').dimension)"
@@ -167,7 +167,7 @@ def make_folder_with_code(folder: Path, *, scale: int = 2, model_type: str = "sc
 
 @pytest.fixture(autouse=True)
 def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Transformers copies a model's code, and imports it from."""
+    """The folder to which Transformers copies a model's code to import it."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
@@ -175,7 +175,7 @@ def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> str:
         pytest.fail("a question on the terminal")
 
@@ -232,7 +232,7 @@ def test_code_that_fails_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_of_the_users_stands_in_for_code_in_the_folder(tmp_path: Path) -> None:
+def test_the_users_module_replaces_code_in_the_folder(tmp_path: Path) -> None:
     folder = make_folder_with_code(tmp_path / "coded", model_type="stood-in")
     module = tmp_path / "mine.py"
     code = (folder / "modeling.py").read_text().replace("* 2", "* 5")

@@ -48,14 +48,14 @@ def test_float16_keeps_every_row_close(demo_model: Path, texts: list[str], refer
     assert cosines(rows, reference[:100]).min() >= 0.9999
 
 
-def test_a_row_does_not_depend_on_its_company(demo_model: Path, texts: list[str]) -> None:
+def test_a_row_does_not_depend_on_the_other_texts(demo_model: Path, texts: list[str]) -> None:
     encoder = Encoder(demo_model, dtype="float32", device="cpu")
     together = encoder.encode(texts[:40])
     alone = np.concatenate([encoder.encode([text]) for text in texts[:40]])
     assert np.abs(together - alone).max() <= 1e-5
 
 
-def test_tokens_that_the_caller_made_give_the_vector_of_their_text(demo_model: Path) -> None:
+def test_a_list_of_tokens_gives_the_vector_of_its_text(demo_model: Path) -> None:
     encoder = Encoder(demo_model, dtype="float32", device="cpu")
     from_text, from_tokens = encoder.encode(["hello embedding world", ["hello", "em", "##bed", "##ding", "world"]])
     assert np.abs(from_text - from_tokens).max() <= 1e-6
@@ -107,7 +107,7 @@ def test_several_layers_are_concatenated_in_the_given_order(demo_model: Path, te
     assert np.abs(both - np.concatenate([encode(-1), encode(0)], axis=1)).max() <= 1e-5
 
 
-def test_a_layer_that_is_not_there_is_an_error(demo_model: Path) -> None:
+def test_a_layer_that_does_not_exist_is_an_error(demo_model: Path) -> None:
     with pytest.raises(ModelError, match=r"pooling_layer must be in -6\.\.5 for this model, got -7"):
         Encoder(demo_model, device="cpu", pooling_layer=[-7])
 
@@ -118,12 +118,12 @@ def test_a_max_seq_len_beyond_the_positions_is_an_error(demo_model: Path) -> Non
 
 
 @pytest.mark.parametrize("setting", [{"max_seq_len": "12"}, {"dtype": "float64"}, {"dtype": "x"}, {"device": "x"}])
-def test_a_setting_that_there_is_not_is_named(demo_model: Path, setting: dict[str, str]) -> None:
+def test_a_bad_option_is_named(demo_model: Path, setting: dict[str, str]) -> None:
     (name,) = setting
     with pytest.raises(ModelError, match=f"^{name} must be .*, got '{setting[name]}'$"):
         Encoder(demo_model, **({"device": "cpu"} | setting))  # type: ignore[arg-type]
 
 
-def test_a_gpu_that_is_not_there_is_an_error(demo_model: Path) -> None:
+def test_a_gpu_that_does_not_exist_is_an_error(demo_model: Path) -> None:
     with pytest.raises(ModelError, match="GPU 99 is not there"):
         Encoder(demo_model, device="cuda:99")

@@ -1,4 +1,4 @@
-"""Prompts in front of texts give sentence-transformers' own vectors, in and out of the pooling."""
+"""Prompts give the vectors of sentence-transformers, whether they are pooled or left out of the pooling."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_prompts_are_pooled_or_left_out_as_the_model_says(
         assert deviation <= 1e-5 * max(1, np.abs(expected).max() / 10), options  # sqrt(len) makes them large
 
 
-def test_a_prompt_that_the_model_has_not_is_an_error(plain: Path, tmp_path: Path) -> None:
+def test_an_unknown_prompt_name_is_an_error(plain: Path, tmp_path: Path) -> None:
     save(tmp_path, plain, "mean", include_prompt=True)
     mine = Encoder(tmp_path, device="cpu", dtype="float32")
     with pytest.raises(ValueError, match=r"it has .*passage, query.*got 'haiku'"):

@@ -38,7 +38,7 @@ def test_a_sparse_folder_of_sentence_transformers_needs_no_setting(tmp_path: Pat
     np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-5)
 
 
-def test_rows_are_the_terms_that_a_text_has(tmp_path: Path) -> None:
+def test_rows_are_the_terms_with_a_weight(tmp_path: Path) -> None:
     encoder = Encoder(make_masked(tmp_path, "bert"), dtype="float32", pooling_strategy="SPLADE")
     dense = encoder.encode(TEXTS)
     tasks = [task for task in encoder.prepare(TEXTS) if isinstance(task, PreparedText)]
@@ -48,7 +48,7 @@ def test_rows_are_the_terms_that_a_text_has(tmp_path: Path) -> None:
         assert answer[:, 1].tolist() == row[row > 0].tolist()
 
 
-def test_it_shares_a_batch_with_pooled_vectors(tmp_path: Path) -> None:
+def test_sparse_and_pooled_vectors_share_a_batch(tmp_path: Path) -> None:
     encoder = Encoder(make_masked(tmp_path, "bert"), dtype="float32", pooling_strategy="SPLADE")
     sparse, pooled = encoder.encode(TEXTS), encoder.encode(TEXTS, pooling_strategy="REDUCE_MEAN", pooling_layer=-1)
     options = EncodeOptions(("REDUCE_MEAN",), (-1,))
@@ -77,6 +77,6 @@ def test_a_model_without_the_head_does_not_start(tmp_path: Path) -> None:
         Encoder(tmp_path, pooling_strategy="SPLADE")
 
 
-def test_other_models_say_what_they_lack(demo_model: Path) -> None:
+def test_other_models_say_what_splade_needs(demo_model: Path) -> None:
     with pytest.raises(ValueError, match="SPLADE needs a server that was started with"):
         Encoder(demo_model).encode(["a"], pooling_strategy="SPLADE")

@@ -1,4 +1,4 @@
-"""Numbers that overflow, memory that runs short, and layers that cannot be prepacked."""
+"""Overflowing numbers, a GPU that is out of memory, and layers that cannot be prepacked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.reference import STRATEGIES, Reference, deviation, pool
 from tests.support.tiny_models import make_model
 
 GOOD = ["the dog", "a quick brown fox jumps over the dog", "one", "word and word " * 9]
-BAD = ["the lazy", "a quick brown lazy jumps"]  # a word that is none of the probes'
+BAD = ["the lazy", "a quick brown lazy jumps"]  # no probe text has this word
 
 
 def encoder(folder: Path, **options: object) -> Encoder:
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hot(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose first feed-forward layer makes 9e4 of "lazy", too much for float16, and nothing of others."""
+    """A model whose first feed-forward layer gives 9e4 for "lazy", beyond float16, and 0 for other words."""
     target = tmp_path_factory.mktemp("hot")
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     embeddings, layer = model.embeddings, model.encoder.layer[0]
@@ -52,7 +52,7 @@ def hot(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     embeddings.word_embeddings.weight.data[tokenizer.convert_tokens_to_ids("lazy"), 0] = 50
     layer.attention.output.dense.weight.data[0] = 0
     layer.intermediate.dense.weight.data[0] = 0
-    layer.intermediate.dense.weight.data[0, 0] = 1.5e4  # component 0 is 7 or 8 of the word, about 0 of others
+    layer.intermediate.dense.weight.data[0, 0] = 1.5e4  # component 0 is 7 or 8 for this word, about 0 for others
     layer.intermediate.dense.bias.data[0] = -2e4
     layer.output.dense.weight.data[:, 0] *= 1e-4
     model.save_pretrained(target)
@@ -64,7 +64,7 @@ def hot(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", [*STRATEGIES, "NONE"])
-def test_what_overflows_float16_is_computed_again_in_float32(
+def test_a_text_that_overflows_float16_is_computed_again_in_float32(
     hot: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     reference = Reference(hot)
@@ -102,7 +102,7 @@ def test_a_text_that_overflows_float32_too_is_an_error_that_names_it(tmp_path: P
 
 
 @pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
-def test_a_text_without_a_vector_costs_nobody_else_theirs_when_padded(tmp_path: Path, family: str) -> None:
+def test_a_text_without_a_finite_vector_does_not_affect_others_when_padded(tmp_path: Path, family: str) -> None:
     folder = make_model(tmp_path, family, poison="lazy")
     answers = forward(encoder(folder), [*GOOD, *BAD])
     reference = Reference(folder)
@@ -134,7 +134,7 @@ class Memory:
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet"])
-def test_short_memory_halves_what_is_computed_at_once(
+def test_a_micro_batch_that_does_not_fit_into_memory_is_halved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     mine = encoder(make_model(tmp_path, family), max_batch_tokens=2048)
@@ -148,7 +148,7 @@ def test_short_memory_halves_what_is_computed_at_once(
     assert max(memory.passes) <= memory.limit
 
 
-def test_a_budget_is_halved_once_for_all_that_was_planned_with_it(
+def test_the_budget_is_halved_once_for_all_micro_batches_planned_with_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = encoder(folder, max_batch_tokens=1000)
@@ -157,7 +157,7 @@ def test_a_budget_is_halved_once_for_all_that_was_planned_with_it(
     assert mine._budget.tokens == 500
 
 
-def test_one_sequence_that_does_not_fit_is_no_matter_of_halving(
+def test_a_single_sequence_that_does_not_fit_into_memory_is_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = encoder(folder)
@@ -175,7 +175,7 @@ def count(mine: Encoder) -> int:
 
 
 class Feed(nn.Module):
-    """The first half of a feed-forward block, as BERT's family spells it."""
+    """The first half of a feed-forward block, with the names that BERT's family uses."""
 
     def __init__(self, act: nn.Module) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ def test_operators_that_fail_are_not_used(folder: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_that_looks_into_its_layers_gets_them_back(
+def test_a_model_that_reads_its_layers_weights_keeps_the_original_layers(
     folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     from transformers.models.bert import modeling_bert
@@ -283,8 +283,8 @@ def test_memory_is_bounded_by_the_micro_batch_and_not_by_the_request(folder: Pat
     assert int(done.stdout) < 100, f"{done.stdout} MiB more"
 
 
-def test_the_tokenizers_threads_are_bounded_as_a_worker_does_it(folder: Path) -> None:
-    """The worker sets the variable when everything is imported; the threads start with the first long batch."""
+def test_the_variable_that_a_worker_sets_limits_the_tokenizers_threads(folder: Path) -> None:
+    """The worker sets the variable after all imports; the threads are started by the first long batch."""
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
@@ -301,10 +301,10 @@ def test_the_tokenizers_threads_are_bounded_as_a_worker_does_it(folder: Path) ->
         assert int(done.stdout) == limit
 
 
-# -- what is out of proportion, or does not fit together -----------------------------------------------
+# -- limits, and parts that do not fit together --------------------------------------------------------
 
 
-def test_the_second_try_of_a_pooler_is_in_float32_too(folder: Path, tmp_path: Path) -> None:
+def test_a_pooler_that_overflows_is_computed_again_in_float32(folder: Path, tmp_path: Path) -> None:
     model = AutoModel.from_pretrained(folder)
     model.encoder.layer[-1].output.LayerNorm.weight.data *= 1e5  # first tokens beyond float16
     model.save_pretrained(tmp_path)
@@ -315,7 +315,7 @@ def test_the_second_try_of_a_pooler_is_in_float32_too(folder: Path, tmp_path: Pa
     assert deviation(rows, expected) <= 0.01
 
 
-def test_layers_of_albert_keep_their_weights_whatever_is_loaded(tmp_path: Path) -> None:
+def test_each_layer_of_albert_has_its_weights_however_many_are_loaded(tmp_path: Path) -> None:
     folder = make_model(tmp_path, "albert", num_hidden_layers=4, num_hidden_groups=2)
     hidden = Reference(folder).hidden([Reference(folder).single(text) for text in GOOD])
     for layer in (-2, -3, -4):
@@ -324,12 +324,12 @@ def test_layers_of_albert_keep_their_weights_whatever_is_loaded(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["CLS_TOKEN", "REDUCE_MEAN"])
-def test_what_deberta_hides_does_not_depend_on_company(tmp_path: Path, name: str) -> None:
+def test_debertas_vectors_with_hidden_specials_do_not_depend_on_other_texts(tmp_path: Path, name: str) -> None:
     mine = encoder(make_model(tmp_path, "deberta-v2"), mask_cls_sep=True, pooling_strategy=name)
     assert deviation(mine.encode(["fox", "word " * 30])[:1], mine.encode(["fox"])) <= 1e-5
 
 
-def test_a_token_without_an_embedding_costs_its_own_text_only(folder: Path, tmp_path: Path) -> None:
+def test_a_token_without_an_embedding_is_an_error_of_its_text_alone(folder: Path, tmp_path: Path) -> None:
     AutoModel.from_pretrained(folder).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["zebra"] + [f"new{i}" for i in range(300)])
@@ -342,7 +342,7 @@ def test_a_token_without_an_embedding_costs_its_own_text_only(folder: Path, tmp_
         mine.encode(["one", "a new299"])
 
 
-def test_spans_and_widths_out_of_all_proportion_are_refused(folder: Path) -> None:
+def test_too_many_span_tokens_and_too_wide_vectors_are_refused(folder: Path) -> None:
     mine = encoder(folder)
     text = "word " * 60_000
     with pytest.raises(ValueError, match="the spans of a text may hold 262144 tokens together"):

@@ -1,4 +1,4 @@
-"""Every option as a flag, as a variable and as a line of the table; and what is said of bad ones."""
+"""Every option as a flag, as a variable and as a line of the table; and the messages for bad ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """Parse bad flags; return what is said about them."""
+    """Parse bad flags; return the error message."""
     with pytest.raises(SystemExit) as caught:
         parse_settings(argv)
     assert caught.value.code == 2

@@ -1,4 +1,4 @@
-"""Reading TensorFlow's checkpoints: those that TensorFlow wrote, and those that nobody should have written."""
+"""Reading TensorFlow's checkpoints: those that TensorFlow wrote, and damaged or malicious ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def digest(value: np.ndarray, dtype: str) -> str:
 
 @pytest.fixture
 def types(tmp_path: Path) -> Path:
-    """A copy, to be damaged, of the checkpoint with all types."""
+    """A copy, which a test may damage, of the checkpoint with all types."""
     for file in GOOGLE_BERT.glob("types.ckpt.*"):
         shutil.copy(file, tmp_path)
     return tmp_path / "types.ckpt"
@@ -54,7 +54,7 @@ def index_of(prefix: Path) -> Path:
 
 
 def read_all(prefix: Path) -> None:
-    """Read what can be read; only a ModelError of one line that names a file may come out."""
+    """Read all tensors; the only exception may be a ModelError, in one line that names a file."""
     try:
         bundle = TensorBundle(prefix)
         for name in bundle.names:
@@ -95,13 +95,13 @@ def test_values_are_those_that_the_fixture_was_written_from() -> None:
 @pytest.mark.parametrize(
     ("name", "said"), [("float64", "is float64"), ("string", "is string"), ("sliced", "is saved in slices")]
 )
-def test_what_is_not_read_says_why(name: str, said: str) -> None:
+def test_an_unsupported_tensor_is_an_error_that_says_why(name: str, said: str) -> None:
     with pytest.raises(ModelError, match=rf"types\.ckpt\.data-0000\d-of-00004: {name} {said}"):
         TensorBundle(GOOGLE_BERT / "types.ckpt").read(name)
 
 
 def error_of(prefix: Path, name: str) -> str | None:
-    """Return why a tensor is not read; one that is read must be as TensorFlow reads it."""
+    """Return why a tensor cannot be read, or check that its values are those that TensorFlow reads."""
     try:
         value = TensorBundle(prefix).read(name)
     except ModelError as exc:
@@ -126,7 +126,7 @@ def test_a_changed_byte_of_the_index_is_an_error_or_changes_nothing(types: Path,
             num_errors += 1
         else:
             assert found == {name: what["sha256"] for name, what in TYPES.items()}
-    assert num_errors >= len(content) - 61  # an empty block and parts of the footer mean nothing
+    assert num_errors >= len(content) - 61  # bytes of an empty block and of the footer's padding have no meaning
 
 
 def test_a_changed_byte_of_a_tensor_is_an_error_that_names_it(types: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_changed_byte_of_a_tensor_is_an_error_that_names_it(types: Path) -> No
         for i in range(len(content)):
             shard.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
             errors = [error for name in TYPES if (error := error_of(types, name)) is not None]
-            assert len(errors) <= 1  # none: the byte is of one that is not read
+            assert len(errors) <= 1  # none: the byte belongs to an unsupported tensor
             assert all(str(shard) in error and "does not have its checksum" in error for error in errors)
         shard.write_bytes(content)
 
@@ -163,7 +163,7 @@ def test_a_missing_index_is_an_error(tmp_path: Path) -> None:
         TensorBundle(tmp_path / "none")
 
 
-# -- what has its checksums and is wrong all the same --------------------------------------------------
+# -- wrong content with right checksums ----------------------------------------------------------------
 
 FLOAT = entry(1, [1], 0, 0, 4, 0)
 
@@ -237,7 +237,7 @@ def folder() -> Iterator[Path]:
     ),
     num_cuts=st.integers(0, 5),
 )
-def test_names_come_out_of_any_number_of_blocks(folder: Path, tensors: dict[str, int], num_cuts: int) -> None:
+def test_names_are_read_from_any_number_of_blocks(folder: Path, tensors: dict[str, int], num_cuts: int) -> None:
     entries = [(b"", header())]
     entries += sorted((name.encode(), entry(1, [size], 0, 0, 4 * size, 0)) for name, size in tensors.items())
     size = max(1, len(entries) // (num_cuts + 1))
@@ -254,7 +254,7 @@ ANY_NUMBER = st.one_of(
 
 @given(ANY_NUMBER, st.lists(ANY_NUMBER, max_size=4), ANY_NUMBER, ANY_NUMBER, ANY_NUMBER, ANY_NUMBER)
 @example(1, [1 << 40], 0, 0, 1 << 42, 1)
-def test_any_numbers_are_values_or_an_error_and_take_no_memory(
+def test_any_numbers_are_values_or_an_error_and_need_little_memory(
     folder: Path, dtype: int, shape: list[int], shard: int, offset: int, size: int, num_shards: int
 ) -> None:
     prefix = write_bundle(folder / "numbers", {"a": np.arange(9, dtype=np.float32)})
@@ -285,7 +285,7 @@ def test_any_bytes_with_a_checksum_are_an_index_or_an_error(folder: Path, junk: 
 
 
 @given(st.data())
-def test_any_damage_to_what_tensorflow_wrote_is_no_crash(folder: Path, data: st.DataObject) -> None:
+def test_any_damage_is_an_error_and_no_crash(folder: Path, data: st.DataObject) -> None:
     for file in GOOGLE_BERT.glob("bert_model.ckpt.*"):
         content = bytearray(file.read_bytes())
         for _ in range(data.draw(st.integers(0, 3))):

@@ -220,7 +220,7 @@ def _metavar(annotation: object) -> str:
         return "{" + ",".join(get_args(annotation)) + "}"
     kinds = [arg for arg in get_args(annotation) if arg is not type(None)] or [annotation]
     kind = get_args(kinds[0])[0] if _is_tuple(annotation) and get_args(kinds[0]) else kinds[0]
-    return "TEXT" if kind is str else "N"
+    return "TEXT" if kind in (str, SecretStr) else "N"
 
 
 def _shown(value: object) -> str:
