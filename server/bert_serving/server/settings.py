@@ -184,7 +184,7 @@ def parse_settings(argv: Sequence[str] | None = None, *, prog: str = "bert-servi
 
 
 def settings_parser(prog: str, kind: type[OneLineParser] = OneLineParser) -> OneLineParser:
-    """Return a parser with `-name` and `--name` for every field, all of them defaulting to None."""
+    """Return a parser with `-name` and `--name` for every field. A flag that is not given is None."""
     parser = kind(
         prog=prog,
         description="Serve sentence vectors over ZeroMQ and HTTP.",
