@@ -1,4 +1,4 @@
-"""Finding a model's files and reading what they say, in small folders made for each test."""
+"""Finding a model's files and reading their configuration, in small folders made for each test."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_home_folder_may_be_written_as_a_tilde(plain: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./no-such-folder", "~/no-such-folder", "a/b/c", "a/../b"])
-def test_path_that_is_not_there_is_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_path_is_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(folder, "download")
     with pytest.raises(ModelError, match="no such folder"):
         resolve(name)
@@ -114,7 +114,7 @@ def test_other_forms_of_tokenizer_are_tokenizers(plain: Path, tokenizer: str) ->
     ModelFolder(plain).check()
 
 
-def test_transformer_in_a_folder_of_its_own_is_checked_there(sentences: Path) -> None:
+def test_transformer_in_its_module_folder_is_checked_there(sentences: Path) -> None:
     write_json(
         sentences / "modules.json", [module(0, "Transformer", "0_Transformer"), module(1, "Pooling", "1_Pooling")]
     )
@@ -131,7 +131,7 @@ def test_transformer_in_a_folder_of_its_own_is_checked_there(sentences: Path) ->
 
 @pytest.fixture
 def google(tmp_path: Path) -> Path:
-    """Folder of a BERT as Google gives it."""
+    """Folder of a BERT as Google publishes it."""
     write_json(tmp_path / "bert_config.json", {"max_position_embeddings": 128})
     for name in ("vocab.txt", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"):
         (tmp_path / name).touch()
@@ -162,7 +162,7 @@ def test_missing_file_of_googles_is_named(google: Path, missing: str, message: s
     assert str(google) in str(caught.value)
 
 
-def test_files_of_other_names_are_found_by_them(google: Path) -> None:
+def test_files_with_other_names_are_found_by_the_options(google: Path) -> None:
     (google / "bert_config.json").rename(google / "tiny.json")
     (google / "bert_model.ckpt.index").rename(google / "model.ckpt-7.index")
     names = {"config_name": "tiny.json", "ckpt_name": "model.ckpt-7"}
@@ -182,7 +182,7 @@ def test_tuned_checkpoint_is_found_by_its_name(google: Path) -> None:
         resolve_tuned(google, google)
 
 
-def test_transformers_files_go_before_googles_unless_named(plain: Path, google: Path) -> None:
+def test_transformers_files_are_preferred_unless_googles_are_named(plain: Path, google: Path) -> None:
     assert plain == google
     assert ModelFolder(plain).config_path.name == "config.json"
     assert ModelFolder(plain).unnamed_model_type is None
@@ -222,7 +222,7 @@ def test_revision_chooses_among_a_hub_names_versions(cache: Path, revision: str 
 
 
 @pytest.mark.parametrize("revision", ["v3", "2" * 40])
-def test_revision_that_is_not_there_is_named_in_one_line(cache: Path, revision: str) -> None:
+def test_missing_revision_is_named_in_one_line(cache: Path, revision: str) -> None:
     with pytest.raises(ModelError, match=f"'someone/model' at revision '{revision}'") as caught:
         resolve("someone/model", revision=revision)
     assert "\n" not in str(caught.value)
@@ -238,9 +238,7 @@ def test_revision_of_the_demo_model_is_refused() -> None:
         resolve(None, revision="main")
 
 
-def test_pickles_are_asked_for_only_where_there_is_nothing_else(
-    sentences: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pickles_are_downloaded_only_without_safetensors(sentences: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(
         sentences / "modules.json",
         [module(0, "Transformer", ""), module(1, "Pooling", "1_Pooling"), module(2, "Dense", "2_Dense")],
@@ -296,10 +294,10 @@ def test_code_in_the_folder_is_refused_with_its_name_and_the_flag(plain: Path, f
         None,
         {},
         {"AutoModelForMaskedLM": "modeling.Model"},
-        {"AutoModel": "someone/code--modeling.Model"},  # Transformers may have an implementation of its own
+        {"AutoModel": "someone/code--modeling.Model"},  # Transformers may have its own implementation
     ],
 )
-def test_model_without_code_of_its_own_is_not_refused(plain: Path, auto_map: Any) -> None:
+def test_model_without_code_in_its_folder_is_not_refused(plain: Path, auto_map: Any) -> None:
     write_json(plain / "config.json", BERT | {"auto_map": auto_map})
     ModelFolder(plain).refuse_code()
 
@@ -312,7 +310,7 @@ def test_without_a_tuned_model_the_weights_are_the_models(plain: Path) -> None:
     assert (folder.tuned_dir, folder.weights_dir) == (None, plain)
 
 
-def test_tuned_model_needs_weights_alone_and_its_model_none(plain: Path, tmp_path: Path) -> None:
+def test_tuned_folder_needs_only_weights_and_the_model_then_needs_none(plain: Path, tmp_path: Path) -> None:
     tuned = tmp_path / "tuned"
     tuned.mkdir()
     (plain / "model.safetensors").rename(tuned / "model.safetensors")
@@ -415,7 +413,7 @@ def test_sentence_transformer_is_read_whole(sentences: Path) -> None:
 
 
 @pytest.mark.parametrize("kinds", [[], ["Dense"], ["Dense", "Dense", "Normalize"], ["Normalize", "Dense"]])
-def test_what_follows_the_pooling_is_kept_in_order(sentences: Path, kinds: list[str]) -> None:
+def test_modules_after_the_pooling_are_kept_in_order(sentences: Path, kinds: list[str]) -> None:
     modules = [
         module(i, kind, f"{i}_{kind}" if i else "") for i, kind in enumerate(["Transformer", "Pooling", *kinds])
     ]
@@ -457,7 +455,7 @@ def test_pooling_of_old_and_new_folders_is_understood(
 @pytest.mark.parametrize(
     "kinds", [["Transformer", "Pooling", "LSTM"], ["Transformer", "Dense"], ["Pooling"], ["CLIPModel"], []]
 )
-def test_module_that_would_be_left_out_is_refused(sentences: Path, kinds: list[str]) -> None:
+def test_unsupported_module_is_refused(sentences: Path, kinds: list[str]) -> None:
     write_json(sentences / "modules.json", [module(i, kind, f"{i}_{kind}") for i, kind in enumerate(kinds)])
     with pytest.raises(ModelError, match="Transformer, Pooling, and then only Dense and Normalize"):
         read_sentence_transformers(sentences)
@@ -533,25 +531,27 @@ def test_position_limit_is_the_number_of_positions_that_are_used(
     assert ModelFolder(plain).position_limit == limit
 
 
-def test_own_length_of_a_plain_model_is_its_positions(plain: Path) -> None:
+def test_default_length_of_a_plain_model_is_its_positions(plain: Path) -> None:
     assert ModelFolder(plain).default_max_seq_len == 512
 
 
-def test_own_length_of_a_sentence_transformer_is_its_max_seq_length(sentences: Path) -> None:
+def test_default_length_of_a_sentence_transformer_is_its_max_seq_length(sentences: Path) -> None:
     assert ModelFolder(sentences).default_max_seq_len == 256
 
 
-@pytest.mark.parametrize(("model_max_length", "own"), [(128, 128), (10**30, 512), (1e30, 512), (None, 512)])
-def test_own_length_heeds_the_tokenizer(plain: Path, model_max_length: float | None, own: int) -> None:
+@pytest.mark.parametrize(("model_max_length", "default"), [(128, 128), (10**30, 512), (1e30, 512), (None, 512)])
+def test_default_length_is_limited_by_the_tokenizer(
+    plain: Path, model_max_length: float | None, default: int
+) -> None:
     write_json(plain / "tokenizer_config.json", {"model_max_length": model_max_length})
-    assert ModelFolder(plain).default_max_seq_len == own
+    assert ModelFolder(plain).default_max_seq_len == default
 
 
-def test_length_in_force_is_the_models_own_by_default(sentences: Path) -> None:
+def test_length_in_force_is_the_models_default(sentences: Path) -> None:
     assert ModelFolder(sentences).max_seq_len(None) == 256
 
 
-def test_length_may_exceed_the_models_own_up_to_its_positions(sentences: Path) -> None:
+def test_length_may_exceed_the_default_up_to_the_positions(sentences: Path) -> None:
     assert ModelFolder(sentences).max_seq_len(512) == 512
 
 

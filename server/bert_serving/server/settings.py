@@ -184,7 +184,7 @@ def parse_settings(argv: Sequence[str] | None = None, *, prog: str = "bert-servi
 
 
 def settings_parser(prog: str, kind: type[OneLineParser] = OneLineParser) -> OneLineParser:
-    """Return a parser with `-name` and `--name` for every field, all of them defaulting to None."""
+    """Return a parser with `-name` and `--name` for every field. A flag that is not given is None."""
     parser = kind(
         prog=prog,
         description="Serve sentence vectors over ZeroMQ and HTTP.",
@@ -220,7 +220,7 @@ def _metavar(annotation: object) -> str:
         return "{" + ",".join(get_args(annotation)) + "}"
     kinds = [arg for arg in get_args(annotation) if arg is not type(None)] or [annotation]
     kind = get_args(kinds[0])[0] if _is_tuple(annotation) and get_args(kinds[0]) else kinds[0]
-    return "TEXT" if kind is str else "N"
+    return "TEXT" if kind in (str, SecretStr) else "N"
 
 
 def _shown(value: object) -> str:

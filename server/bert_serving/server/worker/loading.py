@@ -104,7 +104,7 @@ def load(spec: ModelSpec) -> LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class _TransformerLoader:
-    """Loads the transformer of a spec, as often as `load` is called.
+    """Loads the transformer of a spec, anew in each call of `load`.
 
     pooling: the default one, which decides what is loaded. probes: the texts that execution is chosen with.
     """
@@ -169,7 +169,7 @@ class _TransformerLoader:
 
 
 def _by_strategy(encoder: PreTrainedModel, classifier: Classifier | None = None) -> dict[str, Head]:
-    """Return what makes rows of first tokens, by pooling strategy."""
+    """Return the heads that read first tokens, by pooling strategy."""
     heads: dict[str, Head] = {}
     if (pooler := pooler_of(encoder)) is not None:
         heads["CLS_POOLED"] = pooler

@@ -19,7 +19,7 @@ from .sequences import RequestError
 _TOKENS = ("NONE",)
 _TERMS = ("SPLADE",)
 _NEEDS_CLASSIFIER = {"CLASSIFICATION", "REGRESSION", "LOGITS"}
-#: Strategies that read the last layer's first token, whatever pooling_layer says, and have their own weights.
+#: Strategies that read the last layer's first token, for any pooling_layer, and have their own weights.
 FROM_FIRST = {"CLS_POOLED", *_NEEDS_CLASSIFIER}
 #: Strategies that read the last layer.
 _FROM_TOP = FROM_FIRST | {*_TERMS}
@@ -194,7 +194,7 @@ class PoolingPlanner:
             )
 
     def _width(self, poolings: Sequence[str], num_layers: int) -> int:
-        """Return the number of components of these poolings over so many layers."""
+        """Return the number of components of these poolings, over this number of layers."""
         of_layers = self._shape.hidden_size * num_layers
         widths = {"REDUCE_MEAN_MAX": 2 * of_layers, **self._shape.head_widths}
         return sum(widths.get(name, of_layers) for name in poolings)
@@ -206,7 +206,7 @@ def needs_classifier(strategies: Sequence[str]) -> bool:
 
 
 def reads_top_layer(strategies: Sequence[str]) -> bool:
-    """Return whether strategies read the last layer, whatever pooling_layer says."""
+    """Return whether strategies read the last layer, for any pooling_layer."""
     return bool(_FROM_TOP & set(strategies))
 
 

@@ -69,7 +69,7 @@ class Heads:
 
 
 class Transformer:
-    """A Transformers model and the way in which it runs."""
+    """A Transformers model, and how its forward passes run."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Transformer:
 
     @property
     def num_ids(self) -> int | None:
-        """The number of token ids that have an embedding; None if a user's own model does not tell."""
+        """The number of token ids that have an embedding; None if a user's own model does not provide it."""
         try:
             return int(self._model.get_input_embeddings().weight.shape[0])
         except NotImplementedError:
