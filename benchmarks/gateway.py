@@ -1,9 +1,9 @@
-"""What the HTTP gateway itself can carry: a worker that answers at once stands behind it.
+"""Measures the HTTP gateway alone, in front of a fake worker that returns fixed vectors at once.
 
     python -m benchmarks.gateway [--seconds 5] [--http_workers 1]
 
-The machine is shared by load generator, gateway, broker and double, so a rate is also given for each core: what
-was carried over the CPU time that the gateway processes took for it.
+The load generator, the gateway, the broker and the fake worker share the machine. Therefore each rate is also
+given per core: divided by the CPU time of the gateway processes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def run_broker(settings: dict[str, Any], endpoint: str) -> None:
 
 
 def run_double(endpoint: str) -> None:
-    """Answer each batch at once, with the same vectors for every text."""
+    """Run the fake worker: it returns a result for each batch at once, always with the same vectors."""
     socket_: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket_.setsockopt(zmq.IDENTITY, b"worker-0#1")
     socket_.connect(endpoint)
@@ -99,7 +99,7 @@ def run_double(endpoint: str) -> None:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests of one kind. size: texts in each. headers: beside the usual ones."""
+    """Requests of one kind. size: number of texts in each request."""
 
     name: str
     path: str
@@ -119,7 +119,7 @@ class Load:
 
 
 async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
-    """Send requests over several connections; return how many were answered, and the bytes of their bodies."""
+    """Send requests over several connections; return the number of responses, and the bytes of their bodies."""
     message, until = load.message, time.perf_counter() + seconds
     done = [0, 0]
 
@@ -147,7 +147,7 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
 def main() -> None:
     """Start broker, double and gateways, and print a row for each load."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of each measurement")
     parser.add_argument("--http_workers", type=int, default=1)
     args = parser.parse_args()
 
@@ -192,7 +192,7 @@ def main() -> None:
             ready.recv_bytes()
         try:
             print(f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
-            print("| load | requests/s | MB/s out | requests/s a core | MB/s a core |")
+            print("| load | requests/s | MB/s sent | requests/s per core | MB/s per core |")
             print("|---|---|---|---|---|")
             for load in loads:
                 print(row(load, http_port, [psutil.Process(p.pid) for p in gateways], args.seconds), flush=True)

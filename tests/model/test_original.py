@@ -68,7 +68,7 @@ def test_strategies_and_layers_equal_their_formulas(
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_the_server_starts_with_any_strategy_and_layers(
+def test_any_strategies_and_layers_can_be_set_at_load_time(
     folders: dict[str, Path], references: dict[str, Reference], name: str
 ) -> None:
     mine = encoder(folders["bert"], pooling_strategy=name, pooling_layer=[-2, 0], all_layers=False)
@@ -115,7 +115,7 @@ def test_the_error_for_a_model_without_a_pooler_names_cls_pooled(folders: dict[s
 # -- mask_cls_sep --------------------------------------------------------------------------------------
 
 
-def specials_hidden(reference: Reference, texts: list[str]) -> tuple[list[Array], list[list[int]]]:
+def hidden_without_specials(reference: Reference, texts: list[str]) -> tuple[list[Array], list[list[int]]]:
     """The hidden states when no token attends to special tokens, and the masks."""
     ids = [reference.single(text) for text in texts]
     masks = [[0] + [1] * (len(i) - 2) + [0] for i in ids]
@@ -128,7 +128,7 @@ def test_mask_cls_sep_hides_special_tokens_from_attention_and_pooling(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     mine = encoder(folders[family], mask_cls_sep=True)
-    hidden, masks = specials_hidden(references[family], TEXTS)
+    hidden, masks = hidden_without_specials(references[family], TEXTS)
     for name in STRATEGIES:
         rows = mine.encode(TEXTS, pooling_strategy=name, pooling_layer=[-1, 0])
         expected = [pool(name, layers_of(h, [-1, 0]), m) for h, m in zip(hidden, masks, strict=True)]
@@ -142,18 +142,18 @@ def test_mask_cls_sep_returns_special_tokens_with_zero_vectors(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     mine = encoder(folders[family], mask_cls_sep=True)
-    hidden, masks = specials_hidden(references[family], TEXTS)
+    hidden, masks = hidden_without_specials(references[family], TEXTS)
     for result, h, mask in zip(mine.encode_tokens(TEXTS, pooling_layer=-1), hidden, masks, strict=True):
         assert deviation(result.vectors, h[-1] * np.array(mask)[:, None]) <= 1e-5
         assert (result.tokens[0], result.tokens[-1]) == ("<s>", "</s>")
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet", "deberta-v2", "modernbert"])
-def test_mask_cls_sep_gives_finite_vectors_for_texts_without_a_token(
+def test_mask_cls_sep_gives_finite_vectors_for_texts_without_tokens(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     mine = encoder(folders[family], mask_cls_sep=True)
-    hidden, masks = specials_hidden(references[family], TEXTS)
+    hidden, masks = hidden_without_specials(references[family], TEXTS)
     for name in STRATEGIES:
         rows = mine.encode([*EMPTY, *TEXTS], pooling_strategy=name, pooling_layer=-1)
         assert np.isfinite(rows).all()

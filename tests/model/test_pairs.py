@@ -129,7 +129,7 @@ def test_a_pair_is_cut_by_removing_tokens_from_the_longer_string(
 
 @settings(max_examples=30, deadline=None)
 @given(first=st.integers(0, 40), second=st.integers(1, 40), longest=st.integers(5, 24))
-def test_a_pair_that_is_cut_on_the_left_keeps_as_many_tokens(
+def test_a_pair_cut_on_the_left_keeps_as_many_tokens_as_one_cut_on_the_right(
     folders: dict[str, Path], first: int, second: int, longest: int
 ) -> None:
     from bert_serving.protocol import EncodeOptions

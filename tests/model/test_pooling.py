@@ -50,7 +50,7 @@ def reference(name: str, hidden: torch.Tensor, lengths: Sequence[int] = LENGTHS)
     return np.stack([FORMULAS[name](tokens.double().numpy()) for tokens in hidden.split(list(lengths))])
 
 
-def test_every_strategy_has_its_formula_here() -> None:
+def test_every_strategy_has_a_formula_in_this_file() -> None:
     assert set(FORMULAS) == set(STRATEGIES)
 
 

@@ -43,7 +43,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
 
 
-# -- one option each -----------------------------------------------------------------------------------
+# -- single options ------------------------------------------------------------------------------------
 
 
 def test_several_strategies_are_concatenated_in_their_order(encoder: Encoder, reference: Reference) -> None:
@@ -133,21 +133,21 @@ def test_a_prompt_precedes_strings_and_not_lists_of_tokens(encoder: Encoder, ref
 
 
 @pytest.fixture(scope="module")
-def left_out(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    target = tmp_path_factory.mktemp("left_out")
+def without_prompt(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    target = tmp_path_factory.mktemp("without_prompt")
     pooling = Pooling(64, pooling_mode="mean", include_prompt=False)
     SentenceTransformer(modules=[Transformer(str(folder)), pooling], device="cpu").save(str(target))
     return Encoder(target, device="cpu", dtype="float32", max_seq_len=12)
 
 
-def test_a_list_of_tokens_has_no_prompt_that_pooling_leaves_out(left_out: Encoder) -> None:
+def test_a_list_of_tokens_has_no_prompt_that_pooling_leaves_out(without_prompt: Encoder) -> None:
     tokens = [["the", "quick", "brown", "fox"]]
-    assert deviation(left_out.encode(tokens, prompt="one two "), left_out.encode(tokens)) <= 1e-6
+    assert deviation(without_prompt.encode(tokens, prompt="one two "), without_prompt.encode(tokens)) <= 1e-6
 
 
 @pytest.mark.parametrize(("words", "first"), [(3, 3), (8, 3), (9, 2), (10, 1)])
 def test_pooling_leaves_out_the_tokens_of_a_prompt_that_was_partly_cut(
-    left_out: Encoder, reference: Reference, words: int, first: int
+    without_prompt: Encoder, reference: Reference, words: int, first: int
 ) -> None:
     text = " ".join([w for w in WORDS if len(w) > 1][:words])
     prompt = reference.words("five six ")
@@ -155,7 +155,7 @@ def test_pooling_leaves_out_the_tokens_of_a_prompt_that_was_partly_cut(
     ids = [cls, *(prompt + reference.words(text))[-10:], sep]
     (hidden,) = reference.hidden([ids])
     expected = hidden[-1][first:].mean(0) if first > 1 else hidden[-1].mean(0)
-    rows = left_out.encode([text], prompt="five six ", truncate="left")
+    rows = without_prompt.encode([text], prompt="five six ", truncate="left")
     assert deviation(rows, [expected]) <= 1e-5
 
 
@@ -165,12 +165,14 @@ def test_tokens_of_a_prompt_are_counted_after_lower_casing(folder: Path, tmp_pat
     tokenizer.save_pretrained(tmp_path)
     (text,) = Tokenizer(tmp_path, max_seq_len=12, do_lower_case=True)(["a"], prompt="XY ", pool_prompt=False)
     assert isinstance(text, TokenizedText)
-    assert text.sequences[0].num_prompt == 3  # <s> x ##y, where XY is one unknown word
+    assert text.sequences[0].num_prompt == 3  # <s> x ##y; without lower-casing, XY is one unknown token
 
 
-def test_cls_pooled_reads_cls_even_if_the_prompt_is_left_out(left_out: Encoder, reference: Reference) -> None:
+def test_cls_pooled_reads_cls_even_if_the_prompt_is_left_out(
+    without_prompt: Encoder, reference: Reference
+) -> None:
     (hidden,) = reference.hidden([reference.single("five six the dog")])
-    rows = left_out.encode(["the dog"], prompt="five six ", pooling_strategy="CLS_POOLED")
+    rows = without_prompt.encode(["the dog"], prompt="five six ", pooling_strategy="CLS_POOLED")
     assert deviation(rows, [reference.pooled(hidden[-1][0])]) <= 1e-5
 
 

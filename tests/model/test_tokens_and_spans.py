@@ -212,7 +212,7 @@ def starts_of(windows: list[list[int]], words: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("max_seq_len", [3, 4, 10, 64, 512])
-def test_windows_cover_a_text_and_their_weighted_mean_is_its_vector(
+def test_vector_of_a_long_text_is_the_weighted_mean_over_its_windows(
     folder: Path, reference: Reference, max_seq_len: int
 ) -> None:
     mine, text = encoder(folder, max_seq_len=max_seq_len), long_text(600 if max_seq_len < 512 else 9000)
@@ -268,7 +268,7 @@ def test_a_text_of_100000_characters_is_read_to_its_end(folder: Path, reference:
     assert result.offsets == whole["offset_mapping"]
 
 
-def test_spans_reach_beyond_max_seq_len_with_chunk(folder: Path) -> None:
+def test_spans_may_exceed_max_seq_len_with_chunk(folder: Path) -> None:
     mine, text = encoder(folder), long_text(20_000)
     spans = [(0, 5), (9_990, 10_030), (19_997, 20_000), (0, 20_000)]
     with pytest.raises(ValueError, match="see the option long_text"):

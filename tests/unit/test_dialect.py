@@ -40,7 +40,7 @@ def read(body: bytes, model: type[BaseModel] = EmbedBody, **headers: str) -> Any
     return asyncio.run(RequestContext(request_with(body, **headers), service).body(model))
 
 
-# -- keys ----------------------------------------------------------------------------------------------
+# -- API keys ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_other_headers_are_refused_if_there_are_keys(headers: dict[str, str]) ->
     check_api_key(request_with(**headers), ())
 
 
-# -- bodies --------------------------------------------------------------------------------------------
+# -- request bodies ------------------------------------------------------------------------------------
 
 
 def test_a_gzip_body_is_decompressed() -> None:
@@ -193,7 +193,7 @@ def test_a_long_value_is_shortened_in_the_message() -> None:
     assert len(caught.value.message) < 200
 
 
-def test_null_is_absent_and_unknown_fields_are_ignored() -> None:
+def test_null_counts_as_absent_and_unknown_fields_are_ignored() -> None:
     nulls = (
         b'{"inputs": "a", "truncate": null, "truncation_direction": null, "prompt_name": null, "normalize": null,'
     )

@@ -38,7 +38,7 @@ def test_defaults_are_the_originals() -> None:
     assert plan.protocols == (FULL,)
 
 
-def test_an_empty_list_leaves_an_experiment_out() -> None:
+def test_an_empty_list_skips_an_experiment() -> None:
     assert parse_plan(ONLY_BATCHES).experiments == {"client_batch_size": [1, 16]}
 
 
@@ -87,7 +87,7 @@ def test_bad_flags_are_named_in_one_line(argv: list[str], said: str, capsys: pyt
     assert said in line
 
 
-def test_sentences_fill_the_sequence_or_are_of_every_length() -> None:
+def test_sentences_have_the_full_length_or_mixed_lengths() -> None:
     words = vocabulary_of("the cat saw the dog\nand ran")
     assert words == ["and", "cat", "dog", "ran", "saw", "the"]
     full = make_sentences(words, 50, 12, protocol=FULL, seed=0)
@@ -97,7 +97,7 @@ def test_sentences_fill_the_sequence_or_are_of_every_length() -> None:
     assert full != make_sentences(words, 50, 12, protocol=FULL, seed=1)
 
 
-def test_a_table_is_the_originals_under_a_title() -> None:
+def test_a_table_is_the_originals_below_a_title() -> None:
     results = [(1, Speeds((75.9,))), (4096, Speeds((473.2,)))]
     assert result_table("client_batch_size", FULL, results).splitlines() == [
         "",

@@ -67,12 +67,12 @@ def test_take_returns_the_tokens_of_its_texts() -> None:
     assert queue.take(max_tokens=100, max_texts=10, cost=cost)[1] == 5 + 6 + 7
 
 
-def test_take_stops_at_its_tokens() -> None:
+def test_take_stops_at_max_tokens() -> None:
     (part,) = take(queue_of(make_job(ALICE, *[10] * 20)), max_tokens=55)
     assert (part.start, part.stop) == (0, 5)
 
 
-def test_take_stops_at_its_texts() -> None:
+def test_take_stops_at_max_texts() -> None:
     slices = take(queue_of(make_job(ALICE, *[10] * 20), make_job(BOB, *[10] * 20)), max_texts=7)
     assert sum(map(len, slices)) == 7
 
@@ -89,7 +89,7 @@ def test_text_that_no_longer_fits_stays_for_the_next_take() -> None:
     assert [part.job for part in take(queue, max_tokens=100)] == [big]
 
 
-def test_slice_goes_on_where_the_last_one_ended() -> None:
+def test_slice_begins_where_the_last_one_ended() -> None:
     queue = queue_of(make_job(ALICE, *[10] * 20))
     bounds = [(part.start, part.stop) for _ in range(3) for part in take(queue, max_tokens=70)]
     assert bounds == [(0, 7), (7, 14), (14, 20)]
@@ -171,7 +171,7 @@ def test_new_flow_is_served_within_one_round() -> None:
     assert tokens_by_client(take(queue, max_tokens=3 * QUANTUM))[CAROL] == 10
 
 
-def test_client_that_always_comes_back_does_not_starve_another() -> None:
+def test_client_that_sends_again_and_again_does_not_starve_another() -> None:
     queue = queue_of(make_job(ALICE, *[10] * 1000))
     slices = take(queue, max_tokens=250)
     for _ in range(20):

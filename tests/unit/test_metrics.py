@@ -47,7 +47,7 @@ def test_a_worker_is_in_one_state() -> None:
     assert busy == {"worker-0": 0, "worker-1": 0}
 
 
-def test_seconds_are_counted_in_buckets_up_to_minutes() -> None:
+def test_duration_buckets_reach_to_minutes() -> None:
     metrics = BrokerMetrics()
     for seconds in (0.0009, 0.02, 200, 1000):
         metrics.latency.observe(seconds)

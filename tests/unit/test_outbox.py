@@ -1,4 +1,4 @@
-"""Replies wait for their subscriber: order, isolation of clients, bounds."""
+"""Replies are held until their client subscribes: order, isolation of clients, limits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def delivered(outbox: Outbox) -> list[tuple[bytes, bytes]]:
     return pipes.sent
 
 
-# -- holding -------------------------------------------------------------------------------------------
+# -- held replies --------------------------------------------------------------------------------------
 
 
 def test_reply_to_a_subscriber_is_sent_at_once() -> None:
@@ -87,7 +87,7 @@ def test_held_replies_are_sent_in_order() -> None:
     assert [body for _, body in delivered(outbox)] == [b"1", b"2", b"3"]
 
 
-def test_subscription_of_one_does_not_release_the_replies_of_another() -> None:
+def test_subscription_of_one_client_does_not_release_the_replies_of_another() -> None:
     outbox = make_outbox()
     outbox.post(reply(ALICE), 0.0)
     outbox.subscribe(BOB)
@@ -134,7 +134,7 @@ def test_full_pipe_does_not_block_other_topics() -> None:
     assert pipes.sent == [(BOB, b"{}")]
 
 
-def test_full_pipe_stays_deliverable() -> None:
+def test_reply_behind_a_full_pipe_stays_deliverable() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.post(reply(ALICE), 0.0)
@@ -142,7 +142,7 @@ def test_full_pipe_stays_deliverable() -> None:
     assert outbox.has_deliverable
 
 
-# -- leaving -------------------------------------------------------------------------------------------
+# -- unsubscribing -------------------------------------------------------------------------------------
 
 
 def test_last_unsubscription_drops_the_replies() -> None:
@@ -210,7 +210,7 @@ def test_empty_subscription_is_refused() -> None:
     assert outbox.num_subscribers == 0
 
 
-def test_uuid_is_its_own_topic() -> None:
+def test_topic_of_a_uuid_is_the_uuid() -> None:
     assert make_outbox().subscribe(ALICE) == ALICE
 
 
@@ -245,7 +245,7 @@ def test_subscriber_gets_no_reply_of_an_identity_that_begins_with_its_own(one: b
     assert one == other or not outbox.topic_of(other).startswith(heard)
 
 
-# -- bounds --------------------------------------------------------------------------------------------
+# -- limits --------------------------------------------------------------------------------------------
 
 
 def test_held_bytes_counts_every_frame() -> None:
@@ -254,7 +254,7 @@ def test_held_bytes_counts_every_frame() -> None:
     assert outbox.held_bytes == len(ALICE) + 5 + 7 + 1 + OVERHEAD
 
 
-def test_delivery_frees_the_bytes() -> None:
+def test_delivery_frees_the_held_bytes() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.post(reply(ALICE), 0.0)
@@ -318,7 +318,7 @@ def test_newer_replies_are_kept_when_an_older_one_expires() -> None:
     assert delivered(outbox) == [(ALICE, b"young")]
 
 
-def test_full_pipe_does_not_protect_from_age() -> None:
+def test_reply_behind_a_full_pipe_expires_too() -> None:
     outbox = make_outbox(max_age_s=5.0)
     outbox.subscribe(ALICE)
     outbox.post(reply(ALICE), 0.0)
@@ -343,14 +343,14 @@ def test_replies_of_each_identity_keep_their_order_in_every_sequence_of_events(
     steps: list[tuple[str, bytes]],
 ) -> None:
     outbox, pipes = make_outbox(), Pipes()
-    holders: Counter[bytes] = Counter()
+    num_clients: Counter[bytes] = Counter()
     for number, (step, identity) in enumerate(steps):
         if step == "subscribe":
             outbox.subscribe(identity)
-            holders[identity] += 1
-        elif step == "unsubscribe" and holders[identity]:
-            holders[identity] -= 1
-            assert outbox.unsubscribe(identity) == (holders[identity] == 0)
+            num_clients[identity] += 1
+        elif step == "unsubscribe" and num_clients[identity]:
+            num_clients[identity] -= 1
+            assert outbox.unsubscribe(identity) == (num_clients[identity] == 0)
         elif step == "post":
             outbox.post(reply(identity, b"%d" % number), 0.0)
         else:
@@ -360,9 +360,9 @@ def test_replies_of_each_identity_keep_their_order_in_every_sequence_of_events(
     for topic, body in pipes.sent:
         by_topic.setdefault(topic, []).append(int(body))
     assert all(numbers == sorted(set(numbers)) for numbers in by_topic.values())
-    assert outbox.num_subscribers == len(+holders)
-    for identity in list(+holders):
-        for _ in range(holders[identity]):
+    assert outbox.num_subscribers == len(+num_clients)
+    for identity in list(+num_clients):
+        for _ in range(num_clients[identity]):
             outbox.unsubscribe(identity)
     outbox.expire(1e9)
     assert (outbox.held_bytes, outbox.num_subscribers, outbox.has_deliverable) == (0, 0, False)

@@ -1,4 +1,4 @@
-"""Number formats and containers of vectors, against numpy and sentence-transformers."""
+"""Number formats and containers of vectors, compared with NumPy and sentence-transformers."""
 
 from __future__ import annotations
 

@@ -57,7 +57,9 @@ def test_micro_batch_is_full(lengths: list[int], max_tokens: int) -> None:
         ([500, 3, 400], 256, False, [[0], [2], [1]]),
     ],
 )
-def test_plan_is(lengths: list[int], max_tokens: int, padded: bool, plan: list[list[int]]) -> None:
+def test_plan_has_the_expected_micro_batches(
+    lengths: list[int], max_tokens: int, padded: bool, plan: list[list[int]]
+) -> None:
     assert plan_micro_batches(lengths, max_tokens, padded=padded) == plan
 
 

@@ -1,7 +1,8 @@
 """The scheduler's rules, one by one, and what must hold in every sequence of events.
 
-A text of 4 * (n - 2) characters is estimated at n tokens, and the worker of these tests confirms that; most
-texts here have 16 tokens. A worker of 20,000 tokens/s has a full batch of 1,600 tokens: 100 texts of 16.
+The scheduler estimates a text of 4 * (n - 2) characters at n tokens, and the worker of these tests reports as
+many. Most texts have 16 tokens. For a worker of 20,000 tokens/s, a full batch is 1,600 tokens: 100 texts of 16
+tokens.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from tests.support.model_facts import model_facts
 
 ALICE, BOB, CAROL = b"alice-0123456789", b"bob-0123456789ab", b"carol-0123456789"
 FULL_BATCH = 100  # texts of 16 tokens
-SMALL = 16  # most texts of a request that overtakes
+SMALL = 16  # largest request, in texts, that overtakes others
 
 _unique = itertools.count(1)
 
@@ -126,7 +127,7 @@ def turn(scheduler: Scheduler, name: str = "w0", **speed: Any) -> Batch:
 
 
 def run_all(scheduler: Scheduler, name: str = "w0") -> list[Job]:
-    """Let one worker compute until nothing is left; return the jobs in the order of their end."""
+    """Let one worker compute everything; return the jobs in the order in which they end."""
     done: list[Job] = []
     while (batch := scheduler.next_batch(name, 0.0)) is not None:
         done += scheduler.complete(name, computed(batch), 0.0)
@@ -141,7 +142,7 @@ def share_of(job: Job, batch: Batch) -> int:
     return len(set(job.texts) & set(texts_of(batch)))
 
 
-# -- merging -------------------------------------------------------------------------------------------
+# -- batches from several requests ---------------------------------------------------------------------
 
 
 def test_idle_server_sends_a_single_text_at_once() -> None:
@@ -157,7 +158,7 @@ def test_requests_of_different_clients_merge_into_one_batch() -> None:
     assert [share_of(job, batch) for job in jobs] == [2, 2, 2]
 
 
-def test_merged_rows_return_to_the_request_that_they_came_from() -> None:
+def test_merged_rows_go_back_to_their_own_request() -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, client, 3) for client in (ALICE, BOB, ALICE)]
     assert run_all(scheduler) == jobs
@@ -185,10 +186,10 @@ def test_texts_wait_for_the_first_worker() -> None:
 
 def test_requests_with_different_options_share_a_batch() -> None:
     scheduler = make_scheduler()
-    curious = EncodeOptions(show_tokens=True, pooling_strategy=("CLS_TOKEN",))
+    with_tokens = EncodeOptions(show_tokens=True, pooling_strategy=("CLS_TOKEN",))
     submit(scheduler, ALICE, 1)
-    submit(scheduler, BOB, 1, options=curious)
-    assert [part.options for part in next_batch(scheduler).parts] == [EncodeOptions(), curious]
+    submit(scheduler, BOB, 1, options=with_tokens)
+    assert [part.options for part in next_batch(scheduler).parts] == [EncodeOptions(), with_tokens]
 
 
 def test_server_that_shows_tokens_requests_them_for_every_text() -> None:
@@ -197,13 +198,13 @@ def test_server_that_shows_tokens_requests_them_for_every_text() -> None:
     assert next_batch(scheduler).parts[0].options.show_tokens
 
 
-def test_spans_travel_with_their_texts() -> None:
+def test_spans_are_sent_with_their_texts() -> None:
     scheduler = make_scheduler(max_batch_size=2)
     submit(scheduler, ALICE, 3, spans=[[[0, 1]], [[0, 2]], [[0, 3]]])
     assert [turn(scheduler).parts[0].spans for _ in range(2)] == [[[[0, 1]], [[0, 2]]], [[[0, 3]]]]
 
 
-def test_vectors_of_several_tokens_are_kept_text_by_text() -> None:
+def test_token_vectors_are_grouped_by_text() -> None:
     scheduler = make_scheduler(max_batch_size=2)
     job = submit(scheduler, ALICE, 3)
     for rows, counts in (([[1.0], [2.0], [3.0]], [1, 2]), ([[4.0]], [1])):
@@ -258,7 +259,7 @@ def test_a_long_text_that_is_not_truncated_gets_more_time() -> None:
     texts = make_texts(1, num_tokens=101_000)
     scheduler.submit(request(ALICE, texts, options=EncodeOptions(long_text="chunk")), 0.0)
     next_batch(scheduler)
-    assert scheduler.overdue(400.0, 120.0) == []  # 100,000 tokens more than a batch has, at a quarter of the rate
+    assert scheduler.overdue(400.0, 120.0) == []  # 100,000 tokens above a full batch, at a quarter of the rate
     assert scheduler.overdue(530.0, 120.0) == ["w0"]
 
 
@@ -276,7 +277,7 @@ def test_usage_holds_the_tokens_and_times_of_a_request() -> None:
     assert (usage.total_ms, usage.queue_ms, usage.tokenize_ms, usage.compute_ms) == (4000, 2000, 3, 15)
 
 
-def test_pairs_and_ids_are_batched_by_their_size() -> None:
+def test_pairs_and_token_ids_count_by_their_size() -> None:
     scheduler = make_scheduler()
     pairs: Sequence[Text] = [TextPair(text="x" * 28, text_pair="x" * 28)] * FULL_BATCH * 2
     ids: Sequence[Text] = [[7] * 14] * FULL_BATCH * 2
@@ -287,7 +288,7 @@ def test_pairs_and_ids_are_batched_by_their_size() -> None:
         scheduler.worker_ready("w0", facts())
 
 
-def test_truncated_rows_are_numbered_within_their_own_request() -> None:
+def test_truncated_rows_are_indices_into_their_own_request() -> None:
     scheduler = make_scheduler()
     first, second = submit(scheduler, ALICE, 2), submit(scheduler, BOB, 3)
     batch = next_batch(scheduler)
@@ -386,7 +387,7 @@ def test_slow_small_batches_do_not_lower_the_rate() -> None:
     assert scheduler.tokens_per_s == 20_000
 
 
-def test_rate_is_that_of_all_workers_together() -> None:
+def test_rate_is_the_sum_over_all_workers() -> None:
     assert make_scheduler(workers=3).tokens_per_s == 60_000
 
 
@@ -436,7 +437,7 @@ def test_batch_ahead_is_sent_when_it_is_half_full() -> None:
     assert texts_of(next_batch(scheduler)) == job.texts
 
 
-def test_batch_ahead_grows_until_the_one_in_work_is_done() -> None:
+def test_batch_ahead_grows_until_the_current_one_is_done() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 10)
     first = next_batch(scheduler)
@@ -471,7 +472,7 @@ def test_job_is_spread_over_the_workers_and_its_rows_are_in_order() -> None:
     assert job.result.rows[:, 0].tolist() == [number_of(text) for text in job.texts]
 
 
-# -- who goes first ------------------------------------------------------------------------------------
+# -- order and fair shares -----------------------------------------------------------------------------
 
 
 def test_small_request_overtakes_a_large_one() -> None:
@@ -514,7 +515,7 @@ def test_small_requests_fill_the_batch_when_no_large_one_waits() -> None:
     assert len(texts_of(next_batch(scheduler))) == FULL_BATCH
 
 
-def test_job_of_20000_texts_delays_a_single_text_by_the_batches_in_flight_only() -> None:
+def test_job_of_20000_texts_delays_a_single_text_only_by_the_batches_in_flight() -> None:
     scheduler = make_scheduler(workers=2)
     submit(scheduler, ALICE, 20_000)
     in_flight = list(scheduler.next_batches(0.0))
@@ -572,12 +573,12 @@ def test_client_that_subscribes_late_does_not_wait_behind_the_others(count: int)
     scheduler = make_scheduler()
     for i in range(1000):
         submit(scheduler, b"unsubscribed %d" % i, count, is_unsubscribed=True)
-    slow_joiner = submit(scheduler, ALICE, count, is_unsubscribed=True)
+    late_subscriber = submit(scheduler, ALICE, count, is_unsubscribed=True)
     scheduler.claim(ALICE)
-    assert share_of(slow_joiner, next_batch(scheduler)) == count
+    assert share_of(late_subscriber, next_batch(scheduler)) == count
 
 
-def test_claim_moves_what_still_waits_and_nothing_else() -> None:
+def test_claim_moves_only_waiting_texts() -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, ALICE, count, is_unsubscribed=True) for count in (1, 150, 30)]
     first = next_batch(scheduler)
@@ -610,7 +611,7 @@ def test_both_batches_of_a_lost_worker_return_in_their_order() -> None:
     assert [texts_of(turn(scheduler)), texts_of(turn(scheduler))] == lost
 
 
-def test_suspect_is_not_sent_behind_another_batch() -> None:
+def test_suspect_batch_is_not_sent_behind_another_batch() -> None:
     scheduler = make_scheduler(workers=2)
     submit(scheduler, ALICE, 200)
     next_batch(scheduler, "w0")
@@ -619,7 +620,7 @@ def test_suspect_is_not_sent_behind_another_batch() -> None:
     assert scheduler.next_batch("w1", 0.0) is None
 
 
-def test_nothing_is_sent_behind_a_suspect() -> None:
+def test_no_batch_is_sent_behind_a_suspect_batch() -> None:
     scheduler = make_scheduler(workers=2)
     submit(scheduler, ALICE, 100)
     next_batch(scheduler, "w0")
@@ -629,7 +630,7 @@ def test_nothing_is_sent_behind_a_suspect() -> None:
     assert scheduler.next_batch("w1", 0.0) is None
 
 
-def test_suspect_is_not_merged_with_others() -> None:
+def test_suspect_batch_is_not_merged_with_other_requests() -> None:
     scheduler = make_scheduler()
     lost = submit(scheduler, ALICE, 1)
     next_batch(scheduler)
@@ -648,7 +649,7 @@ def test_suspect_that_is_computed_completes_like_any_other() -> None:
     assert run_all(scheduler) == [job]
 
 
-def test_second_loss_splits_the_suspect() -> None:
+def test_second_lost_worker_splits_the_suspect_batch() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 5)
     for _ in range(2):
@@ -658,7 +659,7 @@ def test_second_loss_splits_the_suspect() -> None:
     assert [texts_of(turn(scheduler)), texts_of(turn(scheduler))] == [job.texts[:2], job.texts[2:]]
 
 
-def test_text_that_is_alone_at_the_second_loss_fails_with_worker_failed() -> None:
+def test_single_text_that_loses_a_second_worker_fails_with_worker_failed() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 1)
     next_batch(scheduler)
@@ -723,7 +724,7 @@ def test_failed_batch_of_one_text_fails_its_request_with_the_workers_message() -
     assert "index out of range" in failure.error.message
 
 
-def test_half_of_a_failed_batch_survives_the_first_worker_that_it_loses() -> None:
+def test_half_of_a_failed_batch_is_tried_again_after_its_first_lost_worker() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 2)
     scheduler.fail("w0", next_batch(scheduler).batch_id, "out of memory")
@@ -817,7 +818,7 @@ def test_cancelled_texts_leave_the_queue_at_once() -> None:
     assert (scheduler.num_waiting, scheduler.open_bytes, scheduler.num_jobs) == (0, 0, 0)
 
 
-def test_cancelled_job_is_not_tried_again_after_a_loss() -> None:
+def test_cancelled_job_is_not_tried_again_after_a_lost_worker() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 3)
     kept = submit(scheduler, BOB, 3)
@@ -828,7 +829,7 @@ def test_cancelled_job_is_not_tried_again_after_a_loss() -> None:
     assert texts_of(next_batch(scheduler)) == kept.texts
 
 
-def test_cancelled_job_cannot_fail_any_more() -> None:
+def test_cancelled_job_cannot_fail() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 1)
     batch = next_batch(scheduler)
@@ -836,7 +837,7 @@ def test_cancelled_job_cannot_fail_any_more() -> None:
     assert scheduler.fail("w0", batch.batch_id, "too late") == []
 
 
-def test_result_that_comes_twice_is_ignored() -> None:
+def test_second_result_of_a_batch_is_ignored() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 1)
     result = computed(next_batch(scheduler))
@@ -880,7 +881,7 @@ def test_texts_of_an_ended_job_are_freed_even_without_a_worker(end: str, is_unsu
     assert watch() is None
 
 
-# -- admission -----------------------------------------------------------------------------------------
+# -- full queue ----------------------------------------------------------------------------------------
 
 
 def test_full_queue_rejects_with_overloaded() -> None:
@@ -919,7 +920,7 @@ def test_overloaded_has_a_retry_time_from_the_measured_rate(workers: int, expect
     scheduler = make_scheduler(workers=workers, queue_capacity=1000)
     submit(scheduler, ALICE, 1000)
     with pytest.raises(Overloaded) as caught:
-        submit(scheduler, BOB, 250)  # 4,000 tokens at 20,000 tokens/s a worker
+        submit(scheduler, BOB, 250)  # 4,000 tokens at 20,000 tokens/s per worker
     assert caught.value.retry_after_ms == expected_ms
 
 

@@ -86,7 +86,7 @@ events = st.lists(
 
 
 @given(events, st.floats(0, 400))
-def test_every_value_is_the_originals(arrivals: list[tuple[bytes, int | None, float]], later: float) -> None:
+def test_every_value_equals_the_originals(arrivals: list[tuple[bytes, int | None, float]], later: float) -> None:
     now = 1000.0
     ours, naive = Statistic(now), Naive(now)
     for client, size, pause in arrivals:
@@ -118,7 +118,7 @@ def test_only_the_last_200_intervals_count() -> None:
     assert (report["max_request_per_second"], report["num_max_request_per_second"]) == (0.5, 200)
 
 
-def test_requests_of_one_instant_have_a_finite_rate() -> None:
+def test_simultaneous_requests_have_a_finite_rate() -> None:
     ours = Statistic(5.0)
     ours.count_texts(b"a", 1, 5.0)
     ours.count_texts(b"a", 1, 5.0)
@@ -134,7 +134,7 @@ def test_a_client_is_active_for_three_minutes_after_its_last_texts() -> None:
     assert [ours.report(now)["num_active_client"] for now in (279.9, 280.0, 329.9, 330.0)] == [2, 1, 1, 0]
 
 
-def test_100000_clients_and_sizes_stay_within_the_cap() -> None:
+def test_100000_clients_and_sizes_take_bounded_memory() -> None:
     ours = Statistic(0.0)
     for i in range(100_000):
         client = b"%032d" % i

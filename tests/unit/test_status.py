@@ -22,7 +22,7 @@ from tests.support.model_facts import model_facts
 
 NONE = type(None)
 
-#: Every key of the original's config, and the types that JSON gives its value.
+#: Every key of the original's config, with the JSON types of its value.
 ORIGINAL_CONFIG: dict[str, tuple[type, ...]] = {
     # runtime
     "client": (str,),
@@ -126,7 +126,7 @@ def make_report(statistic: Statistic | None = None, **settings: Any) -> StatusRe
 
 
 def as_json(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the info as a client has it."""
+    """Return the info as a client receives it."""
     found: dict[str, Any] = json.loads(json.dumps(info))
     return found
 
@@ -179,14 +179,14 @@ def test_labels_of_a_classification_head_are_in_config_and_status() -> None:
     assert as_json(views["worker-0"].to_info(0.0))["labels"] == ["no", "yes"]
 
 
-def test_values_that_the_original_computed() -> None:
+def test_computed_values_equal_those_of_the_original() -> None:
     config = make_report(
         cased_tokenization=True, http_port=8125, pooling_layer=(-1, -2), device_map=(3,), num_worker=2
     ).config(b"0123")
     assert config["server_version"] == "1.10.0"
     assert config["client"] == "0123"
     assert config["do_lower_case"] is False
-    assert config["num_process"] == 4  # two workers, the gateway, and the server
+    assert config["num_process"] == 4  # two workers, the gateway, and the server process
     assert config["ventilator -> worker"] == ["ipc:///tmp/x/workers"]
     assert config["pooling_layer"] == [-1, -2]
     assert config["device_map"] == [3]
@@ -214,7 +214,7 @@ def test_an_identity_that_is_not_text_is_reported_with_escapes() -> None:
         (("REDUCE_MEAN", "CLS_TOKEN"), None),
     ],
 )
-def test_pooling_strategy_is_the_originals_number(names: tuple[str, ...], number: int | None) -> None:
+def test_pooling_strategy_is_the_number_of_the_original(names: tuple[str, ...], number: int | None) -> None:
     config = make_report(pooling_strategy=names).config(b"a")
     assert config["pooling_strategy"] == number
     assert config["pooling"] == list(names)
@@ -254,13 +254,13 @@ def test_pooling_of_a_plain_folder_is_the_originals_default(tmp_path: Path) -> N
     assert (config["pooling_strategy"], config["pooling_layer"]) == (2, [-2])
 
 
-def test_max_seq_len_none_is_null_as_the_original_had_it() -> None:
+def test_max_seq_len_none_is_null_as_in_the_original() -> None:
     config = as_json(make_report(max_seq_len="NONE").config(b"a"))
     assert_types(config, ORIGINAL_CONFIG)
     assert config["max_seq_len"] is None
 
 
-def test_the_originals_page_finds_every_value_that_it_reads() -> None:
+def test_the_originals_dashboard_finds_every_value_that_it_reads() -> None:
     """The cards of the page, one by one."""
     statistic = Statistic(0.0)
     statistic.count_command(b"a")
@@ -274,7 +274,7 @@ def test_the_originals_page_finds_every_value_that_it_reads() -> None:
     assert [found[f"{kind}_request_per_client"] for kind in ("min", "avg", "max")] == [1, 1.5, 2]
     assert (status["server_version"], status["cpu"], status["num_worker"]) == ("1.10.0", True, 2)
     assert status["max_seq_len"] == 25
-    assert datetime.fromisoformat(status["server_start_time"]).tzinfo is not None  # its uptime
+    assert datetime.fromisoformat(status["server_start_time"]).tzinfo is not None  # needed for the uptime
 
 
 def test_torchs_version_is_reported_without_loading_it() -> None:

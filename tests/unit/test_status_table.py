@@ -71,7 +71,7 @@ def test_a_max_seq_len_of_null_is_shown_as_none() -> None:
     assert "max_seq_len NONE" in table(snapshot(max_seq_len=None), address="a:1")
 
 
-def test_rates_are_of_the_time_since_the_last_refresh() -> None:
+def test_rates_are_measured_since_the_last_refresh() -> None:
     before = snapshot(100.0)
     now = snapshot(104.0, num_encoded_seq=980, num_batch=42)
     per_second, since = rates(now, before)
@@ -80,7 +80,7 @@ def test_rates_are_of_the_time_since_the_last_refresh() -> None:
     assert "in the last 4.0 s" in table(now, before, address="a:1")
 
 
-def test_after_a_restart_rates_are_of_the_time_since_the_start() -> None:
+def test_rates_are_measured_since_the_start_after_a_restart() -> None:
     now = snapshot(104.0, start="2026-01-02T02:02:54+00:00", num_batch=5)
     per_second, since = rates(now, snapshot(100.0))
     assert (since, per_second["batches"]) == ("since its start", 0.5)

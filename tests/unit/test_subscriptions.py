@@ -42,7 +42,7 @@ def test_nothing_is_left_of_a_broken_connection() -> None:
     assert ended == [True] * MANY + [False]
     assert repr(subscriptions) == "<Subscriptions accepted=0 refused=0>"
     assert not subscriptions.has_refused(ALICE)
-    assert subscriptions.add(ALICE, b"the number is another's now")
+    assert subscriptions.add(ALICE, b"the number belongs to another connection now")
 
 
 def test_the_end_of_a_refused_subscription_does_not_end_another() -> None:

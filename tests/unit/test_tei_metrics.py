@@ -71,7 +71,7 @@ def test_every_name_exists_from_the_start_at_zero() -> None:
     assert plain == COUNTERS | of_histograms
 
 
-def test_buckets_are_teis() -> None:
+def test_buckets_equal_those_of_tei() -> None:
     found = samples(make_metrics()[0])
     for name in DURATIONS:
         bounds = [key.split('"')[1] for key in found if key.startswith(f"{name}_bucket")]
@@ -115,7 +115,7 @@ def test_a_request_that_cannot_be_read_counts_as_arrived() -> None:
     assert (found['te_request_count{method="single"}'], found["te_embed_count"]) == (1, 1)
 
 
-def test_batches_and_the_queue_have_both_names() -> None:
+def test_batches_and_the_queue_are_counted_under_both_names() -> None:
     metrics, _ = make_metrics()
     metrics.batch_texts.observe(7)
     metrics.batch_tokens.observe(70)
@@ -139,7 +139,7 @@ def test_batches_and_the_queue_have_both_names() -> None:
         (ServingError("any"), None),
     ],
 )
-def test_each_of_our_errors_is_one_of_teis(error: ServingError, err: str | None) -> None:
+def test_each_of_our_errors_maps_to_an_error_of_tei(error: ServingError, err: str | None) -> None:
     metrics, tei = make_metrics()
     tei.request_failed(error)
     counted = {name: value for name, value in samples(metrics).items() if value and name.startswith("te_")}
