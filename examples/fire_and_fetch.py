@@ -23,7 +23,9 @@ def main() -> None:
     with BertClient(**ports(__doc__)) as client:
         for batch in batches():
             client.encode(batch, blocking=False)
-        print("all at once, in the order of sending:", client.fetch_all(concat=True).shape)
+        rows = client.fetch_all(concat=True)
+        assert rows is not None  # None: no request was pending
+        print("all at once, in the order of sending:", rows.shape)
 
         for batch in batches():
             client.encode(batch, blocking=False)
