@@ -221,7 +221,7 @@ def test_the_error_names_an_invalid_option(encoder: Encoder, options: dict[str, 
 def test_the_error_names_an_unknown_option(encoder: Encoder) -> None:
     for call in (encoder.encode_tokens, lambda texts, **o: encoder.encode_spans(texts, [[(0, 1)]], **o)):
         with pytest.raises(ValueError, match="unknown option 'poolings'"):
-            call(["a"], poolings="x")
+            call(["a"], poolings="x")  # type: ignore[call-arg]
 
 
 def test_a_string_in_place_of_a_list_is_refused(encoder: Encoder) -> None:

@@ -24,6 +24,7 @@ class InFlightBatch:
 
     @property
     def is_suspect(self) -> bool:
+        """Whether a worker died while it had this batch."""
         return self.num_lost_workers > 0
 
 

@@ -150,6 +150,7 @@ class Broker:
 
     @property
     def has_ready_worker(self) -> bool:
+        """Whether at least one worker is ready."""
         return self._workers.num_ready > 0
 
     @property

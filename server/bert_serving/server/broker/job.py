@@ -58,10 +58,12 @@ class Job:
 
     @property
     def client(self) -> bytes:
+        """The identity of the client that sent the request."""
         return self.request.identity
 
     @property
     def texts(self) -> Sequence[Text]:
+        """The texts of the request."""
         return self.request.texts
 
     @property
@@ -71,10 +73,12 @@ class Job:
 
     @property
     def is_waiting(self) -> bool:
+        """Whether some texts have not been given to a worker yet."""
         return self.num_waiting > 0
 
     @property
     def is_done(self) -> bool:
+        """Whether the vectors of all texts have arrived."""
         return self.num_done == len(self.texts)
 
     def tokens_of(self, text: Text, cost: TextCost) -> float:
@@ -166,6 +170,7 @@ class Slice:
 
     @property
     def texts(self) -> Sequence[Text]:
+        """The texts of this slice."""
         return self.job.texts[self.start : self.stop]
 
     def to_part(self) -> Part:

@@ -121,10 +121,12 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
+        """Whether there is no open job."""
         return not self._queue
 
     @property
     def num_jobs(self) -> int:
+        """The number of open jobs."""
         return len(self._queue)
 
     @property

@@ -44,6 +44,7 @@ class WorkerView:
 
     @property
     def is_ready(self) -> bool:
+        """Whether the worker has loaded its model and has not been lost since."""
         return self.routing_id is not None
 
     def has_recent_forward(self, now: float) -> bool:
@@ -86,6 +87,7 @@ class Workers:
 
     @property
     def num_ready(self) -> int:
+        """The number of ready workers."""
         return sum(view.is_ready for view in self._views.values())
 
     def have_recent_forwards(self, now: float) -> bool:

@@ -23,6 +23,7 @@ class RequestObserver:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; add its id to the response, and count it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -57,6 +58,7 @@ class MaxBodySize:
         self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with a limit on its body."""
         if scope["type"] != "http" or scope["path"] in self._streams:
             await self._app(scope, receive, send)
             return

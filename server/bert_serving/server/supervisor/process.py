@@ -45,6 +45,7 @@ class ChildProcess:
 
     @property
     def is_alive(self) -> bool:
+        """Whether the process runs."""
         return self._process is not None and self._process.is_alive()
 
     @property

@@ -23,6 +23,7 @@ class Normalize(nn.Module):
     """Divides each row by its L2 norm."""
 
     def forward(self, rows: Tensor) -> Tensor:
+        """Return (B, D) with rows of unit length, for rows (B, D)."""
         return nn.functional.normalize(rows, dim=1)
 
 

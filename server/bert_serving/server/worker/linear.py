@@ -36,6 +36,7 @@ class PrepackedLinear(nn.Module):
         self._post_op = ("gelu", "none") if gelu else ("none", "")  # "none": no tanh approximation
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (..., out_features) in the layer's dtype, for x (..., in_features)."""
         name, algorithm = self._post_op
         y: Tensor = torch.ops.mkldnn._linear_pointwise(
             x.to(self._dtype), self._weight, self._bias, name, [], algorithm
@@ -57,6 +58,7 @@ class Prepacking:
                 self._replace(parent, "intermediate_act_fn", nn.Identity())
 
     def undo(self) -> None:
+        """Put the original layers back."""
         for parent, name, original in self._replaced:
             setattr(parent, name, original)
 

@@ -54,6 +54,7 @@ class Budget:
     tokens: int
 
     def shrink(self, tried: int) -> None:
+        """Lower the budget after a micro-batch of `tried` tokens ran out of memory."""
         # Every micro-batch that was planned with the old budget may fail. Half of what was tried, and not half of
         # the budget, so that these failures do not halve it again and again.
         self.tokens = max(1, min(self.tokens, tried // 2))
@@ -62,8 +63,10 @@ class Budget:
 
 @dataclass(slots=True, eq=False)
 class _BatchedSequence:
-    """A sequence in a micro-batch. output: None until its forward pass has run, then its pooled vector (D,), the
-    weight of each term (V,), or the vectors of the tokens that it keeps (T, D).
+    """A sequence in a micro-batch.
+
+    output: None until its forward pass has run, then its pooled vector (D,), the weight of each term (V,), or the
+    vectors of the tokens that it keeps (T, D).
     """
 
     sequence: TokenSequence

@@ -21,6 +21,7 @@ class Group:
 
     @property
     def stop(self) -> int:
+        """The token of the row after the last one of the group."""
         return self.start + self.count * self.length
 
 

@@ -57,10 +57,12 @@ class PoolingPlan:
 
     @property
     def is_token_level(self) -> bool:
+        """Whether a text has one vector for each token: NONE."""
         return self.poolings == _TOKENS
 
     @property
     def is_sparse(self) -> bool:
+        """Whether a text has weights of terms: SPLADE."""
         return self.poolings == _TERMS
 
     def tokens(self, hidden: dict[int, Tensor]) -> Tensor:

@@ -82,6 +82,7 @@ class WordIds:
     unread: Range | None = None
 
     def slice(self, start: int, stop: int) -> WordIds:
+        """Return the ids from `start` to `stop`, with their offsets."""
         return WordIds(self.ids[start:stop], None if self.offsets is None else self.offsets[start:stop])
 
 

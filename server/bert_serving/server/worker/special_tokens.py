@@ -37,6 +37,7 @@ class SpecialTokens(NamedTuple):
 
     @property
     def num_specials(self) -> int:
+        """The number of special tokens in a sequence."""
         return len(self.before) + len(self.between) + len(self.after)
 
 

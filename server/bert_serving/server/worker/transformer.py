@@ -90,6 +90,7 @@ class Transformer:
 
     @property
     def device(self) -> torch.device:
+        """The device of the forward passes."""
         return self._inputs.device
 
     @property

@@ -31,10 +31,12 @@ class Task:
     seed: int
 
     def to_json(self) -> str:
+        """Return the task as the command-line argument of a client process."""
         return json.dumps(asdict(self))
 
 
 def main() -> int:
+    """Run the task in the first argument; return the exit code."""
     task = Task(**json.loads(sys.argv[1]))
     vocabulary = vocabulary_of(Path(task.vocab_file).read_text("utf-8"))
     texts = make_sentences(vocabulary, task.batch_size, task.sentence_len, protocol=task.protocol, seed=task.seed)

@@ -91,10 +91,12 @@ class Speeds:
 
     @property
     def mean(self) -> int:
+        """Sentences per second of one client: the mean over all clients."""
         return int(sum(self.of_clients) / len(self.of_clients))
 
     @property
     def total(self) -> int:
+        """Sentences per second of all clients together."""
         return int(sum(self.of_clients))
 
 
