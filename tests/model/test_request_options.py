@@ -202,7 +202,7 @@ def test_the_error_for_a_layer_that_is_not_loaded_names_the_flag_that_loads_it(
         ({"dimensions": 129, "pooling_strategy": "REDUCE_MEAN_MAX"}, r"dimensions must be in 1\.\.128"),
         ({"dimensions": 0}, "dimensions must be a whole number from 1"),
         ({"dimensions": True}, "dimensions must be a whole number from 1"),
-        ({"pooling_strategy": "MEDIAN"}, "pooling_strategy must be one of .*'MEDIAN'"),
+        ({"pooling_strategy": "NO_SUCH_STRATEGY"}, "pooling_strategy must be one of .*'NO_SUCH_STRATEGY'"),
         ({"pooling_strategy": ["NONE", "REDUCE_MEAN"]}, "NONE cannot be combined"),
         ({"pooling_strategy": []}, "pooling_strategy must be a name"),
         ({"normalize": 1}, "normalize must be true or false"),

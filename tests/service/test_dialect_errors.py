@@ -378,7 +378,13 @@ def test_fields_that_are_missing_or_of_another_type(
         # /encode: tests/service/test_http.py has more
         ("/encode", legacy, {"texts": ["a"]}, 400, 'the body has no "id"; expected {"id": ..., "texts": [...]}'),
         ("/encode", legacy, {"id": 1, "texts": [[99999]]}, 400, f"texts[0]: token id 99999 {ADVICE}"),
-        ("/encode", legacy, {"id": 1, "texts": ["a"], "options": {"pooling_strategy": "MEDIAN"}}, 400, None),
+        (
+            "/encode",
+            legacy,
+            {"id": 1, "texts": ["a"], "options": {"pooling_strategy": "NO_SUCH_STRATEGY"}},
+            400,
+            None,
+        ),
         (
             "/encode",
             legacy,
@@ -409,7 +415,7 @@ def test_options_that_the_model_does_not_have(
     if message is None:
         message = reply.json()["description"]
         assert message.startswith("pooling_strategy must be one of auto, NONE, REDUCE_MEAN,")
-        assert message.endswith(", got 'MEDIAN'")
+        assert message.endswith(", got 'NO_SUCH_STRATEGY'")
     assert_says(reply, say, status, message)
 
 

@@ -126,7 +126,7 @@ def test_a_text_that_is_refused_is_numbered_and_costs_its_own_request_only(exact
     ("options", "error", "complaint"),
     [
         ({"pooling": "CLS_TOKEN"}, TypeError, "no option 'pooling'; the options are pooling_strategy"),
-        ({"pooling_strategy": "MEDIAN"}, ValueError, "must be one of auto, NONE"),
+        ({"pooling_strategy": "NO_SUCH_STRATEGY"}, ValueError, "must be one of auto, NONE"),
         ({"pooling_layer": 7}, InvalidRequest, r"pooling_layer must be in -6\.\.5 for this model, got 7"),
         ({"dimensions": 385}, InvalidRequest, r"dimensions must be in 1\.\.384 for this model, got 385"),
         ({"prompt_name": "haiku"}, InvalidRequest, "prompt_name must be one of"),

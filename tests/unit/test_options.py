@@ -37,7 +37,10 @@ def test_strategies_are_known_by_the_names_of_both_libraries_in_any_case(name: s
     [
         ([], "options must be a JSON object, got list"),
         ({"poolin": 1}, "unknown option 'poolin'; the options are pooling_strategy, "),
-        ({"pooling_strategy": "MEDIAN"}, "pooling_strategy must be one of auto, NONE, .*, got 'MEDIAN'"),
+        (
+            {"pooling_strategy": "NO_SUCH_STRATEGY"},
+            "pooling_strategy must be one of auto, NONE, .*, got 'NO_SUCH_STRATEGY'",
+        ),
         ({"pooling_strategy": ["NONE", "CLS"]}, "NONE cannot be combined"),
         ({"pooling_strategy": []}, "pooling_strategy must be a name or a list of names, got \\[\\]"),
         ({"pooling_strategy": 3}, "pooling_strategy must be a name"),

@@ -143,7 +143,7 @@ def test_unknown_keyword_is_refused() -> None:
         (["-max_seq_len", "2"], ["max_seq_len", "3", "'2'"]),
         (["-num_worker", "0"], ["num_worker", "greater than or equal to 1", "'0'"]),
         (["-max_batch_size", "0"], ["max_batch_size", "'0'"]),
-        (["-pooling_strategy", "MEDIAN"], ["pooling_strategy", "REDUCE_MEAN", "'MEDIAN'"]),
+        (["-pooling_strategy", "NO_SUCH_STRATEGY"], ["pooling_strategy", "REDUCE_MEAN", "'NO_SUCH_STRATEGY'"]),
         (["-pooling_layer", "last"], ["pooling_layer", "integer", "'last'"]),
         (["-dtype", "int8"], ["dtype", "bfloat16", "'int8'"]),
         (["-device_map", "-1"], ["device_map", "GPU ids from 0", "-1"]),

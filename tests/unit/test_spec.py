@@ -76,7 +76,10 @@ def test_a_list_may_be_one_value() -> None:
         ({"max_seq_len": 2}, "max_seq_len must be greater than or equal to 3, got 2"),
         ({"max_seq_len": "12"}, "max_seq_len must be a valid integer, got '12'"),
         ({"dtype": "int8"}, "dtype must be 'auto', 'float32', 'float16' or 'bfloat16', got 'int8'"),
-        ({"pooling_strategy": "MEDIAN"}, "pooling_strategy must be one of auto, NONE, .*, got 'MEDIAN'"),
+        (
+            {"pooling_strategy": "NO_SUCH_STRATEGY"},
+            "pooling_strategy must be one of auto, NONE, .*, got 'NO_SUCH_STRATEGY'",
+        ),
         ({"pooling_strategy": ["NONE", "MAX"]}, "pooling_strategy NONE cannot be combined .*"),
         ({"pooling_layer": [-1] * 33}, "pooling_layer must be a whole number or a list of them, got .*"),
         ({"pooling_layer": []}, "pooling_layer must be a whole number or a list of them, got .*"),
