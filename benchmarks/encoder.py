@@ -1,11 +1,12 @@
-"""How fast the encoder is, beside sentence-transformers, padded Transformers and the machine itself.
+"""Compares the encoder with sentence-transformers, with padded Transformers and with the machine's peak rate.
 
     python -m benchmarks.encoder [--rounds 3] [--texts 1024] [--shape demo|base] [--device cpu|cuda:0]
 
-Every way encodes the same sentences of mixed natural length in one process, in alternation; each figure is
-the median of the rounds. The bound is what the device needs for the model's matrix products alone, at the
-best rate that it reaches on matrices of the same shapes, in the same dtype: PyTorch's plain product or, on a
-CPU, oneDNN's with prepacked weights. --shape base: random weights in the shape of BERT-base.
+Each way of encoding gets the same sentences of mixed natural length. All run in one process and take turns; each
+figure is the median of the rounds. The column "of the bound" compares with the time for the model's matrix
+products alone, at the best rate that the device reaches on matrices of the same shapes and dtype, with PyTorch's
+plain product or (on a CPU) oneDNN's with prepacked weights. --shape base uses random weights in the shape of
+BERT-base.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from pathlib import Path
 
 import torch
 from bert_serving.server import Encoder
-from bert_serving.server.model.folder import find_demo_model
-from bert_serving.server.worker.compute import PreparedText
+from bert_serving.server.model.demo import find_demo_model
+from bert_serving.server.worker.micro_batches import PreparedText
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
@@ -31,11 +32,11 @@ from tests.support.sentences import sentences
 
 Way = Callable[[list[str]], object]
 
-SINGLE_CHARS = range(40, 121)  # of the sentences that are also timed alone
+SINGLE_CHARS = range(40, 121)  # lengths of the sentences that are also timed one by one
 
 
 def padded_transformers(folder: Path, device: torch.device) -> Way:
-    """Transformers as its users write it: sorted by length, batches of 32, mean pooling."""
+    """Return plain Transformers, as its users call it: sorted by length, batches of 32, mean pooling."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval().to(device)
 
@@ -64,7 +65,7 @@ def save_bert_base(folder: Path) -> Path:
 
 
 def compare(folder: Path, texts: list[str], rounds: int, device: torch.device) -> None:
-    """Print the table."""
+    """Measure every way and print the table."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if device.type == "cuda":
         dtypes["float16"] = torch.float16
@@ -96,9 +97,9 @@ def compare(folder: Path, texts: list[str], rounds: int, device: torch.device) -
 
     print(f"{device_name(device)}, torch {torch.__version__}")
     print(f"{shape.layers} layers of {shape.hidden} and {shape.inner}; ", end="")
-    print(f"{len(texts)} sentences, {num_tokens / len(texts):.1f} tokens each in the mean; ", end="")
+    print(f"{len(texts)} sentences, {num_tokens / len(texts):.1f} tokens each on average; ", end="")
     print(f"median of {rounds} rounds in alternation\n")
-    print("| way | sentences/s | tokens/s | to the first | of the bound | one sentence, ms | to the first |")
+    print("| way | sentences/s | tokens/s | speed-up | of the bound | one sentence, ms | relative time |")
     print("|---|---|---|---|---|---|---|")
     first = next(iter(ways))
     base, base_single = statistics.median(times[first]), statistics.median(single[first])

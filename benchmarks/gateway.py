@@ -1,9 +1,9 @@
-"""What the HTTP gateway itself can carry: a worker that answers at once stands behind it.
+"""Measures the HTTP gateway alone, in front of a fake worker that returns fixed vectors at once.
 
     python -m benchmarks.gateway [--seconds 5] [--http_workers 1]
 
-The machine is shared by load generator, gateway, broker and double, so a rate is also given for each core: what
-was carried over the CPU time that the gateway processes took for it.
+The load generator, the gateway, the broker and the fake worker share the machine. Therefore each rate is also
+given per core: divided by the CPU time of the gateway processes.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ import psutil
 import zmq
 from bert_serving.protocol import (
     Batch,
+    ModelFacts,
     Ready,
     Result,
     Vectors,
     worker_message_from_frames,
     worker_message_to_frames,
 )
-from bert_serving.server import child
 from bert_serving.server.broker.broker import Broker
+from bert_serving.server.broker.metrics import BrokerMetrics
+from bert_serving.server.broker.tei_metrics import TeiMetrics
 from bert_serving.server.settings import Settings
-from bert_serving.server.supervisor.supervisor import listen
+from bert_serving.server.supervisor import child
+from bert_serving.server.supervisor.launch import listen
 
 from benchmarks.common import cpu_name
 from tests.support.running_server import free_ports
@@ -44,20 +47,44 @@ from tests.support.sentences import sentences
 DIMENSION = 384
 NUM_CONNECTIONS = 16
 MANY = 4096
-FACTS = {"kind": "embedding", "dimension": DIMENSION, "max_batch_tokens": 1 << 30, "tokens_per_s": 1e9}
+FACTS = ModelFacts(
+    pid=1,
+    device="none",
+    dtype="float32",
+    dimension=DIMENSION,
+    kind="embedding",
+    poolings=("REDUCE_MEAN",),
+    splits_specials=False,
+    prompts={},
+    labels=(),
+    max_seq_len=256,
+    forward="none",
+    parity=1.0,
+    tokens_per_s=1e9,
+    max_batch_tokens=1 << 30,
+)
 
 _spawn = multiprocessing.get_context("spawn")
 
 
 def run_broker(settings: dict[str, Any], endpoint: str) -> None:
     """Run a broker that waits for one worker, until it is killed."""
-    broker = Broker(Settings(**settings), worker_endpoint=endpoint, worker_names=["worker-0"], max_seq_len=256)
+    names = ["worker-0"]
+    metrics = BrokerMetrics(names)
+    broker = Broker(
+        Settings(**settings),
+        worker_endpoint=endpoint,
+        worker_names=names,
+        max_seq_len=256,
+        metrics=metrics,
+        observers=[TeiMetrics(metrics)],
+    )
     while True:
         broker.step(500)
 
 
 def run_double(endpoint: str) -> None:
-    """Answer each batch at once, with the same vectors for every text."""
+    """Run the fake worker: it returns a result for each batch at once, always with the same vectors."""
     socket_: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket_.setsockopt(zmq.IDENTITY, b"worker-0#1")
     socket_.connect(endpoint)
@@ -72,7 +99,7 @@ def run_double(endpoint: str) -> None:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests of one kind. size: texts in each. headers: beside the usual ones."""
+    """Requests of one kind. size: number of texts in each request."""
 
     name: str
     path: str
@@ -92,7 +119,7 @@ class Load:
 
 
 async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
-    """Send requests over several connections; return how many were answered, and the bytes of their bodies."""
+    """Send requests over several connections; return the number of responses, and the bytes of their bodies."""
     message, until = load.message, time.perf_counter() + seconds
     done = [0, 0]
 
@@ -120,7 +147,7 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
 def main() -> None:
     """Start broker, double and gateways, and print a row for each load."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of each measurement")
     parser.add_argument("--http_workers", type=int, default=1)
     args = parser.parse_args()
 
@@ -165,7 +192,7 @@ def main() -> None:
             ready.recv_bytes()
         try:
             print(f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
-            print("| load | requests/s | MB/s out | requests/s a core | MB/s a core |")
+            print("| load | requests/s | MB/s sent | requests/s per core | MB/s per core |")
             print("|---|---|---|---|---|")
             for load in loads:
                 print(row(load, http_port, [psutil.Process(p.pid) for p in gateways], args.seconds), flush=True)

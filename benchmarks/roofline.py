@@ -1,11 +1,11 @@
-"""How close the encoder comes to what the device can do, by length of the sequences and size of the batch.
+"""Compares the encoder with the device's peak rates, for several sequence lengths and batch sizes.
 
     python -m benchmarks.roofline [--shape base|minilm] [--device cpu|cuda:0] [--seconds 1]
 
-It needs no network and no weights: they are random, in the shape of BERT-base or MiniLM, and so are the token
-ids. It prints the device's rates for matrix products and for copying, tokens/s and the fraction of the
-matrix-product bound for each dtype, length and batch, the rate of the tokenizer alone, and where the time of a
-batch of mixed lengths goes.
+It needs no network: weights and token ids are random, in the shape of BERT-base or MiniLM. It prints the rates of
+the device for matrix products and for copying. For each dtype, length and batch size it prints tokens/s, and the
+time for the matrix products alone as a fraction of the time taken. It also prints the rate of the tokenizer alone,
+and a profile of a batch of mixed lengths.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bert_serving.protocol import EncodeOptions
 from bert_serving.server import Encoder
-from bert_serving.server.worker.compute import PreparedText
+from bert_serving.server.worker.micro_batches import PreparedText
 from bert_serving.server.worker.sequences import TokenizedText, TokenSequence
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel
@@ -34,12 +33,12 @@ from tests.support.tiny_models import make_tokenizer
 SHAPES = {"base": Shape(768, 3072, 12), "minilm": Shape(384, 1536, 6)}
 LENGTHS = (16, 64, 128, 512)
 BATCHES = {"cpu": (1, 8, 64), "cuda": (1, 8, 64, 512)}
-MAX_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 17}  # of one measurement
+MAX_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 17}  # in one measurement
 COPY_BYTES = 256 << 20
 
 
 def save_model(folder: Path, shape: Shape) -> Path:
-    """Write a random BERT of the shape to the folder."""
+    """Write a BERT of this shape, with random weights, to the folder."""
     torch.manual_seed(0)
     sizes = {"hidden_size": shape.hidden, "intermediate_size": shape.inner, "num_hidden_layers": shape.layers}
     BertModel(BertConfig(**sizes, num_attention_heads=12)).save_pretrained(folder)
@@ -48,15 +47,15 @@ def save_model(folder: Path, shape: Shape) -> Path:
 
 
 def random_tasks(encoder: Encoder, lengths: list[int]) -> list[PreparedText]:
-    """Return tasks of these many tokens."""
+    """Return prepared texts with these numbers of tokens and random ids."""
     rng = random.Random(0)
-    recipe = encoder._recipes(EncodeOptions())
+    plan = encoder._loaded.planner.default
     texts = [TokenSequence([rng.randrange(5, 20_000) for _ in range(n)], (0, n)) for n in lengths]
-    return [PreparedText(TokenizedText((sequence,)), recipe) for sequence in texts]
+    return [PreparedText(TokenizedText((sequence,)), plan) for sequence in texts]
 
 
 def rate(run: Callable[[], object], device: torch.device, limit_s: float) -> float:
-    """Return the median seconds of a run, repeated for about limit_s seconds."""
+    """Return the median duration of a run in seconds. Repeats it for about limit_s seconds."""
     run()
     times: list[float] = []
     end = time.perf_counter() + limit_s
@@ -66,14 +65,14 @@ def rate(run: Callable[[], object], device: torch.device, limit_s: float) -> flo
 
 
 def copy_rate(device: torch.device, limit_s: float) -> float:
-    """Return the bytes/s that a copy reads and writes."""
+    """Return the bytes/s of a copy, read and written bytes together."""
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * COPY_BYTES / rate(partial(target.copy_, source), device, limit_s)
 
 
 def measure(folder: Path, shape: Shape, name: str, device: torch.device, limit_s: float) -> None:
-    """Print the table of one dtype, and where the time goes."""
+    """Print the table and the profile of one dtype."""
     encoder = Encoder(folder, dtype=name, device=str(device), pooling_layer=[-1])
     dtype: torch.dtype = getattr(torch, name)
     per_token = matmul_seconds(dtype, 1, shape, device)
@@ -96,7 +95,7 @@ def measure(folder: Path, shape: Shape, name: str, device: torch.device, limit_s
     with profile(activities=activities) as profiled:
         encoder.forward(tasks)
     key = f"self_{device.type}_time_total" if device.type == "cpu" else "self_device_time_total"
-    print(f"\nwhere the time of the mixed batch goes ({name}):\n")
+    print(f"\nprofile of the mixed batch ({name}):\n")
     print(profiled.key_averages().table(sort_by=key, row_limit=10, max_name_column_width=50))
 
 
@@ -105,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="base")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=1.0, help="duration of each measurement")
     args = parser.parse_args()
     device, shape = torch.device(args.device), SHAPES[args.shape]
     dtypes = ["float16", "bfloat16"] if device.type == "cuda" else ["float32", "bfloat16"]

@@ -1,9 +1,9 @@
-"""How fast the running service is, beside sentence-transformers in process, on the same texts.
+"""Compares a running server with sentence-transformers in this process, on the same texts.
 
     make bench            or: python -m benchmarks.service [--rounds 3] [bert-serving-start flags ...]
 
-Starts a server with the demo model, measures each way in alternation, and prints the median of the rounds
-as a Markdown table. Both sides use this machine's default number of threads.
+It starts a server with the demo model. In each round it measures every way once. It prints the medians of the
+rounds as a Markdown table. Both sides use this machine's default number of threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from bert_serving.client import BertClient
-from bert_serving.server.model.folder import find_demo_model
+from bert_serving.server.model.demo import find_demo_model
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.common import cpu_name, seconds
@@ -28,7 +28,7 @@ NUM_CLIENTS = 16
 
 
 def many_clients(server: RunningServer, texts: list[str]) -> None:
-    """Each of the clients sends its share of the texts, one a request."""
+    """Encode the texts with several clients at once. Each sends its share, one text per request."""
 
     def run(share: list[str]) -> None:
         with BertClient(**server.ports, ignore_all_checks=True) as client:
@@ -55,13 +55,16 @@ def main() -> None:
         device = client.server_status["workers"][0]
         ways: dict[str, tuple[int, Callable[[], object]]] = {
             "sentence-transformers, one call": (NUM_TEXTS, lambda: reference.encode(texts)),
-            "sentence-transformers, one text a call": (
+            "sentence-transformers, one text per call": (
                 NUM_SINGLES,
                 lambda: [reference.encode([t]) for t in singles],
             ),
             "service, one request": (NUM_TEXTS, lambda: client.encode(texts)),
-            "service, one text a request, 1 client": (NUM_SINGLES, lambda: [client.encode([t]) for t in singles]),
-            f"service, one text a request, {NUM_CLIENTS} clients": (
+            "service, one text per request, 1 client": (
+                NUM_SINGLES,
+                lambda: [client.encode([t]) for t in singles],
+            ),
+            f"service, one text per request, {NUM_CLIENTS} clients": (
                 NUM_TEXTS,
                 lambda: many_clients(server, texts),
             ),
@@ -75,7 +78,7 @@ def main() -> None:
 
     print(f"{cpu_name()}, {platform.machine()}; worker: {device['device']}, {device['dtype']}")
     print(f"{NUM_TEXTS} sentences of mixed length, median of {args.rounds} rounds in alternation\n")
-    print("| way | sentences/s | ms a call |\n|---|---|---|")
+    print("| way | sentences/s | ms per call |\n|---|---|---|")
     for name, (count, _) in ways.items():
         median = statistics.median(times[name])
         calls = (

@@ -1,9 +1,9 @@
-"""What bert-as-service's dashboard page showed, in a terminal, read from /status/server.
+"""Prints in a terminal what the dashboard page of bert-as-service showed. Needs a server with HTTP.
 
     bert-serving-start -http_port 8125 & python examples/dashboard.py [http://127.0.0.1:8125] [-every SECONDS]
 
-With -every it goes on, with a line for each time: the two charts of the page. A table that knows more of the
-server comes with it: bert-serving-status.
+It reads /status/server. With -every it then prints a line at each interval: requests and clients, which were the
+two charts of the page. The command bert-serving-status prints a more detailed table.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def read(url: str) -> dict[str, Any]:
 
 
 def cards(status: dict[str, Any]) -> dict[str, object]:
-    """Return the page's cards: title and value."""
+    """Return the title and value of each card on the page."""
     statistic = status["statistic"]
 
     def rate(interval: str) -> str:
-        seconds = statistic.get(interval)  # no request, no interval
+        seconds = statistic.get(interval)  # absent before the first requests
         return f"{1 / seconds:.1f}" if seconds else "-"
 
     now, start = (datetime.fromisoformat(status[f"server_{name}_time"]) for name in ("current", "start"))
@@ -54,7 +54,7 @@ def cards(status: dict[str, Any]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", nargs="?", default="http://127.0.0.1:8125")
-    parser.add_argument("-every", type=float, metavar="SECONDS", help="the page asked every 60")
+    parser.add_argument("-every", type=float, metavar="SECONDS", help="print a line this often; the page used 60")
     args = parser.parse_args()
     status = read(args.url)
     for title, value in cards(status).items():

@@ -1,4 +1,4 @@
-"""Search by meaning: which question of a list is closest to the one that was asked?
+"""Search by meaning: prints the two questions of a list that are closest to what a user asked. Needs a server.
 
 bert-serving-start & python examples/faq_search.py [-port 5555] [-port_out 5556]
 """
@@ -31,7 +31,7 @@ def main() -> None:
     with BertClient(**ports(__doc__)) as client:
         questions = client.encode(QUESTIONS, normalize=True)
         for asked in ASKED:
-            scores = questions @ client.encode([asked], normalize=True)[0]  # cosine, since rows have length 1
+            scores = questions @ client.encode([asked], normalize=True)[0]  # cosines: all have length 1
             best = np.argsort(-scores)[:2]
             print(f"{asked!r}")
             for i in best:

@@ -1,10 +1,11 @@
-"""Fine-tune a model to tell three subjects apart, serve it, and ask for the probabilities of each.
+"""Fine-tunes the demo model to classify three subjects, serves it, and prints the predicted subject of new texts.
 
     python examples/fine_tuned.py
 
-No server need run. Every weight of the demo model is trained, with a new layer on top, and saved as any program
-for fine-tuning would do it: that folder is what the server takes. For its vectors instead of probabilities,
-start it with another -pooling_strategy, or give the folder as -tuned_model_dir beside the model it came from.
+It starts a server itself. The training changes all weights and adds a classification head. It saves a folder as
+other training programs do, and the server loads this folder. To get vectors instead of probabilities, start the
+server with another -pooling_strategy, or pass the folder as -tuned_model_dir together with the original
+-model_dir.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from bert_serving.client import BertClient
 from bert_serving.server import BertServer
 from bert_serving.server.helper import get_args_parser
-from bert_serving.server.model.folder import find_demo_model
+from bert_serving.server.model.demo import find_demo_model
 from common import free_ports
 from text_classifier import TRAINING, UNSEEN
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -24,7 +25,7 @@ STEPS = 10
 
 
 def fine_tune(folder: str) -> None:
-    """Train the demo model on the labelled texts, and write it with its tokenizer to the folder."""
+    """Train the demo model on the labelled texts, and save it with its tokenizer in the folder."""
     labels = list(TRAINING)
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     torch.manual_seed(0)

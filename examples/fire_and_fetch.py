@@ -1,4 +1,4 @@
-"""Send without waiting, fetch later: in any order, in the order of sending, or as a stream.
+"""Sends requests without waiting and fetches the results later, in three ways. Needs a server.
 
 bert-serving-start & python examples/fire_and_fetch.py [-port 5555] [-port_out 5556]
 """
@@ -23,7 +23,9 @@ def main() -> None:
     with BertClient(**ports(__doc__)) as client:
         for batch in batches():
             client.encode(batch, blocking=False)
-        print("all at once, in the order of sending:", client.fetch_all(concat=True).shape)
+        rows = client.fetch_all(concat=True)
+        assert rows is not None  # None: no request was pending
+        print("all at once, in the order of sending:", rows.shape)
 
         for batch in batches():
             client.encode(batch, blocking=False)

@@ -1,4 +1,4 @@
-"""Encode batches that grow, and see how the rate grows with them.
+"""Encodes larger and larger batches and prints the rate of each. Needs a server.
 
 bert-serving-start & python examples/growing_batches.py [-port 5555] [-port_out 5556]
 """
@@ -14,7 +14,7 @@ from common import ports, python_sentences
 def main() -> None:
     sentences = python_sentences()
     with BertClient(**ports(__doc__)) as client:
-        client.encode(sentences[:64])  # the first batch warms up
+        client.encode(sentences[:64])  # warm-up
         for exponent in range(4):
             batch = sentences[: 64 << exponent]
             start = time.perf_counter()

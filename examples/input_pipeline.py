@@ -1,8 +1,9 @@
-"""Vectors as a stage of an input pipeline: four calls are always under way, and batches come out in order.
+"""Computes vectors as one stage of a training pipeline, with four requests in flight. Needs a server.
 
     bert-serving-start & python examples/input_pipeline.py [-port 5555] [-port_out 5556]
 
-The pipeline is PyTorch's DataLoader or any other that pulls from an iterator; here a loop stands for the training.
+It prints the shape of each batch, in order. The loop in `main` takes the place of the training: PyTorch's
+DataLoader, or any other consumer of an iterator, works the same way.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import numpy as np
 from bert_serving.client import ConcurrentBertClient
 from common import ports, python_sentences
 
-UNDER_WAY = 4
+NUM_IN_FLIGHT = 4
 
 
 def encoded(client: ConcurrentBertClient, batches: Iterable[list[str]]) -> Iterator[np.ndarray]:
-    """Yield the vectors of each batch in order, while the next ones are computed."""
-    with ThreadPoolExecutor(UNDER_WAY) as pool:
+    """Yield the vectors of each batch in order, while the server computes the next ones."""
+    with ThreadPoolExecutor(NUM_IN_FLIGHT) as pool:
         pending: deque[Future[np.ndarray]] = deque()
         for batch in batches:
             pending.append(pool.submit(client.encode, batch))
-            if len(pending) >= UNDER_WAY:
+            if len(pending) >= NUM_IN_FLIGHT:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -33,7 +34,7 @@ def encoded(client: ConcurrentBertClient, batches: Iterable[list[str]]) -> Itera
 def main() -> None:
     sentences = python_sentences()[:320]
     batches = (sentences[i : i + 32] for i in range(0, len(sentences), 32))
-    with ConcurrentBertClient(max_concurrency=UNDER_WAY, **ports(__doc__)) as client:
+    with ConcurrentBertClient(max_concurrency=NUM_IN_FLIGHT, **ports(__doc__)) as client:
         for step, vectors in enumerate(encoded(client, batches)):
             print(f"training step {step} on {vectors.shape}")
 

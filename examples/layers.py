@@ -1,9 +1,9 @@
-"""One server for each layer, one after the other in the same process: how do the layers see two kinds of text?
+"""Shows how well each layer of the model separates two subjects, by serving one layer after the other.
 
     python examples/layers.py
 
-No server need run. For each layer it starts one, encodes sentences about two subjects, and prints how far the
-subjects lie apart on the first principal component, in units of their spread.
+For each layer it starts a server, encodes sentences about two subjects, and prints the distance of the
+subjects on the first principal component, divided by their spread.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from bert_serving.server.helper import get_args_parser
 from common import free_ports
 from text_classifier import TRAINING
 
-LAYERS = range(-1, -7, -1)  # of the demo model; a BERT-base has 12
+LAYERS = range(-1, -7, -1)  # all layers of the demo model; a BERT-base has 12
 
 
 def separation(vectors: np.ndarray, is_first: np.ndarray) -> float:
-    """Return the distance of two classes' means over their spread, on the axis of the largest variance."""
+    """Return the distance of two classes' means, divided by their spread, on the axis of the largest variance."""
     centred = vectors - vectors.mean(0)
     axis = np.linalg.svd(centred, full_matrices=False)[2][0]
     along = centred @ axis

@@ -1,8 +1,9 @@
-"""Clients that share an identity all hear the replies: one asks, and three get the vectors.
+"""One client sends requests, and three subscribers with its identity also receive the vectors. Needs a server.
 
     bert-serving-start & python examples/multicast.py [-port 5555] [-port_out 5556]
 
-A message reaches those who have subscribed by then, so the listeners are connected before the question.
+It prints how many replies each subscriber received. A reply reaches only those who have subscribed before it is
+sent, so the subscribers connect before the first request.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from common import ports
 def main() -> None:
     where = ports(__doc__)
     identity = uuid.uuid4().hex
-    # A listener needs no more than a subscription: it hears [identity, info, array, request id].
+    # A listener needs only a subscription. Each message is [identity, info, array, request id].
     listeners: list[zmq.Socket[bytes]] = [zmq.Context.instance().socket(zmq.SUB) for _ in range(3)]
     for listener in listeners:
         listener.subscribe(identity)
@@ -29,7 +30,7 @@ def main() -> None:
         heard = 0
         while listener.poll(500):
             frames = listener.recv_multipart()
-            heard += len(frames) == 4  # vectors; the answer to the client's check has three frames
+            heard += len(frames) == 4  # vectors; the reply to the client's version check has three frames
         print(f"listener {number} heard {heard} replies")
         listener.close()
 

@@ -1,11 +1,13 @@
-"""A model of your own, served like any other.
+"""Defines an architecture that Transformers does not know. As a script, it encodes two sentences without a server.
+
+    python examples/own_model.py
+
+The script writes a small checkpoint with random weights and prints the shape of the vectors. To serve such a
+checkpoint:
 
     bert-serving-start -model_dir FOLDER -model_module examples/own_model.py
 
-The worker imports this file before it loads FOLDER, whose config.json says `"model_type": "pyramid"`. Run as
-a script, it makes a small random checkpoint and encodes two sentences with it:
-
-    python examples/own_model.py
+The worker imports this file before it loads FOLDER, whose config.json says `"model_type": "pyramid"`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 
 class PyramidConfig(PreTrainedConfig):
-    """The server asks for `num_hidden_layers`; `max_position_embeddings` is 512 if it is not there."""
+    """The server reads `num_hidden_layers` and `max_position_embeddings`; without the latter it assumes 512."""
 
     model_type = "pyramid"
 
@@ -36,7 +38,7 @@ class PyramidConfig(PreTrainedConfig):
 
 
 class PyramidModel(PreTrainedModel):
-    """Convolutions over the tokens, each of which sees twice as far as the one below."""
+    """Convolutions over the tokens. Each layer sees twice as far as the one below it."""
 
     config_class = PyramidConfig
     base_model_prefix = "pyramid"
@@ -53,7 +55,7 @@ class PyramidModel(PreTrainedModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False, **_: object
     ) -> BaseModelOutput:
-        """Return the hidden states. attention_mask: (B, T), 1 = real token, 0 = padding that must not count."""
+        """Return the hidden states. attention_mask: (B, T), 1 = real token, 0 = padding, to be ignored."""
         mask = attention_mask[..., None]  # (B, T, 1)
         hidden = self.embeddings(input_ids) * mask  # (B, T, H)
         states = [hidden]
@@ -62,17 +64,17 @@ class PyramidModel(PreTrainedModel):
             states.append(hidden)
         return BaseModelOutput(
             last_hidden_state=hidden,
-            hidden_states=tuple(states) if output_hidden_states else None,  # the embedding, then each layer
+            hidden_states=tuple(states) if output_hidden_states else None,  # embeddings, then each layer
         )
 
 
-# exist_ok: as a script, this file is imported a second time by the encoder.
+# exist_ok: when this file runs as a script, the encoder imports it a second time.
 AutoConfig.register("pyramid", PyramidConfig, exist_ok=True)
 AutoModel.register(PyramidConfig, PyramidModel, exist_ok=True)
 
 
 def save_checkpoint(folder: Path) -> None:
-    """Write a random checkpoint and a tokenizer of letters to the folder."""
+    """Write a checkpoint with random weights, and a tokenizer whose tokens are letters, to the folder."""
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz0123456789.,!?'"]
     ids = {token: i for i, token in enumerate(tokens)}
     letters = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
@@ -87,7 +89,7 @@ def save_checkpoint(folder: Path) -> None:
 
 
 def main() -> None:
-    """Encode two sentences with a random model."""
+    """Encode two sentences with a random checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder))
         encoder = Encoder(folder, model_module=__file__, device="cpu")

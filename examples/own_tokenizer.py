@@ -1,8 +1,9 @@
-"""Your own tokenizer in front: send lists of tokens, and see which tokens the model had.
+"""Sends texts that your own tokenizer has split, and prints the tokens that the model read. Needs a server.
 
     bert-serving-start & python examples/own_tokenizer.py [-port 5555] [-port_out 5556]
 
-Tokens are looked up as they are: what is not in the vocabulary becomes [UNK], and capitals are not lowered.
+The server does not change the tokens: it does not lower-case them, and a token that is not in the vocabulary
+becomes [UNK].
 """
 
 from __future__ import annotations

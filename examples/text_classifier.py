@@ -1,8 +1,8 @@
-"""A text classifier on sentence vectors: few examples, one linear layer, a second of training.
+"""Trains a linear classifier on sentence vectors and prints its predictions. Needs a server and scikit-learn.
 
     bert-serving-start & python examples/text_classifier.py [-port 5555] [-port_out 5556]
 
-It needs scikit-learn. The labelled set is small and lies below.
+The labelled texts are in this file. They are few, and the training takes about a second.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A vector for each token, and the same word in different company.
+"""Gets a vector for each token and compares those of one word in three sentences. Needs a server.
 
 bert-serving-start & python examples/token_vectors.py [-port 5555] [-port_out 5556]
 """
@@ -28,7 +28,7 @@ def main() -> None:
         rivers, money = banks[0] @ banks[1], banks[0] @ banks[2]
         print(f"bank and bank by the water: {rivers:.2f}; by the water and for money: {money:.2f}")
 
-        # As bert-as-service had it: one rectangle, zero behind the end of a sentence.
+        # As in bert-as-service: one array, with zeros behind the end of a shorter sentence.
         print("as a rectangle:", client.encode(SENTENCES, pooling_strategy="NONE").shape)
 
 

@@ -1,8 +1,9 @@
-"""Write the vectors of a corpus to disk, batch by batch, and read them again without loading them all.
+"""Writes vectors to a file batch by batch, and reads one without loading the file whole. Needs a server.
 
     bert-serving-start & python examples/vectors_on_disk.py [-port 5555] [-port_out 5556]
 
-A .npy file is a header and the raw numbers: what NumPy writes, everything else reads too.
+It prints whether the vector is the right one. The file has NumPy's .npy format: a header and the raw numbers,
+which many other programs can read.
 """
 
 from __future__ import annotations

@@ -26,6 +26,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The folder of the demo model."""
-    from bert_serving.server.model.folder import find_demo_model
+    from bert_serving.server.model.demo import find_demo_model
 
     return find_demo_model()

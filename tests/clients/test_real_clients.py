@@ -17,9 +17,9 @@ from corpus import DOCUMENTS, TEXTS
 
 from tests.support.running_server import RunningServer
 
-KEY_IS_MISSING = "this server asks for an API key: send Authorization: Bearer <key>"
+KEY_IS_MISSING = "this server requires an API key: send Authorization: Bearer <key>"
 EMPTY_TEXT = "texts[1] is an empty string"
-TOO_LONG = "texts[0]: a text may have 254 tokens and special ones, got 500"
+TOO_LONG = "texts[0]: a text may have at most 254 tokens, not counting special tokens, got 500"
 FOREIGN_IDS = (
     "is not in this model's vocabulary of 30522: these ids come from another model's tokenizer. Send the text "
     "itself, or ids from this server's /tokenize (langchain-openai: check_embedding_ctx_length=False)"
@@ -218,7 +218,7 @@ def test_pymilvus(
         "no key": f"RuntimeError: {KEY_IS_MISSING}",
         "empty text": f"RuntimeError: {EMPTY_TEXT}",
         "ranker, no key": f"RuntimeError: {KEY_IS_MISSING}",
-        "no documents": 'RuntimeError: the body must have "texts" or "documents", and some in it',
+        "no documents": 'RuntimeError: the body must have a non-empty list "texts" or "documents"',
     }
 
 

@@ -1,4 +1,4 @@
-"""The encoder on a CUDA device gives the vectors of the float32 CPU reference. Skipped without one."""
+"""The encoder on a CUDA device gives the vectors of the CPU in float32. Skipped without a CUDA device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def texts(count: int, longest: int) -> list[str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_cuda_rows_equal_the_cpus(folders: dict[str, Path], family: str, dtype: str) -> None:
+def test_vectors_on_cuda_equal_those_on_the_cpu(folders: dict[str, Path], family: str, dtype: str) -> None:
     options = {"pooling_strategy": "REDUCE_MEAN", "pooling_layer": [-1]}
     batch = [*texts(100, 60), *texts(3, 400)]
     expected = Encoder(folders[family], device="cpu", dtype="float32", **options).encode(batch)  # type: ignore[arg-type]
@@ -44,7 +44,7 @@ def test_cuda_rows_equal_the_cpus(folders: dict[str, Path], family: str, dtype: 
     assert cosine.mean() >= 0.9999
 
 
-def test_the_demo_model_in_half_precision(demo_model: Path) -> None:
+def test_demo_model_in_float16_stays_close_to_float32(demo_model: Path) -> None:
     batch = texts(300, 80)
     expected = Encoder(demo_model, device="cpu", dtype="float32").encode(batch)
     mine = Encoder(demo_model)
@@ -54,7 +54,9 @@ def test_the_demo_model_in_half_precision(demo_model: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("flags", [{}, {"mask_cls_sep": True}], ids=str)
-def test_options_give_what_the_cpu_gives(folders: dict[str, Path], dtype: str, flags: dict[str, bool]) -> None:
+def test_options_give_the_same_vectors_as_on_the_cpu(
+    folders: dict[str, Path], dtype: str, flags: dict[str, bool]
+) -> None:
     batch = ["one two three", "a quick ||| brown fox", "word " * 700]
     cpu = Encoder(folders["bert"], device="cpu", dtype="float32", all_layers=True, **flags)  # type: ignore[arg-type]
     cuda = Encoder(folders["bert"], device="cuda:0", dtype=dtype, all_layers=True, **flags)  # type: ignore[arg-type]
@@ -72,7 +74,7 @@ def test_options_give_what_the_cpu_gives(folders: dict[str, Path], dtype: str, f
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_heads_give_what_they_give_on_the_cpu(tmp_path: Path, dtype: str) -> None:
+def test_heads_give_the_same_values_as_on_the_cpu(tmp_path: Path, dtype: str) -> None:
     pairs: list[Text] = [TextPair(text="one two", text_pair=text) for text in texts(50, 40)]
     for folder, strategy, batch in (
         (make_classifier(tmp_path / "classifier", "bert", num_labels=3), "LOGITS", pairs),
@@ -86,7 +88,7 @@ def test_heads_give_what_they_give_on_the_cpu(tmp_path: Path, dtype: str) -> Non
         assert difference <= (1e-4 if dtype == "float32" else 0.1), strategy
 
 
-def test_memory_that_runs_out_halves_the_micro_batch(folders: dict[str, Path]) -> None:
+def test_out_of_memory_halves_the_micro_batch(folders: dict[str, Path]) -> None:
     batch = texts(3000, 60)
     expected = Encoder(folders["bert"], device="cpu", dtype="float32").encode(batch)
     mine = Encoder(folders["bert"], device="cuda:0", dtype="float32", max_batch_tokens=1 << 20)

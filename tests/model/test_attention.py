@@ -1,4 +1,4 @@
-"""Sequences side by side, padded to the longest."""
+"""Sequences padded to the length of the longest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bert_serving.server.worker.attention import pad
 CPU = torch.device("cpu")
 
 
-def test_shorter_sequences_are_filled_with_the_padding_id() -> None:
+def test_shorter_sequences_are_padded_with_the_padding_id() -> None:
     ids, _ = pad([[101, 7, 102], [101, 102]], pad_id=9, device=CPU)
     assert ids.tolist() == [[101, 7, 102], [101, 102, 9]]
 
@@ -18,7 +18,7 @@ def test_mask_is_one_for_real_tokens_only() -> None:
     assert mask.tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0]]
 
 
-def test_real_token_that_looks_like_padding_is_not_masked() -> None:
+def test_real_token_with_the_padding_id_is_not_masked() -> None:
     _, mask = pad([[101, 0, 102], [101, 102]], pad_id=0, device=CPU)
     assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
 

@@ -1,4 +1,4 @@
-"""Probabilities of a classification head are those of Transformers' own model for sequence classification."""
+"""A classification head gives the probabilities of Transformers' model for sequence classification."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WITH_HEAD = [family for family in FAMILIES if family != "nomic_bert"]
 
 
 def reference(folder: Path) -> torch.Tensor:
-    """The logits of Transformers, padded, float32, eager attention."""
+    """Return the logits of Transformers: padded, float32, eager attention."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(TEXTS, padding=True, truncation=True, max_length=512, return_tensors="pt")
@@ -46,13 +46,13 @@ def test_classification_is_the_softmax_of_the_models_own_logits(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("family", WITH_HEAD)
-def test_regression_is_the_sigmoid_of_the_only_logit(tmp_path: Path, family: str) -> None:
+def test_regression_is_the_sigmoid_of_the_single_logit(tmp_path: Path, family: str) -> None:
     folder = make_classifier(tmp_path, family, num_labels=1)
     expected = torch.sigmoid(reference(folder)).numpy()
     assert np.abs(encode(folder, "REGRESSION") - expected).max() <= 1e-5
 
 
-def test_large_logits_give_probabilities_and_no_nan(tmp_path: Path) -> None:
+def test_large_logits_give_probabilities_without_nan(tmp_path: Path) -> None:
     folder = make_classifier(tmp_path, "bert", num_labels=3)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     model.classifier.bias.data = torch.tensor([3000.0, 0.0, -3000.0])
@@ -60,14 +60,14 @@ def test_large_logits_give_probabilities_and_no_nan(tmp_path: Path) -> None:
     assert np.abs(encode(folder, "CLASSIFICATION") - [1.0, 0.0, 0.0]).max() <= 1e-6
 
 
-def test_labels_have_the_names_of_the_config(tmp_path: Path) -> None:
+def test_labels_are_named_as_in_the_config(tmp_path: Path) -> None:
     folder = make_classifier(tmp_path, "bert", id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
     encoder = Encoder(folder, device="cpu", pooling_strategy="CLASSIFICATION")
     assert encoder.labels == ("bad", "good")
     assert encoder.encode(["a"], pooling_strategy="CLS_TOKEN", pooling_layer=-1).shape == (1, 64)
 
 
-def test_a_tuned_folder_brings_its_head_and_labels(tmp_path: Path) -> None:
+def test_head_and_labels_are_read_from_a_tuned_folder(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", "bert")
     tuned = make_classifier(tmp_path / "tuned", "bert", num_labels=3)
     expected = encode(tuned, "CLASSIFICATION")
@@ -75,11 +75,11 @@ def test_a_tuned_folder_brings_its_head_and_labels(tmp_path: Path) -> None:
     assert np.abs(rows - expected).max() <= 1e-6
     encoder = Encoder(base, tuned_model_dir=tuned, device="cpu")
     assert (encoder.kind, encoder.labels) == ("classifier", ("LABEL_0", "LABEL_1", "LABEL_2"))
-    (tuned / "config.json").unlink()  # the weights alone
+    (tuned / "config.json").unlink()  # without the config, num_labels is needed
     assert np.abs(encode(base, "CLASSIFICATION", tuned_model_dir=tuned, num_labels=3) - expected).max() <= 1e-6
 
 
-def test_a_head_that_is_missing_stops_the_start(tmp_path: Path) -> None:
+def test_a_missing_head_is_an_error_at_load_time(tmp_path: Path) -> None:
     plain = make_model(tmp_path / "plain", "bert")
     with pytest.raises(ModelError, match=r"weights are missing .*: classifier\.bias and 1 more"):
         encode(plain, "CLASSIFICATION")
@@ -90,7 +90,7 @@ def test_a_head_that_is_missing_stops_the_start(tmp_path: Path) -> None:
         encode(three, "REGRESSION")
 
 
-def test_a_classifier_has_its_head_whatever_the_server_pools(tmp_path: Path) -> None:
+def test_a_classifier_loads_its_head_with_any_pooling_strategy(tmp_path: Path) -> None:
     folder = make_classifier(tmp_path, "bert", num_labels=3)
     encoder = Encoder(folder, device="cpu", dtype="float32")
     assert encoder.kind == "classifier"
@@ -101,7 +101,7 @@ def test_a_classifier_has_its_head_whatever_the_server_pools(tmp_path: Path) -> 
     assert encoder.encode(["a"]).shape == (1, 64)
 
 
-def test_a_model_without_a_head_says_so(tmp_path: Path) -> None:
+def test_logits_of_a_model_without_a_head_are_an_error(tmp_path: Path) -> None:
     encoder = Encoder(make_model(tmp_path, "bert"), device="cpu", dtype="float32")
     assert encoder.kind == "embedding"
     with pytest.raises(ValueError, match="LOGITS needs a model for sequence classification"):
@@ -109,7 +109,7 @@ def test_a_model_without_a_head_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
-def test_pairs_are_ranked_as_by_sentence_transformers_cross_encoder(tmp_path: Path, family: str) -> None:
+def test_pair_scores_equal_the_cross_encoder_of_sentence_transformers(tmp_path: Path, family: str) -> None:
     folder = make_classifier(tmp_path, family, num_labels=1)
     pairs = [(TEXTS[0], text) for text in TEXTS[1:]] + [
         ("a ||| b", "word " * 600),

@@ -1,4 +1,4 @@
-"""What follows the pooling in a sentence-transformers folder gives sentence-transformers' own vectors."""
+"""Modules after the pooling in a sentence-transformers folder give the vectors of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(plain: Path, tmp_path: Path) -> Path:
-    """A model with one Dense of 64 to 32, in 2_Dense."""
+    """Return a model folder with one Dense layer, from 64 to 32 components, in 2_Dense."""
     save(tmp_path, plain, dense(64, 32))
     return tmp_path
 
@@ -85,12 +85,12 @@ def test_weights_in_a_pickle_are_read(folder: Path) -> None:
     assert np.abs(load(folder).encode(TEXTS) - expected).max() == 0
 
 
-def test_a_pooling_of_the_users_goes_without_the_head(folder: Path) -> None:
+def test_pooling_given_by_the_user_skips_the_dense_layers(folder: Path) -> None:
     assert load(folder).dimension == 32
     assert load(folder, pooling_strategy="REDUCE_MEAN", pooling_layer=[-1]).dimension == 64
 
 
-def test_a_pickle_that_is_more_than_weights_is_refused(folder: Path) -> None:
+def test_a_pickle_with_other_objects_than_weights_is_refused(folder: Path) -> None:
     (folder / "2_Dense/model.safetensors").unlink()
     torch.save({"linear.weight": Path("x")}, folder / "2_Dense/pytorch_model.bin")
     with pytest.raises(ModelError, match=r"cannot read .*pytorch_model\.bin"):
@@ -141,7 +141,7 @@ def test_only_activations_of_torch_are_accepted(folder: Path, name: str | None) 
         load(folder)
 
 
-def test_without_an_activation_it_is_tanh(folder: Path) -> None:
+def test_default_activation_is_tanh(folder: Path) -> None:
     expected = load(folder).encode(TEXTS)
     path = folder / "2_Dense/config.json"
     config = json.loads(path.read_text())
@@ -151,13 +151,13 @@ def test_without_an_activation_it_is_tanh(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "64", True, None])
-def test_a_size_that_is_none_is_refused(folder: Path, value: object) -> None:
+def test_an_invalid_size_is_refused(folder: Path, value: object) -> None:
     change_config(folder, out_features=value)
     with pytest.raises(ModelError, match="out_features must be a whole number from 1"):
         load(folder)
 
 
-def test_a_head_that_does_not_fit_the_pooling_is_refused(plain: Path, tmp_path: Path) -> None:
+def test_dense_layers_that_do_not_fit_the_pooling_are_refused(plain: Path, tmp_path: Path) -> None:
     save(tmp_path, plain, dense(65, 32))
-    with pytest.raises(ModelError, match="in_features of Dense must be 64, as many as reach it, got 65"):
+    with pytest.raises(ModelError, match="in_features of Dense must be 64, its input's width, got 65"):
         load(tmp_path)

@@ -1,4 +1,4 @@
-"""Every family of models gives Transformers' own float32 vectors, packed where it can be."""
+"""Every family of models gives the float32 vectors of Transformers, packed if the family allows it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from tests.support.tiny_models import FAMILIES, WORDS, make_model
 
-PADDED = {"mpnet", "deberta-v2"}  # their attention knows how far apart two tokens are
+PADDED = {"mpnet", "deberta-v2"}  # their attention depends on the distance between two tokens
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +22,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def texts(count: int, longest: int) -> list[str]:
-    """Return texts of 1 to `longest` words, each length about as often as any other."""
+    """Return texts of 1 to `longest` words, with uniformly random lengths."""
     rng = random.Random(count)
     return [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
 
 
 def reference(folder: Path, batch: list[str], *, max_length: int = 512) -> np.ndarray:
-    """Transformers, padded, float32, eager attention; mean of the last layer."""
+    """Return the vectors of Transformers: padded, float32, eager attention, mean of the last layer."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     inputs = tokenizer(batch, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
@@ -75,7 +75,7 @@ def test_half_precision_stays_close(folders: dict[str, Path], family: str, dtype
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_full_length_is_used_and_no_more(folders: dict[str, Path], family: str) -> None:
+def test_texts_are_read_up_to_the_full_length(folders: dict[str, Path], family: str) -> None:
     batch = ["word " * 700, "a"]
     mine = encoder(folders[family])
     assert mine.max_seq_len == 512
@@ -83,8 +83,8 @@ def test_the_full_length_is_used_and_no_more(folders: dict[str, Path], family: s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_lower_layers_are_those_of_the_whole_model(folders: dict[str, Path], family: str) -> None:
-    """Only the layers up to the one that is pooled are loaded, which must not change it."""
+def test_a_lower_layer_equals_that_of_the_whole_model(folders: dict[str, Path], family: str) -> None:
+    """The encoder loads no layers above the pooled one. The vectors must not change."""
     batch = texts(20, 30)
     tokenizer = AutoTokenizer.from_pretrained(folders[family])
     model = AutoModel.from_pretrained(folders[family], attn_implementation="eager").eval()
@@ -97,6 +97,6 @@ def test_lower_layers_are_those_of_the_whole_model(folders: dict[str, Path], fam
     assert np.abs(encoder(folders[family], pooling_layer=[-2]).encode(batch) - expected).max() <= 1e-5
 
 
-def test_half_of_the_layers_are_not_even_loaded(folders: dict[str, Path]) -> None:
+def test_layers_above_the_pooled_one_are_not_loaded(folders: dict[str, Path]) -> None:
     shallow = encoder(folders["bert"], pooling_layer=[0])
-    assert shallow._transformer.num_layers == 1
+    assert shallow._loaded.transformer.num_layers == 1

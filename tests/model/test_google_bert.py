@@ -1,4 +1,4 @@
-"""Google's checkpoints of BERT give the vectors of the same weights in Transformers."""
+"""Google's BERT checkpoints give the same vectors as the same weights in Transformers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def google_weights() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def google(tmp_path: Path) -> Path:
-    """A copy, to be changed, of a folder as Google gives it."""
+    """Return a copy of a folder in Google's format, which tests may change."""
     folder = tmp_path / "google"
     folder.mkdir()
     for name in FILES:
@@ -40,7 +40,7 @@ def google(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def reference() -> BertModel:
-    """BertModel with the fixture's weights, put in as Transformers' own converter of Google's checkpoints did."""
+    """Return a BertModel with the fixture's weights, assigned as Transformers' converter does."""
     config = BertConfig.from_json_file(str(GOOGLE_BERT / "bert_config.json"))
     config._attn_implementation = "eager"
     model = BertModel(config).eval()
@@ -62,7 +62,7 @@ def reference() -> BertModel:
 
 
 def hidden_states(model: BertModel, text: str) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return each layer's (T, H) of one text, and what the pooler makes of the last."""
+    """Return the hidden states (T, H) of each layer for one text, and the output of the pooler."""
     tokenizer = BertTokenizer(str(GOOGLE_BERT / "vocab.txt"), do_lower_case=True)
     batch = tokenizer(*text.split(" ||| "), return_tensors="pt")
     with torch.no_grad():
@@ -78,7 +78,7 @@ def encode(folder: Path, **options: object) -> np.ndarray:
 
 
 @pytest.mark.parametrize("layers", [[-2], [-1], [-1, -2]])
-def test_vectors_are_those_of_the_same_weights_in_transformers(reference: BertModel, layers: list[int]) -> None:
+def test_vectors_equal_those_of_the_same_weights_in_transformers(reference: BertModel, layers: list[int]) -> None:
     states = [hidden_states(reference, text)[0] for text in TEXTS]
     expected = [np.concatenate([each[layer].mean(0) for layer in layers]) for each in states]
     assert np.abs(encode(GOOGLE_BERT, pooling_layer=layers) - expected).max() <= 1e-5
@@ -91,7 +91,7 @@ def test_the_pooler_is_read(reference: BertModel) -> None:
     assert np.abs(encode(GOOGLE_BERT, pooling_strategy="CLS_POOLED") - expected).max() <= 1e-5
 
 
-def test_every_weight_of_transformers_is_one_of_googles(reference: BertModel) -> None:
+def test_every_weight_of_transformers_has_a_google_name(reference: BertModel) -> None:
     googles = {name for name in google_weights() if name.startswith("bert/") and "adam_" not in name}
     assert {google_name(name) for name in reference.state_dict()} == googles
 
@@ -103,16 +103,16 @@ def test_text_is_lower_cased_unless_the_flag_is_set() -> None:
     assert cased.encode_tokens(texts)[0].tokens == ["[CLS]", "Hello", "[UNK]", "[SEP]"]
 
 
-def test_sequences_are_as_long_as_the_config_has_positions() -> None:
+def test_default_length_is_the_number_of_positions_in_the_config() -> None:
     assert Encoder(GOOGLE_BERT, device="cpu").max_seq_len == 24
     with pytest.raises(ModelError, match=r"must be in 3\.\.24"):
         Encoder(GOOGLE_BERT, device="cpu", max_seq_len=25)
 
 
-# -- where things lie ----------------------------------------------------------------------------------
+# -- names and places of files -------------------------------------------------------------------------
 
 
-def test_tuned_weights_and_names_of_ones_own(google: Path, tmp_path: Path) -> None:
+def test_tuned_weights_and_files_with_other_names_are_found(google: Path, tmp_path: Path) -> None:
     expected = encode(GOOGLE_BERT)
     tuned = tmp_path / "tuned"
     tuned.mkdir()
@@ -127,7 +127,9 @@ def test_tuned_weights_and_names_of_ones_own(google: Path, tmp_path: Path) -> No
         encode(google, ckpt_name="model.ckpt-343", tuned_model_dir=tuned)
 
 
-def test_weights_of_transformers_go_before_but_a_name_goes_first(google: Path, reference: BertModel) -> None:
+def test_transformers_weights_take_precedence_unless_ckpt_name_is_given(
+    google: Path, reference: BertModel
+) -> None:
     expected = encode(google)
     others = {name: weight.flip(0).contiguous() for name, weight in reference.state_dict().items()}
     save_file(others, google / "model.safetensors", metadata={"format": "pt"})
@@ -135,7 +137,7 @@ def test_weights_of_transformers_go_before_but_a_name_goes_first(google: Path, r
     assert np.array_equal(encode(google, ckpt_name="bert_model.ckpt"), expected)
 
 
-def test_googles_weights_go_under_a_config_of_transformers(google: Path, reference: BertModel) -> None:
+def test_google_weights_load_with_a_transformers_config(google: Path, reference: BertModel) -> None:
     expected = encode(google)
     (google / "bert_config.json").unlink()
     reference.config.save_pretrained(google)
@@ -146,29 +148,29 @@ def test_googles_weights_go_under_a_config_of_transformers(google: Path, referen
         encode(google)
 
 
-# -- what is missing or does not fit -------------------------------------------------------------------
+# -- missing or wrong weights --------------------------------------------------------------------------
 
 
-def test_weights_that_are_missing_are_named(google: Path) -> None:
+def test_missing_weights_are_named(google: Path) -> None:
     weights = google_weights()
     del weights["bert/encoder/layer_0/attention/output/LayerNorm/gamma"]
     del weights["bert/encoder/layer_1/output/dense/kernel"]
     write_bundle(google / "bert_model.ckpt", weights)
     said = r"missing in .*bert_model\.ckpt: bert/encoder/layer_0/attention/output/LayerNorm/gamma$"
     with pytest.raises(ModelError, match=said):
-        encode(google)  # layer -2 is the first of two
+        encode(google)  # layer -2 is the first of two layers, so layer_1 is not needed
     with pytest.raises(ModelError, match="LayerNorm/gamma and 1 more"):
         encode(google, pooling_layer=[-1])
 
 
-def test_weights_of_another_shape_are_named(google: Path) -> None:
+def test_weights_of_the_wrong_shape_are_named(google: Path) -> None:
     weights = google_weights() | {"bert/encoder/layer_0/intermediate/dense/kernel": np.ones((24, 16), np.float32)}
     write_bundle(google / "bert_model.ckpt", weights)
     with pytest.raises(ModelError, match=r"layer_0/intermediate/dense/kernel must be \(16, 24\), got \(24, 16\)"):
         encode(google)
 
 
-def test_a_pooler_may_be_missing_but_is_not_made_up(google: Path) -> None:
+def test_a_missing_pooler_is_an_error_only_for_cls_pooled(google: Path) -> None:
     expected = encode(google)
     weights = {name: value for name, value in google_weights().items() if "pooler" not in name}
     write_bundle(google / "bert_model.ckpt", weights)
@@ -177,14 +179,14 @@ def test_a_pooler_may_be_missing_but_is_not_made_up(google: Path) -> None:
         encode(google, pooling_strategy="CLS_POOLED")
 
 
-def test_half_weights_are_read(google: Path) -> None:
+def test_float16_weights_are_read(google: Path) -> None:
     expected = encode(google)
     weights = {name: v.astype(np.float16) if v.dtype == np.float32 else v for name, v in google_weights().items()}
     write_bundle(google / "bert_model.ckpt", weights)
     assert 0 < np.abs(encode(google) - expected).max() < 0.01
 
 
-def test_a_damaged_checkpoint_is_one_line(google: Path) -> None:
+def test_error_for_a_damaged_checkpoint_is_one_line(google: Path) -> None:
     shard = google / FILES[-1]
     content = bytearray(shard.read_bytes())
     content[len(content) // 8] ^= 1
@@ -195,18 +197,18 @@ def test_a_damaged_checkpoint_is_one_line(google: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_albert_is_refused_by_its_name(google: Path) -> None:
+def test_albert_checkpoint_is_refused_with_its_name(google: Path) -> None:
     name = "bert/encoder/transformer/group_0/inner_group_0/attention_1/self/query/kernel"
     write_bundle(google / "bert_model.ckpt", {name: np.ones((16, 16), np.float32)})
-    with pytest.raises(ModelError, match="ALBERT checkpoints are not read"):
+    with pytest.raises(ModelError, match="ALBERT checkpoints are not supported"):
         encode(google)
     (google / "bert_config.json").rename(google / "albert_config.json")
-    with pytest.raises(ModelError, match="ALBERT checkpoints are not read"):
+    with pytest.raises(ModelError, match="ALBERT checkpoints are not supported"):
         encode(google)
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "num_attention_heads"])
-def test_a_config_must_say_what_no_weight_would_show(google: Path, key: str) -> None:
+def test_config_keys_that_weights_cannot_check_are_required(google: Path, key: str) -> None:
     config = json.loads((google / "bert_config.json").read_text())
     del config[key]
     (google / "bert_config.json").write_text(json.dumps(config))
@@ -215,7 +217,7 @@ def test_a_config_must_say_what_no_weight_would_show(google: Path, key: str) -> 
 
 
 @pytest.mark.parametrize("wrong", [{"num_attention_heads": 3}, {"hidden_act": "none"}, {"hidden_size": "16"}])
-def test_a_config_that_makes_no_model_is_one_line(google: Path, wrong: dict[str, object]) -> None:
+def test_error_for_an_invalid_config_is_one_line(google: Path, wrong: dict[str, object]) -> None:
     config = json.loads((google / "bert_config.json").read_text()) | wrong
     (google / "bert_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError) as caught:
@@ -237,14 +239,14 @@ def test_a_classifiers_head_gives_the_softmax_over_its_pooler(google: Path, refe
     assert encoder.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
 
 
-def test_a_checkpoint_without_a_head_is_no_classifier(google: Path) -> None:
+def test_classification_without_a_head_is_an_error(google: Path) -> None:
     weights = {name: value for name, value in google_weights().items() if not name.startswith("output_")}
     write_bundle(google / "bert_model.ckpt", weights)
     with pytest.raises(ModelError, match=r"head are missing .*: output_weights"):
         Encoder(google, device="cpu", pooling_strategy="CLASSIFICATION")
 
 
-def test_a_special_token_that_somebody_typed_is_words_and_brackets(google: Path) -> None:
+def test_a_special_token_typed_in_a_string_is_not_special(google: Path) -> None:
     typed, real = Encoder(google, device="cpu").encode_tokens(["it [SEP]", ["it", "[SEP]"]])
     assert typed.tokens[2] != "[SEP]"
     assert real.tokens == ["[CLS]", "it", "[SEP]", "[SEP]"]

@@ -1,4 +1,4 @@
-"""A text's vector depends on the text alone: not on its company, its place, or how a batch was split."""
+"""A text's vector depends only on the text: not on the other texts of a batch, the order, or the split."""
 
 from __future__ import annotations
 
@@ -16,31 +16,40 @@ from sentence_transformers import SentenceTransformer
 from tests.support.reference import Array, Reference, deviation
 from tests.support.tiny_models import WORDS, make_model
 
-STRANGE = [
-    *(" ", "\t\n", "\x07\x08\x1b", "\u200b\u200d\u2060", "\ufeff", "\u00ad", "\u202e\u202c"),
-    *(
-        "\u3042\U00020000",
-        "\U0001d54f\U0001d550",
-        "👍🏽🎉",
-        "👩\u200d👩\u200d👧\u200d👦",
-        "🇩🇪🇯🇵",
-        "東京都",
-        "한국어",
-        "हिन्दी",
-        "ไทย",
-    ),
-    *(
-        "مرحبا بالعالم",
-        "שָׁלוֹם",
-        "a\u0301\u0302\u0303",
-        "\ud7ff\ue000",
-        "\U0010ffff",
-        "ﷺ",
-        "ß ẞ \u0131 İ",
-        "½ ² Ⅷ ﬁ",
-    ),
-    *("[UNK] [MASK]", "[PAD] [PAD]", "[CLS]", "%%%%", "x" * 99 + " " + "x" * 101, "-" * 600, "a" + "\u0301" * 300),
+UNUSUAL = [
+    " ",
+    "\t\n",
+    "\x07\x08\x1b",
+    "\u200b\u200d\u2060",
+    "\ufeff",
+    "\u00ad",
+    "\u202e\u202c",
+    "\u3042\U00020000",
+    "\U0001d54f\U0001d550",
+    "👍🏽🎉",
+    "👩\u200d👩\u200d👧\u200d👦",
+    "🇩🇪🇯🇵",
+    "東京都",
+    "한국어",
+    "हिन्दी",
+    "ไทย",
+    "مرحبا بالعالم",
+    "שָׁלוֹם",
+    "a\u0301\u0302\u0303",
+    "\ud7ff\ue000",
+    "\U0010ffff",
+    "ﷺ",
+    "ß ẞ \u0131 İ",
+    "½ ² Ⅷ ﬁ",
+    "[UNK] [MASK]",
+    "[PAD] [PAD]",
+    "[CLS]",
+    "%%%%",
+    "x" * 99 + " " + "x" * 101,
+    "-" * 600,
+    "a" + "\u0301" * 300,
 ]
+#: Texts of 1 to 37 words.
 POOL = [" ".join(random.Random(i).choices(WORDS, k=1 + i % 37)) for i in range(80)]
 COMBINED = {"pooling_strategy": ["REDUCE_MEAN", "REDUCE_MAX", "LAST_TOKEN", "WEIGHTED_MEAN"]}
 
@@ -48,7 +57,7 @@ some_texts = st.lists(st.integers(0, len(POOL) - 1), min_size=1, max_size=40)
 
 
 class Case:
-    """An encoder and the right vector of each text of POOL."""
+    """An encoder, and the vector of each text of POOL when it is encoded alone."""
 
     def __init__(self, folder: Path, dtype: str, **options: bool) -> None:
         self.encoder = Encoder(folder, device="cpu", dtype=dtype, pooling_layer=[-1], **options)  # type: ignore[arg-type]
@@ -85,7 +94,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @settings(max_examples=15, deadline=None)
 @given(indices=some_texts, seed=st.randoms(use_true_random=False))
-def test_order_and_company_change_no_row(case: Case, indices: list[int], seed: random.Random) -> None:
+def test_order_and_other_texts_change_no_vector(case: Case, indices: list[int], seed: random.Random) -> None:
     case.check(case.encode(indices), indices)
     shuffled = seed.sample(indices, len(indices))
     case.check(case.encode(shuffled), shuffled)
@@ -93,14 +102,14 @@ def test_order_and_company_change_no_row(case: Case, indices: list[int], seed: r
 
 @settings(max_examples=10, deadline=None)
 @given(indices=some_texts, at=st.integers(0, 40))
-def test_splitting_a_batch_changes_no_row(case: Case, indices: list[int], at: int) -> None:
+def test_splitting_a_batch_changes_no_vector(case: Case, indices: list[int], at: int) -> None:
     parts = [part for part in (indices[:at], indices[at:]) if part]
     case.check(np.concatenate([case.encode(part) for part in parts]), indices)
 
 
 @settings(max_examples=10, deadline=None)
 @given(indices=some_texts, budget=st.sampled_from([1, 7, 64, 300]))
-def test_the_size_of_a_micro_batch_changes_no_row(case: Case, indices: list[int], budget: int) -> None:
+def test_the_size_of_a_micro_batch_changes_no_vector(case: Case, indices: list[int], budget: int) -> None:
     before = case.encoder._budget.tokens
     case.encoder._budget.tokens = budget
     try:
@@ -109,7 +118,7 @@ def test_the_size_of_a_micro_batch_changes_no_row(case: Case, indices: list[int]
         case.encoder._budget.tokens = before
 
 
-def test_a_row_under_mask_cls_sep_does_not_depend_on_its_company(tmp_path: Path) -> None:
+def test_with_mask_cls_sep_a_vector_does_not_depend_on_other_texts(tmp_path: Path) -> None:
     case = Case(make_model(tmp_path, "bert"), "float32", mask_cls_sep=True)
     case.check(case.encode(range(len(POOL))), range(len(POOL)))
 
@@ -137,7 +146,7 @@ def test_a_sequence_of_any_length_equals_transformers(tmp_path: Path, family: st
     assert deviation(mine.encode(texts), expected) <= 1e-5
 
 
-# -- strange texts, on the demo model ------------------------------------------------------------------
+# -- unusual texts, on the demo model ------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -150,20 +159,22 @@ def demo(demo_model: Path) -> Encoder:
     return Encoder(demo_model, device="cpu", dtype="float32")
 
 
-@pytest.mark.parametrize("text", STRANGE, ids=ascii)
-def test_a_strange_text_has_the_vector_of_sentence_transformers(
+@pytest.mark.parametrize("text", UNUSUAL, ids=ascii)
+def test_an_unusual_text_has_the_vector_of_sentence_transformers(
     demo: Encoder, theirs: SentenceTransformer, text: str
 ) -> None:
     assert deviation(demo.encode([text]), theirs.encode([text])) <= 1e-5
 
 
-def test_strange_texts_in_company_have_the_same_vectors(demo: Encoder, theirs: SentenceTransformer) -> None:
-    assert deviation(demo.encode(STRANGE), theirs.encode(STRANGE)) <= 1e-5
+def test_unusual_texts_have_the_same_vectors_in_one_batch(demo: Encoder, theirs: SentenceTransformer) -> None:
+    assert deviation(demo.encode(UNUSUAL), theirs.encode(UNUSUAL)) <= 1e-5
 
 
-def test_strange_texts_in_bfloat16_stay_close(demo_model: Path, theirs: SentenceTransformer) -> None:
-    rows = Encoder(demo_model, device="cpu", dtype="bfloat16").encode(STRANGE)
-    assert cosines(rows, theirs.encode(STRANGE)).min() >= 0.9999
+def test_unusual_texts_in_bfloat16_have_nearly_the_same_vectors(
+    demo_model: Path, theirs: SentenceTransformer
+) -> None:
+    rows = Encoder(demo_model, device="cpu", dtype="bfloat16").encode(UNUSUAL)
+    assert cosines(rows, theirs.encode(UNUSUAL)).min() >= 0.9999
 
 
 MEGABYTES = ["x" * 1_000_000, "東" * 350_000, "word " * 200_000, " " * 1_000_000 + "end"]
@@ -171,7 +182,9 @@ MEGABYTES += ["\u200b" * 350_000, "a" + "\u0301" * 500_000]
 
 
 @pytest.mark.parametrize("text", MEGABYTES, ids=lambda text: ascii(text[-1]))
-def test_a_megabyte_of_one_thing_is_no_trouble(demo: Encoder, theirs: SentenceTransformer, text: str) -> None:
+def test_a_megabyte_of_one_character_or_word_has_the_right_vector(
+    demo: Encoder, theirs: SentenceTransformer, text: str
+) -> None:
     assert deviation(demo.encode([text, "fine"]), theirs.encode([text, "fine"])) <= 1e-5
 
 

@@ -1,4 +1,4 @@
-"""The forms in which a model may lie in a folder."""
+"""The file formats of a model folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def encode(folder: Path, texts: list[str] = TEXTS) -> np.ndarray:
 
 @pytest.mark.parametrize("modes", [*([mode] for mode in MODES), ["cls", "mean", "max"]], ids="+".join)
 @pytest.mark.parametrize("normalize", [True, False])
-def test_sentence_transformers_folders_are_honoured(
+def test_sentence_transformers_folders_give_the_same_vectors(
     plain: Path, tmp_path: Path, modes: list[str], normalize: bool
 ) -> None:
     body = Transformer(str(plain), max_seq_length=48)
@@ -45,7 +45,7 @@ def test_sentence_transformers_folders_are_honoured(
     assert np.abs(mine.encode(TEXTS) - model.encode(TEXTS)).max() <= 1e-5
 
 
-def test_a_default_prompt_goes_in_front(plain: Path, tmp_path: Path) -> None:
+def test_a_default_prompt_is_prepended(plain: Path, tmp_path: Path) -> None:
     modules = [Transformer(str(plain)), Pooling(64)]
     prompts = {"query": "the query: ", "passage": "fox "}
     model = SentenceTransformer(modules=modules, device="cpu", prompts=prompts, default_prompt_name="query")
@@ -54,7 +54,7 @@ def test_a_default_prompt_goes_in_front(plain: Path, tmp_path: Path) -> None:
     assert np.abs(encode(tmp_path) - model.encode(TEXTS, prompt="")).max() > 1e-3
 
 
-def test_older_folders_spell_pooling_in_booleans(plain: Path, tmp_path: Path) -> None:
+def test_pooling_of_older_folders_is_read_from_booleans(plain: Path, tmp_path: Path) -> None:
     model = SentenceTransformer(modules=[Transformer(str(plain)), Pooling(64)], device="cpu")
     model.save(str(tmp_path))
     old = {"word_embedding_dimension": 64, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
@@ -80,7 +80,7 @@ def test_pytorch_bin_and_sharded_weights_give_the_same_vectors(plain: Path, tmp_
         assert np.abs(encode(folder) - expected).max() == 0
 
 
-def test_a_pickle_that_is_more_than_weights_is_refused(plain: Path, tmp_path: Path) -> None:
+def test_a_pickle_with_other_objects_than_weights_is_refused(plain: Path, tmp_path: Path) -> None:
     AutoModel.from_pretrained(plain).config.save_pretrained(tmp_path)
     make_tokenizer(0).save_pretrained(tmp_path)
     torch.save({"evil": Path("x")}, tmp_path / "pytorch_model.bin")
@@ -88,7 +88,7 @@ def test_a_pickle_that_is_more_than_weights_is_refused(plain: Path, tmp_path: Pa
         encode(tmp_path)
 
 
-def test_vocab_txt_alone_makes_a_tokenizer(demo_model: Path, tmp_path: Path) -> None:
+def test_vocab_txt_is_enough_for_a_tokenizer(demo_model: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "vocab.txt"):
         (tmp_path / name).symlink_to(demo_model / name)
     mine = Encoder(tmp_path, device="cpu", dtype="float32", pooling_layer=[-1])
@@ -121,7 +121,7 @@ def test_weights_that_do_not_fit_the_config_are_named(plain: Path, tmp_path: Pat
 
 @pytest.fixture
 def tuned(plain: Path) -> PreTrainedModel:
-    """A classifier on the plain model, after some training."""
+    """Return a classifier made from the plain model, with changed weights as after training."""
     model = BertForSequenceClassification.from_pretrained(plain)
     torch.manual_seed(1)
     for parameter in model.parameters():
@@ -131,7 +131,7 @@ def tuned(plain: Path) -> PreTrainedModel:
 
 @pytest.fixture
 def expected(tuned: PreTrainedModel, tmp_path: Path) -> np.ndarray:
-    """The vectors of the tuned model's encoder, from a whole folder of its own."""
+    """Return the vectors of the tuned encoder, loaded from a complete folder."""
     tuned.bert.save_pretrained(tmp_path / "whole")
     make_tokenizer(0).save_pretrained(tmp_path / "whole")
     return encode(tmp_path / "whole")
@@ -143,7 +143,7 @@ def encode_tuned(folder: Path, tuned: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("form", ["safetensors", "sharded", "bin", "sharded bin"])
 @pytest.mark.parametrize("head", ["with", "without"])
-def test_tuned_weights_are_taken_whatever_sits_on_them(
+def test_tuned_weights_are_read_with_and_without_a_head(
     plain: Path, tmp_path: Path, tuned: PreTrainedModel, expected: np.ndarray, form: str, head: str
 ) -> None:
     model = tuned if head == "with" else tuned.bert
@@ -158,7 +158,7 @@ def test_tuned_weights_are_taken_whatever_sits_on_them(
 
 
 def to_pickles(folder: Path) -> None:
-    """Rewrite a folder's weights in the older format."""
+    """Rewrite a folder's weights as pickles, the older format."""
     for file in list(folder.glob("*.safetensors")):
         torch.save(
             load_file(file), folder / file.name.replace("model", "pytorch_model").replace("safetensors", "bin")
@@ -170,7 +170,7 @@ def to_pickles(folder: Path) -> None:
         index.unlink()
 
 
-def test_tuned_weights_go_into_a_sentence_transformers_folder(
+def test_tuned_weights_load_into_a_sentence_transformers_folder(
     plain: Path, tmp_path: Path, tuned: PreTrainedModel
 ) -> None:
     tuned.save_pretrained(tmp_path / "tuned")

@@ -1,4 +1,4 @@
-"""bert-as-service's flags give its vectors, on models of several families, packed and padded."""
+"""The flags of bert-as-service give the same vectors as there, on several model families, packed and padded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from tests.support.reference import STRATEGIES, Array, Reference, deviation, lay
 from tests.support.tiny_models import FAMILIES, make_model
 
 TEXTS = [
-    *("the dog", "a quick brown fox jumps over the lazy dog", "one", "Hello, world!", "the fox", "word and word"),
-    *("one two three four five six " * 12, "unknown: %% qwertz", "東京 the 首都"),
+    "the dog",
+    "a quick brown fox jumps over the lazy dog",
+    "one",
+    "Hello, world!",
+    "the fox",
+    "word and word",
+    "one two three four five six " * 12,
+    "unknown: %% qwertz",
+    "東京 the 首都",
 ]
 TOKENS = [["dog"], ["the", "##g", "NoSuch"], ["one", "two", "three", "four"] * 9]
 LAYERS = [(-1,), (-2,), (0, -1), (-1, -3, 1)]
@@ -61,7 +68,7 @@ def test_strategies_and_layers_equal_their_formulas(
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_the_server_starts_with_any_strategy_and_layers(
+def test_any_strategies_and_layers_can_be_set_at_load_time(
     folders: dict[str, Path], references: dict[str, Reference], name: str
 ) -> None:
     mine = encoder(folders["bert"], pooling_strategy=name, pooling_layer=[-2, 0], all_layers=False)
@@ -71,7 +78,7 @@ def test_the_server_starts_with_any_strategy_and_layers(
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet"])
-def test_none_gives_every_token_and_zero_behind_the_end(
+def test_none_returns_every_token_and_zeros_after_the_end(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     rows = encoder(folders[family], pooling_strategy="NONE", pooling_layer=[-1, 0]).encode(TEXTS)
@@ -84,7 +91,7 @@ def test_none_gives_every_token_and_zero_behind_the_end(
 
 @pytest.mark.parametrize("family", POOLERS)
 @pytest.mark.parametrize("layers", [[-1], [0], [-2, 0]])
-def test_cls_pooled_reads_the_last_layer_whatever_pooling_layer_says(
+def test_cls_pooled_always_reads_the_last_layer(
     folders: dict[str, Path], references: dict[str, Reference], family: str, layers: list[int]
 ) -> None:
     mine = encoder(folders[family], pooling_strategy="CLS_POOLED", pooling_layer=layers, all_layers=False)
@@ -94,7 +101,7 @@ def test_cls_pooled_reads_the_last_layer_whatever_pooling_layer_says(
     assert deviation(both[:, -64:], expected) <= 1e-5
 
 
-def test_cls_pooled_without_a_pooler_is_an_error_that_names_it(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_error_for_a_model_without_a_pooler_names_cls_pooled(folders: dict[str, Path], tmp_path: Path) -> None:
     model = AutoModel.from_pretrained(folders["bert"], add_pooling_layer=False)
     model.save_pretrained(tmp_path)
     Reference(folders["bert"]).tokenizer.save_pretrained(tmp_path)
@@ -108,20 +115,20 @@ def test_cls_pooled_without_a_pooler_is_an_error_that_names_it(folders: dict[str
 # -- mask_cls_sep --------------------------------------------------------------------------------------
 
 
-def specials_hidden(reference: Reference, texts: list[str]) -> tuple[list[Array], list[list[int]]]:
-    """The hidden states where nobody sees special tokens, and the masks."""
+def hidden_without_specials(reference: Reference, texts: list[str]) -> tuple[list[Array], list[list[int]]]:
+    """The hidden states when no token attends to special tokens, and the masks."""
     ids = [reference.single(text) for text in texts]
     masks = [[0] + [1] * (len(i) - 2) + [0] for i in ids]
-    # One by one: DeBERTa's padding would be seen by rows that see no token of their own.
+    # One by one: in a padded batch of DeBERTa, fully masked rows would attend to padding.
     return [reference.hidden([i], seen=[m])[0] for i, m in zip(ids, masks, strict=True)], masks
 
 
 @every_family
-def test_mask_cls_sep_hides_specials_from_tokens_and_pooling(
+def test_mask_cls_sep_hides_special_tokens_from_attention_and_pooling(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     mine = encoder(folders[family], mask_cls_sep=True)
-    hidden, masks = specials_hidden(references[family], TEXTS)
+    hidden, masks = hidden_without_specials(references[family], TEXTS)
     for name in STRATEGIES:
         rows = mine.encode(TEXTS, pooling_strategy=name, pooling_layer=[-1, 0])
         expected = [pool(name, layers_of(h, [-1, 0]), m) for h, m in zip(hidden, masks, strict=True)]
@@ -131,22 +138,22 @@ def test_mask_cls_sep_hides_specials_from_tokens_and_pooling(
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet"])
-def test_mask_cls_sep_leaves_zero_rows_for_specials_and_their_strings(
+def test_mask_cls_sep_returns_special_tokens_with_zero_vectors(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     mine = encoder(folders[family], mask_cls_sep=True)
-    hidden, masks = specials_hidden(references[family], TEXTS)
-    for answer, h, mask in zip(mine.encode_tokens(TEXTS, pooling_layer=-1), hidden, masks, strict=True):
-        assert deviation(answer.vectors, h[-1] * np.array(mask)[:, None]) <= 1e-5
-        assert (answer.tokens[0], answer.tokens[-1]) == ("<s>", "</s>")
+    hidden, masks = hidden_without_specials(references[family], TEXTS)
+    for result, h, mask in zip(mine.encode_tokens(TEXTS, pooling_layer=-1), hidden, masks, strict=True):
+        assert deviation(result.vectors, h[-1] * np.array(mask)[:, None]) <= 1e-5
+        assert (result.tokens[0], result.tokens[-1]) == ("<s>", "</s>")
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet", "deberta-v2", "modernbert"])
-def test_mask_cls_sep_gives_finite_vectors_for_texts_without_a_token(
+def test_mask_cls_sep_gives_finite_vectors_for_texts_without_tokens(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     mine = encoder(folders[family], mask_cls_sep=True)
-    hidden, masks = specials_hidden(references[family], TEXTS)
+    hidden, masks = hidden_without_specials(references[family], TEXTS)
     for name in STRATEGIES:
         rows = mine.encode([*EMPTY, *TEXTS], pooling_strategy=name, pooling_layer=-1)
         assert np.isfinite(rows).all()
@@ -161,7 +168,7 @@ def test_mask_cls_sep_gives_finite_vectors_for_texts_without_a_token(
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "mpnet", "deberta-v2"])
-def test_no_special_token_leaves_tokenized_singles_bare(
+def test_no_special_token_adds_none_to_a_list_of_tokens(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     mine, reference = encoder(folders[family], no_special_token=True), references[family]
@@ -179,13 +186,13 @@ def test_no_special_token_leaves_tokenized_singles_bare(
     assert mine.encode_tokens(TOKENS)[0].tokens == ["dog"]
 
 
-def test_no_special_token_keeps_as_many_words_as_fit(folders: dict[str, Path]) -> None:
+def test_no_special_token_leaves_room_for_more_words(folders: dict[str, Path]) -> None:
     mine = encoder(folders["bert"], no_special_token=True, max_seq_len=5)
     (tokens,) = mine.encode_tokens([["one", "two", "three", "four", "five", "six"]])
     assert tokens.tokens == ["one", "two", "three", "four", "five"]
 
 
-def test_no_special_token_and_mask_cls_sep_hide_nothing_of_tokenized_texts(
+def test_mask_cls_sep_hides_nothing_of_a_list_without_special_tokens(
     folders: dict[str, Path], references: dict[str, Reference]
 ) -> None:
     mine = encoder(folders["bert"], no_special_token=True, mask_cls_sep=True)
@@ -195,21 +202,21 @@ def test_no_special_token_and_mask_cls_sep_hide_nothing_of_tokenized_texts(
         assert deviation(rows, [pool(name, h[-1]) for h in hidden]) <= 1e-5, name
 
 
-def test_a_list_without_tokens_is_refused_where_it_would_be_no_sequence(folders: dict[str, Path]) -> None:
+def test_an_empty_list_is_refused_with_no_special_token(folders: dict[str, Path]) -> None:
     mine = encoder(folders["bert"], no_special_token=True)
     with pytest.raises(ValueError, match=r"texts\[1\].*no token"):
         mine.encode([["dog"], [], ["fox"]], pooling_strategy="CLS_TOKEN")
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "albert", "mpnet"])
-def test_no_position_embeddings_leaves_them_out(folders: dict[str, Path], family: str) -> None:
+def test_no_position_embeddings_removes_them(folders: dict[str, Path], family: str) -> None:
     expected = [h[-2].mean(0) for h in hidden_of(Reference(folders[family], positions=False), TEXTS)]
     rows = encoder(folders[family], no_position_embeddings=True).encode(TEXTS)
     assert deviation(rows, expected) <= 1e-5
     assert deviation(encoder(folders[family]).encode(TEXTS), expected) > 1e-2
 
 
-def test_no_position_embeddings_of_a_model_without_a_table_is_an_error(folders: dict[str, Path]) -> None:
+def test_no_position_embeddings_is_an_error_for_a_model_that_has_none(folders: dict[str, Path]) -> None:
     with pytest.raises(ModelError, match="no_position_embeddings"):
         encoder(folders["modernbert"], no_position_embeddings=True)
 
@@ -221,12 +228,12 @@ def test_cased_tokenization_keeps_case_and_accents(demo_model: Path) -> None:
     assert cased.tokenize("Hello world") == ["[UNK]", "world"]
     ids = [cased(text)["input_ids"] for text in texts]
     mine = encoder(demo_model, cased_tokenization=True, pooling_strategy="REDUCE_MEAN", pooling_layer=[-2])
-    for answer, i in zip(mine.encode_tokens(texts), ids, strict=True):
-        assert answer.tokens == cased.convert_ids_to_tokens(i)
+    for result, i in zip(mine.encode_tokens(texts), ids, strict=True):
+        assert result.tokens == cased.convert_ids_to_tokens(i)
     assert deviation(mine.encode(texts), [h[-2].mean(0) for h in reference.hidden(ids)]) <= 1e-5
 
 
-def test_max_seq_len_none_takes_as_many_tokens_as_there_are_positions(
+def test_max_seq_len_none_allows_as_many_tokens_as_there_are_positions(
     demo_model: Path, folders: dict[str, Path]
 ) -> None:
     assert encoder(demo_model).max_seq_len == 256

@@ -1,4 +1,4 @@
-"""Architectures that Transformers does not know: a module of the user's, or code in the model's folder."""
+"""Architectures that Transformers does not know, from a user's module or from code in the model folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def example() -> ModuleType:
 
 @pytest.fixture
 def own(example: ModuleType, tmp_path: Path) -> Path:
-    """Folder of the example's checkpoint."""
+    """Return the folder of the example's checkpoint."""
     example.save_checkpoint(tmp_path / "own")
     return tmp_path / "own"
 
@@ -58,7 +58,7 @@ def test_the_example_runs() -> None:
 
 
 @pytest.mark.parametrize("layer", [-1, -2, 0])
-def test_own_model_gives_its_own_vectors(example: ModuleType, own: Path, layer: int) -> None:
+def test_custom_model_gives_the_right_vectors(example: ModuleType, own: Path, layer: int) -> None:
     mine = Encoder(own, model_module=EXAMPLE, device="cpu", dtype="float32", pooling_layer=[layer])
     model = example.PyramidModel.from_pretrained(own).eval()
     for text, row in zip(TEXTS, mine.encode(TEXTS), strict=True):
@@ -69,13 +69,13 @@ def test_own_model_gives_its_own_vectors(example: ModuleType, own: Path, layer: 
         assert np.abs(row - expected).max() <= 1e-5
 
 
-def test_own_model_runs_padded_and_in_lower_precision(own: Path) -> None:
+def test_custom_model_runs_padded_and_in_lower_precision(own: Path) -> None:
     mine = Encoder(own, model_module=EXAMPLE, device="cpu", dtype="bfloat16")
     assert mine.padded_because is not None
     assert mine.parity > 0.999
 
 
-def test_module_may_be_named_as_import_does(own: Path, tmp_path: Path) -> None:
+def test_module_may_be_given_by_its_import_name(own: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from bert_serving.server import Encoder; "
         "print(Encoder(sys.argv[2], model_module='own_model', device='cpu').dimension)"
@@ -83,10 +83,10 @@ def test_module_may_be_named_as_import_does(own: Path, tmp_path: Path) -> None:
     assert run(code, EXAMPLE.parent, own) == "32"
 
 
-def test_without_its_module_an_own_model_is_one_line(own: Path) -> None:
+def test_error_for_a_custom_model_without_its_module_is_one_line(own: Path) -> None:
     code = (
         "import sys; from bert_serving.server import Encoder\n"
-        "from bert_serving.server.model.folder import ModelError\n"
+        "from bert_serving.server.model.errors import ModelError\n"
         "try: Encoder(sys.argv[1], device='cpu')\n"
         "except ModelError as exc: print(exc)"
     )
@@ -115,7 +115,7 @@ def test_a_module_is_imported_once(tmp_path: Path) -> None:
         ("raise ValueError('first\\nsecond')", "ValueError: first"),
     ],
 )
-def test_import_failure_is_one_line(own: Path, tmp_path: Path, code: str | None, said: str) -> None:
+def test_error_for_a_failed_import_is_one_line(own: Path, tmp_path: Path, code: str | None, said: str) -> None:
     path = tmp_path / "broken.py"
     if code is not None:
         path.write_text(code)
@@ -124,7 +124,7 @@ def test_import_failure_is_one_line(own: Path, tmp_path: Path, code: str | None,
     assert "\n" not in str(caught.value)
 
 
-def test_module_that_is_not_installed_is_one_line(own: Path) -> None:
+def test_error_for_a_module_that_is_not_installed_is_one_line(own: Path) -> None:
     with pytest.raises(ModelError, match="cannot import model_module no_such_module"):
         Encoder(own, model_module="no_such_module")
 
@@ -168,7 +168,7 @@ def make_folder_with_code(folder: Path, *, scale: int = 2, model_type: str = "sc
 
 @pytest.fixture(autouse=True)
 def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Transformers copies a model's code, and imports it from."""
+    """Return the folder into which Transformers copies a model's code before it imports it."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
@@ -176,9 +176,9 @@ def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> str:
-        pytest.fail("a question on the terminal")
+        pytest.fail("the code asked for input on the terminal")
 
     monkeypatch.setattr(builtins, "input", fail)
 
@@ -190,7 +190,7 @@ def first_component(folder: Path, **options: object) -> float:
 
 
 @pytest.mark.parametrize("model_type", ["scaled", "bert"])
-def test_code_in_the_folder_runs_when_it_is_trusted(tmp_path: Path, model_type: str) -> None:
+def test_code_in_the_folder_runs_if_trusted(tmp_path: Path, model_type: str) -> None:
     folder = make_folder_with_code(tmp_path / "coded", model_type=model_type)
     assert first_component(folder) == pytest.approx(2)
 
@@ -202,14 +202,14 @@ def test_each_folder_runs_its_own_code(tmp_path: Path) -> None:
     assert first_component(three) == pytest.approx(3)
 
 
-def test_code_is_not_taken_from_the_tuned_folder(tmp_path: Path) -> None:
+def test_code_in_the_tuned_folder_is_not_run(tmp_path: Path) -> None:
     two = make_folder_with_code(tmp_path / "two", scale=2)
     tuned = make_folder_with_code(tmp_path / "tuned", scale=3)
     assert first_component(two, tuned_model_dir=tuned) == pytest.approx(2)
 
 
 @pytest.mark.parametrize("model_type", ["scaled", "bert"])
-def test_code_that_is_not_trusted_is_refused_with_the_flag(tmp_path: Path, model_type: str) -> None:
+def test_error_for_code_that_is_not_trusted_names_the_flag(tmp_path: Path, model_type: str) -> None:
     folder = make_folder_with_code(tmp_path / "coded", model_type=model_type)
     (folder / "modeling.py").write_text("raise RuntimeError('ran')")
     with pytest.raises(ModelError, match="-trust_remote_code") as caught:
@@ -218,14 +218,14 @@ def test_code_that_is_not_trusted_is_refused_with_the_flag(tmp_path: Path, model
     assert "\n" not in str(caught.value)
 
 
-def test_code_in_another_repository_is_refused_with_the_flag(tmp_path: Path) -> None:
+def test_error_for_code_in_another_repository_names_the_flag(tmp_path: Path) -> None:
     folder = make_folder_with_code(tmp_path / "coded", model_type="unheard-of", upstream="someone/code--")
     with pytest.raises(ModelError, match="-trust_remote_code") as caught:
         Encoder(folder, device="cpu")
     assert "\n" not in str(caught.value)
 
 
-def test_code_that_fails_is_one_line(tmp_path: Path) -> None:
+def test_error_for_code_that_fails_is_one_line(tmp_path: Path) -> None:
     folder = make_folder_with_code(tmp_path / "coded", model_type="failing")
     (folder / "modeling.py").write_text("raise RuntimeError('first\\nsecond')")
     with pytest.raises(ModelError, match="RuntimeError: first") as caught:
@@ -233,7 +233,7 @@ def test_code_that_fails_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_of_the_users_stands_in_for_code_in_the_folder(tmp_path: Path) -> None:
+def test_model_module_replaces_code_in_the_folder(tmp_path: Path) -> None:
     folder = make_folder_with_code(tmp_path / "coded", model_type="stood-in")
     module = tmp_path / "mine.py"
     code = (folder / "modeling.py").read_text().replace("* 2", "* 5")

@@ -1,4 +1,4 @@
-"""Pairs of sentences: what makes one, where it is cut, and type ids that reach the model."""
+"""Sentence pairs: which texts are pairs, where a pair is cut, and its type ids."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder
+from bert_serving.server.worker.micro_batches import PreparedText
 from bert_serving.server.worker.sequences import RequestError
 from bert_serving.server.worker.tokenizer import Tokenizer
 from hypothesis import given, settings
@@ -25,22 +25,37 @@ FAMILIES = {
     "deberta-v2": {"type_vocab_size": 2},
 }
 STRINGS = [
-    *(
-        "the dog ||| a fox",
-        "one ||| two ||| three",
-        "the dog|||a fox",
-        "the dog ||| ",
-        " ||| a fox",
-        "|||",
-        " ||| ",
-    ),
-    *("the\ndog ||| a fox", "the dog ||| a fox\n", "\n the dog ||| a fox", "the dog ||| a\nfox", "one\r||| two"),
-    *("  the dog   |||   a fox  ", "one |||| two", "one ||| ||| two", "one ||| ||| ", "\x1cone ||| two\x1d"),
-    *("one ||| \u200b", "\u200b ||| two", "\u200b ||| \u200b", "a\u2028b ||| c", "plain"),
+    "the dog ||| a fox",
+    "one ||| two ||| three",
+    "the dog|||a fox",
+    "the dog ||| ",
+    " ||| a fox",
+    "|||",
+    " ||| ",
+    "the\ndog ||| a fox",
+    "the dog ||| a fox\n",
+    "\n the dog ||| a fox",
+    "the dog ||| a\nfox",
+    "one\r||| two",
+    "  the dog   |||   a fox  ",
+    "one |||| two",
+    "one ||| ||| two",
+    "one ||| ||| ",
+    "\x1cone ||| two\x1d",
+    "one ||| \u200b",
+    "\u200b ||| two",
+    "\u200b ||| \u200b",
+    "a\u2028b ||| c",
+    "plain",
 ]
 LISTS = [
-    *(["the", "dog", "|||", "fox"], ["the", "|||", "dog", "|||", "fox"], ["|||", "fox"], ["fox", "|||"], ["|||"]),
-    *(["the", "dog"], ["a ||| b"]),
+    ["the", "dog", "|||", "fox"],
+    ["the", "|||", "dog", "|||", "fox"],
+    ["|||", "fox"],
+    ["fox", "|||"],
+    ["|||"],
+    ["the", "dog"],
+    ["a ||| b"],
 ]
 
 
@@ -60,7 +75,7 @@ def encoder(folder: Path, **options: object) -> Encoder:
 
 
 def original(reference: Reference, text: str | list[str], *, longest: int = 512) -> tuple[list[int], list[int]]:
-    """bert-as-service's read_examples and convert_lst_to_features: ids and type ids."""
+    """The ids and type ids that bert-as-service's read_examples and convert_lst_to_features return."""
     if isinstance(text, str):
         match = re.match(r"^(.*) \|\|\| (.*)$", text.strip())
         first, second = match.groups() if match else (text, "")
@@ -75,14 +90,14 @@ def original(reference: Reference, text: str | list[str], *, longest: int = 512)
 
 
 def sequence_of(mine: Encoder, text: str | list[str]) -> tuple[list[int], list[int]]:
-    (task,) = mine.prepare([text])
-    assert isinstance(task, PreparedText)
-    (sequence,) = task.text.sequences
+    (prepared,) = mine.prepare([text])
+    assert isinstance(prepared, PreparedText)
+    (sequence,) = prepared.text.sequences
     return sequence.ids, sequence.type_ids or [0] * len(sequence.ids)
 
 
 @pytest.mark.parametrize("text", [*STRINGS, *LISTS], ids=ascii)
-def test_what_is_a_pair_is_what_the_original_took_for_one(
+def test_the_same_texts_are_pairs_as_in_bert_as_service(
     folders: dict[str, Path], reference: Reference, text: str | list[str]
 ) -> None:
     assert sequence_of(encoder(folders["bert"]), text) == original(reference, text)
@@ -90,7 +105,7 @@ def test_what_is_a_pair_is_what_the_original_took_for_one(
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(st.sampled_from("a |\n\t\u00a0\u200b"), min_size=1, max_size=12))
-def test_every_string_of_bars_and_spaces_is_read_as_the_original_does(
+def test_any_string_of_bars_and_spaces_is_split_as_in_bert_as_service(
     folders: dict[str, Path], reference: Reference, text: str
 ) -> None:
     ids = Tokenizer(folders["bert"], max_seq_len=512)([text])[0].ids  # type: ignore[union-attr]
@@ -99,7 +114,7 @@ def test_every_string_of_bars_and_spaces_is_read_as_the_original_does(
 
 @settings(max_examples=200, deadline=None)
 @given(first=st.integers(0, 40), second=st.integers(0, 40), longest=st.integers(5, 24), is_tokenized=st.booleans())
-def test_a_pair_is_cut_by_popping_from_the_longer_part(
+def test_a_pair_is_cut_by_removing_tokens_from_the_longer_string(
     folders: dict[str, Path], reference: Reference, first: int, second: int, longest: int, is_tokenized: bool
 ) -> None:
     words = [word for word in WORDS if len(word) > 1]
@@ -114,7 +129,7 @@ def test_a_pair_is_cut_by_popping_from_the_longer_part(
 
 @settings(max_examples=30, deadline=None)
 @given(first=st.integers(0, 40), second=st.integers(1, 40), longest=st.integers(5, 24))
-def test_a_pair_that_is_cut_on_the_left_keeps_as_many_tokens(
+def test_a_pair_cut_on_the_left_keeps_as_many_tokens_as_one_cut_on_the_right(
     folders: dict[str, Path], first: int, second: int, longest: int
 ) -> None:
     from bert_serving.protocol import EncodeOptions
@@ -153,13 +168,13 @@ def test_type_ids_reach_the_model(folders: dict[str, Path], family: str) -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_mask_cls_sep_hides_all_three_specials_of_a_pair(folders: dict[str, Path], family: str) -> None:
+def test_mask_cls_sep_hides_all_three_special_tokens_of_a_pair(folders: dict[str, Path], family: str) -> None:
     mine, reference = encoder(folders[family], mask_cls_sep=True), Reference(folders[family])
     texts = ["the dog ||| a fox", "one two three", "a ||| quick brown fox jumps over"]
     ids, types = zip(*(original(reference, text) for text in texts), strict=True)
     specials = {reference.tokenizer.cls_token_id, reference.tokenizer.sep_token_id}
     masks = [[int(i not in specials) for i in sequence] for sequence in ids]
-    # One by one: DeBERTa's padding would be seen by rows that see no token of their own.
+    # One by one: in a padded batch of DeBERTa, fully masked rows would attend to padding.
     hidden = [reference.hidden([i], types=[t], seen=[m])[0] for i, t, m in zip(ids, types, masks, strict=True)]
     for name in STRATEGIES:
         rows = mine.encode(texts, pooling_strategy=name)
@@ -167,7 +182,7 @@ def test_mask_cls_sep_hides_all_three_specials_of_a_pair(folders: dict[str, Path
         assert deviation(rows, expected) <= 1e-5, name
 
 
-def test_pairs_false_reads_the_bars_as_text(folders: dict[str, Path], reference: Reference) -> None:
+def test_with_pairs_false_the_separator_is_ordinary_text(folders: dict[str, Path], reference: Reference) -> None:
     mine, texts = encoder(folders["bert"]), ["the dog ||| a fox", "a ||| b ||| c"]
     expected = [h[-1].mean(0) for h in reference.hidden([reference.single(text) for text in texts])]
     assert deviation(mine.encode(texts, pairs=False), expected) <= 1e-5
@@ -177,20 +192,20 @@ def test_pairs_false_reads_the_bars_as_text(folders: dict[str, Path], reference:
 
 def test_offsets_of_a_pair_count_from_the_beginning_of_the_text(folders: dict[str, Path]) -> None:
     text = "  The DOG  |||  a Fox "
-    (answer,) = encoder(folders["bert"]).encode_tokens([text])
-    assert answer.offsets is not None
-    assert [text[start:end].lower() for start, end in answer.offsets] == ["", "the", "dog", "", "a", "fox", ""]
+    (result,) = encoder(folders["bert"]).encode_tokens([text])
+    assert result.offsets is not None
+    assert [text[start:end].lower() for start, end in result.offsets] == ["", "the", "dog", "", "a", "fox", ""]
 
 
-def test_too_long_a_pair_is_refused_if_asked_even_with_chunk(folders: dict[str, Path]) -> None:
+def test_truncate_error_refuses_a_long_pair_even_with_chunk(folders: dict[str, Path]) -> None:
     mine = encoder(folders["bert"], max_seq_len=8)
     for long_text in ("truncate", "chunk"):
-        with pytest.raises(ValueError, match="a text may have 5 tokens"):
+        with pytest.raises(ValueError, match="a text may have at most 5 tokens"):
             mine.encode(["one two three ||| four five six"], truncate="error", long_text=long_text)
 
 
-def test_a_pair_shorter_than_its_specials_stays_a_sequence(tmp_path: Path) -> None:
-    """RoBERTa's pairs have four special tokens, and max_seq_len may be three."""
+def test_a_pair_keeps_its_special_tokens_when_max_seq_len_is_smaller(tmp_path: Path) -> None:
+    """A pair of RoBERTa has four special tokens, and here max_seq_len is 3."""
     from tokenizers import processors
     from transformers import AutoTokenizer
 
@@ -200,5 +215,5 @@ def test_a_pair_shorter_than_its_specials_stays_a_sequence(tmp_path: Path) -> No
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=specials
     )
     tokenizer.save_pretrained(tmp_path)
-    (answer,) = encoder(tmp_path, max_seq_len=3).encode_tokens(["one two ||| three four"])
-    assert answer.tokens == ["<s>", "</s>", "</s>", "</s>"]
+    (result,) = encoder(tmp_path, max_seq_len=3).encode_tokens(["one two ||| three four"])
+    assert result.tokens == ["<s>", "</s>", "</s>", "</s>"]

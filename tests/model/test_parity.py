@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bert_serving.server.model.errors import ModelError
-from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder
+from bert_serving.server.worker.micro_batches import PreparedText
 from sentence_transformers import SentenceTransformer
 
 from tests.support.sentences import sentences
@@ -36,26 +36,26 @@ def test_float32_equals_sentence_transformers(demo_model: Path, texts: list[str]
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-def test_the_fast_dtypes_keep_every_row_close(
+def test_every_vector_in_a_fast_dtype_is_close(
     demo_model: Path, texts: list[str], reference: np.ndarray, dtype: str
 ) -> None:
     rows = Encoder(demo_model, dtype=dtype, device="cpu").encode(texts)
     assert cosines(rows, reference).min() >= 0.9999
 
 
-def test_float16_keeps_every_row_close(demo_model: Path, texts: list[str], reference: np.ndarray) -> None:
+def test_every_vector_in_float16_is_close(demo_model: Path, texts: list[str], reference: np.ndarray) -> None:
     rows = Encoder(demo_model, dtype="float16", device="cpu").encode(texts[:100])
     assert cosines(rows, reference[:100]).min() >= 0.9999
 
 
-def test_a_row_does_not_depend_on_its_company(demo_model: Path, texts: list[str]) -> None:
+def test_a_vector_does_not_depend_on_other_texts(demo_model: Path, texts: list[str]) -> None:
     encoder = Encoder(demo_model, dtype="float32", device="cpu")
     together = encoder.encode(texts[:40])
     alone = np.concatenate([encoder.encode([text]) for text in texts[:40]])
     assert np.abs(together - alone).max() <= 1e-5
 
 
-def test_tokens_that_the_caller_made_give_the_vector_of_their_text(demo_model: Path) -> None:
+def test_a_tokenized_text_has_the_vector_of_its_string(demo_model: Path) -> None:
     encoder = Encoder(demo_model, dtype="float32", device="cpu")
     from_text, from_tokens = encoder.encode(["hello embedding world", ["hello", "em", "##bed", "##ding", "world"]])
     assert np.abs(from_text - from_tokens).max() <= 1e-6
@@ -68,7 +68,7 @@ def test_unknown_tokens_become_the_unknown_token(demo_model: Path) -> None:
     assert encoder.tokens(task.text) == ["[CLS]", "hello", "[UNK]", "[SEP]"]
 
 
-def test_long_texts_are_cut_to_max_seq_len_and_say_so(demo_model: Path) -> None:
+def test_long_texts_are_cut_to_max_seq_len_and_marked(demo_model: Path) -> None:
     encoder = Encoder(demo_model, device="cpu", max_seq_len=8)
     tasks = encoder.prepare(["one two", "word " * 50, ["word"] * 50])
     short, long, tokens = (task.text for task in tasks if isinstance(task, PreparedText))
@@ -107,23 +107,23 @@ def test_several_layers_are_concatenated_in_the_given_order(demo_model: Path, te
     assert np.abs(both - np.concatenate([encode(-1), encode(0)], axis=1)).max() <= 1e-5
 
 
-def test_a_layer_that_is_not_there_is_an_error(demo_model: Path) -> None:
+def test_a_layer_out_of_range_is_an_error(demo_model: Path) -> None:
     with pytest.raises(ModelError, match=r"pooling_layer must be in -6\.\.5 for this model, got -7"):
         Encoder(demo_model, device="cpu", pooling_layer=[-7])
 
 
-def test_a_max_seq_len_beyond_the_positions_is_an_error(demo_model: Path) -> None:
+def test_a_max_seq_len_above_the_positions_is_an_error(demo_model: Path) -> None:
     with pytest.raises(ModelError, match=r"max_seq_len must be in 3\.\.512 for this model, got 513"):
         Encoder(demo_model, device="cpu", max_seq_len=513)
 
 
 @pytest.mark.parametrize("setting", [{"max_seq_len": "12"}, {"dtype": "float64"}, {"dtype": "x"}, {"device": "x"}])
-def test_a_setting_that_there_is_not_is_named(demo_model: Path, setting: dict[str, str]) -> None:
+def test_an_invalid_setting_is_named(demo_model: Path, setting: dict[str, str]) -> None:
     (name,) = setting
     with pytest.raises(ModelError, match=f"^{name} must be .*, got '{setting[name]}'$"):
         Encoder(demo_model, **({"device": "cpu"} | setting))  # type: ignore[arg-type]
 
 
-def test_a_gpu_that_is_not_there_is_an_error(demo_model: Path) -> None:
+def test_a_missing_gpu_is_an_error(demo_model: Path) -> None:
     with pytest.raises(ModelError, match="GPU 99 is not there"):
         Encoder(demo_model, device="cuda:99")

@@ -1,4 +1,4 @@
-"""Each pooling strategy against its formula in numpy, text by text."""
+"""Each pooling strategy equals its formula in numpy, applied to each text alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from bert_serving.server.worker.pooling import STRATEGIES, Segments, segments, whole_segments
+from bert_serving.server.worker.pooling import STRATEGIES, Segments, partial_segments, whole_segments
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ def weighted_mean(tokens: Array) -> Array:
     return np.asarray((tokens * weights[:, None]).sum(0) / weights.sum())
 
 
-#: tokens (T, H) of one text -> its vector.
+#: Formulas: token vectors (T, H) of one text -> its vector.
 FORMULAS: dict[str, Callable[[Array], Array]] = {
     "REDUCE_MEAN": lambda tokens: tokens.mean(0),
     "REDUCE_MAX": lambda tokens: tokens.max(0),
@@ -41,16 +41,16 @@ every_strategy = pytest.mark.parametrize("name", list(STRATEGIES))
 
 
 def random_rows(lengths: Sequence[int]) -> torch.Tensor:
-    """(T, H) of texts of these lengths: negative as often as positive."""
+    """Random token vectors, (T, H), for texts of these lengths."""
     return torch.randn(sum(lengths), HIDDEN, generator=torch.Generator().manual_seed(7))
 
 
 def reference(name: str, hidden: torch.Tensor, lengths: Sequence[int] = LENGTHS) -> Array:
-    """The formula, applied to each text alone."""
+    """The vectors that the formula gives for each text alone, (B, D)."""
     return np.stack([FORMULAS[name](tokens.double().numpy()) for tokens in hidden.split(list(lengths))])
 
 
-def test_every_strategy_has_its_formula_here() -> None:
+def test_every_strategy_has_a_formula_in_this_file() -> None:
     assert set(FORMULAS) == set(STRATEGIES)
 
 
@@ -63,7 +63,7 @@ def test_strategy_equals_its_formula(name: str, lengths: list[int]) -> None:
 
 
 @every_strategy
-def test_row_of_a_text_is_the_same_alone_and_in_company(name: str) -> None:
+def test_vector_of_a_text_is_the_same_alone_and_in_a_batch(name: str) -> None:
     hidden = random_rows(LENGTHS)
     together = STRATEGIES[name](hidden, whole_segments(LENGTHS, CPU))
     parts = zip(hidden.split(LENGTHS), LENGTHS, strict=True)
@@ -72,32 +72,32 @@ def test_row_of_a_text_is_the_same_alone_and_in_company(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "WEIGHTED_MEAN"])
-def test_rows_that_are_left_out_never_count(name: str) -> None:
-    """Such as a prompt's, or special tokens': the rest is pooled as if they were not there."""
+def test_tokens_that_are_left_out_do_not_count(name: str) -> None:
+    """The tokens of a prompt, or special tokens, may be left out; the rest is pooled as if they did not exist."""
     hidden = random_rows([4, 5])
-    of = segments([[1, 2, 3], [5, 6, 8]], first=[1, 5], last=[3, 8], origin=[0, 4], device=CPU)
+    segments = partial_segments([[1, 2, 3], [5, 6, 8]], first=[1, 5], last=[3, 8], origin=[0, 4], device=CPU)
     expected = reference(name, hidden[[1, 2, 3, 5, 6, 8]], [3, 3])
-    np.testing.assert_allclose(STRATEGIES[name](hidden, of).numpy(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(STRATEGIES[name](hidden, segments).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_weights_are_positions_in_the_whole_text() -> None:
+def test_weights_count_positions_from_the_beginning_of_the_text() -> None:
     hidden = random_rows([4])
-    of = segments([[2, 3]], first=[2], last=[3], origin=[0], device=CPU)
+    segments = partial_segments([[2, 3]], first=[2], last=[3], origin=[0], device=CPU)
     expected = (3 * hidden[2] + 4 * hidden[3]) / 7
-    torch.testing.assert_close(STRATEGIES["WEIGHTED_MEAN"](hidden, of)[0], expected)
+    torch.testing.assert_close(STRATEGIES["WEIGHTED_MEAN"](hidden, segments)[0], expected)
 
 
 @pytest.mark.parametrize(
     "name", ["REDUCE_MEAN", "REDUCE_MAX", "REDUCE_MEAN_MAX", "MEAN_SQRT_LEN", "WEIGHTED_MEAN"]
 )
-def test_text_without_a_token_is_zero(name: str) -> None:
-    of = segments([[0, 1], []], first=[0, 1], last=[1, 1], origin=[0, 1], device=CPU)
-    assert not STRATEGIES[name](random_rows([2]), of)[1].any()
+def test_text_without_a_token_has_a_zero_vector(name: str) -> None:
+    segments = partial_segments([[0, 1], []], first=[0, 1], last=[1, 1], origin=[0, 1], device=CPU)
+    assert not STRATEGIES[name](random_rows([2]), segments)[1].any()
 
 
 @every_strategy
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_token_that_is_no_number_never_gives_a_vector_that_looks_sound(name: str, value: float) -> None:
+def test_a_token_that_is_not_finite_gives_a_vector_that_is_not_finite(name: str, value: float) -> None:
     hidden = random_rows([1, 3])
     hidden[0] = value
     rows = STRATEGIES[name](hidden, whole_segments([1, 3], CPU))
@@ -111,6 +111,6 @@ def test_maximum_of_negative_tokens_is_negative() -> None:
 
 
 def test_lengths_and_positions_of_segments() -> None:
-    of: Segments = segments([[0, 2], [4]], first=[0, 4], last=[2, 4], origin=[0, 3], device=CPU)
-    assert of.lengths.tolist() == [2, 1]
-    assert of.positions.tolist() == [0, 2, 1]
+    segments: Segments = partial_segments([[0, 2], [4]], first=[0, 4], last=[2, 4], origin=[0, 3], device=CPU)
+    assert segments.lengths.tolist() == [2, 1]
+    assert segments.positions.tolist() == [0, 2, 1]

@@ -1,4 +1,4 @@
-"""Prompts in front of texts give sentence-transformers' own vectors, in and out of the pooling."""
+"""Prompts give the vectors of sentence-transformers, whether the pooling includes or excludes them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save(folder: Path, body: Path, mode: str, *, include_prompt: bool) -> Senten
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("include_prompt", [True, False])
-def test_prompts_are_pooled_or_left_out_as_the_model_says(
+def test_prompts_are_pooled_or_excluded_as_configured(
     plain: Path, tmp_path: Path, mode: str, include_prompt: bool
 ) -> None:
     reference = save(tmp_path, plain, mode, include_prompt=include_prompt)
@@ -40,10 +40,10 @@ def test_prompts_are_pooled_or_left_out_as_the_model_says(
     for options in ({"prompt_name": "query"}, {"prompt_name": "passage"}, {"prompt": "a dog "}, {}):
         expected = reference.encode(TEXTS, **options)
         deviation = np.abs(mine.encode(TEXTS, **options) - expected).max()
-        assert deviation <= 1e-5 * max(1, np.abs(expected).max() / 10), options  # sqrt(len) makes them large
+        assert deviation <= 1e-5 * max(1, np.abs(expected).max() / 10), options  # sqrt(length) gives large values
 
 
-def test_a_prompt_that_the_model_has_not_is_an_error(plain: Path, tmp_path: Path) -> None:
+def test_an_unknown_prompt_name_is_an_error(plain: Path, tmp_path: Path) -> None:
     save(tmp_path, plain, "mean", include_prompt=True)
     mine = Encoder(tmp_path, device="cpu", dtype="float32")
     with pytest.raises(ValueError, match=r"it has .*passage, query.*got 'haiku'"):

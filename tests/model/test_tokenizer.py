@@ -1,4 +1,4 @@
-"""Very long texts are read no further than needed, with the ids that the whole text would have."""
+"""Only as much of a long text is tokenized as needed, and its ids equal those of the whole text."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
+from bert_serving.server.worker.long_strings import _beginning
 from bert_serving.server.worker.sequences import RequestError, TokenizedText
-from bert_serving.server.worker.tokenizer import Tokenizer, _beginning
+from bert_serving.server.worker.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
@@ -20,7 +21,7 @@ MAX_SEQ_LEN = 24
 
 
 def _train(folder: Path, kind: str) -> Path:
-    """Train a small tokenizer of the kind that RoBERTa or XLM-RoBERTa use."""
+    """Train a small tokenizer of the kind that RoBERTa uses (byte-level BPE) or XLM-RoBERTa (Unigram)."""
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
     if kind == "byte-level BPE":
         rust = RustTokenizer(models.BPE())
@@ -82,7 +83,7 @@ WORDS = st.sampled_from(
 @given(
     words=st.lists(WORDS, min_size=1, max_size=12), times=st.integers(1, 40), glue=st.sampled_from(["", " ", "\n"])
 )
-def test_a_long_text_has_the_ids_of_the_whole(
+def test_a_long_text_has_the_ids_of_the_whole_text(
     tokenizer: Tokenizer, whole: PreTrainedTokenizerFast, words: list[str], times: int, glue: str
 ) -> None:
     text = glue.join(words * times)
@@ -92,7 +93,7 @@ def test_a_long_text_has_the_ids_of_the_whole(
     assert mine.truncated == (len(full) > MAX_SEQ_LEN)
 
 
-def test_no_more_of_a_giant_text_is_read_than_up_to_a_white_space() -> None:
+def test_a_giant_text_is_read_up_to_the_next_white_space() -> None:
     giant = "hello world embedding " * 1_000_000
     assert _beginning(giant, 100) == ("hello world embedding " * 5)[:109]
     assert _beginning("x" * 1000, 100) == "x" * 1000
@@ -106,7 +107,7 @@ def test_a_giant_text_has_the_ids_of_its_beginning(tokenizer: Tokenizer) -> None
     assert mine == tokenizer([giant[:10_000]])[0]
 
 
-def test_ids_are_taken_as_they_are_with_or_without_the_special_tokens(
+def test_ids_are_accepted_with_or_without_special_tokens(
     tokenizer: Tokenizer, whole: PreTrainedTokenizerFast
 ) -> None:
     text = "hello world, embedding"
@@ -116,7 +117,7 @@ def test_ids_are_taken_as_they_are_with_or_without_the_special_tokens(
         assert mine.ids == whole(text)["input_ids"]
 
 
-def test_ids_of_another_vocabulary_are_refused_with_advice(tokenizer: Tokenizer) -> None:
+def test_ids_of_another_vocabulary_are_refused_and_the_error_says_what_to_do(tokenizer: Tokenizer) -> None:
     for foreign in (-1, tokenizer.num_ids, 10**12):
         (mine, other) = tokenizer([[5, foreign], [5]])
         assert isinstance(mine, RequestError)

@@ -1,4 +1,4 @@
-"""Token vectors with their place in the text, vectors of spans, and long texts read in windows."""
+"""Token vectors with their offsets, vectors of spans, and long texts encoded in windows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bert_serving.protocol import EncodeOptions, options_from_json
-from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder
+from bert_serving.server.worker.micro_batches import PreparedText
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
@@ -22,28 +22,22 @@ from tests.support.reference import STRATEGIES, Array, Reference, deviation, poo
 from tests.support.tiny_models import WORDS, make_model
 
 SCRIPTS = [
-    *(
-        "Hello embedding world",
-        "  Two\t spaces\n\nand lines ",
-        "naïve café Zürich ÅNGSTRÖM",
-        "e\u0301tude cafe\u0301",
-    ),
-    *(
-        "東京は日本の首都です。",
-        "混ぜ mixed 文字 text",
-        "👍🏽 thumbs 🎉🎉 up",
-        "مرحبا بالعالم",
-        "שָׁלוֹם עולם",
-        "Привет, как дела?",
-    ),
-    *(
-        "a\u200bb zero\ufeffwidth",
-        "x" * 120 + " y",
-        "tail\u00a0nbsp",
-        "\x07bell\x00 and nul",
-        "ﬁne ligature ½",
-        "   ",
-    ),
+    "Hello embedding world",
+    "  Two\t spaces\n\nand lines ",
+    "naïve café Zürich ÅNGSTRÖM",
+    "e\u0301tude cafe\u0301",
+    "東京は日本の首都です。",
+    "混ぜ mixed 文字 text",
+    "👍🏽 thumbs 🎉🎉 up",
+    "مرحبا بالعالم",
+    "שָׁלוֹם עולם",
+    "Привет, как дела?",
+    "a\u200bb zero\ufeffwidth",
+    "x" * 120 + " y",
+    "tail\u00a0nbsp",
+    "\x07bell\x00 and nul",
+    "ﬁne ligature ½",
+    "   ",
 ]
 CHUNK = {"long_text": "chunk"}
 
@@ -74,7 +68,7 @@ def encoder(folder: Path, **options: object) -> Encoder:
 
 
 def plain(text: str) -> str:
-    """Lower case, without accents: how an uncased BERT spells a word."""
+    """A word as an uncased BERT normalizes it: lower case, without accents."""
     decomposed = unicodedata.normalize("NFD", text.lower())
     return "".join(c for c in decomposed if unicodedata.category(c) not in ("Mn", "Cc", "Cf"))
 
@@ -83,47 +77,47 @@ def plain(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", SCRIPTS, ids=ascii)
-def test_tokens_vectors_and_offsets_belong_together(demo: Encoder, demo_reference: Reference, text: str) -> None:
-    (answer,) = demo.encode_tokens([text])
+def test_tokens_vectors_and_offsets_match(demo: Encoder, demo_reference: Reference, text: str) -> None:
+    (result,) = demo.encode_tokens([text])
     ids = demo_reference.single(text)
-    assert answer.tokens == demo_reference.tokenizer.convert_ids_to_tokens(ids)
-    assert deviation(answer.vectors, demo_reference.hidden([ids])[0][-1]) <= 1e-5
-    assert answer.offsets is not None
-    assert answer.offsets[0] == answer.offsets[-1] == (0, 0)
-    for token, (start, end) in list(zip(answer.tokens, answer.offsets, strict=True))[1:-1]:
+    assert result.tokens == demo_reference.tokenizer.convert_ids_to_tokens(ids)
+    assert deviation(result.vectors, demo_reference.hidden([ids])[0][-1]) <= 1e-5
+    assert result.offsets is not None
+    assert result.offsets[0] == result.offsets[-1] == (0, 0)
+    for token, (start, end) in list(zip(result.tokens, result.offsets, strict=True))[1:-1]:
         assert 0 <= start < end <= len(text)
         if token != "[UNK]":
             assert plain(text[start:end]) == token.removeprefix("##")
 
 
-def test_tokenized_texts_have_no_offsets(demo: Encoder) -> None:
-    answers = demo.encode_tokens([["hello", "world"], "hello world", ["a", "|||", "b"]])
-    assert [answer.offsets is None for answer in answers] == [True, False, True]
-    assert answers[2].tokens == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
+def test_texts_that_come_as_tokens_have_no_offsets(demo: Encoder) -> None:
+    results = demo.encode_tokens([["hello", "world"], "hello world", ["a", "|||", "b"]])
+    assert [result.offsets is None for result in results] == [True, False, True]
+    assert results[2].tokens == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
 
 
-def test_offsets_count_from_the_text_and_not_from_its_prompt(demo: Encoder) -> None:
+def test_offsets_count_from_the_text_and_not_from_the_prompt(demo: Encoder) -> None:
     text = "Hello world"
-    (answer,) = demo.encode_tokens([text], prompt="query: ")
-    assert answer.tokens[1:] == ["query", ":", "hello", "world", "[SEP]"]
-    assert answer.offsets == [(0, 0), (0, 0), (0, 0), (0, 5), (6, 11), (0, 0)]
+    (result,) = demo.encode_tokens([text], prompt="query: ")
+    assert result.tokens[1:] == ["query", ":", "hello", "world", "[SEP]"]
+    assert result.offsets == [(0, 0), (0, 0), (0, 0), (0, 5), (6, 11), (0, 0)]
 
 
-def test_offsets_survive_a_cut_on_the_left_of_a_very_long_text(folder: Path) -> None:
+def test_offsets_are_right_when_a_very_long_text_is_cut_on_the_left(folder: Path) -> None:
     text = "word " * 9000 + "One quick fox"
-    (answer,) = encoder(folder, max_seq_len=5).encode_tokens([text], truncate="left")
-    assert answer.offsets is not None
-    assert [text[a:b] for a, b in answer.offsets] == ["", "One", "quick", "fox", ""]
+    (result,) = encoder(folder, max_seq_len=5).encode_tokens([text], truncate="left")
+    assert result.offsets is not None
+    assert [text[a:b] for a, b in result.offsets] == ["", "One", "quick", "fox", ""]
 
 
-def test_offsets_hold_where_lower_casing_makes_a_text_longer(folder: Path, tmp_path: Path) -> None:
+def test_offsets_are_right_when_lower_casing_makes_a_text_longer(folder: Path, tmp_path: Path) -> None:
     modules = [Transformer(str(folder), do_lower_case=True), Pooling(64)]
     SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path))
     text = "İİ Dog İ fox"
     for options in ({}, {"prompt": "İ one "}):
-        (answer,) = Encoder(tmp_path, device="cpu", dtype="float32").encode_tokens([text], **options)
-        assert answer.offsets is not None
-        words = [text[a:b] for a, b in answer.offsets if b > a]
+        (result,) = Encoder(tmp_path, device="cpu", dtype="float32").encode_tokens([text], **options)
+        assert result.offsets is not None
+        words = [text[a:b] for a, b in result.offsets if b > a]
         assert (words[-1], words[-2], "Dog" in words) == ("fox", "İ", True)
 
 
@@ -132,34 +126,36 @@ def test_offsets_hold_where_lower_casing_makes_a_text_longer(folder: Path, tmp_p
 
 @settings(max_examples=30, deadline=None)
 @given(data=st.data(), words=st.lists(st.sampled_from([*WORDS, "xyz", "a,b"]), min_size=1, max_size=30))
-def test_a_span_is_pooled_from_the_tokens_that_it_touches(
+def test_a_span_is_pooled_from_the_tokens_that_it_overlaps(
     folder: Path, reference: Reference, data: st.DataObject, words: list[str]
 ) -> None:
     text = "  ".join(words)
     start = data.draw(st.integers(0, len(text) - 1))
     end = data.draw(st.integers(start + 1, len(text)))
     mine = encoder(folder)
-    (answer,) = mine.encode_tokens([text])
-    touched = [i for i, (a, b) in enumerate(answer.offsets or []) if b > a and a < end and b > start]
-    if not touched:
-        with pytest.raises(ValueError, match=rf"texts\[0\]: span \[{start}, {end}\] holds no token"):
+    (result,) = mine.encode_tokens([text])
+    overlapping = [i for i, (a, b) in enumerate(result.offsets or []) if b > a and a < end and b > start]
+    if not overlapping:
+        with pytest.raises(ValueError, match=rf"texts\[0\]: span \[{start}, {end}\] contains no token"):
             mine.encode_spans([text], [[(start, end)]])
         return
     (hidden,) = reference.hidden([reference.single(text)])
     rows = mine.encode_spans([text], [[(start, end), (0, len(text))]], pooling_strategy=STRATEGIES)[0]
     assert rows.shape == (2, 64 * 10)
-    for row, tokens in zip(rows, (hidden[-1][touched[0] : touched[-1] + 1], hidden[-1][1:-1]), strict=True):
+    for row, tokens in zip(
+        rows, (hidden[-1][overlapping[0] : overlapping[-1] + 1], hidden[-1][1:-1]), strict=True
+    ):
         assert deviation(row, np.concatenate([pool(name, tokens) for name in STRATEGIES])) <= 1e-5
 
 
-def test_a_span_that_cannot_be_had_is_named(folder: Path) -> None:
+def test_the_error_names_a_span_that_cannot_be_encoded(folder: Path) -> None:
     mine = encoder(folder, max_seq_len=6)
     text = "one two three four five six"
     for span, said in {
-        (0, 28): r"span \[0, 28\] ends behind the text, which has 27 characters",
-        (24, 27): r"span \[24, 27\] lies in the part of the text that was cut; see long_text",
+        (0, 28): r"span \[0, 28\] ends after the end of the text, at 27 characters",
+        (24, 27): r"span \[24, 27\] lies in the part of the text that was cut off; see the option long_text",
         (15, 22): r"span \[15, 22\] lies in the part",
-        (3, 4): r"span \[3, 4\] holds no token",
+        (3, 4): r"span \[3, 4\] contains no token",
     }.items():
         with pytest.raises(ValueError, match=r"texts\[1\]: " + said):
             mine.encode_spans(["one", text], [[(0, 3)], [(0, 3), span]])
@@ -169,7 +165,7 @@ def test_a_span_that_cannot_be_had_is_named(folder: Path) -> None:
         mine.encode_spans([["one", "two"]], [[(0, 3)]])  # type: ignore[list-item]
 
 
-def test_a_span_in_the_part_of_a_pair_that_was_cut_is_named(folder: Path) -> None:
+def test_the_error_names_a_span_in_the_cut_part_of_a_pair(folder: Path) -> None:
     mine = encoder(folder, max_seq_len=7)
     text = "one two three four ||| five six word and"
     assert mine.encode_tokens([text])[0].tokens == ["<s>", "one", "two", "</s>", "five", "six", "</s>"]
@@ -180,13 +176,13 @@ def test_a_span_in_the_part_of_a_pair_that_was_cut_is_named(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("spans", [[], [[(0, 1)]], [[(0, 1)], []], [[(0, 1)], [(-1, 2)]], [[(0, 1)], [(2, 1)]]])
-def test_spans_that_are_none_are_refused(folder: Path, spans: list[list[tuple[int, int]]]) -> None:
+def test_invalid_spans_are_refused(folder: Path, spans: list[list[tuple[int, int]]]) -> None:
     with pytest.raises(ValueError, match="spans"):
         encoder(folder).encode_spans(["one", "two"], spans)
 
 
 @pytest.mark.parametrize("name", ["NONE", "CLS_POOLED"])
-def test_a_span_has_no_vector_of_a_kind_that_is_not_pooled(folder: Path, name: str) -> None:
+def test_spans_are_refused_for_strategies_that_do_not_pool_tokens(folder: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"must not be {name}"):
         encoder(folder).encode_spans(["one"], [[(0, 1)]], pooling_strategy=name)
 
@@ -201,13 +197,13 @@ def long_text(num_chars: int) -> str:
 
 
 def windows_of(mine: Encoder, text: str) -> list[list[int]]:
-    (task,) = mine.prepare([text], options_from_json(CHUNK))
-    assert isinstance(task, PreparedText)
-    return [sequence.ids for sequence in task.text.sequences]
+    (prepared,) = mine.prepare([text], options_from_json(CHUNK))
+    assert isinstance(prepared, PreparedText)
+    return [sequence.ids for sequence in prepared.text.sequences]
 
 
 def starts_of(windows: list[list[int]], words: list[int]) -> list[int]:
-    """Where each window's words begin in the whole text: evenly spread, an eighth shared at least."""
+    """The position in the whole text at which each window begins: evenly spaced, at least 1/8 overlap."""
     size = len(windows[0]) - 2
     count = int(np.ceil((len(words) - size // 8) / (size - size // 8)))
     starts = [round(Fraction(i * (len(words) - size), max(1, count - 1))) for i in range(count)]
@@ -216,7 +212,7 @@ def starts_of(windows: list[list[int]], words: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("max_seq_len", [3, 4, 10, 64, 512])
-def test_windows_cover_a_text_and_their_weighted_mean_is_its_vector(
+def test_vector_of_a_long_text_is_the_weighted_mean_over_its_windows(
     folder: Path, reference: Reference, max_seq_len: int
 ) -> None:
     mine, text = encoder(folder, max_seq_len=max_seq_len), long_text(600 if max_seq_len < 512 else 9000)
@@ -234,21 +230,21 @@ def test_windows_cover_a_text_and_their_weighted_mean_is_its_vector(
 
 @settings(max_examples=20, deadline=None)
 @given(num_chars=st.integers(10, 2000), max_seq_len=st.sampled_from([3, 5, 12, 40]))
-def test_every_token_of_a_long_text_comes_once(
+def test_every_token_of_a_long_text_is_returned_once(
     folder: Path, reference: Reference, num_chars: int, max_seq_len: int
 ) -> None:
     text = long_text(num_chars)
     mine = encoder(folder, max_seq_len=max_seq_len)
-    (answer,) = mine.encode_tokens([text], **CHUNK)
+    (result,) = mine.encode_tokens([text], **CHUNK)
     whole = reference.tokenizer(text, return_offsets_mapping=True, verbose=False)
-    assert answer.tokens == reference.tokenizer.convert_ids_to_tokens(whole["input_ids"])
-    assert answer.offsets == whole["offset_mapping"]
+    assert result.tokens == reference.tokenizer.convert_ids_to_tokens(whole["input_ids"])
+    assert result.offsets == whole["offset_mapping"]
     windows = windows_of(mine, text)
-    assert deviation(answer.vectors, owned_rows(reference, windows, reference.words(text))) <= 1e-5
+    assert deviation(result.vectors, kept_rows(reference, windows, reference.words(text))) <= 1e-5
 
 
-def owned_rows(reference: Reference, windows: list[list[int]], words: list[int]) -> Array:
-    """Each token's row from the window in which it is further from the cut; at ties from the later."""
+def kept_rows(reference: Reference, windows: list[list[int]], words: list[int]) -> Array:
+    """Each token's vector from the window in which it is further from the border; on a tie from the later one."""
     starts, hidden = starts_of(windows, words), reference.hidden(windows)
     stops = [start + len(w) - 2 for start, w in zip(starts, windows, strict=True)]
     borders = [0, *((stop + start) // 2 for stop, start in zip(stops, starts[1:], strict=False)), len(words)]
@@ -266,25 +262,25 @@ def test_a_text_of_100000_characters_is_read_to_its_end(folder: Path, reference:
     assert np.abs(rows[0] - rows[1]).max() > 1e-5
     assert deviation(rows[0], rows[2]) <= 1e-6
     assert np.array_equal(*mine.encode([text, other]))
-    (answer,) = mine.encode_tokens([text], **CHUNK)
+    (result,) = mine.encode_tokens([text], **CHUNK)
     whole = reference.tokenizer(text, return_offsets_mapping=True, verbose=False)
-    assert len(answer.tokens) == len(whole["input_ids"]) > 15_000
-    assert answer.offsets == whole["offset_mapping"]
+    assert len(result.tokens) == len(whole["input_ids"]) > 15_000
+    assert result.offsets == whole["offset_mapping"]
 
 
-def test_spans_reach_beyond_max_seq_len_with_chunk(folder: Path) -> None:
+def test_spans_may_exceed_max_seq_len_with_chunk(folder: Path) -> None:
     mine, text = encoder(folder), long_text(20_000)
     spans = [(0, 5), (9_990, 10_030), (19_997, 20_000), (0, 20_000)]
-    with pytest.raises(ValueError, match="see long_text"):
+    with pytest.raises(ValueError, match="see the option long_text"):
         mine.encode_spans([text], [spans])
     (rows,) = mine.encode_spans([text], [spans], **CHUNK)
-    (answer,) = mine.encode_tokens([text], **CHUNK)
+    (result,) = mine.encode_tokens([text], **CHUNK)
     for row, (start, end) in zip(rows, spans, strict=True):
-        of = [i for i, (a, b) in enumerate(answer.offsets or []) if b > a and a < end and b > start]
-        assert deviation(row, answer.vectors[of].mean(0, dtype=np.float64)) <= 1e-5
+        of = [i for i, (a, b) in enumerate(result.offsets or []) if b > a and a < end and b > start]
+        assert deviation(row, result.vectors[of].mean(0, dtype=np.float64)) <= 1e-5
 
 
-def test_a_text_that_fits_is_the_same_with_chunk(folder: Path) -> None:
+def test_chunk_changes_nothing_for_a_text_that_fits(folder: Path) -> None:
     mine = encoder(folder)
     assert np.array_equal(
         mine.encode(["the dog ||| a fox", "one two"], **CHUNK), mine.encode(["the dog ||| a fox", "one two"])
@@ -292,6 +288,6 @@ def test_a_text_that_fits_is_the_same_with_chunk(folder: Path) -> None:
     assert EncodeOptions(**CHUNK) != EncodeOptions()
 
 
-def test_more_than_chunk_reads_is_an_error(folder: Path) -> None:
+def test_a_text_longer_than_chunk_reads_is_an_error(folder: Path) -> None:
     with pytest.raises(ValueError, match="long_text chunk reads at most 131072 tokens"):
         encoder(folder).encode(["a " * 140_000], **CHUNK)

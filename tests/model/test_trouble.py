@@ -1,4 +1,4 @@
-"""Numbers that overflow, memory that runs short, and layers that cannot be prepacked."""
+"""Overflow, out of memory, and layers that cannot be prepacked."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from bert_serving.server.worker import linear
-from bert_serving.server.worker.compute import PreparedText
 from bert_serving.server.worker.encoder import Encoder, EncodingError
 from bert_serving.server.worker.linear import PrepackedLinear, prepack
+from bert_serving.server.worker.micro_batches import PreparedText
 from bert_serving.server.worker.sequences import TokenSequence
 from bert_serving.server.worker.transformer import Transformer
 from torch import nn
@@ -24,7 +24,7 @@ from tests.support.reference import STRATEGIES, Reference, deviation, pool
 from tests.support.tiny_models import make_model
 
 GOOD = ["the dog", "a quick brown fox jumps over the dog", "one", "word and word " * 9]
-BAD = ["the lazy", "a quick brown lazy jumps"]  # a word that is none of the probes'
+BAD = ["the lazy", "a quick brown lazy jumps"]  # "lazy" is in no probe text of the encoder's checks
 
 
 def encoder(folder: Path, **options: object) -> Encoder:
@@ -42,9 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hot(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose first feed-forward layer makes 9e4 of "lazy", too much for float16, and nothing of others."""
-    target = tmp_path_factory.mktemp("hot")
+def overflowing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model whose first feed-forward layer gives 9e4 for "lazy", too large for float16, else 0."""
+    target = tmp_path_factory.mktemp("overflowing")
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     embeddings, layer = model.embeddings, model.encoder.layer[0]
     for table in (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings):
@@ -52,7 +52,7 @@ def hot(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     embeddings.word_embeddings.weight.data[tokenizer.convert_tokens_to_ids("lazy"), 0] = 50
     layer.attention.output.dense.weight.data[0] = 0
     layer.intermediate.dense.weight.data[0] = 0
-    layer.intermediate.dense.weight.data[0, 0] = 1.5e4  # component 0 is 7 or 8 of the word, about 0 of others
+    layer.intermediate.dense.weight.data[0, 0] = 1.5e4  # component 0 is 7 or 8 for "lazy", about 0 for other words
     layer.intermediate.dense.bias.data[0] = -2e4
     layer.output.dense.weight.data[:, 0] *= 1e-4
     model.save_pretrained(target)
@@ -60,39 +60,39 @@ def hot(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-# -- numbers -------------------------------------------------------------------------------------------
+# -- overflow ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*STRATEGIES, "NONE"])
-def test_what_overflows_float16_is_computed_again_in_float32(
-    hot: Path, caplog: pytest.LogCaptureFixture, name: str
+def test_texts_that_overflow_float16_are_computed_again_in_float32(
+    overflowing: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    reference = Reference(hot)
-    half = encoder(hot, dtype="float16", pooling_strategy=name)
+    reference = Reference(overflowing)
+    half = encoder(overflowing, dtype="float16", pooling_strategy=name)
     with caplog.at_level(logging.WARNING):
-        answers = forward(half, [*GOOD, *BAD])
+        results = forward(half, [*GOOD, *BAD])
     assert "2 texts have no finite vector in torch.float16, computing again in float32" in caplog.text
     hidden = [h[-1] for h in reference.hidden([reference.single(text) for text in [*GOOD, *BAD]])]
     expected = hidden if name == "NONE" else [pool(name, h) for h in hidden]
-    for i, (answer, right) in enumerate(zip(answers, expected, strict=True)):
-        assert not isinstance(answer, EncodingError)
-        assert answer.dtype == np.float32
-        difference = deviation(answer, right)
+    for i, (result, right) in enumerate(zip(results, expected, strict=True)):
+        assert not isinstance(result, EncodingError)
+        assert result.dtype == np.float32
+        difference = deviation(result, right)
         assert difference <= (1e-5 if i >= len(GOOD) else 0.05)
 
 
-def test_a_text_that_overflows_float32_too_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_text_that_overflows_float32_is_an_error_that_names_it(tmp_path: Path) -> None:
     folder = make_model(tmp_path, "bert", poison="lazy")
     reference = Reference(folder)
     for dtype in ("float32", "bfloat16", "float16"):
         mine = encoder(folder, dtype=dtype, pooling_strategy=STRATEGIES)
         texts = [BAD[0], *GOOD, BAD[1]]
-        answers = forward(mine, texts)
-        assert [isinstance(answer, EncodingError) for answer in answers] == [True, *[False] * len(GOOD), True]
+        results = forward(mine, texts)
+        assert [isinstance(result, EncodingError) for result in results] == [True, *[False] * len(GOOD), True]
         hidden = reference.hidden([reference.single(text) for text in GOOD])
-        for answer, h in zip(answers[1:-1], hidden, strict=True):
+        for result, h in zip(results[1:-1], hidden, strict=True):
             expected = np.concatenate([pool(name, h[-1]) for name in STRATEGIES])
-            assert deviation(answer, expected) <= (1e-5 if dtype == "float32" else 0.1)
+            assert deviation(result, expected) <= (1e-5 if dtype == "float32" else 0.1)
         with pytest.raises(EncodingError, match=r"texts\[4\]: the model gives no finite vector"):
             mine.encode([*GOOD, *BAD])
         with pytest.raises(EncodingError, match=r"texts\[1\]"):
@@ -102,20 +102,20 @@ def test_a_text_that_overflows_float32_too_is_an_error_that_names_it(tmp_path: P
 
 
 @pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
-def test_a_text_without_a_vector_costs_nobody_else_theirs_when_padded(tmp_path: Path, family: str) -> None:
+def test_a_text_without_a_vector_does_not_affect_others_when_padded(tmp_path: Path, family: str) -> None:
     folder = make_model(tmp_path, family, poison="lazy")
-    answers = forward(encoder(folder), [*GOOD, *BAD])
+    results = forward(encoder(folder), [*GOOD, *BAD])
     reference = Reference(folder)
     expected = [h[-1].mean(0) for h in reference.hidden([reference.single(text) for text in GOOD])]
-    assert deviation(answers[: len(GOOD)], expected) <= 1e-5
-    assert all(isinstance(answer, EncodingError) for answer in answers[len(GOOD) :])
+    assert deviation(results[: len(GOOD)], expected) <= 1e-5
+    assert all(isinstance(result, EncodingError) for result in results[len(GOOD) :])
 
 
 # -- memory --------------------------------------------------------------------------------------------
 
 
 class Memory:
-    """A device on which no forward pass of more than `limit` tokens fits."""
+    """A fake device that runs out of memory in a forward pass of more than `limit` tokens."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
         self.limit = limit
@@ -134,7 +134,7 @@ class Memory:
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet"])
-def test_short_memory_halves_what_is_computed_at_once(
+def test_out_of_memory_halves_the_micro_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     mine = encoder(make_model(tmp_path, family), max_batch_tokens=2048)
@@ -148,18 +148,14 @@ def test_short_memory_halves_what_is_computed_at_once(
     assert max(memory.passes) <= memory.limit
 
 
-def test_a_budget_is_halved_once_for_all_that_was_planned_with_it(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_token_budget_is_halved_once_per_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = encoder(folder, max_batch_tokens=1000)
     Memory(monkeypatch, limit=600)
-    mine.encode(["one two three"] * 3000)  # fifteen forward passes were planned
+    mine.encode(["one two three"] * 3000)  # the plan has fifteen forward passes
     assert mine._budget.tokens == 500
 
 
-def test_one_sequence_that_does_not_fit_is_no_matter_of_halving(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_single_sequence_that_does_not_fit_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = encoder(folder)
     Memory(monkeypatch, limit=20)
     with pytest.raises(torch.OutOfMemoryError):
@@ -171,11 +167,11 @@ def test_one_sequence_that_does_not_fit_is_no_matter_of_halving(
 
 
 def count(mine: Encoder) -> int:
-    return sum(isinstance(module, PrepackedLinear) for module in mine._transformer._model.modules())
+    return sum(isinstance(module, PrepackedLinear) for module in mine._loaded.transformer._model.modules())
 
 
 class Feed(nn.Module):
-    """The first half of a feed-forward block, as BERT's family spells it."""
+    """The first half of a feed-forward block, with the attribute names of BERT models."""
 
     def __init__(self, act: nn.Module) -> None:
         super().__init__()
@@ -192,7 +188,7 @@ class Feed(nn.Module):
     "act", ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python", "quick_gelu", "relu"]
 )
 @torch.inference_mode()
-def test_a_prepacked_block_computes_its_own_activation(act: str) -> None:
+def test_a_prepacked_block_gives_the_same_result_with_any_activation(act: str) -> None:
     from transformers.activations import ACT2FN
 
     block = Feed(ACT2FN[act])
@@ -229,7 +225,7 @@ def test_a_model_with_any_gelu_equals_transformers(tmp_path: Path, act: str) -> 
     assert deviation(mine.encode(GOOD), expected) <= 1e-5
 
 
-def test_without_onednn_layers_stay_as_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_not_prepacked_without_onednn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = encoder(folder).encode(GOOD)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.1)):
@@ -250,7 +246,7 @@ def test_operators_that_fail_are_not_used(folder: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_that_looks_into_its_layers_gets_them_back(
+def test_layers_are_restored_if_the_model_reads_their_weights(
     folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     from transformers.models.bert import modeling_bert
@@ -258,18 +254,18 @@ def test_a_model_that_looks_into_its_layers_gets_them_back(
     expected = encoder(folder, dtype=dtype).encode(GOOD)
     original = modeling_bert.BertOutput.forward
 
-    def curious(module: nn.Module, *args: torch.Tensor) -> torch.Tensor:
+    def reads_weight(module: nn.Module, *args: torch.Tensor) -> torch.Tensor:
         assert module.dense.weight.ndim == 2  # a prepacked layer has no weight
         return original(module, *args)
 
-    monkeypatch.setattr(modeling_bert.BertOutput, "forward", curious)
+    monkeypatch.setattr(modeling_bert.BertOutput, "forward", reads_weight)
     mine = encoder(folder, dtype=dtype)
     assert count(mine) == 0
     assert deviation(mine.encode(GOOD), expected) <= (1e-5 if dtype == "float32" else 0.1)
 
 
-def test_memory_is_bounded_by_the_micro_batch_and_not_by_the_request(folder: Path) -> None:
-    """All 500,000 tokens at once would take 256 MB in the feed-forward layer alone."""
+def test_memory_depends_on_the_micro_batch_and_not_on_the_request(folder: Path) -> None:
+    """All 500,000 tokens at once would need at least 256 MB for the feed-forward layer."""
     script = (
         "import resource, sys\n"
         "from bert_serving.server import Encoder\n"
@@ -283,8 +279,8 @@ def test_memory_is_bounded_by_the_micro_batch_and_not_by_the_request(folder: Pat
     assert int(done.stdout) < 100, f"{done.stdout} MiB more"
 
 
-def test_the_tokenizers_threads_are_bounded_as_a_worker_does_it(folder: Path) -> None:
-    """The worker sets the variable when everything is imported; the threads start with the first long batch."""
+def test_number_of_tokenizer_threads_is_limited(folder: Path) -> None:
+    """As in a worker, the variable is set after all imports. The threads start with the first long batch."""
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
@@ -301,12 +297,12 @@ def test_the_tokenizers_threads_are_bounded_as_a_worker_does_it(folder: Path) ->
         assert int(done.stdout) == limit
 
 
-# -- what is out of proportion, or does not fit together -----------------------------------------------
+# -- special cases -------------------------------------------------------------------------------------
 
 
-def test_the_second_try_of_a_pooler_is_in_float32_too(folder: Path, tmp_path: Path) -> None:
+def test_the_pooler_is_computed_again_in_float32_too(folder: Path, tmp_path: Path) -> None:
     model = AutoModel.from_pretrained(folder)
-    model.encoder.layer[-1].output.LayerNorm.weight.data *= 1e5  # first tokens beyond float16
+    model.encoder.layer[-1].output.LayerNorm.weight.data *= 1e5  # first tokens too large for float16
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     options = {"pooling_strategy": "CLS_POOLED"}
@@ -315,7 +311,7 @@ def test_the_second_try_of_a_pooler_is_in_float32_too(folder: Path, tmp_path: Pa
     assert deviation(rows, expected) <= 0.01
 
 
-def test_layers_of_albert_keep_their_weights_whatever_is_loaded(tmp_path: Path) -> None:
+def test_albert_layers_keep_their_weights_when_fewer_are_loaded(tmp_path: Path) -> None:
     folder = make_model(tmp_path, "albert", num_hidden_layers=4, num_hidden_groups=2)
     hidden = Reference(folder).hidden([Reference(folder).single(text) for text in GOOD])
     for layer in (-2, -3, -4):
@@ -324,12 +320,12 @@ def test_layers_of_albert_keep_their_weights_whatever_is_loaded(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["CLS_TOKEN", "REDUCE_MEAN"])
-def test_what_deberta_hides_does_not_depend_on_company(tmp_path: Path, name: str) -> None:
+def test_masked_deberta_does_not_depend_on_other_texts(tmp_path: Path, name: str) -> None:
     mine = encoder(make_model(tmp_path, "deberta-v2"), mask_cls_sep=True, pooling_strategy=name)
     assert deviation(mine.encode(["fox", "word " * 30])[:1], mine.encode(["fox"])) <= 1e-5
 
 
-def test_a_token_without_an_embedding_costs_its_own_text_only(folder: Path, tmp_path: Path) -> None:
+def test_a_token_without_an_embedding_fails_only_its_own_text(folder: Path, tmp_path: Path) -> None:
     AutoModel.from_pretrained(folder).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["zebra"] + [f"new{i}" for i in range(300)])
@@ -342,7 +338,7 @@ def test_a_token_without_an_embedding_costs_its_own_text_only(folder: Path, tmp_
         mine.encode(["one", "a new299"])
 
 
-def test_spans_and_widths_out_of_all_proportion_are_refused(folder: Path) -> None:
+def test_huge_spans_and_vectors_are_refused(folder: Path) -> None:
     mine = encoder(folder)
     text = "word " * 60_000
     with pytest.raises(ValueError, match="the spans of a text may hold 262144 tokens together"):

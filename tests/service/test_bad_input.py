@@ -111,7 +111,7 @@ def test_garbage_without_a_sender_is_logged_and_harms_no_client(server: RunningS
         with socket.create_connection(("127.0.0.1", server.port_out)) as other:
             other.sendall(b"\x16\x03\x01" + bytes(300))
             assert client.encode(["still here"]).shape == (1, 384)
-    server.wait_for("ignored a message that is no request")
+    server.wait_for("ignored a message that is not a request")
     assert "Traceback" not in server.log
     unknown.close()
 
@@ -157,7 +157,7 @@ def test_a_reply_that_is_given_up_is_an_error_and_not_silence() -> None:
         slow.close()
         errors = [info["error"]["message"] for info in replies.values() if "error" in info]
         assert 0 < len(errors) < 50
-        assert set(errors) == {"the reply was given up: more than 1 MiB waited to be fetched"}
+        assert set(errors) == {"the reply was dropped: more than 1 MiB of replies waited for their clients"}
 
 
 def test_a_flood_from_a_client_that_leaves_does_not_harm_the_server() -> None:
@@ -173,7 +173,7 @@ def test_a_flood_from_a_client_that_leaves_does_not_harm_the_server() -> None:
         flood.destroy(linger=0)
         assert client.encode(["still here"]).shape == (1, 384)
         assert running.process.poll() is None
-        assert running.log.count("gave up a reply") < 10
+        assert running.log.count("dropped a reply") < 10
 
 
 def test_a_connection_with_thousands_of_subscriptions_keeps_no_client_out(server: RunningServer) -> None:

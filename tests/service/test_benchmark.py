@@ -58,7 +58,7 @@ def test_ctrl_c_ends_server_and_benchmark(tmp_path: Path) -> None:
         text=True,
     )
     assert running.stdout is not None
-    assert any("where not varied" in line for line in iter(running.stdout.readline, ""))
+    assert any("unless varied" in line for line in iter(running.stdout.readline, ""))
     family = psutil.Process(running.pid).children(recursive=True)
     assert len(family) >= 2
     running.send_signal(signal.SIGINT)

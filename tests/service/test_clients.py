@@ -73,6 +73,13 @@ def test_tokenized_texts_and_tokens_in_the_reply(client: BertClient, vectors: np
     assert tokens == [["[CLS]", "first", "do", "it", "[SEP]"], ["[CLS]", "hello", "[SEP]"]]
 
 
+def test_pairs_and_ids_are_encoded(client: BertClient) -> None:
+    rows = client.encode(["first ||| second"])
+    assert close(client.encode([{"text": "first", "text_pair": "second"}]), rows)
+    ids = [[101, 7592, 102]]  # [CLS] hello [SEP]
+    assert client.encode(ids, is_tokenized=True, show_tokens=True)[1][0][-2:] == ["hello", "[SEP]"]
+
+
 def test_fetch_all_sorts_and_concatenates(client: BertClient, vectors: np.ndarray) -> None:
     assert client.fetch_all() is None
     for i in range(6):
@@ -166,7 +173,7 @@ def test_a_timeout_holds_for_fetching_too_and_costs_no_result(server: RunningSer
         client.timeout = 5
         client.encode(["a long sentence " * 30] * 30, blocking=False)
         for fetch in (client.fetch_all, lambda: next(client.fetch())):
-            with pytest.raises(TimeoutError, match="did not answer in time"):
+            with pytest.raises(TimeoutError, match="did not reply in time"):
                 fetch()
         client.timeout = -1
         (rows,) = client.fetch_all()
@@ -191,7 +198,7 @@ def test_a_timeout_holds_for_fetching_too_and_costs_no_result(server: RunningSer
 def test_bad_texts_are_refused_before_they_are_sent(client: BertClient, texts: object, error: type) -> None:
     sent = client.status["num_request"]
     with pytest.raises(error):
-        client.encode(texts)  # type: ignore[arg-type]
+        client.encode(texts)  # type: ignore[call-overload]
     assert client.status["num_request"] == sent
 
 
@@ -214,7 +221,7 @@ def test_a_blank_text_over_http_is_no_error(server: RunningServer) -> None:
 
 
 def test_cut_texts_are_warned_of(client: BertClient) -> None:
-    with pytest.warns(UserWarning, match=r"1 of 2 texts are longer .* first texts\[1\]"):
+    with pytest.warns(UserWarning, match=r"1 of 2 texts are longer .* first is texts\[1\]"):
         client.encode(["short", "long " * 500])
 
 
@@ -414,10 +421,10 @@ def test_the_default_connect_timeout_is_at_most_ten_seconds() -> None:
 @pytest.mark.parametrize(
     ("port", "port_out", "trouble"),
     [
-        ("port_out", "port", "what answers at port_out is something else; .* swapped"),
-        ("port_out", "port_out", "port takes no requests"),
-        ("unused", "port_out", "port takes no requests"),
-        ("port", "unused", "nobody answers at port_out"),
+        ("port_out", "port", "what listens at port_out is something else; .* swapped"),
+        ("port_out", "port_out", "port accepts no requests"),
+        ("unused", "port_out", "port accepts no requests"),
+        ("port", "unused", "no server replies at port_out"),
     ],
 )
 def test_a_wrong_port_is_an_error_that_says_which(

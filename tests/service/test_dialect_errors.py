@@ -24,14 +24,14 @@ ADVICE = (
     "is not in this model's vocabulary of 30522: these ids come from another model's tokenizer. Send the text "
     "itself, or ids from this server's /tokenize (langchain-openai: check_embedding_ctx_length=False)"
 )
-TOO_LONG = "a text may have 254 tokens and special ones, got 600"
+TOO_LONG = "a text may have at most 254 tokens, not counting special tokens, got 600"
 NO_HEAD = "LOGITS needs a model for sequence classification"
 NO_SPLADE = "SPLADE needs a server that was started with -pooling_strategy SPLADE, or a sparse model"
 SPARSE_ONLY = (
-    "this server gives any number of rows for a text (-pooling_strategy NONE or SPLADE): see /encode, /embed_all "
+    "this server returns several vectors per text (-pooling_strategy NONE or SPLADE): use /encode, /embed_all "
     "or /embed_sparse"
 )
-RAGGED = "texts with any number of vectors have no rectangle: ask for JSON, or without ragged"
+RAGGED = "results of different lengths cannot be sent as raw or npy: ask for JSON or base64"
 FORMATS = "nput should be 'float', 'base64', 'raw' or 'npy', got 'hex'"
 DTYPES = "input should be 'float32', 'float16', 'int8', 'uint8', 'binary' or 'ubinary', got 'int4'"
 KINDS = "input should be 'float', 'int8', 'uint8', 'binary', 'ubinary' or 'base64', got 'int4'"
@@ -129,8 +129,8 @@ def test_a_body_that_is_no_json(model_servers: ModelServers, path: str, say: Say
 @pytest.mark.parametrize(("path", "say"), POSTS)
 def test_a_packed_body_that_cannot_be_unpacked(model_servers: ModelServers, path: str, say: Say) -> None:
     for content, coding, message in (
-        (b"{}", "gzip", "the body is no gzip: Error -3 while decompressing data: incorrect header check"),
-        (gzip.compress(b"{}")[:-1], "gzip", "the body is no gzip: it ends too early"),
+        (b"{}", "gzip", "the body is not valid gzip: Error -3 while decompressing data: incorrect header check"),
+        (gzip.compress(b"{}")[:-1], "gzip", "the body is not valid gzip: its end is missing"),
         (b"{}", "br", "content-encoding must be gzip, got 'br'"),
     ):
         reply = model_servers.prompted.http.post(path, content=content, headers={"Content-Encoding": coding})
@@ -147,7 +147,7 @@ def test_a_body_that_is_too_large_packed_or_not_announced_or_not(
     for reply in (http.post(path, content=whole), http.post(path, content=iter([whole[:9], whole[9:]]))):
         assert_says(reply, say, 413, "the body must have at most 1048576 bytes")
     reply = http.post(path, content=bomb(), headers={"Content-Encoding": "gzip"})
-    assert_says(reply, say, 413, "the body must have at most 1048576 bytes, unpacked")
+    assert_says(reply, say, 413, "the body must have at most 1048576 bytes when decompressed")
 
 
 @functools.cache
@@ -161,7 +161,7 @@ def test_a_key_that_is_missing_or_wrong(model_servers: ModelServers, path: str, 
     method = "GET" if (path, say) in GETS else "POST"
     for headers in ({}, {"Authorization": "Bearer three"}, {"X-API-Key": "three"}, {"Authorization": "Basic one"}):
         reply = httpx.request(method, model_servers.prompted.running.url + path, headers=headers)
-        assert_says(reply, say, 401, "this server asks for an API key: send Authorization: Bearer <key>")
+        assert_says(reply, say, 401, "this server requires an API key: send Authorization: Bearer <key>")
         assert reply.headers["www-authenticate"] == "Bearer"
 
 
@@ -191,7 +191,7 @@ def test_any_key_opens_in_any_form_and_some_routes_ask_for_none(model_servers: M
         ([[]], "texts[0] has no token"),
         ([[1000], [99999]], f"texts[1]: token id 99999 {ADVICE}"),
         ([[-1]], f"texts[0]: token id -1 {ADVICE}"),
-        ([[2**70]], "texts[0] holds a number that is no token id"),
+        ([[2**70]], "texts[0] contains a number that is not a token id"),
         ([[1000], "a"], "texts[1] must be a list of tokens like texts[0], got str"),
     ],
 )
@@ -277,7 +277,7 @@ def test_fields_that_are_missing_or_of_another_type(
             legacy,
             {"id": 1, "texts": ["a"], "options": {"dimensions": 0}},
             400,
-            "dimensions must be a whole number from 1, got 0",
+            "dimensions must be a whole number of at least 1, got 0",
         ),
         *(
             (path, tei, {"inputs": "a", "prompt_name": "nope"}, 422, PROMPTS)
@@ -313,8 +313,8 @@ def test_fields_that_are_missing_or_of_another_type(
         ),
         ("/embed", tei, {"inputs": "a", "normalize": "maybe"}, 422, f"normalize: {NO_BOOL}"),
         # Cohere
-        ("/v2/embed", cohere, {}, 400, 'the body must have "texts", and some in it'),
-        ("/v2/embed", cohere, {"texts": []}, 400, 'the body must have "texts", and some in it'),
+        ("/v2/embed", cohere, {}, 400, 'the body must have a non-empty list "texts"'),
+        ("/v2/embed", cohere, {"texts": []}, 400, 'the body must have a non-empty list "texts"'),
         ("/v2/embed", cohere, {"texts": [""]}, 400, "texts[0] is an empty string"),
         ("/v2/embed", cohere, {"texts": ["a\0"]}, 400, "texts[0] contains a NUL character"),
         ("/v2/embed", cohere, {"texts": "a"}, 400, "texts: input should be a valid array, got 'a'"),
@@ -324,7 +324,7 @@ def test_fields_that_are_missing_or_of_another_type(
             cohere,
             {"inputs": [{"content": [{"type": "image_url"}]}]},
             400,
-            "inputs: this server reads text alone",
+            "inputs: every part must be of type text",
         ),
         ("/v2/embed", cohere, {"texts": ["a"], "embedding_types": ["int4"]}, 400, f"embedding_types.0: {KINDS}"),
         (
@@ -421,8 +421,8 @@ def test_options_that_the_model_does_not_have(
     [
         ({"texts": ["a"]}, "the body has no 'query'"),
         ({"query": None, "texts": ["a"]}, "query: input should be a valid string, got null"),
-        ({"query": "a"}, 'the body must have "texts" or "documents", and some in it'),
-        ({"query": "a", "texts": []}, 'the body must have "texts" or "documents", and some in it'),
+        ({"query": "a"}, 'the body must have a non-empty list "texts" or "documents"'),
+        ({"query": "a", "texts": []}, 'the body must have a non-empty list "texts" or "documents"'),
         ({"query": "", "texts": ["a"]}, "text of texts[0] is an empty string"),
         ({"query": "a", "texts": ["b", ""]}, "text_pair of texts[1] is an empty string"),
         ({"query": "a\0", "texts": ["b"]}, "text of texts[0] contains a NUL character"),
@@ -432,7 +432,7 @@ def test_options_that_the_model_does_not_have(
         ({"query": "a", "texts": ["b"], "top_n": 0}, "top_n: input should be greater than or equal to 1, got 0"),
         (
             {"query": "a", "texts": [LONG], "truncate": False},
-            "texts[0]: a text may have 509 tokens and special ones, got 601",
+            "texts[0]: a text may have at most 509 tokens, not counting special tokens, got 601",
         ),
     ],
 )
@@ -465,12 +465,12 @@ def test_what_cannot_be_ranked(
         ),
         (
             {"inputs": [["a"], ["b", "c"]]},
-            "inputs: must hold either texts or pairs, not both, got [['a'], ['b', 'c']]",
+            "inputs: must contain either texts or pairs, not both, got [['a'], ['b', 'c']]",
         ),
-        ({"inputs": [["a", "b", "c"]]}, "inputs: must hold lists of one or two strings, got [['a', 'b', 'c']]"),
+        ({"inputs": [["a", "b", "c"]]}, "inputs: must contain lists of one or two strings, got [['a', 'b', 'c']]"),
         (
             {"inputs": LONG, "truncate": False},
-            "texts[0]: a text may have 510 tokens and special ones, got 600",
+            "texts[0]: a text may have at most 510 tokens, not counting special tokens, got 600",
         ),
     ],
 )
@@ -490,7 +490,7 @@ def test_what_cannot_be_classified(model_servers: ModelServers) -> None:
 
 def test_models_of_other_kinds_say_what_they_lack(model_servers: ModelServers) -> None:
     reply = model_servers.classifier.http.post("/rerank", json={"query": "a", "texts": ["b"]})
-    assert_says(reply, tei, 422, "a reranker has one label, this model has 3: see /predict")
+    assert_says(reply, tei, 422, "reranking needs a model with one label, this model has 3: use /predict")
     for path, say, field, status in EMBEDDERS:
         if path not in ("/", "/embed_all"):
             assert_says(model_servers.sparse.http.post(path, json={field: "a"}), say, status, SPARSE_ONLY)

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from bert_serving.client import BertClient
-from bert_serving.server.supervisor.supervisor import listen
+from bert_serving.server.supervisor.launch import listen
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.running_server import RunningServer, free_ports
@@ -107,11 +107,11 @@ def test_tokenized_texts(http: httpx.Client, client: BertClient) -> None:
         (b'{"id": 1, "texts": ["a\\ud800"]}', "texts[0] contains a lone surrogate"),
         (b'{"id": 1, "texts": ["a\\u0000"]}', "texts[0] contains a NUL character"),
         (b'{"id": 1, "texts": ["x"], "is_tokenized": true}', "must be lists of tokens"),
-        (b'{"id": "\\ud800", "texts": ["x"]}', "id cannot be sent back"),
-        (b'{"id": NaN, "texts": ["x"]}', "id cannot be sent back: NaN is no JSON"),
-        (b'{"id": [-Infinity], "texts": ["x"]}', "id cannot be sent back: -Infinity is no JSON"),
-        (b'{"id": ' + b"[" * 400 + b"]" * 400 + b', "texts": ["x"]}', "id cannot be sent back: Recursion limit"),
-        (b'{"id": ' + b"[" * 999 + b"]" * 999 + b', "texts": ["x"]}', "id cannot be sent back: "),
+        (b'{"id": "\\ud800", "texts": ["x"]}', "id cannot be returned"),
+        (b'{"id": NaN, "texts": ["x"]}', "id cannot be returned: NaN is not valid JSON"),
+        (b'{"id": [-Infinity], "texts": ["x"]}', "id cannot be returned: -Infinity is not valid JSON"),
+        (b'{"id": ' + b"[" * 400 + b"]" * 400 + b', "texts": ["x"]}', "id cannot be returned: Recursion limit"),
+        (b'{"id": ' + b"[" * 999 + b"]" * 999 + b', "texts": ["x"]}', "id cannot be returned: "),
         (b"[" * 100_000, "not JSON"),
     ],
 )

@@ -57,7 +57,7 @@ def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> Non
     assert re.fullmatch(
         r"bert-serving-start \S+\n", run(target / "bin/bert-serving-start", "-version", cwd=tmp_path)
     )
-    run(target / "bin/python", "-c", "from bert_serving.server.model.folder import find_demo_model as f; f()")
+    run(target / "bin/python", "-c", "from bert_serving.server.model.demo import find_demo_model as f; f()")
 
 
 def test_the_image_has_the_python_that_the_tests_run_on() -> None:

@@ -117,7 +117,7 @@ def test_a_text_that_is_refused_is_numbered_and_costs_its_own_request_only(exact
     texts = ["short enough"] * 300 + [LONG]  # more than one batch may hold
     with BertClient(**exact_server.ports) as strict, BertClient(**exact_server.ports) as other:
         other.encode(TEXTS, blocking=False)
-        with pytest.raises(InvalidRequest, match=r"^texts\[300\]: a text may have 254 tokens"):
+        with pytest.raises(InvalidRequest, match=r"^texts\[300\]: a text may have at most 254 tokens"):
             strict.encode(texts, truncate="error")
         assert other.fetch_all()[0].shape == (len(TEXTS), 384)
 
@@ -125,7 +125,7 @@ def test_a_text_that_is_refused_is_numbered_and_costs_its_own_request_only(exact
 @pytest.mark.parametrize(
     ("options", "error", "complaint"),
     [
-        ({"pooling": "CLS_TOKEN"}, TypeError, "no option 'pooling'; there are pooling_strategy"),
+        ({"pooling": "CLS_TOKEN"}, TypeError, "no option 'pooling'; the options are pooling_strategy"),
         ({"pooling_strategy": "MEDIAN"}, ValueError, "must be one of auto, NONE"),
         ({"pooling_layer": 7}, InvalidRequest, r"pooling_layer must be in -6\.\.5 for this model, got 7"),
         ({"dimensions": 385}, InvalidRequest, r"dimensions must be in 1\.\.384 for this model, got 385"),

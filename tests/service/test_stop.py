@@ -85,7 +85,10 @@ def test_nothing_heavy_is_imported_before_ctrl_c_is_caught() -> None:
         "bert_serving",
         "bert_serving.server",
         "bert_serving.server.cli",
-        *(f"bert_serving.server.cli.{name}" for name in ("benchmark", "start", "status", "terminate")),
+        "bert_serving.server.cli.benchmark",
+        "bert_serving.server.cli.start",
+        "bert_serving.server.cli.status",
+        "bert_serving.server.cli.terminate",
     }
 
 
@@ -157,7 +160,8 @@ def test_terminate_is_refused_to_other_machines_and_obeyed_from_this_one() -> No
             reply = _ask_to_terminate(address, running)
             assert reply["error"] == {
                 "code": "unauthorized",
-                "message": f"TERMINATION is obeyed from this machine only, not from {address}",
+                "message": f"TERMINATION is accepted from this machine only, not from {address}; "
+                "start the server with -allow_remote_termination to change this",
             }
         with BertClient(**running.ports) as client:
             assert client.encode(["it goes on"]).shape == (1, 384)
@@ -183,13 +187,13 @@ def test_terminate_fails_without_a_server() -> None:
     done = _terminate("-port", port)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr == f"bert-serving-terminate: nobody answers at localhost:{port}\n"
+    assert done.stderr == f"bert-serving-terminate: no server listens at localhost:{port}\n"
 
 
 def test_terminate_does_not_take_http_for_a_server(server: RunningServer) -> None:
     done = _terminate("-port", server.http_port)
     assert done.returncode == 1
-    assert "takes no requests over ZeroMQ" in done.stderr
+    assert "does not speak ZeroMQ" in done.stderr
 
 
 def test_a_server_that_dies_during_a_call_is_an_error() -> None:

@@ -121,21 +121,22 @@ def test_options_come_as_query_parameters(served: Served) -> None:
     cut = answers(served.http, [b'"%s"' % (b"one " * 600), b'"a"'], "?truncate=left")
     assert [each.get("truncated") for each in cut] == [True, None]
     refused = answers(served.http, [b'"%s"' % (b"one " * 600), b'"a"'], "?truncate=error")
-    assert refused[0]["error"]["message"] == "text: a text may have 510 tokens and special ones, got 600"
+    too_long = "text: a text may have at most 510 tokens, not counting special tokens, got 600"
+    assert refused[0]["error"]["message"] == too_long
     assert "embedding" in refused[1]
 
 
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("?encoding_format=raw", "encoding_format must be float or base64 in a stream, got 'raw'"),
+        ("?encoding_format=raw", "encoding_format must be float or base64, got 'raw'"),
         (
             "?output_dtype=int4",
             "output_dtype must be float32, float16, int8, uint8, binary or ubinary, got 'int4'",
         ),
         ("?dimensions=0", "dimensions must be a whole number from 1, got 0"),
         ("?dimensions=many", "dimensions must be a whole number from 1, got 'many'"),
-        ("?show_tokens=true", "option 'show_tokens' has no place in a stream: see /encode"),
+        ("?show_tokens=true", "option 'show_tokens' is not available in a stream: use /encode"),
         ("?truncate=up", "truncate must be one of right, left, error, got 'up'"),
     ],
 )
@@ -157,7 +158,7 @@ def test_a_stream_needs_a_key_and_may_be_larger_than_a_message(model_servers: Mo
 def test_a_line_that_is_too_long_ends_the_stream(served: Served) -> None:
     found = answers(served.http, [b'"a"', b'"b"', b'"' + b"x" * (17 * MIB) + b'"', b'"c"'])
     assert [each["id"] for each in found] == [0, 1, 2]
-    assert found[2]["error"] == {"code": "invalid_request", "message": "a line may have 16777216 bytes"}
+    assert found[2]["error"] == {"code": "invalid_request", "message": "a line must have at most 16777216 bytes"}
 
 
 # -- long streams --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Nothing here opens a socket, sleeps or reads a clock; the same examples are tried on every run."""
+"""Unit tests open no socket, do not sleep and read no clock. Hypothesis tries the same examples on every run."""
 
 from hypothesis import settings
 

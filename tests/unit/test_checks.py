@@ -1,4 +1,4 @@
-"""What a client checks before it sends, and of the server that it meets."""
+"""What a client checks: its texts before it sends them, and the version of the server."""
 
 from __future__ import annotations
 
@@ -25,17 +25,22 @@ def test_blank_texts_and_tokens_are_refused(texts: Any, is_tokenized: bool, mess
 
 
 @pytest.mark.parametrize(("texts", "is_tokenized"), [([["a"]], False), (["a"], True)])
-def test_texts_of_the_other_kind_are_refused(texts: Any, is_tokenized: bool) -> None:
+def test_is_tokenized_must_fit_the_texts(texts: Any, is_tokenized: bool) -> None:
     with pytest.raises(TypeError, match="texts must be a list of"):
         check_request(texts, is_tokenized=is_tokenized)
 
 
-def test_words_with_space_around_are_texts() -> None:
+def test_white_space_around_words_is_accepted() -> None:
     check_request([" a ", "b\n"], is_tokenized=False)
     check_request([[" a ", "b"]], is_tokenized=True)
 
 
+def test_pairs_and_ids_are_accepted() -> None:
+    check_request([{"text": "a", "text_pair": "b"}], is_tokenized=False)
+    check_request([[101, 102], [101]], is_tokenized=True)
+
+
 @pytest.mark.parametrize("config", [{}, {"server_version": "1.9.9"}])
-def test_server_of_another_wire_is_refused(config: dict[str, Any]) -> None:
+def test_server_of_another_version_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(AttributeError, match="version mismatch"):
         check_version_of(config)

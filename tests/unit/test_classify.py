@@ -1,4 +1,4 @@
-"""Logits to probabilities, to labels in order, and to ranks."""
+"""From logits to probabilities, labels and rankings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bert_serving.server.gateway.classify import label_scores, normalized, ranke
 EXTREMES = np.array([-1e38, -1000.0, -88.0, -1.0, 0.0, 1e-8, 1.0, 88.0, 1000.0, 1e38], np.float32)
 
 
-def test_sigmoid_and_softmax_are_torchs_and_overflow_nowhere() -> None:
+def test_sigmoid_and_softmax_equal_torchs_without_overflow() -> None:
     logits = np.stack([EXTREMES, EXTREMES[::-1], np.zeros(10, np.float32)])
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         scores, probabilities = sigmoid(EXTREMES), normalized(logits)
@@ -20,11 +20,11 @@ def test_sigmoid_and_softmax_are_torchs_and_overflow_nowhere() -> None:
     assert scores.dtype == probabilities.dtype == np.float32
 
 
-def test_the_only_logit_is_a_sigmoid() -> None:
+def test_a_single_logit_becomes_a_sigmoid() -> None:
     np.testing.assert_array_equal(normalized(EXTREMES[:, None]), sigmoid(EXTREMES)[:, None])
 
 
-def test_labels_come_with_their_scores_the_best_first() -> None:
+def test_labels_are_ordered_by_score() -> None:
     found = label_scores(np.array([[0.25, 0.5, 0.25], [1.0, 0.0, 0.0]], np.float32), ["a", "b", "c"])
     assert found == [
         [{"score": 0.5, "label": "b"}, {"score": 0.25, "label": "a"}, {"score": 0.25, "label": "c"}],
@@ -32,12 +32,12 @@ def test_labels_come_with_their_scores_the_best_first() -> None:
     ]
 
 
-def test_ranks_are_by_score_and_equal_ones_by_place() -> None:
+def test_ranks_are_ordered_by_score_then_by_position() -> None:
     assert ranked(np.array([0.5, 2.0, 0.5, -1.0])) == [(1, 2.0), (0, 0.5), (2, 0.5), (3, -1.0)]
 
 
-def test_relevance_is_one_number_a_pair() -> None:
+def test_relevance_is_one_number_for_each_pair() -> None:
     assert relevance(EXTREMES[:, None], raw=True).tolist() == EXTREMES.tolist()
     assert relevance(EXTREMES[:, None], raw=False).tolist() == sigmoid(EXTREMES).tolist()
-    with pytest.raises(InvalidRequest, match="a reranker has one label, this model has 3"):
+    with pytest.raises(InvalidRequest, match="reranking needs a model with one label, this model has 3"):
         relevance(np.zeros((2, 3), np.float32), raw=True)

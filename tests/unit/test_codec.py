@@ -1,4 +1,4 @@
-"""The wire, byte for byte: what bert-serving-client 1.10.0 sends and reads, and what travels to workers."""
+"""The bytes of messages: those of bert-serving-client 1.10.0, of our clients, and between broker and workers."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from bert_serving.protocol import (
     Heartbeat,
     InfoReply,
     InvalidRequest,
+    ModelFacts,
     Overloaded,
     Part,
     PayloadTooLarge,
@@ -87,7 +88,7 @@ def plain(frames: Frames) -> list[bytes]:
 
 
 def old_client_reads_vectors(frames: Frames) -> tuple[int, npt.NDArray[Any], Any]:
-    """The very steps of bert-serving-client 1.10.0, `_recv` and `_recv_ndarray`."""
+    """Read a reply with the steps of `_recv` and `_recv_ndarray` in bert-serving-client 1.10.0."""
     response = plain(frames)
     request_id = int(response[-1])
     arr_info, arr_val = json.loads(response[1]), response[2]
@@ -119,12 +120,12 @@ def test_command_of_the_old_client_is_read(command: Command) -> None:
     assert request == CommandRequest(IDENTITY, b"1", command)
 
 
-def test_termination_of_the_old_command_line_is_read() -> None:
+def test_termination_from_the_old_command_is_read() -> None:
     request = request_from_frames([b"0", b"TERMINATION", b"0", b"0"])
     assert request == CommandRequest(b"0", b"0", Command.TERMINATION)
 
 
-def test_termination_of_the_oldest_command_line_has_empty_numbers() -> None:
+def test_termination_from_the_oldest_command_has_empty_number_frames() -> None:
     request = request_from_frames([b"0", b"TERMINATION", b"", b""])
     assert request == CommandRequest(b"0", b"", Command.TERMINATION)
 
@@ -134,11 +135,11 @@ def test_identity_is_opaque_bytes() -> None:
     assert request_from_frames([identity, b'["a"]', b"1", b"1"]).identity == identity
 
 
-def test_request_id_comes_back_as_it_was_written() -> None:
+def test_request_id_keeps_its_bytes() -> None:
     assert request_from_frames([IDENTITY, b'["a"]', b"007", b"1"]).request_id == b"007"
 
 
-def test_frames_may_be_views_of_a_received_message() -> None:
+def test_frames_may_be_memoryviews() -> None:
     views = [memoryview(frame) for frame in (IDENTITY, b'["a"]', b"1", b"1")]
     assert request_from_frames(views) == EncodeRequest(IDENTITY, b"1", ["a"])
 
@@ -146,7 +147,7 @@ def test_frames_may_be_views_of_a_received_message() -> None:
 # -- requests of our clients ---------------------------------------------------------------------------
 
 
-def test_plain_request_is_the_bare_list_of_the_old_client() -> None:
+def test_request_without_options_is_a_list_as_from_the_old_client() -> None:
     frames = request_to_frames(EncodeRequest(IDENTITY, b"1", ["a", "b"]))
     assert plain(frames) == [IDENTITY, b'["a","b"]', b"1", b"2"]
 
@@ -161,13 +162,13 @@ def test_request_for_tokens_is_an_object_with_options() -> None:
     assert plain(frames) == [IDENTITY, b'{"texts":["a"],"options":{"show_tokens":true}}', b"1", b"1"]
 
 
-def test_object_with_everything_is_read() -> None:
+def test_request_with_every_field_is_read() -> None:
     body = b'{"texts": ["a"], "deadline_ms": 9, "options": {"show_tokens": true}, "spans": [[[0, 1]]]}'
     expected = EncodeRequest(IDENTITY, b"1", ["a"], EncodeOptions(show_tokens=True), 9, [[[0, 1]]])
     assert request_from_frames([IDENTITY, body, b"1", b"1"]) == expected
 
 
-def test_command_is_written_as_the_old_client_does() -> None:
+def test_command_is_written_as_by_the_old_client() -> None:
     frames = request_to_frames(CommandRequest(IDENTITY, b"4", Command.SHOW_STATUS))
     assert plain(frames) == [IDENTITY, b"SHOW_STATUS", b"4", b"0"]
 
@@ -176,11 +177,11 @@ def test_command_is_written_as_the_old_client_does() -> None:
     st.builds(EncodeRequest, IDENTITIES, NUMBERS, TEXTS, OPTIONS, st.none() | st.integers(0, 2**53))
     | st.builds(CommandRequest, IDENTITIES, NUMBERS, st.sampled_from(Command))
 )
-def test_every_request_returns_from_its_frames(request_: EncodeRequest | CommandRequest) -> None:
+def test_every_request_survives_a_round_trip(request_: EncodeRequest | CommandRequest) -> None:
     assert request_from_frames(request_to_frames(request_)) == request_
 
 
-# -- requests that are none ----------------------------------------------------------------------------
+# -- invalid requests ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -221,19 +222,19 @@ def test_every_request_returns_from_its_frames(request_: EncodeRequest | Command
         ([IDENTITY, b'{"texts": ["a"], "deadline_ms": "5"}', b"1", b"1"], "deadline_ms must be"),
     ],
 )
-def test_frames_that_are_no_request_are_refused_with_what_was_expected(frames: list[bytes], message: str) -> None:
+def test_invalid_request_frames_are_refused_with_what_was_expected(frames: list[bytes], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         request_from_frames(frames)
 
 
-def test_deadline_beyond_any_clock_is_refused() -> None:
+def test_huge_deadline_is_refused() -> None:
     body = b'{"texts": ["a"], "deadline_ms": 1' + b"0" * 400 + b"}"
     with pytest.raises(InvalidRequest, match="deadline_ms must be"):
         request_from_frames([IDENTITY, body, b"1", b"1"])
 
 
 @given(st.lists(st.binary(max_size=40) | st.sampled_from([b"1", b'["a"]', b"{}", IDENTITY]), max_size=6))
-def test_no_bytes_raise_anything_but_invalid_request(frames: list[bytes]) -> None:
+def test_any_bytes_are_read_or_raise_invalid_request(frames: list[bytes]) -> None:
     with suppress(InvalidRequest):
         request_from_frames(frames)
 
@@ -248,7 +249,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_no_json_raises_anything_but_invalid_request(value: Any) -> None:
+def test_any_json_is_read_or_raises_invalid_request(value: Any) -> None:
     body = json.dumps(value).encode()
     try:
         request = request_from_frames([IDENTITY, body, b"1", b"1"])
@@ -258,7 +259,7 @@ def test_no_json_raises_anything_but_invalid_request(value: Any) -> None:
         assert len(request.texts) == 1  # type: ignore[union-attr]
 
 
-# -- whom to answer ------------------------------------------------------------------------------------
+# -- the sender of bad frames --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,9 @@ def test_no_json_raises_anything_but_invalid_request(value: Any) -> None:
         ([b"x" * 256, b'["a"]', b"7", b"1"], None),
     ],
 )
-def test_sender_of_bad_frames_is(frames: list[bytes], sender: tuple[bytes, bytes] | None) -> None:
+def test_sender_of_bad_frames_is_found_if_possible(
+    frames: list[bytes], sender: tuple[bytes, bytes] | None
+) -> None:
     assert sender_of(frames) == sender
 
 
@@ -291,7 +294,7 @@ def test_vectors_are_written_as_the_old_client_reads_them() -> None:
     ]
 
 
-def test_tokens_and_truncation_stand_beside_the_shape() -> None:
+def test_tokens_and_truncated_rows_are_in_the_array_info() -> None:
     rows = np.zeros((1, 1), np.float16)
     frames = reply_to_frames(EncodeReply(IDENTITY, b"7", rows, [["[CLS]", "a", "[SEP]"]], [0]))
     assert plain(frames)[1:3] == [
@@ -349,7 +352,7 @@ def test_old_client_raises_type_error_with_the_message(cls: type[ServingError]) 
 
 
 @given(st.sampled_from(ERROR_CLASSES), st.text(st.characters(blacklist_categories=["Cs"])))
-def test_old_client_raises_type_error_whatever_the_message(cls: type[ServingError], message: str) -> None:
+def test_old_client_raises_type_error_for_any_message(cls: type[ServingError], message: str) -> None:
     frames = reply_to_frames(ErrorReply(IDENTITY, b"7", cls(message)))
     with pytest.raises(TypeError) as caught:
         old_client_reads_vectors(frames)
@@ -364,7 +367,7 @@ def test_old_client_raises_type_error_whatever_the_message(cls: type[ServingErro
     message=st.text(st.characters(blacklist_categories=["Cs"])),
     retry_after_ms=st.none() | st.integers(0, 10**6),
 )
-def test_every_error_returns_from_its_frames(
+def test_every_error_survives_a_round_trip(
     cls: type[ServingError], message: str, retry_after_ms: int | None
 ) -> None:
     error = cls(message, retry_after_ms=retry_after_ms)
@@ -377,7 +380,7 @@ def test_every_error_returns_from_its_frames(
 
 @st.composite
 def arrays(draw: st.DrawFn) -> npt.NDArray[Any]:
-    """Any floats in two dimensions: both byte orders, in C order or not."""
+    """Return any two-dimensional float array, of both byte orders, contiguous or not."""
     shape = draw(st.tuples(st.integers(0, 5), st.integers(0, 5)))
     dtype = draw(st.sampled_from(["<f4", "<f2", ">f4", ">f2", "<f8"]))
     size = shape[0] * shape[1]
@@ -394,7 +397,7 @@ def arrays(draw: st.DrawFn) -> npt.NDArray[Any]:
     identity=IDENTITIES,
     usage=st.none() | st.builds(Usage, st.lists(st.integers(0, 512)), *[st.floats(0, 1e6)] * 4),
 )
-def test_every_encode_reply_returns_from_its_frames(
+def test_every_encode_reply_survives_a_round_trip(
     rows: npt.NDArray[Any],
     tokens: list[list[str]] | None,
     truncated: list[int],
@@ -411,7 +414,7 @@ def test_every_encode_reply_returns_from_its_frames(
     np.testing.assert_array_equal(reply.rows, rows)
 
 
-def test_info_reply_returns_from_its_frames() -> None:
+def test_info_reply_survives_a_round_trip() -> None:
     reply = InfoReply(IDENTITY, b"7", {"a": [1, None, "é"]})
     assert reply_from_frames(reply_to_frames(reply)) == reply
 
@@ -438,7 +441,7 @@ def test_reply_of_the_original_server_is_read() -> None:
         [IDENTITY, b'{"dtype":"no number","shape":[1]}', b"", b"1"],
     ],
 )
-def test_frames_that_are_no_reply_raise_value_error(frames: list[bytes]) -> None:
+def test_invalid_reply_frames_raise_value_error(frames: list[bytes]) -> None:
     with pytest.raises(ValueError, match=r"."):
         reply_from_frames(frames)
 
@@ -452,8 +455,31 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
     ("message", "frames"),
     [
         (
-            Ready({"device": "cpu", "tokens_per_s": 9.5}),
-            [b"READY", b'{"facts":{"device":"cpu","tokens_per_s":9.5}}'],
+            Ready(
+                ModelFacts(
+                    pid=7,
+                    device="cpu",
+                    dtype="float32",
+                    dimension=384,
+                    kind="embedding",
+                    poolings=["REDUCE_MEAN"],
+                    splits_specials=False,
+                    prompts={"query": "query: "},
+                    labels=[],
+                    max_seq_len=512,
+                    forward="packed",
+                    parity=0.99999,
+                    tokens_per_s=9.5,
+                    max_batch_tokens=16384,
+                )
+            ),
+            [
+                b"READY",
+                b'{"facts":{"pid":7,"device":"cpu","dtype":"float32","dimension":384,"kind":"embedding",'
+                b'"poolings":["REDUCE_MEAN"],"splits_specials":false,"prompts":{"query":"query: "},"labels":[],'
+                b'"max_seq_len":512,"forward":"packed","parity":0.99999,"tokens_per_s":9.5,'
+                b'"max_batch_tokens":16384}}',
+            ],
         ),
         (Refused("no GPU"), [b"REFUSED", b'{"reason":"no GPU"}']),
         (
@@ -465,21 +491,21 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
             ],
         ),
         (Failed(5, "boom"), [b"FAILED", b'{"batch_id":5,"message":"boom"}']),
-        (Heartbeat(1.5, 0.0), [b"HEARTBEAT", b'{"forward_age_s":1.5,"busy_s":0.0}']),
+        (Heartbeat(1.5), [b"HEARTBEAT", b'{"forward_age_s":1.5}']),
         (Stop(), [b"STOP", b"{}"]),
     ],
 )
-def test_worker_message_is_kind_and_header(message: Any, frames: list[bytes]) -> None:
+def test_worker_message_begins_with_its_kind_and_header(message: Any, frames: list[bytes]) -> None:
     assert plain(worker_message_to_frames(message)) == frames
     assert worker_message_from_frames(frames) == message
 
 
-def test_result_is_kind_header_and_an_array_for_each_part_that_has_one() -> None:
+def test_result_has_an_array_frame_for_each_computed_part() -> None:
     rejected = Rejected(InvalidRequest("too long"), 3)
     result = Result(5, [Vectors(ROWS, [3, 4], [1]), rejected, Vectors(ROWS[:1], [2])], 0.5, 2.0)
     assert plain(worker_message_to_frames(result)) == [
         b"RESULT",
-        b'{"batch_id":5,"outcomes":['
+        b'{"batch_id":5,"part_results":['
         b'{"array":{"dtype":"float32","shape":[2,1]},"num_tokens":[3,4],"truncated":[1]},'
         b'{"error":{"code":"invalid_request","message":"too long"},"index":3},'
         b'{"array":{"dtype":"float32","shape":[1,1]},"num_tokens":[2]}],'
@@ -489,11 +515,11 @@ def test_result_is_kind_header_and_an_array_for_each_part_that_has_one() -> None
     ]
 
 
-def test_a_rejected_part_returns_from_its_frames() -> None:
+def test_a_rejected_part_survives_a_round_trip() -> None:
     frames = worker_message_to_frames(Result(1, [Rejected(WorkerFailed("no number"), None)]))
     result = worker_message_from_frames(frames)
     assert isinstance(result, Result)
-    (rejected,) = result.outcomes
+    (rejected,) = result.part_results
     assert isinstance(rejected, Rejected)
     assert (type(rejected.error), str(rejected.error), rejected.index) == (WorkerFailed, "no number", None)
 
@@ -506,7 +532,7 @@ def test_a_rejected_part_returns_from_its_frames() -> None:
     counts=st.none() | st.lists(st.integers(0, 9), min_size=1),
     offsets=st.none() | st.lists(st.none() | st.lists(st.lists(st.integers(0, 9))), min_size=1),
 )
-def test_every_vector_returns_from_its_frames(
+def test_every_vector_survives_a_round_trip(
     rows: npt.NDArray[Any],
     num_tokens: list[int],
     tokens: list[list[str]] | None,
@@ -518,7 +544,7 @@ def test_every_vector_returns_from_its_frames(
     frames = worker_message_to_frames(Result(9, [sent], 0.25, 1.5))
     result = worker_message_from_frames([memoryview(bytes(frame)) for frame in frames])
     assert isinstance(result, Result)
-    (vectors,) = result.outcomes
+    (vectors,) = result.part_results
     assert isinstance(vectors, Vectors)
     np.testing.assert_array_equal(vectors.rows, rows)
     assert (result.batch_id, result.tokenize_ms, result.compute_ms) == (9, 0.25, 1.5)
@@ -527,19 +553,19 @@ def test_every_vector_returns_from_its_frames(
 
 
 @given(st.builds(Batch, st.integers(0, 2**53), st.lists(st.builds(Part, TEXTS, OPTIONS))))
-def test_every_batch_returns_from_its_frames(batch: Batch) -> None:
+def test_every_batch_survives_a_round_trip(batch: Batch) -> None:
     assert worker_message_from_frames(worker_message_to_frames(batch)) == batch
 
 
-# -- the bare client has no orjson ---------------------------------------------------------------------
+# -- a client without orjson ---------------------------------------------------------------------------
 
 
 @pytest.fixture
-def bare_codec(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The codec as it is imported where orjson is not installed."""
+def codec_without_orjson(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return the codec module, imported as if orjson were not installed."""
     monkeypatch.setitem(sys.modules, "orjson", None)
     assert codec.__file__ is not None
-    spec = importlib.util.spec_from_file_location("bert_serving.protocol.bare_codec", codec.__file__)
+    spec = importlib.util.spec_from_file_location("bert_serving.protocol.codec_without_orjson", codec.__file__)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -547,17 +573,17 @@ def bare_codec(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_bare_client_writes_what_the_server_reads(bare_codec: ModuleType) -> None:
+def test_server_reads_what_a_client_without_orjson_writes(codec_without_orjson: ModuleType) -> None:
     request = EncodeRequest(IDENTITY, b"1", ["café", "\N{GRINNING FACE}"], EncodeOptions(show_tokens=True), 250)
-    assert request_from_frames(bare_codec.request_to_frames(request)) == request
+    assert request_from_frames(codec_without_orjson.request_to_frames(request)) == request
 
 
-def test_bare_client_writes_the_old_clients_escapes(bare_codec: ModuleType) -> None:
-    frames = bare_codec.request_to_frames(EncodeRequest(IDENTITY, b"1", ["café"]))
+def test_client_without_orjson_escapes_as_the_old_client_does(codec_without_orjson: ModuleType) -> None:
+    frames = codec_without_orjson.request_to_frames(EncodeRequest(IDENTITY, b"1", ["café"]))
     assert frames == [IDENTITY, b'["caf\\u00e9"]', b"1", b"1"]
 
 
-def test_bare_client_reads_what_the_server_writes(bare_codec: ModuleType) -> None:
+def test_client_without_orjson_reads_what_the_server_writes(codec_without_orjson: ModuleType) -> None:
     frames = reply_to_frames(EncodeReply(IDENTITY, b"7", ROWS, [["é"], ["b"]], [1]))
-    reply = bare_codec.reply_from_frames([memoryview(bytes(frame)) for frame in frames])
+    reply = codec_without_orjson.reply_from_frames([memoryview(bytes(frame)) for frame in frames])
     assert (reply.rows.tolist(), reply.tokens, reply.truncated) == ([[1.0], [2.0]], [["é"], ["b"]], [1])

@@ -1,4 +1,4 @@
-"""The shell around the routes: keys, packed bodies, and complaints in one line."""
+"""What all routes share: API keys, compressed bodies, error messages and headers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 from bert_serving.client import AsyncBertClient
 from bert_serving.protocol import EncodeReply, Overloaded, PayloadTooLarge, Unauthorized, Usage
-from bert_serving.server.gateway.dialect import Call, NotJson, Unprocessable, check_key, usage_headers
-from bert_serving.server.gateway.dialects.legacy import LEGACY
+from bert_serving.server.gateway.context import RequestContext
+from bert_serving.server.gateway.dialect import BERT_AS_SERVICE, check_api_key
 from bert_serving.server.gateway.dialects.openai import EmbeddingsBody
-from bert_serving.server.gateway.dialects.tei import EmbedBody, PredictBody, SimilarityBody, TokenizeBody
+from bert_serving.server.gateway.dialects.tei import AnyBody, EmbedBody, PredictBody, SimilarityBody, TokenizeBody
+from bert_serving.server.gateway.errors import Unprocessable, UnreadableBody
 from bert_serving.server.gateway.rerank import RerankBody
 from bert_serving.server.gateway.service import Service
+from bert_serving.server.gateway.usage import usage_headers
 from fastapi import Request
 from numpy import zeros
 from pydantic import BaseModel
+from pydantic_core import from_json
 from starlette.types import Message
 
 MAX_BYTES = 1000
@@ -34,10 +37,10 @@ def request_with(body: bytes = b"", **headers: str) -> Request:
 
 def read(body: bytes, model: type[BaseModel] = EmbedBody, **headers: str) -> Any:
     service = Service(AsyncBertClient(), "a model", Path("tokenizer.json"), MAX_BYTES)
-    return asyncio.run(Call(request_with(body, **headers), service).body(model))
+    return asyncio.run(RequestContext(request_with(body, **headers), service).body(model))
 
 
-# -- keys ----------------------------------------------------------------------------------------------
+# -- API keys ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -50,8 +53,8 @@ def read(body: bytes, model: type[BaseModel] = EmbedBody, **headers: str) -> Any
         {"authorization": "Basic proxy", "x_api_key": "two"},
     ],
 )
-def test_any_key_opens_in_any_of_its_forms(headers: dict[str, str]) -> None:
-    check_key(request_with(**headers), ("one", "two"))
+def test_a_key_is_accepted_in_every_supported_header(headers: dict[str, str]) -> None:
+    check_api_key(request_with(**headers), ("one", "two"))
 
 
 @pytest.mark.parametrize(
@@ -68,16 +71,16 @@ def test_any_key_opens_in_any_of_its_forms(headers: dict[str, str]) -> None:
         {"x_api_key": "Bearer three"},
     ],
 )
-def test_nothing_else_opens(headers: dict[str, str]) -> None:
+def test_other_headers_are_refused_if_there_are_keys(headers: dict[str, str]) -> None:
     with pytest.raises(Unauthorized, match="send Authorization: Bearer <key>"):
-        check_key(request_with(**headers), ("one", "two"))
-    check_key(request_with(**headers), ())
+        check_api_key(request_with(**headers), ("one", "two"))
+    check_api_key(request_with(**headers), ())
 
 
-# -- bodies --------------------------------------------------------------------------------------------
+# -- request bodies ------------------------------------------------------------------------------------
 
 
-def test_a_packed_body_is_unpacked() -> None:
+def test_a_gzip_body_is_decompressed() -> None:
     body = b'{"inputs": "hello"}'
     for coding in ("gzip", "GZIP"):
         assert read(gzip.compress(body), content_encoding=coding).inputs == ["hello"]
@@ -92,26 +95,49 @@ def packed(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("body", "coding", "said"),
     [
-        (b"{}", "gzip", "the body is no gzip: Error -3 while decompressing data: incorrect header check"),
-        (b"", "gzip", "the body is no gzip: it ends too early"),
-        (packed(b'{"inputs": "hello"}')[:-4], "gzip", "the body is no gzip: it ends too early"),
-        (packed(b"{") + packed(b"}"), "gzip", "the body is no gzip: something comes after its end"),
+        (b"{}", "gzip", "the body is not valid gzip: Error -3 while decompressing data: incorrect header check"),
+        (b"", "gzip", "the body is not valid gzip: its end is missing"),
+        (packed(b'{"inputs": "hello"}')[:-4], "gzip", "the body is not valid gzip: its end is missing"),
+        (
+            packed(b"{") + packed(b"}"),
+            "gzip",
+            "the body is not valid gzip: there is data after its end",
+        ),
         (b"{}", "br", "content-encoding must be gzip, got 'br'"),
     ],
 )
-def test_what_is_packed_in_another_way_is_refused(body: bytes, coding: str, said: str) -> None:
-    with pytest.raises(NotJson) as caught:
+def test_invalid_gzip_and_other_encodings_are_refused(body: bytes, coding: str, said: str) -> None:
+    with pytest.raises(UnreadableBody) as caught:
         read(body, content_encoding=coding)
     assert caught.value.message == said
 
 
-def test_a_body_is_unpacked_up_to_the_limit_and_no_further() -> None:
+def test_json_is_parsed_once_however_many_models_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+
+    def counted(raw: bytes) -> object:
+        parsed.append(raw)
+        return from_json(raw)
+
+    monkeypatch.setattr("bert_serving.server.gateway.context.from_json", counted)
+    service = Service(AsyncBertClient(), "a model", Path("tokenizer.json"), MAX_BYTES)
+    context = RequestContext(request_with(gzip.compress(b'{"inputs": ["a"]}'), content_encoding="gzip"), service)
+
+    async def read_twice() -> tuple[AnyBody, EmbedBody]:
+        return await context.body(AnyBody), await context.body(EmbedBody)
+
+    first, second = asyncio.run(read_twice())
+    assert first.inputs == second.inputs == ["a"]
+    assert parsed == [b'{"inputs": ["a"]}']
+
+
+def test_a_body_is_decompressed_only_up_to_the_limit() -> None:
     def body_of(size: int) -> bytes:
         return gzip.compress(b'{"inputs": "' + b"x" * (size - 14) + b'"}')
 
     assert len(read(body_of(MAX_BYTES), content_encoding="gzip").inputs[0]) == MAX_BYTES - 14
     for size in (MAX_BYTES + 1, 100_000_000):
-        with pytest.raises(PayloadTooLarge, match="the body must have at most 1000 bytes, unpacked"):
+        with pytest.raises(PayloadTooLarge, match="the body must have at most 1000 bytes when decompressed"):
             read(body_of(size), content_encoding="gzip")
 
 
@@ -140,15 +166,15 @@ def test_a_body_is_unpacked_up_to_the_limit_and_no_further() -> None:
         (EmbeddingsBody, b'{"inputs": "a"}', "the body has no 'input'"),
         (SimilarityBody, b'{"inputs": {"sentences": ["a"]}}', "the body has no 'inputs.source_sentence'"),
         (TokenizeBody, b'{"inputs": ["a", 5]}', "inputs.1: input should be a valid string, got 5"),
-        (RerankBody, b'{"query": "a"}', 'the body must have "texts" or "documents", and some in it'),
+        (RerankBody, b'{"query": "a"}', 'the body must have a non-empty list "texts" or "documents"'),
         (
             PredictBody,
             b'{"inputs": [["a", "b", "c"]]}',
-            "inputs: must hold lists of one or two strings, got [['a'",
+            "inputs: must contain lists of one or two strings, got [['a'",
         ),
     ],
 )
-def test_a_complaint_is_one_line_that_names_the_field(model: type[BaseModel], body: bytes, said: str) -> None:
+def test_an_error_message_is_one_line_that_names_the_field(model: type[BaseModel], body: bytes, said: str) -> None:
     with pytest.raises(Unprocessable) as caught:
         read(body, model)
     assert caught.value.message.startswith(said)
@@ -156,18 +182,18 @@ def test_a_complaint_is_one_line_that_names_the_field(model: type[BaseModel], bo
 
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"\xff\xfe", b'{"inputs": "a"', b"[" * 900])
-def test_what_is_no_json_is_said_so(body: bytes) -> None:
-    with pytest.raises(NotJson, match=r"^the body is not JSON: "):
+def test_a_body_that_is_not_json_is_reported(body: bytes) -> None:
+    with pytest.raises(UnreadableBody, match=r"^the body is not JSON: "):
         read(body)
 
 
-def test_a_long_value_is_not_repeated_whole() -> None:
+def test_a_long_value_is_shortened_in_the_message() -> None:
     with pytest.raises(Unprocessable) as caught:
         read(b'{"inputs": "a", "dimensions": "' + b"9" * 500 + b'"}')
     assert len(caught.value.message) < 200
 
 
-def test_null_is_absent_and_unknown_fields_are_ignored() -> None:
+def test_null_counts_as_absent_and_unknown_fields_are_ignored() -> None:
     nulls = (
         b'{"inputs": "a", "truncate": null, "truncation_direction": null, "prompt_name": null, "normalize": null,'
     )
@@ -180,21 +206,21 @@ def test_null_is_absent_and_unknown_fields_are_ignored() -> None:
     )
 
 
-# -- answers -------------------------------------------------------------------------------------------
+# -- responses -----------------------------------------------------------------------------------------
 
 
-def test_an_error_says_when_to_come_back() -> None:
-    response = LEGACY.respond(Overloaded("the queue is full", retry_after_ms=1200))
+def test_an_error_says_when_to_retry() -> None:
+    response = BERT_AS_SERVICE.error_response(Overloaded("the queue is full", retry_after_ms=1200))
     assert (response.status_code, response.headers["retry-after"], response.headers["retry-after-ms"]) == (
         429,
         "2",
         "1200",
     )
-    assert LEGACY.respond(Unauthorized("no")).headers["www-authenticate"] == "Bearer"
-    assert LEGACY.respond(TimeoutError("no answer")).status_code == 503
+    assert BERT_AS_SERVICE.error_response(Unauthorized("no")).headers["www-authenticate"] == "Bearer"
+    assert BERT_AS_SERVICE.error_response(TimeoutError("no answer")).status_code == 503
 
 
-def test_headers_have_the_times_and_what_was_cut() -> None:
+def test_headers_have_the_times_and_the_truncated_texts() -> None:
     usage = Usage([3, 4], total_ms=12.4, queue_ms=1.6, tokenize_ms=0.5, compute_ms=9.8)
     reply = EncodeReply(b"a", b"1", zeros((2, 2)), truncated=[1], usage=usage)
     assert usage_headers(reply, 11) == {

@@ -1,4 +1,4 @@
-"""What bert-serving-benchmark plans and writes down; nothing is started here."""
+"""The plans and the tables of bert-serving-benchmark. No server is started here."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from bert_serving.server.compat.benchmark.experiments import (
 from bert_serving.server.compat.benchmark.sentences import FULL, MIXED, make_sentences, vocabulary_of
 
 ONLY_BATCHES = [
-    *("-test_max_batch_size", "-test_max_seq_len", "-test_num_client", "-test_pooling_layer"),
-    *("-test_client_batch_size", "1", "16"),
+    "-test_max_batch_size",
+    "-test_max_seq_len",
+    "-test_num_client",
+    "-test_pooling_layer",
+    "-test_client_batch_size",
+    "1",
+    "16",
 ]
 
 
@@ -33,7 +38,7 @@ def test_defaults_are_the_originals() -> None:
     assert plan.protocols == (FULL,)
 
 
-def test_an_empty_list_leaves_an_experiment_out() -> None:
+def test_an_empty_list_skips_an_experiment() -> None:
     assert parse_plan(ONLY_BATCHES).experiments == {"client_batch_size": [1, 16]}
 
 
@@ -48,16 +53,16 @@ def test_an_experiment_varies_one_thing_only() -> None:
     assert list(plan.points("pooling_layer")) == [(-1, Point(4096, 1, 16, {"pooling_layer": -1}))]
 
 
-def test_the_servers_flags_reach_it_and_the_points_come_last() -> None:
+def test_server_flags_are_passed_on_and_those_of_the_point_override_them() -> None:
     plan = parse_plan(["-cpu", "-num_worker=2", "-pooling_layer", "-1", "-2", "-max_batch_size", "64"])
     point = Point(1, 1, 25, {"max_batch_size": 8})
     ports = {"port": 1, "port_out": 2}
     assert " ".join(plan.server_flags(point, ports)) == (
-        "-num_worker 2 -cpu true -max_batch_size 8 -pooling_layer -1 -2 -host 127.0.0.1 -port 1 -port_out 2"
+        "-pooling_layer -1 -2 -num_worker 2 -cpu true -max_batch_size 8 -host 127.0.0.1 -port 1 -port_out 2"
     )
 
 
-def test_help_tells_how_to_shorten_it() -> None:
+def test_help_says_how_to_measure_less() -> None:
     text = benchmark_parser().format_help()
     assert "Shorter: " in text
     assert "-test_pooling_layer -1 -6" in text
@@ -82,7 +87,7 @@ def test_bad_flags_are_named_in_one_line(argv: list[str], said: str, capsys: pyt
     assert said in line
 
 
-def test_sentences_fill_the_sequence_or_are_of_every_length() -> None:
+def test_sentences_have_the_full_length_or_mixed_lengths() -> None:
     words = vocabulary_of("the cat saw the dog\nand ran")
     assert words == ["and", "cat", "dog", "ran", "saw", "the"]
     full = make_sentences(words, 50, 12, protocol=FULL, seed=0)
@@ -92,7 +97,7 @@ def test_sentences_fill_the_sequence_or_are_of_every_length() -> None:
     assert full != make_sentences(words, 50, 12, protocol=FULL, seed=1)
 
 
-def test_a_table_is_the_originals_under_a_title() -> None:
+def test_a_table_is_the_originals_below_a_title() -> None:
     results = [(1, Speeds((75.9,))), (4096, Speeds((473.2,)))]
     assert result_table("client_batch_size", FULL, results).splitlines() == [
         "",
@@ -108,7 +113,7 @@ def test_a_table_is_the_originals_under_a_title() -> None:
     ]
 
 
-def test_the_table_of_clients_has_one_clients_speed_and_that_of_all() -> None:
+def test_the_table_of_num_client_has_the_speeds_of_one_client_and_of_all() -> None:
     table = result_table("num_client", MIXED, [(1, Speeds((473.0,))), (2, Speeds((260.0, 263.0)))])
     assert "**num_client, sentences of mixed length**" in table
     assert (
@@ -116,7 +121,7 @@ def test_the_table_of_clients_has_one_clients_speed_and_that_of_all() -> None:
     )
 
 
-def test_what_could_not_be_measured_is_a_dash() -> None:
+def test_a_failed_measurement_is_a_dash() -> None:
     table = result_table("pooling_layer", FULL, [(-1, Speeds((10.0,))), (-12, None)])
     assert "|-12\t|-|" in table
     assert "speed = [10, None]" in table

@@ -1,4 +1,4 @@
-"""Clients take turns by tokens. Here a text has as many tokens as characters."""
+"""Flows share by tokens. In these tests, a text has as many tokens as characters."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ def test_jobs_of_one_client_leave_in_their_order() -> None:
     assert [part.job for part in take(queue_of(*jobs))] == jobs
 
 
-def test_take_says_what_its_texts_are_worth() -> None:
+def test_take_returns_the_tokens_of_its_texts() -> None:
     queue = queue_of(make_job(ALICE, 5, 6), make_job(BOB, 7))
     assert queue.take(max_tokens=100, max_texts=10, cost=cost)[1] == 5 + 6 + 7
 
 
-def test_take_stops_at_its_tokens() -> None:
+def test_take_stops_at_max_tokens() -> None:
     (part,) = take(queue_of(make_job(ALICE, *[10] * 20)), max_tokens=55)
     assert (part.start, part.stop) == (0, 5)
 
 
-def test_take_stops_at_its_texts() -> None:
+def test_take_stops_at_max_texts() -> None:
     slices = take(queue_of(make_job(ALICE, *[10] * 20), make_job(BOB, *[10] * 20)), max_texts=7)
     assert sum(map(len, slices)) == 7
 
@@ -89,7 +89,7 @@ def test_text_that_no_longer_fits_stays_for_the_next_take() -> None:
     assert [part.job for part in take(queue, max_tokens=100)] == [big]
 
 
-def test_slice_goes_on_where_the_last_one_ended() -> None:
+def test_slice_begins_where_the_last_one_ended() -> None:
     queue = queue_of(make_job(ALICE, *[10] * 20))
     bounds = [(part.start, part.stop) for _ in range(3) for part in take(queue, max_tokens=70)]
     assert bounds == [(0, 7), (7, 14), (14, 20)]
@@ -106,7 +106,7 @@ def test_client_of_short_texts_gets_as_many_tokens_as_one_of_long_texts() -> Non
     assert abs(tokens[ALICE] - tokens[BOB]) <= QUANTUM
 
 
-def test_clients_of_one_turn_share_it_in_the_order_of_their_jobs() -> None:
+def test_jobs_of_one_flow_are_served_in_their_order() -> None:
     crowd = [make_job(b"%d" % i, 64, flow=b"") for i in range(1000)]
     queue = queue_of(*crowd, make_job(ALICE, *[64] * 100))
     slices = take(queue, max_tokens=20 * QUANTUM)
@@ -115,7 +115,7 @@ def test_clients_of_one_turn_share_it_in_the_order_of_their_jobs() -> None:
     assert served == crowd[: len(served)]
 
 
-def test_job_is_discarded_from_the_turn_that_it_shares() -> None:
+def test_job_is_discarded_from_the_flow_that_it_shares() -> None:
     jobs = [make_job(client, 5, flow=b"") for client in (ALICE, BOB, CAROL)]
     queue = queue_of(*jobs)
     queue.discard(jobs[1])
@@ -126,7 +126,7 @@ def test_client_alone_gets_everything_in_one_slice() -> None:
     assert len(take(queue_of(make_job(ALICE, *[64] * 100)), max_tokens=6400)) == 1
 
 
-def test_closed_job_is_passed_over() -> None:
+def test_closed_job_is_skipped() -> None:
     closed, alive = make_job(ALICE, 5), make_job(ALICE, 5)
     queue = queue_of(closed, alive)
     closed.is_open = False
@@ -140,7 +140,7 @@ def test_queue_of_closed_jobs_is_false() -> None:
     assert not queue
 
 
-def test_job_that_closes_between_two_takes_gives_no_more() -> None:
+def test_job_that_closes_between_two_takes_gives_no_more_texts() -> None:
     job = make_job(ALICE, *[10] * 20)
     queue = queue_of(job)
     take(queue, max_texts=5)
@@ -148,14 +148,14 @@ def test_job_that_closes_between_two_takes_gives_no_more() -> None:
     assert take(queue) == []
 
 
-def test_newcomer_owes_nothing_for_the_time_before_him() -> None:
+def test_new_flow_has_no_debt_for_the_time_before_it() -> None:
     queue = queue_of(make_job(ALICE, *[64] * 1000))
     take(queue, max_tokens=20_000)
     queue.push(make_job(BOB, *[64] * 1000))
     assert tokens_by_client(take(queue, max_tokens=QUANTUM))[BOB] == QUANTUM
 
 
-def test_newcomer_has_saved_up_nothing_either() -> None:
+def test_new_flow_has_no_credit_either() -> None:
     queue = queue_of(make_job(ALICE, *[64] * 1000))
     for _ in range(80):
         take(queue, max_tokens=QUANTUM)
@@ -164,24 +164,24 @@ def test_newcomer_has_saved_up_nothing_either() -> None:
     assert abs(tokens[ALICE] - tokens[BOB]) <= 2 * QUANTUM
 
 
-def test_newcomer_is_served_within_one_round() -> None:
+def test_new_flow_is_served_within_one_round() -> None:
     queue = queue_of(make_job(ALICE, *[64] * 1000), make_job(BOB, *[64] * 1000))
     take(queue, max_tokens=10_000)
     queue.push(make_job(CAROL, 10))
     assert tokens_by_client(take(queue, max_tokens=3 * QUANTUM))[CAROL] == 10
 
 
-def test_client_that_always_comes_back_does_not_starve_another() -> None:
+def test_client_that_sends_again_and_again_does_not_starve_another() -> None:
     queue = queue_of(make_job(ALICE, *[10] * 1000))
     slices = take(queue, max_tokens=250)
     for _ in range(20):
-        queue.push(make_job(BOB, *[10] * 25))  # all of it leaves with one take: each time he starts anew
+        queue.push(make_job(BOB, *[10] * 25))  # one take removes all of it: each time, the flow starts again
         slices += take(queue, max_tokens=250)
     tokens = tokens_by_client(slices)
     assert tokens[ALICE] >= 0.4 * sum(tokens.values())
 
 
-def test_debt_is_forgiven_once_everybody_has_been_served() -> None:
+def test_debt_is_forgotten_once_the_queue_is_empty() -> None:
     queue = queue_of(make_job(ALICE, *[10] * 1000))
     take(queue)
     queue.push(make_job(ALICE, *[10] * 100))
@@ -221,7 +221,7 @@ def test_every_text_leaves_once_and_within_the_limits(
     lengths=st.tuples(*[st.integers(1, 300)] * 3),
     limits=st.lists(st.integers(1, 3000), min_size=1, max_size=40),
 )
-def test_nobody_who_waits_falls_behind_by_more_than_a_quantum_and_a_text(
+def test_no_waiting_flow_falls_behind_by_more_than_a_quantum_and_a_text(
     lengths: tuple[int, int, int], limits: list[int]
 ) -> None:
     clients = (ALICE, BOB, CAROL)

@@ -1,8 +1,9 @@
-"""What old programs import from bert_serving.server: parsers, namespaces, PoolingStrategy."""
+"""What programs written for bert-as-service import: parsers, namespaces, PoolingStrategy."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +15,14 @@ from bert_serving.server.graph import PoolingStrategy
 from bert_serving.server.helper import get_args_parser, get_benchmark_parser, get_run_args, get_shutdown_parser
 from bert_serving.server.settings import Settings, own_version
 
-OLD_FLAGS = [
-    *("-model_dir", "/tmp/bert", "-tuned_model_dir", "/tmp/tuned", "-max_seq_len", "40", "-cased_tokenization"),
-    *("-pooling_layer", "-4", "-3", "-pooling_strategy", "REDUCE_MEAN_MAX", "-mask_cls_sep", "-no_special_token"),
-    *(
-        "-show_tokens_to_client",
-        "-no_position_embeddings",
-        "-num_labels",
-        "3",
-        "-port",
-        "1234",
-        "-port_out",
-        "1235",
-    ),
-    *("-http_port", "1236", "-http_max_connect", "20", "-cors", "*"),
-    *("-num_worker", "4", "-max_batch_size", "128"),
-    *(
-        "-priority_batch_size",
-        "8",
-        "-cpu",
-        "-xla",
-        "-fp16",
-        "-gpu_memory_fraction",
-        "0.3",
-        "-device_map",
-        "0",
-        "1",
-    ),
-    *("-prefetch_size", "5", "-fixed_embed_length", "-verbose", "-graph_tmp_dir", "/tmp"),
-]
+OLD_FLAGS = shlex.split(
+    "-model_dir /tmp/bert -tuned_model_dir /tmp/tuned -max_seq_len 40 -cased_tokenization -pooling_layer "
+    "-4 -3 -pooling_strategy REDUCE_MEAN_MAX -mask_cls_sep -no_special_token -show_tokens_to_client "
+    "-no_position_embeddings -num_labels 3 -port 1234 -port_out 1235 -http_port 1236 -http_max_connect 20 "
+    "-cors * -num_worker 4 -max_batch_size 128 -priority_batch_size 8 -cpu -xla -fp16 "
+    "-gpu_memory_fraction 0.3 -device_map 0 1 -prefetch_size 5 -fixed_embed_length -verbose "
+    "-graph_tmp_dir /tmp"
+)
 
 
 def test_every_flag_of_the_original_is_understood() -> None:
@@ -52,7 +32,7 @@ def test_every_flag_of_the_original_is_understood() -> None:
     assert args.cpu is args.xla is args.fp16 is args.mask_cls_sep is args.verbose is True
 
 
-def test_namespace_has_defaults_too() -> None:
+def test_namespace_includes_the_defaults() -> None:
     args = get_args_parser().parse_args([])
     assert (args.port, args.port_out, args.http_port, args.pooling_layer, args.cpu) == (
         5555,
@@ -70,7 +50,7 @@ def test_namespace_has_defaults_too() -> None:
         (["-num_worker=4"], "num_worker", 4),
         (["-num", "2"], "num_worker", 2),
         (["-port_in", "7000"], "port", 7000),
-        (["-model", "/x"], "model_dir", "/x"),  # an abbreviation of the original's, whatever flags came later
+        (["-model", "/x"], "model_dir", "/x"),  # as in bert-as-service, in spite of later flags
         (["-max_b", "64"], "max_batch_size", 64),
         (["-t", "/x"], "tuned_model_dir", "/x"),
         (["-max_seq_len", "NONE"], "max_seq_len", "NONE"),
@@ -89,7 +69,7 @@ def test_arguments_may_be_changed_after_parsing() -> None:
     assert (settings.pooling_layer, settings.pooling_strategy) == ((-3,), ("REDUCE_MAX",))
 
 
-def test_settings_return_from_their_namespace() -> None:
+def test_settings_survive_a_round_trip_through_a_namespace() -> None:
     args = get_args_parser().parse_args(OLD_FLAGS)
     assert settings_of(args) == settings_of(get_args_parser().parse_args(OLD_FLAGS))
     assert settings_of(get_args_parser().parse_args([])) == Settings(num_worker=1)
@@ -98,7 +78,7 @@ def test_settings_return_from_their_namespace() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "setting"),
     [
-        ("pooling_strategy", PoolingStrategy.CLS_TOKEN, ("FIRST_TOKEN",)),  # one member with two names
+        ("pooling_strategy", PoolingStrategy.CLS_TOKEN, ("FIRST_TOKEN",)),  # an enum member with two names
         ("pooling_strategy", [PoolingStrategy.REDUCE_MEAN, "REDUCE_MAX"], ("REDUCE_MEAN", "REDUCE_MAX")),
         ("pooling_strategy", "reduce_mean_max", ("REDUCE_MEAN_MAX",)),
         ("pooling_layer", -3, (-3,)),
@@ -109,21 +89,23 @@ def test_settings_return_from_their_namespace() -> None:
         ("max_seq_len", "none", "NONE"),
     ],
 )
-def test_arguments_may_be_changed_to_all_that_the_original_took(name: str, value: Any, setting: Any) -> None:
+def test_arguments_may_be_changed_to_every_value_that_the_original_accepts(
+    name: str, value: Any, setting: Any
+) -> None:
     args = get_args_parser().parse_args([])
     setattr(args, name, value)
     assert getattr(settings_of(args), name) == setting
 
 
 @pytest.mark.parametrize("name", sorted(vars(get_args_parser().parse_args([]))))
-def test_an_argument_that_is_none_is_the_default(name: str) -> None:
+def test_none_means_the_default(name: str) -> None:
     args = get_args_parser().parse_args(OLD_FLAGS)
     setattr(args, name, None)
     field = "cased_tokenization" if name == "do_lower_case" else name
     assert getattr(settings_of(args), field) == getattr(Settings(), field)
 
 
-def test_lower_casing_has_the_originals_name_and_may_be_changed_either_way() -> None:
+def test_do_lower_case_may_be_changed_either_way() -> None:
     args = get_args_parser().parse_args([])
     assert args.do_lower_case is True
     args.do_lower_case = False
@@ -136,18 +118,18 @@ def test_lower_casing_has_the_originals_name_and_may_be_changed_either_way() -> 
     assert settings_of(args).cased_tokenization is True
 
 
-def test_the_number_of_workers_is_a_number() -> None:
+def test_num_worker_is_never_none() -> None:
     assert get_args_parser().parse_args([]).num_worker == 1
     assert get_args_parser().parse_args(["-num_worker", "3"]).num_worker == 3
 
 
-def test_the_benchmarks_arguments_are_a_servers_too() -> None:
+def test_benchmark_arguments_can_start_a_server() -> None:
     args = get_benchmark_parser().parse_args(["-max_seq_len", "40", "-test_num_client", "1", "2"])
     assert (args.test_num_client, args.client_batch_size, args.num_worker) == ([1, 2], 4096, 1)
     assert settings_of(args) == Settings(max_seq_len=40, num_worker=1)
 
 
-def test_a_namespace_made_by_hand_has_the_defaults_for_the_rest() -> None:
+def test_attributes_missing_in_a_hand_made_namespace_get_their_defaults() -> None:
     args = argparse.Namespace(port=1234, verbose=None, do_lower_case=None, pooling_strategy=None)
     assert settings_of(args) == Settings(port=1234)
 
@@ -157,19 +139,19 @@ def test_arguments_are_added_to_a_namespace_that_is_given() -> None:
     assert (args.mine, args.port) == (1, 1234)
 
 
-def test_other_names_of_the_original_are_there() -> None:
+def test_other_names_of_the_original_exist() -> None:
     assert bert_serving.server.__version__ == own_version()
     assert cli.main is cli.start  # scripts set sys.argv and call it
 
 
-def test_bad_arguments_are_one_line() -> None:
+def test_error_for_bad_arguments_is_one_line() -> None:
     args = get_args_parser().parse_args([])
     args.port = "no number"
     with pytest.raises(ValueError, match=r"^port: input should be a valid integer.*got 'no number'$"):
         settings_of(args)
 
 
-def test_run_args_are_those_of_the_process(
+def test_get_run_args_reads_the_arguments_of_the_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["bert-serving-start", "-port", "6001"])
@@ -186,7 +168,7 @@ def test_strategies_have_the_originals_numbers_and_names() -> None:
         PoolingStrategy.from_string("MEDIAN")
 
 
-def test_flags_without_effect_say_so() -> None:
+def test_flags_without_effect_are_reported() -> None:
     settings = settings_of(get_args_parser().parse_args(["-xla", "-prefetch_size", "3"]))
     assert [line.partition(" ")[0] for line in settings.without_effect()] == ["-xla", "-prefetch_size"]
     assert Settings().without_effect() == []

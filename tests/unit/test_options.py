@@ -1,4 +1,4 @@
-"""What a request may ask for, and what is said of what it may not."""
+"""Valid options of a request, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def test_one_name_or_number_is_a_list_of_one() -> None:
     )
 
 
-def test_null_is_the_default() -> None:
+def test_null_means_the_default() -> None:
     assert options_from_json({"pooling_strategy": None, "normalize": None, "truncate": None}) == EncodeOptions()
 
 
-def test_only_what_differs_from_the_default_is_written() -> None:
+def test_only_options_that_differ_from_the_default_are_written() -> None:
     assert EncodeOptions().to_json() == {}
     assert EncodeOptions(normalize=False, pairs=False).to_json() == {"normalize": False, "pairs": False}
 
@@ -33,12 +33,12 @@ def test_strategies_are_known_by_the_names_of_both_libraries_in_any_case(name: s
 
 
 @pytest.mark.parametrize(
-    ("value", "complaint"),
+    ("value", "message"),
     [
         ([], "options must be a JSON object, got list"),
-        ({"poolin": 1}, "unknown option 'poolin'; there are pooling_strategy, "),
+        ({"poolin": 1}, "unknown option 'poolin'; the options are pooling_strategy, "),
         ({"pooling_strategy": "MEDIAN"}, "pooling_strategy must be one of auto, NONE, .*, got 'MEDIAN'"),
-        ({"pooling_strategy": ["NONE", "CLS"]}, "NONE stands alone"),
+        ({"pooling_strategy": ["NONE", "CLS"]}, "NONE cannot be combined"),
         ({"pooling_strategy": []}, "pooling_strategy must be a name or a list of names, got \\[\\]"),
         ({"pooling_strategy": 3}, "pooling_strategy must be a name"),
         ({"pooling_layer": "top"}, "pooling_layer must be a whole number or a list of them, got 'top'"),
@@ -57,8 +57,8 @@ def test_strategies_are_known_by_the_names_of_both_libraries_in_any_case(name: s
         ({"prompt": "a", "prompt_name": "b"}, "prompt or prompt_name, not both"),
     ],
 )
-def test_bad_options_are_named(value: Any, complaint: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=complaint):
+def test_bad_options_are_named(value: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
         options_from_json(value)
 
 
@@ -67,10 +67,10 @@ def test_bad_options_are_named(value: Any, complaint: str) -> None:
     [None, [], [[[0, 1]]] * 3, [[], [[0, 1]]], [[[0]], [[0, 1]]], [[[1, 1]], [[0, 1]]], [[[-1, 1]], [[0, 1]]],
      [[["a", "b"]], [[0, 1]]], [[[0, True]], [[0, 1]]], ["ab", [[0, 1]]], [[[0, 1]] * 1025, [[0, 1]]]],
 )  # fmt: skip
-def test_spans_that_are_none_are_refused(spans: Any) -> None:
+def test_invalid_spans_are_refused(spans: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="spans"):
         check_spans(spans, 2)
 
 
-def test_spans_are_some_for_each_text() -> None:
+def test_every_text_needs_spans() -> None:
     check_spans([[[0, 1], (3, 9)], [[0, 1]]], 2)

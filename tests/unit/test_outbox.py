@@ -1,4 +1,4 @@
-"""Replies wait for their subscriber: order, isolation of clients, bounds."""
+"""Replies are held until their client subscribes: order, isolation of clients, limits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 ALICE, BOB, CAROL = (str(uuid.UUID(int=i)).encode() for i in (1, 2, 3))
-OVERHEAD = 1024  # bytes that each reply counts beside its frames
+OVERHEAD = 1024  # bytes that each reply counts in addition to its frames
 
 
 class Pipes:
-    """The way to the subscribers: what went through, and which topics have no room."""
+    """The pipes to the subscribers: the replies that were sent, and the topics whose pipe is full."""
 
     def __init__(self, *full: bytes) -> None:
         self.full = set(full)
@@ -30,11 +30,11 @@ class Pipes:
 
 
 def make_outbox(capacity_bytes: int = 1 << 30, max_age_s: float = 300.0) -> Outbox:
-    return Outbox(capacity_bytes=capacity_bytes, max_age_s=max_age_s, substitute=given_up)
+    return Outbox(capacity_bytes=capacity_bytes, max_age_s=max_age_s, substitute=substitute)
 
 
-def given_up(frames: Frames, reason: str) -> Frames:
-    return [frames[0], f"given up: {reason}".encode(), frames[-1]]
+def substitute(frames: Frames, reason: str) -> Frames:
+    return [frames[0], f"dropped: {reason}".encode(), frames[-1]]
 
 
 def reply(identity: bytes, body: bytes = b"{}") -> Frames:
@@ -47,10 +47,10 @@ def delivered(outbox: Outbox) -> list[tuple[bytes, bytes]]:
     return pipes.sent
 
 
-# -- holding -------------------------------------------------------------------------------------------
+# -- held replies --------------------------------------------------------------------------------------
 
 
-def test_reply_to_a_subscriber_goes_at_once() -> None:
+def test_reply_to_a_subscriber_is_sent_at_once() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.post(reply(ALICE), 0.0)
@@ -71,7 +71,7 @@ def test_all_frames_of_a_reply_are_sent() -> None:
     assert sent == [[ALICE, b"info", memoryview(b"rows"), b"7"]]
 
 
-def test_reply_is_held_until_its_subscriber_is_there() -> None:
+def test_reply_is_held_until_a_client_subscribes() -> None:
     outbox = make_outbox()
     outbox.post(reply(ALICE), 0.0)
     assert delivered(outbox) == []
@@ -79,7 +79,7 @@ def test_reply_is_held_until_its_subscriber_is_there() -> None:
     assert delivered(outbox) == [(ALICE, b"{}")]
 
 
-def test_held_replies_go_in_their_order() -> None:
+def test_held_replies_are_sent_in_order() -> None:
     outbox = make_outbox()
     for body in (b"1", b"2", b"3"):
         outbox.post(reply(ALICE, body), 0.0)
@@ -87,7 +87,7 @@ def test_held_replies_go_in_their_order() -> None:
     assert [body for _, body in delivered(outbox)] == [b"1", b"2", b"3"]
 
 
-def test_subscription_of_one_does_not_release_the_replies_of_another() -> None:
+def test_subscription_of_one_client_does_not_release_the_replies_of_another() -> None:
     outbox = make_outbox()
     outbox.post(reply(ALICE), 0.0)
     outbox.subscribe(BOB)
@@ -101,7 +101,7 @@ def test_reply_is_sent_once() -> None:
     assert len(delivered(outbox) + delivered(outbox)) == 1
 
 
-def test_has_deliverable_says_whether_a_reply_could_go() -> None:
+def test_has_deliverable_says_whether_a_reply_can_be_sent() -> None:
     outbox = make_outbox()
     outbox.post(reply(ALICE), 0.0)
     before = outbox.has_deliverable
@@ -134,7 +134,7 @@ def test_full_pipe_does_not_block_other_topics() -> None:
     assert pipes.sent == [(BOB, b"{}")]
 
 
-def test_full_pipe_stays_deliverable() -> None:
+def test_reply_behind_a_full_pipe_stays_deliverable() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.post(reply(ALICE), 0.0)
@@ -142,10 +142,10 @@ def test_full_pipe_stays_deliverable() -> None:
     assert outbox.has_deliverable
 
 
-# -- leaving -------------------------------------------------------------------------------------------
+# -- unsubscribing -------------------------------------------------------------------------------------
 
 
-def test_last_unsubscription_drops_what_waits() -> None:
+def test_last_unsubscription_drops_the_replies() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.post(reply(ALICE), 0.0)
@@ -153,7 +153,7 @@ def test_last_unsubscription_drops_what_waits() -> None:
     assert (outbox.held_bytes, outbox.has_deliverable, outbox.num_subscribers) == (0, False, 0)
 
 
-def test_client_that_returns_does_not_hear_what_was_dropped() -> None:
+def test_client_that_returns_does_not_get_what_was_dropped() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.post(reply(ALICE), 0.0)
@@ -162,7 +162,7 @@ def test_client_that_returns_does_not_hear_what_was_dropped() -> None:
     assert delivered(outbox) == []
 
 
-def test_shared_identity_stays_until_its_last_holder_leaves() -> None:
+def test_shared_identity_stays_until_its_last_subscriber_leaves() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.subscribe(ALICE)
@@ -177,7 +177,7 @@ def test_shared_identity_counts_as_one_subscriber() -> None:
     assert outbox.num_subscribers == 2
 
 
-def test_reply_of_a_shared_identity_waits_on_when_one_holder_leaves() -> None:
+def test_reply_of_a_shared_identity_is_still_held_when_one_subscriber_leaves() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.subscribe(ALICE)
@@ -186,7 +186,7 @@ def test_reply_of_a_shared_identity_waits_on_when_one_holder_leaves() -> None:
     assert delivered(outbox) == [(ALICE, b"{}")]
 
 
-def test_unsubscription_of_a_stranger_changes_nothing() -> None:
+def test_unsubscription_of_an_unknown_client_changes_nothing() -> None:
     outbox = make_outbox()
     outbox.post(reply(ALICE), 0.0)
     assert not outbox.unsubscribe(ALICE)
@@ -201,7 +201,7 @@ def test_has_subscriber_follows_subscriptions() -> None:
     assert (before, outbox.has_subscriber(ALICE), outbox.has_subscriber(BOB)) == (True, False, False)
 
 
-# -- nobody listens in on others -----------------------------------------------------------------------
+# -- no client receives the replies of others ---------------------------------------------------------
 
 
 def test_empty_subscription_is_refused() -> None:
@@ -210,18 +210,18 @@ def test_empty_subscription_is_refused() -> None:
     assert outbox.num_subscribers == 0
 
 
-def test_uuid_is_its_own_topic() -> None:
+def test_topic_of_a_uuid_is_the_uuid() -> None:
     assert make_outbox().subscribe(ALICE) == ALICE
 
 
-def test_other_identity_gets_a_topic_that_its_socket_hears() -> None:
+def test_other_identity_gets_a_topic_that_begins_with_its_subscription() -> None:
     topic = make_outbox().subscribe(b"me")
     assert topic is not None
     assert topic.startswith(b"me")
     assert topic != b"me"
 
 
-def test_other_identity_is_answered_on_the_topic_that_it_subscribed() -> None:
+def test_replies_to_another_identity_have_its_topic() -> None:
     outbox = make_outbox()
     topic = outbox.subscribe(b"me")
     outbox.post(reply(b"me"), 0.0)
@@ -238,14 +238,14 @@ CHOSEN = st.one_of(
 
 
 @given(CHOSEN, CHOSEN)
-def test_subscriber_hears_nobody_whose_identity_begins_with_its_own(one: bytes, other: bytes) -> None:
+def test_subscriber_gets_no_reply_of_an_identity_that_begins_with_its_own(one: bytes, other: bytes) -> None:
     outbox = make_outbox()
     heard = outbox.subscribe(one)
     assert heard is not None
     assert one == other or not outbox.topic_of(other).startswith(heard)
 
 
-# -- bounds --------------------------------------------------------------------------------------------
+# -- limits --------------------------------------------------------------------------------------------
 
 
 def test_held_bytes_counts_every_frame() -> None:
@@ -254,7 +254,7 @@ def test_held_bytes_counts_every_frame() -> None:
     assert outbox.held_bytes == len(ALICE) + 5 + 7 + 1 + OVERHEAD
 
 
-def test_delivery_frees_the_bytes() -> None:
+def test_delivery_frees_the_held_bytes() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.post(reply(ALICE), 0.0)
@@ -263,35 +263,35 @@ def test_delivery_frees_the_bytes() -> None:
 
 
 def fill(outbox: Outbox, *identities: bytes) -> None:
-    """Post a reply of 2,000 bytes, all counted, to each of the identities."""
+    """Post a reply that counts 2,000 bytes to each of the identities."""
     for now, identity in enumerate(identities):
         outbox.post(reply(identity, b"x" * (2000 - OVERHEAD - len(identity) - 1)), float(now))
 
 
-def test_oldest_replies_are_given_up_beyond_the_bytes() -> None:
+def test_oldest_replies_are_dropped_beyond_the_bytes() -> None:
     outbox = make_outbox(capacity_bytes=5000)
     fill(outbox, ALICE, BOB, CAROL)
     assert [d.topic for d in outbox.trim()] == [ALICE]
     assert (outbox.held_bytes, outbox.is_over_capacity) == (4000, False)
 
 
-def test_replies_that_nobody_is_there_to_take_are_given_up_first() -> None:
+def test_replies_without_a_subscriber_are_dropped_first() -> None:
     outbox = make_outbox(capacity_bytes=5000)
     outbox.subscribe(ALICE)
     fill(outbox, ALICE, BOB, CAROL)
     assert [d.topic for d in outbox.trim()] == [BOB]
 
 
-def test_subscriber_gets_an_error_in_the_place_of_a_reply_that_was_given_up() -> None:
+def test_subscriber_gets_an_error_instead_of_a_dropped_reply() -> None:
     outbox = make_outbox(capacity_bytes=5500)
     outbox.subscribe(ALICE)
     fill(outbox, ALICE, ALICE, ALICE)
-    assert [d.reason for d in outbox.trim()] == ["more than 0 MiB waited to be fetched"]
+    assert [d.reason for d in outbox.trim()] == ["more than 0 MiB of replies waited for their clients"]
     bodies = [body for _, body in delivered(outbox)]
-    assert [body[:8] for body in bodies] == [b"given up", b"x" * 8, b"x" * 8]
+    assert [body[:8] for body in bodies] == [b"dropped:", b"x" * 8, b"x" * 8]
 
 
-def test_an_error_is_not_given_up_again() -> None:
+def test_an_error_is_not_replaced_again() -> None:
     outbox = make_outbox(capacity_bytes=100)
     outbox.subscribe(ALICE)
     fill(outbox, ALICE, ALICE)
@@ -300,16 +300,16 @@ def test_an_error_is_not_given_up_again() -> None:
     assert len(delivered(outbox)) == 2
 
 
-def test_reply_is_given_up_beyond_its_age() -> None:
+def test_reply_is_dropped_beyond_its_age() -> None:
     outbox = make_outbox(max_age_s=5.0)
     outbox.post(reply(ALICE), 10.0)
     assert outbox.expire(15.0) == []
     (dropped,) = outbox.expire(15.1)
-    assert (dropped.topic, dropped.reason) == (ALICE, "not fetched within 5 s")
+    assert (dropped.topic, dropped.reason) == (ALICE, "its client did not fetch it within 5 s")
     assert outbox.held_bytes == 0
 
 
-def test_younger_replies_outlive_an_older_one() -> None:
+def test_newer_replies_are_kept_when_an_older_one_expires() -> None:
     outbox = make_outbox(max_age_s=5.0)
     outbox.post(reply(ALICE, b"old"), 0.0)
     outbox.post(reply(ALICE, b"young"), 4.0)
@@ -318,17 +318,17 @@ def test_younger_replies_outlive_an_older_one() -> None:
     assert delivered(outbox) == [(ALICE, b"young")]
 
 
-def test_full_pipe_does_not_protect_from_age() -> None:
+def test_reply_behind_a_full_pipe_expires_too() -> None:
     outbox = make_outbox(max_age_s=5.0)
     outbox.subscribe(ALICE)
     outbox.post(reply(ALICE), 0.0)
     outbox.deliver(Pipes(ALICE).send)
     assert len(outbox.expire(6.0)) == 1
     assert outbox.expire(7.0) == []
-    assert delivered(outbox) == [(ALICE, b"given up: not fetched within 5 s")]
+    assert delivered(outbox) == [(ALICE, b"dropped: its client did not fetch it within 5 s")]
 
 
-def test_repr_counts_what_is_there() -> None:
+def test_repr_shows_the_counts() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.post(reply(BOB), 0.0)
@@ -339,16 +339,18 @@ IDENTITIES = st.sampled_from([ALICE, BOB, b"me"])
 
 
 @given(st.lists(st.tuples(st.sampled_from(["subscribe", "unsubscribe", "post", "deliver", "full"]), IDENTITIES)))
-def test_replies_of_each_identity_keep_their_order_whatever_happens(steps: list[tuple[str, bytes]]) -> None:
+def test_replies_of_each_identity_keep_their_order_in_every_sequence_of_events(
+    steps: list[tuple[str, bytes]],
+) -> None:
     outbox, pipes = make_outbox(), Pipes()
-    holders: Counter[bytes] = Counter()
+    num_clients: Counter[bytes] = Counter()
     for number, (step, identity) in enumerate(steps):
         if step == "subscribe":
             outbox.subscribe(identity)
-            holders[identity] += 1
-        elif step == "unsubscribe" and holders[identity]:
-            holders[identity] -= 1
-            assert outbox.unsubscribe(identity) == (holders[identity] == 0)
+            num_clients[identity] += 1
+        elif step == "unsubscribe" and num_clients[identity]:
+            num_clients[identity] -= 1
+            assert outbox.unsubscribe(identity) == (num_clients[identity] == 0)
         elif step == "post":
             outbox.post(reply(identity, b"%d" % number), 0.0)
         else:
@@ -358,9 +360,9 @@ def test_replies_of_each_identity_keep_their_order_whatever_happens(steps: list[
     for topic, body in pipes.sent:
         by_topic.setdefault(topic, []).append(int(body))
     assert all(numbers == sorted(set(numbers)) for numbers in by_topic.values())
-    assert outbox.num_subscribers == len(+holders)
-    for identity in list(+holders):
-        for _ in range(holders[identity]):
+    assert outbox.num_subscribers == len(+num_clients)
+    for identity in list(+num_clients):
+        for _ in range(num_clients[identity]):
             outbox.unsubscribe(identity)
     outbox.expire(1e9)
     assert (outbox.held_bytes, outbox.num_subscribers, outbox.has_deliverable) == (0, 0, False)

@@ -1,4 +1,4 @@
-"""Number formats and containers of vectors, against numpy and sentence-transformers."""
+"""Number formats and containers of vectors, compared with NumPy and sentence-transformers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import pytest
-from bert_serving.server.gateway.dialect import Unprocessable
+from bert_serving.server.gateway.errors import Unprocessable
 from bert_serving.server.gateway.output import Dtype, binary_response, container_for, convert, encoded
 from sentence_transformers.util import quantize_embeddings
 from starlette.datastructures import Headers
@@ -32,7 +32,7 @@ def test_int8_keeps_the_direction_of_a_vector_of_any_length(scale: float) -> Non
     exact = rows.astype(np.float64)
     norms = np.linalg.norm(found, axis=1) * np.linalg.norm(exact, axis=1)
     cosines = (found * exact).sum(axis=1) / norms
-    # The shortest are subnormal numbers, of which few digits are left.
+    # The smallest values are subnormal: they have few significant digits.
     assert cosines.min() >= (0.999 if scale > 1e-40 else 0.99)
     assert (np.abs(found).max(axis=1) == 127).all()
 
@@ -46,7 +46,7 @@ def test_uint8_is_int8_from_128_and_zeros_stay_zeros() -> None:
     assert (convert(zeros, "uint8") == 128).all()
 
 
-def test_floats_are_numpys_and_what_float16_cannot_hold_is_refused() -> None:
+def test_floats_equal_numpys_and_too_large_values_for_float16_are_refused() -> None:
     np.testing.assert_array_equal(convert(ROWS, "float32"), ROWS)
     np.testing.assert_array_equal(convert(ROWS, "float16"), ROWS.astype(np.float16))
     assert convert(ROWS.astype(np.float16), None).dtype == np.float16
@@ -56,7 +56,7 @@ def test_floats_are_numpys_and_what_float16_cannot_hold_is_refused() -> None:
     assert convert(np.empty((0, 3), np.float32), "float16").shape == (0, 3)
 
 
-def test_no_rows_and_rows_of_rows_have_every_format() -> None:
+def test_empty_and_three_dimensional_arrays_have_every_format() -> None:
     for dtype in ("float32", "float16", "int8", "uint8", "binary", "ubinary"):
         width = 2 if "binary" in dtype else 16
         assert convert(np.empty((0, 16), np.float32), dtype).shape == (0, width)
@@ -73,7 +73,7 @@ def test_base64_is_little_endian_float32() -> None:
     assert encoded(ROWS, "float") is ROWS
 
 
-def test_raw_says_what_it_holds_and_npy_is_numpys_file() -> None:
+def test_raw_has_dtype_and_shape_headers_and_npy_is_numpys_file() -> None:
     vectors = convert(np.asfortranarray(ROWS), "float16")
     raw = binary_response(vectors, "raw", {"x-a": "b"})
     assert raw is not None
@@ -92,7 +92,7 @@ def test_raw_says_what_it_holds_and_npy_is_numpys_file() -> None:
     assert binary_response(vectors, "float", {}) is binary_response(vectors, "base64", {}) is None
 
 
-def test_the_body_goes_before_the_accept_header() -> None:
+def test_the_body_has_precedence_over_the_accept_header() -> None:
     raw = Headers({"accept": "application/octet-stream"})
     assert container_for(raw, None) == "raw"
     assert container_for(raw, "base64") == "base64"
@@ -112,5 +112,5 @@ def test_the_body_goes_before_the_accept_header() -> None:
         ("application/x-npy;q=high", "float"),
     ],
 )
-def test_the_accept_header_is_read_by_its_weights(accept: str, container: str) -> None:
+def test_the_weights_in_the_accept_header_are_respected(accept: str, container: str) -> None:
     assert container_for(Headers({"accept": accept}), None) == container

@@ -1,4 +1,4 @@
-"""Micro-batches: every sequence once, similar lengths together, within the tokens; and the groups in them."""
+"""Micro-batches contain each sequence once, sorted by length, within the token limit; and groups within them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def test_every_sequence_is_planned_exactly_once(lengths: list[int], max_tokens: 
 
 
 @given(LENGTHS, MAX_TOKENS)
-def test_micro_batch_keeps_the_bound_or_holds_one_sequence(lengths: list[int], max_tokens: int) -> None:
+def test_micro_batch_keeps_the_limit_or_holds_one_sequence(lengths: list[int], max_tokens: int) -> None:
     for batch in plan_micro_batches(lengths, max_tokens):
         assert len(batch) == 1 or sum(lengths[i] for i in batch) <= max_tokens
 
 
 @given(LENGTHS, MAX_TOKENS)
-def test_padded_micro_batch_keeps_the_bound_with_its_padding(lengths: list[int], max_tokens: int) -> None:
+def test_padded_micro_batch_keeps_the_limit_with_its_padding(lengths: list[int], max_tokens: int) -> None:
     for batch in plan_micro_batches(lengths, max_tokens, padded=True):
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= max_tokens
 
@@ -39,7 +39,7 @@ def test_lengths_never_grow_along_the_plan(lengths: list[int], max_tokens: int, 
 
 
 @given(LENGTHS, MAX_TOKENS)
-def test_next_sequence_would_not_have_fitted(lengths: list[int], max_tokens: int) -> None:
+def test_micro_batch_is_full(lengths: list[int], max_tokens: int) -> None:
     plan = plan_micro_batches(lengths, max_tokens)
     for batch, after in itertools.pairwise(plan):
         assert sum(lengths[i] for i in [*batch, after[0]]) > max_tokens
@@ -57,7 +57,9 @@ def test_next_sequence_would_not_have_fitted(lengths: list[int], max_tokens: int
         ([500, 3, 400], 256, False, [[0], [2], [1]]),
     ],
 )
-def test_plan_is(lengths: list[int], max_tokens: int, padded: bool, plan: list[list[int]]) -> None:
+def test_plan_has_the_expected_micro_batches(
+    lengths: list[int], max_tokens: int, padded: bool, plan: list[list[int]]
+) -> None:
     assert plan_micro_batches(lengths, max_tokens, padded=padded) == plan
 
 

@@ -1,7 +1,8 @@
-"""The scheduler's rules, one by one, and what must hold whatever happens.
+"""The scheduler's rules, one by one, and what must hold in every sequence of events.
 
-A text of 4 * (n - 2) characters is estimated at n tokens, and the worker of these tests confirms that; most
-texts here have 16 tokens. A worker of 20,000 tokens/s has a full batch of 1,600 tokens: 100 texts of 16.
+The scheduler estimates a text of 4 * (n - 2) characters at n tokens, and the worker of these tests reports as
+many. Most texts have 16 tokens. For a worker of 20,000 tokens/s, a full batch is 1,600 tokens: 100 texts of 16
+tokens.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from bert_serving.protocol import (
     EncodeOptions,
     EncodeRequest,
     InvalidRequest,
+    ModelFacts,
     Overloaded,
     PayloadTooLarge,
     Rejected,
@@ -37,20 +39,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.support.model_facts import model_facts
+
 ALICE, BOB, CAROL = b"alice-0123456789", b"bob-0123456789ab", b"carol-0123456789"
 FULL_BATCH = 100  # texts of 16 tokens
-SMALL = 16  # most texts of a request that overtakes
+SMALL = 16  # largest request, in texts, that overtakes others
 
 _unique = itertools.count(1)
 
 
 def make_texts(count: int, num_tokens: int = 16) -> list[str]:
-    """Texts of so many tokens, each with a number of its own in front."""
+    """Texts of so many tokens. Each begins with a unique number."""
     return [f"{next(_unique)} ".ljust(4 * (num_tokens - 2), "x") for _ in range(count)]
 
 
 def number_of(text: Text) -> float:
-    """Stand-in for the vector of a text."""
+    """The number of a text, which the tests use as its vector."""
     return float(str(text).split(maxsplit=1)[0])
 
 
@@ -70,8 +74,8 @@ def make_scheduler(
     return scheduler
 
 
-def facts(tokens_per_s: float = 20_000, max_batch_tokens: int = 16_384) -> Mapping[str, Any]:
-    return {"max_batch_tokens": max_batch_tokens, "tokens_per_s": tokens_per_s}
+def facts(tokens_per_s: float = 20_000, max_batch_tokens: int = 16_384) -> ModelFacts:
+    return model_facts(tokens_per_s=tokens_per_s, max_batch_tokens=max_batch_tokens)
 
 
 def request(client: bytes, texts: list[str], **options: Any) -> EncodeRequest:
@@ -90,8 +94,8 @@ def submit(
     return scheduler.submit(request(client, make_texts(count), **options), now, is_unsubscribed=is_unsubscribed)
 
 
-def submit_of_strangers(scheduler: Scheduler, num_clients: int) -> list[Job]:
-    return [submit(scheduler, b"stranger %d" % i, 1, is_unsubscribed=True) for i in range(num_clients)]
+def submit_unsubscribed(scheduler: Scheduler, num_clients: int) -> list[Job]:
+    return [submit(scheduler, b"unsubscribed %d" % i, 1, is_unsubscribed=True) for i in range(num_clients)]
 
 
 def tokens_of(text: Text) -> int:
@@ -99,10 +103,10 @@ def tokens_of(text: Text) -> int:
 
 
 def computed(batch: Batch, *, tokens_per_s: float = 20_000, factor: int = 1) -> Result:
-    """What a worker of this speed answers; `factor`: real tokens for each one estimated."""
-    outcomes = [vectors(part.texts, [factor * tokens_of(text) for text in part.texts]) for part in batch.parts]
-    num_tokens = sum(sum(outcome.num_tokens) for outcome in outcomes)
-    return Result(batch.batch_id, outcomes, compute_ms=1000 * num_tokens / tokens_per_s)
+    """The result of a worker with this speed. factor: real tokens for each estimated token."""
+    part_results = [vectors(part.texts, [factor * tokens_of(text) for text in part.texts]) for part in batch.parts]
+    num_tokens = sum(sum(each.num_tokens) for each in part_results)
+    return Result(batch.batch_id, part_results, compute_ms=1000 * num_tokens / tokens_per_s)
 
 
 def vectors(texts: Sequence[Text], num_tokens: Sequence[int], **more: Any) -> Vectors:
@@ -116,31 +120,35 @@ def next_batch(scheduler: Scheduler, name: str = "w0", now: float = 0.0) -> Batc
 
 
 def turn(scheduler: Scheduler, name: str = "w0", **speed: Any) -> Batch:
-    """One batch to the worker and back."""
+    """Let the worker compute one batch."""
     batch = next_batch(scheduler, name)
     scheduler.complete(name, computed(batch, **speed), 0.0)
     return batch
 
 
 def run_all(scheduler: Scheduler, name: str = "w0") -> list[Job]:
-    """Let one worker compute until nothing is left; return the jobs in the order of their end."""
+    """Let one worker compute everything; return the jobs in the order in which they end."""
     done: list[Job] = []
     while (batch := scheduler.next_batch(name, 0.0)) is not None:
         done += scheduler.complete(name, computed(batch), 0.0)
     return done
 
 
+def texts_of(batch: Batch) -> list[Text]:
+    return [text for part in batch.parts for text in part.texts]
+
+
 def share_of(job: Job, batch: Batch) -> int:
-    return len(set(job.texts) & set(batch.texts))
+    return len(set(job.texts) & set(texts_of(batch)))
 
 
-# -- merging -------------------------------------------------------------------------------------------
+# -- batches from several requests ---------------------------------------------------------------------
 
 
 def test_idle_server_sends_a_single_text_at_once() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 1)
-    assert next_batch(scheduler).texts == job.texts
+    assert texts_of(next_batch(scheduler)) == job.texts
 
 
 def test_requests_of_different_clients_merge_into_one_batch() -> None:
@@ -150,7 +158,7 @@ def test_requests_of_different_clients_merge_into_one_batch() -> None:
     assert [share_of(job, batch) for job in jobs] == [2, 2, 2]
 
 
-def test_merged_rows_return_to_the_request_that_they_came_from() -> None:
+def test_merged_rows_go_back_to_their_own_request() -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, client, 3) for client in (ALICE, BOB, ALICE)]
     assert run_all(scheduler) == jobs
@@ -178,25 +186,25 @@ def test_texts_wait_for_the_first_worker() -> None:
 
 def test_requests_with_different_options_share_a_batch() -> None:
     scheduler = make_scheduler()
-    curious = EncodeOptions(show_tokens=True, pooling_strategy=("CLS_TOKEN",))
+    with_tokens = EncodeOptions(show_tokens=True, pooling_strategy=("CLS_TOKEN",))
     submit(scheduler, ALICE, 1)
-    submit(scheduler, BOB, 1, options=curious)
-    assert [part.options for part in next_batch(scheduler).parts] == [EncodeOptions(), curious]
+    submit(scheduler, BOB, 1, options=with_tokens)
+    assert [part.options for part in next_batch(scheduler).parts] == [EncodeOptions(), with_tokens]
 
 
-def test_server_that_shows_tokens_asks_for_those_of_every_text() -> None:
+def test_server_that_shows_tokens_requests_them_for_every_text() -> None:
     scheduler = make_scheduler(show_tokens=True)
     submit(scheduler, ALICE, 1)
     assert next_batch(scheduler).parts[0].options.show_tokens
 
 
-def test_spans_travel_with_their_texts() -> None:
+def test_spans_are_sent_with_their_texts() -> None:
     scheduler = make_scheduler(max_batch_size=2)
     submit(scheduler, ALICE, 3, spans=[[[0, 1]], [[0, 2]], [[0, 3]]])
     assert [turn(scheduler).parts[0].spans for _ in range(2)] == [[[[0, 1]], [[0, 2]]], [[[0, 3]]]]
 
 
-def test_vectors_of_several_tokens_are_kept_text_by_text() -> None:
+def test_token_vectors_are_grouped_by_text() -> None:
     scheduler = make_scheduler(max_batch_size=2)
     job = submit(scheduler, ALICE, 3)
     for rows, counts in (([[1.0], [2.0], [3.0]], [1, 2]), ([[4.0]], [1])):
@@ -208,16 +216,16 @@ def test_vectors_of_several_tokens_are_kept_text_by_text() -> None:
     assert job.result.joined()[1] == [1, 2, 1]
 
 
-def test_a_rejected_text_fails_its_own_request_only_and_is_numbered_as_its_sender_counts() -> None:
+def test_a_rejected_text_fails_only_its_request_and_is_named_by_its_index_there() -> None:
     scheduler = make_scheduler(max_batch_size=2)
     bad, good = submit(scheduler, ALICE, 3), submit(scheduler, BOB, 1)
     scheduler.complete("w0", computed(next_batch(scheduler)), 0.0)
     batch = next_batch(scheduler)
-    outcomes = [
+    part_results = [
         Rejected(InvalidRequest("too long"), 0) if part.texts[0] in bad.texts else vectors(part.texts, [16])
         for part in batch.parts
     ]
-    ended = scheduler.complete("w0", Result(batch.batch_id, outcomes), 0.0)
+    ended = scheduler.complete("w0", Result(batch.batch_id, part_results), 0.0)
     failures = [e for e in ended if isinstance(e, Failure)]
     assert [(f.job, type(f.error), str(f.error)) for f in failures] == [
         (bad, InvalidRequest, "texts[2]: too long")
@@ -225,9 +233,9 @@ def test_a_rejected_text_fails_its_own_request_only_and_is_numbered_as_its_sende
     assert good in ended or run_all(scheduler) == [good]
 
 
-def test_vectors_of_a_request_are_bounded() -> None:
+def test_the_bytes_of_vectors_of_a_request_are_limited() -> None:
     scheduler = make_scheduler(result_bytes=16, max_batch_size=2)
-    submit(scheduler, ALICE, 4)  # of 8 bytes each: what is to come is known from the first
+    submit(scheduler, ALICE, 4)  # 8 bytes each: the first vector tells the total
     (failure,) = scheduler.complete("w0", computed(next_batch(scheduler)), 0.0)
     assert isinstance(failure, Failure)
     assert isinstance(failure.error, PayloadTooLarge)
@@ -235,7 +243,7 @@ def test_vectors_of_a_request_are_bounded() -> None:
     assert run_all(scheduler) == [fits]
 
 
-def test_vectors_of_tokens_are_bounded_as_they_come() -> None:
+def test_the_bytes_of_token_vectors_are_limited_as_they_arrive() -> None:
     scheduler = make_scheduler(result_bytes=16, max_batch_size=1)
     submit(scheduler, ALICE, 2)
     ends = []
@@ -246,16 +254,16 @@ def test_vectors_of_tokens_are_bounded_as_they_come() -> None:
     assert isinstance(ends[1][0], Failure)
 
 
-def test_a_long_text_that_is_read_whole_has_the_time_that_it_takes() -> None:
+def test_a_long_text_that_is_not_truncated_gets_more_time() -> None:
     scheduler = make_scheduler(tokens_per_s=1000, max_batch_tokens=1000)
     texts = make_texts(1, num_tokens=101_000)
     scheduler.submit(request(ALICE, texts, options=EncodeOptions(long_text="chunk")), 0.0)
     next_batch(scheduler)
-    assert scheduler.overdue(400.0, 120.0) == []  # 100,000 tokens more than a batch has, at a quarter of the rate
+    assert scheduler.overdue(400.0, 120.0) == []  # 100,000 tokens above a full batch, at a quarter of the rate
     assert scheduler.overdue(530.0, 120.0) == ["w0"]
 
 
-def test_a_request_knows_what_it_took() -> None:
+def test_usage_holds_the_tokens_and_times_of_a_request() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, FULL_BATCH + 20, now=1.0)
     assert scheduler.oldest_age_s(1.5) == 0.5
@@ -269,36 +277,36 @@ def test_a_request_knows_what_it_took() -> None:
     assert (usage.total_ms, usage.queue_ms, usage.tokenize_ms, usage.compute_ms) == (4000, 2000, 3, 15)
 
 
-def test_pairs_and_ids_are_batched_by_their_size() -> None:
+def test_pairs_and_token_ids_count_by_their_size() -> None:
     scheduler = make_scheduler()
     pairs: Sequence[Text] = [TextPair(text="x" * 28, text_pair="x" * 28)] * FULL_BATCH * 2
     ids: Sequence[Text] = [[7] * 14] * FULL_BATCH * 2
     for texts in (pairs, ids):
         scheduler.submit(EncodeRequest(ALICE, b"1", texts), 0.0)
-        assert len(next_batch(scheduler).texts) == FULL_BATCH
+        assert len(texts_of(next_batch(scheduler))) == FULL_BATCH
         scheduler.cancel(ALICE)
         scheduler.worker_ready("w0", facts())
 
 
-def test_truncated_rows_are_numbered_within_their_own_request() -> None:
+def test_truncated_rows_are_indices_into_their_own_request() -> None:
     scheduler = make_scheduler()
     first, second = submit(scheduler, ALICE, 2), submit(scheduler, BOB, 3)
     batch = next_batch(scheduler)
     cut = {first.texts[0], second.texts[2]}
-    outcomes = [
+    part_results = [
         vectors(p.texts, [16] * len(p.texts), truncated=[i for i, text in enumerate(p.texts) if text in cut])
         for p in batch.parts
     ]
-    scheduler.complete("w0", Result(batch.batch_id, outcomes), 0.0)
+    scheduler.complete("w0", Result(batch.batch_id, part_results), 0.0)
     assert (first.result.truncated, second.result.truncated) == ([0], [2])
 
 
-def test_a_text_that_is_read_whole_counts_whole() -> None:
+def test_a_text_that_is_not_truncated_counts_all_its_tokens() -> None:
     scheduler = make_scheduler(max_seq_len=100)
     texts = make_texts(1, num_tokens=2000)
     cut = scheduler.submit(request(ALICE, texts), 0.0)
     whole = scheduler.submit(request(BOB, texts, options=EncodeOptions(long_text="chunk")), 0.0)
-    estimate = [job.tokens_of(texts[0], scheduler._cost) for job in (cut, whole)]
+    estimate = [job.tokens_of(texts[0], scheduler._estimate.of_text) for job in (cut, whole)]
     assert estimate == [100, 2000]
 
 
@@ -308,37 +316,37 @@ def test_a_text_that_is_read_whole_counts_whole() -> None:
 def test_full_batch_is_what_the_worker_computes_in_80_ms() -> None:
     scheduler = make_scheduler(tokens_per_s=20_000)
     submit(scheduler, ALICE, 500)
-    assert len(next_batch(scheduler).texts) == FULL_BATCH
+    assert len(texts_of(next_batch(scheduler))) == FULL_BATCH
 
 
-def test_batch_is_bounded_by_the_workers_tokens() -> None:
+def test_batch_is_limited_by_the_workers_tokens() -> None:
     scheduler = make_scheduler(tokens_per_s=1e9, max_batch_tokens=512)
     submit(scheduler, ALICE, 500)
-    assert len(next_batch(scheduler).texts) == 512 // 16
+    assert len(texts_of(next_batch(scheduler))) == 512 // 16
 
 
-def test_smallest_batch_that_is_worth_its_way_yields_to_the_workers_tokens() -> None:
+def test_the_workers_token_limit_may_be_below_the_smallest_batch() -> None:
     scheduler = make_scheduler(max_batch_tokens=64)
     submit(scheduler, ALICE, 100)
-    assert len(next_batch(scheduler).texts) == 64 // 16
+    assert len(texts_of(next_batch(scheduler))) == 64 // 16
 
 
 def test_slow_worker_still_gets_batches_of_256_tokens() -> None:
     scheduler = make_scheduler(tokens_per_s=100)
     submit(scheduler, ALICE, 100)
-    assert len(next_batch(scheduler).texts) == 256 // 16
+    assert len(texts_of(next_batch(scheduler))) == 256 // 16
 
 
-def test_batch_is_bounded_by_max_batch_size() -> None:
+def test_batch_is_limited_by_max_batch_size() -> None:
     scheduler = make_scheduler(max_batch_size=7)
     submit(scheduler, ALICE, 500)
-    assert len(next_batch(scheduler).texts) == 7
+    assert len(texts_of(next_batch(scheduler))) == 7
 
 
-def test_text_longer_than_a_full_batch_travels_alone() -> None:
+def test_text_longer_than_a_full_batch_is_a_batch_alone() -> None:
     scheduler = make_scheduler(max_batch_tokens=256)
     scheduler.submit(request(ALICE, [*make_texts(1, 400), *make_texts(1)]), 0.0)
-    assert len(next_batch(scheduler).texts) == 1
+    assert len(texts_of(next_batch(scheduler))) == 1
 
 
 @given(
@@ -352,14 +360,14 @@ def test_batch_of_several_texts_stays_within_the_tokens_of_its_worker(
     for client, (count, num_tokens) in enumerate(sizes):
         scheduler.submit(request(b"%d" % client, make_texts(count, num_tokens)), 0.0)
     while (batch := scheduler.next_batch("w0", 0.0)) is not None:
-        assert len(batch.texts) == 1 or sum(map(tokens_of, batch.texts)) <= max_batch_tokens
+        assert len(texts_of(batch)) == 1 or sum(map(tokens_of, texts_of(batch))) <= max_batch_tokens
         scheduler.complete("w0", computed(batch, tokens_per_s=1e9), 0.0)
 
 
 def test_batches_grow_with_the_measured_rate() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 10_000)
-    sizes = [len(turn(scheduler, tokens_per_s=40_000).texts) for _ in range(20)]
+    sizes = [len(texts_of(turn(scheduler, tokens_per_s=40_000))) for _ in range(20)]
     assert sizes == sorted(sizes)
     assert sizes[-1] == pytest.approx(2 * FULL_BATCH, rel=0.05)
 
@@ -367,7 +375,7 @@ def test_batches_grow_with_the_measured_rate() -> None:
 def test_batches_never_shrink_below_a_quarter_of_the_rate_at_warm_up() -> None:
     scheduler = make_scheduler(tokens_per_s=80_000)
     submit(scheduler, ALICE, 20_000)
-    sizes = [len(turn(scheduler, tokens_per_s=1_000).texts) for _ in range(40)]
+    sizes = [len(texts_of(turn(scheduler, tokens_per_s=1_000))) for _ in range(40)]
     assert sizes[-1] == 4 * FULL_BATCH // 4
 
 
@@ -379,33 +387,33 @@ def test_slow_small_batches_do_not_lower_the_rate() -> None:
     assert scheduler.tokens_per_s == 20_000
 
 
-def test_rate_is_that_of_all_workers_together() -> None:
+def test_rate_is_the_sum_over_all_workers() -> None:
     assert make_scheduler(workers=3).tokens_per_s == 60_000
 
 
-def test_token_estimate_follows_what_workers_count() -> None:
+def test_token_estimate_follows_the_counts_of_workers() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 10_000)
-    sizes = [len(turn(scheduler, factor=2).texts) for _ in range(30)]
+    sizes = [len(texts_of(turn(scheduler, factor=2))) for _ in range(30)]
     assert sizes[-1] == pytest.approx(FULL_BATCH / 2, rel=0.1)
 
 
 def test_tokenized_texts_cost_their_tokens() -> None:
     scheduler = make_scheduler(tokens_per_s=1e9, max_batch_tokens=320)
     scheduler.submit(EncodeRequest(ALICE, b"1", [["token"] * 14] * 50), 0.0)
-    assert len(next_batch(scheduler).texts) == 320 // 16
+    assert len(texts_of(next_batch(scheduler))) == 320 // 16
 
 
 def test_long_text_costs_no_more_than_max_seq_len() -> None:
     scheduler = make_scheduler(max_seq_len=32, tokens_per_s=1e9, max_batch_tokens=320)
     scheduler.submit(request(ALICE, make_texts(50, 1000)), 0.0)
-    assert len(next_batch(scheduler).texts) == 10
+    assert len(texts_of(next_batch(scheduler))) == 10
 
 
 # -- the batch ahead -----------------------------------------------------------------------------------
 
 
-def test_batch_ahead_waits_while_it_is_worth_less_than_the_one_in_work() -> None:
+def test_batch_ahead_waits_while_it_has_fewer_tokens_than_the_one_in_work() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 10)
     next_batch(scheduler)
@@ -413,12 +421,12 @@ def test_batch_ahead_waits_while_it_is_worth_less_than_the_one_in_work() -> None
     assert scheduler.next_batch("w0", 0.0) is None
 
 
-def test_batch_ahead_is_sent_when_it_is_worth_the_one_in_work() -> None:
+def test_batch_ahead_is_sent_when_it_has_as_many_tokens_as_the_one_in_work() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 10)
     next_batch(scheduler)
     job = submit(scheduler, BOB, 10)
-    assert next_batch(scheduler).texts == job.texts
+    assert texts_of(next_batch(scheduler)) == job.texts
 
 
 def test_batch_ahead_is_sent_when_it_is_half_full() -> None:
@@ -426,10 +434,10 @@ def test_batch_ahead_is_sent_when_it_is_half_full() -> None:
     submit(scheduler, ALICE, FULL_BATCH)
     next_batch(scheduler)
     job = submit(scheduler, BOB, FULL_BATCH // 2)
-    assert next_batch(scheduler).texts == job.texts
+    assert texts_of(next_batch(scheduler)) == job.texts
 
 
-def test_batch_ahead_grows_until_the_one_in_work_is_done() -> None:
+def test_batch_ahead_grows_until_the_current_one_is_done() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 10)
     first = next_batch(scheduler)
@@ -437,7 +445,7 @@ def test_batch_ahead_grows_until_the_one_in_work_is_done() -> None:
         submit(scheduler, client, 1)
         assert scheduler.next_batch("w0", 0.0) is None
     scheduler.complete("w0", computed(first), 0.0)
-    assert len(next_batch(scheduler).texts) == 3
+    assert len(texts_of(next_batch(scheduler))) == 3
 
 
 def test_worker_holds_two_batches_at_most() -> None:
@@ -453,7 +461,7 @@ def test_each_worker_gets_its_first_batch_before_any_gets_one_ahead() -> None:
     assert sorted(names[:3]) == sorted(names[3:]) == ["w0", "w1", "w2"]
 
 
-def test_job_is_spread_over_the_workers_and_comes_together_in_order() -> None:
+def test_job_is_spread_over_the_workers_and_its_rows_are_in_order() -> None:
     scheduler = make_scheduler(workers=3)
     job = submit(scheduler, ALICE, 550)
     batches = list(scheduler.next_batches(0.0))
@@ -464,7 +472,7 @@ def test_job_is_spread_over_the_workers_and_comes_together_in_order() -> None:
     assert job.result.rows[:, 0].tolist() == [number_of(text) for text in job.texts]
 
 
-# -- who goes first ------------------------------------------------------------------------------------
+# -- order and fair shares -----------------------------------------------------------------------------
 
 
 def test_small_request_overtakes_a_large_one() -> None:
@@ -482,7 +490,7 @@ def test_large_request_keeps_a_quarter_of_every_batch() -> None:
     assert [share_of(large, turn(scheduler)) for _ in range(8)] == [25] * 8
 
 
-def test_large_request_keeps_its_share_of_batches_that_are_bounded_by_texts() -> None:
+def test_large_request_keeps_its_share_of_batches_that_are_limited_by_texts() -> None:
     scheduler = make_scheduler(tokens_per_s=1e6, max_batch_size=64)
     large = submit(scheduler, ALICE, 200)
     for _ in range(60):
@@ -504,10 +512,10 @@ def test_small_requests_fill_the_batch_when_no_large_one_waits() -> None:
     scheduler = make_scheduler()
     for _ in range(20):
         submit(scheduler, BOB, SMALL)
-    assert len(next_batch(scheduler).texts) == FULL_BATCH
+    assert len(texts_of(next_batch(scheduler))) == FULL_BATCH
 
 
-def test_job_of_20000_texts_delays_a_single_text_by_the_batches_in_flight_only() -> None:
+def test_job_of_20000_texts_delays_a_single_text_only_by_the_batches_in_flight() -> None:
     scheduler = make_scheduler(workers=2)
     submit(scheduler, ALICE, 20_000)
     in_flight = list(scheduler.next_batches(0.0))
@@ -523,11 +531,11 @@ def test_large_requests_share_by_tokens_not_by_texts() -> None:
     scheduler.submit(request(BOB, long), 0.0)
     batches = [turn(scheduler) for _ in range(20)]
     alice = sum(share_of(short, batch) for batch in batches) * 16
-    bob = sum(len(set(long) & set(batch.texts)) for batch in batches) * 64
+    bob = sum(len(set(long) & set(texts_of(batch))) for batch in batches) * 64
     assert alice == pytest.approx(bob, abs=400)
 
 
-def test_client_with_many_requests_does_not_hold_up_another() -> None:
+def test_client_with_many_requests_does_not_delay_another() -> None:
     scheduler = make_scheduler()
     for _ in range(500):
         submit(scheduler, ALICE, SMALL)
@@ -542,35 +550,35 @@ def test_requests_of_one_client_are_served_in_their_order() -> None:
     assert run_all(scheduler) == jobs
 
 
-def test_any_number_of_strangers_gets_no_more_than_one_client() -> None:
+def test_any_number_of_unsubscribed_clients_gets_no_more_than_one_client() -> None:
     scheduler = make_scheduler()
-    submit_of_strangers(scheduler, 1000)
+    submit_unsubscribed(scheduler, 1000)
     mine = [submit(scheduler, ALICE, 1) for _ in range(100)]
     served = sum(share_of(job, batch) for batch in (turn(scheduler), turn(scheduler)) for job in mine)
     assert served >= 0.4 * 2 * FULL_BATCH
 
 
-def test_strangers_are_not_starved_by_a_client_that_always_comes_back() -> None:
+def test_unsubscribed_clients_are_not_starved_by_a_client_that_always_comes_back() -> None:
     scheduler = make_scheduler()
-    stranger = submit(scheduler, b"stranger", 1, is_unsubscribed=True)
+    unsubscribed = submit(scheduler, b"unsubscribed", 1, is_unsubscribed=True)
     for _ in range(3):
         for _ in range(FULL_BATCH):
             submit(scheduler, ALICE, 1)
         turn(scheduler)
-    assert stranger.is_done
+    assert unsubscribed.is_done
 
 
 @pytest.mark.parametrize("count", [1, 50])
-def test_stranger_who_subscribes_does_not_wait_behind_the_others(count: int) -> None:
+def test_client_that_subscribes_late_does_not_wait_behind_the_others(count: int) -> None:
     scheduler = make_scheduler()
     for i in range(1000):
-        submit(scheduler, b"stranger %d" % i, count, is_unsubscribed=True)
-    slow_joiner = submit(scheduler, ALICE, count, is_unsubscribed=True)
+        submit(scheduler, b"unsubscribed %d" % i, count, is_unsubscribed=True)
+    late_subscriber = submit(scheduler, ALICE, count, is_unsubscribed=True)
     scheduler.claim(ALICE)
-    assert share_of(slow_joiner, next_batch(scheduler)) == count
+    assert share_of(late_subscriber, next_batch(scheduler)) == count
 
 
-def test_claim_moves_what_still_waits_and_nothing_else() -> None:
+def test_claim_moves_only_waiting_texts() -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, ALICE, count, is_unsubscribed=True) for count in (1, 150, 30)]
     first = next_batch(scheduler)
@@ -591,19 +599,19 @@ def test_batch_of_a_lost_worker_goes_to_the_front() -> None:
     next_batch(scheduler, "w0")
     submit(scheduler, BOB, 3)
     assert scheduler.worker_lost("w0") == []
-    assert next_batch(scheduler, "w1").texts == lost.texts
+    assert texts_of(next_batch(scheduler, "w1")) == lost.texts
 
 
 def test_both_batches_of_a_lost_worker_return_in_their_order() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 300)
-    lost = [next_batch(scheduler).texts, next_batch(scheduler).texts]
+    lost = [texts_of(next_batch(scheduler)), texts_of(next_batch(scheduler))]
     scheduler.worker_lost("w0")
     scheduler.worker_ready("w0", facts())
-    assert [turn(scheduler).texts, turn(scheduler).texts] == lost
+    assert [texts_of(turn(scheduler)), texts_of(turn(scheduler))] == lost
 
 
-def test_suspect_is_not_sent_behind_another_batch() -> None:
+def test_suspect_batch_is_not_sent_behind_another_batch() -> None:
     scheduler = make_scheduler(workers=2)
     submit(scheduler, ALICE, 200)
     next_batch(scheduler, "w0")
@@ -612,7 +620,7 @@ def test_suspect_is_not_sent_behind_another_batch() -> None:
     assert scheduler.next_batch("w1", 0.0) is None
 
 
-def test_nothing_is_sent_behind_a_suspect() -> None:
+def test_no_batch_is_sent_behind_a_suspect_batch() -> None:
     scheduler = make_scheduler(workers=2)
     submit(scheduler, ALICE, 100)
     next_batch(scheduler, "w0")
@@ -622,17 +630,17 @@ def test_nothing_is_sent_behind_a_suspect() -> None:
     assert scheduler.next_batch("w1", 0.0) is None
 
 
-def test_suspect_is_not_merged_with_others() -> None:
+def test_suspect_batch_is_not_merged_with_other_requests() -> None:
     scheduler = make_scheduler()
     lost = submit(scheduler, ALICE, 1)
     next_batch(scheduler)
     scheduler.worker_lost("w0")
     scheduler.worker_ready("w0", facts())
     submit(scheduler, BOB, 1)
-    assert next_batch(scheduler).texts == lost.texts
+    assert texts_of(next_batch(scheduler)) == lost.texts
 
 
-def test_suspect_that_is_computed_is_answered_like_any_other() -> None:
+def test_suspect_that_is_computed_completes_like_any_other() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 3)
     next_batch(scheduler)
@@ -641,17 +649,17 @@ def test_suspect_that_is_computed_is_answered_like_any_other() -> None:
     assert run_all(scheduler) == [job]
 
 
-def test_second_loss_splits_the_suspect() -> None:
+def test_second_lost_worker_splits_the_suspect_batch() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 5)
     for _ in range(2):
         next_batch(scheduler)
         scheduler.worker_lost("w0")
         scheduler.worker_ready("w0", facts())
-    assert [turn(scheduler).texts, turn(scheduler).texts] == [job.texts[:2], job.texts[2:]]
+    assert [texts_of(turn(scheduler)), texts_of(turn(scheduler))] == [job.texts[:2], job.texts[2:]]
 
 
-def test_text_that_is_alone_at_the_second_loss_fails_with_worker_failed() -> None:
+def test_single_text_that_loses_a_second_worker_fails_with_worker_failed() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 1)
     next_batch(scheduler)
@@ -663,11 +671,11 @@ def test_text_that_is_alone_at_the_second_loss_fails_with_worker_failed() -> Non
 
 
 def deadly_run(scheduler: Scheduler, poison: set[str], *, kills: bool) -> tuple[list[Job], list[Failure]]:
-    """Run everything on a worker that dies of poison, or only raises an error."""
+    """Run everything on a worker that dies of texts in `poison`, or that raises an error for them."""
     done: list[Job] = []
     failures: list[Failure] = []
     while (batch := scheduler.next_batch("w0", 0.0)) is not None:
-        if not poison & set(batch.texts):
+        if not poison & set(texts_of(batch)):
             done += scheduler.complete("w0", computed(batch), 0.0)
         elif kills:
             failures += scheduler.worker_lost("w0")
@@ -678,7 +686,7 @@ def deadly_run(scheduler: Scheduler, poison: set[str], *, kills: bool) -> tuple[
 
 
 @pytest.mark.parametrize("kills", [True, False], ids=["worker dies", "batch fails"])
-def test_only_the_request_of_the_guilty_text_fails(kills: bool) -> None:
+def test_only_the_request_with_the_text_to_blame_fails(kills: bool) -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, client, count) for client, count in ((ALICE, 7), (BOB, 1), (CAROL, 90))]
     done, failures = deadly_run(scheduler, {str(jobs[0].texts[4])}, kills=kills)
@@ -690,24 +698,22 @@ def test_only_the_request_of_the_guilty_text_fails(kills: bool) -> None:
     picks=st.sets(st.integers(0, 200), max_size=4),
     kills=st.booleans(),
 )
-def test_whatever_texts_are_guilty_exactly_their_requests_fail(
-    sizes: list[int], picks: set[int], kills: bool
-) -> None:
+def test_exactly_the_requests_with_texts_to_blame_fail(sizes: list[int], picks: set[int], kills: bool) -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, b"%d" % i, count) for i, count in enumerate(sizes)]
     texts = [text for job in jobs for text in job.texts]
     poison = {str(texts[i]) for i in picks if i < len(texts)}
     done, failures = deadly_run(scheduler, poison, kills=kills)
-    guilty = {job.job_id for job in jobs if poison & set(map(str, job.texts))}
-    assert {f.job.job_id for f in failures} == guilty
-    assert {job.job_id for job in done} == {job.job_id for job in jobs} - guilty
+    to_blame = {job.job_id for job in jobs if poison & set(map(str, job.texts))}
+    assert {f.job.job_id for f in failures} == to_blame
+    assert {job.job_id for job in done} == {job.job_id for job in jobs} - to_blame
 
 
 def test_failed_batch_is_split_at_once() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 4)
     assert scheduler.fail("w0", next_batch(scheduler).batch_id, "out of memory") == []
-    assert [turn(scheduler).texts, turn(scheduler).texts] == [job.texts[:2], job.texts[2:]]
+    assert [texts_of(turn(scheduler)), texts_of(turn(scheduler))] == [job.texts[:2], job.texts[2:]]
 
 
 def test_failed_batch_of_one_text_fails_its_request_with_the_workers_message() -> None:
@@ -718,7 +724,7 @@ def test_failed_batch_of_one_text_fails_its_request_with_the_workers_message() -
     assert "index out of range" in failure.error.message
 
 
-def test_half_of_a_failed_batch_survives_the_first_worker_that_it_loses() -> None:
+def test_half_of_a_failed_batch_is_tried_again_after_its_first_lost_worker() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 2)
     scheduler.fail("w0", next_batch(scheduler).batch_id, "out of memory")
@@ -738,7 +744,7 @@ def test_loss_of_an_unknown_worker_changes_nothing() -> None:
     assert make_scheduler().worker_lost("w7") == []
 
 
-def test_worker_that_comes_back_unannounced_loses_no_batch() -> None:
+def test_worker_that_is_ready_again_without_a_loss_keeps_no_batch() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 3)
     next_batch(scheduler)
@@ -749,7 +755,7 @@ def test_worker_that_comes_back_unannounced_loses_no_batch() -> None:
 # -- the end of a job ----------------------------------------------------------------------------------
 
 
-def test_job_is_done_once_its_last_row_is_there() -> None:
+def test_job_is_done_once_its_last_row_arrives() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, FULL_BATCH + 50)
     first, second = next_batch(scheduler), next_batch(scheduler)
@@ -772,7 +778,7 @@ def test_expired_job_is_never_computed() -> None:
     submit(scheduler, ALICE, 5, deadline_ms=100)
     alive = submit(scheduler, BOB, 5)
     scheduler.expire(1.0)
-    assert next_batch(scheduler, now=1.0).texts == alive.texts
+    assert texts_of(next_batch(scheduler, now=1.0)) == alive.texts
 
 
 def test_job_without_deadline_never_expires() -> None:
@@ -812,7 +818,7 @@ def test_cancelled_texts_leave_the_queue_at_once() -> None:
     assert (scheduler.num_waiting, scheduler.open_bytes, scheduler.num_jobs) == (0, 0, 0)
 
 
-def test_cancelled_job_is_not_tried_again_after_a_loss() -> None:
+def test_cancelled_job_is_not_tried_again_after_a_lost_worker() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 3)
     kept = submit(scheduler, BOB, 3)
@@ -820,10 +826,10 @@ def test_cancelled_job_is_not_tried_again_after_a_loss() -> None:
     scheduler.worker_lost("w0")
     scheduler.worker_ready("w0", facts())
     scheduler.cancel(ALICE)
-    assert next_batch(scheduler).texts == kept.texts
+    assert texts_of(next_batch(scheduler)) == kept.texts
 
 
-def test_cancelled_job_cannot_fail_any_more() -> None:
+def test_cancelled_job_cannot_fail() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 1)
     batch = next_batch(scheduler)
@@ -831,7 +837,7 @@ def test_cancelled_job_cannot_fail_any_more() -> None:
     assert scheduler.fail("w0", batch.batch_id, "too late") == []
 
 
-def test_result_that_comes_twice_is_ignored() -> None:
+def test_second_result_of_a_batch_is_ignored() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 1)
     result = computed(next_batch(scheduler))
@@ -849,23 +855,23 @@ def test_late_result_of_a_lost_worker_is_ignored() -> None:
     assert run_all(scheduler) == [job]
 
 
-def test_fail_all_answers_every_job_with_unavailable() -> None:
+def test_fail_all_ends_every_job_with_unavailable() -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, ALICE, 1), submit(scheduler, BOB, 500)]
     next_batch(scheduler)
-    failures = scheduler.fail_all("the server is going down")
+    failures = scheduler.fail_all("the server is shutting down")
     assert [f.job for f in failures] == jobs
     assert all(isinstance(f.error, Unavailable) for f in failures)
     assert scheduler.is_idle
 
 
 class WatchedTexts(list[str]):
-    """A list that shows when it is let go of."""
+    """A list that can be weakly referenced, to see when it is freed."""
 
 
 @pytest.mark.parametrize("is_unsubscribed", [False, True])
 @pytest.mark.parametrize("end", ["expire", "cancel"])
-def test_texts_of_an_ended_job_are_let_go_of_though_no_worker_is_there(end: str, is_unsubscribed: bool) -> None:
+def test_texts_of_an_ended_job_are_freed_even_without_a_worker(end: str, is_unsubscribed: bool) -> None:
     scheduler = make_scheduler(workers=0)
     texts = WatchedTexts(make_texts(3))
     scheduler.submit(request(ALICE, texts, deadline_ms=100), 0.0, is_unsubscribed=is_unsubscribed)
@@ -875,13 +881,13 @@ def test_texts_of_an_ended_job_are_let_go_of_though_no_worker_is_there(end: str,
     assert watch() is None
 
 
-# -- admission -----------------------------------------------------------------------------------------
+# -- full queue ----------------------------------------------------------------------------------------
 
 
 def test_full_queue_rejects_with_overloaded() -> None:
     scheduler = make_scheduler(workers=0, queue_capacity=10)
     submit(scheduler, ALICE, 8)
-    with pytest.raises(Overloaded, match="8 texts wait, 10 may"):
+    with pytest.raises(Overloaded, match="8 texts wait, the limit is 10"):
         submit(scheduler, BOB, 3)
 
 
@@ -901,7 +907,7 @@ def test_rejected_request_leaves_no_trace() -> None:
     assert (scheduler.num_waiting, scheduler.num_jobs) == (0, 0)
 
 
-def test_batch_that_left_makes_room_in_the_queue() -> None:
+def test_batch_that_was_sent_makes_room_in_the_queue() -> None:
     scheduler = make_scheduler(queue_capacity=10)
     submit(scheduler, ALICE, 10)
     next_batch(scheduler)
@@ -910,28 +916,28 @@ def test_batch_that_left_makes_room_in_the_queue() -> None:
 
 
 @pytest.mark.parametrize(("workers", "expected_ms"), [(1, 200), (2, 100), (0, 1000)])
-def test_overloaded_names_the_time_at_the_measured_rate(workers: int, expected_ms: int) -> None:
+def test_overloaded_has_a_retry_time_from_the_measured_rate(workers: int, expected_ms: int) -> None:
     scheduler = make_scheduler(workers=workers, queue_capacity=1000)
     submit(scheduler, ALICE, 1000)
     with pytest.raises(Overloaded) as caught:
-        submit(scheduler, BOB, 250)  # 4,000 tokens at 20,000 tokens/s a worker
+        submit(scheduler, BOB, 250)  # 4,000 tokens at 20,000 tokens/s per worker
     assert caught.value.retry_after_ms == expected_ms
 
 
-def test_request_larger_than_the_queue_is_too_large_however_empty_it_is() -> None:
+def test_request_larger_than_the_queue_is_too_large_even_if_the_queue_is_empty() -> None:
     scheduler = make_scheduler(queue_capacity=10)
     with pytest.raises(PayloadTooLarge, match="at most 10 texts, got 11"):
         submit(scheduler, ALICE, 11)
 
 
-def test_requests_beyond_the_bytes_of_the_queue_are_overload() -> None:
+def test_requests_beyond_the_bytes_of_the_queue_are_rejected_with_overloaded() -> None:
     scheduler = make_scheduler(queue_bytes=1000)
     scheduler.submit(request(ALICE, make_texts(1)), 0.0, num_bytes=900)
     with pytest.raises(Overloaded, match="900 bytes"):
         scheduler.submit(request(BOB, make_texts(1)), 0.0, num_bytes=101)
 
 
-def test_bytes_count_until_the_answer() -> None:
+def test_bytes_count_until_the_reply() -> None:
     scheduler = make_scheduler(queue_bytes=1000)
     scheduler.submit(request(ALICE, make_texts(1)), 0.0, num_bytes=900)
     batch = next_batch(scheduler)
@@ -940,13 +946,13 @@ def test_bytes_count_until_the_answer() -> None:
     assert scheduler.open_bytes == 0
 
 
-def test_request_larger_than_the_bytes_of_the_queue_is_taken_when_it_is_alone() -> None:
+def test_request_larger_than_the_bytes_of_the_queue_is_accepted_if_it_is_alone() -> None:
     scheduler = make_scheduler(queue_bytes=1000)
     job = scheduler.submit(request(ALICE, make_texts(1)), 0.0, num_bytes=5000)
     assert run_all(scheduler) == [job]
 
 
-# -- what others ask -----------------------------------------------------------------------------------
+# -- queries -------------------------------------------------------------------------------------------
 
 
 def test_worker_is_overdue_when_its_oldest_batch_is() -> None:
@@ -973,21 +979,21 @@ def test_batch_ahead_is_not_overdue_for_the_time_that_it_waited() -> None:
     assert scheduler.overdue(150.0, timeout_s=120.0) == []
 
 
-def test_repr_counts_what_is_there() -> None:
+def test_repr_shows_the_counts() -> None:
     scheduler = make_scheduler(workers=2)
     submit(scheduler, ALICE, 150)
     next_batch(scheduler)
     assert repr(scheduler) == "<Scheduler jobs=1 waiting=50 workers=2 in_flight=1>"
 
 
-# -- whatever happens ----------------------------------------------------------------------------------
+# -- every sequence of events --------------------------------------------------------------------------
 
 CLIENTS = st.sampled_from([ALICE, BOB, CAROL])
 NAMES = st.sampled_from(["w0", "w1", "w2"])
 
 
 class AnyOrderOfEvents(RuleBasedStateMachine):
-    """Every job ends exactly once, every row lands in its place, and the counters follow."""
+    """Every job ends exactly once, every row is in its place, and the counters are right."""
 
     @initialize()
     def start(self) -> None:
@@ -1036,7 +1042,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         for name, batch in self.scheduler.next_batches(self.now):
             self.in_flight[name].append(batch)
             assert len(self.in_flight[name]) <= 2
-            assert 1 <= len(batch.texts) <= 50
+            assert 1 <= len(texts_of(batch)) <= 50
 
     @precondition(lambda self: any(self.in_flight.values()))
     @rule(data=st.data())
@@ -1090,7 +1096,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         assert all(self.ends[job.job_id] == (not job.is_open) for job in self.jobs)
 
     def teardown(self) -> None:
-        """One good worker is enough to bring everything to its end."""
+        """One good worker can finish everything."""
         for name in ("w0", "w1", "w2"):
             self.worker_lost(name)
         self.worker_ready("w0", 20_000)

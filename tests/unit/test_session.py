@@ -1,4 +1,4 @@
-"""A client's conversation: numbers, replies to fetch, and a server that falls silent."""
+"""A client's session: numbers of requests, replies to fetch, and a silent server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def value_of(reply: Reply | None) -> float:
 
 
 def probe_id(frames: Frames | None) -> int:
-    """Number of the probe in the frames."""
+    """Return the request number of the probe in the frames."""
     assert frames is not None
     assert bytes(frames[1]) == b"SHOW_CONFIG"
     return int(request_from_frames(frames).request_id)
@@ -60,15 +60,15 @@ def test_requests_are_numbered_from_one(session: Session) -> None:
     assert (numbers, session.num_request) == ([1, 2], 2)
 
 
-def test_request_for_vectors_is_written_as_the_old_client_does(session: Session) -> None:
+def test_request_for_vectors_is_written_as_by_the_old_client(session: Session) -> None:
     assert session.encode(["a", "b"], 0.0) == (1, [IDENTITY, b'["a","b"]', b"1", b"2"])
 
 
-def test_command_is_written_as_the_old_client_does(session: Session) -> None:
+def test_command_is_written_as_by_the_old_client(session: Session) -> None:
     assert session.command(Command.SHOW_STATUS, 0.0) == (1, [IDENTITY, b"SHOW_STATUS", b"1", b"0"])
 
 
-def test_options_travel_with_the_texts(session: Session) -> None:
+def test_options_are_sent_with_the_texts(session: Session) -> None:
     _, frames = session.encode(["a"], 0.0, options=EncodeOptions(show_tokens=True), deadline_ms=50)
     assert frames[1] == b'{"texts":["a"],"options":{"show_tokens":true},"deadline_ms":50}'
 
@@ -83,13 +83,13 @@ def test_request_is_pending_until_its_reply(session: Session) -> None:
 # -- receiving -----------------------------------------------------------------------------------------
 
 
-def test_receive_names_the_request_that_is_answered(session: Session) -> None:
+def test_receive_returns_the_number_of_the_request(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.encode(["b"], 0.0)
     assert session.receive(vectors(2), 0.1) == 2
 
 
-def test_reply_is_taken_once(session: Session) -> None:
+def test_reply_can_be_taken_once(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.receive(vectors(1, 5.0), 0.1)
     assert value_of(session.take(1)) == 5.0
@@ -104,7 +104,7 @@ def test_replies_in_any_order_reach_their_requests(session: Session) -> None:
     assert [value_of(session.take(n)) for n in (1, 2, 3)] == [1.0, 2.0, 3.0]
 
 
-def test_reply_that_is_not_there_yet_is_none(session: Session) -> None:
+def test_take_returns_none_before_the_reply(session: Session) -> None:
     session.encode(["a"], 0.0)
     assert session.take(1) is None
 
@@ -116,7 +116,7 @@ def test_error_reply_is_raised_when_it_is_taken(session: Session) -> None:
         session.take(1)
 
 
-def test_reply_that_nobody_waits_for_is_ignored(session: Session) -> None:
+def test_reply_to_no_pending_request_is_ignored(session: Session) -> None:
     assert session.receive(vectors(7), 0.0) is None
     assert session.take(7) is None
 
@@ -128,7 +128,7 @@ def test_second_reply_to_one_request_is_ignored(session: Session) -> None:
     assert value_of(session.take(1)) == 1.0
 
 
-def test_reply_with_a_request_id_that_is_no_number_is_ignored(session: Session) -> None:
+def test_reply_with_an_invalid_request_id_is_ignored(session: Session) -> None:
     session.encode(["a"], 0.0)
     assert session.receive([IDENTITY, b"{}", b"one"], 0.1) is None
 
@@ -141,13 +141,13 @@ def test_forgotten_request_is_no_longer_pending_and_its_reply_is_ignored(session
 
 
 @pytest.mark.parametrize("frames", [[IDENTITY, b"no JSON", b"1"], [IDENTITY, b"{}", b"", b"1"], [IDENTITY, b"1"]])
-def test_message_that_is_no_reply_is_logged_and_loses_nothing(
+def test_message_that_is_not_a_reply_is_logged_and_ignored(
     session: Session, frames: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     session.encode(["a"], 0.0)
     assert session.receive(list(frames), 0.1) is None
     assert session.pending == {1}
-    assert "no reply" in caplog.text
+    assert "not a reply" in caplog.text
 
 
 # -- fetching ------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_requests_to_fetch_come_in_the_order_of_their_replies(session: Session) 
     assert [item[0] for item in taken if item] == [2, 3, 1]
 
 
-def test_take_any_leaves_the_replies_that_others_wait_for(session: Session) -> None:
+def test_take_any_leaves_the_replies_of_blocking_requests(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.encode(["b"], 0.0, to_fetch=True)
     session.receive(vectors(1), 0.1)
@@ -170,7 +170,7 @@ def test_take_any_leaves_the_replies_that_others_wait_for(session: Session) -> N
     assert session.take(1) is not None
 
 
-def test_request_is_outstanding_until_somebody_has_its_reply(session: Session) -> None:
+def test_request_is_outstanding_until_its_reply_is_taken(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.encode(["b"], 0.0, to_fetch=True)
     sent = session.outstanding
@@ -181,7 +181,7 @@ def test_request_is_outstanding_until_somebody_has_its_reply(session: Session) -
     assert (sent, answered, session.outstanding) == ({1, 2}, {1, 2}, set())
 
 
-def test_has_to_fetch_until_everything_is_fetched(session: Session) -> None:
+def test_has_to_fetch_is_true_until_everything_is_fetched(session: Session) -> None:
     session.encode(["a"], 0.0, to_fetch=True)
     before = session.has_to_fetch
     session.receive(vectors(1), 0.1)
@@ -190,7 +190,7 @@ def test_has_to_fetch_until_everything_is_fetched(session: Session) -> None:
     assert (before, answered, session.has_to_fetch) == (True, True, False)
 
 
-def test_error_of_a_request_to_fetch_is_raised_in_its_place_and_once(session: Session) -> None:
+def test_error_of_a_request_to_fetch_is_raised_once_in_its_place(session: Session) -> None:
     for _ in range(2):
         session.encode(["a"], 0.0, to_fetch=True)
     session.receive(error(1), 0.1)
@@ -226,13 +226,13 @@ def test_silence_before_the_first_request_does_not_count(session: Session) -> No
     assert session.probe(1001.0) is None
 
 
-def test_second_request_does_not_make_up_for_the_servers_silence(session: Session) -> None:
+def test_second_request_does_not_end_the_servers_silence(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.encode(["b"], 9.0)
     assert session.probe(10.1) is not None
 
 
-def test_anything_heard_ends_the_silence(session: Session) -> None:
+def test_any_message_ends_the_silence(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.encode(["b"], 0.0)
     session.receive(vectors(1), 9.0)
@@ -245,7 +245,7 @@ def test_one_probe_at_a_time(session: Session) -> None:
     assert session.probe(15.0) is None
 
 
-def test_answered_probe_leaves_the_request_pending_and_no_trace(session: Session) -> None:
+def test_answered_probe_leaves_only_the_request_pending(session: Session) -> None:
     session.encode(["a"], 0.0)
     number = probe_id(session.probe(10.1))
     assert session.receive(info(number), 10.2) is None
@@ -265,20 +265,20 @@ def test_unanswered_probe_fails_everything_pending_with_unavailable(session: Ses
     session.probe(10.1)
     session.probe(10.2 + PROBE_TIMEOUT_S)
     assert session.pending == set()
-    with pytest.raises(Unavailable, match="does not answer"):
+    with pytest.raises(Unavailable, match="no longer replies"):
         session.take(1)
-    with pytest.raises(Unavailable, match="does not answer"):
+    with pytest.raises(Unavailable, match="no longer replies"):
         session.take_any()
 
 
-def test_probe_is_patient_until_its_timeout(session: Session) -> None:
+def test_probe_waits_until_its_timeout(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.probe(10.1)
     session.probe(10.0 + PROBE_TIMEOUT_S)
     assert 1 in session.pending
 
 
-def test_probe_that_is_overtaken_by_the_reply_leaves_no_trace(session: Session) -> None:
+def test_reply_to_an_obsolete_probe_is_ignored(session: Session) -> None:
     session.encode(["a"], 0.0)
     number = probe_id(session.probe(10.1))
     assert session.receive(vectors(1), 10.2) == 1
@@ -286,30 +286,30 @@ def test_probe_that_is_overtaken_by_the_reply_leaves_no_trace(session: Session) 
     assert (session.pending, session.take(number)) == (set(), None)
 
 
-def test_probe_that_is_overtaken_is_no_longer_pending(session: Session) -> None:
+def test_probe_is_no_longer_pending_after_another_reply(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.probe(10.1)
     session.receive(vectors(1), 10.2)
     assert session.pending == set()
 
 
-def test_probe_that_failed_leaves_no_trace(session: Session) -> None:
+def test_failed_probe_leaves_no_reply(session: Session) -> None:
     session.encode(["a"], 0.0)
     number = probe_id(session.probe(10.1))
     session.probe(30.0)
     assert session.take(number) is None
 
 
-def test_pending_requests_are_those_of_the_caller_while_a_probe_is_out(session: Session) -> None:
+def test_probe_is_not_among_the_pending_requests(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.probe(10.1)
     assert session.pending == {1}
 
 
-# -- a lost line ---------------------------------------------------------------------------------------
+# -- a lost connection ---------------------------------------------------------------------------------
 
 
-def test_lost_line_fails_what_is_pending_and_names_it(session: Session) -> None:
+def test_lost_connection_fails_and_returns_the_pending_requests(session: Session) -> None:
     for _ in range(3):
         session.encode(["a"], 0.0)
     session.receive(vectors(2), 0.1)
@@ -319,7 +319,7 @@ def test_lost_line_fails_what_is_pending_and_names_it(session: Session) -> None:
         session.take(3)
 
 
-def test_late_reply_after_the_loss_does_not_replace_the_error(session: Session) -> None:
+def test_late_reply_does_not_replace_the_error_of_a_lost_connection(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.fail_pending(Unavailable("the server went away"))
     assert session.receive(vectors(1), 0.1) is None
@@ -327,7 +327,7 @@ def test_late_reply_after_the_loss_does_not_replace_the_error(session: Session) 
         session.take(1)
 
 
-def test_session_goes_on_after_a_loss(session: Session) -> None:
+def test_session_works_after_a_lost_connection(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.probe(10.1)
     session.fail_pending(Unavailable("the server went away"))
@@ -336,8 +336,8 @@ def test_session_goes_on_after_a_loss(session: Session) -> None:
     assert session.receive(vectors(request_id), 25.0) == request_id
 
 
-def test_repr_counts_what_is_there(session: Session) -> None:
+def test_repr_counts_requests(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.encode(["b"], 0.0)
     session.receive(vectors(1), 0.1)
-    assert repr(session) == "<Session sent=2 pending=1 answered=1>"
+    assert repr(session) == "<Session sent=2 pending=1 replies=1>"

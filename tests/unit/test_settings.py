@@ -1,4 +1,4 @@
-"""Every option as a flag, as a variable and as a line of the table; and what is said of bad ones."""
+"""Every setting as a flag, as a variable and as a line of the table, and the errors for bad values."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def complaint(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """Parse bad flags; return what is said about them."""
+def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Parse bad flags; return the error message."""
     with pytest.raises(SystemExit) as caught:
         parse_settings(argv)
     assert caught.value.code == 2
@@ -80,7 +80,7 @@ def test_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_settings(["-port", "7000"]).port == 7000
 
 
-def test_variable_of_another_program_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_environment_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "6000")
     assert parse_settings([]).port == 5555
 
@@ -119,7 +119,7 @@ def test_settings_cannot_be_changed() -> None:
         settings.port = 1  # type: ignore[misc]
 
 
-def test_settings_return_from_their_dump() -> None:
+def test_settings_survive_a_round_trip() -> None:
     settings = parse_settings(["-device_map", "0", "1", "-pooling_layer", "-2", "-http_port", "8125"])
     assert Settings(**settings.model_dump()) == settings
 
@@ -155,18 +155,18 @@ def test_unknown_keyword_is_refused() -> None:
 def test_bad_flag_is_named_with_what_was_expected_and_what_came(
     capsys: pytest.CaptureFixture[str], argv: list[str], words: list[str]
 ) -> None:
-    last_line = complaint(capsys, *argv).strip().splitlines()[-1]
+    last_line = error_of(capsys, *argv).strip().splitlines()[-1]
     assert [word for word in words if word not in last_line] == []
 
 
 @pytest.mark.parametrize("argv", [["-port", "0"], ["-port_out", "5555"], ["-no_such_flag"]])
-def test_bad_flag_is_answered_with_one_line(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
-    assert complaint(capsys, *argv).strip().count("\n") == 0
+def test_bad_flag_prints_one_line(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    assert error_of(capsys, *argv).strip().count("\n") == 0
 
 
 def test_bad_variable_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BERT_SERVING_NUM_WORKER", "many")
-    last_line = complaint(capsys).strip().splitlines()[-1]
+    last_line = error_of(capsys).strip().splitlines()[-1]
     assert "num_worker" in last_line
     assert "'many'" in last_line
 
@@ -186,10 +186,10 @@ def test_help_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert "BERT_SERVING_" in text
 
 
-# -- the table -----------------------------------------------------------------------------------------
+# -- the table of settings -----------------------------------------------------------------------------
 
 
-def test_table_has_a_line_for_every_setting_that_does_something() -> None:
+def test_table_has_a_line_for_every_setting_with_an_effect() -> None:
     names = [line.split("=")[0].strip() for line in parse_settings([]).table().splitlines()]
     without_effect = {"xla", "gpu_memory_fraction", "graph_tmp_dir", "prefetch_size", "http_max_connect"}
     assert names == [name for name in Settings.model_fields if name not in without_effect]
@@ -205,9 +205,9 @@ def test_table_has_a_line_for_every_setting_that_does_something() -> None:
         ([], "device_map = -"),
     ],
 )
-def test_table_shows_the_values_in_force(argv: list[str], line: str) -> None:
+def test_table_shows_the_values_in_effect(argv: list[str], line: str) -> None:
     assert line in [row.strip() for row in parse_settings(argv).table().splitlines()]
 
 
-def test_equal_signs_of_the_table_stand_in_one_column() -> None:
+def test_equal_signs_of_the_table_are_aligned() -> None:
     assert len({row.index("=") for row in parse_settings([]).table().splitlines()}) == 1

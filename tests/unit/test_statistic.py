@@ -1,4 +1,4 @@
-"""The counts of SHOW_STATUS, against bert-as-service's own arithmetic over everything that ever arrived."""
+"""The counts of SHOW_STATUS, compared with bert-as-service's arithmetic over all requests since the start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def family_keys(name: str) -> set[str]:
 
 
 class Naive:
-    """The original, line for line in sense: everything is kept, and everything computed anew."""
+    """The original's way: every request is kept, and each report is computed from all of them."""
 
     def __init__(self, now: float) -> None:
         self.requests_of: Counter[bytes] = Counter()
@@ -86,7 +86,7 @@ events = st.lists(
 
 
 @given(events, st.floats(0, 400))
-def test_every_value_is_the_originals(arrivals: list[tuple[bytes, int | None, float]], later: float) -> None:
+def test_every_value_equals_the_originals(arrivals: list[tuple[bytes, int | None, float]], later: float) -> None:
     now = 1000.0
     ours, naive = Statistic(now), Naive(now)
     for client, size, pause in arrivals:
@@ -118,7 +118,7 @@ def test_only_the_last_200_intervals_count() -> None:
     assert (report["max_request_per_second"], report["num_max_request_per_second"]) == (0.5, 200)
 
 
-def test_requests_of_one_instant_have_a_finite_rate() -> None:
+def test_simultaneous_requests_have_a_finite_rate() -> None:
     ours = Statistic(5.0)
     ours.count_texts(b"a", 1, 5.0)
     ours.count_texts(b"a", 1, 5.0)
@@ -130,18 +130,18 @@ def test_a_client_is_active_for_three_minutes_after_its_last_texts() -> None:
     ours.count_texts(b"a", 1, 0.0)
     ours.count_texts(b"b", 1, 100.0)
     ours.count_texts(b"a", 1, 150.0)
-    ours.count_command(b"c")  # asking for the status is no activity, as in the original
+    ours.count_command(b"c")  # a command is not activity, as in the original
     assert [ours.report(now)["num_active_client"] for now in (279.9, 280.0, 329.9, 330.0)] == [2, 1, 1, 0]
 
 
-def test_100000_clients_and_sizes_stay_within_the_cap() -> None:
+def test_100000_clients_and_sizes_take_bounded_memory() -> None:
     ours = Statistic(0.0)
     for i in range(100_000):
         client = b"%032d" % i
         ours.count_texts(client, i + 1, i / 1000)
         if i % 2:
             ours.count_command(client)
-        assert ours.num_remembered <= MAX_CLIENTS
+        assert len(ours._requests_of) <= MAX_CLIENTS
     report = ours.report(100.0)
     assert report["num_total_client"] == 100_000
     assert report["num_active_client"] == MAX_CLIENTS
@@ -150,7 +150,7 @@ def test_100000_clients_and_sizes_stay_within_the_cap() -> None:
     assert (report["min_size_per_request"], report["max_size_per_request"]) == (1, 100_000)
 
 
-def test_the_forgotten_still_count_in_the_extremes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgotten_clients_still_count_in_minimum_and_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CLIENTS", 2)
     ours = Statistic(0.0)
     for client, num_requests in ((b"a", 5), (b"b", 1), (b"c", 3), (b"d", 3), (b"e", 5)):
@@ -162,7 +162,7 @@ def test_the_forgotten_still_count_in_the_extremes(monkeypatch: pytest.MonkeyPat
     assert report["avg_request_per_client"] == pytest.approx(17 / 5)
 
 
-def test_memory_and_time_of_a_report_do_not_grow_with_what_arrived() -> None:
+def test_memory_and_time_of_a_report_do_not_grow_with_the_number_of_clients() -> None:
     ours = Statistic(0.0)
 
     def fill(first: int, count: int) -> None:
@@ -183,5 +183,5 @@ def test_memory_and_time_of_a_report_do_not_grow_with_what_arrived() -> None:
     fill(2 * MAX_CLIENTS, 40_000)
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert grown < 4 << 20  # what replaced the earlier clients, and no more
+    assert grown < 4 << 20  # only the new clients that replaced earlier ones
     assert fastest() < 20 * before

@@ -1,4 +1,4 @@
-"""SHOW_CONFIG and SHOW_STATUS: bert-as-service's keys with its types, and what the old page reads of them."""
+"""SHOW_CONFIG and SHOW_STATUS: bert-as-service's keys with its types, and what its page reads."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bert_serving.protocol import Heartbeat, ModelFacts
 from bert_serving.server.broker.metrics import BrokerMetrics
 from bert_serving.server.broker.statistic import Statistic
-from bert_serving.server.broker.status import StatusReport, WorkerView
+from bert_serving.server.broker.status import StatusReport
+from bert_serving.server.broker.workers import WorkerView
 from bert_serving.server.settings import Settings
+
+from tests.support.model_facts import model_facts
 
 NONE = type(None)
 
-#: Every key of the original's config, and the types that JSON gives its value.
+#: Every key of the original's config, with the JSON types of its value.
 ORIGINAL_CONFIG: dict[str, tuple[type, ...]] = {
     # runtime
     "client": (str,),
@@ -50,7 +54,7 @@ ORIGINAL_CONFIG: dict[str, tuple[type, ...]] = {
     "num_labels": (int,),
     "num_worker": (int,),
     "pooling_layer": (list,),
-    "pooling_strategy": (int, NONE),  # null: what the original has not
+    "pooling_strategy": (int, NONE),  # null: a strategy that the original does not have
     "port": (int,),
     "port_out": (int,),
     "prefetch_size": (int,),
@@ -122,7 +126,7 @@ def make_report(statistic: Statistic | None = None, **settings: Any) -> StatusRe
 
 
 def as_json(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the info as a client has it."""
+    """Return the info as a client receives it."""
     found: dict[str, Any] = json.loads(json.dumps(info))
     return found
 
@@ -150,21 +154,46 @@ def test_status_adds_the_statistic_and_the_workers() -> None:
     assert status["statistic"]["max_last_two_interval"] == 2.5
 
 
-def test_values_that_the_original_computed() -> None:
+def test_a_ready_worker_shows_the_facts_of_its_model() -> None:
+    view = WorkerView(
+        "worker-0", routing_id=b"worker-0#1", facts=model_facts(), heartbeat=Heartbeat(2.0), heard_at=5.0
+    )
+    info = as_json(view.to_info(6.0))
+    assert (info["name"], info["state"], info["forward_age_s"]) == ("worker-0", "ready", 3.0)
+    assert info.keys() >= set(ModelFacts.__slots__) - {"labels"}
+    assert "labels" not in info
+    assert WorkerView("worker-1").to_info(6.0) == {"name": "worker-1", "state": "starting", "forward_age_s": None}
+
+
+def test_labels_of_a_classification_head_are_in_config_and_status() -> None:
+    views = {"worker-0": WorkerView("worker-0", routing_id=b"worker-0#1", facts=model_facts(labels=("no", "yes")))}
+    report = StatusReport(
+        Settings(model_dir="/model", num_worker=1),
+        BrokerMetrics(),
+        views,
+        Statistic(0.0),
+        worker_endpoint="ipc:///x",
+    )
+    assert as_json(report.config(b"a"))["labels"] == ["no", "yes"]
+    assert report.config(b"a")["num_labels"] == 2
+    assert as_json(views["worker-0"].to_info(0.0))["labels"] == ["no", "yes"]
+
+
+def test_computed_values_equal_those_of_the_original() -> None:
     config = make_report(
         cased_tokenization=True, http_port=8125, pooling_layer=(-1, -2), device_map=(3,), num_worker=2
     ).config(b"0123")
     assert config["server_version"] == "1.10.0"
     assert config["client"] == "0123"
     assert config["do_lower_case"] is False
-    assert config["num_process"] == 4  # two workers, the gateway, and the server
+    assert config["num_process"] == 4  # two workers, the gateway, and the server process
     assert config["ventilator -> worker"] == ["ipc:///tmp/x/workers"]
     assert config["pooling_layer"] == [-1, -2]
     assert config["device_map"] == [3]
     assert config["max_seq_len"] == 25
 
 
-def test_an_identity_that_is_no_text_can_be_told_all_the_same() -> None:
+def test_an_identity_that_is_not_text_is_reported_with_escapes() -> None:
     assert as_json(make_report().config(b"\xff\x00a"))["client"] == "\\xff\x00a"
 
 
@@ -185,7 +214,7 @@ def test_an_identity_that_is_no_text_can_be_told_all_the_same() -> None:
         (("REDUCE_MEAN", "CLS_TOKEN"), None),
     ],
 )
-def test_pooling_strategy_is_the_originals_number(names: tuple[str, ...], number: int | None) -> None:
+def test_pooling_strategy_is_the_number_of_the_original(names: tuple[str, ...], number: int | None) -> None:
     config = make_report(pooling_strategy=names).config(b"a")
     assert config["pooling_strategy"] == number
     assert config["pooling"] == list(names)
@@ -202,7 +231,7 @@ def test_pooling_strategy_is_the_originals_number(names: tuple[str, ...], number
         (["cls", "mean"], None),
     ],
 )
-def test_pooling_of_a_sentence_transformers_folder_is_told(
+def test_pooling_of_a_sentence_transformers_folder_is_reported(
     tmp_path: Path, modes: str | list[str], number: int | None
 ) -> None:
     parts = [("Transformer", ""), ("Pooling", "pooling")]
@@ -211,13 +240,13 @@ def test_pooling_of_a_sentence_transformers_folder_is_told(
     (tmp_path / "pooling").mkdir()
     (tmp_path / "pooling/config.json").write_text(json.dumps({"pooling_mode": modes}))
 
-    def told(**settings: Any) -> tuple[int | None, list[int]]:
+    def reported(**settings: Any) -> tuple[int | None, list[int]]:
         config = make_report(model_dir=str(tmp_path), **settings).config(b"a")
         return config["pooling_strategy"], config["pooling_layer"]
 
-    assert told() == (number, [-1])
-    assert told(pooling_strategy=("REDUCE_MAX",)) == (1, [-2])
-    assert told(pooling_layer=(-3,)) == (2, [-3])  # takes leave of the folder's own pooling
+    assert reported() == (number, [-1])
+    assert reported(pooling_strategy=("REDUCE_MAX",)) == (1, [-2])
+    assert reported(pooling_layer=(-3,)) == (2, [-3])  # overrides the pooling that the folder configures
 
 
 def test_pooling_of_a_plain_folder_is_the_originals_default(tmp_path: Path) -> None:
@@ -225,14 +254,14 @@ def test_pooling_of_a_plain_folder_is_the_originals_default(tmp_path: Path) -> N
     assert (config["pooling_strategy"], config["pooling_layer"]) == (2, [-2])
 
 
-def test_max_seq_len_none_is_null_as_the_original_had_it() -> None:
+def test_max_seq_len_none_is_null_as_in_the_original() -> None:
     config = as_json(make_report(max_seq_len="NONE").config(b"a"))
     assert_types(config, ORIGINAL_CONFIG)
     assert config["max_seq_len"] is None
 
 
-def test_the_originals_page_finds_every_value_that_it_reads() -> None:
-    """Its cards, one by one."""
+def test_the_originals_dashboard_finds_every_value_that_it_reads() -> None:
+    """The cards of the page, one by one."""
     statistic = Statistic(0.0)
     statistic.count_command(b"a")
     statistic.count_texts(b"a", 2, 4.0)
@@ -245,10 +274,10 @@ def test_the_originals_page_finds_every_value_that_it_reads() -> None:
     assert [found[f"{kind}_request_per_client"] for kind in ("min", "avg", "max")] == [1, 1.5, 2]
     assert (status["server_version"], status["cpu"], status["num_worker"]) == ("1.10.0", True, 2)
     assert status["max_seq_len"] == 25
-    assert datetime.fromisoformat(status["server_start_time"]).tzinfo is not None  # its uptime
+    assert datetime.fromisoformat(status["server_start_time"]).tzinfo is not None  # needed for the uptime
 
 
-def test_torchs_version_is_told_without_loading_it() -> None:
+def test_torchs_version_is_reported_without_loading_it() -> None:
     code = (
         "import sys\n"
         "from bert_serving.server.broker.status import _torch_version\n"

@@ -1,4 +1,4 @@
-"""The table of bert-serving-status, from statuses that we wrote."""
+"""The table of bert-serving-status, from statuses written for the tests."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def snapshot(at: float = 100.0, *, start: str = "2026-01-01T00:00:00+00:00", **c
     return Snapshot(info | changes, at)
 
 
-def test_one_table_tells_all() -> None:
+def test_the_table_shows_the_whole_status() -> None:
     assert table(snapshot(), address="localhost:5555").splitlines() == [
         "server   localhost:5555, ready, up 1 d 2:03:04, version 2.0.0",
         "model    /models/a, max_seq_len 256",
@@ -67,11 +67,11 @@ def test_one_table_tells_all() -> None:
     ]
 
 
-def test_a_length_that_is_null_is_what_the_flag_says() -> None:
+def test_a_max_seq_len_of_null_is_shown_as_none() -> None:
     assert "max_seq_len NONE" in table(snapshot(max_seq_len=None), address="a:1")
 
 
-def test_rates_are_of_the_time_since_the_last_refresh() -> None:
+def test_rates_are_measured_since_the_last_refresh() -> None:
     before = snapshot(100.0)
     now = snapshot(104.0, num_encoded_seq=980, num_batch=42)
     per_second, since = rates(now, before)
@@ -80,7 +80,7 @@ def test_rates_are_of_the_time_since_the_last_refresh() -> None:
     assert "in the last 4.0 s" in table(now, before, address="a:1")
 
 
-def test_after_a_restart_rates_are_of_the_time_since_the_start() -> None:
+def test_rates_are_measured_since_the_start_after_a_restart() -> None:
     now = snapshot(104.0, start="2026-01-02T02:02:54+00:00", num_batch=5)
     per_second, since = rates(now, snapshot(100.0))
     assert (since, per_second["batches"]) == ("since its start", 0.5)
@@ -101,17 +101,17 @@ def test_the_state_is_ready_starting_or_not_ready(ready: bool, state: str, said:
     assert f"a:1, {said}, up" in shown
 
 
-def test_a_worker_that_starts_has_dashes_for_what_is_not_known() -> None:
+def test_unknown_values_of_a_starting_worker_are_dashes() -> None:
     shown = table(snapshot(workers=[WORKER, {"name": "worker-1", "state": "starting"}]), address="a:1")
     (line,) = [line for line in shown.splitlines() if line.startswith("worker-1")]
     assert line.split() == ["worker-1", "starting", *"------"]
 
 
-def test_a_status_that_tells_little_is_shown_all_the_same() -> None:
+def test_a_status_with_few_keys_is_shown() -> None:
     shown = table(Snapshot({"statistic": {"num_data_request": 3}}, 0.0), address="a:1")
     assert "server   a:1, not ready, up -, version ?" in shown
     assert "queue    - texts" in shown
 
 
-def test_what_a_server_says_does_not_steer_the_terminal() -> None:
+def test_values_cannot_send_control_characters_to_the_terminal() -> None:
     assert "\x1b" not in table(snapshot(model_dir="/a\x1b[2Jb\n"), address="a:1")

@@ -1,4 +1,4 @@
-"""Subscriptions are counted for each connection, and every one that came goes again."""
+"""Subscriptions are counted for each connection, and each of them ends once."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def full(connection: int, *, prefix: str = "") -> Subscriptions:
     return subscriptions
 
 
-def test_one_connection_may_have_so_many_and_no_more() -> None:
+def test_the_subscriptions_of_one_connection_are_limited() -> None:
     subscriptions = full(ALICE)
     assert not subscriptions.has_refused(ALICE)
     assert not subscriptions.add(ALICE, b"one more")
     assert subscriptions.has_refused(ALICE)
 
 
-def test_another_connection_is_not_refused_for_it() -> None:
+def test_the_limit_does_not_affect_another_connection() -> None:
     subscriptions = full(ALICE)
     for name in names(60_000, "more"):
         subscriptions.add(ALICE, name)
@@ -35,17 +35,17 @@ def test_another_connection_is_not_refused_for_it() -> None:
     assert not subscriptions.has_refused(BOB)
 
 
-def test_a_connection_that_broke_leaves_nothing_behind() -> None:
+def test_nothing_is_left_of_a_broken_connection() -> None:
     subscriptions = full(ALICE)
     subscriptions.add(ALICE, b"refused")
     ended = [subscriptions.remove(None, name) for name in [*names(MANY), b"refused"]]
     assert ended == [True] * MANY + [False]
     assert repr(subscriptions) == "<Subscriptions accepted=0 refused=0>"
     assert not subscriptions.has_refused(ALICE)
-    assert subscriptions.add(ALICE, b"the number is another's now")
+    assert subscriptions.add(ALICE, b"the number belongs to another connection now")
 
 
-def test_the_end_of_a_refused_subscription_is_not_anothers() -> None:
+def test_the_end_of_a_refused_subscription_does_not_end_another() -> None:
     subscriptions = full(ALICE)
     subscriptions.add(BOB, b"bob")
     subscriptions.add(ALICE, b"bob")
@@ -53,11 +53,11 @@ def test_the_end_of_a_refused_subscription_is_not_anothers() -> None:
     assert subscriptions.remove(None, b"bob")
 
 
-def test_nobody_ends_a_subscription_that_he_has_not() -> None:
+def test_a_connection_cannot_end_a_subscription_that_it_does_not_have() -> None:
     subscriptions = Subscriptions()
     subscriptions.add(BOB, b"bob")
     assert not subscriptions.remove(ALICE, b"bob")
-    assert not subscriptions.remove(None, b"nobody")
+    assert not subscriptions.remove(None, b"unknown")
     assert subscriptions.remove(BOB, b"bob")
 
 
@@ -72,13 +72,13 @@ def test_a_repeated_subscription_ends_once() -> None:
 
 def test_connections_may_share_an_identity() -> None:
     subscriptions = Subscriptions()
-    assert subscriptions.add(ALICE, b"clone")
-    assert subscriptions.add(BOB, b"clone")
-    assert subscriptions.remove(ALICE, b"clone")
-    assert subscriptions.remove(None, b"clone")
+    assert subscriptions.add(ALICE, b"shared")
+    assert subscriptions.add(BOB, b"shared")
+    assert subscriptions.remove(ALICE, b"shared")
+    assert subscriptions.remove(None, b"shared")
 
 
-def test_connections_that_are_gone_already_end_one_by_one() -> None:
+def test_subscriptions_of_closed_connections_end_one_by_one() -> None:
     subscriptions = Subscriptions()
     subscriptions.add(BOB, b"bob")
     assert not subscriptions.add(None, b"bob")
@@ -86,7 +86,7 @@ def test_connections_that_are_gone_already_end_one_by_one() -> None:
     assert [subscriptions.remove(None, b"bob") for _ in range(3)] == [False, False, True]
 
 
-def test_where_there_are_plenty_a_newcomer_still_gets_a_few() -> None:
+def test_if_there_are_many_a_new_connection_still_gets_a_few() -> None:
     subscriptions = Subscriptions()
     for connection in range(200):
         for name in names(MANY, f"{connection}/"):
@@ -99,7 +99,7 @@ CONNECTIONS = st.sampled_from([ALICE, BOB, None])
 
 
 @given(st.lists(st.tuples(st.booleans(), CONNECTIONS, NAMES)))
-def test_the_accepted_are_those_that_came_less_those_that_went(
+def test_the_number_of_accepted_subscriptions_is_exact(
     steps: list[tuple[bool, int | None, bytes]],
 ) -> None:
     subscriptions = Subscriptions()

@@ -1,10 +1,19 @@
-"""TEI's metric names: all there from the start, with TEI's labels and buckets."""
+"""TEI's metric names: all exist from the start, with TEI's labels and buckets."""
 
 from __future__ import annotations
 
 import pytest
-from bert_serving.protocol import InvalidRequest, Overloaded, ServingError, Usage, WorkerFailed
+from bert_serving.protocol import (
+    EncodeOptions,
+    EncodeRequest,
+    InvalidRequest,
+    Overloaded,
+    ServingError,
+    Usage,
+    WorkerFailed,
+)
 from bert_serving.server.broker.metrics import BrokerMetrics
+from bert_serving.server.broker.tei_metrics import TeiMetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 COUNTERS = {
@@ -16,8 +25,14 @@ COUNTERS = {
     *(
         f'te_request_failure{{err="{err}"}}'
         for err in (
-            *("overloaded", "batch_size", "validation", "tokenization", "inference", "dropped"),
-            *("model_type", "missing_values"),
+            "overloaded",
+            "batch_size",
+            "validation",
+            "tokenization",
+            "inference",
+            "dropped",
+            "model_type",
+            "missing_values",
         )
     ),
     *("te_embed_count", "te_embed_success", "te_predict_count", "te_predict_success", "te_queue_size"),
@@ -30,6 +45,15 @@ DURATIONS = {
 SIZES = {"te_request_input_length", "te_batch_next_size", "te_batch_next_tokens"}
 
 
+def make_metrics() -> tuple[BrokerMetrics, TeiMetrics]:
+    metrics = BrokerMetrics()
+    return metrics, TeiMetrics(metrics)
+
+
+def request(num_texts: int, **options: object) -> EncodeRequest:
+    return EncodeRequest(b"a-client", b"1", ["a"] * num_texts, EncodeOptions(**options))  # type: ignore[arg-type]
+
+
 def samples(metrics: BrokerMetrics) -> dict[str, float]:
     found = {}
     for family in text_string_to_metric_families(metrics.text()):
@@ -39,16 +63,16 @@ def samples(metrics: BrokerMetrics) -> dict[str, float]:
     return found
 
 
-def test_every_name_is_there_from_the_start_at_zero() -> None:
-    found = {name: value for name, value in samples(BrokerMetrics()).items() if name.startswith("te_")}
+def test_every_name_exists_from_the_start_at_zero() -> None:
+    found = {name: value for name, value in samples(make_metrics()[0]).items() if name.startswith("te_")}
     assert set(found.values()) == {0}
     plain = {name for name in found if "_bucket{" not in name}
     of_histograms = {f"{name}{end}" for name in DURATIONS | SIZES for end in ("_sum", "_count")}
     assert plain == COUNTERS | of_histograms
 
 
-def test_buckets_are_teis() -> None:
-    found = samples(BrokerMetrics())
+def test_buckets_equal_those_of_tei() -> None:
+    found = samples(make_metrics()[0])
     for name in DURATIONS:
         bounds = [key.split('"')[1] for key in found if key.startswith(f"{name}_bucket")]
         assert bounds[-1] == "+Inf"
@@ -58,11 +82,12 @@ def test_buckets_are_teis() -> None:
 
 
 def test_requests_are_counted_by_method_and_texts_by_kind() -> None:
-    metrics = BrokerMetrics()
-    metrics.te.arrived(1, is_predict=False)
-    metrics.te.arrived(3, is_predict=True)
+    metrics, tei = make_metrics()
+    classify = request(3, pooling_strategy=("LOGITS",))
+    tei.request_arrived(request(1))
+    tei.request_arrived(classify)
     usage = Usage([5, 9, 600], total_ms=10, queue_ms=1, tokenize_ms=2, compute_ms=7)
-    metrics.te.succeeded(3, usage, is_predict=True)
+    tei.request_done(classify, usage)
     found = samples(metrics)
     assert found['te_request_count{method="single"}'] == found['te_request_count{method="batch"}'] == 1
     assert (found['te_request_success{method="single"}'], found['te_request_success{method="batch"}']) == (0, 1)
@@ -82,8 +107,16 @@ def test_requests_are_counted_by_method_and_texts_by_kind() -> None:
     assert in_buckets == {4: 0, 8: 1, 16: 2, 512: 2, 1024: 3}
 
 
-def test_batches_and_the_queue_have_both_names() -> None:
-    metrics = BrokerMetrics()
+def test_a_request_that_cannot_be_read_counts_as_arrived() -> None:
+    metrics, tei = make_metrics()
+    tei.request_arrived(None)
+    tei.request_failed(InvalidRequest("bad"))
+    found = samples(metrics)
+    assert (found['te_request_count{method="single"}'], found["te_embed_count"]) == (1, 1)
+
+
+def test_batches_and_the_queue_are_counted_under_both_names() -> None:
+    metrics, _ = make_metrics()
     metrics.batch_texts.observe(7)
     metrics.batch_tokens.observe(70)
     metrics.queue_texts.set(11)
@@ -106,9 +139,9 @@ def test_batches_and_the_queue_have_both_names() -> None:
         (ServingError("any"), None),
     ],
 )
-def test_each_of_our_errors_is_one_of_teis(error: ServingError, err: str | None) -> None:
-    metrics = BrokerMetrics()
-    metrics.te.failed(error)
+def test_each_of_our_errors_maps_to_an_error_of_tei(error: ServingError, err: str | None) -> None:
+    metrics, tei = make_metrics()
+    tei.request_failed(error)
     counted = {name: value for name, value in samples(metrics).items() if value and name.startswith("te_")}
     assert list(counted.values()) == [1]
     assert counted.keys() <= COUNTERS

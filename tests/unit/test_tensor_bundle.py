@@ -1,4 +1,4 @@
-"""Reading TensorFlow's checkpoints: those that TensorFlow wrote, and those that nobody should have written."""
+"""Reading TensorFlow's checkpoints: valid ones that TensorFlow wrote, damaged ones, and invalid ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def digest(value: np.ndarray, dtype: str) -> str:
 
 @pytest.fixture
 def types(tmp_path: Path) -> Path:
-    """A copy, to be damaged, of the checkpoint with all types."""
+    """Return a copy of the checkpoint with all types, which tests may damage."""
     for file in GOOGLE_BERT.glob("types.ckpt.*"):
         shutil.copy(file, tmp_path)
     return tmp_path / "types.ckpt"
@@ -54,7 +54,7 @@ def index_of(prefix: Path) -> Path:
 
 
 def read_all(prefix: Path) -> None:
-    """Read what can be read; only a ModelError of one line that names a file may come out."""
+    """Read all tensors. The only error allowed is a ModelError of one line that names a file."""
     try:
         bundle = TensorBundle(prefix)
         for name in bundle.names:
@@ -67,11 +67,11 @@ def read_all(prefix: Path) -> None:
     assert str(prefix) in error
 
 
-# -- what TensorFlow wrote -----------------------------------------------------------------------------
+# -- checkpoints written by TensorFlow -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_values_are_those_that_tensorflow_reads(name: str) -> None:
+def test_values_equal_those_that_tensorflow_reads(name: str) -> None:
     bundle = TensorBundle(GOOGLE_BERT / name)
     assert bundle.names == sorted(EXPECTED[name])
     for tensor, what in EXPECTED[name].items():
@@ -84,7 +84,7 @@ def test_values_are_those_that_tensorflow_reads(name: str) -> None:
         assert digest(value, what["dtype"]) == what["sha256"]
 
 
-def test_values_are_those_that_the_fixture_was_written_from() -> None:
+def test_values_equal_those_that_were_written_to_the_fixture() -> None:
     bundle = TensorBundle(GOOGLE_BERT / "types.ckpt")
     assert bundle.read("bfloat16").tolist() == [1.5, float(np.float32(-3.00405527e38)), 0.0078125]
     assert bundle.read("float32").tolist() == [[1.5, -2.25], [np.inf, float(np.float32(1e-40))]]
@@ -95,13 +95,13 @@ def test_values_are_those_that_the_fixture_was_written_from() -> None:
 @pytest.mark.parametrize(
     ("name", "said"), [("float64", "is float64"), ("string", "is string"), ("sliced", "is saved in slices")]
 )
-def test_what_is_not_read_says_why(name: str, said: str) -> None:
+def test_unsupported_tensors_raise_an_error_with_the_reason(name: str, said: str) -> None:
     with pytest.raises(ModelError, match=rf"types\.ckpt\.data-0000\d-of-00004: {name} {said}"):
         TensorBundle(GOOGLE_BERT / "types.ckpt").read(name)
 
 
 def error_of(prefix: Path, name: str) -> str | None:
-    """Return why a tensor is not read; one that is read must be as TensorFlow reads it."""
+    """Return the error of reading a tensor, or None. Without an error, the value must be the right one."""
     try:
         value = TensorBundle(prefix).read(name)
     except ModelError as exc:
@@ -110,7 +110,7 @@ def error_of(prefix: Path, name: str) -> str | None:
     return None
 
 
-# -- what is damaged -----------------------------------------------------------------------------------
+# -- damaged files -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
@@ -126,7 +126,7 @@ def test_a_changed_byte_of_the_index_is_an_error_or_changes_nothing(types: Path,
             num_errors += 1
         else:
             assert found == {name: what["sha256"] for name, what in TYPES.items()}
-    assert num_errors >= len(content) - 61  # an empty block and parts of the footer mean nothing
+    assert num_errors >= len(content) - 61  # changes to an empty block or parts of the footer have no effect
 
 
 def test_a_changed_byte_of_a_tensor_is_an_error_that_names_it(types: Path) -> None:
@@ -135,12 +135,12 @@ def test_a_changed_byte_of_a_tensor_is_an_error_that_names_it(types: Path) -> No
         for i in range(len(content)):
             shard.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
             errors = [error for name in TYPES if (error := error_of(types, name)) is not None]
-            assert len(errors) <= 1  # none: the byte is of one that is not read
+            assert len(errors) <= 1  # no error: the byte belongs to a tensor that is not read
             assert all(str(shard) in error and "does not have its checksum" in error for error in errors)
         shard.write_bytes(content)
 
 
-def test_a_shortened_index_is_an_error(types: Path) -> None:
+def test_a_truncated_index_is_an_error(types: Path) -> None:
     content = index_of(types).read_bytes()
     for size in range(len(content)):
         index_of(types).write_bytes(content[:size])
@@ -148,7 +148,7 @@ def test_a_shortened_index_is_an_error(types: Path) -> None:
             TensorBundle(types)
 
 
-def test_a_shortened_or_missing_shard_is_an_error(types: Path) -> None:
+def test_a_truncated_or_missing_shard_is_an_error(types: Path) -> None:
     shard = Path(f"{types}.data-00001-of-00004")
     shard.write_bytes(shard.read_bytes()[:5])
     with pytest.raises(ModelError, match="float32 should end at byte 16, but the file has 5"):
@@ -163,7 +163,7 @@ def test_a_missing_index_is_an_error(tmp_path: Path) -> None:
         TensorBundle(tmp_path / "none")
 
 
-# -- what has its checksums and is wrong all the same --------------------------------------------------
+# -- invalid content with valid checksums --------------------------------------------------------------
 
 FLOAT = entry(1, [1], 0, 0, 4, 0)
 
@@ -196,10 +196,10 @@ FLOAT = entry(1, [1], 0, 0, 4, 0)
         (table([[(b"", header()), (b"a", b"\x08" + b"\xff" * 11)]]), "has no end"),
         (table([[(b"", header()), (b"a", b"\x12\x7f")]]), "outside"),
         (table([[(b"", header()), *((b"%06d" % i, b"") for i in range(100_001))]]), "100000 tensors"),
-        (bytes((16 << 20) + 1), "may have 16777216 bytes"),
+        (bytes((16 << 20) + 1), "may have at most 16777216 bytes"),
     ],
 )
-def test_an_index_that_is_wrong_says_why(tmp_path: Path, index: bytes, said: str) -> None:
+def test_an_invalid_index_raises_an_error_with_the_reason(tmp_path: Path, index: bytes, said: str) -> None:
     index_of(tmp_path / "x").write_bytes(index)
     with pytest.raises(ModelError, match=said):
         TensorBundle(tmp_path / "x")
@@ -210,13 +210,13 @@ def test_an_index_that_is_wrong_says_why(tmp_path: Path, index: bytes, said: str
     [
         (entry(1, [1 << 50], 0, 0, 1 << 52, 0), "should end at byte 4503599627370496, but the file has 4"),
         (entry(1, [1], 0, 1 << 62, 4, 0), "should end at byte"),
-        (entry(1, [2], 0, 0, 4, 0), r"has 4 bytes, which are not 4 for each of \(2,\)"),
+        (entry(1, [2], 0, 0, 4, 0), r"has 4 bytes, but shape \(2,\) needs 4 for each number"),
         (entry(1, [1], 1, 0, 4, 0), "refers to number 1"),
         (entry(99, [1], 0, 0, 4, 0), "of type 99"),
         (entry(1, [1], 0, 0, 4, 7), "does not have its checksum"),
     ],
 )
-def test_an_entry_that_is_wrong_says_why(tmp_path: Path, wrong: bytes, said: str) -> None:
+def test_an_invalid_entry_raises_an_error_with_the_reason(tmp_path: Path, wrong: bytes, said: str) -> None:
     prefix = write_bundle(tmp_path / "x", {"a": np.ones(1, np.float32)})
     index_of(prefix).write_bytes(table([[(b"", header()), (b"a", wrong)]]))
     with pytest.raises(ModelError, match=said):
@@ -237,7 +237,7 @@ def folder() -> Iterator[Path]:
     ),
     num_cuts=st.integers(0, 5),
 )
-def test_names_come_out_of_any_number_of_blocks(folder: Path, tensors: dict[str, int], num_cuts: int) -> None:
+def test_names_are_read_from_any_number_of_blocks(folder: Path, tensors: dict[str, int], num_cuts: int) -> None:
     entries = [(b"", header())]
     entries += sorted((name.encode(), entry(1, [size], 0, 0, 4 * size, 0)) for name, size in tensors.items())
     size = max(1, len(entries) // (num_cuts + 1))
@@ -254,7 +254,7 @@ ANY_NUMBER = st.one_of(
 
 @given(ANY_NUMBER, st.lists(ANY_NUMBER, max_size=4), ANY_NUMBER, ANY_NUMBER, ANY_NUMBER, ANY_NUMBER)
 @example(1, [1 << 40], 0, 0, 1 << 42, 1)
-def test_any_numbers_are_values_or_an_error_and_take_no_memory(
+def test_any_numbers_are_read_or_an_error_without_taking_memory(
     folder: Path, dtype: int, shape: list[int], shard: int, offset: int, size: int, num_shards: int
 ) -> None:
     prefix = write_bundle(folder / "numbers", {"a": np.arange(9, dtype=np.float32)})
@@ -269,7 +269,7 @@ def test_any_numbers_are_values_or_an_error_and_take_no_memory(
 
 
 @given(st.binary(max_size=60), st.sampled_from(["value", "header", "block", "index"]))
-def test_any_bytes_with_a_checksum_are_an_index_or_an_error(folder: Path, junk: bytes, where: str) -> None:
+def test_any_bytes_with_a_valid_checksum_are_read_or_an_error(folder: Path, junk: bytes, where: str) -> None:
     if where == "value":
         content = table([[(b"", header()), (b"a", junk)]])
     elif where == "header":
@@ -285,7 +285,7 @@ def test_any_bytes_with_a_checksum_are_an_index_or_an_error(folder: Path, junk: 
 
 
 @given(st.data())
-def test_any_damage_to_what_tensorflow_wrote_is_no_crash(folder: Path, data: st.DataObject) -> None:
+def test_any_damage_to_a_checkpoint_is_read_or_an_error(folder: Path, data: st.DataObject) -> None:
     for file in GOOGLE_BERT.glob("bert_model.ckpt.*"):
         content = bytearray(file.read_bytes())
         for _ in range(data.draw(st.integers(0, 3))):

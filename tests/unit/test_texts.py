@@ -1,4 +1,4 @@
-"""What a list of texts must be, and what is said of one that is not."""
+"""Valid lists of texts, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_lists_of_ids_are_tokenized_texts(texts: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**70])
-def test_a_number_beyond_64_bits_is_no_id(number: int) -> None:
-    with pytest.raises(ValueError, match=r"^texts\[1\] holds a number that is no token id$"):
+def test_a_number_beyond_64_bits_is_not_an_id(number: int) -> None:
+    with pytest.raises(ValueError, match=r"^texts\[1\] contains a number that is not a token id$"):
         check_texts([[1], [2, number]])
 
 
@@ -37,7 +37,7 @@ def test_pairs_are_texts() -> None:
     assert check_texts([{"text": "a", "text_pair": "b"}] * 2) is False
 
 
-def test_blank_text_is_a_text() -> None:
+def test_blank_text_is_accepted() -> None:
     assert check_texts([" "]) is False
 
 
@@ -78,9 +78,9 @@ def test_wrong_type_raises_type_error_that_names_the_place(texts: Any, message: 
         ([["a", ""]], "texts[0][1] is an empty string"),
         (["a", "b\0c"], "texts[1] contains a NUL character"),
         ([["a"], ["\0"]], "texts[1][0] contains a NUL character"),
-        (["a", "\ud800"], "texts[1] contains a lone surrogate, which is no Unicode text"),
-        (["\udc00\ud800"], "texts[0] contains a lone surrogate, which is no Unicode text"),
-        ([["é", "x\udfff"]], "texts[0][1] contains a lone surrogate, which is no Unicode text"),
+        (["a", "\ud800"], "texts[1] contains a lone surrogate, which is not Unicode text"),
+        (["\udc00\ud800"], "texts[0] contains a lone surrogate, which is not Unicode text"),
+        ([["é", "x\udfff"]], "texts[0][1] contains a lone surrogate, which is not Unicode text"),
     ],
 )
 def test_wrong_value_raises_value_error_that_names_the_place(texts: Any, message: str) -> None:
@@ -89,6 +89,6 @@ def test_wrong_value_raises_value_error_that_names_the_place(texts: Any, message
     assert str(caught.value) == message
 
 
-def test_two_halves_of_a_pair_in_two_texts_are_no_character() -> None:
+def test_a_surrogate_pair_split_over_two_texts_is_refused() -> None:
     with pytest.raises(ValueError, match="lone surrogate"):
         check_texts(["\ud83d", "\ude00"])

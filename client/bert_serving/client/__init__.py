@@ -1,7 +1,8 @@
-"""Clients of the embedding service. They need numpy and pyzmq, and nothing else."""
+"""Clients of the embedding service. They need only numpy and pyzmq."""
 
 from bert_serving.protocol import (
     DeadlineExceeded,
+    EncodeOptionsDict,
     InvalidRequest,
     Overloaded,
     PayloadTooLarge,
@@ -22,6 +23,7 @@ __all__ = [
     "BertClient",
     "ConcurrentBertClient",
     "DeadlineExceeded",
+    "EncodeOptionsDict",
     "InvalidRequest",
     "Overloaded",
     "PayloadTooLarge",

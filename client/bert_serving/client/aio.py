@@ -1,51 +1,52 @@
-"""AsyncBertClient: the same conversation on an asyncio loop."""
+"""AsyncBertClient: the client for asyncio, with the methods of BertClient that an event loop needs."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Literal, overload
 
 from bert_serving.protocol import (
     Command,
     EncodeOptions,
     EncodeReply,
-    Frames,
     InfoReply,
-    Reply,
+    JsonObject,
     Rows,
     Spans,
     Text,
+    Texts,
     TokenVectors,
-    Unavailable,
     check_spans,
 )
 
+from .aio_channel import AsyncChannel
 from .checks import (
     TOKEN_LEVEL,
+    Response,
+    Tokens,
+    check_output_format,
     check_request,
     client_status,
     options_of,
     response_of,
     rows_by_text,
     token_vectors_of,
+    warn_of_cuts,
 )
-from .connection import Connection
-from .session import Session
+from .session import MakeRequest, Session
 
-_NO_LINE_S = 0.005
-_PROBE_EVERY_S = 1.0
+if TYPE_CHECKING:
+    from bert_serving.protocol import EncodeOptionsDict
+    from typing_extensions import Self, Unpack
 
 
 class AsyncBertClient:
-    """A client of one server for one event loop; any number of calls may be under way at once.
+    """A client of one server for the tasks of one event loop. Many calls may run at once.
 
-    Arguments and errors as for BertClient. The connection opens with the first call. It may be used again
-    under another event loop once the first has ended; until then every call there raises RuntimeError.
+    Arguments and errors are those of BertClient. The client connects with its first call. After the end of that
+    event loop it may be used under another one; before that, a call under another loop raises RuntimeError.
 
     >>> async with AsyncBertClient() as client:
     ...     vectors = await client.encode(["First do it", "then do it right"])
@@ -63,85 +64,94 @@ class AsyncBertClient:
         *,
         connect_timeout: int = 10_000,
     ) -> None:
-        if output_fmt not in ("ndarray", "list"):
-            raise AttributeError(f'"output_fmt" must be "ndarray" or "list", got {output_fmt!r}')
+        check_output_format(output_fmt)
         self.ip, self.port, self.port_out = ip, port, port_out
         self.output_fmt = output_fmt
         self.timeout = timeout
         self.connect_timeout = connect_timeout
         self._warns = check_length
-        self._is_closed = False
-        self._begin(identity.encode() if isinstance(identity, str) else identity)
+        self._open(identity.encode() if isinstance(identity, str) else identity)
 
-    async def __aenter__(self) -> AsyncBertClient:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"<AsyncBertClient {self.ip}:{self.port} {self._session!r}>"
-
-    def _begin(self, identity: bytes | None) -> None:
-        """Begin a conversation; it belongs to the event loop and the process of its first request."""
-        self._session = Session(identity or str(uuid.uuid4()).encode(), is_shared=identity is not None)
-        self._connection: Connection | None = None
-        self._owner: tuple[asyncio.AbstractEventLoop, int] | None = None
-        self._num_losses = 0
-        self._answers: dict[int, asyncio.Future[None]] = {}
-        self._connected = asyncio.Event()
-        self._prober: asyncio.Task[None] | None = None
+        return f"<{type(self).__name__} {self.ip}:{self.port} {self._session!r}>"
 
     async def close(self) -> None:
-        """Drop the connection; calls that still wait raise Unavailable."""
-        self._check_owner()
-        self._is_closed = True
-        if self._connection is None:
-            return
-        self._connected.set()  # for those who wait for it, to see that it is closed
-        loop = asyncio.get_running_loop()
-        for descriptor in self._connection.descriptors:
-            loop.remove_reader(descriptor)
-        assert self._prober is not None
-        self._prober.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._prober
-        self._wake(self._session.fail_pending(Unavailable("this client is closed")))
-        self._connection.close()
-        self._connection = None
+        """Close the connection. Calls that wait raise Unavailable, and so do later calls."""
+        await self._channel.close()
+
+    # -- vectors ---------------------------------------------------------------------------------------
+
+    @overload
+    async def encode(
+        self,
+        texts: Texts,
+        is_tokenized: bool = False,
+        show_tokens: Literal[False] = False,
+        **options: Unpack[EncodeOptionsDict],
+    ) -> Rows: ...
+
+    @overload
+    async def encode(
+        self,
+        texts: Texts,
+        is_tokenized: bool = False,
+        *,
+        show_tokens: Literal[True],
+        **options: Unpack[EncodeOptionsDict],
+    ) -> tuple[Rows, Tokens]: ...
+
+    @overload
+    async def encode(
+        self,
+        texts: Texts,
+        is_tokenized: bool = False,
+        show_tokens: bool = False,
+        **options: Unpack[EncodeOptionsDict],
+    ) -> Rows | tuple[Rows, Tokens]: ...
 
     async def encode(
         self,
-        texts: list[str] | list[list[str]],
+        texts: Texts,
         is_tokenized: bool = False,
         show_tokens: bool = False,
-        **options: Any,
-    ) -> Any:
-        """Return the vectors of the texts: (B, D) float32, rows in the order of the texts.
+        **options: Unpack[EncodeOptionsDict],
+    ) -> Rows | tuple[Rows, Tokens]:
+        """Return the vectors of the texts: (B, D) float32, one row for each text, in the order of the texts.
 
-        Arguments and errors as for BertClient.encode. Cancelling the call forgets the request.
+        Arguments and errors are those of BertClient.encode, without `blocking`. If the call is cancelled, its
+        reply will be ignored.
         """
         check_request(texts, is_tokenized=is_tokenized)
-        request_id, reply = await self.encode_reply(texts, options_of(options, show_tokens=show_tokens))
-        response = response_of(request_id, reply, as_list=self.output_fmt == "list", warn=self._warns)
+        asked = options_of(options, show_tokens=show_tokens)
+        response = self._response(*await self.encode_reply(texts, asked))
         return (response.embedding, response.tokens) if show_tokens else response.embedding
 
     async def encode_tokens(
-        self, texts: list[str] | list[list[str]], is_tokenized: bool = False, **options: Any
+        self, texts: Texts, is_tokenized: bool = False, **options: Unpack[EncodeOptionsDict]
     ) -> list[TokenVectors]:
-        """Return the vectors, tokens and offsets of each text's tokens, as BertClient.encode_tokens."""
+        """Return the tokens of each text with their vectors, (T, D) float32, and their offsets in characters.
+
+        Arguments and errors as for `encode`.
+        """
         check_request(texts, is_tokenized=is_tokenized)
-        _, reply = await self.encode_reply(texts, options_of(options, **TOKEN_LEVEL))
-        return token_vectors_of(reply)
+        return token_vectors_of(await self._warned_reply(texts, options_of(options, **TOKEN_LEVEL)))
 
     async def encode_spans(
-        self, texts: list[str], spans: Sequence[Sequence[tuple[int, int]]], **options: Any
+        self, texts: list[str], spans: Sequence[Sequence[tuple[int, int]]], **options: Unpack[EncodeOptionsDict]
     ) -> list[Rows]:
-        """Return for each text a vector for each of its spans, as BertClient.encode_spans."""
+        """Return for each text the vectors of its spans: (number of spans, D) float32.
+
+        spans: for each text, one or more (start, end) in characters; see BertClient.encode_spans.
+        """
         check_request(texts, is_tokenized=False)
         check_spans(spans, len(texts))
-        _, reply = await self.encode_reply(texts, options_of(options, ragged=True), spans)
-        return rows_by_text(reply)
+        return rows_by_text(await self._warned_reply(texts, options_of(options, ragged=True), spans))
 
     async def encode_reply(
         self,
@@ -149,132 +159,74 @@ class AsyncBertClient:
         options: EncodeOptions = EncodeOptions(),  # noqa: B008
         spans: Sequence[Spans] | None = None,
     ) -> tuple[int, EncodeReply]:
-        """Return the number of the request and the reply as it came, of texts that were checked."""
+        """Return (request id, reply) for texts and spans that were checked: all that the server sent."""
+        deadline = self._deadline()
         deadline_ms = self.timeout if self.timeout >= 0 else None
-        request_id, reply = await self._request(
+        request_id = await self._send(
             lambda now: self._session.encode(texts, now, options=options, spans=spans, deadline_ms=deadline_ms),
-            self.timeout / 1000 if self.timeout >= 0 else None,
+            deadline,
         )
+        reply = await self._channel.reply_to(request_id, deadline)
         assert isinstance(reply, EncodeReply)
         return request_id, reply
 
-    async def server_config(self) -> dict[str, Any]:
-        """Return the settings in force at the server, and its versions."""
+    # -- the state of client and server ----------------------------------------------------------------
+
+    @property
+    def status(self) -> JsonObject:
+        """The state of this client: its address, identity, and the number of requests sent and pending."""
+        return client_status(self, self._session)
+
+    async def server_config(self) -> JsonObject:
+        """Return the settings and versions of the server."""
         return await self.ask(Command.SHOW_CONFIG)
 
-    async def server_status(self) -> dict[str, Any]:
-        """Return the server's settings, counters and workers."""
+    async def server_status(self) -> JsonObject:
+        """Return the settings, counters and workers of the server."""
         return await self.ask(Command.SHOW_STATUS)
 
-    async def ask(self, command: Command) -> dict[str, Any]:
-        """Return the server's answer to a command."""
+    async def ask(self, command: Command) -> JsonObject:
+        """Return the reply of the server to a command."""
+        # Without a timeout, connect_timeout is the limit: the broker replies even if its workers are busy.
         limit_s = (self.timeout if self.timeout >= 0 else self.connect_timeout) / 1000
-        _, reply = await self._request(lambda now: self._session.command(command, now), limit_s)
+        deadline = time.monotonic() + limit_s
+        request_id = await self._send(lambda now: self._session.command(command, now), deadline)
+        reply = await self._channel.reply_to(request_id, deadline)
         assert isinstance(reply, InfoReply)
         return dict(reply.info)
 
-    @property
-    def status(self) -> dict[str, Any]:
-        """The state of this client."""
-        return client_status(self, self._session)
+    # -- the channel -----------------------------------------------------------------------------------
 
-    # -- the line --------------------------------------------------------------------------------------
+    def _open(self, identity: bytes | None) -> None:
+        """Begin a new session. The channel connects with the first request."""
+        self._session = Session(identity or str(uuid.uuid4()).encode(), is_shared=identity is not None)
+        self._channel = AsyncChannel(self._session, self.ip, self.port, self.port_out)
 
-    async def _request(self, make: Any, limit_s: float | None) -> tuple[int, Reply]:
-        deadline = None if limit_s is None else time.monotonic() + limit_s
-        connection = await self._ensure_connected(limit_s)
-        request_id, frames = make(time.monotonic())
-        answered = self._answers[request_id] = asyncio.get_running_loop().create_future()
-        try:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            await asyncio.wait_for(self._exchange(connection, frames, answered), left)
-            reply = self._session.take(request_id)
-        except asyncio.TimeoutError:
-            raise TimeoutError(
-                f"the server at {self.ip}:{self.port} did not answer within {limit_s:g} s"
-            ) from None
-        finally:
-            del self._answers[request_id]
-            self._session.forget(request_id)
-        assert reply is not None
-        return request_id, reply
-
-    async def _exchange(self, connection: Connection, frames: Frames, answered: asyncio.Future[None]) -> None:
-        while not answered.done() and not connection.send(frames):
-            self._receive()  # where the line broke, this fails the request
-            await asyncio.sleep(_NO_LINE_S)
-        await answered
-
-    def _check_owner(self) -> None:
-        """Raise RuntimeError where another event loop of this process is in the midst of using the client."""
-        if self._owner is None or self._connection is None:
+    def _reopen_for_this_loop(self) -> None:
+        """Begin a new session if the channel belongs to an event loop that has ended, or to the parent process."""
+        if self._channel.is_closed:
             return
-        loop, pid = self._owner
-        if loop is not asyncio.get_running_loop() and pid == os.getpid() and loop.is_running():
-            raise RuntimeError(
-                "this AsyncBertClient belongs to another event loop, which is still running; make one for each"
-            )
+        self._channel.refuse_other_loop()
+        if self._channel.belongs_to_other_loop():
+            self._channel.abandon()
+            self._open(None)
 
-    async def _ensure_connected(self, limit_s: float | None) -> Connection:
-        if self._is_closed:
-            raise Unavailable("this client is closed")
-        self._check_owner()
-        loop = asyncio.get_running_loop()
-        if self._owner not in (None, (loop, os.getpid())):
-            # Another event loop, or a fork: the old loop's readers and the parent's sockets are of no use.
-            if self._connection is not None and self._owner is not None and self._owner[1] == os.getpid():
-                self._connection.close()
-            self._begin(None)
-        if self._connection is None:
-            self._owner = (loop, os.getpid())
-            self._connection = Connection(self._session.identity, self.ip, self.port, self.port_out)
-            for descriptor in self._connection.descriptors:
-                loop.add_reader(descriptor, self._receive)
-            self._prober = loop.create_task(self._probe())
-        connection = self._connection
-        self._receive()  # a loss that happened before this request must not be counted against it
-        connect_s = self.connect_timeout / 1000
-        try:
-            await asyncio.wait_for(
-                self._connected.wait(), connect_s if limit_s is None else min(connect_s, limit_s)
-            )
-        except asyncio.TimeoutError:
-            raise TimeoutError(f"cannot reach the server: {connection.trouble}") from None
-        if self._is_closed:
-            raise Unavailable("this client is closed")
-        return connection
+    async def _send(self, make: MakeRequest, deadline: float) -> int:
+        self._reopen_for_this_loop()
+        return await self._channel.send(make, min(deadline, time.monotonic() + self.connect_timeout / 1000))
 
-    def _receive(self) -> None:
-        """Take in all that is there: a ZeroMQ descriptor tells of a change only once."""
-        connection = self._connection
-        if connection is None:
-            return
-        now = time.monotonic()
-        for frames in connection.receive():
-            request_id = self._session.receive(frames, now)
-            if request_id is not None:
-                self._wake([request_id])
-        connection.tend_sender(now)
-        if self._num_losses != connection.num_losses:
-            self._num_losses = connection.num_losses
-            error = Unavailable(f"the server at {self.ip}:{self.port} went away")
-            self._wake(self._session.fail_pending(error))
-        if connection.is_connected:
-            self._connected.set()
-        else:
-            self._connected.clear()
+    def _deadline(self) -> float:
+        return time.monotonic() + self.timeout / 1000 if self.timeout >= 0 else float("inf")
 
-    def _wake(self, request_ids: list[int]) -> None:
-        for request_id in request_ids:
-            answered = self._answers.get(request_id)
-            if answered is not None and not answered.done():
-                answered.set_result(None)
+    def _response(self, request_id: int, reply: EncodeReply) -> Response:
+        if self._warns:
+            warn_of_cuts(reply)
+        return response_of(request_id, reply, as_list=self.output_fmt == "list")
 
-    async def _probe(self) -> None:
-        while True:
-            await asyncio.sleep(_PROBE_EVERY_S)
-            self._receive()
-            probe = self._session.probe(time.monotonic())
-            self._wake(list(self._answers) if not self._session.pending else [])
-            if probe is not None and self._connection is not None:
-                self._connection.send(probe)
+    async def _warned_reply(
+        self, texts: Sequence[Text], options: EncodeOptions, spans: Sequence[Spans] | None = None
+    ) -> EncodeReply:
+        _, reply = await self.encode_reply(texts, options, spans)
+        if self._warns:
+            warn_of_cuts(reply)
+        return reply

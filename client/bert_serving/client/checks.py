@@ -1,18 +1,19 @@
-"""What both clients check and say in the same words."""
+"""What the clients check before they send a request, and how they turn a reply into a result."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from bert_serving.protocol import (
+    WIRE_VERSION,
     EncodeOptions,
     EncodeReply,
+    JsonObject,
     Rows,
     TokenVectors,
     check_texts,
@@ -22,26 +23,30 @@ from bert_serving.protocol import (
 
 from .session import Session
 
-#: The wire that this client speaks; servers report it as `server_version`.
-WIRE_VERSION = "1.10.0"
+#: The tokens of each text.
+Tokens: TypeAlias = "Sequence[Sequence[str]]"
 
 #: The options of a request for the vectors of all tokens.
 TOKEN_LEVEL = {"pooling_strategy": "NONE", "ragged": True, "show_tokens": True, "show_offsets": True}
 
-#: Options about the form of a reply, which a method stands for.
+#: Options that set the form of the reply. A caller cannot set them: each method has its own form.
 _OF_REPLIES = {"ragged", "show_tokens", "show_offsets", "show_usage"}
 
 
 class Response(NamedTuple):
-    """A result. `embedding`: (B, D), or a list of lists; `tokens`: '' where none were sent."""
+    """The result of one request.
+
+    id: the number of the request. embedding: its vectors, an array (B, D); nested lists if the client was made
+    with output_fmt="list". tokens: the tokens of each text if the request had show_tokens, else "".
+    """
 
     id: int
-    embedding: Any
-    tokens: Any
+    embedding: Rows
+    tokens: Tokens
 
 
 def client_version() -> str:
-    """Return the version of the installed distribution."""
+    """Return the version of the installed distribution, or "unknown" if it is not installed."""
     try:
         return version("bert-embedding-service")
     except PackageNotFoundError:
@@ -56,8 +61,8 @@ class _Client(Protocol):
     timeout: int
 
 
-def client_status(client: _Client, session: Session) -> dict[str, Any]:
-    """Return the state of a client under bert-as-service's keys."""
+def client_status(client: _Client, session: Session) -> JsonObject:
+    """Return the state of a client, by bert-as-service's names."""
     outstanding = session.outstanding
     return {
         "identity": session.identity,
@@ -73,76 +78,80 @@ def client_status(client: _Client, session: Session) -> dict[str, Any]:
     }
 
 
-def check_request(texts: Any, *, is_tokenized: bool) -> None:
-    """Raise TypeError or ValueError for texts that are none, are blank, or are not of the announced kind."""
+def check_output_format(output_fmt: str) -> None:
+    """Raise AttributeError, as bert-as-service does, unless the format of results is "ndarray" or "list"."""
+    if output_fmt not in ("ndarray", "list"):
+        raise AttributeError(f'"output_fmt" must be "ndarray" or "list", got {output_fmt!r}')
+
+
+def check_request(texts: object, *, is_tokenized: bool) -> None:
+    """Raise TypeError or ValueError if the texts are wrong, blank, or not of the kind that the caller said."""
     if check_texts(texts) != is_tokenized:
         expected = "lists of tokens" if is_tokenized else "strings (or pass is_tokenized=True)"
         raise TypeError(f"texts must be a list of {expected}")
+    assert isinstance(texts, list)
     if is_tokenized:
         for i, tokens in enumerate(texts):
-            _refuse_blank(tokens, f"texts[{i}]")
-    else:
+            if isinstance(tokens[0], str):
+                _refuse_blank(tokens, f"texts[{i}]")
+    elif isinstance(texts[0], str):
         _refuse_blank(texts, "texts")
 
 
 def _refuse_blank(strings: list[str], name: str) -> None:
-    # The server has a vector for a blank text too, but users of this class rely on its refusing them.
+    # The server accepts a blank text. The clients refuse it as bert-as-service's client does.
     if any(map(str.isspace, strings)):
         i = next(i for i, string in enumerate(strings) if string.isspace())
         raise ValueError(f"{name}[{i}] is blank: {strings[i]!r}")
 
 
-def options_of(options: Mapping[str, Any], **always: Any) -> EncodeOptions:
-    """Return the options of a call. Raises TypeError or ValueError, which name the one that is wrong.
+def options_of(options: Mapping[str, object], **fixed: object) -> EncodeOptions:
+    """Return the options of a request. Raises TypeError or ValueError; the message names the wrong option.
 
-    always: what the call itself stands for, and its caller may not choose.
+    options: the keyword arguments of the caller. fixed: options that the called method sets itself.
     """
     if refused := sorted(options.keys() & _OF_REPLIES):
-        raise TypeError(f"{refused[0]} is no option of a call; see encode_tokens and encode_spans")
-    options = {**options, **always}
+        raise TypeError(f"{refused[0]} is not an option of this call; see encode_tokens and encode_spans")
+    options = {**options, **fixed}
     if unknown := sorted(options.keys() - {*EncodeOptions.__slots__}):
         known = [name for name in EncodeOptions.__slots__ if name not in _OF_REPLIES]
-        raise TypeError(f"encode() has no option {unknown[0]!r}; there are {', '.join(known)}")
+        raise TypeError(f"encode() has no option {unknown[0]!r}; the options are {', '.join(known)}")
     return options_from_json(options)
 
 
-def show_config(config: Mapping[str, Any]) -> None:
-    """Print the configuration of a server."""
+def show_config(config: Mapping[str, object]) -> None:
+    """Print the configuration of a server to stdout."""
     sys.stdout.write("".join(f"{key:>30} = {value!r}\n" for key, value in sorted(config.items())))
 
 
-def check_version_of(config: Mapping[str, Any]) -> None:
-    """Raise AttributeError if the server of this configuration speaks another wire."""
+def check_version_of(config: Mapping[str, object]) -> None:
+    """Raise AttributeError if the server with this configuration uses another version of the wire."""
     found = config.get("server_version")
     if found != WIRE_VERSION:
         raise AttributeError(
-            f"version mismatch: this client speaks {WIRE_VERSION}, the server {found}; "
-            "pass check_version=False to go on all the same"
+            f"version mismatch: this client uses wire version {WIRE_VERSION}, the server {found}; "
+            "pass check_version=False to connect anyway"
         )
 
 
-def response_of(request_id: int, reply: EncodeReply, *, as_list: bool, warn: bool) -> Response:
-    """Return the reply as the caller wants it. warn: say so if texts were cut."""
-    if warn:
-        warn_of_cuts(reply)
-    # The frame's memory is read-only; a caller may want to write to what is his.
-    rows: npt.NDArray[np.floating[Any]] = np.array(reply.rows)
+def response_of(request_id: int, reply: EncodeReply, *, as_list: bool) -> Response:
+    """Return the result of a request. as_list: the vectors as nested lists, not as an array."""
+    rows: Rows = np.array(reply.rows)  # a copy, because the memory of the frame is read-only
     return Response(request_id, rows.tolist() if as_list else rows, "" if reply.tokens is None else reply.tokens)
 
 
 def warn_of_cuts(reply: EncodeReply) -> None:
-    """Warn if texts were cut."""
+    """Warn if the server cut texts. For private methods that public methods call directly."""
     if reply.truncated:
         warnings.warn(
             f"{len(reply.truncated)} of {len(reply.counts or reply.rows)} texts are longer than the server's "
-            "max_seq_len and were cut, "
-            f"first texts[{reply.truncated[0]}]",
-            stacklevel=5,
+            f"max_seq_len and were cut; the first is texts[{reply.truncated[0]}]",
+            stacklevel=4,  # the line of the user: it called a public method, which called a private one
         )
 
 
 def token_vectors_of(reply: EncodeReply) -> list[TokenVectors]:
-    """Return the tokens of each text in a reply that has them all."""
+    """Return the tokens and vectors of each text, from the reply to a request with the options TOKEN_LEVEL."""
     assert reply.tokens is not None
     offsets = reply.offsets or [None] * len(reply.tokens)
     rows = rows_by_text(reply)
@@ -150,6 +159,6 @@ def token_vectors_of(reply: EncodeReply) -> list[TokenVectors]:
 
 
 def rows_by_text(reply: EncodeReply) -> list[Rows]:
-    """Return the rows of each text in a reply that has any number of them."""
+    """Return the rows of each text, from a reply that says how many rows each text has."""
     assert reply.counts is not None
     return split_rows(np.array(reply.rows), reply.counts)

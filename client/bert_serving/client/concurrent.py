@@ -1,95 +1,93 @@
-"""ConcurrentBertClient: a BertClient for many threads, with a bound on how many ask at once."""
+"""ConcurrentBertClient: a BertClient for many threads that limits how many calls run at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
 
-from bert_serving.protocol import Rows, TokenVectors
+from bert_serving.protocol import EncodeOptions, EncodeReply, Spans, Text
 
 from .sync import BertClient
 
 
 class ConcurrentBertClient(BertClient):
-    """A BertClient of which at most `max_concurrency` calls are under way; further callers wait their turn.
+    """A BertClient of which at most `max_concurrency` calls for vectors run at once. Other threads wait.
 
-    One connection serves them all, since the server merges what arrives together. Results cannot be
-    fetched later, because threads would take each other's.
-    timeout: milliseconds for the wait, and as many for the call; TimeoutError if they pass.
+    All threads share one connection, because the server merges the requests that arrive together. Results cannot
+    be fetched later, because threads would take each other's results: `encode(blocking=False)`, `fetch`,
+    `fetch_all` and `encode_async` raise NotImplementedError.
+    timeout: milliseconds that a call may wait for other calls to end, and again milliseconds that it may then
+    take; TimeoutError after that. Other arguments and errors are those of BertClient.
     """
 
-    def __init__(self, max_concurrency: int = 10, **kwargs: Any) -> None:
+    def __init__(self, max_concurrency: int = 10, **kwargs: Any) -> None:  # kwargs: those of BertClient
         if max_concurrency < 1:
             raise ValueError(f"max_concurrency must be at least 1, got {max_concurrency}")
         self.max_concurrency = max_concurrency
-        self._give_turns()
+        self._issue_permits()
         super().__init__(**kwargs)
 
     @property
     def available_bc(self) -> list[BertClient]:
-        """This client, once for each call that could begin now: it is what its users share."""
-        return [self] * self._turns.qsize()
+        """This client, repeated once for each call that could start now.
+
+        bert-as-service keeps a list of idle clients here. Programs that use its length, or call one of its items,
+        work with this list too.
+        """
+        return [self] * self._permits.qsize()
+
+    def encode_reply(
+        self,
+        texts: Sequence[Text],
+        options: EncodeOptions = EncodeOptions(),  # noqa: B008
+        spans: Sequence[Spans] | None = None,
+    ) -> tuple[int, EncodeReply]:
+        """Return (request id, reply) as BertClient.encode_reply, after waiting for a permit."""
+        with self._permit():
+            return super().encode_reply(texts, options, spans)
+
+    def fetch(self, delay: float = 0.0) -> NoReturn:
+        """Raise NotImplementedError."""
+        _refuse("fetch")
+
+    def fetch_all(self, sort: bool = True, concat: bool = False) -> NoReturn:
+        """Raise NotImplementedError."""
+        _refuse("fetch_all")
+
+    def encode_async(self, *args: object, **kwargs: object) -> NoReturn:
+        """Raise NotImplementedError."""
+        _refuse("encode_async")
+
+    def _send_to_fetch(self, texts: Sequence[Text], options: EncodeOptions) -> NoReturn:
+        _refuse("encode(blocking=False)")
 
     def _after_fork(self) -> None:
-        self._give_turns()  # the parent's threads hold theirs
+        self._issue_permits()  # threads of the parent hold the old ones
         super()._after_fork()
 
-    def _give_turns(self) -> None:
-        self._turns: SimpleQueue[None] = SimpleQueue()
+    def _issue_permits(self) -> None:
+        self._permits: SimpleQueue[None] = SimpleQueue()
         for _ in range(self.max_concurrency):
-            self._turns.put(None)
+            self._permits.put(None)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        self._line.refuse_reentry()  # before it waits for a turn that its own thread may hold
-        turns = self._turns  # a fork gives the child others
+    def _permit(self) -> Iterator[None]:
+        self._channel.refuse_reentry()  # the interrupted call of this thread may hold the last permit
+        permits = self._permits  # a fork replaces them
         try:
-            turns.get(timeout=self.timeout / 1000 if self.timeout >= 0 else None)
+            permits.get(timeout=self.timeout / 1000 if self.timeout >= 0 else None)
         except Empty:
             raise TimeoutError(
-                f"too many concurrent calls: max_concurrency={self.max_concurrency} were under way "
+                f"too many concurrent calls: max_concurrency={self.max_concurrency} others were running "
                 f"for all of timeout={self.timeout} ms"
             ) from None
         try:
             yield
         finally:
-            turns.put(None)
-
-    def encode(
-        self,
-        texts: Any,
-        blocking: bool = True,
-        is_tokenized: bool = False,
-        show_tokens: bool = False,
-        **options: Any,
-    ) -> Any:
-        """Return the vectors of the texts, as BertClient.encode; `blocking=False` is refused."""
-        if not blocking:
-            _refuse("encode(blocking=False)")
-        with self._turn():
-            return super().encode(texts, is_tokenized=is_tokenized, show_tokens=show_tokens, **options)
-
-    def encode_tokens(self, texts: Any, is_tokenized: bool = False, **options: Any) -> list[TokenVectors]:
-        """Return the vectors of each text's tokens, as BertClient.encode_tokens."""
-        with self._turn():
-            return super().encode_tokens(texts, is_tokenized, **options)
-
-    def encode_spans(self, texts: Any, spans: Any, **options: Any) -> list[Rows]:
-        """Return a vector for each span, as BertClient.encode_spans."""
-        with self._turn():
-            return super().encode_spans(texts, spans, **options)
-
-    def fetch(self, delay: float = 0.0) -> Iterator[Any]:
-        _refuse("fetch")
-
-    def fetch_all(self, sort: bool = True, concat: bool = False) -> Any:
-        _refuse("fetch_all")
-
-    def encode_async(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        _refuse("encode_async")
+            permits.put(None)
 
 
 def _refuse(what: str) -> NoReturn:
-    raise NotImplementedError(f"ConcurrentBertClient has no {what}; use a BertClient")
+    raise NotImplementedError(f"ConcurrentBertClient does not support {what}; use a BertClient")

@@ -1,11 +1,14 @@
-"""The two sockets of a client and what is known of their peers. Non-blocking.
+"""Connection: the two sockets of a client, and whether they are connected. No call blocks but `wait`.
 
-`wait` and `receive` are for one thread at a time, and so is all the rest; the two may go on side by side.
+One thread at a time may call `wait` and `receive`. One thread at a time may call the other methods, also while
+another thread is in `wait` or `receive`.
 
 Rules of this file:
-- The receiver finds the server, again and again if need be; its monitor tells of each handshake and each loss.
-- The sender has no monitor, which would cost two more descriptors. It has a line as long as it is writable,
-  and gets a new one from `tend_sender` alone, so that no loss can be mended before it was counted.
+- ZeroMQ connects the receiver, and connects it again after a loss. Its monitor reports each handshake and each
+  loss.
+- The sender has no monitor, because a monitor needs two more file descriptors. The sender is connected while it
+  is writable. Only `maintain_sender` connects it again, after it has recorded the loss. Otherwise a loss could
+  stay unnoticed, and the requests that were lost with it would wait without end.
 """
 
 from __future__ import annotations
@@ -18,16 +21,16 @@ from contextlib import suppress
 from functools import lru_cache
 
 import zmq
-from bert_serving.protocol import Frames
+from bert_serving.protocol import Frames, Unavailable
 from zmq.utils.monitor import recv_monitor_message
 
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
 _RECONNECT_MAX_MS = 1_000
-_SENDER_PATIENCE_S = (0.5, 4.0)  # for the first attempt of the sender to connect, and for the longest
+_SENDER_RETRY_S = (0.5, 4.0)  # between two attempts of the sender to connect: at first, and at most
 
-_NUM_FILES = 6  # of a connection: two for TCP, the rest is how ZeroMQ wakes its threads
-_NUM_FILES_TO_OPEN = _NUM_FILES + 8  # those of the context too; libzmq aborts where they are missing
+_NUM_FILES = 6  # of a connection: two for TCP, four with which ZeroMQ wakes its threads
+_NUM_FILES_TO_OPEN = _NUM_FILES + 8  # and those of the context; libzmq aborts if it cannot open them
 
 
 @lru_cache(1)
@@ -42,26 +45,25 @@ os.register_at_fork(after_in_child=_context.cache_clear)
 
 
 class Connection:
-    """PUSH to `ip:port`, SUB from `ip:port_out`, both connecting in the background.
+    """A PUSH socket to ip:port and a SUB socket to ip:port_out. Both connect in the background.
 
-    num_losses: how often the line broke after it had been whole; requests sent before are lost with it.
-    Raises OSError (EMFILE) where the process may not open as many files as this takes.
+    Raises OSError (EMFILE) if the process may not open as many files as the sockets need.
     """
 
     def __init__(self, identity: bytes, ip: str, port: int, port_out: int):
         _check_files_left()
         host = f"[{ip}]" if ":" in ip else ip
         self._sender_address, self._receiver_address = f"{host}:{port}", f"{host}:{port_out}"
-        self.num_losses = 0
+        self._is_lost = False
         self._can_send = self._can_receive = False
-        self._sender_trouble = "port takes no requests; are port and port_out right?"
-        self._receiver_trouble = "nobody answers at port_out"
-        self._patience_s, self._connect_again_at = _SENDER_PATIENCE_S[0], 0.0
+        self._sender_trouble = "port accepts no requests; are port and port_out right?"
+        self._receiver_trouble = "no server replies at port_out"
+        self._retry_s, self._connect_again_at = _SENDER_RETRY_S[0], 0.0
         self._sender = _open(zmq.PUSH, ip)
-        # A request is handed to a live connection or not at all: it must not surface after a restart.
+        # Only a live connection takes a request. ZeroMQ must not keep it and send it after a restart.
         self._sender.immediate = 1
         self._sender.reconnect_ivl = -1
-        self._sender.sndhwm = 0  # writable then means that there is a line, and nothing else
+        self._sender.sndhwm = 0  # without a limit, the socket is writable exactly while it is connected
         self._receiver = _open(zmq.SUB, ip)
         self._receiver.reconnect_ivl_max = _RECONNECT_MAX_MS
         self._receiver.rcvhwm = 0
@@ -74,27 +76,27 @@ class Connection:
 
     @property
     def is_connected(self) -> bool:
-        """Whether both sockets have shaken hands with a ZeroMQ peer, as far as was noted."""
+        """Whether both sockets had a ZeroMQ handshake, as of the last `receive` and `maintain_sender`."""
         return self._can_send and self._can_receive
 
     @property
     def trouble(self) -> str:
-        """What keeps the line from being whole, for an error message."""
-        # In this order, for the sender is not tried before the receiver has found the server.
+        """Why the connection is not complete, for an error message."""
+        # The receiver comes first: the sender does not try to connect before the receiver is connected.
         what = self._sender_trouble if self._can_receive else self._receiver_trouble
         return f"{self._sender_address} (port), {self._receiver_address} (port_out): {what}"
 
     @property
     def descriptors(self) -> list[int]:
-        """What becomes readable where `receive` or `tend_sender` has something to find."""
+        """The file descriptors that become readable when `receive` or `maintain_sender` should be called."""
         return [int(socket.fileno()) for socket in (self._sender, self._receiver, self._monitor)]
 
     def wait(self, timeout_s: float) -> None:
-        """Return when one of the descriptors is readable, or after the timeout."""
+        """Return when one of the descriptors is readable, or after the timeout in seconds."""
         self._poller.poll(round(timeout_s * 1000))
 
     def receive(self) -> list[Frames]:
-        """Return the messages that are here, and note what the monitor says of the receiver's peer."""
+        """Return the messages that have arrived, and read from the monitor whether the receiver is connected."""
         while _state(self._monitor) & zmq.POLLIN:
             self._note(recv_monitor_message(self._monitor)["event"])
         messages: list[Frames] = []
@@ -102,24 +104,43 @@ class Connection:
             messages.append(list(self._receiver.recv_multipart(zmq.NOBLOCK)))
         return messages
 
-    def tend_sender(self, now: float) -> None:
-        """Note whether the sender has a line, and let it connect where the receiver has found the server."""
+    def maintain_sender(self, now: float) -> None:
+        """Check whether the sender is connected. If it is not and the receiver is, connect it."""
         could_send, self._can_send = self._can_send, bool(_state(self._sender) & zmq.POLLOUT)
         if self._can_send:
-            self._patience_s, self._connect_again_at = _SENDER_PATIENCE_S[0], 0.0
+            self._retry_s, self._connect_again_at = _SENDER_RETRY_S[0], 0.0
             return
         if could_send:
-            self.num_losses += 1
-            self._sender_trouble = "the connection to port broke"
+            self._is_lost = True
+            self._sender_trouble = "the connection to port was lost"
         if self._can_receive and now >= self._connect_again_at:
-            with suppress(zmq.ZMQError):  # that there is nothing left of the last attempt
+            with suppress(zmq.ZMQError):  # the sender has no connection to drop
                 self._sender.disconnect(f"tcp://{self._sender_address}")
             self._sender.connect(f"tcp://{self._sender_address}")
-            self._connect_again_at = now + self._patience_s
-            self._patience_s = min(2 * self._patience_s, _SENDER_PATIENCE_S[1])
+            self._connect_again_at = now + self._retry_s
+            self._retry_s = min(2 * self._retry_s, _SENDER_RETRY_S[1])
+
+    def take_loss(self) -> Unavailable | None:
+        """Return an error if the connection was lost since the last call, else None.
+
+        Requests that were sent before may be lost. The caller ends them with this error.
+        """
+        if not self._is_lost:
+            return None
+        self._is_lost = False
+        return Unavailable(f"the server at {self._sender_address} went away")
+
+    def timeout_error(self) -> TimeoutError:
+        """Return the error for a call whose deadline passed."""
+        if not self.is_connected:
+            return TimeoutError(f"cannot reach the server: {self.trouble}")
+        return TimeoutError(
+            f"the server at {self._sender_address} did not reply in time; "
+            "is the client's timeout long enough for this request?"
+        )
 
     def send(self, frames: Frames) -> bool:
-        """Hand a request to the line; return False if there is none now."""
+        """Send a request. Return False, without sending, if the sender is not connected."""
         try:
             self._sender.send_multipart([bytes(frame) for frame in frames], zmq.NOBLOCK)
         except zmq.Again:
@@ -127,7 +148,7 @@ class Connection:
         return True
 
     def close(self) -> None:
-        """Drop the line; nothing that is still inside leaves."""
+        """Close the sockets. Messages that were not sent yet are dropped."""
         self._receiver.disable_monitor()
         for socket in (self._monitor, self._receiver, self._sender):
             socket.close(linger=0)
@@ -137,11 +158,11 @@ class Connection:
             self._can_receive = True
             return
         if self._can_receive:
-            self.num_losses += 1
-            self._receiver_trouble = "the connection to port_out broke"
+            self._is_lost = True
+            self._receiver_trouble = "the connection to port_out was lost"
         else:
             self._receiver_trouble = (
-                "what answers at port_out is something else; are port and port_out right, or swapped?"
+                "what listens at port_out is something else; are port and port_out right, or swapped?"
             )
         self._can_receive = False
 
@@ -161,11 +182,11 @@ def _state(socket: zmq.Socket[bytes]) -> int:
 
 
 def _check_files_left() -> None:
-    """Raise OSError unless a connection can open its files: libzmq itself would abort, or try for ever."""
+    """Raise OSError unless a connection can open its files. libzmq would abort the process, or retry endlessly."""
     opened: list[int] = []
     try:
         for _ in range(_NUM_FILES_TO_OPEN):
-            opened.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401  # closed below, whatever happens
+            opened.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401  # closed in `finally`
     except OSError as exc:
         if exc.errno not in (errno.EMFILE, errno.ENFILE):
             raise

@@ -1,25 +1,27 @@
-"""The thread that sends batches while another one takes the results."""
+"""Producer: the thread of `encode_async` that sends batches while the caller takes the results."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any
+
+from bert_serving.protocol import Texts
 
 _NO_ROOM_S = 0.01
 
 
 class Producer(threading.Thread):
-    """Hands each batch of an iterable to `send`, as soon as `has_room` says that another may be under way.
+    """Calls `send` with each batch of an iterable, and waits before each call until `has_room` returns True.
 
-    limit: send so many batches at most. error: what the iterable or `send` raised, once the thread ended.
+    limit: the largest number of batches to send. error: after the end of the thread, what the iterable or `send`
+    raised, or None.
     """
 
     def __init__(
         self,
-        send: Callable[[Any], None],
-        batches: Iterable[Any],
+        send: Callable[[Texts], None],
+        batches: Iterable[Texts],
         *,
         limit: int | None,
         has_room: Callable[[], bool],
@@ -33,6 +35,7 @@ class Producer(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
+        """Send every batch, as soon as another one may be in progress."""
         try:
             for batch in islice(self._batches, self._limit):
                 while not self._has_room() and not self._stopped.wait(_NO_ROOM_S):
@@ -40,9 +43,9 @@ class Producer(threading.Thread):
                 if self._stopped.is_set():
                     return
                 self._send(batch)
-        except BaseException as exc:  # handed to the thread that takes the results
+        except BaseException as exc:  # raised in the thread that takes the results
             self.error = exc
 
     def stop(self) -> None:
-        """Send no more; the thread ends when the iterable next gives it a batch."""
+        """Send no more batches. The thread ends when the iterable returns its next batch."""
         self._stopped.set()

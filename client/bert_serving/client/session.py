@@ -1,17 +1,20 @@
-"""What a client knows of its conversation with the server. No sockets, no clock, no threads.
+"""Session: numbers the requests of a client and matches replies to them. No sockets, no clock, no threads.
 
 Rules of this file:
-- A request is pending from `request` until its reply is taken, it is forgotten, or the line is lost.
-- A reply that nobody waits for (late, or meant for a clone with the same identity) is ignored.
-- When something is pending and nothing was heard for a while, the server is probed with SHOW_CONFIG, which
-  it answers whatever its workers do. A probe that stays unanswered fails everything that is pending.
+- A request is pending until its reply arrives, it is forgotten, or the connection is lost.
+- A reply to a request that is not pending is ignored: it is late, or it belongs to another client with the same
+  identity.
+- If requests are pending and no message arrived for PROBE_AFTER_S, the session sends SHOW_CONFIG as a probe. A
+  server replies to it even if all workers are busy. Without a reply within PROBE_TIMEOUT_S, all pending requests
+  fail.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from bert_serving.protocol import (
     MAX_IDENTITY_BYTES,
@@ -35,12 +38,15 @@ log = logging.getLogger(__name__)
 PROBE_AFTER_S = 10.0
 PROBE_TIMEOUT_S = 10.0
 
+#: Numbers a request at the time `now` and returns (request id, frames): a call of Session.encode or .command.
+MakeRequest: TypeAlias = "Callable[[float], tuple[int, Frames]]"
+
 
 class Session:
     """Numbers requests and matches replies to them. `now` is a monotonic time in seconds.
 
-    is_shared: others may use the same identity and hear our replies, as we hear theirs; so that nobody
-    takes a reply for his own that is not, requests are then numbered on the wire from a random number on.
+    is_shared: other clients may use the same identity, and then each of them receives the replies to all of them.
+    So that replies match one client only, the numbers on the wire start at a random number.
     """
 
     def __init__(self, identity: bytes, *, is_shared: bool = False) -> None:
@@ -50,32 +56,32 @@ class Session:
         self._base = secrets.randbelow(10**9) * 10**9 if is_shared else 0
         self.num_request = 0
         self._pending: set[int] = set()
-        self._to_fetch: set[int] = set()  # pending or answered requests that `fetch` should return
+        self._to_fetch: set[int] = set()  # requests for `take_any`, pending or with a reply
         self._replies: dict[int, Reply] = {}
-        self._heard_at = 0.0
+        self._received_at = 0.0
         self._probe: tuple[int, float] | None = None
 
     def __repr__(self) -> str:
-        return f"<Session sent={self.num_request} pending={len(self._pending)} answered={len(self._replies)}>"
+        return f"<Session sent={self.num_request} pending={len(self._pending)} replies={len(self._replies)}>"
 
     @property
     def pending(self) -> set[int]:
-        """Requests that wait for their reply."""
+        """The numbers of the requests that have no reply yet."""
         return set(self._pending)
 
     @property
     def outstanding(self) -> set[int]:
-        """Requests whose result nobody has yet: those that are pending, and those that wait to be fetched."""
+        """The numbers of the requests that are pending or whose reply was not fetched yet."""
         return self._pending | self._to_fetch
 
     @property
     def has_to_fetch(self) -> bool:
-        """Whether `take_any` has something to give, now or later."""
+        """Whether `take_any` will return a request, now or later."""
         return bool(self._to_fetch)
 
     @property
     def num_to_fetch(self) -> int:
-        """Requests that `take_any` will return, now or later."""
+        """How many requests `take_any` will return, now or later."""
         return len(self._to_fetch)
 
     # -- sending ---------------------------------------------------------------------------------------
@@ -90,7 +96,7 @@ class Session:
         deadline_ms: int | None = None,
         to_fetch: bool = False,
     ) -> tuple[int, Frames]:
-        """Return (request id, frames) of a request for vectors; `to_fetch`: `take_any` may return it."""
+        """Return (request id, frames) of a request for vectors. to_fetch: `take_any` will return its reply."""
         request_id = self._begin(now)
         if to_fetch:
             self._to_fetch.add(request_id)
@@ -103,13 +109,16 @@ class Session:
         return request_id, request_to_frames(CommandRequest(self.identity, self._wire_id(request_id), command))
 
     def probe(self, now: float) -> Frames | None:
-        """Return the frames of a probe if one is due. Call it about once a second while waiting."""
+        """Return the frames of a probe if it is time for one, else None. Call it about once a second.
+
+        If the probe before had no reply in time, all pending requests fail with Unavailable.
+        """
         if not self._pending:
             self._probe = None
         elif self._probe is not None:
             if now - self._probe[1] > PROBE_TIMEOUT_S:
-                self.fail_pending(Unavailable("the server does not answer any more"))
-        elif now - self._heard_at > PROBE_AFTER_S:
+                self.fail_pending(Unavailable("the server no longer replies"))
+        elif now - self._received_at > PROBE_AFTER_S:
             self.num_request += 1
             self._probe = self.num_request, now
             wire_id = self._wire_id(self.num_request)
@@ -121,7 +130,7 @@ class Session:
 
     def _begin(self, now: float) -> int:
         if not self._pending:
-            self._heard_at = now  # the silence before the first question does not count
+            self._received_at = now  # while nothing is pending, no message is expected
         self.num_request += 1
         self._pending.add(self.num_request)
         return self.num_request
@@ -129,12 +138,12 @@ class Session:
     # -- receiving -------------------------------------------------------------------------------------
 
     def receive(self, frames: Frames, now: float) -> int | None:
-        """Take a message; return the request that it answers, or None if nobody waits for it."""
-        self._heard_at = now
+        """Take a message. Return the number of the request that now has a reply, or None if it is for none."""
+        self._received_at = now
         try:
             reply = reply_from_frames(frames)
         except ValueError as exc:
-            log.warning("ignored a message that is no reply: %s", exc)
+            log.warning("ignored a message that is not a reply: %s", exc)
             return None
         request_id = int(reply.request_id) - self._base if reply.request_id.isdigit() else 0
         self._probe = None
@@ -145,14 +154,17 @@ class Session:
         return request_id
 
     def take(self, request_id: int) -> Reply | None:
-        """Return the reply to a request once it is there. Raises the ServingError that it carries."""
+        """Return the reply to a request, or None if it has not arrived. An ErrorReply is raised as its error."""
         reply = self._replies.pop(request_id, None)
         if isinstance(reply, ErrorReply):
             raise reply.error
         return reply
 
     def take_any(self) -> tuple[int, Reply] | None:
-        """Return (request id, reply) of a request to fetch, as soon as one is answered, in order of arrival."""
+        """Return (request id, reply) of a request to fetch, in order of arrival, or None if no reply is here.
+
+        An ErrorReply is raised as its error.
+        """
         for request_id in self._replies:
             if request_id in self._to_fetch:
                 self._to_fetch.remove(request_id)
@@ -162,18 +174,18 @@ class Session:
         return None
 
     def put_back(self, request_id: int, reply: Reply) -> None:
-        """Make a reply that `take_any` gave fetchable again."""
+        """Give back a reply, so that `take_any` returns it again."""
         self._replies[request_id] = reply
         self._to_fetch.add(request_id)
 
     def forget(self, request_id: int) -> None:
-        """Wait no longer for a request; its reply will be ignored."""
+        """Stop waiting for a request. Its reply will be ignored."""
         self._pending.discard(request_id)
         self._to_fetch.discard(request_id)
         self._replies.pop(request_id, None)
 
     def fail_pending(self, error: ServingError) -> list[int]:
-        """Answer everything that is pending with an error; return the requests."""
+        """End all pending requests with an error. Return their numbers."""
         failed = sorted(self._pending)
         for request_id in failed:
             self._replies[request_id] = ErrorReply(self.identity, b"%d" % request_id, error)

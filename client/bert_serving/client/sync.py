@@ -1,4 +1,4 @@
-"""BertClient: the blocking client, with bert-as-service's signatures."""
+"""BertClient: the blocking client, with the signatures of bert-as-service's client."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, starmap
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 from bert_serving.protocol import (
     Command,
     EncodeOptions,
     EncodeReply,
-    Frames,
     InfoReply,
+    JsonObject,
     Reply,
     Rows,
     ServingError,
     Spans,
     Text,
+    Texts,
     TokenVectors,
     check_spans,
 )
@@ -30,6 +31,8 @@ from .channel import Channel
 from .checks import (
     TOKEN_LEVEL,
     Response,
+    Tokens,
+    check_output_format,
     check_request,
     check_version_of,
     client_status,
@@ -41,12 +44,16 @@ from .checks import (
     warn_of_cuts,
 )
 from .producer import Producer
-from .session import Session
+from .session import MakeRequest, Session
 
-_NO_ROOM_S = 0.01
-_ASK_AGAIN_S = 2.0
-_ASYNC_POLL_S = 0.05
-_ASYNC_WINDOW = 16  # batches under way at once; more would only fill the server's queue
+if TYPE_CHECKING:
+    from bert_serving.protocol import EncodeOptionsDict
+    from typing_extensions import Self, Unpack
+
+_POLL_S = 0.01  # between two looks for a request to fetch, while encode_async has sent none
+_ASK_AGAIN_S = 2.0  # without a reply after this time, a command is sent again
+_ASYNC_POLL_S = 0.05  # how often encode_async looks whether its thread has ended, while it waits for a reply
+_ASYNC_WINDOW = 16  # the most batches that encode_async sends ahead; more would only fill the server's queue
 
 
 _clients: weakref.WeakSet[BertClient] = weakref.WeakSet()
@@ -61,22 +68,27 @@ os.register_at_fork(after_in_child=_reopen_all)
 
 
 class BertClient:
-    """A client of one server. Safe for several threads, and usable in a child after a fork.
+    """A client of one server. Threads may share it, and a child process may use it after a fork.
 
-    ip, port, port_out: where the server listens. output_fmt: "ndarray" or "list".
-    show_server_config: print the server's configuration once connected.
-    identity: bytes or str; default: a new UUID. Clients that share one all hear its replies.
-    check_version, check_token_info: ask for the server's configuration at once, and refuse a server that
-    speaks another wire. check_length: warn when texts were cut. ignore_all_checks: none of these.
-    timeout: milliseconds that a call may take; -1: as long as the server is alive and at work on it.
-    connect_timeout: milliseconds in which the server must be reached.
+    ip, port, port_out: the address of the server.
+    output_fmt: "ndarray" or "list": vectors as arrays or as nested lists. The type hints of all methods are those
+    of arrays.
+    show_server_config: print the configuration of the server.
+    identity: the name of this client for the server; default: a new UUID. Clients with the same identity receive
+    each other's replies.
+    check_version: request the configuration of the server, and raise AttributeError if it uses another version of
+    the wire. check_length: request the configuration, set length_limit, and warn if the server cut texts.
+    check_token_info: request the configuration and set token_info_available. ignore_all_checks: do none of these.
+    timeout: milliseconds that a call may take; -1: as long as the server replies at all.
+    connect_timeout: milliseconds in which the client must be connected to the server.
 
-    length_limit: the server's max_seq_len (tokens), or 0 if it was not asked (check_length).
-    token_info_available: whether every reply carries tokens, unasked; False if it was not asked.
+    Attributes: length_limit is the server's max_seq_len in tokens; 0 without check_length. token_info_available
+    says whether the server was started with -show_tokens_to_client; False without check_token_info.
 
-    A signal handler that interrupts a call may close the client; any other call of its there is a RuntimeError.
-    Raises TimeoutError if nobody answers at these ports, Unavailable (a ConnectionError) if the server
-    dies while it is asked, and other ServingErrors as the server sends them.
+    A signal handler that interrupts a call may close the client; all other calls there raise RuntimeError.
+
+    Calls raise TimeoutError if the server cannot be reached or a timeout passes, Unavailable (a ConnectionError)
+    if the server stops or the client is closed, and the other ServingErrors that the server sends.
 
     >>> with BertClient() as client:
     ...     client.encode(["First do it", "then do it right"]).shape
@@ -99,8 +111,7 @@ class BertClient:
         *,
         connect_timeout: int = 10_000,
     ) -> None:
-        if output_fmt not in ("ndarray", "list"):
-            raise AttributeError(f'"output_fmt" must be "ndarray" or "list", got {output_fmt!r}')
+        check_output_format(output_fmt)
         self.ip, self.port, self.port_out = ip, port, port_out
         self.output_fmt = output_fmt
         self.timeout = timeout
@@ -126,7 +137,7 @@ class BertClient:
             self.close()
             raise
 
-    def __enter__(self) -> BertClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,106 +147,156 @@ class BertClient:
         return f"<{type(self).__name__} {self.ip}:{self.port} {self._session!r}>"
 
     def close(self) -> None:
-        """Drop the connection. Calls that still wait raise Unavailable."""
-        self._line.close()
+        """Close the connection. Calls that wait raise Unavailable, and so do later calls."""
+        self._channel.close()
 
     # -- vectors ---------------------------------------------------------------------------------------
 
+    @overload
     def encode(
         self,
-        texts: list[str] | list[list[str]],
+        texts: Texts,
+        blocking: Literal[True] = True,
+        is_tokenized: bool = False,
+        show_tokens: Literal[False] = False,
+        **options: Unpack[EncodeOptionsDict],
+    ) -> Rows: ...
+
+    @overload
+    def encode(
+        self,
+        texts: Texts,
+        blocking: Literal[True] = True,
+        is_tokenized: bool = False,
+        *,
+        show_tokens: Literal[True],
+        **options: Unpack[EncodeOptionsDict],
+    ) -> tuple[Rows, Tokens]: ...
+
+    @overload
+    def encode(
+        self,
+        texts: Texts,
+        blocking: Literal[False],
+        is_tokenized: bool = False,
+        show_tokens: bool = False,
+        **options: Unpack[EncodeOptionsDict],
+    ) -> None: ...
+
+    @overload
+    def encode(
+        self,
+        texts: Texts,
         blocking: bool = True,
         is_tokenized: bool = False,
         show_tokens: bool = False,
-        **options: Any,
-    ) -> Any:
-        """Return the vectors of the texts: (B, D) float32, rows in the order of the texts.
+        **options: Unpack[EncodeOptionsDict],
+    ) -> Rows | tuple[Rows, Tokens] | None: ...
 
-        texts: a list of strings that are not blank, or with is_tokenized a list of lists of such tokens.
-        blocking: wait for the vectors; if False return None, and `fetch` or `fetch_all` has them later.
-        show_tokens: return (vectors, tokens), the tokens being those that the model saw.
-        options: what this request wants in another way than the server was started for: pooling_strategy,
-        pooling_layer, normalize, dimensions, truncate, long_text, prompt, prompt_name, pairs; see
-        bert_serving.protocol.EncodeOptions. With pooling_strategy NONE the vectors are (B, T, D), zero behind
-        the end of a text.
-        Raises TypeError or ValueError for bad texts, and what the class says for the rest.
+    def encode(
+        self,
+        texts: Texts,
+        blocking: bool = True,
+        is_tokenized: bool = False,
+        show_tokens: bool = False,
+        **options: Unpack[EncodeOptionsDict],
+    ) -> Rows | tuple[Rows, Tokens] | None:
+        """Return the vectors of the texts: (B, D) float32, one row for each text, in the order of the texts.
+
+        texts: a list of strings that are not blank, or of pairs {"text": ..., "text_pair": ...}. With
+        is_tokenized: a list of lists of tokens, as strings or as ids.
+        blocking: wait for the vectors. False: return None at once; `fetch` and `fetch_all` return the vectors.
+        show_tokens: return (vectors, tokens): the tokens of each text, as the model received them.
+        options: pooling_strategy, pooling_layer, normalize, dimensions, truncate, long_text, prompt, prompt_name
+        and pairs; bert_serving.protocol.EncodeOptions says what they mean. Default: the settings of the server.
+        With pooling_strategy="NONE" the vectors are (B, T, D), filled with zeros after the last token of a text.
+
+        Raises TypeError or ValueError if the texts or an option are wrong, and the errors that the class names.
         """
         check_request(texts, is_tokenized=is_tokenized)
         asked = options_of(options, show_tokens=show_tokens)
-        deadline = self._deadline() if blocking else float("inf")
-        request_id = self._send(
-            lambda now: self._session.encode(
-                texts,
-                now,
-                options=asked,
-                deadline_ms=self.timeout if blocking and self.timeout >= 0 else None,
-                to_fetch=not blocking,
-            ),
-            deadline,
-        )
         if not blocking:
+            self._send_to_fetch(texts, asked)
             return None
-        response = self._response(request_id, self._line.reply_to(request_id, deadline))
+        response = self._response(*self.encode_reply(texts, asked))
         return (response.embedding, response.tokens) if show_tokens else response.embedding
 
     def encode_tokens(
-        self, texts: list[str] | list[list[str]], is_tokenized: bool = False, **options: Any
+        self, texts: Texts, is_tokenized: bool = False, **options: Unpack[EncodeOptionsDict]
     ) -> list[TokenVectors]:
-        """Return the vectors, tokens and offsets of each text's tokens. options: as for `encode`."""
+        """Return the tokens of each text with their vectors, (T, D) float32, and their offsets in characters.
+
+        Arguments and errors as for `encode`.
+        """
         check_request(texts, is_tokenized=is_tokenized)
-        asked = options_of(options, **TOKEN_LEVEL)
-        return token_vectors_of(self._encoded(texts, asked))
+        return token_vectors_of(self._warned_reply(texts, options_of(options, **TOKEN_LEVEL)))
 
     def encode_spans(
-        self, texts: list[str], spans: Sequence[Sequence[tuple[int, int]]], **options: Any
+        self, texts: list[str], spans: Sequence[Sequence[tuple[int, int]]], **options: Unpack[EncodeOptionsDict]
     ) -> list[Rows]:
-        """Return for each text a vector for each of its spans: (number of spans, D) float32.
+        """Return for each text the vectors of its spans: (number of spans, D) float32.
 
-        spans: [start, end) in characters, some for each text. The whole text goes through the model once,
-        and the tokens of each span are pooled (late chunking). options: as for `encode`.
+        spans: for each text, one or more (start, end) in characters. The model reads the whole text once; then
+        the tokens of each span are pooled ("late chunking"). Options and errors as for `encode`.
         """
         check_request(texts, is_tokenized=False)
         check_spans(spans, len(texts))
-        return rows_by_text(self._encoded(texts, options_of(options, ragged=True), spans))
+        return rows_by_text(self._warned_reply(texts, options_of(options, ragged=True), spans))
 
-    def _encoded(
-        self, texts: Sequence[Text], options: EncodeOptions, spans: Sequence[Spans] | None = None
-    ) -> EncodeReply:
+    def encode_reply(
+        self,
+        texts: Sequence[Text],
+        options: EncodeOptions = EncodeOptions(),  # noqa: B008
+        spans: Sequence[Spans] | None = None,
+    ) -> tuple[int, EncodeReply]:
+        """Return (request id, reply) for texts and spans that were checked: all that the server sent."""
         deadline = self._deadline()
         deadline_ms = self.timeout if self.timeout >= 0 else None
         request_id = self._send(
             lambda now: self._session.encode(texts, now, options=options, spans=spans, deadline_ms=deadline_ms),
             deadline,
         )
-        reply = cast(EncodeReply, self._line.reply_to(request_id, deadline))
-        if self._warns:
-            warn_of_cuts(reply)
-        return reply
+        reply = self._channel.reply_to(request_id, deadline)
+        assert isinstance(reply, EncodeReply)
+        return request_id, reply
+
+    # -- vectors to fetch later ------------------------------------------------------------------------
 
     def fetch(self, delay: float = 0.0) -> Iterator[Response]:
-        """Yield the results of `encode(..., blocking=False)` as they arrive, until none is pending.
+        """Yield the results of `encode(..., blocking=False)` in order of arrival, until none is pending.
 
-        delay: seconds to wait before the first. The error of a request is raised in its place.
+        delay: seconds to wait before the first result. If a request failed, its error is raised in its place;
+        call `fetch` again for the other results.
         """
         time.sleep(delay)
-        while (found := self._fetch_next(self._deadline())) is not None:
+        while (found := self._channel.next_reply(self._deadline())) is not None:
             yield self._response(*found)
 
-    def fetch_all(self, sort: bool = True, concat: bool = False) -> Any:
-        """Return all results of `encode(..., blocking=False)`, or None if none is pending.
+    @overload
+    def fetch_all(self, sort: bool = True, concat: Literal[False] = False) -> list[Rows] | None: ...
 
-        sort: in the order of sending, not of arrival. concat: join the vectors to one array or list.
+    @overload
+    def fetch_all(self, sort: bool = True, *, concat: Literal[True]) -> Rows | None: ...
+
+    @overload
+    def fetch_all(self, sort: bool = True, concat: bool = False) -> list[Rows] | Rows | None: ...
+
+    def fetch_all(self, sort: bool = True, concat: bool = False) -> list[Rows] | Rows | None:
+        """Return the vectors of all `encode(..., blocking=False)`, or None if no request is pending.
+
+        sort: in the order of the requests, not of the replies. concat: join the vectors to one array (or list).
+        If a request failed, its error is raised; call `fetch_all` again for the other results.
         """
         if not self._session.has_to_fetch:
             return None
         found: list[tuple[int, Reply]] = []
         try:
-            while (one := self._fetch_next(self._deadline())) is not None:
+            while (one := self._channel.next_reply(self._deadline())) is not None:
                 found.append(one)
         except BaseException:
-            self._line.put_back(found)  # one request's error must not cost the others their results
+            self._channel.put_back(found)  # the error of one request must not lose the other results
             raise
-        responses = [self._response(*one) for one in found]
+        responses = list(starmap(self._response, found))
         if sort:
             responses.sort(key=lambda response: response.id)
         embeddings = [response.embedding for response in responses]
@@ -245,22 +306,28 @@ class BertClient:
 
     def encode_async(
         self,
-        batch_generator: Iterable[list[str]],
+        batch_generator: Iterable[Texts],
         max_num_batch: int | None = None,
         delay: float = 0.1,
-        **kwargs: Any,
+        *,
+        blocking: bool = False,
+        is_tokenized: bool = False,
+        show_tokens: bool = False,
+        **options: Unpack[EncodeOptionsDict],
     ) -> Iterator[Response]:
-        """Yield the results of the batches as they arrive, while another thread goes on sending.
+        """Yield the results of the batches in order of arrival, while another thread sends further batches.
 
-        max_num_batch: send so many batches at most. delay: seconds before the first result is looked for.
-        kwargs: as for `encode`. What the generator raises is raised here after the results.
+        max_num_batch: the largest number of batches to send. delay: seconds to wait before the first result.
+        blocking: ignored; programs for bert-as-service may pass it. Other arguments and errors as for `encode`.
+        An error of the generator is raised after the results of the batches before it.
         """
+        del blocking
         producer = Producer(
-            lambda texts: self.encode(texts, **{**kwargs, "blocking": False}),
+            lambda texts: self.encode(texts, False, is_tokenized, show_tokens, **options),
             batch_generator,
             limit=max_num_batch,
-            # Counted in the session: another thread may fetch what this one sent.
-            has_room=lambda: self._line.is_closed or self._session.num_to_fetch < _ASYNC_WINDOW,
+            # The session counts, not this call: another thread may fetch what this call sent.
+            has_room=lambda: self._channel.is_closed or self._session.num_to_fetch < _ASYNC_WINDOW,
         )
         producer.start()
         try:
@@ -275,11 +342,11 @@ class BertClient:
     def _results_of(self, producer: Producer) -> Iterator[tuple[int, Reply]]:
         deadline = self._deadline()
         while True:
-            is_producing = producer.is_alive()  # asked first: what it sent before its end is then seen below
+            is_producing = producer.is_alive()  # before the look for replies: they include its last request
             try:
-                found = self._fetch_next(time.monotonic() + _ASYNC_POLL_S if is_producing else deadline)
+                found = self._channel.next_reply(time.monotonic() + _ASYNC_POLL_S if is_producing else deadline)
             except TimeoutError as exc:
-                # Either our short wait is over, or a deadline: the caller's own, or one that the server kept.
+                # The short wait ended, or the timeout of this client. A ServingError is a deadline at the server.
                 if is_producing and time.monotonic() < deadline and not isinstance(exc, ServingError):
                     continue
                 raise
@@ -287,92 +354,96 @@ class BertClient:
                 yield found
                 deadline = self._deadline()
             elif is_producing:
-                deadline = self._deadline()  # nothing is under way, so nothing is late
-                time.sleep(_NO_ROOM_S)
+                deadline = self._deadline()  # no request is pending, so the time does not count
+                time.sleep(_POLL_S)
             else:
                 return
 
-    def _fetch_next(self, deadline: float) -> tuple[int, Reply] | None:
-        """Return (request id, reply) of a request to fetch, or None if there is none any more."""
-
-        def next_or_nothing() -> tuple[int, Reply] | bool | None:
-            # Another thread may have taken the last one while this one waited.
-            return self._session.take_any() or (None if self._session.has_to_fetch else False)
-
-        return cast("tuple[int, Reply] | None", self._line.wait(next_or_nothing, deadline) or None)
-
-    # -- what is known ---------------------------------------------------------------------------------
+    # -- the state of client and server ----------------------------------------------------------------
 
     @property
     def identity(self) -> bytes:
-        """What the server knows this client by; another one that is given it hears the same replies."""
+        """The name of this client for the server. Another client with this identity receives the same replies."""
         return self._session.identity
 
     @property
     def request_id(self) -> int:
-        """The number of the latest request; the first has number 1."""
+        """The number of the latest request. The first request has number 1."""
         return self._session.num_request
 
     @property
     def pending_request(self) -> set[int]:
-        """The numbers of the requests whose result nobody has yet, be it here to fetch or still to come."""
+        """The numbers of the requests that have no reply yet or whose reply was not fetched yet."""
         return self._session.outstanding
 
     @property
-    def status(self) -> dict[str, Any]:
-        """The state of this client."""
+    def status(self) -> JsonObject:
+        """The state of this client: its address, identity, and the number of requests sent and pending."""
         return client_status(self, self._session)
 
     @property
-    def server_config(self) -> dict[str, Any]:
-        """The settings in force at the server, and its versions."""
-        return self._ask(Command.SHOW_CONFIG)
+    def server_config(self) -> JsonObject:
+        """The settings and versions of the server, requested at each access."""
+        return self.ask(Command.SHOW_CONFIG)
 
     @property
-    def server_status(self) -> dict[str, Any]:
-        """The server's settings, counters and workers."""
-        return self._ask(Command.SHOW_STATUS)
+    def server_status(self) -> JsonObject:
+        """The settings, counters and workers of the server, requested at each access."""
+        return self.ask(Command.SHOW_STATUS)
 
-    def _ask(self, command: Command) -> dict[str, Any]:
-        # The broker answers these whatever its workers do, so they never take long.
+    def ask(self, command: Command) -> JsonObject:
+        """Return the reply of the server to a command."""
+        # Without a timeout, connect_timeout is the limit: the broker replies even if its workers are busy.
         limit_s = (self.timeout if self.timeout >= 0 else self.connect_timeout) / 1000
         deadline = time.monotonic() + limit_s
         while True:
             request_id = self._send(lambda now: self._session.command(command, now), deadline)
             try:
-                reply = self._line.reply_to(request_id, min(deadline, time.monotonic() + _ASK_AGAIN_S))
+                reply = self._channel.reply_to(request_id, min(deadline, time.monotonic() + _ASK_AGAIN_S))
             except TimeoutError:
-                # Where clients share an identity, the first answer may go out to the others alone, before
-                # this one's subscription has arrived.
+                # If clients share an identity, the first reply may be sent before the server knows that this
+                # client has subscribed to it. Only the other clients receive it then.
                 if time.monotonic() >= deadline:
                     raise
                 continue
             assert isinstance(reply, InfoReply)
             return dict(reply.info)
 
-    # -- the line --------------------------------------------------------------------------------------
+    # -- the channel -----------------------------------------------------------------------------------
 
     def _open(self, identity: bytes | None) -> None:
-        """Begin a conversation; the sockets follow with the first request."""
+        """Begin a new session. The channel connects with the first request."""
         self._session = Session(identity or str(uuid.uuid4()).encode(), is_shared=identity is not None)
-        self._line = Channel(self._session, self.ip, self.port, self.port_out)
+        self._channel = Channel(self._session, self.ip, self.port, self.port_out)
 
     def _after_fork(self) -> None:
-        """In the child: the sockets belong to the parent, and so do the replies to its identity."""
-        was_closed = self._line.is_closed
+        """Begin a new session in the child process. The sockets and the replies belong to the parent."""
+        was_closed = self._channel.is_closed
         self._open(None)
         if was_closed:
-            self._line.close()
+            self._channel.close()
 
-    def _send(self, make: Callable[[float], tuple[int, Frames]], deadline: float) -> int:
-        return self._line.send(make, min(deadline, time.monotonic() + self.connect_timeout / 1000))
+    def _send(self, make: MakeRequest, deadline: float) -> int:
+        return self._channel.send(make, min(deadline, time.monotonic() + self.connect_timeout / 1000))
 
-    def _time_left(self) -> float:
-        return self.timeout / 1000 if self.timeout >= 0 else float("inf")
+    def _send_to_fetch(self, texts: Sequence[Text], options: EncodeOptions) -> None:
+        self._send(
+            lambda now: self._session.encode(texts, now, options=options, to_fetch=True), deadline=float("inf")
+        )
 
     def _deadline(self) -> float:
-        return time.monotonic() + self._time_left()
+        return time.monotonic() + self.timeout / 1000 if self.timeout >= 0 else float("inf")
 
     def _response(self, request_id: int, reply: Reply) -> Response:
         assert isinstance(reply, EncodeReply)
-        return response_of(request_id, reply, as_list=self.output_fmt == "list", warn=self._warns)
+        if self._warns:
+            warn_of_cuts(reply)
+        return response_of(request_id, reply, as_list=self.output_fmt == "list")
+
+    def _warned_reply(
+        self, texts: Sequence[Text], options: EncodeOptions, spans: Sequence[Spans] | None = None
+    ) -> EncodeReply:
+        _, reply = self.encode_reply(texts, options, spans)
+        if self._warns:
+            warn_of_cuts(reply)
+        return reply

@@ -1,4 +1,7 @@
-"""What crosses the wire, as data. No sockets, no torch."""
+"""The messages between clients, broker and workers, and the errors and options in them.
+
+Nothing here opens a socket or imports torch.
+"""
 
 from .codec import (
     MAX_IDENTITY_BYTES,
@@ -25,6 +28,7 @@ from .errors import (
     error_from_info,
 )
 from .messages import (
+    WIRE_VERSION,
     Batch,
     BrokerMessage,
     Command,
@@ -35,6 +39,8 @@ from .messages import (
     Failed,
     Heartbeat,
     InfoReply,
+    JsonObject,
+    ModelFacts,
     Part,
     PartResult,
     Ready,
@@ -48,6 +54,7 @@ from .messages import (
     Stop,
     Text,
     TextPair,
+    Texts,
     TokenVectors,
     Usage,
     Vectors,
@@ -57,6 +64,7 @@ from .messages import (
 from .options import (
     POOLING_STRATEGIES,
     EncodeOptions,
+    EncodeOptionsDict,
     check_spans,
     options_from_json,
     pooling_name,
@@ -67,12 +75,14 @@ __all__ = [
     "ERROR_CODES",
     "MAX_IDENTITY_BYTES",
     "POOLING_STRATEGIES",
+    "WIRE_VERSION",
     "Batch",
     "BrokerMessage",
     "Command",
     "CommandRequest",
     "DeadlineExceeded",
     "EncodeOptions",
+    "EncodeOptionsDict",
     "EncodeReply",
     "EncodeRequest",
     "ErrorReply",
@@ -81,6 +91,8 @@ __all__ = [
     "Heartbeat",
     "InfoReply",
     "InvalidRequest",
+    "JsonObject",
+    "ModelFacts",
     "Overloaded",
     "Part",
     "PartResult",
@@ -97,6 +109,7 @@ __all__ = [
     "Stop",
     "Text",
     "TextPair",
+    "Texts",
     "TokenVectors",
     "Unauthorized",
     "Unavailable",

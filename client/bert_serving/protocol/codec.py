@@ -1,14 +1,14 @@
-"""Messages to frames and back.
+"""Turn messages into frames and frames into messages.
 
-The client side is bert-as-service's wire, extended without changing what the old client sees:
+Clients and the broker use bert-as-service's wire. It is extended in ways that the old client does not notice:
 
     request        identity | body | request_id | num_texts     body: JSON list, JSON object or a command
     encode reply   identity | info | array | request_id         info: dtype, shape, tokens, truncated, ...
-    error reply    identity | info | empty | request_id         info: error, and a dtype that no numpy knows
+    error reply    identity | info | empty | request_id         info: error, and a dtype unknown to numpy
     info reply     identity | info | request_id
 
-The worker side is `kind | header | array ...`, header being a JSON object. Arrays travel as raw
-little-endian C-ordered bytes with dtype and shape in the JSON. Nothing is ever pickled.
+The broker and its workers send `kind | header | array ...`. The header is a JSON object. An array is sent as raw
+little-endian bytes in C order; its dtype and shape are in the JSON. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from .messages import (
     Failed,
     Heartbeat,
     InfoReply,
+    JsonObject,
+    ModelFacts,
     Part,
     PartResult,
     Ready,
@@ -49,18 +51,18 @@ from .messages import (
 from .options import EncodeOptions, check_spans, options_from_json
 from .texts import check_texts
 
-#: A frame as it goes out or comes in.
+#: A frame of a message, sent or received.
 Frame: TypeAlias = "bytes | memoryview"
 Frames: TypeAlias = list[Frame]
 
-try:  # the server has orjson, which is faster; the bare client need not have it
+try:  # orjson is faster; a server installs it, a client does not need it
     import orjson
 
     _dumps = orjson.dumps
     _loads = orjson.loads
 except ImportError:
 
-    def _dumps(value: Any) -> bytes:  # type: ignore[misc]
+    def _dumps(value: object) -> bytes:  # type: ignore[misc]
         return json.dumps(value, separators=(",", ":")).encode()
 
     def _loads(text: Frame) -> Any:  # type: ignore[misc]
@@ -68,7 +70,7 @@ except ImportError:
 
 
 _COMMANDS = {command.value: command for command in Command}
-MAX_IDENTITY_BYTES = 255  # as ZeroMQ allows for its own; a server holds some of each, so there must be a limit
+MAX_IDENTITY_BYTES = 255  # as in ZeroMQ; a server stores the identity of each client
 _MAX_NUMBER_DIGITS = 20
 _MAX_DEADLINE_MS = 2**53
 
@@ -79,22 +81,22 @@ def request_to_frames(request: Request) -> Frames:
     """Return the four frames of a request."""
     if isinstance(request, CommandRequest):
         return [request.identity, request.command.value, request.request_id, b"0"]
-    body: dict[str, Any] = {"texts": request.texts}
+    body: JsonObject = {"texts": request.texts}
     if options := request.options.to_json():
         body["options"] = options
     if request.spans is not None:
         body["spans"] = request.spans
     if request.deadline_ms is not None:
         body["deadline_ms"] = request.deadline_ms
-    # A plain request is the old client's literal body: a bare list.
+    # Without options, the body is a list as the old client sends it.
     plain = body if len(body) > 1 else request.texts
     return [request.identity, _dumps(plain), request.request_id, b"%d" % len(request.texts)]
 
 
 def sender_of(frames: Sequence[Frame]) -> tuple[bytes, bytes] | None:
-    """Return (identity, request_id) to answer to, or None where the frames name no sender.
+    """Return (identity, request_id) for a reply to these frames, or None if they have no valid identity.
 
-    It is asked of requests that `request_from_frames` refused, so it trusts nothing.
+    For frames that `request_from_frames` refused. A request id that is not a number becomes b"0".
     """
     if len(frames) < 2 or not 1 <= len(frames[0]) <= MAX_IDENTITY_BYTES:
         return None
@@ -103,14 +105,14 @@ def sender_of(frames: Sequence[Frame]) -> tuple[bytes, bytes] | None:
 
 
 def request_from_frames(frames: Sequence[Frame]) -> Request:
-    """Return the request in the frames. Raises InvalidRequest, which names what was expected."""
+    """Return the request in the frames. Raises InvalidRequest; the message says what was expected."""
     if len(frames) != 4:
         raise InvalidRequest(
             f"a request has 4 frames (identity; body; request id; number of texts), got {len(frames)}"
         )
     identity, body, request_id, num_texts = frames
     command = _COMMANDS.get(bytes(body)) if len(body) <= 16 else None
-    if command is Command.TERMINATION:  # nobody answers it, and the oldest clients leave all else empty
+    if command is Command.TERMINATION:  # it gets no reply, and the oldest clients send empty frames with it
         return CommandRequest(bytes(identity), bytes(request_id), command)
     if not 1 <= len(identity) <= MAX_IDENTITY_BYTES:
         raise InvalidRequest(f"identity must have 1 to {MAX_IDENTITY_BYTES} bytes, got {len(identity)}")
@@ -121,8 +123,8 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
     if not _is_number(num_texts):
         raise InvalidRequest("number of texts must be a decimal number")
     value = parse_json(body)
-    content: dict[str, Any] = value if isinstance(value, dict) else {"texts": value}
-    texts: Any = content.get("texts")
+    content: JsonObject = value if isinstance(value, dict) else {"texts": value}
+    texts: Any = content.get("texts")  # checked below
     try:
         check_texts(texts)
         options = options_from_json(content.get("options") or {})
@@ -136,19 +138,20 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
     return EncodeRequest(bytes(identity), bytes(request_id), texts, options, deadline_ms, spans)
 
 
-def _deadline(value: Any) -> int | None:
-    if value is not None and (type(value) is not int or not 0 <= value <= _MAX_DEADLINE_MS):
+def _deadline(value: object) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value <= _MAX_DEADLINE_MS:
         raise InvalidRequest(f"deadline_ms must be a whole number of milliseconds, got {value!r}")
-    found: int | None = value
-    return found
+    return value
 
 
-def parse_json(body: Frame) -> Any:
-    """Return the JSON value in the body. Raises InvalidRequest."""
+def parse_json(body: Frame) -> object:
+    """Return the JSON value in the body. Raises InvalidRequest if the body is not JSON."""
     try:
         return _loads(body)
     except ValueError:
-        # orjson refuses lone surrogates as no JSON at all; json lets them pass, for check_texts to name.
+        # orjson refuses lone surrogates with a vague message. json reads them, and check_texts names the text.
         try:
             return json.loads(bytes(body))
         except (ValueError, RecursionError) as exc:
@@ -163,13 +166,13 @@ def _is_number(frame: Frame) -> bool:
 
 
 def reply_to_frames(reply: Reply) -> Frames:
-    """Return the frames of a reply, as the old client reads them."""
+    """Return the frames of a reply. The old client can read them too."""
     if isinstance(reply, InfoReply):
         return [reply.identity, _dumps(reply.info), reply.request_id]
     if isinstance(reply, ErrorReply):
         error = reply.error.to_info()
-        # bert-serving-client 1.10.0 hands dtype to numpy, which raises "data type '...' not understood"
-        # with our message in it. A comma would make numpy parse the text as a list of formats.
+        # bert-serving-client 1.10.0 passes dtype to numpy, which raises "data type '...' not understood" with
+        # this message in it. With a comma in the text, numpy would read it as a list of formats.
         dtype = f"{error['code']}: {error['message']}".replace(",", ";")
         return [
             reply.identity,
@@ -177,7 +180,7 @@ def reply_to_frames(reply: Reply) -> Frames:
             b"",
             reply.request_id,
         ]
-    info: dict[str, Any] = _array_info(reply.rows)
+    info = _array_info(reply.rows)
     info["tokens"] = "" if reply.tokens is None else reply.tokens
     for name in ("truncated", "counts", "offsets"):
         if value := getattr(reply, name):
@@ -188,7 +191,7 @@ def reply_to_frames(reply: Reply) -> Frames:
 
 
 def reply_from_frames(frames: Sequence[Frame]) -> Reply:
-    """Return the reply in the frames. Raises ValueError if they hold none."""
+    """Return the reply in the frames. Raises ValueError if they are not a reply."""
     if len(frames) not in (3, 4):
         raise ValueError(f"a reply has 3 or 4 frames, got {len(frames)}")
     identity, request_id = bytes(frames[0]), bytes(frames[-1])
@@ -202,7 +205,7 @@ def reply_from_frames(frames: Sequence[Frame]) -> Reply:
         tokens, usage = info.get("tokens"), info.get("usage")
         usage = None if usage is None else Usage(**usage)
     except (AttributeError, KeyError, TypeError) as exc:
-        raise ValueError(f"a reply that cannot be read: {exc!r}") from exc
+        raise ValueError(f"the reply cannot be read: {exc!r}") from exc
     return EncodeReply(
         identity,
         request_id,
@@ -223,33 +226,43 @@ _KINDS: dict[bytes, type[Any]] = {
 
 
 def worker_message_to_frames(message: WorkerMessage | BrokerMessage) -> Frames:
-    """Return `kind | header`, and behind them an array for each part of a Result that has vectors."""
+    """Return `kind | header`, followed by one array for each part of a Result that has vectors."""
     kind = type(message).__name__.upper().encode()
     header = {name: getattr(message, name) for name in message.__slots__}
     arrays: Frames = []
     if isinstance(message, Batch):
         header["parts"] = [_part_to_json(part) for part in message.parts]
     elif isinstance(message, Result):
-        header["outcomes"] = [_part_result_to_json(outcome) for outcome in message.outcomes]
-        arrays = [_array_frame(outcome.rows) for outcome in message.outcomes if isinstance(outcome, Vectors)]
+        header["part_results"] = [_part_result_to_json(part_result) for part_result in message.part_results]
+        arrays = [
+            _array_frame(part_result.rows)
+            for part_result in message.part_results
+            if isinstance(part_result, Vectors)
+        ]
+    elif isinstance(message, Ready):
+        header["facts"] = asdict(message.facts)
     return [kind, _dumps(header), *arrays]
 
 
 def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | BrokerMessage:
-    """Return the message in the frames; both ends are ours, so anything else is a bug and raises."""
+    """Return the message in the frames. Both ends are this program: unreadable frames are a bug, and raise."""
     cls = _KINDS[bytes(frames[0])]
     header = _loads(frames[1])
     if cls is Batch:
         header["parts"] = [_part_from_json(part) for part in header["parts"]]
     elif cls is Result:
         arrays = iter(frames[2:])
-        header["outcomes"] = [_part_result_from_json(outcome, arrays) for outcome in header["outcomes"]]
+        header["part_results"] = [
+            _part_result_from_json(part_result, arrays) for part_result in header["part_results"]
+        ]
+    elif cls is Ready:
+        header["facts"] = ModelFacts(**header["facts"])
     message: WorkerMessage | BrokerMessage = cls(**header)
     return message
 
 
-def _part_to_json(part: Part) -> dict[str, Any]:
-    value: dict[str, Any] = {"texts": part.texts}
+def _part_to_json(part: Part) -> JsonObject:
+    value: JsonObject = {"texts": part.texts}
     if options := part.options.to_json():
         value["options"] = options
     if part.spans is not None:
@@ -257,20 +270,20 @@ def _part_to_json(part: Part) -> dict[str, Any]:
     return value
 
 
-def _part_from_json(value: dict[str, Any]) -> Part:
+def _part_from_json(value: JsonObject) -> Part:
     options = value.get("options")
     return Part(value["texts"], options_from_json(options) if options else EncodeOptions(), value.get("spans"))
 
 
-def _part_result_to_json(outcome: PartResult) -> dict[str, Any]:
-    if isinstance(outcome, Rejected):
-        return {"error": outcome.error.to_info(), "index": outcome.index}
+def _part_result_to_json(part_result: PartResult) -> dict[str, Any]:
+    if isinstance(part_result, Rejected):
+        return {"error": part_result.error.to_info(), "index": part_result.index}
     names = ("num_tokens", "truncated", "counts", "tokens", "offsets")
-    value = {name: getattr(outcome, name) for name in names if getattr(outcome, name)}
-    return {"array": _array_info(outcome.rows), **value}
+    value = {name: getattr(part_result, name) for name in names if getattr(part_result, name)}
+    return {"array": _array_info(part_result.rows), **value}
 
 
-def _part_result_from_json(value: dict[str, Any], arrays: Iterator[Frame]) -> PartResult:
+def _part_result_from_json(value: JsonObject, arrays: Iterator[Frame]) -> PartResult:
     if "error" in value:
         return Rejected(error_from_info(value["error"]), value["index"])
     rows = _array(value.pop("array"), next(arrays))
@@ -280,7 +293,7 @@ def _part_result_from_json(value: dict[str, Any], arrays: Iterator[Frame]) -> Pa
 # -- arrays --------------------------------------------------------------------------------------------
 
 
-def _array_info(rows: Rows) -> dict[str, Any]:
+def _array_info(rows: Rows) -> JsonObject:
     return {"dtype": rows.dtype.name, "shape": list(rows.shape)}
 
 
@@ -289,7 +302,7 @@ def _array_frame(rows: Rows) -> memoryview:
     return np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8).data
 
 
-def _array(info: dict[str, Any], frame: Frame) -> Rows:
+def _array(info: JsonObject, frame: Frame) -> Rows:
     dtype = np.dtype(str(info["dtype"])).newbyteorder("<")
     rows: Rows = np.frombuffer(frame, dtype=dtype).reshape(info["shape"])
     return rows

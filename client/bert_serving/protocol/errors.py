@@ -1,26 +1,41 @@
-"""Errors that cross the wire.
+"""The errors that a server sends to its clients.
 
     ServingError
-     ├── InvalidRequest     400  the request cannot be understood; repeating it will not help
-     ├── Unauthorized       401  the sender may not ask for this
-     ├── PayloadTooLarge    413  more texts or bytes than one request may hold
-     ├── Overloaded         429  the queue is full; `retry_after_ms` says when to come back
-     ├── WorkerFailed       500  the model failed on this request, and on this request alone
-     ├── Unavailable        503  no server, no worker, or the server is going down
-     └── DeadlineExceeded   504  the deadline passed before the vectors were ready
+     ├── InvalidRequest          400  the request is wrong; sending it again does not help
+     │    └── PayloadTooLarge    413  the request has more texts or bytes than the server accepts
+     ├── Unauthorized            401  the client may not send this request
+     ├── Overloaded              429  the queue is full; `retry_after_ms` says when to try again
+     ├── WorkerFailed            500  the model failed on this request; other requests are not affected
+     ├── Unavailable             503  no server, no worker, or the server is stopping
+     └── DeadlineExceeded        504  the deadline passed before the vectors were ready
 
-A class knows its code on the wire and its HTTP status. Where a built-in exception means the same, the
-class is also that exception, so `except TimeoutError` and `except ConnectionError` do what they say.
+Each class has a code for the wire and an HTTP status. A class that means the same as a built-in exception is a
+subclass of it too, so `except TimeoutError` also catches DeadlineExceeded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar, TypedDict
+
+
+class _CodeAndMessage(TypedDict):
+    code: str
+    message: str
+
+
+class ErrorInfo(_CodeAndMessage, total=False):
+    """An error as the JSON object in a reply."""
+
+    retry_after_ms: int
 
 
 class ServingError(Exception):
-    """Base of every error that the service answers with."""
+    """Base class of the errors that a server sends.
+
+    message: what is wrong. retry_after_ms: when to send the request again, if the server knows.
+    code: the name of the error on the wire. http_status: the status of an HTTP response with this error.
+    """
 
     code: ClassVar[str] = "internal"
     http_status: ClassVar[int] = 500
@@ -30,45 +45,59 @@ class ServingError(Exception):
         self.message = message
         self.retry_after_ms = retry_after_ms
 
-    def to_info(self) -> dict[str, Any]:
-        """Return the error as the JSON object that travels in a reply."""
-        info: dict[str, Any] = {"code": self.code, "message": self.message}
+    def to_info(self) -> ErrorInfo:
+        """Return the error as the JSON object in a reply."""
+        info: ErrorInfo = {"code": self.code, "message": self.message}
         if self.retry_after_ms is not None:
             info["retry_after_ms"] = self.retry_after_ms
         return info
 
 
 class InvalidRequest(ServingError, ValueError):
+    """The request is wrong. Sending it again does not help."""
+
     code = "invalid_request"
     http_status = 400
 
 
 class Unauthorized(ServingError, PermissionError):
+    """The client may not send this request."""
+
     code = "unauthorized"
     http_status = 401
 
 
 class PayloadTooLarge(InvalidRequest):
+    """The request has more texts or bytes than the server accepts."""
+
     code = "payload_too_large"
     http_status = 413
 
 
 class Overloaded(ServingError):
+    """The queue of the server is full. Send the request again after `retry_after_ms`."""
+
     code = "overloaded"
     http_status = 429
 
 
 class WorkerFailed(ServingError, RuntimeError):
+    """The model failed on this request. Other requests are not affected."""
+
     code = "worker_failed"
     http_status = 500
 
 
 class Unavailable(ServingError, ConnectionError):
+    """No server or no worker can be reached, or the server is stopping, or the client is closed."""
+
     code = "unavailable"
     http_status = 503
 
 
 class DeadlineExceeded(ServingError, TimeoutError):
+    """The deadline of the request passed before its vectors were ready."""
+
     code = "deadline_exceeded"
     http_status = 504
 
@@ -86,11 +115,15 @@ _BY_CODE: dict[str, type[ServingError]] = {
     )
 }
 
-#: The codes of all errors, as they travel on the wire and label the metrics.
+#: The codes of all errors, as sent in replies and used as labels of metrics.
 ERROR_CODES = (ServingError.code, *_BY_CODE)
 
 
-def error_from_info(info: Mapping[str, Any]) -> ServingError:
-    """Return the exception that `ServingError.to_info` described; unknown codes become ServingError."""
+def error_from_info(info: Mapping[str, object]) -> ServingError:
+    """Return the error that `ServingError.to_info` wrote. An unknown code becomes a ServingError."""
     cls = _BY_CODE.get(str(info.get("code")), ServingError)
-    return cls(str(info.get("message", "no message")), retry_after_ms=info.get("retry_after_ms"))
+    retry_after_ms = info.get("retry_after_ms")
+    return cls(
+        str(info.get("message", "no message")),
+        retry_after_ms=retry_after_ms if isinstance(retry_after_ms, int) else None,
+    )

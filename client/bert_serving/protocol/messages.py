@@ -1,11 +1,11 @@
-"""What crosses the wire, as data: one frozen dataclass for each arrow between two processes.
+"""The messages between two processes: one frozen dataclass for each kind of message.
 
     client  -> broker   EncodeRequest, CommandRequest
     broker  -> client   EncodeReply, InfoReply, ErrorReply
     worker  -> broker   Ready, Refused, Result, Failed, Heartbeat
     broker  -> worker   Batch, Stop
 
-`codec` turns each of them into frames and back. Nothing here knows of sockets.
+`codec` turns each of them into frames and back. This file does not use sockets.
 """
 
 from __future__ import annotations
@@ -21,35 +21,45 @@ import numpy.typing as npt
 from .errors import ServingError
 from .options import EncodeOptions
 
+#: bert-serving-client 1.10.0 accepts only a server that reports this version of the wire as `server_version`.
+WIRE_VERSION = "1.10.0"
+
 
 class TextPair(TypedDict):
-    """Two sentences that the model reads as one sequence, whatever characters are in them."""
+    """Two texts that the model reads as one sequence. A "|||" inside them separates nothing."""
 
     text: str
     text_pair: str
 
 
-#: A text, or two, or the tokens of a text that its sender has tokenized already, as strings or as ids.
+#: A text, a pair of texts, or a text that is already tokenized: its tokens as strings or as ids.
 Text: TypeAlias = "str | TextPair | list[str] | list[int]"
 
-#: [start, end] in characters, some for one text.
+#: The texts of one request: a list whose items are all of one kind.
+Texts: TypeAlias = "list[str] | list[TextPair] | list[list[str]] | list[list[int]]"
+
+#: The spans of one text, each [start, end) in characters.
 Spans: TypeAlias = "Sequence[Sequence[int]]"
 
-#: Rows of vectors, (R, D) float32.
+#: Rows of vectors, (R, D) float32; float16 if the server runs with -fp16.
 Rows: TypeAlias = npt.NDArray[np.floating[Any]]
+
+#: A JSON object that was read or is to be written. A type cannot say what its values are.
+JsonObject: TypeAlias = dict[str, Any]
 
 
 def split_rows(rows: Rows, counts: Sequence[int]) -> list[Rows]:
-    """Return the rows of each text. counts: how many each text has; they add up to the number of rows."""
+    """Return one array for each text. counts: rows of each text; their sum is the number of rows."""
     return np.split(rows, np.cumsum(counts)[:-1])
 
 
 @dataclass(frozen=True, slots=True)
 class TokenVectors:
-    """The tokens of one text. vectors: (T, D) float32; tokens: T strings, special ones included.
+    """The tokens of one text and their vectors.
 
-    offsets: [start, end] in characters of each token, [0, 0] for special ones; None where the text came as
-    tokens.
+    vectors: (T, D) float32, one row for each token. tokens: T strings, special tokens included.
+    offsets: [start, end) of each token, in characters of the text; [0, 0] for special tokens. None if the text
+    was sent as tokens.
     """
 
     vectors: Rows
@@ -58,7 +68,7 @@ class TokenVectors:
 
 
 class Command(bytes, Enum):
-    """The bodies that are no texts."""
+    """The bodies of requests that ask for no vectors."""
 
     SHOW_CONFIG = b"SHOW_CONFIG"
     SHOW_STATUS = b"SHOW_STATUS"
@@ -71,10 +81,10 @@ class Command(bytes, Enum):
 
 @dataclass(frozen=True, slots=True)
 class EncodeRequest:
-    """Texts to encode. `request_id` is the sender's own number and comes back as it is.
+    """A request for vectors. The reply carries the same `request_id`, a decimal number that the client chose.
 
-    deadline_ms: how long the sender will wait, counted from the request's arrival; None: no limit.
-    spans: for each text [start, end] in characters, each to get a vector of its own; None: one for each text.
+    deadline_ms: how long the client waits, counted from the arrival of the request; None: no limit.
+    spans: the spans of each text; the reply has one vector for each span. None: one vector for each text.
     """
 
     identity: bytes
@@ -87,6 +97,8 @@ class EncodeRequest:
 
 @dataclass(frozen=True, slots=True)
 class CommandRequest:
+    """A request for the server's configuration, status or metrics, or for its termination."""
+
     identity: bytes
     request_id: bytes
     command: Command
@@ -94,10 +106,11 @@ class CommandRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodeReply:
-    """Vectors in the order of the texts: one row for each, or as many as `counts` says.
+    """The vectors of a request, in the order of its texts.
 
-    rows may also be (B, T, D): a row for each token, zero behind the end of a text. tokens, offsets: those of
-    each text if they were asked for. truncated: indices of the texts that were cut. usage: if asked for.
+    rows: (R, D), one row for each text, or counts[i] rows for text i. With pooling_strategy NONE and without
+    `ragged`: (B, T, D), one row for each token, filled with zeros after the last token of a text.
+    tokens, offsets, usage: None unless the request asked for them. truncated: indices of the texts that were cut.
     """
 
     identity: bytes
@@ -112,10 +125,11 @@ class EncodeReply:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a request took.
+    """The tokens and the time that a request took.
 
-    num_tokens: computed for each text, special ones included. total_ms: from its arrival to its reply. queue_ms:
-    until a worker was given its first text. tokenize_ms, compute_ms: of the batches that held its texts.
+    num_tokens: tokens of each text, special tokens included. total_ms: from the arrival of the request to its
+    reply. queue_ms: from its arrival until its first text went to a worker. tokenize_ms, compute_ms: duration of
+    the batches that contained its texts.
     """
 
     num_tokens: Sequence[int]
@@ -127,13 +141,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class InfoReply:
+    """The reply to a command."""
+
     identity: bytes
     request_id: bytes
-    info: Mapping[str, Any]
+    info: JsonObject
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorReply:
+    """The reply to a request that failed."""
+
     identity: bytes
     request_id: bytes
     error: ServingError
@@ -143,22 +161,54 @@ class ErrorReply:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """A worker has loaded and warmed up its model. `facts`: device, dtype, tokens_per_s, ... (see worker)."""
+class ModelFacts:
+    """What a worker reports about its process and its model when it is ready.
 
-    facts: Mapping[str, Any]
+    device: torch's name of it. dtype: number format of the forward pass. dimension: numbers in a vector.
+    kind: "embedding", "splade", "classifier" or "reranker". poolings: strategies in force when a request names
+    none. splits_specials: the tokenizer splits the names of special tokens in a text like any other words.
+    prompts: text by name. labels: of a classification head; empty without one. max_seq_len: tokens of the
+    longest sequence. forward: "packed" or "padded". parity: lowest cosine with the float32 reference.
+    tokens_per_s: measured at the warm-up. max_batch_tokens: most tokens in one batch.
+    """
+
+    pid: int
+    device: str
+    dtype: str
+    dimension: int
+    kind: str
+    poolings: Sequence[str]
+    splits_specials: bool
+    prompts: Mapping[str, str]
+    labels: Sequence[str]
+    max_seq_len: int
+    forward: str
+    parity: float
+    tokens_per_s: float
+    max_batch_tokens: int
+
+    def to_info(self) -> dict[str, object]:
+        """Return the facts by name; `labels` only if there are labels."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "labels" or self.labels}
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker has loaded its model and warmed it up."""
+
+    facts: ModelFacts
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A worker cannot serve, for a reason that a new attempt would meet again."""
+    """A worker cannot serve its model. A new attempt would fail for the same reason."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Texts of one request in a batch, and what it wants."""
+    """Texts of one request in a batch, and the options of that request."""
 
     texts: Sequence[Text]
     options: EncodeOptions = EncodeOptions()  # noqa: RUF009
@@ -172,18 +222,13 @@ class Batch:
     batch_id: int
     parts: Sequence[Part]
 
-    @property
-    def texts(self) -> list[Text]:
-        """The texts of all parts."""
-        return [text for part in self.parts for text in part.texts]
-
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
     """The vectors of a part, in the order of its texts.
 
-    rows: (R, D), one for each text, or as many as `counts` says. num_tokens: what the model computed for
-    each text, special tokens included. truncated: indices of the texts that were cut.
+    rows: (R, D), one row for each text, or counts[i] rows for text i. num_tokens: tokens that the model
+    computed for each text, special tokens included. truncated: indices of the texts that were cut.
     """
 
     rows: Rows
@@ -196,7 +241,7 @@ class Vectors:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A part without vectors, for the fault of one text, or of its options where index is None."""
+    """A part that cannot be encoded. index: the text that is wrong; None: the options are wrong."""
 
     error: ServingError
     index: int | None = None
@@ -204,14 +249,14 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a batch, part by part.
+    """The results of a batch, one for each part, in the order of the parts.
 
-    tokenize_ms, compute_ms: time that it took in either stage. padding_tokens: computed for nothing, between
-    the texts' own.
+    tokenize_ms, compute_ms: duration of each stage. padding_tokens: computed in addition to the tokens of the
+    texts.
     """
 
     batch_id: int
-    outcomes: Sequence[PartResult]
+    part_results: Sequence[PartResult]
     tokenize_ms: float = 0.0
     compute_ms: float = 0.0
     padding_tokens: int = 0
@@ -219,7 +264,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A batch raised an exception; the worker itself is well."""
+    """A batch raised an exception; the worker goes on."""
 
     batch_id: int
     message: str
@@ -227,18 +272,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Sent every second. forward_age_s: time since the last forward pass that succeeded.
-
-    busy_s: how long the present batch has been computed; 0 when idle.
-    """
+    """Sent every second. forward_age_s: time since the last forward pass that succeeded."""
 
     forward_age_s: float
-    busy_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The worker ends after the batches that it holds."""
+    """The worker must end at once. The broker sends it when it no longer waits for results."""
 
 
 PartResult: TypeAlias = "Vectors | Rejected"

@@ -1,15 +1,17 @@
-"""What a list of texts must be. Clients check before they send, the broker checks what arrives."""
+"""Check the texts of a request. Clients check before they send; the broker checks what it receives."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeGuard
 
 
-def check_texts(texts: Any) -> bool:
-    """Return whether the texts are tokenized, or raise what is wrong with them.
+def check_texts(texts: object) -> bool:
+    """Return True if the texts are lists of tokens, False if they are strings or pairs of strings.
 
-    texts: a non-empty list of one kind: non-empty strings, pairs of them, or non-empty lists of non-empty
-    strings or of ids. Raises TypeError for a wrong type and ValueError for a wrong value; both name the place.
+    texts must be a non-empty list whose items are all of one kind: non-empty strings; {"text", "text_pair"} of
+    such strings; non-empty lists of such strings; or non-empty lists of ids.
+    Raises TypeError for a wrong type and ValueError for a wrong value. The message names the item.
     """
     if not isinstance(texts, list):
         raise TypeError(f"texts must be a list of strings, got {_kind(texts)}")
@@ -23,8 +25,8 @@ def check_texts(texts: Any) -> bool:
                 raise ValueError(f"texts[{i}] has no token")
             if set(map(type, tokens)) != {int}:
                 _check_strings(tokens, f"texts[{i}]")
-            elif not -(2**63) <= min(tokens) <= max(tokens) < 2**63:  # more than JSON carries to the worker
-                raise ValueError(f"texts[{i}] holds a number that is no token id")
+            elif not -(2**63) <= min(tokens) <= max(tokens) < 2**63:  # JSON libraries read 64 bits
+                raise ValueError(f"texts[{i}] contains a number that is not a token id")
         return True
     if isinstance(texts[0], dict):
         for i, pair in enumerate(texts):
@@ -37,9 +39,9 @@ def check_texts(texts: Any) -> bool:
     return False
 
 
-def _check_strings(strings: list[Any], name: str) -> None:
-    # Whole-list tests first: they run in C, and almost every list passes them.
-    if not all(issubclass(kind, str) for kind in set(map(type, strings))):
+def _check_strings(strings: list[object], name: str) -> None:
+    # These tests read the whole list in C code. Only a list that fails is searched for the item.
+    if not _are_strings(strings):
         i = next(i for i, s in enumerate(strings) if not isinstance(s, str))
         raise TypeError(f"{name}[{i}] must be a string, got {_kind(strings[i])}")
     if "" in strings:
@@ -50,11 +52,15 @@ def _check_strings(strings: list[Any], name: str) -> None:
         raise ValueError(f"{name}[{i}] contains a NUL character")
     if not joined.isascii() and has_lone_surrogate(joined):
         i = next(i for i, s in enumerate(strings) if has_lone_surrogate(s))
-        raise ValueError(f"{name}[{i}] contains a lone surrogate, which is no Unicode text")
+        raise ValueError(f"{name}[{i}] contains a lone surrogate, which is not Unicode text")
+
+
+def _are_strings(values: Sequence[object]) -> TypeGuard[list[str]]:
+    return all(issubclass(kind, str) for kind in set(map(type, values)))
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Return whether a string, of JSON for example, is no Unicode text."""
+    """Return whether a string contains half of a surrogate pair: it cannot be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -62,5 +68,5 @@ def has_lone_surrogate(text: str) -> bool:
     return False
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "null" if value is None else type(value).__name__

@@ -1,19 +1,15 @@
-"""The server: broker, workers and gateway; BertServer, to start one; and the encoder, to use without one."""
+"""The server: broker, workers and gateways; BertServer, to start one; and the Encoder, to use without a server.
+
+The names are imported when they are first used: Encoder imports torch, which the server process must never load.
+`__init__.pyi` declares their types.
+"""
 
 from __future__ import annotations
-
-TYPE_CHECKING = False  # typing's own costs 5 ms, in which Ctrl-C would end a start with a traceback
-if TYPE_CHECKING:
-    from .compat.bert_server import BertServer as BertServer
-    from .worker.encoder import Encoder as Encoder
-
-    __version__: str
 
 __all__ = ["BertServer", "Encoder", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    # Late: the encoder brings torch along, which the server process must never load.
     if name == "Encoder":
         from .worker.encoder import Encoder
 

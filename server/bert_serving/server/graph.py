@@ -1,4 +1,4 @@
-"""`bert_serving.server.graph`, which old programs import; see compat/pooling_strategy.py."""
+"""`bert_serving.server.graph`, which programs for bert-as-service import. See compat/pooling_strategy.py."""
 
 from .compat.pooling_strategy import PoolingStrategy
 

@@ -1,8 +1,9 @@
-"""Every option of the server, spelled once.
+"""Every option of the server.
 
-`Settings` is the only place where an option has a name, a type, a default and a help text. Flags,
-`BERT_SERVING_...` variables, `--help` and the table that is printed at start are all made from it.
-A flag wins over a variable, a variable over the default.
+`Settings` defines the server's own options and inherits those of the model (see model/spec.py). The name, type,
+default and help text of an option are in one of these two places alone. Flags, `BERT_SERVING_...` variables,
+`--help` and the table that is printed at start are all made from them. A flag overrides a variable, and a variable
+overrides the default.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ import argparse
 import types
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-from bert_serving.protocol import POOLING_STRATEGIES, EncodeOptions
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+from .model.spec import ModelOptions, split_list, validation_line
 
 _ENV_PREFIX = "BERT_SERVING_"
 
@@ -30,44 +30,22 @@ def own_version() -> str:
         return "unknown"
 
 
-class Settings(BaseSettings):
+class Settings(ModelOptions, BaseSettings):
     """Settings of one server. Frozen; raises pydantic.ValidationError for values out of range."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_ENV_PREFIX, frozen=True, extra="forbid", protected_namespaces=(), env_ignore_empty=True
+        env_prefix=_ENV_PREFIX,
+        env_ignore_empty=True,
+        enable_decoding=False,  # a variable holds a list as `0 1` or `0,1`, not as JSON
     )
 
-    model_dir: str | None = Field(
-        None, description="folder of a model, or its name on the Hugging Face hub; default: the demo model"
-    )
-    revision: str | None = Field(
-        None, description="commit, tag or branch of a model on the hub; default: its main branch"
-    )
-    tuned_model_dir: str | None = Field(
-        None,
-        description="folder of a fine-tuned checkpoint, for its weights alone; default: the weights in -model_dir",
-    )
-    ckpt_name: str | None = Field(
-        None,
-        description="TensorFlow checkpoint in -tuned_model_dir or -model_dir, its name without .index; default: "
-        "bert_model.ckpt, if the folder has no other weights",
-    )
-    config_name: str | None = Field(
-        None, description="file of the model's config; default: config.json, or else Google's bert_config.json"
-    )
-    model_module: str | None = Field(
-        None, description="Python module, or its .py file, that registers your own architecture; default: none"
-    )
-    trust_remote_code: bool = Field(
-        False, description="run the Python code that comes with the model; only for models whose code you trust"
-    )
     num_worker: int | None = Field(
         None, ge=1, le=256, description="worker processes; default: one for each GPU, or one on the CPU"
     )
-    device_map: Annotated[tuple[int, ...], NoDecode] = Field(
-        (), description="GPU ids for the workers, used in turn; default: all that are visible"
+    device_map: tuple[int, ...] = Field(
+        (), description="GPU ids, assigned to the workers in turn; default: all visible GPUs"
     )
-    cpu: bool = Field(False, description="run on the CPU even where there is a GPU")
+    cpu: bool = Field(False, description="run on the CPU even if there is a GPU")
     host: str = Field("127.0.0.1", description="address that all ports listen on; 0.0.0.0: every interface")
     port: int = Field(
         5555,
@@ -80,70 +58,36 @@ class Settings(BaseSettings):
         5556, ge=1, le=65535, description="port for results", json_schema_extra={"aliases": ["port_result"]}
     )
     http_port: int | None = Field(None, ge=1, le=65535, description="port for HTTP; default: no HTTP")
-    http_workers: int = Field(1, ge=1, le=64, description="processes that answer HTTP, on the one port")
-    api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+    http_workers: int = Field(1, ge=1, le=64, description="processes that serve HTTP on the same port")
+    api_key: tuple[SecretStr, ...] = Field(
         (),
         exclude=True,
-        description="keys for HTTP, any of which is enough (Authorization: Bearer KEY); better given as "
-        "BERT_SERVING_API_KEY, which no list of processes shows; default: nobody is asked",
+        description="accepted keys for HTTP (Authorization: Bearer KEY); safer as BERT_SERVING_API_KEY, which "
+        "process lists do not show; default: no key is required",
     )
     served_model_name: str | None = Field(
-        None, description="what HTTP replies call the model; default: the name of its folder"
-    )
-    max_seq_len: Annotated[int, Field(ge=3)] | Literal["NONE"] | None = Field(
-        None,
-        description="longest sequence in tokens, special ones included; NONE: as many as the model has positions "
-        "for; default: the model's own",
+        None, description="name of the model in HTTP replies; default: the name of its folder"
     )
     max_batch_size: int = Field(256, ge=1, description="most texts in one batch of a worker")
-    max_batch_tokens: int = Field(16384, ge=64, description="most tokens in one batch of a worker")
-    priority_batch_size: int = Field(16, ge=0, description="requests of up to so many texts overtake larger ones")
-    pooling_strategy: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("auto",),
-        description=f"how token vectors become one: {', '.join(POOLING_STRATEGIES)}; several stand side by side; "
-        "auto: the model's own, or REDUCE_MEAN where it has none or -pooling_layer is given; NONE: a vector for "
-        "each token",
+    priority_batch_size: int = Field(
+        16, ge=0, description="requests of at most this many texts overtake larger ones"
     )
-    pooling_layer: Annotated[tuple[int, ...] | None, NoDecode] = Field(
-        None,
-        description="layers that are pooled, concatenated in this order; -1 is the last, 0 the first; "
-        "default -2, unless the model pools for itself",
-    )
-    all_layers: bool = Field(
-        False,
-        description="load the layers above those of -pooling_layer too, for requests that ask for them",
-    )
-    normalize: bool | None = Field(None, description="divide vectors by their L2 norm; default: as the model does")
-    mask_cls_sep: bool = Field(
-        False, description="hide the special tokens from the other tokens and from the pooling"
-    )
-    no_special_token: bool = Field(False, description="put no special tokens around texts that come as tokens")
-    no_position_embeddings: bool = Field(False, description="leave out the position embeddings")
-    cased_tokenization: bool = Field(False, description="do not lower-case, whatever the model's tokenizer says")
     fixed_embed_length: bool = Field(
-        False, description="pad the vectors of NONE to as many tokens as the model has positions for"
-    )
-    dtype: Dtype = Field(
-        "auto",
-        description="number format of the forward pass; auto: float16 on a GPU, bfloat16 on a CPU that has it "
-        "in hardware, else float32",
+        False, description="pad the token vectors of NONE to the model's number of positions"
     )
     fp16: bool = Field(
         False, description="send vectors as float16, half the bytes; -dtype is for the forward pass"
     )
-    num_labels: int | None = Field(
-        None, ge=1, description="labels of a classification head; default: as many as its weights have"
-    )
     show_tokens_to_client: bool = Field(False, description="send the tokens with every result")
     queue_capacity: int = Field(
-        262_144, ge=1, description="most texts that wait at once, and most in one request; beyond: an error reply"
+        262_144, ge=1, description="most texts waiting in total, and most in one request; more get an error reply"
     )
     queue_mb: int = Field(2048, ge=1, description="most MiB of requests that are not answered yet")
     max_message_mb: int = Field(256, ge=1, le=2047, description="largest request in MiB")
-    outbox_mb: int = Field(1024, ge=1, description="most MiB of results that wait for their client to fetch them")
+    outbox_mb: int = Field(1024, ge=1, description="most MiB of results that wait for their client")
     outbox_age: float = Field(300, gt=0, description="seconds that a result waits for its client")
     worker_timeout: float = Field(
-        120, gt=0, description="seconds in which a batch must end, else its worker is replaced"
+        120, gt=0, description="seconds that a batch may take; then its worker is replaced"
     )
     drain_timeout: float = Field(5, ge=0, description="seconds in which accepted work may finish after SIGTERM")
     allow_remote_termination: bool = Field(
@@ -157,29 +101,16 @@ class Settings(BaseSettings):
     prefetch_size: int = Field(10, description="accepted from bert-as-service, without effect")
     http_max_connect: int = Field(10, description="accepted from bert-as-service, without effect")
 
-    @field_validator("api_key", "device_map", "pooling_layer", "pooling_strategy", mode="before")
+    @field_validator("api_key", "device_map", mode="before")
     @classmethod
-    def _split_list(cls, value: Any) -> Any:
-        """A variable holds a list as `0 1` or `0,1`; a number is a list of one."""
-        if isinstance(value, int):
-            return [value]
-        return value.replace(",", " ").split() if isinstance(value, str) else value
-
-    @field_validator("max_seq_len", mode="before")
-    @classmethod
-    def _none_in_any_case(cls, value: Any) -> Any:
-        return "NONE" if isinstance(value, str) and value.upper() == "NONE" else value
-
-    @field_validator("pooling_strategy")
-    @classmethod
-    def _known_strategies(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return EncodeOptions(pooling_strategy=names).pooling_strategy or ("auto",)
+    def _server_lists_are_split(cls, value: object) -> object:
+        return split_list(value)
 
     @field_validator("api_key")
     @classmethod
     def _keys_are_ascii(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not all(key.get_secret_value().isascii() and key.get_secret_value() for key in keys):
-            raise ValueError("api_key must hold keys of ASCII characters: a header holds no others")
+            raise ValueError("api_key must hold non-empty keys of ASCII characters: HTTP headers allow no others")
         return keys
 
     @model_validator(mode="after")
@@ -196,7 +127,7 @@ class Settings(BaseSettings):
         return self
 
     def without_effect(self) -> list[str]:
-        """Return a line for each setting that was given and that does nothing."""
+        """Return a line for each setting that was given and has no effect."""
         given = [name for name in _WITHOUT_EFFECT if getattr(self, name) != type(self).model_fields[name].default]
         return [f"-{name} has no effect: {_WITHOUT_EFFECT[name]}" for name in given]
 
@@ -208,7 +139,8 @@ class Settings(BaseSettings):
         return "\n".join(f"{name:>{width}} = {value}" for name, value in rows)
 
 
-# Of the release: num_labels came after it, so that -num was -num_worker.
+# The flags of bert-as-service 1.10.0. Later flags must not make its abbreviations ambiguous: -num is -num_worker,
+# although there is -num_labels now.
 _ORIGINAL_FLAGS = {
     *("model_dir", "tuned_model_dir", "ckpt_name", "config_name", "graph_tmp_dir", "max_seq_len"),
     *("pooling_layer", "pooling_strategy", "mask_cls_sep", "no_special_token", "no_position_embeddings", "cors"),
@@ -217,10 +149,10 @@ _ORIGINAL_FLAGS = {
     *("gpu_memory_fraction", "prefetch_size", "verbose", "version"),
 }
 
-# What bert-as-service's flags were for, and why nothing is left to set.
+# The flags of bert-as-service that are accepted and ignored, and why.
 _WITHOUT_EFFECT = {
     "xla": "there is no TensorFlow graph to compile",
-    "gpu_memory_fraction": "a worker takes what its batches need, up to -max_batch_tokens",
+    "gpu_memory_fraction": "a worker uses what its batches need, up to -max_batch_tokens",
     "graph_tmp_dir": "no graph is written to disk",
     "prefetch_size": "a worker always has one batch ahead",
     "http_max_connect": "HTTP requests are not limited in number",
@@ -228,10 +160,10 @@ _WITHOUT_EFFECT = {
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that complains in one line, and that takes bert-as-service's abbreviations for its own flags."""
+    """A parser that reports errors in one line, and accepts the abbreviations that bert-as-service accepted."""
 
-    def _get_option_tuples(self, option_string: str) -> list[Any]:
-        """Return what an abbreviation may stand for; a flag of the original comes before later ones."""
+    def _get_option_tuples(self, option_string: str) -> list[Any]:  # argparse's private tuples
+        """Return the flags that an abbreviation may stand for; a flag of bert-as-service precedes later ones."""
         found: list[Any] = super()._get_option_tuples(option_string)
         originals = [match for match in found if match[0].dest in _ORIGINAL_FLAGS]
         return originals if len({match[0].dest for match in originals}) == 1 else found
@@ -242,7 +174,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse_settings(argv: Sequence[str] | None = None, *, prog: str = "bert-serving-start") -> Settings:
-    """Return the settings from flags and environment; on bad ones print one line and exit with 2."""
+    """Return the settings from flags and environment. Prints one line and exits with 2 if one is bad."""
     parser = settings_parser(prog)
     flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     try:
@@ -252,7 +184,7 @@ def parse_settings(argv: Sequence[str] | None = None, *, prog: str = "bert-servi
 
 
 def settings_parser(prog: str, kind: type[OneLineParser] = OneLineParser) -> OneLineParser:
-    """Return a parser with `-name` and `--name` for every field, all of them defaulting to None."""
+    """Return a parser with `-name` and `--name` for every field. A flag that is not given is None."""
     parser = kind(
         prog=prog,
         description="Serve sentence vectors over ZeroMQ and HTTP.",
@@ -277,31 +209,21 @@ def settings_parser(prog: str, kind: type[OneLineParser] = OneLineParser) -> One
     return parser
 
 
-def validation_line(exc: ValidationError) -> str:
-    """Return the first problem of a validation as one line that names the option and the value."""
-    problem = exc.errors()[0]
-    message = problem["msg"].removeprefix("Value error, ")
-    name = problem["loc"][0] if problem["loc"] else None
-    if name is None or message.startswith(str(name)):
-        return message
-    return f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
-
-
-def _is_tuple(annotation: Any) -> bool:
+def _is_tuple(annotation: object) -> bool:
     if get_origin(annotation) in (Union, types.UnionType):
         return any(_is_tuple(arg) for arg in get_args(annotation))
     return get_origin(annotation) is tuple
 
 
-def _metavar(annotation: Any) -> str:
+def _metavar(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return "{" + ",".join(get_args(annotation)) + "}"
     kinds = [arg for arg in get_args(annotation) if arg is not type(None)] or [annotation]
     kind = get_args(kinds[0])[0] if _is_tuple(annotation) and get_args(kinds[0]) else kinds[0]
-    return "TEXT" if kind is str else "N"
+    return "TEXT" if kind in (str, SecretStr) else "N"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)

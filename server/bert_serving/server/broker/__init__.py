@@ -1,1 +1,1 @@
-"""Owns every request between its arrival and its reply."""
+"""Owns every request from its arrival to its reply."""

@@ -1,4 +1,4 @@
-"""What travels to a worker together, and how it is put together and taken apart."""
+"""A batch on its way to a worker: how it is built, what the broker records of it, how it is split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from .job import Slice, TextCost
 
 @dataclass(slots=True)
 class InFlightBatch:
-    """Slices that travel together. A suspect has lost a worker and keeps its slices, so that blame is found."""
+    """The broker's record of a batch. tokens: estimated. sent_at: when its worker began with it, or got it.
+
+    A suspect is a batch whose worker died. It is sent again with the same slices and without others, so that
+    the text that kills workers can be found.
+    """
 
     slices: list[Slice]
     tokens: float
@@ -19,17 +23,14 @@ class InFlightBatch:
     sent_at: float = 0.0
 
     @property
-    def num_texts(self) -> int:
-        return sum(map(len, self.slices))
-
-    @property
     def is_suspect(self) -> bool:
+        """Whether a worker died while it had this batch."""
         return self.num_lost_workers > 0
 
 
 @dataclass(slots=True)
 class BatchBuilder:
-    """A batch in the making: what it holds, and what it may hold."""
+    """A batch that is being filled, and its limits. cost: estimates the tokens of a text."""
 
     max_tokens: float
     max_texts: int
@@ -39,34 +40,36 @@ class BatchBuilder:
     num_texts: int = 0
 
     def take(self, queue: FairQueue, share: float = 1.0) -> float:
-        """Take from a queue what fits, up to a share of the batch; return the share that it was."""
+        """Take texts from a queue, up to a share of the batch (0 to 1); return the share that they fill."""
         texts = min(self.max_texts - self.num_texts, math.floor(self.max_texts * share))
         tokens = min(self.max_tokens - self.tokens, self.max_tokens * share)
         if texts < 1:
             return 0.0
-        # A text that is larger than a batch makes one of its own.
-        alone = share == 1.0 and not self.slices
-        more, worth = queue.take(max_tokens=tokens, max_texts=texts, cost=self.cost, at_least_one=alone)
-        taken = sum(map(len, more))
-        self.slices += more
-        self.tokens += worth
-        self.num_texts += taken
-        return max(worth / self.max_tokens, taken / self.max_texts)
+        # A text that is larger than a batch is a batch alone.
+        takes_oversized = share == 1.0 and not self.slices
+        slices, taken_tokens = queue.take(
+            max_tokens=tokens, max_texts=texts, cost=self.cost, at_least_one=takes_oversized
+        )
+        taken_texts = sum(map(len, slices))
+        self.slices += slices
+        self.tokens += taken_tokens
+        self.num_texts += taken_texts
+        return max(taken_tokens / self.max_tokens, taken_texts / self.max_texts)
 
 
 def halve(slices: list[Slice], count: int) -> tuple[list[Slice], list[Slice]]:
-    """Return the first `count` texts of the slices, and the others."""
+    """Return the first `count` texts of the slices, and the other texts."""
     head: list[Slice] = []
     tail: list[Slice] = []
-    for part in slices:
-        if count >= len(part):
-            head.append(part)
-            count -= len(part)
+    for piece in slices:
+        if count >= len(piece):
+            head.append(piece)
+            count -= len(piece)
         elif count > 0:
-            first, rest = part.split(count)
+            first, rest = piece.split(count)
             head.append(first)
             tail.append(rest)
             count = 0
         else:
-            tail.append(part)
+            tail.append(piece)
     return head, tail

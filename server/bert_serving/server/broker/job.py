@@ -1,4 +1,4 @@
-"""A request on its way through the broker: what of it waits, what is computed, what is done."""
+"""A request inside the broker: which of its texts wait, which are being computed, which are done."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from bert_serving.protocol import EncodeOptions, EncodeRequest, Part, Text, Usage, Vectors
+from bert_serving.protocol import (
+    EncodeOptions,
+    EncodeReply,
+    EncodeRequest,
+    Part,
+    PayloadTooLarge,
+    Rows,
+    Text,
+    Usage,
+    Vectors,
+)
 
 from .job_result import JobResult
 
@@ -17,11 +27,12 @@ TextCost: TypeAlias = Callable[[Text], float]
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One encode request. `job_id` is the broker's own number: two senders may share an identity.
+    """One encode request. job_id: a number of the broker's, because two clients may share an identity.
 
-    flow: key in the fair queue: its client's identity, or one that all unsubscribed clients share.
-    options: the request's, and what the server always adds. max_text_tokens: most that one text can have.
-    begun_at: when a worker was given its first text. tokenize_ms, compute_ms: of the batches that held its texts.
+    flow: key in the fair queue: the client's identity, or the key that all unsubscribed clients share.
+    options: those of the request and those that the server adds to every request. max_text_tokens: limit for the
+    tokens of one text. num_taken: texts that were given to workers. begun_at: when the first text was given to a
+    worker. tokenize_ms, compute_ms: of all batches with texts of this job.
     """
 
     job_id: int
@@ -47,31 +58,35 @@ class Job:
 
     @property
     def client(self) -> bytes:
+        """The identity of the client that sent the request."""
         return self.request.identity
 
     @property
     def texts(self) -> Sequence[Text]:
+        """The texts of the request."""
         return self.request.texts
 
     @property
     def num_waiting(self) -> int:
-        """Texts that no worker has been given yet."""
+        """Texts that were not given to a worker yet."""
         return len(self.texts) - self.num_taken if self.is_open else 0
 
     @property
     def is_waiting(self) -> bool:
+        """Whether some texts have not been given to a worker yet."""
         return self.num_waiting > 0
 
     @property
     def is_done(self) -> bool:
+        """Whether the vectors of all texts have arrived."""
         return self.num_done == len(self.texts)
 
     def tokens_of(self, text: Text, cost: TextCost) -> float:
-        """Return the estimated tokens of one of the texts, as many as the model will read of it."""
+        """Return the estimated tokens of one of the texts after truncation."""
         return min(cost(text), self.max_text_tokens)
 
     def reach(self, max_tokens: float, max_texts: int, cost: TextCost) -> tuple[int, float]:
-        """Return how far the next texts reach within the limits, and their tokens; at least one text."""
+        """Return (index behind the last text that fits into the limits, tokens); at least one text fits."""
         first = self.num_taken
         last = min(len(self.texts), first + max_texts)
         tokens = self.tokens_of(self.texts[first], cost)
@@ -91,16 +106,16 @@ class Job:
         return taken
 
     def fill(self, start: int, vectors: Vectors) -> None:
-        """Take in the vectors of the texts from `start` on."""
+        """Store the vectors of some texts, of which the first is texts[start]."""
         self.result.fill(start, vectors)
         self.num_done += len(vectors.num_tokens)
 
     def queue_s(self, now: float) -> float:
-        """Return for how long it has waited for a worker."""
+        """Return for how long it waited, or has waited, for its first worker."""
         return (now if self.begun_at is None else self.begun_at) - self.arrived_at
 
     def usage(self, now: float) -> Usage:
-        """Return what it took, once it is done."""
+        """Return the tokens and times of the job, once it is done."""
         return Usage(
             self.result.num_tokens,
             total_ms=(now - self.arrived_at) * 1000,
@@ -108,6 +123,38 @@ class Job:
             tokenize_ms=self.tokenize_ms,
             compute_ms=self.compute_ms,
         )
+
+    def to_reply(self, usage: Usage, *, token_rows: int | None, max_bytes: int) -> EncodeReply:
+        """Return the reply, once the job is done. Raises PayloadTooLarge.
+
+        token_rows: rows of each text if the vectors of tokens are padded to one array; None: as many as the
+        longest text has. max_bytes: limit for that array.
+        """
+        options, result = self.options, self.result
+        rows, counts = self._reply_rows(token_rows, max_bytes)
+        return EncodeReply(
+            self.request.identity,
+            self.request.request_id,
+            rows,
+            result.tokens if options.show_tokens else None,
+            sorted(result.truncated),
+            counts,
+            result.offsets,
+            usage if options.show_usage else None,
+        )
+
+    def _reply_rows(self, token_rows: int | None, max_bytes: int) -> tuple[Rows, list[int] | None]:
+        result = self.result
+        if result.ragged is None:
+            assert result.rows is not None
+            return result.rows, None
+        if self.options.ragged:
+            return result.joined()
+        if result.padded_bytes(token_rows) > max_bytes:
+            raise PayloadTooLarge(
+                f"the padded token vectors exceed the limit of {max_bytes >> 20} MiB: send fewer texts"
+            )
+        return result.padded(token_rows), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +170,11 @@ class Slice:
 
     @property
     def texts(self) -> Sequence[Text]:
+        """The texts of this slice."""
         return self.job.texts[self.start : self.stop]
 
-    @property
-    def part(self) -> Part:
-        """The texts as a worker gets them."""
+    def to_part(self) -> Part:
+        """Return the texts as they are sent to a worker."""
         spans = self.job.request.spans
         return Part(self.texts, self.job.options, None if spans is None else spans[self.start : self.stop])
 

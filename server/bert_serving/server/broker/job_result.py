@@ -1,4 +1,4 @@
-"""The vectors of a job as they come in, slice by slice, and as they go out, in one piece."""
+"""The vectors of a job: stored slice by slice as workers return them, sent in one reply."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from bert_serving.protocol import Rows, Vectors, split_rows
 
 @dataclass(slots=True)
 class JobResult:
-    """What is known of a job's texts. num_bytes: of the vectors so far.
+    """What workers have returned for the texts of a job. num_bytes: of the vectors so far.
 
-    Texts have a row each, in `rows`; or any number, in `ragged`, if they came with counts.
+    rows: one row for each text. ragged: instead of rows, an array for each text, if the vectors came with counts.
+    tokens, offsets: of each text, if the worker sends them. truncated: indices of texts. num_tokens: of each text.
     """
 
     num_texts: int
@@ -30,13 +31,13 @@ class JobResult:
         self.num_tokens = [0] * self.num_texts
 
     def bytes_with(self, vectors: Vectors) -> int:
-        """Return how many bytes the vectors will take once these are among them."""
+        """Return the bytes of the vectors of all texts (with counts: of those so far) after these are added."""
         if vectors.counts is not None:
             return self.num_bytes + vectors.rows.nbytes
         return self.num_texts * math.prod(vectors.rows.shape[1:]) * vectors.rows.itemsize
 
     def fill(self, start: int, vectors: Vectors) -> None:
-        """Copy the vectors of some texts, from text `start` on."""
+        """Copy the vectors of some texts, of which the first is text `start`."""
         stop = start + len(vectors.num_tokens)
         if vectors.counts is None:
             if self.rows is None:
@@ -62,7 +63,7 @@ class JobResult:
         return math.prod(self._padded_shape(length)) * self.ragged[0].itemsize
 
     def padded(self, length: int | None) -> Rows:
-        """Return ragged rows as (B, T, D), zero behind the end of a text; T: `length`, or the longest."""
+        """Return ragged rows as (B, T, D), padded with zeros. T: `length` or the longest text, if that is more."""
         assert self.ragged is not None
         rows = np.zeros(self._padded_shape(length), self.ragged[0].dtype)
         for i, of_text in enumerate(self.ragged):
@@ -75,6 +76,6 @@ class JobResult:
         return len(self.ragged), max(longest, length or 0), self.ragged[0].shape[1]
 
     def joined(self) -> tuple[Rows, list[int]]:
-        """Return ragged rows end to end, and how many each text has."""
+        """Return (ragged rows concatenated, number of rows of each text)."""
         assert self.ragged is not None
         return np.concatenate(self.ragged), list(map(len, self.ragged))

@@ -1,12 +1,14 @@
-"""Which client's first question was answered before the client could hear it. Decides, does no I/O.
+"""Finds clients that subscribed too late to receive the reply to their first request. Decides, does no I/O.
 
-A client asks over one connection and subscribes over another, and either may come first. The outbox holds
-an answer until somebody has subscribed to its identity. Where clients share an identity, that somebody may be
-a twin who was there before, and the newcomer would wait for ever. So a first question and a subscription are
-matched, whichever comes first: a question whose subscription comes second is to be answered again.
+A client sends requests over one connection and subscribes over another, and either may arrive first. The
+outbox holds a reply until a client has subscribed to its identity. If several clients share an identity, that
+may be another client than the sender: the sender's reply is then published before the sender has subscribed,
+and it would wait for its reply in vain. So each first request is matched with a subscription to its identity,
+whichever arrives first. If the subscription arrives second, the request must be answered again.
 
-Nothing tells whose subscription it is, so that one which its owner's question does not follow at once (a mere
-listener's) must not stand for a later newcomer's: it counts for a second, a question for a minute.
+A subscription does not say which client it belongs to, and some clients subscribe and send nothing. So that
+such a subscription is not matched with the request of a later client, it waits for its request for one
+second only. A request waits one minute.
 """
 
 from __future__ import annotations
@@ -16,58 +18,58 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_QUESTION_S = 60.0  # the two come within milliseconds, but for a line or a machine in trouble
+_REQUEST_S = 60.0  # both arrive within milliseconds, unless the network or a machine is very slow
 _SUBSCRIPTION_S = 1.0
-_MAX_IDENTITIES = 10_000  # anybody can make them up, so beyond it the oldest are forgotten
-_MAX_OF_ONE = 16  # newcomers with the same identity at once
+_MAX_IDENTITIES = 10_000  # a client can invent any number of them; beyond the limit the oldest are forgotten
+_MAX_PER_IDENTITY = 16
 
 
 class LateSubscribers(Generic[T]):
-    """Remembers first questions and subscriptions that lack each other, for a while.
+    """Remembers first requests and subscriptions that are not matched yet.
 
-    T: what is known of a question. `now` is a monotonic time in seconds.
+    T: what is remembered of a request. `now` is a monotonic time in seconds.
     """
 
     def __init__(self) -> None:
-        self._questions: _Recent[T] = _Recent(_QUESTION_S)
+        self._requests: _Recent[T] = _Recent(_REQUEST_S)
         self._subscriptions: _Recent[None] = _Recent(_SUBSCRIPTION_S)
 
     def __repr__(self) -> str:
-        return f"<LateSubscribers questions={len(self._questions)} subscriptions={len(self._subscriptions)}>"
+        return f"<LateSubscribers requests={len(self._requests)} subscriptions={len(self._subscriptions)}>"
 
-    def ask(self, identity: bytes, question: T, now: float) -> None:
-        """Note the first question of a client."""
+    def note_request(self, identity: bytes, request: T, now: float) -> None:
+        """Note the first request of a client."""
         if not self._subscriptions.take(identity, now):
-            self._questions.add(identity, question, now)
+            self._requests.add(identity, request, now)
 
     def subscribe(self, identity: bytes, now: float) -> list[T]:
-        """Note a subscription; return the question that came before it, or nothing."""
-        missed = self._questions.take(identity, now)
+        """Note a subscription; return the request that arrived before it, or an empty list."""
+        missed = self._requests.take(identity, now)
         if not missed:
             self._subscriptions.add(identity, None, now)
         return missed
 
 
 class _Recent(Generic[T]):
-    """Items of each identity, oldest first, for so many seconds. Bounded."""
+    """Items by identity, oldest first, each for `within_s` seconds. Limited in number."""
 
     def __init__(self, within_s: float) -> None:
         self._within_s = within_s
-        self._items: dict[bytes, deque[tuple[float, T]]] = {}  # in the order in which they were last added to
+        self._items: dict[bytes, deque[tuple[float, T]]] = {}  # in the order of the last addition
 
     def __len__(self) -> int:
         return len(self._items)
 
     def add(self, identity: bytes, item: T, now: float) -> None:
-        """Add an item, and forget the identities that have only old ones or are too many."""
-        items = self._items.pop(identity, None) or deque(maxlen=_MAX_OF_ONE)
+        """Add an item; forget identities with old items only, and the oldest identities beyond the limit."""
+        items = self._items.pop(identity, None) or deque(maxlen=_MAX_PER_IDENTITY)
         items.append((now, item))
         self._items[identity] = items
         while len(self._items) > _MAX_IDENTITIES or self._is_old(next(iter(self._items)), now):
             del self._items[next(iter(self._items))]
 
     def take(self, identity: bytes, now: float) -> list[T]:
-        """Take out the oldest item of an identity that is recent; return it, or nothing."""
+        """Remove and return the oldest recent item of an identity, or an empty list."""
         items = self._items.get(identity, deque())
         while items and now - items[0][0] > self._within_s:
             items.popleft()

@@ -1,13 +1,13 @@
-"""Prometheus families of the broker.
+"""Prometheus metrics of the broker.
 
-Their text travels to a gateway as the reply to SHOW_METRICS; the gateway appends the families of the gateways.
+A gateway gets their text as the reply to SHOW_METRICS and appends the metrics of the gateways.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bert_serving.protocol import ERROR_CODES
+from bert_serving.protocol import ERROR_CODES, Result, Vectors
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -19,7 +19,6 @@ from prometheus_client import (
 from prometheus_client.metrics import MetricWrapperBase
 
 from ..buckets import SECONDS
-from .tei_metrics import TeiMetrics
 
 _SIZES = tuple(2**i for i in range(15))
 
@@ -29,8 +28,8 @@ WORKER_STATES = ("starting", "ready", "stale")
 class BrokerMetrics:
     """What the broker counts. All series exist from the start, at zero.
 
-    A request takes `queue` until a worker has its first text, `tokenize` and `compute` in the batches that hold
-    its texts, and `latency` from its arrival to its reply.
+    latency: from the arrival of a request to its reply. queue: from its arrival until a worker gets its first
+    text. tokenize, compute: the stages of a batch.
     """
 
     def __init__(self, worker_names: Iterable[str] = ()) -> None:
@@ -40,14 +39,20 @@ class BrokerMetrics:
         self.commands = self._counter("commands", "Config, status and metrics requests that arrived")
         self.texts = self._counter("texts", "Texts encoded")
         self.tokens = self._counter("tokens", "Tokens encoded, special ones included")
-        self.padding = self._counter("padding_tokens", "Tokens computed for nothing, between those of the texts")
-        self.truncated = self._counter("truncated_texts", "Texts that were cut to the longest sequence")
+        self.padding = self._counter(
+            "padding_tokens", "Padding tokens computed in addition to the tokens of texts"
+        )
+        self.truncated = self._counter("truncated_texts", "Texts that were truncated to the longest sequence")
         self.batches = self._counter("batches", "Batches computed")
-        self.cancelled = self._counter("cancelled_requests", "Requests whose client went away")
-        self.dropped_replies = self._counter("dropped_replies", "Replies that nobody fetched")
-        self.malformed = self._counter("malformed_messages", "Messages without a sender to answer to")
+        self.cancelled = self._counter("cancelled_requests", "Requests whose client disconnected")
+        self.dropped_replies = self._counter(
+            "dropped_replies", "Replies that were dropped because their client did not fetch them"
+        )
+        self.malformed = self._counter(
+            "malformed_messages", "Messages that are not requests and have no sender to reply to"
+        )
         self.worker_restarts = self._counter("worker_restarts", "Workers that were replaced")
-        self.errors = self._counter("errors", "Requests answered with an error", "code")
+        self.errors = self._counter("errors", "Requests that failed, by error code", "code")
         for code in ERROR_CODES:
             self.errors.labels(code)
         self.latency = self._histogram("request_seconds", "Time from arrival to reply", SECONDS)
@@ -56,33 +61,48 @@ class BrokerMetrics:
         self.compute = self._histogram("compute_seconds", "Time to compute a batch", SECONDS)
         self.batch_texts = self._histogram("batch_texts", "Texts in a batch", _SIZES)
         self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch", _SIZES)
-        self.subscriptions = self._counter("subscriptions", "Clients that subscribed to their replies")
-        self.clients = self._gauge("clients", "Clients that are connected")
+        self.subscriptions = self._counter("subscriptions", "Subscriptions of clients to their replies")
+        self.clients = self._gauge("clients", "Identities with a connected client")
         self.queue_texts = self._gauge("queue_texts", "Texts that wait for a worker")
         self.queue_age = self._gauge("queue_age_seconds", "Age of the oldest request that waits for a worker")
-        self.open_requests = self._gauge("open_requests", "Requests that are not answered yet")
+        self.open_requests = self._gauge("open_requests", "Requests without a reply yet")
         self.workers_ready = self._gauge("workers_ready", "Workers that can take a batch")
         self.outbox_bytes = self._gauge("outbox_bytes", "Bytes of replies that wait for their client")
         self.worker_state = self._gauge(
             "worker_state",
-            "1 for the state that a worker is in; stale: it computed nothing lately",
+            "1 for the state that a worker is in; stale: it is ready but has computed nothing for a minute",
             "worker",
             "state",
         )
-        self.busy = self._counter("device_busy_seconds", "Time that a worker's device spent on batches", "worker")
+        self.busy = self._counter("device_busy_seconds", "Time that the device of a worker has computed", "worker")
         for name in worker_names:
             self.busy.labels(name)
             self.set_worker_state(name, "starting")
-        self.te = TeiMetrics(self.batch_texts, self.batch_tokens, self.queue_texts)
-        self.registry.register(self.te)
 
     def set_worker_state(self, name: str, state: str) -> None:
-        """Note the state of a worker, one of WORKER_STATES."""
+        """Set the state of a worker, one of WORKER_STATES."""
         for each in WORKER_STATES:
             self.worker_state.labels(name, each).set(each == state)
 
+    def count_batch(self, worker: str, result: Result) -> tuple[int, int]:
+        """Count a computed batch; return its texts and tokens."""
+        computed = [part for part in result.part_results if isinstance(part, Vectors)]
+        num_texts = sum(len(vectors.num_tokens) for vectors in computed)
+        num_tokens = sum(sum(vectors.num_tokens) for vectors in computed)
+        self.batches.inc()
+        self.texts.inc(num_texts)
+        self.tokens.inc(num_tokens)
+        self.padding.inc(result.padding_tokens)
+        self.busy.labels(worker).inc(result.compute_ms / 1000)
+        self.truncated.inc(sum(len(vectors.truncated) for vectors in computed))
+        self.batch_texts.observe(num_texts)
+        self.batch_tokens.observe(num_tokens)
+        self.tokenize.observe(result.tokenize_ms / 1000)
+        self.compute.observe(result.compute_ms / 1000)
+        return num_texts, num_tokens
+
     def text(self) -> str:
-        """Return all families in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry).decode()
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
@@ -96,5 +116,5 @@ class BrokerMetrics:
 
 
 def value_of(metric: MetricWrapperBase) -> float:
-    """Return the present value of a counter or gauge without labels."""
+    """Return the current value of a counter or gauge without labels."""
     return float(next(iter(metric.collect())).samples[0].value)

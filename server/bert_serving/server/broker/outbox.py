@@ -1,9 +1,10 @@
-"""Replies waiting for their subscriber. Decides, does no I/O.
+"""Replies that wait for their subscriber. Decides, does no I/O.
 
-A PUB socket drops a message that nobody has subscribed to yet, and a client's request is often faster
-than its subscription (of 30 fresh clients, 20 lost their first reply that way). So a reply is held here
-until its topic has a subscriber whose pipe has room. What waits is bounded by bytes and by age. A client
-that is there gets an error in the place of a reply that was given up: it must not wait for ever.
+A PUB socket drops a message if no client has subscribed to its topic yet, and a client's request often arrives
+before its subscription (20 of 30 new clients lost their first reply that way). So a reply is held here until
+its topic has a subscriber whose pipe has room. Held replies are limited in bytes and in age. If a reply is
+dropped and its client is still connected, the client gets an error reply instead, so that it does not wait in
+vain.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from dataclasses import dataclass
 
 from bert_serving.protocol import Frames
 
-# The identity that clients make up for themselves. No UUID is the beginning of another.
+# The identity that clients choose by default. No UUID is a prefix of another.
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
-_REPLY_OVERHEAD_BYTES = 1024  # of Python's objects around a reply, so that small ones are bounded too
+_REPLY_OVERHEAD_BYTES = 1024  # of the Python objects of a reply, so that small replies are limited too
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A reply that was given up, and why."""
+    """A reply that was dropped, and the reason."""
 
     topic: bytes
     reason: str
@@ -41,9 +42,9 @@ class Dropped:
 class Outbox:
     """Holds the replies of each topic in order. `now` is a monotonic time in seconds.
 
-    capacity_bytes: what may wait altogether; beyond it the oldest replies are given up, those first that
-    nobody is there to take. max_age_s: how long a reply waits. substitute: makes the error reply that takes
-    the place of a reply (its frames are given, and the reason).
+    capacity_bytes: limit for all held replies; beyond it the oldest are dropped, first those without a
+    subscriber. max_age_s: how long a reply is held. substitute: returns the error reply that is sent instead of
+    a dropped reply, from that reply's frames and the reason.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Outbox:
         self._substitute = substitute
         self._suffix = b"\0" + secrets.token_bytes(16)
         self._subscribers: Counter[bytes] = Counter()
-        # topic -> its replies, oldest first; never empty. Topics in the order in which they began to wait.
+        # topic -> its replies, oldest first; never empty. Topics in the order of their first reply.
         self._unclaimed: dict[bytes, deque[_Held]] = {}
         self._deliverable: dict[bytes, deque[_Held]] = {}
         self.held_bytes = 0
@@ -65,7 +66,7 @@ class Outbox:
 
     @property
     def has_deliverable(self) -> bool:
-        """Whether a reply waits although its subscriber is there."""
+        """Whether a reply waits whose topic has a subscriber."""
         return bool(self._deliverable)
 
     @property
@@ -79,16 +80,16 @@ class Outbox:
         return len(self._subscribers)
 
     def topic_of(self, identity: bytes) -> bytes:
-        """Return the topic on which an identity is answered: itself if it is a UUID, else it and a secret.
+        """Return the topic of an identity's replies: a UUID itself, any other identity and a secret suffix.
 
-        A SUB socket hears every topic that begins with its subscription. With the secret behind it, one
-        identity hears nothing of another that begins with it: of two clients named `embedding-client` and
-        `embedding-client-2`, the first got the other's vectors in 46 of 50 calls without.
+        A SUB socket receives every topic that begins with its subscription. The suffix prevents that a client
+        receives the replies of another whose identity begins with its own: of two clients named
+        `embedding-client` and `embedding-client-2`, the first got vectors of the second in 46 of 50 calls.
         """
         return identity if _UUID.fullmatch(identity) else identity + self._suffix
 
     def subscribe(self, identity: bytes) -> bytes | None:
-        """Count a subscriber; return the topic that it may hear, or None: an empty one would hear all."""
+        """Count a subscriber; return its topic, or None for an empty identity, which would match all topics."""
         if not identity:
             return None
         topic = self.topic_of(identity)
@@ -98,7 +99,7 @@ class Outbox:
         return topic
 
     def unsubscribe(self, identity: bytes) -> bool:
-        """Discount a subscriber; return whether it was the identity's last, whose replies are dropped."""
+        """Count a subscriber out; return whether it was the last of its identity. The last drops its replies."""
         topic = self.topic_of(identity)
         if topic not in self._subscribers:
             return False
@@ -111,6 +112,7 @@ class Outbox:
         return True
 
     def has_subscriber(self, identity: bytes) -> bool:
+        """Whether a client has subscribed to the identity."""
         return self.topic_of(identity) in self._subscribers
 
     def has_unclaimed(self, identity: bytes) -> bool:
@@ -118,7 +120,7 @@ class Outbox:
         return self.topic_of(identity) in self._unclaimed
 
     def post(self, frames: Frames, now: float) -> None:
-        """Queue a reply, whose first frame is the identity. `deliver` and `trim` come after."""
+        """Hold a reply, whose first frame is the identity. Call `deliver` and `trim` afterwards."""
         topic = self.topic_of(bytes(frames[0]))
         held = self._deliverable if topic in self._subscribers else self._unclaimed
         reply = _held(now, [topic, *frames[1:]])
@@ -126,41 +128,41 @@ class Outbox:
         self.held_bytes += reply.num_bytes
 
     def deliver(self, send: Callable[[Frames], bool]) -> None:
-        """Hand over what can go. `send` returns False where the subscriber's pipe is full: that topic waits."""
+        """Send the replies with a subscriber. `send` returns False if its pipe is full: the topic then waits."""
         for topic in list(self._deliverable):
             while topic in self._deliverable and send(self._deliverable[topic][0].frames):
                 self._pop(self._deliverable, topic)
 
     def expire(self, now: float) -> list[Dropped]:
-        """Give up the replies that have waited too long."""
-        reason = f"not fetched within {self._max_age_s:g} s"
+        """Drop the replies that have waited too long."""
+        reason = f"its client did not fetch it within {self._max_age_s:g} s"
         dropped: list[Dropped] = []
         while self._unclaimed:
             topic = next(iter(self._unclaimed))
             if now - self._unclaimed[topic][0].since <= self._max_age_s:
-                break  # those behind it began to wait later
+                break  # the topics behind it began to wait later
             self._pop(self._unclaimed, topic)
             dropped.append(Dropped(topic, reason))
         for topic, replies in self._deliverable.items():
             num_old = sum(now - r.since > self._max_age_s and not r.is_substitute for r in replies)
-            dropped += [Dropped(topic, reason) for _ in range(num_old) if self._give_up(topic, reason)]
+            dropped += [Dropped(topic, reason) for _ in range(num_old) if self._replace(topic, reason)]
         return dropped
 
     def trim(self) -> list[Dropped]:
-        """Give up replies until the rest is within the capacity."""
-        reason = f"more than {self._capacity_bytes >> 20} MiB waited to be fetched"
+        """Drop replies until the rest is within the capacity."""
+        reason = f"more than {self._capacity_bytes >> 20} MiB of replies waited for their clients"
         dropped: list[Dropped] = []
         while self.is_over_capacity and self._unclaimed:
             topic = next(iter(self._unclaimed))
             self._pop(self._unclaimed, topic)
             dropped.append(Dropped(topic, reason))
         for topic in list(self._deliverable):
-            while self.is_over_capacity and self._give_up(topic, reason):
+            while self.is_over_capacity and self._replace(topic, reason):
                 dropped.append(Dropped(topic, reason))
         return dropped
 
-    def _give_up(self, topic: bytes, reason: str) -> bool:
-        """Put an error in the place of a topic's oldest reply that is none; return False if there is none."""
+    def _replace(self, topic: bytes, reason: str) -> bool:
+        """Replace the oldest reply of a topic by an error; return False if all are replaced already."""
         replies = self._deliverable[topic]
         i = next((i for i, reply in enumerate(replies) if not reply.is_substitute), None)
         if i is None:

@@ -1,8 +1,8 @@
-"""The counts behind the `statistic` of SHOW_STATUS, under bert-as-service's names and in its sense.
+"""The counts in the `statistic` of SHOW_STATUS, with bert-as-service's names and definitions.
 
-Constant work for a request, and memory and work for a report that are bounded whatever arrives: the
-original computed anew over everything it had ever seen, and became slower by the hour (issue 400). It knows
-nothing of sockets or clocks; times are monotonic seconds that the caller hands in.
+Counting a request takes constant time, and a report takes limited memory and time. bert-as-service computed its
+report from all requests since its start and became slower by the hour (its issue 400). This file knows nothing
+about sockets or clocks: times are monotonic seconds that the caller passes.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-#: Clients that are remembered one by one; of those before them only sums remain.
+#: Clients with a count of their own. Older clients are forgotten, and only sums of their counts are kept.
 MAX_CLIENTS = 4096
 
 _NUM_INTERVALS = 200
 _ACTIVE_S = 180.0
-_SHORTEST_S = 1e-6  # requests of one instant would have an infinite rate, which no JSON can say
+_SHORTEST_S = 1e-6  # otherwise requests at the same time would have an infinite rate, which JSON cannot hold
 
 
 class Statistic:
     """Counts requests as they arrive. now: when the server started.
 
-    A client that comes back after MAX_CLIENTS others is counted as a new one.
+    A client that was forgotten and sends another request counts as a new client.
     """
 
     def __init__(self, now: float) -> None:
@@ -31,10 +31,10 @@ class Statistic:
         self._num_seq = 0
         self._smallest = 0
         self._largest = 0
-        # The first interval begins with the server, as in the original: all keys are there after one request.
+        # As in the original, the first interval begins at the start, so that one request fills all keys.
         self._last_data_at = now
         self._intervals: deque[float] = deque(maxlen=_NUM_INTERVALS)
-        # Both in the order of the last use, the oldest first.
+        # Both in the order of the last request, the oldest first.
         self._requests_of: OrderedDict[bytes, int] = OrderedDict()
         self._data_at: OrderedDict[bytes, float] = OrderedDict()
         self._forgotten = _Forgotten()
@@ -44,21 +44,16 @@ class Statistic:
 
     @property
     def num_clients(self) -> int:
-        """Clients that have asked anything."""
+        """Clients that have sent a request."""
         return self._forgotten.num + len(self._requests_of)
 
-    @property
-    def num_remembered(self) -> int:
-        """Clients in memory."""
-        return len(self._requests_of)
-
     def count_command(self, client: bytes) -> None:
-        """Count a request for config, status, metrics or the end."""
+        """Count a command."""
         self._num_sys += 1
         self._count_client(client)
 
     def count_texts(self, client: bytes, num_texts: int, now: float) -> None:
-        """Count a request for vectors, whatever becomes of it."""
+        """Count a request for vectors, including one that will fail."""
         self._smallest = min(self._smallest, num_texts) if self._num_data else num_texts
         self._largest = max(self._largest, num_texts)
         self._num_data += 1
@@ -70,7 +65,7 @@ class Statistic:
         self._data_at.move_to_end(client)
 
     def report(self, now: float) -> dict[str, float]:
-        """Return all counts; a family of avg, min, max, num_min and num_max is absent until it has data."""
+        """Return all counts. Keys with avg, min, max, num_min and num_max are missing until there are values."""
         return {
             "num_data_request": self._num_data,
             "num_total_seq": self._num_seq,
@@ -116,12 +111,12 @@ class Statistic:
     def _sizes(self) -> dict[str, float]:
         if not self._num_data:
             return {}
-        # The original counted these over its distinct sizes, of which only one is the smallest.
+        # The original counted distinct sizes, of which only one is the smallest and one the largest.
         return _family("size_per_request", self._num_seq / self._num_data, (self._smallest, 1), (self._largest, 1))
 
 
 class _Forgotten:
-    """The numbers of requests of clients that are not remembered any more."""
+    """How many requests the forgotten clients sent: minimum and maximum, and how many clients had each."""
 
     def __init__(self) -> None:
         self.num = 0
@@ -146,7 +141,7 @@ def _family_of(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def _family(name: str, avg: float, low: tuple[float, int], high: tuple[float, int]) -> dict[str, float]:
-    """Return the five keys of a family. low, high: the value, and how often it occurs."""
+    """Return the five keys of a name. low, high: (value, how often it occurs)."""
     return {
         f"avg_{name}": avg,
         f"min_{name}": low[0],

@@ -1,78 +1,32 @@
-"""What the broker tells about itself: the answers to SHOW_CONFIG and SHOW_STATUS."""
+"""The replies to SHOW_CONFIG and SHOW_STATUS."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import zmq
-from bert_serving.protocol import Heartbeat, pooling_name
+from bert_serving.protocol import WIRE_VERSION
 
 from ..compat.pooling_strategy import PoolingStrategy
-from ..model.folder import read_sentence_transformers
+from ..model.pooling import Pooling, PoolingRules
+from ..model.sentence_transformers import read_sentence_transformers
 from ..settings import Settings, own_version
 from .metrics import BrokerMetrics, value_of
 from .statistic import Statistic
+from .workers import WorkerView
 
-#: What bert-serving-client 1.10.0 demands to hear.
-COMPATIBLE_VERSION = "1.10.0"
-
-_FRESH_FORWARD_S = 60.0  # an idle worker tries its model more often than this
-
-#: What the original has where nothing was given, and this server decides for itself.
+#: Values that bert-as-service reports for settings that were not given; here, the server chooses them itself.
 _ORIGINAL_DEFAULTS = {"ckpt_name": "bert_model.ckpt", "config_name": "bert_config.json", "num_labels": 2}
 
 
-@dataclass(slots=True)
-class WorkerView:
-    """What the broker knows of one worker process.
-
-    routing_id: its address once it is ready. facts: what it said of itself then. refusal: why it will not
-    serve. heard_at: when its last message came, in monotonic seconds.
-    """
-
-    name: str
-    routing_id: bytes | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    heartbeat: Heartbeat | None = None
-    heard_at: float = 0.0
-    refusal: str | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        return self.routing_id is not None
-
-    def has_fresh_forward(self, now: float) -> bool:
-        """Whether it is ready and has computed something lately."""
-        return self.is_ready and self._forward_age_s(now) < _FRESH_FORWARD_S
-
-    def state(self, now: float) -> str:
-        """Return one of the states that the metrics know."""
-        if not self.is_ready:
-            return "starting"
-        return "ready" if self.has_fresh_forward(now) else "stale"
-
-    def to_info(self, now: float) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "state": "ready" if self.is_ready else "starting",
-            "forward_age_s": round(self._forward_age_s(now), 3) if self.heartbeat else None,
-            **self.facts,
-        }
-
-    def _forward_age_s(self, now: float) -> float:
-        return now - self.heard_at + (self.heartbeat.forward_age_s if self.heartbeat else 0.0)
-
-
 class StatusReport:
-    """Composes the answers from the settings, the counters and the workers.
+    """Makes the replies from the settings, the counters and the workers.
 
-    worker_endpoint: the socket between broker and workers.
+    worker_endpoint: address of the socket between broker and workers.
     """
 
     def __init__(
@@ -94,9 +48,9 @@ class StatusReport:
             "server_start_time": _now(),
         }
 
-    def config(self, client: bytes) -> dict[str, Any]:
-        """Return the settings in force, and the versions behind them, to the client that asked."""
-        labels = next((list(w.facts["labels"]) for w in self._workers.values() if "labels" in w.facts), None)
+    def config(self, client: bytes) -> dict[str, object]:
+        """Return the settings in force and the versions of the software. client: identity of the sender."""
+        labels = next((list(w.facts.labels) for w in self._workers.values() if w.facts and w.facts.labels), None)
         return {
             **self._fixed,
             **({} if labels is None else {"num_labels": len(labels), "labels": labels}),
@@ -104,7 +58,7 @@ class StatusReport:
             "server_current_time": _now(),
         }
 
-    def status(self, client: bytes, now: float, *, is_ready: bool) -> dict[str, Any]:
+    def status(self, client: bytes, now: float, *, is_ready: bool) -> dict[str, object]:
         """Return the config, the counters and the state of each worker."""
         metrics = self._metrics
         return {
@@ -121,10 +75,10 @@ class StatusReport:
         }
 
 
-def _settings_info(settings: Settings) -> dict[str, Any]:
-    """Return the settings under the names, and with the types, that the original has for them."""
-    poolings, layers = _pooling_in_force(settings)
-    strategy = PoolingStrategy.__members__.get(poolings[0]) if len(poolings) == 1 else None
+def _settings_info(settings: Settings) -> dict[str, object]:
+    """Return the settings under bert-as-service's names, with its types."""
+    pooling = _default_pooling(settings)
+    strategy = PoolingStrategy.__members__.get(pooling.strategies[0]) if len(pooling.strategies) == 1 else None
     return {
         **settings.model_dump(),
         **{name: value for name, value in _ORIGINAL_DEFAULTS.items() if getattr(settings, name) is None},
@@ -133,30 +87,24 @@ def _settings_info(settings: Settings) -> dict[str, Any]:
         "max_seq_len": None if settings.max_seq_len == "NONE" else settings.max_seq_len,
         "pooling": list(settings.pooling_strategy),
         "pooling_strategy": None if strategy is None else strategy.value,
-        "pooling_layer": list(layers),
+        "pooling_layer": list(pooling.layers),
     }
 
 
-def _pooling_in_force(settings: Settings) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the strategies that stand side by side where a request names none, and the layers they pool."""
-    names, layers = settings.pooling_strategy, settings.pooling_layer
-    if names != ("auto",):
-        return names, layers or (-2,)
-    if layers is None and settings.model_dir is not None:
-        own = read_sentence_transformers(Path(settings.model_dir))
-        if own is not None:
-            return tuple(map(pooling_name, own.pooling_modes)), (-1,)
-    return ("REDUCE_MEAN",), layers or (-2,)
+def _default_pooling(settings: Settings) -> Pooling:
+    """Return the pooling of a request that names neither strategy nor layer."""
+    folder = None if settings.model_dir is None else Path(settings.model_dir)
+    return PoolingRules.of(settings, None if folder is None else read_sentence_transformers(folder)).default
 
 
 def _num_gateways(settings: Settings) -> int:
     return 0 if settings.http_port is None else settings.http_workers
 
 
-def _process_info(num_workers: int, *, num_gateways: int, endpoint: str) -> dict[str, Any]:
-    """Return what the original tells of its processes and the sockets between them.
+def _process_info(num_workers: int, *, num_gateways: int, endpoint: str) -> dict[str, object]:
+    """Return what bert-as-service reports about its processes and the sockets between them.
 
-    Its ventilator and sink are one loop here, with one socket to all workers.
+    Its ventilator and its sink are one loop here, with one socket to all workers.
     """
     return {
         "num_process": 1 + num_workers + num_gateways,
@@ -167,20 +115,20 @@ def _process_info(num_workers: int, *, num_gateways: int, endpoint: str) -> dict
     }
 
 
-def _versions() -> dict[str, Any]:
+def _versions() -> dict[str, object]:
     return {
-        "server_version": COMPATIBLE_VERSION,
+        "server_version": WIRE_VERSION,
         "version": own_version(),
         "python_version": platform.python_version(),
         "pyzmq_version": zmq.pyzmq_version(),
         "zmq_version": zmq.zmq_version(),
-        "tensorflow_version": [],  # a list of strings in the original; there is none here
+        "tensorflow_version": [],  # in bert-as-service a list of strings; there is no TensorFlow here
         "torch_version": _torch_version(),
     }
 
 
 def _torch_version() -> str | None:
-    """Return the version that the workers will load; this process never does."""
+    """Return the version of torch that the workers load, without loading it in this process."""
     try:
         return version("torch")
     except PackageNotFoundError:

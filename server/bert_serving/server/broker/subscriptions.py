@@ -1,8 +1,9 @@
-"""Who has subscribed to what, connection by connection. Decides, does no I/O.
+"""Which connection has subscribed to which identities. Decides, does no I/O.
 
-libzmq tells which connection a subscription came from. Of a connection that broke it tells only which
-identities it had subscribed to. So all of them are remembered here, refused ones too: their end must not
-be taken for the end of another connection's subscription to the same identity.
+libzmq reports the connection of every subscription. When a connection breaks, libzmq reports only the
+identities that it had subscribed to, not the connection. So all subscriptions are remembered here, refused
+ones too: the end of a refused subscription must not be taken for the end of another connection's subscription
+to the same identity.
 """
 
 from __future__ import annotations
@@ -10,26 +11,26 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-_MAX_IDENTITIES = 256  # of one connection: a client has one or two, a forwarder one for each client behind it
-# The last guard for memory. Connections are bounded by file descriptors, so this bounds the whole.
-_PLENTY = 50_000  # identities of all connections; beyond it,
-_FEW = 2  # so many of one
-_MAX_REFUSED = 100_000  # that are remembered
+_MAX_IDENTITIES = 256  # per connection: a client has one or two, a proxy has one for each client behind it
+# A guard for memory. The number of connections is limited by file descriptors, so these limit the total.
+_MANY = 50_000  # once so many subscriptions are accepted in total,
+_MAX_IDENTITIES_IF_MANY = 2  # the limit per connection is this
+_MAX_REFUSED = 100_000  # refused subscriptions that are remembered
 
 
 class Subscriptions:
-    """Accepts a subscription, or refuses it where its connection has too many. One for each broker.
+    """Accepts or refuses subscriptions: a connection may have a limited number of them. One for each broker.
 
-    A connection is any number that no other one has at the same time; None stands for one that is gone.
+    connection: a number that no other open connection has; None: the connection is closed already.
     """
 
     def __init__(self) -> None:
-        self._holders: dict[bytes, dict[int, bool]] = {}  # identity -> its connections, True where accepted
+        self._holders: dict[bytes, dict[int, bool]] = {}  # identity -> {connection: whether it was accepted}
         self._num_accepted: Counter[int] = Counter()
         self._num_refused: Counter[int] = Counter()
         self._total_accepted = 0
         self._total_refused = 0
-        self._gone = itertools.count(-1, -1)
+        self._closed = itertools.count(-1, -1)
 
     def __repr__(self) -> str:
         return f"<Subscriptions accepted={self._total_accepted} refused={self._total_refused}>"
@@ -39,13 +40,13 @@ class Subscriptions:
         return connection in self._num_refused
 
     def add(self, connection: int | None, identity: bytes) -> bool:
-        """Note a subscription; return whether it is accepted. One that is repeated is not, a second time."""
+        """Note a subscription; return whether it is accepted. A repeated subscription is not accepted again."""
         if connection is None:
-            self._refuse(next(self._gone), identity)
+            self._refuse(next(self._closed), identity)
             return False
         if connection in self._holders.get(identity, ()):
-            return False  # libzmq will tell of its end only once
-        limit = _MAX_IDENTITIES if self._total_accepted < _PLENTY else _FEW
+            return False  # libzmq will report its end only once
+        limit = _MAX_IDENTITIES if self._total_accepted < _MANY else _MAX_IDENTITIES_IF_MANY
         if self._num_accepted[connection] >= limit:
             self._refuse(connection, identity)
             return False
@@ -58,7 +59,8 @@ class Subscriptions:
         """Note the end of a subscription; return whether it had been accepted."""
         holders = self._holders.get(identity, {})
         if connection is None:
-            # One of these. A refused one first: to take it for another would make that one deaf.
+            # It is one of these, and nothing says which. Prefer a refused one: if an accepted one were removed by
+            # mistake, its client would get no more replies.
             connection = min(holders, key=holders.__getitem__, default=None)
         if connection is None or connection not in holders:
             return False

@@ -1,8 +1,8 @@
-"""The names under which text-embeddings-inference has its metrics, so that dashboards made for it go on working.
+"""Metrics under the names of text-embeddings-inference (TEI), so that dashboards made for TEI work here too.
 
-They are untyped where TEI's name breaks Prometheus' rules (a counter without `_total`): queries do not look at the
-type, promtool does. Durations are seconds. What TEI calls embed is every request here but those for a
-classification head, which are predict.
+Counters are exported as untyped, because TEI's names break a rule of Prometheus (a counter ends with `_total`):
+queries ignore the type, promtool checks it. Durations are in seconds. "predict" counts requests for a
+classification head; every other request counts as "embed".
 """
 
 from __future__ import annotations
@@ -13,33 +13,46 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
-from bert_serving.protocol import ServingError, Usage
-from prometheus_client import Gauge, Histogram
+from bert_serving.protocol import (
+    DeadlineExceeded,
+    EncodeRequest,
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+    ServingError,
+    Unauthorized,
+    Unavailable,
+    Usage,
+    WorkerFailed,
+)
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+
+from .metrics import BrokerMetrics
 
 _DURATIONS = tuple(1.5e-5 * 1.5**i for i in range(35))
 _LENGTHS = tuple(float(2**i) for i in range(21))
 _STAGES = ("duration", "tokenization_duration", "queue_duration", "inference_duration")
 
-#: TEI's word for each of our error codes.
+#: TEI's name for each of our errors.
 _FAILURES = {
-    "overloaded": "overloaded",
-    "payload_too_large": "batch_size",
-    "invalid_request": "validation",
-    "worker_failed": "inference",
-    "unavailable": "dropped",
-    "deadline_exceeded": "dropped",
-    "internal": "inference",
-    "unauthorized": "validation",
+    Overloaded.code: "overloaded",
+    PayloadTooLarge.code: "batch_size",
+    InvalidRequest.code: "validation",
+    Unauthorized.code: "validation",
+    WorkerFailed.code: "inference",
+    ServingError.code: "inference",
+    Unavailable.code: "dropped",
+    DeadlineExceeded.code: "dropped",
 }
 _FAILURE_NAMES = (*dict.fromkeys(_FAILURES.values()), "tokenization", "model_type", "missing_values")
+_PREDICT_STRATEGIES = {"LOGITS", "CLASSIFICATION", "REGRESSION"}
 
 
 @dataclass(slots=True)
 class _Buckets:
-    """A histogram that many values go into at once."""
+    """A histogram that can take many values in one call."""
 
     bounds: Sequence[float]
     counts: list[int] = field(init=False)
@@ -58,7 +71,7 @@ class _Buckets:
         self.total += sum(values)
 
     def family(self, name: str, documentation: str, *others: _Buckets) -> Metric:
-        """Return the family of this histogram and the others, added up."""
+        """Return the family of the sum of this histogram and the others."""
         all_of_them = (self, *others)
         counts = [sum(column) for column in zip(*(each.counts for each in all_of_them), strict=True)]
         bounds = [*map(floatToGoString, self.bounds), "+Inf"]
@@ -67,11 +80,14 @@ class _Buckets:
 
 
 class TeiMetrics(Collector):
-    """Counts requests in TEI's way. The three arguments are known already, under our own names."""
+    """Counts requests as TEI does, as the broker's RequestObserver.
 
-    def __init__(self, batch_texts: Histogram, batch_tokens: Histogram, queue_texts: Gauge) -> None:
-        self._copies = {"te_batch_next_size": batch_texts, "te_batch_next_tokens": batch_tokens}
-        self._queue_texts = queue_texts
+    Some metrics of TEI exist in ours under other names; they are copied.
+    """
+
+    def __init__(self, ours: BrokerMetrics) -> None:
+        self._copies = {"te_batch_next_size": ours.batch_texts, "te_batch_next_tokens": ours.batch_tokens}
+        self._queue_texts = ours.queue_texts
         self._requests = dict.fromkeys(("single", "batch"), 0)
         self._successes = dict.fromkeys(("single", "batch"), 0)
         self._failures = dict.fromkeys(_FAILURE_NAMES, 0)
@@ -79,34 +95,37 @@ class TeiMetrics(Collector):
         self._done = dict.fromkeys(("embed", "predict"), 0)
         self._stages = {kind: {stage: _Buckets(_DURATIONS) for stage in _STAGES} for kind in ("embed", "predict")}
         self._input_length = _Buckets(_LENGTHS)
+        ours.registry.register(self)
 
-    def arrived(self, num_texts: int, *, is_predict: bool) -> None:
-        """Count a request."""
+    def request_arrived(self, request: EncodeRequest | None) -> None:
+        """Count a request. One that cannot be read counts too, so that failures never exceed requests."""
+        num_texts = 1 if request is None else len(request.texts)
         self._requests[_method(num_texts)] += 1
-        self._counts[_kind(is_predict)] += num_texts
+        self._counts[_kind(request)] += num_texts
 
-    def succeeded(self, num_texts: int, usage: Usage, *, is_predict: bool) -> None:
-        """Count a request that was answered, and what it took."""
+    def request_done(self, request: EncodeRequest, usage: Usage) -> None:
+        """Count a request that has its vectors, its times and its tokens."""
+        num_texts, kind = len(request.texts), _kind(request)
         self._successes[_method(num_texts)] += 1
-        self._done[_kind(is_predict)] += num_texts
+        self._done[kind] += num_texts
         times = (usage.total_ms, usage.tokenize_ms, usage.queue_ms, usage.compute_ms)
-        for buckets, ms in zip(self._stages[_kind(is_predict)].values(), times, strict=True):
+        for buckets, ms in zip(self._stages[kind].values(), times, strict=True):
             buckets.observe(ms / 1000)
         self._input_length.observe_all(usage.num_tokens)
 
-    def failed(self, error: ServingError) -> None:
-        """Count a request that was answered with an error."""
+    def request_failed(self, error: ServingError) -> None:
+        """Count a request that gets an error."""
         self._failures[_FAILURES[error.code]] += 1
 
     def collect(self) -> Iterator[Metric]:
         """Yield all families."""
         yield _untyped("te_request_count", "Requests that arrived", "method", self._requests)
-        yield _untyped("te_request_success", "Requests that were answered", "method", self._successes)
-        yield _untyped("te_request_failure", "Requests that were answered with an error", "err", self._failures)
+        yield _untyped("te_request_success", "Requests that got their vectors", "method", self._successes)
+        yield _untyped("te_request_failure", "Requests that got an error", "err", self._failures)
         for kind, count in self._counts.items():
             yield UnknownMetricFamily(f"te_{kind}_count", f"Texts to {kind} that arrived", count)
             yield UnknownMetricFamily(
-                f"te_{kind}_success", f"Texts to {kind} that were answered", self._done[kind]
+                f"te_{kind}_success", f"Texts to {kind} that got their vectors", self._done[kind]
             )
         for stage in _STAGES:
             embed, predict = self._stages["embed"][stage], self._stages["predict"][stage]
@@ -124,8 +143,9 @@ def _method(num_texts: int) -> str:
     return "single" if num_texts == 1 else "batch"
 
 
-def _kind(is_predict: bool) -> str:
-    return "predict" if is_predict else "embed"
+def _kind(request: EncodeRequest | None) -> str:
+    strategies = request.options.pooling_strategy if request is not None else None
+    return "predict" if strategies and not _PREDICT_STRATEGIES.isdisjoint(strategies) else "embed"
 
 
 def _untyped(name: str, documentation: str, label: str, values: Mapping[str, int]) -> Metric:
@@ -136,7 +156,7 @@ def _untyped(name: str, documentation: str, label: str, values: Mapping[str, int
 
 
 def _renamed(families: Iterable[Metric], name: str) -> Metric:
-    """Return the only family under another name."""
+    """Return the one family in `families` under another name."""
     (family,) = families
     renamed = Metric(name, family.documentation, family.type)
     renamed.samples = [s._replace(name=name + s.name.removeprefix(family.name)) for s in family.samples]

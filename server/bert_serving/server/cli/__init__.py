@@ -1,7 +1,7 @@
 """The console scripts, one file for each command.
 
-Only here is logging set up and a process ended with an exit code. These files import nothing but sys at the
-top: Ctrl-C while a module is imported there would end the start with a traceback.
+A command's file imports only sys at the top, and the rest inside its `main`: Ctrl-C during an import at the top
+would print a traceback.
 """
 
 from __future__ import annotations
@@ -11,6 +11,6 @@ from .start import main as start
 from .status import main as status
 from .terminate import main as terminate
 
-main = start  # the name in bert-as-service
+main = start  # bert-as-service's name for it
 
 __all__ = ["benchmark", "main", "start", "status", "terminate"]

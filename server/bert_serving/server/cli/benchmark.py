@@ -1,4 +1,4 @@
-"""bert-serving-benchmark: measure servers on this machine."""
+"""bert-serving-benchmark: measure the speed of servers on this machine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """bert-serving-benchmark: measure servers on this machine. Returns 0, or 1 with one line of why not."""
+    """Run the benchmark. Returns the exit code: 0, or 1 after one line that says what failed."""
     try:
         return _benchmark(argv)
     except KeyboardInterrupt:
-        return 130  # as a shell says it; what was measured until then is in the file
+        return 130  # as shells do; the results so far are in the file
 
 
 def _benchmark(argv: list[str] | None) -> int:
@@ -20,7 +20,7 @@ def _benchmark(argv: list[str] | None) -> int:
     try:
         from ..compat.benchmark.experiments import parse_plan
         from ..compat.benchmark.runner import BenchmarkError, run
-    except ModuleNotFoundError as exc:  # the base install is the client alone
+    except ModuleNotFoundError as exc:  # without the extra "server", only the client is installed
         sys.stderr.write(f"bert-serving-benchmark: {exc}; pip install 'bert-embedding-service[server]'\n")
         return 1
     try:

@@ -1,4 +1,4 @@
-"""bert-serving-status: show what a server does."""
+"""bert-serving-status: show the status of a server."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """bert-serving-status: show what a server does. Returns 0, or 1 with one line of why there is nothing."""
+    """Show the status of a server. Returns the exit code: 0, or 1 after one line that says what failed."""
     try:
         return _status(argv)
     except KeyboardInterrupt:
-        return 0  # the way to end -watch
+        return 0  # -watch ends this way
 
 
 def _status(argv: list[str] | None) -> int:
@@ -18,18 +18,24 @@ def _status(argv: list[str] | None) -> int:
 
     from .status_table import StatusError, show
 
-    parser = argparse.ArgumentParser(prog="bert-serving-status", description="Show what a running server does.")
+    parser = argparse.ArgumentParser(
+        prog="bert-serving-status", description="Show the status of a running server."
+    )
     parser.add_argument("-ip", "--ip", default="localhost", help="its address (default: localhost)")
     parser.add_argument(
-        *("-port", "--port", "-port_in", "-port_data"), type=int, default=5555, help="its port for requests"
+        "-port", "--port", "-port_in", "-port_data", type=int, default=5555, help="its port for requests"
     )
     parser.add_argument(
-        *("-port_out", "--port_out", "-port_result"), type=int, default=5556, help="its port for results"
+        "-port_out", "--port_out", "-port_result", type=int, default=5556, help="its port for results"
     )
     parser.add_argument(
-        "-watch", "--watch", type=float, metavar="SECONDS", help="refresh so often, until Ctrl-C; default: once"
+        "-watch",
+        "--watch",
+        type=float,
+        metavar="SECONDS",
+        help="show it again after so many seconds, until Ctrl-C; default: show it once",
     )
-    parser.add_argument("-json", "--json", action="store_true", help="all that the server tells, as JSON")
+    parser.add_argument("-json", "--json", action="store_true", help="show the whole status, as JSON")
     args = parser.parse_args(argv)
     if args.watch is not None and not args.watch > 0:
         parser.error(f"-watch must be more than 0 seconds, got {args.watch:g}")

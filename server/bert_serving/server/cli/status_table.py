@@ -1,6 +1,6 @@
-"""A running server's status as a table for people.
+"""The status of a running server as a table.
 
-`Snapshot`, `rates` and `table` decide what is shown; `show` asks and prints.
+`Snapshot`, `rates` and `table` decide what is shown; `show` requests the status and prints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from bert_serving.client import BertClient, ServingError
 
-ANSWER_S = 4.0  # a broker answers at once, whatever its workers do
+REPLY_S = 4.0  # a broker replies at once, even when its workers are busy
 
 _CLEAR = "\x1b[H\x1b[2J"
 _UNKNOWN = "-"
@@ -25,19 +25,19 @@ _WORKER_COLUMNS = ("name", "state", "pid", "device", "dtype", "forward", "parity
 
 
 class StatusError(Exception):
-    """There is no status to show; the message says why."""
+    """The status cannot be shown; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A status, and when it came, in monotonic seconds."""
+    """A status. at: when it arrived, in monotonic seconds."""
 
-    info: Mapping[str, Any]
+    info: Mapping[str, Any]  # JSON
     at: float
 
     @property
     def totals(self) -> dict[str, int]:
-        """What only grows while the server lives."""
+        """The counters, which only grow while the server runs."""
         statistic = self.info.get("statistic", {})
         return {
             "requests": statistic.get("num_data_request", 0),
@@ -49,7 +49,7 @@ class Snapshot:
 
     @property
     def uptime_s(self) -> float | None:
-        """How long the server has run, by its own clock; None if it does not say."""
+        """How long the server has run, by its own clock; None if the status does not say."""
         with suppress(KeyError, TypeError, ValueError):
             started, current = (
                 datetime.fromisoformat(self.info[key]) for key in ("server_start_time", "server_current_time")
@@ -58,12 +58,12 @@ class Snapshot:
         return None
 
     def follows(self, other: Snapshot) -> bool:
-        """Whether both are of the same run of the server."""
+        """Whether the server was not restarted between the two."""
         return self.info.get("server_start_time") == other.info.get("server_start_time")
 
 
 def rates(now: Snapshot, before: Snapshot | None) -> tuple[dict[str, float | None], str]:
-    """Return the totals' growth per second, and since when: the snapshot before, or the server's start."""
+    """Return (growth of each total per second, since when). before: the start of the server if None."""
     if before is not None and now.follows(before):
         seconds: float | None = now.at - before.at
         since, earlier = f"in the last {now.at - before.at:.1f} s", before.totals
@@ -76,14 +76,14 @@ def rates(now: Snapshot, before: Snapshot | None) -> tuple[dict[str, float | Non
 
 
 def table(now: Snapshot, before: Snapshot | None = None, *, address: str) -> str:
-    """Return the lines of the table, joined."""
+    """Return the table as text."""
     info, statistic = now.info, now.info.get("statistic", {})
     per_second, since = rates(now, before)
     layers = " ".join(map(str, info.get("pooling_layer") or [_UNKNOWN]))
     pooling = " ".join(info.get("pooling") or [str(info.get("pooling_strategy", _UNKNOWN))])
     longest = info.get("max_seq_len", _UNKNOWN)
     head = [
-        ("server", f"{address}, {_state(info)}, up {_duration(now.uptime_s)}, version {info.get('version', '?')}"),
+        ("server", f"{address}, {_state(now)}, up {_duration(now.uptime_s)}, version {info.get('version', '?')}"),
         ("model", f"{info.get('model_dir', _UNKNOWN)}, max_seq_len {'NONE' if longest is None else longest}"),
         ("pooling", f"{pooling}, layer {layers}"),
         (
@@ -110,7 +110,7 @@ def table(now: Snapshot, before: Snapshot | None = None, *, address: str) -> str
 def show(ip: str, port: int, port_out: int, *, watch_s: float | None, as_json: bool) -> None:
     """Print the status once, or every watch_s seconds until Ctrl-C. Raises StatusError."""
     before = None
-    limit_ms = round(ANSWER_S * 1000)
+    limit_ms = round(REPLY_S * 1000)
     with BertClient(
         ip, port, port_out, ignore_all_checks=True, timeout=limit_ms, connect_timeout=limit_ms
     ) as client:
@@ -137,17 +137,17 @@ def _ask(client: BertClient) -> Snapshot:
 
 
 def _in_place(text: str) -> str:
-    """Return the text for a terminal, over the one before; elsewhere one below the other."""
+    """Return the text so that it replaces the one before in a terminal; elsewhere it follows that one."""
     if not sys.stdout.isatty():
         return f"{text}\n\n"
     width = shutil.get_terminal_size().columns
     return _CLEAR + "\n".join(line[:width] for line in text.splitlines()) + "\n"
 
 
-def _state(info: Mapping[str, Any]) -> str:
-    if info.get("ready"):
+def _state(now: Snapshot) -> str:
+    if now.info.get("ready"):
         return "ready"
-    is_starting = any(worker.get("state") == "starting" for worker in info.get("workers", ()))
+    is_starting = any(worker.get("state") == "starting" for worker in now.info.get("workers", ()))
     return "starting" if is_starting else "not ready"
 
 
@@ -160,12 +160,12 @@ def _duration(seconds: float | None) -> str:
     return f"{f'{days} d ' if days else ''}{hour}:{minute:02}:{second:02}"
 
 
-def _count(value: Any) -> str:
+def _count(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else _UNKNOWN
 
 
 def _columns(rows: Iterable[Sequence[object]], *, right_from: int | None = None) -> list[str]:
-    """Return the rows as lines with aligned columns; those from `right_from` on are numbers."""
+    """Return the rows as lines with aligned columns; columns from `right_from` on are aligned to the right."""
     cells = [[_printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
@@ -178,5 +178,5 @@ def _columns(rows: Iterable[Sequence[object]], *, right_from: int | None = None)
 
 
 def _printable(cell: object) -> str:
-    """Return a value as text; what a server says must not steer a terminal."""
+    """Return a value as text without control characters, which could change the terminal."""
     return "".join(char if char.isprintable() else "?" for char in str(cell))

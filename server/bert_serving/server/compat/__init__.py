@@ -1,1 +1,1 @@
-"""What programs written for bert-as-service import and run."""
+"""What programs that were written for bert-as-service import and run."""

@@ -1,25 +1,26 @@
-"""The names of bert_serving.server.helper that old programs import: parsers, and what they return."""
+"""The names in bert_serving.server.helper that programs written for bert-as-service import: parsers."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
 
 from pydantic import ValidationError
 
-from ..settings import OneLineParser, Settings, settings_parser, validation_line
+from ..model.spec import validation_line
+from ..settings import OneLineParser, Settings, settings_parser
 from .termination import terminate_parser
 
 
 class ArgsParser(OneLineParser):
-    """A parser of the server's flags whose namespace has every setting: flags, variables and defaults, checked."""
+    """A parser of the server's flags. Its namespace has every setting, from flags, variables and defaults."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return (namespace, arguments that are no flags)."""
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """Return (namespace, arguments that are not flags)."""
         found, rest = super().parse_known_args(args, namespace)
         flags = {name: value for name, value in vars(found).items() if name in Settings.model_fields}
         try:
@@ -31,7 +32,7 @@ class ArgsParser(OneLineParser):
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Return the parser of bert-serving-start. What it returns is for BertServer, and may be changed before."""
+    """Return the parser of bert-serving-start. Its result may be changed and is then passed to BertServer."""
     return settings_parser("bert-serving-start", ArgsParser)
 
 
@@ -41,7 +42,7 @@ def get_shutdown_parser() -> argparse.ArgumentParser:
 
 
 def get_benchmark_parser() -> argparse.ArgumentParser:
-    """Return the parser of bert-serving-benchmark. What it returns is for BertServer too."""
+    """Return the parser of bert-serving-benchmark. Its result may be passed to BertServer too."""
     from .benchmark.experiments import benchmark_parser
 
     return benchmark_parser(ArgsParser)
@@ -50,7 +51,7 @@ def get_benchmark_parser() -> argparse.ArgumentParser:
 def get_run_args(
     parser_fn: Callable[[], argparse.ArgumentParser] = get_args_parser, printed: bool = True
 ) -> argparse.Namespace:
-    """Return the arguments of this process. printed: show them as a table."""
+    """Return the arguments of this process. printed: print them as a table."""
     args = parser_fn().parse_args()
     if printed:
         rows = sorted(vars(args).items())
@@ -60,9 +61,9 @@ def get_run_args(
 
 
 def namespace_of(settings: Settings) -> argparse.Namespace:
-    """Return settings as a namespace with bert-as-service's attributes, lists being lists.
+    """Return settings as a namespace with bert-as-service's attributes; tuples become lists.
 
-    num_worker: a number, since old programs calculate with it; theirs was 1.
+    num_worker is a number, because old programs calculate with it. bert-as-service's default was 1.
     """
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.model_dump().items()}
     values["do_lower_case"] = not values.pop("cased_tokenization")
@@ -71,9 +72,9 @@ def namespace_of(settings: Settings) -> argparse.Namespace:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """Return a namespace as settings; attributes that are no settings do not count. Raises ValueError.
+    """Return a namespace as settings; other attributes are ignored. Raises ValueError.
 
-    None is the default of a setting, whichever it is.
+    None stands for the default of a setting.
     """
     fields = Settings.model_fields
     given = {name: value for name, value in vars(args).items() if name in fields}
@@ -86,8 +87,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         raise ValueError(validation_line(exc)) from exc
 
 
-def _plain(value: Any) -> Any:
-    """Return a PoolingStrategy as its name, a path as its text, and lists of them as such."""
+def _plain(value: object) -> Any:
+    """Return the name of a PoolingStrategy, the text of a path, a list of these, or any other value unchanged."""
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, os.PathLike):

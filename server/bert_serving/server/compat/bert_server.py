@@ -1,11 +1,12 @@
-"""BertServer: a server from within a Python program, in a process of its own.
+"""BertServer: a server that a Python program starts and stops.
 
-    the program       BertServer, a thread: starts the process, waits for its end
-    the process       main: the supervisor, as bert-serving-start has it
+    the program's process    BertServer, a thread: starts the server's process and waits for its end
+    the server's process     main: runs the supervisor, as bert-serving-start does
 
-They share a pipe each way. The process says "ready", or why it cannot be. It stops at a byte behind its settings,
-and when the pipe ends or its parent is another, so that it never outlives the program, however that came to its
-end: forks of the program may hold the pipe open.
+The program writes the settings to the server's standard input, and later one byte to stop it. The server writes
+"ready" to its standard output, or the reason why it cannot serve. It also stops at the end of its input, and when
+its parent process has changed, so that it never runs longer than the program: forks of the program may keep the
+input open.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import logging
 import os
 import select
 import signal
@@ -21,12 +21,11 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO
 
 from ..settings import Settings
-
-log = logging.getLogger(__name__)
 
 _READY = b"ready\n"
 _STOP = b"\n"
@@ -36,22 +35,23 @@ _ORPHAN_POLL_S = 1.0
 _servers: weakref.WeakSet[BertServer] = weakref.WeakSet()
 
 
-def _leave_all() -> None:
+def _forget_all() -> None:
     for server in list(_servers):
         server._after_fork()
 
 
-os.register_at_fork(after_in_child=_leave_all)
+os.register_at_fork(after_in_child=_forget_all)
 
 
 class BertServer(threading.Thread):
     """A server with bert-as-service's interface.
 
     args: what `helper.get_args_parser().parse_args(...)` returned, changed or not.
-    is_ready: an Event, set while it serves.
+    is_ready: an Event that is set while the server is ready.
 
-    As a context manager it is ready inside. Raises ValueError for bad arguments and for a model that is not
-    there, and RuntimeError, in `with` or in `wait_ready`, for whatever else keeps it from serving.
+    As a context manager, it starts the server and waits until it is ready. The constructor raises ValueError for
+    bad arguments and for a model that cannot be found. `with` and `wait_ready` raise RuntimeError if the server
+    cannot serve for another reason.
 
     >>> args = get_args_parser().parse_args(["-port", "5555", "-port_out", "5556", "-cpu"])
     >>> with BertServer(args):
@@ -65,13 +65,13 @@ class BertServer(threading.Thread):
         super().__init__(name="BertServer", daemon=True)
         self._settings = settings_of(args)
         try:
-            resolve(self._settings)  # the process does it again; but here it can be said to the caller
+            resolve(self._settings)  # the server does it again; here, an error reaches the caller
         except StartError as exc:
             raise ValueError(str(exc)) from exc
         self.is_ready = threading.Event()
-        self._has_begun = threading.Event()  # to serve, or to fail
+        self._has_started = threading.Event()  # set when the server is ready, or has failed
         self._process: subprocess.Popen[bytes] | None = None
-        self._trouble = ""
+        self._failure = ""
         _servers.add(self)
 
     def __enter__(self) -> BertServer:
@@ -87,14 +87,14 @@ class BertServer(threading.Thread):
         self.close()
 
     def start(self) -> None:
-        """Start the server; `is_ready` says when it serves. Raises RuntimeError the second time."""
+        """Start the server and return at once; see `is_ready`. Raises RuntimeError if called twice."""
         if self.ident is not None:
-            raise RuntimeError("a BertServer can be started once; make another one")
+            raise RuntimeError("a BertServer can be started only once; create another one")
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the program, which then closes this
+            start_new_session=True,  # Ctrl-C reaches only the program, which then closes this server
         )
         assert self._process.stdin is not None
         self._process.stdin.write(self._settings.model_dump_json().encode() + b"\n")
@@ -102,35 +102,35 @@ class BertServer(threading.Thread):
         super().start()
 
     def run(self) -> None:
-        """Wait for the end of the server."""
+        """Wait until the server ends. Runs in the thread."""
         assert self._process is not None
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line == _READY:
                 self.is_ready.set()
-                self._has_begun.set()
+                self._has_started.set()
             else:
-                self._trouble = line.decode(errors="replace").strip()
+                self._failure = line.decode(errors="replace").strip()
         code = self._process.wait()
         self.is_ready.clear()
-        self._trouble = self._trouble or f"the server ended with exit code {code}"
-        self._has_begun.set()
+        self._failure = self._failure or f"the server ended with exit code {code}"
+        self._has_started.set()
 
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Return when it serves. Raises RuntimeError if it cannot, and TimeoutError after `timeout` seconds."""
-        if not self._has_begun.wait(timeout):
+        """Wait until the server is ready. Raises RuntimeError if it fails, TimeoutError after `timeout` s."""
+        if not self._has_started.wait(timeout):
             raise TimeoutError(f"the server was not ready within {timeout:g} s")
         if not self.is_ready.is_set():
-            raise RuntimeError(self._trouble)
+            raise RuntimeError(self._failure)
 
     def close(self) -> None:
-        """Stop the server: it finishes what it has accepted."""
+        """Stop the server, which finishes the requests that it has accepted."""
         process = self._process
         if process is None:
             return
         assert process.stdin is not None
         if not process.stdin.closed:
-            with suppress(OSError):  # it has ended already
+            with suppress(OSError):  # the server has ended already
                 process.stdin.write(_STOP)
                 process.stdin.close()
         try:
@@ -141,7 +141,7 @@ class BertServer(threading.Thread):
             self.join()
 
     def _after_fork(self) -> None:
-        """In the child: the server belongs to the parent, so `close` does nothing here."""
+        """In a forked child: the server belongs to the parent, so `close` must do nothing here."""
         process, self._process = self._process, None
         if process is not None and process.stdin is not None:
             process.stdin.close()
@@ -154,9 +154,10 @@ class BertServer(threading.Thread):
         port: int = 5555,
         timeout: int = 15_000,
     ) -> None:
-        """Stop the server that listens somewhere. Raises TerminateError.
+        """Stop the server at an address. Raises TerminateError.
 
-        args: as get_shutdown_parser gives them, or the port. timeout: milliseconds to wait for its end.
+        args: as returned by the parser of `get_shutdown_parser`, or the port. timeout: milliseconds to wait for
+        the end of the server.
         """
         from .termination import terminate_server
 
@@ -169,41 +170,38 @@ class BertServer(threading.Thread):
 
 
 def main() -> int:
-    """Serve with the settings in the first line of standard input until told to stop; the other process."""
-    from ..supervisor.child import set_up_logging
-    from ..supervisor.startup import StartError, resolve, token_rows
+    """Run the server's process: read the settings from standard input and serve until told to stop."""
+    from ..supervisor.serve import serve
+    from ..supervisor.startup import StartError
     from ..supervisor.supervisor import Supervisor
 
     parent = os.getppid()
-    # Without a buffer, which could hold what `select` is to see.
-    control, report = io.FileIO(0), sys.stdout.buffer
-    asked = Settings(**json.loads(control.readline()))
-    set_up_logging("server", verbose=asked.verbose)
-    for line in asked.without_effect():
-        log.warning("%s", line)
+    control, report = io.FileIO(0), sys.stdout.buffer  # unbuffered: `select` does not see what a buffer holds
+
+    def wait_for_stop(_settings: Settings, supervisor: Supervisor) -> None:
+        args = (control, parent, supervisor.request_stop)
+        threading.Thread(target=_stop_when_told, args=args, daemon=True).start()
+
     try:
-        settings = resolve(asked)
-        supervisor = Supervisor(
-            settings, token_rows=token_rows(asked, settings), on_ready=lambda: _say(report, _READY)
+        serve(
+            Settings(**json.loads(control.readline())),
+            on_start=wait_for_stop,
+            on_ready=lambda: _write(report, _READY),
         )
-        threading.Thread(target=_stop_when_told, args=(control, parent, supervisor), daemon=True).start()
-        with supervisor.stop_on_signals():
-            supervisor.run()
     except StartError as exc:
-        log.error("%s", exc)
-        _say(report, f"{exc}\n".encode())
+        _write(report, f"{exc}\n".encode())
         return 1
     return 0
 
 
-def _stop_when_told(control: io.FileIO, parent: int, supervisor: Any) -> None:
+def _stop_when_told(control: io.FileIO, parent: int, stop: Callable[[], None]) -> None:
     while os.getppid() == parent and not select.select([control], [], [], _ORPHAN_POLL_S)[0]:
         pass
-    supervisor.request_stop()
+    stop()
 
 
-def _say(report: IO[bytes], line: bytes) -> None:
-    with suppress(OSError):  # nobody listens any more
+def _write(report: IO[bytes], line: bytes) -> None:
+    with suppress(OSError):  # the program has closed its end
         report.write(line)
         report.flush()
 

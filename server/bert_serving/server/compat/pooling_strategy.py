@@ -1,4 +1,4 @@
-"""The names of bert_serving.server.graph that old programs import."""
+"""The names in bert_serving.server.graph that programs written for bert-as-service import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class PoolingStrategy(Enum):
-    """bert-as-service's strategies with its numbers. What came later has a name only, see EncodeOptions."""
+    """bert-as-service's strategies with its numbers. Later strategies have a name only, see EncodeOptions."""
 
     NONE = 0
     REDUCE_MAX = 1
@@ -25,7 +25,7 @@ class PoolingStrategy(Enum):
 
     @staticmethod
     def from_string(name: str) -> PoolingStrategy:
-        """Return the strategy of a name. Raises ValueError if there is none."""
+        """Return the strategy with this name. Raises ValueError if there is none."""
         try:
             return PoolingStrategy[name]
         except KeyError:

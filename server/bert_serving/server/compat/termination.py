@@ -1,4 +1,4 @@
-"""Stopping a server from outside, and knowing that it stopped."""
+"""Stops a server from another process and waits until it has stopped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ def terminate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-ip", "--ip", default="localhost", help="its address (default: localhost)")
     parser.add_argument(
-        "-timeout", "--timeout", type=int, default=15_000, help="milliseconds to wait for its end (default: 15000)"
+        "-timeout",
+        "--timeout",
+        type=int,
+        default=15_000,
+        help="milliseconds to wait until it has stopped (default: 15000)",
     )
     return parser
 
@@ -35,7 +39,7 @@ def terminate_server(ip: str, port: int, *, timeout_s: float) -> None:
     """Send TERMINATION and wait until the port is closed. Raises TerminateError."""
     deadline = time.monotonic() + timeout_s
     if not _accepts(ip, port):
-        raise TerminateError(f"nobody answers at {ip}:{port}")
+        raise TerminateError(f"no server listens at {ip}:{port}")
     with zmq.Context() as context, context.socket(zmq.PUSH) as pusher:
         pusher.linger = 0
         monitor = pusher.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
@@ -44,14 +48,14 @@ def terminate_server(ip: str, port: int, *, timeout_s: float) -> None:
         try:
             if _next_event(monitor, min(_HANDSHAKE_S, timeout_s)) != zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 raise TerminateError(
-                    f"what answers at {ip}:{port} is no server for embeddings: it takes no requests over ZeroMQ"
+                    f"the process at {ip}:{port} is not an embedding server: it does not speak ZeroMQ"
                 )
             pusher.send_multipart(request_to_frames(CommandRequest(b"0", b"0", Command.TERMINATION)))
             while _accepts(ip, port):
                 if time.monotonic() > deadline:
                     raise TerminateError(
-                        f"the server at {ip}:{port} still runs after {timeout_s:g} s; "
-                        "it obeys its own machine only, unless started with -allow_remote_termination"
+                        f"the server at {ip}:{port} still runs after {timeout_s:g} s; it can be stopped from "
+                        "another machine only if it was started with -allow_remote_termination"
                     )
                 time.sleep(_POLL_S)
         finally:

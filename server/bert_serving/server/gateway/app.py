@@ -1,18 +1,12 @@
 """The gateway process: HTTP in front, an AsyncBertClient behind. No model, no batching, no torch.
 
-legacy      POST /encode, GET /status/server, GET /status/client: bert-as-service's
-openai      /v1/embeddings, /v1/models, and Infinity's /classify
-tei         /embed, /rerank, /predict, /tokenize ...: text-embeddings-inference's
-cohere      /v2/embed, /v2/rerank
-ollama      /api/embed
-stream      POST /encode/stream: lines in, lines out, without end
-operations  /live, /ready, /metrics
+Routes come from the files in dialects/ (see `_add_dialects`), from stream.py (POST /encode/stream) and from
+operations.py (GET /live, /ready, /metrics).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import multiprocessing
 from collections.abc import AsyncIterator, Callable
@@ -31,12 +25,12 @@ from starlette.exceptions import HTTPException
 
 from ..settings import own_version
 from . import operations, stream
-from .dialects import cohere, legacy, ollama, openai, tei
+from .dialect import BERT_AS_SERVICE
+from .dialects import cohere, infinity, legacy, ollama, openai, tei
+from .errors import default_response
 from .metrics import GatewayMetrics
-from .middleware import MaxBodySize, Observe
+from .middleware import MaxBodySize, RequestObserver
 from .service import Service
-
-log = logging.getLogger(__name__)
 
 
 def main(
@@ -53,10 +47,10 @@ def main(
     api_keys: tuple[str, ...],
     drain_timeout_s: float,
 ) -> None:
-    """Serve HTTP on a listening socket until SIGTERM, or until the server process is gone.
+    """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
 
-    cors: the origin whose pages may call; *: any. drain_timeout_s: how long requests may go on after SIGTERM. The
-    others: see Service.
+    ready: gets a message when the gateway begins to serve. cors: the origin whose web pages may call; "*" for any.
+    drain_timeout_s: how long requests may continue after SIGTERM. The other arguments: see Service.
     """
     service = Service(
         AsyncBertClient(host, port, port_out, check_length=False),
@@ -82,17 +76,31 @@ async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
     assert parent is not None
     loop = asyncio.get_running_loop()
 
-    def parent_is_gone() -> None:
+    def stop() -> None:
         loop.remove_reader(parent.sentinel)
         server.should_exit = True
 
-    loop.add_reader(parent.sentinel, parent_is_gone)
-    with suppress(asyncio.CancelledError):  # raised again by uvicorn for the signal that ended it
+    loop.add_reader(parent.sentinel, stop)  # readable once the server process has ended
+    with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises it again, which cancels this task
         await server.serve(sockets=[http_socket])
 
 
 def create_app(service: Service, *, cors: str = "*", on_ready: Callable[[], None] = lambda: None) -> FastAPI:
     """Return the HTTP application in front of a service. on_ready: called when it begins to serve."""
+    app = _empty_app(service, on_ready)
+    router = APIRouter()
+    _add_dialects(router, service)
+    stream.add_routes(router, service)
+    app.include_router(router)
+    metrics = GatewayMetrics([*operations.PATHS, *(route.path for route in router.routes)])  # type: ignore[attr-defined]
+    app.include_router(operations.create_router(service, metrics))
+    _add_error_handlers(app)
+    _add_middleware(app, service, metrics, cors)
+    return app
+
+
+def _empty_app(service: Service, on_ready: Callable[[], None]) -> FastAPI:
+    """Return an application that has only the documentation page."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -100,39 +108,53 @@ def create_app(service: Service, *, cors: str = "*", on_ready: Callable[[], None
         yield
         await service.client.close()
 
-    app = FastAPIOffline(  # its documentation page needs no other host
+    return FastAPIOffline(  # its documentation page loads nothing from other hosts
         title="bert-embedding-service",
         version=own_version(),
         description="Sentences in, vectors out.",
         lifespan=lifespan,
         redoc_url=None,
     )
-    router = APIRouter()
-    for dialect in (legacy, openai, tei, cohere, ollama, stream):
-        dialect.add_routes(router, service)
-    app.include_router(router)
-    metrics = GatewayMetrics([*operations.PATHS, *(route.path for route in router.routes)])  # type: ignore[attr-defined]
-    app.include_router(operations.create_router(service, metrics))
-    _add_error_handlers(app)
+
+
+def _add_dialects(router: APIRouter, service: Service) -> None:
+    """Add the routes of every dialect. To drop a dialect, delete its file and what names it in this file.
+
+    Infinity shares /models with OpenAI, and /rerank and /health with TEI: it adds to their replies.
+    """
+    legacy.add_routes(router, service)
+    openai.add_routes(router, service, extra_model_fields=infinity.model_fields)
+    infinity.add_routes(router, service)
+    tei.add_routes(
+        router,
+        service,
+        documents_content=infinity.ranking_content,
+        extra_health_fields=infinity.health_fields,
+    )
+    cohere.add_routes(router, service)
+    ollama.add_routes(router, service)
+
+
+def _add_middleware(app: FastAPI, service: Service, metrics: GatewayMetrics, cors: str) -> None:
+    """Add what every request passes through. The last one added is the outermost."""
     app.add_middleware(MaxBodySize, max_bytes=service.max_body_bytes, streams=stream.PATHS)
     app.add_middleware(
         CORSMiddleware, allow_origins=[cors], allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
     )
-    app.add_middleware(Observe, metrics=metrics)
-    return app
+    app.add_middleware(RequestObserver, metrics=metrics)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Say in bert-as-service's words what no route has an answer to."""
+    """Use bert-as-service's error body for errors outside of a dialect's handlers, such as an unknown path."""
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, exc: HTTPException) -> Response:
-        return legacy.error_response(str(exc.detail), "HTTPException", exc.status_code, exc.headers)
+        return default_response(str(exc.detail), "HTTPException", exc.status_code, exc.headers)
 
     @app.exception_handler(ServingError)
     async def serving_error(_: Request, exc: ServingError) -> Response:
-        return legacy.LEGACY.respond(exc)
+        return BERT_AS_SERVICE.error_response(exc)
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, exc: Exception) -> Response:
-        return legacy.error_response("internal error", type(exc).__name__, 500)
+        return default_response("internal error", type(exc).__name__, 500)

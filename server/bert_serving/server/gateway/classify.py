@@ -1,16 +1,23 @@
-"""Logits of a classification head to what callers want of them."""
+"""From the logits of a classification head to probabilities, labels and rankings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from bert_serving.protocol import InvalidRequest, Rows
 
 
+class LabelScore(TypedDict):
+    """A label and its score."""
+
+    score: float
+    label: str
+
+
 def normalized(logits: Rows) -> Rows:
-    """Return probabilities of labels, (B, L): softmax, or the sigmoid of an only logit."""
+    """Return the probability of each label, (B, L): the sigmoid if there is one label, else the softmax."""
     if logits.shape[1] == 1:
         return sigmoid(logits)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -19,21 +26,26 @@ def normalized(logits: Rows) -> Rows:
 
 
 def relevance(logits: Rows, *, raw: bool) -> Rows:
-    """Return the score of each pair, (B,). Raises InvalidRequest for a model that is no reranker."""
+    """Return the score of each pair, (B,). raw: without the sigmoid.
+
+    Raises InvalidRequest if the model has several labels.
+    """
     if logits.shape[1] != 1:
-        raise InvalidRequest(f"a reranker has one label, this model has {logits.shape[1]}: see /predict")
+        raise InvalidRequest(
+            f"reranking needs a model with one label, this model has {logits.shape[1]}: use /predict"
+        )
     return logits[:, 0] if raw else sigmoid(logits[:, 0])
 
 
 def sigmoid(values: Rows) -> Rows:
-    """Return 1 / (1 + exp(-x)), without overflow."""
+    """Return 1 / (1 + exp(-x)), computed without overflow."""
     powers = np.exp(-np.abs(values))
     scores: Rows = np.where(values >= 0, 1, powers) / (1 + powers)
     return scores.astype(values.dtype)
 
 
-def label_scores(scores: Rows, labels: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """Return for each text its labels with their scores, the best first."""
+def label_scores(scores: Rows, labels: Sequence[str]) -> list[list[LabelScore]]:
+    """Return the labels of each text with their scores, highest score first."""
     order = np.argsort(-scores, axis=1, kind="stable")
     return [
         [{"score": float(row[i]), "label": labels[i]} for i in of_text]
@@ -42,5 +54,5 @@ def label_scores(scores: Rows, labels: Sequence[str]) -> list[list[dict[str, Any
 
 
 def ranked(scores: Rows) -> list[tuple[int, float]]:
-    """Return (index, score), the best first."""
+    """Return (index, score) of each text, highest score first."""
     return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")]

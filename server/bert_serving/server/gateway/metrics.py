@@ -1,38 +1,44 @@
-"""Prometheus families of the gateways, which count together."""
+"""Prometheus metrics of HTTP requests, added up over all gateway processes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from bert_serving.protocol import ERROR_CODES
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from ..buckets import SECONDS
 
+_BROKER_UP = "bert_serving_broker_up"
+
 
 class GatewayMetrics:
-    """What all gateways of a server count together: HTTP requests by route and status.
+    """HTTP requests of all gateway processes, by route and status.
 
-    Each gateway writes to files of its own, in the folder that PROMETHEUS_MULTIPROC_DIR names, and whichever is
-    asked adds them all up. A process must see that variable before it imports this module.
+    Each process writes its counts to files in the folder that PROMETHEUS_MULTIPROC_DIR names. The process that
+    answers /metrics adds up the files of all. Raises ValueError if the variable names no folder.
     """
 
     def __init__(self, routes: Sequence[str]) -> None:
-        own = CollectorRegistry()
+        # prometheus_client reads PROMETHEUS_MULTIPROC_DIR only once, when any module first imports it. If that was
+        # before the variable was set, metrics would stay in this process. So it has to choose again here.
+        values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
+        registry = CollectorRegistry()
         self.requests = Counter(
-            "bert_serving_http_requests", "HTTP requests answered", ["route", "status"], registry=own
+            "bert_serving_http_requests", "HTTP requests answered", ["route", "status"], registry=registry
         )
         self.latency = Histogram(
             "bert_serving_http_request_seconds",
-            "Time from an HTTP request to its answer",
+            "Time from an HTTP request to its response",
             ["route"],
             buckets=SECONDS,
-            registry=own,
+            registry=registry,
         )
         self.errors = Counter(
-            "bert_serving_http_errors", "HTTP requests answered with an error", ["code"], registry=own
+            "bert_serving_http_errors", "HTTP requests answered with an error", ["code"], registry=registry
         )
+        # Create every series now: it must be at zero from the start, not appear with its first event.
         for code in ERROR_CODES:
             self.errors.labels(code)
         for route in routes:
@@ -42,18 +48,17 @@ class GatewayMetrics:
         MultiProcessCollector(self._all)  # type: ignore[no-untyped-call]
 
     def observe(self, route: str, status: int, seconds: float, error_code: str | None = None) -> None:
-        """Count a request that was answered, with an error of such a code or without."""
+        """Count a request that was answered. error_code: None if there was no error."""
         self.requests.labels(route, str(status)).inc()
         if error_code is not None:
             self.errors.labels(error_code).inc()
         self.latency.labels(route).observe(seconds)
 
     def text(self, *, broker_up: bool) -> str:
-        """Return all families in Prometheus' text format."""
+        """Return the metrics of all gateway processes in Prometheus' text format."""
         up = (
-            f"# HELP {_UP} Whether the broker answered this scrape\n# TYPE {_UP} gauge\n{_UP} {float(broker_up)}\n"
+            f"# HELP {_BROKER_UP} Whether the broker answered this scrape\n"
+            f"# TYPE {_BROKER_UP} gauge\n"
+            f"{_BROKER_UP} {float(broker_up)}\n"
         )
         return generate_latest(self._all).decode() + up
-
-
-_UP = "bert_serving_broker_up"

@@ -1,4 +1,4 @@
-"""What happens to every HTTP request, whatever its dialect. Plain ASGI: nothing here buffers a body."""
+"""What happens to every HTTP request of any dialect. Plain ASGI: no body is held in memory here."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ _MAX_ID_BYTES = 128
 _UNKNOWN_ROUTE = "other"
 
 
-class Observe:
-    """Gives each request an id, its sender's own if it has one, and counts it by route and status."""
+class RequestObserver:
+    """Counts requests by route and status, and adds x-request-id to each response: the caller's, or a new one."""
 
     def __init__(self, app: ASGIApp, *, metrics: GatewayMetrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; add its id to the response, and count it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -40,15 +41,15 @@ class Observe:
         try:
             await self._app(scope, receive, observed)
         finally:
-            # The route, not the path: a scanner must not be able to invent label values.
+            # Label with the route, not the path: otherwise any caller could create new series with unknown paths.
             route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)
             self._metrics.observe(route, status, time.perf_counter() - start, scope.get(ERROR_CODE))
 
 
 class MaxBodySize:
-    """Raises PayloadTooLarge where a route reads a body of more than `max_bytes`, announced or not.
+    """Raises PayloadTooLarge when a route reads a body of more than `max_bytes`, with or without Content-Length.
 
-    streams: routes that read without end.
+    streams: paths whose bodies may have any size.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, streams: frozenset[str] = frozenset()) -> None:
@@ -57,6 +58,7 @@ class MaxBodySize:
         self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with a limit on its body."""
         if scope["type"] != "http" or scope["path"] in self._streams:
             await self._app(scope, receive, send)
             return
@@ -66,7 +68,7 @@ class MaxBodySize:
 
         async def counted() -> Message:
             nonlocal seen
-            if is_too_large:  # raised here, not before: by now the route is known, and how it says so
+            if is_too_large:  # raised while the route reads the body, so that the route's dialect words the error
                 raise self._error()
             message = await receive()
             seen += len(message.get("body", b""))
@@ -82,5 +84,5 @@ class MaxBodySize:
 
 def _request_id(scope: Scope) -> bytes:
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    is_sound = 1 <= len(given) <= _MAX_ID_BYTES and given.isascii() and given.decode().isprintable()
-    return bytes(given) if is_sound else uuid.uuid4().hex.encode()
+    is_valid = 1 <= len(given) <= _MAX_ID_BYTES and given.isascii() and given.decode().isprintable()
+    return bytes(given) if is_valid else uuid.uuid4().hex.encode()

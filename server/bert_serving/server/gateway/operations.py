@@ -1,4 +1,4 @@
-"""Routes for those who run the server: GET /live, /ready, /metrics."""
+"""Routes for operators: GET /live, /ready, /metrics."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ PATHS = ("/live", "/ready", "/metrics")
 
 
 def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
-    """Return the routes; none of them asks for an API key."""
+    """Return the routes. None of them requires an API key."""
     router = APIRouter(tags=["operations"])
 
     @router.get("/live")
     async def live() -> dict[str, str]:
-        """Whether this process answers at all."""
+        """Return 200 as long as this process answers."""
         return {"status": "live"}
 
     @router.get("/ready")
     async def ready() -> Response:
-        """Whether every worker has its model loaded, warmed up, and used lately; 503 if not."""
+        """Return 200 if every worker has loaded its model and used it recently, else 503."""
         try:
             status = await service.status()
         except (ServingError, TimeoutError) as exc:
             return JSONResponse({"status": "not ready", "reason": str(exc) or "no answer"}, status_code=503)
         workers = {worker["name"]: worker["state"] for worker in status["workers"]}
-        is_ready = bool(status["ready"])
+        is_ready = status["ready"]
         return JSONResponse(
             {"status": "ready" if is_ready else "not ready", "workers": workers},
             status_code=200 if is_ready else 503,
@@ -40,7 +40,7 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
-        """The counters of the broker and of all gateways in Prometheus' text format."""
+        """Return the metrics of the broker and of all gateway processes in Prometheus' text format."""
         try:
             info = await asyncio.wait_for(service.client.ask(Command.SHOW_METRICS), STATUS_TIMEOUT_S)
             text = str(info["text"])
@@ -50,7 +50,7 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
 
     @router.get("/", include_in_schema=False)
     async def root(request: Request) -> Response:
-        """The documentation for a browser, and a sign of life for anything else."""
+        """Redirect a browser to the documentation; return 200 to any other client."""
         if "text/html" in request.headers.get("accept", ""):
             return RedirectResponse("/docs")
         return JSONResponse({"status": "live"})

@@ -1,10 +1,10 @@
-"""Vectors in the form that a caller reads best: number format, and container."""
+"""Vectors in the number format and the container that the caller asks for."""
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import Any, Literal
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,31 +12,35 @@ from bert_serving.protocol import Rows
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from .dialect import Unprocessable
+from .errors import Unprocessable
 
-#: float: JSON numbers; base64: the bytes of each vector; raw: the bytes of all; npy: NumPy's file format.
+#: float: JSON numbers; base64: the bytes of each vector; raw: the bytes of all vectors; npy: NumPy's file format.
 Container = Literal["float", "base64", "raw", "npy"]
-#: int8 and uint8: each vector scaled so that its largest component is 127; binary and ubinary: a bit for each
-#: component that is above zero, eight in a byte, first component highest; binary counts from -128.
+#: int8: each vector scaled so that its largest component is 127; uint8: int8 plus 128. ubinary: one bit for each
+#: component, 1 if it is above zero; 8 bits form a byte, first component highest. binary: ubinary minus 128.
 Dtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-Numbers = npt.NDArray[Any]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
-_BY_ACCEPT: dict[str, Container] = {
+#: Vectors in one of these formats.
+Numbers: TypeAlias = npt.NDArray[np.generic]
+
+_BY_MEDIA_TYPE: dict[str, Container] = {
     "application/json": "float",
     "application/octet-stream": "raw",
     "application/x-npy": "npy",
 }
 
 
-def container_for(headers: Headers, asked: Container | None) -> Container:
-    """Return the container that the body asks for, or else the Accept header."""
-    if asked is not None:
-        return asked
-    return next((_BY_ACCEPT[kind] for kind in _accepted(headers.get("accept", "")) if kind in _BY_ACCEPT), "float")
+def container_for(headers: Headers, requested: Container | None) -> Container:
+    """Return the container that the body requests, else the one that the Accept header prefers."""
+    if requested is not None:
+        return requested
+    accepted = _accepted(headers.get("accept", ""))
+    return next((_BY_MEDIA_TYPE[kind] for kind in accepted if kind in _BY_MEDIA_TYPE), "float")
 
 
 def _accepted(accept: str) -> list[str]:
-    """Return the media types of an Accept header, the most wanted first. RFC 9110, section 12.5.1."""
+    """Return the media types of an Accept header, most preferred first. RFC 9110, section 12.5.1."""
     found = []
     for part in accept.lower().split(","):
         kind, *parameters = (piece.strip() for piece in part.split(";"))
@@ -46,27 +50,27 @@ def _accepted(accept: str) -> list[str]:
 
 
 def convert(rows: Rows, dtype: Dtype | None) -> Numbers:
-    """Return vectors (..., D) in the number format; None: as they are. Raises Unprocessable.
+    """Return vectors (..., D) in the number format, little-endian and contiguous. None keeps their format.
 
-    Little-endian and contiguous.
+    Raises Unprocessable if a component is too large for the format.
     """
     if dtype is None:
         return np.ascontiguousarray(rows)
     if dtype in ("float32", "float16"):
         if dtype == "float16" and np.abs(rows).max(initial=0.0) > np.finfo(np.float16).max:
-            raise Unprocessable("a component is too large for float16: ask for float32, or normalize")
+            raise Unprocessable("a component is too large for float16: request float32, or normalize")
         return np.ascontiguousarray(rows, dtype=dtype)
     if dtype in ("int8", "uint8"):
         largest = np.abs(rows).max(axis=-1, keepdims=True).astype(np.float32)
-        largest[largest == 0] = 1  # of zeros
-        scaled: Numbers = np.rint(rows / largest * 127).astype(np.int8)
+        largest[largest == 0] = 1  # a vector of zeros stays zeros
+        scaled: npt.NDArray[np.int8] = np.rint(rows / largest * 127).astype(np.int8)
         return scaled if dtype == "int8" else (scaled.astype(np.int16) + 128).astype(np.uint8)
-    bits: Numbers = np.packbits(rows > 0, axis=-1)
+    bits = np.packbits(rows > 0, axis=-1)
     return bits if dtype == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
 
 
-def encoded(vectors: Numbers, container: Container) -> Any:
-    """Return vectors (B, D), or one (D,), as they stand in JSON: arrays of numbers, or base64 of each."""
+def encoded(vectors: Numbers, container: Container) -> Numbers | str | list[str]:
+    """Return vectors (B, D), or one vector (D,), as JSON has them: arrays of numbers, or base64 of each vector."""
     if container != "base64":
         return vectors
     if vectors.ndim == 1:
@@ -75,7 +79,7 @@ def encoded(vectors: Numbers, container: Container) -> Any:
 
 
 def binary_response(vectors: Numbers, container: Container, headers: dict[str, str]) -> Response | None:
-    """Return the response of a container that is no JSON; None: it is."""
+    """Return the response for a container that is not JSON, or None if the container is JSON."""
     if container == "raw":
         shape = ",".join(map(str, vectors.shape))
         headers = {**headers, "x-dtype": vectors.dtype.name, "x-shape": shape}

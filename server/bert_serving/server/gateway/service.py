@@ -1,12 +1,12 @@
-"""What every dialect asks for: vectors, facts of the model, its tokenizer."""
+"""The server as the dialects see it: it returns vectors, facts about the model, and the model's tokenizer."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 from bert_serving.client import AsyncBertClient
@@ -18,7 +18,6 @@ from bert_serving.protocol import (
     Spans,
     Text,
     Unavailable,
-    check_spans,
     check_texts,
     options_from_json,
 )
@@ -29,25 +28,70 @@ if TYPE_CHECKING:
 STATUS_TIMEOUT_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What a worker says of the model.
+class WorkerStatus(TypedDict, total=False):
+    """What the gateway reads of a worker in the broker's status.
 
-    kind: "embedding", "splade", "classifier" or "reranker". config: the server's settings, and a worker's facts.
+    A worker that is not ready has only `name` and `state`. Only models with a classification head have `labels`.
     """
 
-    kind: str
-    labels: tuple[str, ...]
+    name: str
+    state: str
+    kind: str  # "embedding", "splade", "classifier" or "reranker"
+    labels: list[str]
     prompts: dict[str, str]
-    config: dict[str, Any]
+    poolings: list[str]
+    dtype: str
+    dimension: int
+    max_seq_len: int
+    max_batch_tokens: int
+    parity: float
+    splits_specials: bool
+
+
+class ServerStatus(TypedDict):
+    """What the gateway reads of the broker's status: the reply to SHOW_STATUS."""
+
+    ready: bool
+    workers: list[WorkerStatus]
+    queue_texts: int
+    open_requests: int
+    model_dir: str
+    revision: str | None
+    queue_capacity: int
+    max_batch_size: int
+    num_worker: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The model that is served. facts: what a ready worker reports; server: the broker's status at that moment."""
+
+    facts: WorkerStatus
+    server: ServerStatus
+
+    @property
+    def kind(self) -> str:
+        """One of "embedding", "splade", "classifier" and "reranker"."""
+        return self.facts["kind"]
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """The labels of a classification head; none for other models."""
+        return self.facts.get("labels", ())
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """The model's prompts by their names."""
+        return self.facts.get("prompts", {})
 
 
 @dataclass(slots=True)
 class Service:
     """The server behind a gateway.
 
-    model_name: what replies call the model. tokenizer_path: a file that the first worker writes. api_keys: any
-    one is enough; none: nobody is asked.
+    model_name: the name of the model in replies. tokenizer_path: a file that the first worker writes. api_keys: a
+    request must have one of them; if there are none, no API key is required.
     """
 
     client: AsyncBertClient
@@ -58,33 +102,38 @@ class Service:
     _model: Model | None = field(default=None, init=False)
     _tokenizer: Tokenizer | None = field(default=None, init=False)
 
-    async def encode(
-        self, texts: Sequence[Text], spans: Sequence[Spans] | None = None, **options: Any
-    ) -> EncodeReply:
-        """Return the reply to texts, with its usage and without padding. Raises ServingError, TimeoutError."""
+    async def encode(self, texts: Sequence[object], **options: object) -> EncodeReply:
+        """Return the reply to texts and options that have not been checked, with its usage.
+
+        Raises ServingError or TimeoutError.
+        """
         try:
             check_texts(texts)
-            if spans is not None:
-                check_spans(spans, len(texts))
-            asked = options_from_json(options)
+            checked = options_from_json(options)
         except (TypeError, ValueError) as exc:
             raise InvalidRequest(str(exc)) from exc
-        return await self.encode_reply(texts, asked, spans)
+        return await self.encode_reply(cast("Sequence[Text]", texts), checked)
 
     async def encode_reply(
         self, texts: Sequence[Text], options: EncodeOptions, spans: Sequence[Spans] | None = None
     ) -> EncodeReply:
-        """Return the reply to texts that were checked."""
+        """Return the reply to texts that have been checked, with its usage.
+
+        Raises ServingError or TimeoutError.
+        """
         _, reply = await self.client.encode_reply(texts, replace(options, show_usage=True), spans)
         return reply
 
-    async def vectors(self, texts: Sequence[Text], **options: Any) -> tuple[Rows, EncodeReply]:
-        """Return a vector for each text, (B, D) float32, and the whole reply."""
+    async def vectors(self, texts: Sequence[object], **options: object) -> tuple[Rows, EncodeReply]:
+        """Return one vector for each text, (B, D) float32, and the whole reply.
+
+        Raises ServingError, TimeoutError, or InvalidRequest if the server pools to several vectors per text.
+        """
         reply = await self.encode(texts, ragged=True, pairs=False, **options)
         if reply.counts is not None:
             raise InvalidRequest(
-                "this server gives any number of rows for a text (-pooling_strategy NONE or SPLADE): "
-                "see /encode, /embed_all or /embed_sparse"
+                "this server returns several vectors per text (-pooling_strategy NONE or SPLADE): "
+                "use /encode, /embed_all or /embed_sparse"
             )
         return reply.rows.astype(np.float32, copy=False), reply  # they are float16 under -fp16
 
@@ -92,29 +141,27 @@ class Service:
         """Return what is known of the model. Raises Unavailable until a worker has loaded it."""
         if self._model is None:
             status = await self.status()
-            ready = [worker for worker in status["workers"] if worker["state"] == "ready"]
-            if not ready:
+            ready = next((worker for worker in status["workers"] if worker["state"] == "ready"), None)
+            if ready is None:
                 raise Unavailable("the model is still loading", retry_after_ms=1000)
-            facts = ready[0]
-            self._model = Model(
-                facts["kind"], tuple(facts.get("labels", ())), facts.get("prompts", {}), {**status, **facts}
-            )
+            self._model = Model(ready, status)
         return self._model
 
-    async def status(self) -> dict[str, Any]:
-        """Return the broker's status. Raises TimeoutError or Unavailable where it does not answer."""
+    async def status(self) -> ServerStatus:
+        """Return the broker's status. Raises TimeoutError or Unavailable if the broker does not answer."""
         try:
-            return await asyncio.wait_for(self.client.server_status(), STATUS_TIMEOUT_S)
+            status = await asyncio.wait_for(self.client.server_status(), STATUS_TIMEOUT_S)
         except asyncio.TimeoutError:
-            raise Unavailable("the server does not answer") from None
+            raise Unavailable(f"the server did not answer within {STATUS_TIMEOUT_S:g} s") from None
+        return cast("ServerStatus", status)
 
     async def tokenizer(self) -> Tokenizer:
-        """Return the model's tokenizer. Raises Unavailable until a worker has loaded it."""
+        """Return the model's tokenizer. Raises Unavailable until a worker has loaded the model."""
         if self._tokenizer is None:
-            from tokenizers import Tokenizer  # only where it is asked for: it takes memory
+            from tokenizers import Tokenizer  # only when a request needs it: the import takes memory
 
             model = await self.model()
             tokenizer = await asyncio.to_thread(Tokenizer.from_file, str(self.tokenizer_path))
-            tokenizer.encode_special_tokens = model.config["splits_specials"]
+            tokenizer.encode_special_tokens = model.facts["splits_specials"]
             self._tokenizer = tokenizer
         return self._tokenizer

@@ -1,7 +1,7 @@
-"""POST /encode/stream: a line of JSON for each text in, a line for each vector out, in order and without end.
+"""POST /encode/stream: one line of JSON in for each text, one line out for each vector, in the same order.
 
-Lines are encoded a few hundred at a time, a few such chunks at once. What is not read by the caller is not
-computed: the body is read no further than the chunks that wait to be written.
+Lines are encoded in chunks, a few chunks at once. The body is read only as far as the caller reads the response:
+a caller that stops reading causes no more work, and the memory for one stream is bounded.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import orjson
 from bert_serving.protocol import (
     EncodeOptions,
     InvalidRequest,
     Overloaded,
+    Rows,
     ServingError,
     Text,
     WorkerFailed,
@@ -30,9 +31,11 @@ from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from .dialect import Call, NotJson, Unprocessable
-from .dialects.legacy import LEGACY, echo
-from .output import Container, Dtype, convert, encoded
+from .context import RequestContext
+from .dialect import BERT_AS_SERVICE
+from .echo import echo
+from .errors import Unprocessable, UnreadableBody
+from .output import DTYPES, Container, Dtype, convert, encoded
 from .service import Service
 
 log = logging.getLogger(__name__)
@@ -40,48 +43,63 @@ log = logging.getLogger(__name__)
 PATHS = frozenset({"/encode/stream"})
 
 _CHUNK_LINES = 256
-_CHUNK_OF_TOKENS = 16  # lines, where each is answered with many vectors
-_OF_REPLIES = ("ragged", "show_tokens", "show_offsets", "show_usage")
-_MAX_CHUNKS = 4  # at work or waiting to be written
+_CHUNK_LINES_OF_TOKENS = 16  # if each line gets many vectors
+_CONTAINERS: tuple[Container, ...] = ("float", "base64")
+_REPLY_OPTIONS = ("ragged", "show_tokens", "show_offsets", "show_usage")  # about a reply as a whole
+_MAX_CHUNKS = 4  # that are computed, or wait to be written
 _MAX_LINE_BYTES = 16 << 20
-_MAX_STALL_S = 60.0  # in which a caller takes nothing of what is written
+_MAX_STALL_S = 60.0  # without the caller reading anything
+
+_T = TypeVar("_T", bound=str)
+
+#: The vector or vectors of a text, and whether the text was truncated; or why it has none. Errors are not raised:
+#: a traceback would keep all lines of the chunk in memory.
+_Result: TypeAlias = "tuple[Rows, bool] | ServingError"
 
 
 class Line(BaseModel):
-    """A line of the body, which may also be the text alone. The options are query parameters."""
+    """A line of the body. It may also be the text alone, as a JSON string. Options are query parameters."""
 
     text: str = Field(examples=["hello world"])
-    id: Any = Field(None, description="comes back as it is; absent: the number of the line, from 0")
+    id: object = Field(None, description="returned as it was sent; default: the number of the line, from 0")
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A line as it was read. error: why it has no text."""
+    """A line after it was parsed. error: why it has no text."""
 
-    line_id: Any
+    line_id: object
     text: Text | None
     error: ServingError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """The query parameters of a stream."""
+
+    encode: EncodeOptions
+    container: Container
+    dtype: Dtype | None
+
+
 def add_routes(router: APIRouter, service: Service) -> None:
     """Add the route to the router."""
-    LEGACY.add(router, service, sorted(PATHS), encode_stream, body=Line)
+    BERT_AS_SERVICE.add_routes(router, service, sorted(PATHS), encode_stream, body=Line)
 
 
-async def encode_stream(call: Call) -> Response:
-    """Return a line {"id", "embedding"} for each line of the body, in order; a bad one has "error" instead."""
-    if call.request.headers.get("content-encoding", "identity") != "identity":
-        raise NotJson("a stream may not come packed")
-    options, container, dtype = _asked(dict(call.request.query_params))
-    has_many = bool({"NONE", "SPLADE"} & set(options.pooling_strategy or ()))
-    size = _CHUNK_OF_TOKENS if has_many else _CHUNK_LINES
+async def encode_stream(context: RequestContext) -> Response:
+    """Return a line {"id", "embedding"} for each line of the body, in order. Invalid lines get "error" instead."""
+    if context.request.headers.get("content-encoding", "identity") != "identity":
+        raise UnreadableBody("the body of a stream must not be compressed: send it without Content-Encoding")
+    options = _options(dict(context.request.query_params))
+    has_many = bool({"NONE", "SPLADE"} & set(options.encode.pooling_strategy or ()))
+    size = _CHUNK_LINES_OF_TOKENS if has_many else _CHUNK_LINES
     queue: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_MAX_CHUNKS)
 
     async def read() -> None:
         try:
-            async for lines in _chunks(call, size):
-                work = asyncio.create_task(_encode(call.service, lines, options, container, dtype))
-                await queue.put(work)
+            async for lines in _chunks(context, size):
+                await queue.put(asyncio.create_task(_encode(context.service, lines, options)))
         finally:
             await queue.put(None)
 
@@ -91,19 +109,20 @@ async def encode_stream(call: Call) -> Response:
             while (work := await queue.get()) is not None:
                 yield await work
             await reader
-        finally:  # the caller may have gone
+        finally:  # also when the caller has disconnected
             reader.cancel()
             while not queue.empty():
                 if (work := queue.get_nowait()) is not None:
                     work.cancel()
 
-    return _Stream(write())
+    return _StreamResponse(write())
 
 
-class _Stream(Response):
-    """A response that goes out while the body still comes in.
+class _StreamResponse(Response):
+    """A response that is sent while the body is still received.
 
-    Starlette's own would read the body beside its handler, to learn whether the caller has gone.
+    Starlette's StreamingResponse reads from the body to notice that the caller disconnects. The handler reads it
+    too, so some lines would be lost.
     """
 
     media_type = "application/x-ndjson"
@@ -115,71 +134,75 @@ class _Stream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        # Where it returns before the last message, the connection is cut: what was written is not all.
+        # To return before the last message closes the connection, which tells the caller that lines are missing.
         async with aclosing(self._pieces) as pieces:
             try:
                 async for piece in pieces:
                     message = {"type": "http.response.body", "body": piece, "more_body": True}
-                    await asyncio.wait_for(send(message), _MAX_STALL_S)  # a caller may not hold this for ever
+                    await asyncio.wait_for(send(message), _MAX_STALL_S)
             except ClientDisconnect:
                 return
             except asyncio.TimeoutError:
-                log.warning("a caller took nothing of its stream for %g s: cut off", _MAX_STALL_S)
+                log.warning("stream closed: the caller read nothing for %g s", _MAX_STALL_S)
                 return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _asked(query: dict[str, str]) -> tuple[EncodeOptions, Container, Dtype | None]:
-    """Return what the query parameters ask for. Raises Unprocessable."""
-    container, dtype = query.pop("encoding_format", "float"), query.pop("output_dtype", None)
-    if container not in ("float", "base64"):
-        raise Unprocessable(f"encoding_format must be float or base64 in a stream, got {container!r}")
-    if dtype not in (None, "float32", "float16", "int8", "uint8", "binary", "ubinary"):
-        raise Unprocessable(
-            f"output_dtype must be float32, float16, int8, uint8, binary or ubinary, got {dtype!r}"
-        )
-    if refused := [name for name in _OF_REPLIES if name in query]:
-        raise Unprocessable(f"option {refused[0]!r} has no place in a stream: see /encode")
+def _options(query: dict[str, str]) -> _Options:
+    """Return the query parameters after all checks. Raises Unprocessable."""
+    container = _choice("encoding_format", query.pop("encoding_format", "float"), _CONTAINERS)
+    dtype = _choice("output_dtype", query.pop("output_dtype"), DTYPES) if "output_dtype" in query else None
+    if refused := [name for name in _REPLY_OPTIONS if name in query]:
+        raise Unprocessable(f"option {refused[0]!r} is not available in a stream: use /encode")
     try:
         options = options_from_json(
-            {name: _value(name, value) for name, value in query.items()} | {"ragged": True}
+            {name: _json_value(name, value) for name, value in query.items()} | {"ragged": True}
         )
     except (TypeError, ValueError) as exc:
         raise Unprocessable(str(exc)) from exc
-    return options, container, dtype  # type: ignore[return-value]
+    return _Options(options, container, dtype)
 
 
-def _value(name: str, value: str) -> Any:
-    """Return a query parameter as JSON has it; texts and names need no quotes."""
+def _choice(name: str, value: str, choices: tuple[_T, ...]) -> _T:
+    for choice in choices:
+        if choice == value:
+            return choice
+    raise Unprocessable(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
+
+
+def _json_value(name: str, value: str) -> object:
+    """Return a query parameter as the JSON value of the option. Texts and names need no quotes."""
     if name in ("prompt", "prompt_name", "truncate", "long_text"):
         return value
     if name == "pooling_strategy":
         return value.split(",")
     try:
-        return orjson.loads(value)
+        parsed: object = orjson.loads(value)
     except ValueError:
         return value
+    return parsed
 
 
-async def _chunks(call: Call, size: int) -> AsyncIterator[list[_Line]]:
-    """Yield the lines of the body as they come, at most `size` at a time."""
+async def _chunks(context: RequestContext, size: int) -> AsyncIterator[list[_Line]]:
+    """Yield the lines of the body as they are received, at most `size` at a time."""
     rest, number = b"", 0
-    async for data in call.request.stream():
+    async for data in context.request.stream():
         *whole, rest = (rest + data).split(b"\n")
         if len(rest) > _MAX_LINE_BYTES:
-            yield [_Line(number + len(whole), None, InvalidRequest(f"a line may have {_MAX_LINE_BYTES} bytes"))]
+            error = InvalidRequest(f"a line must have at most {_MAX_LINE_BYTES} bytes")
+            yield [_Line(number + len(whole), None, error)]
             return
-        lines = [_read(line, number + i) for i, line in enumerate(whole) if line.strip()]
+        lines = [_parse(line, number + i) for i, line in enumerate(whole) if line.strip()]
         number += len(whole)
         for start in range(0, len(lines), size):
             yield lines[start : start + size]
     if rest.strip():
-        yield [_read(rest, number)]
+        yield [_parse(rest, number)]
 
 
-def _read(line: bytes, number: int) -> _Line:
-    """Return a line of the body, or why it is none."""
-    line_id: Any = number
+def _parse(line: bytes, number: int) -> _Line:
+    """Return a line of the body with its text, or with the reason why it has none."""
+    line_id: object = number
     try:
         value = orjson.loads(line)
         if isinstance(value, dict):
@@ -193,48 +216,46 @@ def _read(line: bytes, number: int) -> _Line:
     return _Line(line_id, value)
 
 
-async def _encode(
-    service: Service, lines: list[_Line], options: EncodeOptions, container: Container, dtype: Dtype | None
-) -> bytes:
-    """Return the lines that answer the lines."""
-    good = [line for line in lines if line.error is None and line.text is not None]
-    answers = iter(await _vectors(service, [line.text for line in good if line.text is not None], options))
-    found = [line.error if line.error is not None else next(answers) for line in lines]
-    out = [_answer(line.line_id, answer, container, dtype) for line, answer in zip(lines, found, strict=True)]
+async def _encode(service: Service, lines: list[_Line], options: _Options) -> bytes:
+    """Return the lines of the response for some lines of the body."""
+    texts = [line.text for line in lines if line.error is None and line.text is not None]
+    computed = iter(await _vectors(service, texts, options.encode))
+    results = [line.error if line.error is not None else next(computed) for line in lines]
+    objects = [_line_object(line.line_id, result, options) for line, result in zip(lines, results, strict=True)]
     as_line = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-    return b"".join(orjson.dumps(each, option=as_line) for each in out)
+    return b"".join(orjson.dumps(each, option=as_line) for each in objects)
 
 
-def _answer(line_id: Any, answer: Any, container: Container, dtype: Dtype | None) -> dict[str, Any]:
-    """Return the answer to a line: its vectors and whether it was cut, or an error."""
+def _line_object(line_id: object, result: _Result, options: _Options) -> dict[str, object]:
+    """Return a line of the response: vectors and whether the text was truncated, or an error."""
     try:
-        if not isinstance(answer, ServingError):  # which is not raised: a traceback would keep all lines alive
-            rows, is_cut = answer
-            cut = {"truncated": True} if is_cut else {}
-            return {"id": line_id, "embedding": encoded(convert(rows, dtype), container), **cut}
-        info = answer.to_info()
+        if not isinstance(result, ServingError):
+            rows, is_truncated = result
+            embedding = encoded(convert(rows, options.dtype), options.container)
+            return {"id": line_id, "embedding": embedding, **({"truncated": True} if is_truncated else {})}
+        info = result.to_info()
     except ServingError as exc:
         info = exc.to_info()
     return {"id": line_id, "error": {**info, "message": info["message"].replace("texts[0]", "text")}}
 
 
-async def _vectors(service: Service, texts: list[Text], options: EncodeOptions) -> list[Any]:
-    """Return for each text its vector, or vectors, and whether it was cut; or why it has none."""
+async def _vectors(service: Service, texts: list[Text], options: EncodeOptions) -> list[_Result]:
+    """Return the result of each text. If a text makes the request fail, each text is sent in its own request."""
     if not texts:
         return []
     while True:
         try:
             reply = await service.encode_reply(texts, options)
             break
-        except Overloaded as exc:  # a stream has time
+        except Overloaded as exc:  # a stream can wait
             await asyncio.sleep((exc.retry_after_ms or 1000) / 1000)
         except (InvalidRequest, WorkerFailed) as exc:
             if len(texts) == 1:
                 return [exc]
-            return [answer for text in texts for answer in await _vectors(service, [text], options)]
+            return [result for text in texts for result in await _vectors(service, [text], options)]
         except (ServingError, TimeoutError) as exc:
             error = exc if isinstance(exc, ServingError) else ServingError(str(exc))
             return [error] * len(texts)
-    cut = set(reply.truncated)
+    truncated = set(reply.truncated)
     rows = reply.rows if reply.counts is None else split_rows(reply.rows, reply.counts)
-    return [(of_text, i in cut) for i, of_text in enumerate(rows)]
+    return [(of_text, i in truncated) for i, of_text in enumerate(rows)]

@@ -1,1 +1,1 @@
-"""What a model folder holds and says. No torch: the server process asks before any worker exists."""
+"""What to load, and what the files of a model say. No torch: the server process asks before any worker exists."""

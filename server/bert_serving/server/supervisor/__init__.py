@@ -1,1 +1,1 @@
-"""Starts, watches and stops the processes of a server."""
+"""Starts, supervises and stops the processes of a server."""

@@ -1,4 +1,4 @@
-"""First steps of a child process. Light: it is imported by every child, and by the server for its name."""
+"""The entry point of every child process. Imports little, because every child and the server import it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,32 @@ import importlib
 import logging
 import os
 import sys
-from typing import Any
+from collections.abc import Mapping
 
 
 def run(
-    target: str, title: str, verbose: bool, scratch_dir: str, kwargs: dict[str, Any], env: dict[str, str]
+    target: str,
+    title: str,
+    verbose: bool,
+    scratch_dir: str,
+    kwargs: Mapping[str, object],
+    env: Mapping[str, str],
 ) -> None:
-    """Call `module:function` with the arguments; a child imports only what its own target needs.
+    """Call the function `module:function` with kwargs. A child imports only what its own target needs.
 
-    scratch_dir: a folder that goes away with the server. env: variables that its imports look at.
+    scratch_dir: folder for temporary files, which the server removes. env: variables that must be set before the
+    imports.
     """
     set_up_logging(title, verbose=verbose)
     os.environ.update(env)
-    # Importing Transformers makes torch create this folder, by default one in /tmp that nobody removes.
+    # Importing Transformers makes torch create this folder, by default in /tmp, where it would stay.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(scratch_dir, "torchinductor"))
     module, _, function = target.partition(":")
     getattr(importlib.import_module(module), function)(**kwargs)
 
 
 def set_up_logging(title: str, *, verbose: bool) -> None:
-    """Log to standard error, one line an event, with the process' title in front."""
+    """Log to standard error, one line for each event, with the title of the process."""
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         format=f"%(asctime)s %(levelname)s {title}: %(message)s",

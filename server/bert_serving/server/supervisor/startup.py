@@ -1,53 +1,38 @@
-"""What is decided before any process starts: the model's folder, the limits in force, how many workers."""
+"""What is decided before any process starts: the model's folder, its limits, the workers and their devices."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from ..model.demo import DEMO_MODEL
 from ..model.errors import ModelError
-from ..model.folder import (
-    DEMO_MODEL,
-    check_max_seq_len,
-    position_limit,
-    read_sentence_transformers,
-    refuse_code,
-    resolve_model_dir,
-    resolve_tuned_model_dir,
-)
+from ..model.folder import ModelFolder
+from ..model.sentence_transformers import read_sentence_transformers
+from ..model.spec import ModelSpec
 from ..settings import Settings
 
 
 class StartError(Exception):
-    """The server cannot start, or cannot go on; the message is one line for the person who started it."""
+    """The server cannot start, or cannot continue; the message is one line for the user who started it."""
 
 
 def resolve(settings: Settings) -> Settings:
     """Return the settings with every default filled in that depends on the machine and the model.
 
-    A max_seq_len of "NONE" stays what it is, for that is what clients are told. Raises StartError.
+    A max_seq_len of "NONE" stays as it is, because clients are told that value. Raises StartError.
     """
     try:
-        tuned_dir = resolve_tuned_model_dir(settings.tuned_model_dir, ckpt_name=settings.ckpt_name)
-        folder = resolve_model_dir(
-            settings.model_dir,
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
-            needs_weights=tuned_dir is None,
-            config_name=settings.config_name,
-            ckpt_name=settings.ckpt_name,
-        )
-        if settings.model_module is None and not settings.trust_remote_code:
-            refuse_code(folder)
-        max_seq_len = check_max_seq_len(folder, settings.max_seq_len, settings.config_name)
-        read_sentence_transformers(folder)  # what it cannot mean is better said here than by each worker
+        folder = ModelFolder.of(settings)
+        max_seq_len = folder.max_seq_len(settings.max_seq_len)
+        read_sentence_transformers(folder.path)  # reports its errors once, here, and not in each worker
     except ModelError as exc:
         raise StartError(str(exc)) from exc
     gpus = () if settings.cpu else settings.device_map or tuple(range(_count_gpus()))
     update = {
-        "model_dir": str(folder),
-        "served_model_name": settings.served_model_name or _model_name(settings.model_dir, folder),
-        "tuned_model_dir": None if tuned_dir is None else str(tuned_dir),
+        "model_dir": str(folder.path),
+        "served_model_name": settings.served_model_name or _model_name(settings.model_dir, folder.path),
+        "tuned_model_dir": None if folder.tuned_dir is None else str(folder.tuned_dir),
         "max_seq_len": settings.max_seq_len or max_seq_len,
         "device_map": gpus,
         "num_worker": settings.num_worker or max(1, len(gpus)),
@@ -55,23 +40,40 @@ def resolve(settings: Settings) -> Settings:
     return settings.model_copy(update=update)
 
 
-def _model_name(asked: str | None, folder: Path) -> str:
-    """Return what to call a model: its name on the hub, or that of its folder."""
-    if asked is None:
-        return DEMO_MODEL
-    return folder.resolve().name if Path(asked).expanduser().exists() else asked
+def worker_spec(resolved: Settings, index: int) -> ModelSpec:
+    """Return what the worker of this number loads, and on which device."""
+    gpus = resolved.device_map
+    device = "cpu" if resolved.cpu else f"cuda:{gpus[index % len(gpus)]}" if gpus else "auto"
+    # The revision is part of the resolved folder already.
+    return ModelSpec.of(resolved.model_copy(update={"revision": None}), device=device)
+
+
+def max_seq_len_in_force(resolved: Settings) -> int:
+    """Return the longest sequence of the resolved settings, in tokens. Raises ModelError."""
+    return _folder(resolved).max_seq_len(resolved.max_seq_len)
 
 
 def token_rows(asked: Settings, resolved: Settings) -> int | None:
-    """Return how many rows a text has where the vectors of all tokens are answered as a rectangle.
+    """Return the number of rows for each text when the vectors of all tokens are returned as one array.
 
-    As in bert-as-service: max_seq_len if a number was asked for; else None, as many as the longest text of
-    the request has; with -fixed_embed_length as many as the model has positions for.
+    As in bert-as-service: max_seq_len if it was given as a number; with -fixed_embed_length the model's number of
+    positions. None: as many as the longest text of the request has.
     """
-    assert resolved.model_dir is not None
     if asked.fixed_embed_length:
-        return position_limit(Path(resolved.model_dir), resolved.config_name)
+        return _folder(resolved).position_limit
     return asked.max_seq_len if isinstance(asked.max_seq_len, int) else None
+
+
+def _folder(resolved: Settings) -> ModelFolder:
+    assert resolved.model_dir is not None
+    return ModelFolder(Path(resolved.model_dir), config_name=resolved.config_name)
+
+
+def _model_name(asked: str | None, folder: Path) -> str:
+    """Return the model's name on the hub, or that of its folder."""
+    if asked is None:
+        return DEMO_MODEL
+    return folder.resolve().name if Path(asked).expanduser().exists() else asked
 
 
 def _count_gpus() -> int:

@@ -1,8 +1,8 @@
-"""Attention within each sequence of a packed row, plugged into Transformers' own model code.
+"""Attention within each sequence of a packed row, used by Transformers' model code.
 
-The models ask Transformers' registry for their attention function by name. `PACKED` names ours: it sees one
-row of T tokens and the groups that lie in it (see packing), and attends within each sequence. The models'
-mask function of the same name makes no mask, since there is no padding to hide.
+Transformers' models look up their attention function by name. `PACKED` is the name of ours. It gets the whole
+packed row (see packing) and attends within each sequence. The mask function registered under the same name
+returns no mask, since there is no padding to hide.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,32 +27,32 @@ REFERENCE = "eager"
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """What lies in a packed row: its groups, and which tokens others may see, (T,) bool; None: all.
+    """What `packed_attention` must know about a packed row of T tokens and B sequences.
 
-    ends: where the sequences begin and end, (B + 1,) int32 on the GPU, for one kernel over all of them; None:
-    attention goes group by group.
+    visible: (T,) bool, False for tokens that no token may attend to; None: all are visible. cu_seqlens: (B + 1,)
+    int32 on the GPU, for one kernel over all sequences; None: attention runs group by group.
     """
 
     groups: Sequence[Group]
     visible: Tensor | None = None
-    ends: Tensor | None = None
+    cu_seqlens: Tensor | None = None
 
 
-_row: ContextVar[PackedRow] = ContextVar("the packed row")
+_current_row: ContextVar[PackedRow] = ContextVar("current packed row")
 
 
 @contextmanager
 def packed_row(row: PackedRow) -> Iterator[None]:
-    """Let `packed_attention` know the row that a forward pass in this context works on."""
-    token = _row.set(row)
+    """Tell `packed_attention` which packed row the forward passes within this context compute."""
+    token = _current_row.set(row)
     try:
         yield
     finally:
-        _row.reset(token)
+        _current_row.reset(token)
 
 
 def register() -> None:
-    """Make PACKED known to Transformers. May be called again."""
+    """Register PACKED with Transformers. May be called more than once."""
     AttentionInterface.register(PACKED, packed_attention)
     AttentionMaskInterface.register(PACKED, lambda *args, **kwargs: None)
 
@@ -66,63 +65,65 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor, None]:
     """Return (attention output, None), the output as (1, T, N, D).
 
-    query, key, value: (1, N, T, D), as Transformers' models hand them over. sliding_window: a token sees
-    those that are fewer than so many tokens away, on either side.
+    query, key, value: (1, N, T, D), as Transformers' models pass them. sliding_window: a token attends to tokens
+    that are less than this number of positions away, on either side.
     """
-    row = _row.get()
-    # (T, N, D): in memory the tokens are outermost, so that a group is a view. Rotary embeddings may have
-    # been applied in float32.
-    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    if row.ends is not None:
+    row = _current_row.get()
+    # Tokens come first, so that a group is a view. Rotary embeddings may have turned queries and keys into
+    # float32; they get back the dtype of the values.
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # (T, N, D)
+    if row.cu_seqlens is not None:
         return _varlen(q, k, v, row, scaling, sliding_window)[None], None
-    if not q.is_cuda:  # float32 is both faster here and closer to the reference
+    if not q.is_cuda:  # on the CPU float32 is faster here, and closer to the reference
         q, k, v = q.float(), k.float(), v.float()
     output = torch.empty(q.shape, dtype=value.dtype, device=q.device)  # (T, N, D)
     for group in row.groups:
         rows = slice(group.start, group.stop)
-        shape = (group.count, group.length, *q.shape[1:])
-        mask = _window_mask(group.length, sliding_window, q.device)
+        shape = (group.count, group.length, *q.shape[1:])  # (B, T, N, D), B and T of this group
+        mask = _window_mask(group.length, sliding_window, q.device)  # (T, T)
         if row.visible is not None:
-            seen = row.visible[rows].view(group.count, 1, 1, group.length)
-            mask = seen if mask is None else mask & seen
-        part = scaled_dot_product_attention(
+            visible = row.visible[rows].view(group.count, 1, 1, group.length)  # (B, 1, 1, T)
+            mask = visible if mask is None else mask & visible
+        attended = scaled_dot_product_attention(
             q[rows].view(shape).transpose(1, 2),  # (B, N, T, D)
             k[rows].view(shape).transpose(1, 2),
             v[rows].view(shape).transpose(1, 2),
             attn_mask=mask,
             scale=scaling,
         )
-        output[rows].view(shape).copy_(part.transpose(1, 2))
+        output[rows].view(shape).copy_(attended.transpose(1, 2))  # (B, T, N, D)
     return output[None], None
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return a (T, T) mask, True = visible, or None where a sequence is no longer than its window."""
+    """Return a (T, T) bool mask, True = visible; None if the whole sequence fits into the window."""
     if window is None or length <= window:
         return None
     at = torch.arange(length, device=device)
     return (at[:, None] - at[None, :]).abs() < window
 
 
-def sequence_ends(groups: Sequence[Group], device: torch.device) -> Tensor:
-    """Return where the sequences of a packed row begin and end, (B + 1,) int32 on the device."""
+def cumulative_lengths(groups: Sequence[Group], device: torch.device) -> Tensor:
+    """Return the cumulative lengths of a packed row's sequences, from 0 on: (B + 1,) int32 on the device."""
     lengths = [group.length for group in groups for _ in range(group.count)]
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, row: PackedRow, scaling: float | None, window: int | None) -> Tensor:
-    """Return the attention output (T, N, D) by one kernel for all sequences; half precision on CUDA."""
+    """Return the attention output (T, N, D), from one kernel for all sequences. Half precision on CUDA only."""
     from torch.nn.attention.varlen import varlen_attn
 
     longest = max(group.length for group in row.groups)
-    reach = -1 if window is None else window - 1
-    ends = row.ends
-    assert ends is not None
-    output = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(reach, reach))
+    reach = -1 if window is None else window - 1  # tokens visible on each side; -1: all
+    cu_seqlens = row.cu_seqlens
+    assert cu_seqlens is not None
+    output = varlen_attn(
+        q, k, v, cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(reach, reach)
+    )
     assert isinstance(output, Tensor)
     return output
 
@@ -130,9 +131,9 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, row: PackedRow, scaling: float | No
 def pad(
     sequences: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (input_ids, attention_mask), both (B, T) int64 on the device; mask 1 = real token."""
+    """Return (input_ids, attention_mask), both (B, T) int64 on the device; mask 1 = real token, 0 = padding."""
     width = max(map(len, sequences))
-    ids = torch.tensor([[*s, *[pad_id] * (width - len(s))] for s in sequences])
-    lengths = torch.tensor([len(s) for s in sequences])
-    mask = (torch.arange(width) < lengths[:, None]).long()
+    ids = torch.tensor([[*s, *[pad_id] * (width - len(s))] for s in sequences])  # (B, T)
+    lengths = torch.tensor([len(s) for s in sequences])  # (B,)
+    mask = (torch.arange(width) < lengths[:, None]).long()  # (B, T)
     return ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)

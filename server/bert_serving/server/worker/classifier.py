@@ -1,4 +1,4 @@
-"""The classification head of a fine-tuned model: first tokens in, probabilities out."""
+"""The pooler and the classification head of a model: vectors of first tokens in, rows out."""
 
 from __future__ import annotations
 
@@ -13,10 +13,33 @@ from ..model.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
-class Classifier:
-    """What a model for sequence classification has behind its encoder, in float32.
+class Pooler:
+    """The pooler of an encoder: a dense layer with tanh over first tokens of the last layer."""
 
-    head: of first tokens of the last layer, (B, H) -> (B, number of labels). labels: their names.
+    model: PreTrainedModel
+
+    @torch.inference_mode()
+    def __call__(self, first: Tensor) -> Tensor:
+        """Return the pooled rows, (B, H) float32. first: (B, H)."""
+        model = self.model
+        first = first.to(model.dtype)
+        if hasattr(model, "pooler_activation"):  # ALBERT
+            pooled: Tensor = model.pooler_activation(model.pooler(first))
+        else:
+            pooled = model.pooler(first[:, None])
+        return pooled.float()
+
+
+def pooler_of(model: PreTrainedModel) -> Pooler | None:
+    """Return the pooler of an encoder, None if it has none."""
+    return None if getattr(model, "pooler", None) is None else Pooler(model)
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """The head of a model for sequence classification, in float32.
+
+    head: from first tokens of the last layer (B, H) to (B, number of labels). labels: their names.
     """
 
     head: Callable[[Tensor], Tensor]
@@ -28,37 +51,37 @@ class Classifier:
         return self.head(first.float())
 
     def probabilities(self, first: Tensor) -> Tensor:
-        """Return the softmax of the logits, (B, number of labels)."""
+        """Return the softmax over the logits, (B, number of labels)."""
         return torch.softmax(self.logits(first), dim=1)
 
     def score(self, first: Tensor) -> Tensor:
-        """Return the sigmoid of the only logit, (B, 1), as bert-as-service's REGRESSION."""
+        """Return the sigmoid of the only logit, (B, 1): bert-as-service's REGRESSION."""
         return torch.sigmoid(self.logits(first))
 
 
-def classifier_of(model: PreTrainedModel, pooled: Callable[[Tensor], Tensor]) -> Classifier:
+def classifier_of(model: PreTrainedModel) -> Classifier:
     """Return the head of one of Transformers' models for sequence classification.
 
-    pooled: what its encoder's pooler makes of first tokens, in float32, if it has one.
-    Raises ModelError for a family whose head works on anything else than first tokens.
+    Raises ModelError for a family whose head reads anything else than first tokens.
     """
     labels = tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))
-    return Classifier(_logits(model, pooled), labels)
+    return Classifier(_head_of(model), labels)
 
 
-def _logits(model: PreTrainedModel, pooled: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    # The families differ in what stands between the first token and the last layer.
-    layer, own_pooler = getattr(model, "classifier", None), getattr(model, "pooler", None)
+def _head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    # The families differ in what is between the last layer's first token and the final linear layer.
+    layer, top_pooler = getattr(model, "classifier", None), getattr(model, "pooler", None)
     if getattr(model.config, "classifier_pooling", "cls") != "cls" or not isinstance(layer, nn.Module):
         raise ModelError(f"the classification head of {type(model).__name__} is not supported")
     if hasattr(model, "pre_classifier"):  # DistilBERT
         return lambda first: layer(torch.relu(model.pre_classifier(first)))
-    if own_pooler is not None:  # DeBERTa
-        return lambda first: layer(own_pooler(first[:, None]))
+    if top_pooler is not None:  # DeBERTa
+        return lambda first: layer(top_pooler(first[:, None]))
     if hasattr(model, "head"):  # ModernBERT
         return lambda first: layer(model.head(first))
-    if not isinstance(layer, nn.Linear):  # RoBERTa, ELECTRA, MPNet and theirs: it picks the first token itself
+    if not isinstance(layer, nn.Linear):  # RoBERTa, ELECTRA, MPNet and the like: it picks the first token itself
         return lambda first: layer(first[:, None])
-    if getattr(model.base_model, "pooler", None) is not None:  # BERT, ALBERT
-        return lambda first: layer(pooled(first))
-    raise ModelError(f"the classification head of {type(model).__name__} needs a pooler, which it has not")
+    pooler = pooler_of(model.base_model)
+    if pooler is not None:  # BERT, ALBERT
+        return lambda first: layer(pooler(first))
+    raise ModelError(f"the classification head of {type(model).__name__} needs a pooler, and the model has none")

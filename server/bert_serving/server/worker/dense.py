@@ -1,17 +1,18 @@
-"""What sentence-transformers puts behind the pooling: Dense and Normalize, in float32."""
+"""The modules that sentence-transformers has after the pooling: Dense and Normalize, in float32."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ..model.errors import ModelError, one_line
-from ..model.folder import read_json
+from ..model.json_files import JsonObject, read_json
+from ..model.sentence_transformers import SentenceTransformersConfig
+from .pooling_plan import AfterPooling
 
 _ACTIVATIONS = "torch.nn.modules.activation"
 _IDENTITY = "torch.nn.modules.linear.Identity"
@@ -22,11 +23,12 @@ class Normalize(nn.Module):
     """Divides each row by its L2 norm."""
 
     def forward(self, rows: Tensor) -> Tensor:
+        """Return (B, D) with rows of unit length, for rows (B, D)."""
         return nn.functional.normalize(rows, dim=1)
 
 
 class Dense(nn.Module):
-    """A linear layer and its activation. The attributes are named as sentence-transformers' weights are."""
+    """A linear layer and its activation. The attributes have the names of sentence-transformers' weights."""
 
     def __init__(
         self, in_features: int, out_features: int, *, bias: bool, use_residual: bool, activation: nn.Module
@@ -42,7 +44,7 @@ class Dense(nn.Module):
         """Return (B, out_features) for rows (B, in_features)."""
         if rows.shape[1] != self.linear.in_features:
             raise ModelError(
-                f"in_features of Dense must be {rows.shape[1]}, as many as reach it, got {self.linear.in_features}"
+                f"in_features of Dense must be {rows.shape[1]}, its input's width, got {self.linear.in_features}"
             )
         mapped: Tensor = self.activation_function(self.linear(rows))
         if not self.use_residual:
@@ -50,13 +52,23 @@ class Dense(nn.Module):
         return mapped + (self.residual(rows) if hasattr(self, "residual") else rows)
 
 
-def load_head(modules: Sequence[tuple[str, Path]], device: torch.device) -> nn.Sequential:
-    """Return what maps pooled rows (B, D) float32 through the modules, (kind, folder) each, in their order.
+def load_after_pooling(config: SentenceTransformersConfig | None, device: torch.device) -> AfterPooling:
+    """Return what a model folder computes after its pooling, on the device.
 
     Raises ModelError that names what is missing or does not fit.
     """
-    head = nn.Sequential(*(load_dense(folder) if kind == "Dense" else Normalize() for kind, folder in modules))
-    return head.eval().requires_grad_(False).to(device)
+    modules = () if config is None else config.head
+    # The last Normalize is left to the pooling plan: a request may turn it off, or shorten the vector before it.
+    normalizes = bool(modules) and modules[-1][0] == "Normalize"
+    head = _load_modules(modules[:-1] if normalizes else modules, device)
+    width = next((layer.linear.out_features for layer in reversed(head) if isinstance(layer, Dense)), None)
+    return AfterPooling(head if len(head) else None, width, normalizes)
+
+
+def _load_modules(modules: Sequence[tuple[str, Path]], device: torch.device) -> nn.Sequential:
+    """Return what maps pooled rows (B, D) float32 through the modules, (kind, folder) each, in this order."""
+    loaded = nn.Sequential(*(load_dense(folder) if kind == "Dense" else Normalize() for kind, folder in modules))
+    return loaded.eval().requires_grad_(False).to(device)
 
 
 def load_dense(folder: Path) -> Dense:
@@ -75,7 +87,7 @@ def load_dense(folder: Path) -> Dense:
     return dense
 
 
-def _size(config: dict[str, Any], key: str, folder: Path) -> int:
+def _size(config: JsonObject, key: str, folder: Path) -> int:
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ModelError(f"{key} must be a whole number from 1 in {folder / 'config.json'}, got {value!r}")
@@ -83,14 +95,14 @@ def _size(config: dict[str, Any], key: str, folder: Path) -> int:
 
 
 def _activation(dotted: object, folder: Path) -> nn.Module:
-    """Return a new module of torch.nn. The name comes with the model, so nothing is imported by it."""
+    """Return a new module of torch.nn. Nothing is imported by this name, because it comes with the model."""
     module, _, name = str(dotted).rpartition(".")
     kind = getattr(nn, name, None)
     is_known = isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == module
     if is_known and (module == _ACTIVATIONS or dotted == _IDENTITY):
         try:
             return kind()  # type: ignore[no-any-return, misc]  # a subclass of nn.Module, see above
-        except TypeError:  # attention is among them, and wants arguments
+        except TypeError:  # MultiheadAttention is in the same module, and needs arguments
             pass
     raise ModelError(
         f"activation_function must be a class of {_ACTIVATIONS} or {_IDENTITY}, got {dotted!r}: {folder}"
@@ -105,7 +117,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as exc:  # whatever a damaged file makes of the libraries that read it
+    except Exception as exc:  # damaged files make these libraries raise many kinds of exception
         raise ModelError(f"cannot read {path}: {one_line(exc)}") from exc
 
 

@@ -1,4 +1,4 @@
-"""What the forward pass runs on: device, number format, threads. Raises ModelError for what is not there."""
+"""What the forward pass runs on: device, number format, threads."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..model.errors import ModelError
 
 _CGROUP = Path("/sys/fs/cgroup")
 
-# Micro-batches of this size keep a CPU's activations in its caches (1,000 to 2,000 measured best);
-# a GPU wants as many tokens as there are.
+# Micro-batches of this size keep the activations in a CPU's caches (1,000 to 2,000 tokens were fastest);
+# a GPU is fastest with as many tokens as possible.
 CPU_MICRO_BATCH_TOKENS = 2048
 _TRIAL_TOKENS = (1024, 4096)
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_MEMORY_SHARE = 0.8  # of the free memory; fragments and other processes want some
+_MEMORY_SHARE = 0.8  # of the free memory; the rest is for fragmentation and other processes
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the device for "auto", "cpu" or "cuda:N". Raises ModelError for a GPU that is not there."""
+    """Return the device for "auto", "cpu" or "cuda:N". Raises ModelError for a GPU that does not exist."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         return torch.device("cuda:0" if count else "cpu")
@@ -38,7 +38,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype for a name; "auto" is the fastest that the device computes in hardware."""
+    """Return the dtype of this name; "auto": the fastest that the device supports in hardware."""
     if dtype in _DTYPES:
         return _DTYPES[dtype]
     if dtype != "auto":
@@ -49,13 +49,13 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def fitting_tokens(forward: Callable[[int], object], max_tokens: int, device: torch.device) -> int:
-    """Return how many tokens of a forward pass fit into the GPU memory that is free, at most max_tokens.
+    """Return how many tokens of a forward pass fit into the free GPU memory, at most max_tokens.
 
-    forward: runs one of so many tokens.
+    forward: runs a forward pass of the given number of tokens.
     """
     peaks = []
     for tokens in _TRIAL_TOKENS:
-        forward(tokens)  # what is only allocated once does not count
+        forward(tokens)  # memory that is allocated only once must not count
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -69,9 +69,9 @@ def fitting_tokens(forward: Callable[[int], object], max_tokens: int, device: to
 
 
 def allowed_cpus() -> int:
-    """Return how many CPUs this process may keep busy: its affinity mask, or its cgroup's quota if less.
+    """Return how many CPUs this process may keep busy: its affinity mask, or its cgroup's quota if that is less.
 
-    Threads beyond the quota of a container are not just useless: they throttle those within it.
+    With more threads than its quota allows, a container is throttled, all of its threads together.
     """
     cpus = len(os.sched_getaffinity(0))
     quota = _cgroup_cpus()

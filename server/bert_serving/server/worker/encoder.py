@@ -1,64 +1,47 @@
-"""Texts in, vectors out: one model on one device, with no knowledge of sockets or jobs.
+"""Texts in, vectors out: one model on one device, without sockets or jobs.
 
-    prepare   options to a recipe, texts to token ids
-    forward   plan micro-batches -> hidden states of each -> pool -> vectors in the caller's order
+    prepare   options to a pooling plan, texts to token ids
+    forward   micro-batches through the model, pooled, to rows in the order of the texts
 
-An error of one text is a value in its place, so that it costs nobody else's text anything.
+An error of one text is a value in the list of results, so the other texts are not affected.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from bert_serving.protocol import (
     EncodeOptions,
+    EncodeOptionsDict,
     Rows,
     Text,
     TokenVectors,
     check_spans,
-    has_lone_surrogate,
     options_from_json,
-    pooling_name,
 )
-from transformers import PreTrainedModel
 
-from ..model.errors import ModelError
-from ..model.folder import (
-    SentenceTransformersConfig,
-    check_max_seq_len,
-    first_position,
-    read_sentence_transformers,
-    refuse_code,
-    resolve_model_dir,
-    resolve_tuned_model_dir,
-    unnamed_model_type,
-)
-from .checkpoint import Checkpoint, drop_position_embeddings
-from .classifier import classifier_of
-from .compute import Budget, PreparedText, compute
-from .dense import Dense, load_head
-from .device import CPU_MICRO_BATCH_TOKENS, fitting_tokens, pick_device, pick_dtype
-from .model_module import import_model_module
-from .pooling_plan import FROM_FIRST, Pipeline, PoolingPlanner
-from .sequences import RequestError, TokenizedText, TokenSequence
-from .splade import SpladeHead
-from .tokenizer import Tokenizer
+from ..model.spec import ModelSpec
+from .arrays import dense, rectangle
+from .checked_texts import checked_texts
+from .loading import load
+from .micro_batches import Budget, PreparedText, run_micro_batches
+from .pooling_plan import FROM_FIRST
+from .sequences import RequestError, TokenizedText
 from .transformer import Transformer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 log = logging.getLogger(__name__)
 
-_MAX_SPAN_TOKENS = 1 << 18  # of one text, spans that overlap counted twice
+_MAX_SPAN_TOKENS = 1 << 18  # of one text; a token in several spans counts in each
 _MAX_TOKEN_BYTES = 512 << 20
-
-# Short and long, of equal and of different length, longer than the window of local attention, and a pair.
-_PROBES = ["a", "Hello world!", "one two three", "four five six", "The quick brown fox jumps. " * 4, "word " * 600]
-_PROBES += ["the first ||| and the second"]
 
 
 class EncodingError(Exception):
@@ -68,32 +51,33 @@ class EncodingError(Exception):
 class Encoder:
     """Sentence vectors of one model.
 
-    The arguments are the server's settings of these names:
+    The arguments are the server's settings of these names, and a device:
 
-    model_dir: a folder, a hub name, or None for the demo model.
-    revision: commit, tag or branch of a hub name.
-    tuned_model_dir: a folder whose weights are taken instead of the model's own.
-    config_name: the config's file; None: config.json, or else Google's bert_config.json.
+    model_dir: a folder, a name on the Hugging Face hub, or None for the demo model.
+    revision: commit, tag or branch of a model on the hub; None: its main branch.
+    tuned_model_dir: a folder of a fine-tuned checkpoint, whose weights replace those in model_dir.
+    config_name: file name of the config; None: config.json, or else Google's bert_config.json.
     ckpt_name: a TensorFlow checkpoint in the folder of the weights, without `.index`; None: bert_model.ckpt, if
         there are no other weights.
-    model_module: a module, or its .py file, that registers an architecture with Transformers.
-    trust_remote_code: run the code that comes with the model.
-    device: "auto", "cpu" or "cuda:N".
+    model_module: a Python module, or its .py file, that registers an architecture with Transformers.
+    trust_remote_code: run the Python code that comes with the model.
     dtype: "auto", "float32", "float16" or "bfloat16", of the forward pass; vectors are always float32.
-    max_seq_len: longest sequence in tokens, special ones included; None: the model's own; "NONE": as many as
-        it has positions for.
-    max_batch_tokens: most tokens in one forward pass; it bounds the memory.
-    pooling_strategy: one or several names, see `encode`; "auto": the model's own, or REDUCE_MEAN.
-    pooling_layer: layers that are pooled, -1 the last; None: -2, unless the model pools for itself.
-    num_labels: labels that the classification head must have; None: as many as it has.
-    normalize: divide vectors by their L2 norm; None: as the model does.
-    all_layers: load layers above the highest that is pooled, so that `encode` may choose them.
-    mask_cls_sep: special tokens are seen neither by other tokens nor by the pooling.
-    no_special_token: texts that come as tokens get no special tokens around them.
+    max_seq_len: longest sequence in tokens, special tokens included; "NONE": the model's number of positions;
+        None: the limit that the model is configured with.
+    max_batch_tokens: most tokens in one forward pass, which bounds the memory.
+    pooling_strategy: one or several names, see `encode`; "auto": the pooling configured in the model folder, or
+        REDUCE_MEAN if there is none or pooling_layer is given.
+    pooling_layer: layers that are pooled, -1 the last; None: -2, or -1 for the pooling configured in the folder.
+    all_layers: also load layers above the highest that is pooled, so that `encode` may choose them.
+    normalize: divide vectors by their L2 norm; None: as configured in the model folder, else no.
+    num_labels: number of labels that the classification head must have; None: any.
+    mask_cls_sep: hide special tokens from the attention of other tokens and from the pooling.
+    no_special_token: add no special tokens to texts that are lists of tokens.
     no_position_embeddings: leave out the position embeddings.
-    cased_tokenization: do not lower-case, whatever the model's tokenizer says.
+    cased_tokenization: do not lower-case texts, even if the model's tokenizer is configured to.
+    device: "auto", "cpu" or "cuda:N"; "auto": the first GPU, or the CPU.
 
-    Raises ModelError, in one line, for anything that keeps the model from being used as asked.
+    Raises ModelError, in one line, if the model cannot be used in this way.
 
     >>> Encoder().encode(["First do it", "then do it right"]).shape
     (2, 384)
@@ -109,82 +93,34 @@ class Encoder:
         ckpt_name: str | None = None,
         model_module: str | Path | None = None,
         trust_remote_code: bool = False,
-        device: str = "auto",
         dtype: str = "auto",
         max_seq_len: int | str | None = None,
         max_batch_tokens: int = 16384,
         pooling_strategy: str | Sequence[str] = "auto",
-        pooling_layer: Sequence[int] | None = None,
-        num_labels: int | None = None,
-        normalize: bool | None = None,
+        pooling_layer: int | Sequence[int] | None = None,
         all_layers: bool = False,
+        normalize: bool | None = None,
+        num_labels: int | None = None,
         mask_cls_sep: bool = False,
         no_special_token: bool = False,
         no_position_embeddings: bool = False,
         cased_tokenization: bool = False,
+        device: str = "auto",
     ) -> None:
-        tuned_dir = resolve_tuned_model_dir(
-            None if tuned_model_dir is None else str(tuned_model_dir), ckpt_name=ckpt_name
-        )
-        folder = resolve_model_dir(
-            None if model_dir is None else str(model_dir),
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            needs_weights=tuned_dir is None,
-            config_name=config_name,
-            ckpt_name=ckpt_name,
-        )
-        if model_module is not None:
-            import_model_module(str(model_module))
-        elif not trust_remote_code:
-            refuse_code(folder)
-        self.device = pick_device(device)
-        self.dtype = pick_dtype(dtype, self.device)
-        self.max_seq_len = check_max_seq_len(folder, max_seq_len, config_name)
-        self._own = read_sentence_transformers(folder)
-        transformer_dir = self._own.transformer_dir if self._own else folder
-        self._checkpoint = Checkpoint(transformer_dir, tuned_dir, trust_remote_code, config_name, ckpt_name)
-        self._first_position = first_position(transformer_dir, config_name)
-        self._hides_specials = mask_cls_sep
-        self._drops_positions = no_position_embeddings
-        self._tokenizer = Tokenizer(
-            transformer_dir,
-            max_seq_len=self.max_seq_len,
-            do_lower_case=self._own.do_lower_case if self._own else False,
-            cased=cased_tokenization,
-            no_special_token=no_special_token,
-            trust_remote_code=trust_remote_code,
-            model_type=unnamed_model_type(transformer_dir, config_name),
-        )
-        self._recipes = PoolingPlanner(
-            own=_pipeline(self._own, self.device) if self._own else None,
-            defaults=_defaults(pooling_strategy, pooling_layer, normalize),
-            num_layers=self._checkpoint.num_layers,
-        )
-        highest = self._checkpoint.num_layers - 1 if all_layers else self._recipes.highest
-        self._num_layers = self._checkpoint.layers_to_load(highest=highest)
-        self._num_labels = num_labels
-        #: Names of the labels, where the model has a head for sequence classification.
-        self.labels: tuple[str, ...] = ()
-        self._transformer = self._load()
+        # A test checks that the parameters are the fields of ModelSpec.
+        spec = ModelSpec.checked(**{name: value for name, value in locals().items() if name != "self"})
+        self._loaded = load(spec)
         self._exact: Transformer | None = None
-        num_ids = self._transformer.num_ids
-        #: How many token ids have an embedding, where the tokenizer has more.
-        self._max_ids = num_ids if num_ids is not None and num_ids < self._tokenizer.num_ids else None
-        #: Smallest cosine of a probe's vector with that of the padded float32 model.
-        self.parity = self._transformer.choose_execution(self._probes(), self.dtype)
-        hidden_size = self._transformer.hidden_size
-        num_labels_found = len(self.labels)
-        widths = {"CLS_POOLED": hidden_size, "REGRESSION": 1}
-        widths |= {"CLASSIFICATION": num_labels_found, "LOGITS": num_labels_found}
-        head_widths = {name: widths[name] for name in self._transformer.heads}
-        if self._transformer.terms is not None:
-            head_widths["SPLADE"] = self._transformer.terms.num_terms
-        self._recipes.loaded(self._num_layers, hidden_size=hidden_size, head_widths=head_widths)
-        self._budget = Budget(self._tokens_at_once(max_batch_tokens))
-        self.encode(["a"])  # what does not fit together should be seen here, not by the first request
+        self._budget = Budget(self._loaded.max_tokens)
+        self._hides_specials = spec.mask_cls_sep
+        self.encode(["a"])  # parts that do not fit together fail here, not in the first request
 
-    # -- for everybody ---------------------------------------------------------------------------------
+    @classmethod
+    def from_spec(cls, spec: ModelSpec) -> Encoder:
+        """Return an encoder of the spec's model. Raises ModelError."""
+        return cls(**spec.model_dump())
+
+    # -- vectors ---------------------------------------------------------------------------------------
 
     def encode(
         self,
@@ -202,28 +138,28 @@ class Encoder:
     ) -> Rows:
         """Return the vectors of the texts, (B, D) float32, in the order of the texts.
 
-        A text is a string; a pair of them, {"text": ..., "text_pair": ...}; a list of tokens that are looked up in
-        the vocabulary as they are; or a list of ids. What is left out is as the encoder was made; but whoever
-        names a strategy or a layer takes leave of the model's own pooling, dense layers and normalizing.
+        A text is a string; a pair of strings, {"text": ..., "text_pair": ...}; a list of tokens, which are looked
+        up in the vocabulary as they are; or a list of token ids. Options that are not given are those that the
+        encoder was made with. Naming a strategy or a layer overrides the pooling configured in the model folder,
+        with its dense layers and normalization.
 
         pooling_strategy: REDUCE_MEAN, REDUCE_MAX, REDUCE_MEAN_MAX, CLS_TOKEN (FIRST_TOKEN), SEP_TOKEN
-            (LAST_TOKEN), CLS_POOLED, MEAN_SQRT_LEN or WEIGHTED_MEAN; CLASSIFICATION (probabilities of labels)
-            or REGRESSION, of an encoder that was made with them; "auto": the model's own; several stand
-            side by side, from one forward pass. NONE: a vector for each token, (B, T, D), zero behind the
-            end of a text; see `encode_tokens`. LOGITS: the raw output of a classification head. SPLADE: the
-            weight of each term of the vocabulary, of an encoder that was made with it.
+            (LAST_TOKEN), CLS_POOLED, MEAN_SQRT_LEN or WEIGHTED_MEAN; "auto": the pooling configured in the model
+            folder. Several are computed in one forward pass and concatenated. NONE: a vector for each token,
+            (B, T, D), zero after the end of a text; see `encode_tokens`. With a classification head:
+            CLASSIFICATION (probabilities of labels), LOGITS (the head's raw output), or, with one label,
+            REGRESSION. SPLADE: a weight for each term of the vocabulary, if the encoder was made with it.
         pooling_layer: layers, -1 the last, concatenated in this order.
         normalize: divide each vector by its L2 norm.
-        dimensions: keep so many leading components, of a model that was trained for that (Matryoshka).
-        truncate: the side on which a text is cut that is longer than `max_seq_len`, with a warning; "error" to
-            refuse it.
-        long_text: "chunk" reads all of a long text, in overlapping windows whose vectors are averaged by
-            length; a pair of sentences is cut all the same.
-        prompt: goes in front of each text. prompt_name: one of the prompts that the model comes with.
+        dimensions: keep this many leading components, for a model that was trained for it (Matryoshka).
+        truncate: the side on which a text longer than `max_seq_len` is cut, with a warning; "error": refuse it.
+        long_text: "chunk": read the whole of a long text, in overlapping windows whose vectors are averaged by
+            length; pairs of sentences are still cut.
+        prompt: text that precedes each text. prompt_name: the name of one of the model's prompts.
         pairs: "a ||| b" is a pair of sentences.
 
-        Raises ValueError or TypeError for options and texts that do not fit, and EncodingError where the
-        model gives no finite vector.
+        Raises ValueError or TypeError for bad options and texts, and EncodingError if the model computes no finite
+        vector for a text.
         """
         options = options_from_json(
             {
@@ -238,39 +174,42 @@ class Encoder:
                 "pairs": pairs,
             }
         )
-        prepared = self.prepare(_checked(texts), options)
-        answers = self._answers(prepared)
-        if cut := [i for i, task in enumerate(prepared) if isinstance(task, PreparedText) and task.text.truncated]:
+        prepared = _all_prepared(self.prepare(checked_texts(texts), options))
+        rows = self._forward_or_raise(prepared)
+        if cut := [i for i, each in enumerate(prepared) if each.text.truncated]:
             first = f"first texts[{cut[0]}]"
             warnings.warn(f"{len(cut)} texts are longer than max_seq_len and were cut, {first}", stacklevel=2)
-        if isinstance(prepared[0], PreparedText) and prepared[0].recipe.is_sparse:
-            return _dense(answers, prepared[0].recipe.width)
-        return _rectangle(answers) if answers[0].ndim > 1 else np.stack(answers)
+        if prepared[0].plan.is_sparse:
+            return dense(rows, prepared[0].plan.width)
+        return rectangle(rows) if rows[0].ndim > 1 else np.stack(rows)
 
-    def encode_tokens(self, texts: Sequence[Text], **options: Any) -> list[TokenVectors]:
+    def encode_tokens(self, texts: Sequence[Text], **options: Unpack[EncodeOptionsDict]) -> list[TokenVectors]:
         """Return the vectors, tokens and offsets of each text's tokens. options: as in `encode`."""
-        asked = options_from_json(options | {"pooling_strategy": "NONE", "show_offsets": True})
-        prepared = self.prepare(_checked(texts), asked)
-        answers = self._answers(prepared)
+        asked = options_from_json({**options, "pooling_strategy": "NONE", "show_offsets": True})
+        prepared = _all_prepared(self.prepare(checked_texts(texts), asked))
+        rows = self._forward_or_raise(prepared)
         return [
-            TokenVectors(rows, self.tokens(task.text), task.text.offsets)
-            for rows, task in zip(answers, prepared, strict=True)
-            if isinstance(task, PreparedText)
+            TokenVectors(vectors, self.tokens(each.text), each.text.offsets)
+            for vectors, each in zip(rows, prepared, strict=True)
         ]
 
     def encode_spans(
-        self, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]], **options: Any
+        self,
+        texts: Sequence[str],
+        spans: Sequence[Sequence[tuple[int, int]]],
+        **options: Unpack[EncodeOptionsDict],
     ) -> list[Rows]:
         """Return for each text a vector for each of its spans, (number of spans, D).
 
-        spans: [start, end) in characters. Late chunking (Günther et al. 2024): the whole text goes through
-        the model once, then the tokens of each span are pooled. options: as in `encode`; with
-        long_text="chunk" a text may be longer than the model's sequences.
+        spans: [start, end) in characters. Late chunking (Günther et al. 2024): one forward pass over the whole
+        text, then the tokens of each span are pooled. options: as in `encode`; with long_text="chunk" a text may
+        be longer than max_seq_len.
         """
         check_spans(spans, len(texts))
-        return self._answers(self.prepare(_checked(texts), options_from_json(options), spans=spans))
+        prepared = self.prepare(checked_texts(texts), options_from_json(options), spans=spans)
+        return self._forward_or_raise(_all_prepared(prepared))
 
-    # -- in two halves, for pipelines ------------------------------------------------------------------
+    # -- in two steps, for a pipeline ------------------------------------------------------------------
 
     def prepare(
         self,
@@ -279,107 +218,141 @@ class Encoder:
         *,
         spans: Sequence[Sequence[Sequence[int]]] | None = None,
     ) -> list[PreparedText | RequestError]:
-        """Return a task for each text, or why there is none. Raises RequestError for options that do not fit."""
-        recipe = self._recipes(options)
-        if spans is not None and (recipe.is_token_level or recipe.is_sparse or FROM_FIRST & set(recipe.poolings)):
-            raise RequestError(f"a span's tokens are pooled: pooling_strategy must not be {recipe.poolings[0]}")
-        pool_prompt = self._own is None or self._own.include_prompt
-        found = self._tokenizer(texts, options, prompt=self._prompt(options), pool_prompt=pool_prompt, spans=spans)
-        tasks: list[PreparedText | RequestError] = []
-        for text in found:
-            task = text if isinstance(text, RequestError) else PreparedText(text, recipe)
-            complaint = None if isinstance(task, RequestError) else self._too_much(task)
-            tasks.append(task if complaint is None else RequestError(complaint))
-        return tasks
+        """Return each text ready for `forward`, or the error of a text that cannot be encoded.
 
-    def forward(self, tasks: Sequence[PreparedText]) -> list[Rows | EncodingError]:
-        """Return the answer to each task, float32. One that is not finite is computed again in float32."""
-        answers = self._compute(self._transformer, tasks)
-        bad = [i for i, rows in enumerate(answers) if not np.isfinite(rows).all()]
-        found: list[Rows | EncodingError] = list(answers)
-        if not bad:
-            return found
-        if self.dtype is not torch.float32:
+        Raises RequestError for options that this model cannot compute.
+        """
+        plan = self._loaded.planner(options)
+        if spans is not None and (plan.is_token_level or plan.is_sparse or FROM_FIRST & set(plan.poolings)):
+            raise RequestError(f"a span's tokens are pooled: pooling_strategy must not be {plan.poolings[0]}")
+        config = self._loaded.sentence_transformers
+        pool_prompt = config is None or config.include_prompt
+        prompt = self._prompt(options)
+        found: list[PreparedText | RequestError] = []
+        for text in self._loaded.tokenizer(texts, options, prompt=prompt, pool_prompt=pool_prompt, spans=spans):
+            each = text if isinstance(text, RequestError) else PreparedText(text, plan)
+            problem = None if isinstance(each, RequestError) else self._beyond_limits(each)
+            found.append(each if problem is None else RequestError(problem))
+        return found
+
+    def forward(self, prepared: Sequence[PreparedText]) -> list[Rows | EncodingError]:
+        """Return the rows of each text, float32. Rows that are not finite are computed again in float32."""
+        rows = self._forward_on(self._loaded.transformer, prepared)
+        bad = [i for i, each in enumerate(rows) if not np.isfinite(each).all()]
+        found: list[Rows | EncodingError] = list(rows)
+        if bad and self.dtype is not torch.float32:
             log.warning("%d texts have no finite vector in %s, computing again in float32", len(bad), self.dtype)
-            for i, rows in zip(bad, self._compute(self._in_float32(), [tasks[i] for i in bad]), strict=True):
-                found[i] = answers[i] = rows
+            again = self._forward_on(self._in_float32(), [prepared[i] for i in bad])
+            for i, each in zip(bad, again, strict=True):
+                found[i] = rows[i] = each
         for i in bad:
-            if not np.isfinite(answers[i]).all():
+            if not np.isfinite(rows[i]).all():
                 found[i] = EncodingError("the model gives no finite vector for this text")
         return found
 
-    def tokens(self, text: TokenizedText) -> list[str]:
-        """Return the tokens that the model sees of a text, special ones included."""
-        return self._tokenizer.tokens(text.ids)
+    # -- facts -----------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the forward passes."""
+        return self._loaded.transformer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the forward passes."""
+        return self._loaded.dtype
+
+    @property
+    def max_seq_len(self) -> int:
+        """The longest sequence, in tokens, special tokens included."""
+        return self._loaded.max_seq_len
+
+    @property
+    def parity(self) -> float:
+        """The smallest cosine of a probe text's vector with that of the padded float32 model."""
+        return self._loaded.parity
 
     @property
     def padded_because(self) -> str | None:
         """Why the forward pass is padded, or None if it is packed."""
-        return self._transformer.padded_because
+        return self._loaded.transformer.padded_because
+
+    @property
+    def num_padding(self) -> int:
+        """Padding tokens computed so far."""
+        return self._loaded.transformer.num_padding + (self._exact.num_padding if self._exact else 0)
 
     @property
     def dimension(self) -> int:
-        """Components of a vector, where a request asks for nothing else."""
-        return self._recipes(EncodeOptions()).width
+        """Components of a vector, for a request without options."""
+        return self._loaded.planner.default.width
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The strategies that are concatenated, for a request without options."""
+        return self._loaded.planner.default.poolings
 
     @property
     def kind(self) -> str:
         """What the model is made for: "embedding", "splade", "classifier", or "reranker", which has one label."""
-        if self._transformer.terms is not None:
+        if self._loaded.transformer.terms is not None:
             return "splade"
         if not self.labels:
             return "embedding"
         return "reranker" if len(self.labels) == 1 else "classifier"
 
     @property
-    def poolings(self) -> tuple[str, ...]:
-        """The strategies in force, side by side, where a request asks for nothing else."""
-        return self._recipes(EncodeOptions()).poolings
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels, if the model has a classification head."""
+        return self._loaded.labels
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The prompts that the model comes with, by name."""
-        return dict(self._own.prompts) if self._own else {}
-
-    @property
-    def num_padding(self) -> int:
-        """Tokens that were computed for nothing so far."""
-        return self._transformer.num_padding + (self._exact.num_padding if self._exact else 0)
+        """The prompts that come with the model, by name."""
+        config = self._loaded.sentence_transformers
+        return {} if config is None else dict(config.prompts)
 
     @property
     def splits_specials(self) -> bool:
-        """Whether what looks like a special token in a text is words."""
-        return self._tokenizer.splits_specials
+        """Whether a special token's name in a text, such as [SEP], is read as words."""
+        return self._loaded.tokenizer.splits_specials
+
+    def tokens(self, text: TokenizedText) -> list[str]:
+        """Return the tokens of a text as the model sees them, special tokens included."""
+        return self._loaded.tokenizer.tokens(text.ids)
 
     def save_tokenizer(self, path: Path) -> None:
         """Write the tokenizer to a file that the tokenizers library reads."""
-        self._tokenizer.save(path)
+        self._loaded.tokenizer.save(path)
 
     # -- inside ----------------------------------------------------------------------------------------
 
-    def _answers(self, prepared: Sequence[PreparedText | RequestError]) -> list[Rows]:
-        """Return all answers, or raise the first error, which names its text."""
-        tasks = []
-        for i, task in enumerate(prepared):
-            if isinstance(task, RequestError):
-                raise RequestError(f"texts[{i}]: {task}")
-            tasks.append(task)
-        if not tasks:
-            raise RequestError("texts must not be empty")
-        answers = []
-        for i, answer in enumerate(self.forward(tasks)):
-            if isinstance(answer, EncodingError):
-                raise EncodingError(f"texts[{i}]: {answer}")
-            answers.append(answer)
-        return answers
+    def _forward_or_raise(self, prepared: Sequence[PreparedText]) -> list[Rows]:
+        """Return the rows of each text. Raises EncodingError that names the first text with an error."""
+        found = []
+        for i, rows in enumerate(self.forward(prepared)):
+            if isinstance(rows, EncodingError):
+                raise EncodingError(f"texts[{i}]: {rows}")
+            found.append(rows)
+        return found
+
+    def _forward_on(self, transformer: Transformer, prepared: Sequence[PreparedText]) -> list[Rows]:
+        return run_micro_batches(transformer, prepared, self._budget, hide_specials=self._hides_specials)
+
+    def _in_float32(self) -> Transformer:
+        """Return the transformer in float32, loaded when it is first needed."""
+        if self._exact is None:
+            self._exact = self._loaded.load_in_float32()
+        return self._exact
 
     def _prompt(self, options: EncodeOptions) -> str:
-        """Return what goes in front of each text."""
+        """Return the text that precedes each text. Raises RequestError for an unknown name of a prompt."""
         if options.prompt is not None:
             return options.prompt
-        prompts = self._own.prompts if self._own else {}
+        config = self._loaded.sentence_transformers
         if options.prompt_name is None:
-            return self._own.default_prompt if self._own else ""
+            return "" if config is None else config.default_prompt
+        prompts = self.prompts
         if options.prompt_name not in prompts:
             known = f"it has {', '.join(prompts)}" if prompts else "it has none"
             raise RequestError(
@@ -387,143 +360,26 @@ class Encoder:
             )
         return prompts[options.prompt_name]
 
-    def _too_much(self, task: PreparedText) -> str | None:
-        """Return why a task cannot be computed, or would take memory out of all proportion."""
-        text = task.text
-        if self._max_ids is not None and max(max(s.ids) for s in text.sequences) >= self._max_ids:
-            return f"the tokenizer has tokens that the model has no embedding for, it has {self._max_ids}"
+    def _beyond_limits(self, prepared: PreparedText) -> str | None:
+        """Return why a text cannot be computed, or would need too much memory; None if it can."""
+        text, num_ids = prepared.text, self._loaded.num_ids
+        if num_ids is not None and max(max(s.ids) for s in text.sequences) >= num_ids:
+            return f"the tokenizer has tokens that the model has no embedding for, it has {num_ids}"
         if text.spans is not None and sum(stop - start for start, stop in text.spans) > _MAX_SPAN_TOKENS:
             return f"the spans of a text may hold {_MAX_SPAN_TOKENS} tokens together"
-        num_bytes = text.num_tokens * len(task.recipe.layers) * self._transformer.hidden_size * 4
-        if task.keeps_tokens and num_bytes > _MAX_TOKEN_BYTES:
+        num_bytes = text.num_tokens * len(prepared.plan.layers) * self._loaded.hidden_size * 4
+        if prepared.keeps_tokens and num_bytes > _MAX_TOKEN_BYTES:
             return f"the vectors of a text's tokens may have {_MAX_TOKEN_BYTES >> 20} MiB, got {num_bytes >> 20}"
         return None
 
-    def _compute(self, transformer: Transformer, tasks: Sequence[PreparedText]) -> list[Rows]:
-        return compute(transformer, tasks, self._budget, hide_specials=self._hides_specials)
 
-    def _in_float32(self) -> Transformer:
-        """Return the model in float32, loaded when it is first needed."""
-        if self._exact is None:
-            self._exact = self._load()
-            self._exact.choose_execution(self._probes(), torch.float32)
-        return self._exact
-
-    def _load(self) -> Transformer:
-        classifier, masked = self._load_classifier(), None
-        if classifier is not None:
-            model = classifier.base_model
-            self._num_layers = self._checkpoint.num_layers
-        elif self._recipes.is_sparse:
-            masked = self._checkpoint.load_masked(device=self.device)
-            model = masked.base_model
-        else:
-            model = self._checkpoint.load(device=self.device, num_layers=self._num_layers)
-        if self._drops_positions:
-            drop_position_embeddings(model)
-        transformer = Transformer(
-            model,
-            device=self.device,
-            first_position=self._first_position,
-            pad_id=self._tokenizer.pad_id,
-            hide_specials=self._hides_specials,
-        )
-        if transformer.has_pooler:
-            transformer.heads["CLS_POOLED"] = transformer.pooled
-        if classifier is not None:
-            head = classifier_of(classifier, transformer.pooled)
-            self.labels = head.labels
-            transformer.heads |= {"CLASSIFICATION": head.probabilities, "LOGITS": head.logits}
-            if len(head.labels) == 1:
-                transformer.heads["REGRESSION"] = head.score
-        if masked is not None:
-            squashes_twice = self._own is not None and self._own.splade_activation == "log1p_relu"
-            transformer.terms = SpladeHead(masked, squashes_twice=squashes_twice)
-        return transformer
-
-    def _load_classifier(self) -> PreTrainedModel | None:
-        """Return the whole model for sequence classification, if it is one, or must be one."""
-        if self._recipes.is_sparse or not (self._recipes.needs_classifier or self._checkpoint.is_classifier):
-            return None
-        try:
-            model = self._checkpoint.load_classifier(device=self.device, num_labels=self._num_labels)
-            classifier_of(model, lambda first: first)
-        except ModelError as exc:
-            if self._recipes.needs_classifier:
-                raise
-            log.warning("the classification head is left out: %s", exc)
-            return None
-        return model
-
-    def _tokens_at_once(self, max_batch_tokens: int) -> int:
-        """Return how many tokens a forward pass takes at most."""
-        if max_batch_tokens < 1:
-            raise ModelError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
-        if self.device.type == "cuda":
-            return fitting_tokens(self._try, max_batch_tokens, self.device)
-        return min(max_batch_tokens, CPU_MICRO_BATCH_TOKENS)
-
-    def _try(self, num_tokens: int) -> None:
-        """Run a forward pass of so many tokens, in sequences of full length."""
-        length = min(self.max_seq_len, num_tokens)
-        sequence = TokenSequence([self._tokenizer.pad_id] * length, (0, length))
-        self._transformer.hidden([sequence] * (num_tokens // length), self._recipes(EncodeOptions()).reads)
-
-    def _probes(self) -> list[TokenSequence]:
-        found = self._tokenizer(_PROBES)
-        return [text.sequences[0] for text in found if isinstance(text, TokenizedText)]
-
-
-def _checked(texts: Sequence[Text]) -> list[Text]:
-    """Return the texts. Raises TypeError or ValueError for what is none; an empty string is one here."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise TypeError(f"texts must be a list of strings, got {type(texts).__name__}")
-    texts = list(texts)
-    for i, text in enumerate(texts):
-        parts = text if isinstance(text, list) else text.values() if isinstance(text, dict) else [text]
-        if not ({*map(type, parts)} <= {int} and isinstance(text, list)) and not all(
-            isinstance(part, str) for part in parts
-        ):
-            raise TypeError(f"texts[{i}] must be a string, a pair, or a list of tokens or ids, got {text!r:.80}")
-        if any(has_lone_surrogate(part) for part in parts if isinstance(part, str)):
-            raise ValueError(f"texts[{i}] contains a lone surrogate, which is no Unicode text")
-    return texts
-
-
-def _defaults(
-    pooling_strategy: str | Sequence[str], pooling_layer: Sequence[int] | None, normalize: bool | None
-) -> EncodeOptions:
-    given = {"pooling_strategy": pooling_strategy, "pooling_layer": pooling_layer, "normalize": normalize}
-    try:
-        return options_from_json(given)
-    except (TypeError, ValueError) as exc:
-        raise ModelError(str(exc)) from exc
-
-
-def _pipeline(own: SentenceTransformersConfig, device: torch.device) -> Pipeline:
-    """Return what a sentence-transformers folder does behind its transformer."""
-    # A last Normalize is left to the recipe: a request may want it otherwise, or cut the vector before.
-    normalizes = bool(own.head) and own.head[-1][0] == "Normalize"
-    head = load_head(own.head[:-1] if normalizes else own.head, device)
-    return Pipeline(
-        tuple(map(pooling_name, own.pooling_modes)),
-        normalizes,
-        head=head if len(head) else None,
-        head_width=next((layer.linear.out_features for layer in reversed(head) if isinstance(layer, Dense)), None),
-    )
-
-
-def _dense(answers: Sequence[Rows], num_terms: int) -> Rows:
-    """Return (index, weight) of terms as (B, V), zero for terms that a text has not."""
-    rows = np.zeros((len(answers), num_terms), dtype=np.float32)
-    for row, answer in zip(rows, answers, strict=True):
-        row[answer[:, 0].astype(np.int64)] = answer[:, 1]
-    return rows
-
-
-def _rectangle(answers: Sequence[Rows]) -> Rows:
-    """Return rows of any number of tokens as (B, T, D), zero behind the end of a text."""
-    rows = np.zeros((len(answers), max(map(len, answers)), answers[0].shape[1]), dtype=np.float32)
-    for i, answer in enumerate(answers):
-        rows[i, : len(answer)] = answer
-    return rows
+def _all_prepared(prepared: Sequence[PreparedText | RequestError]) -> list[PreparedText]:
+    """Return the texts. Raises RequestError that names the first text with an error, or if there is no text."""
+    found = []
+    for i, each in enumerate(prepared):
+        if isinstance(each, RequestError):
+            raise RequestError(f"texts[{i}]: {each}")
+        found.append(each)
+    if not found:
+        raise RequestError("texts must not be empty")
+    return found

@@ -1,14 +1,13 @@
-"""Linear layers whose weights lie in memory as the CPU's matrix product wants them.
+"""Linear layers whose weights are stored in the memory layout of the CPU's matrix product.
 
-oneDNN reorders a plain weight on every call, and PyTorch hands float32 products to another library, which is
-slow on some processors. Reordered once, at load time, both are gone, and GELU can be part of the product.
-The operators are those that PyTorch's own compiler emits; where a build lacks them, layers stay as they are.
+oneDNN reorders a plain weight on every call, and PyTorch computes float32 products with another library, which is
+slow on some processors. Reordering the weights once, at load time, avoids both, and lets GELU be part of the
+product. PyTorch's own compiler emits the same operators; if a build lacks them, the layers stay as they are.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,14 @@ from ..model.errors import one_line
 
 log = logging.getLogger(__name__)
 
-_EXPECTED_TOKENS = 1024  # the row length for which oneDNN chooses the layout; others work as well
+_EXPECTED_TOKENS = 1024  # oneDNN chooses the layout for this number of rows; any other number works too
 
 
 class PrepackedLinear(nn.Module):
-    """`linear` for inference on a CPU, in `dtype`; input of any float type. gelu: followed by (exact) GELU."""
+    """A linear layer for inference on a CPU, computed in `dtype`, and followed by (exact) GELU if `gelu`.
+
+    Accepts input of any float type.
+    """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, *, gelu: bool = False) -> None:
         super().__init__()
@@ -31,9 +33,10 @@ class PrepackedLinear(nn.Module):
             linear.weight.detach().to(dtype).contiguous(), _EXPECTED_TOKENS
         )
         self._bias = None if linear.bias is None else linear.bias.detach().to(dtype)
-        self._post_op = ("gelu", "none") if gelu else ("none", "")  # "none": not the tanh approximation
+        self._post_op = ("gelu", "none") if gelu else ("none", "")  # "none": no tanh approximation
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (..., out_features) in the layer's dtype, for x (..., in_features)."""
         name, algorithm = self._post_op
         y: Tensor = torch.ops.mkldnn._linear_pointwise(
             x.to(self._dtype), self._weight, self._bias, name, [], algorithm
@@ -42,10 +45,10 @@ class PrepackedLinear(nn.Module):
 
 
 class Prepacking:
-    """The linear layers of a model, prepacked; `undo` puts the original ones back."""
+    """Replaces the linear layers of a model by prepacked ones; `undo` restores the original ones."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self._replaced: list[tuple[nn.Module, str, Any]] = []
+        self._replaced: list[tuple[nn.Module, str, object]] = []
         for parent in list(model.modules()):
             gelu = _is_dense_and_gelu(parent)
             for name, child in list(parent.named_children()):
@@ -55,6 +58,7 @@ class Prepacking:
                 self._replace(parent, "intermediate_act_fn", nn.Identity())
 
     def undo(self) -> None:
+        """Put the original layers back."""
         for parent, name, original in self._replaced:
             setattr(parent, name, original)
 
@@ -64,7 +68,7 @@ class Prepacking:
 
 
 def prepack(model: nn.Module, dtype: torch.dtype) -> Prepacking | None:
-    """Replace the model's linear layers by prepacked ones; return None where PyTorch cannot."""
+    """Replace the model's linear layers by prepacked ones; return None if this PyTorch build cannot."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -72,14 +76,14 @@ def prepack(model: nn.Module, dtype: torch.dtype) -> Prepacking | None:
     try:
         probe = PrepackedLinear(nn.Linear(8, 8), dtype)
         probe(torch.zeros(2, 8))
-    except Exception as exc:  # the operators are PyTorch's inner ones: a build without them may fail anyhow
+    except Exception as exc:  # the operators are internal to PyTorch: a build without them may fail in any way
         log.debug("linear layers are not prepacked: %s", one_line(exc))
         return None
     return Prepacking(model, dtype)
 
 
 def _is_dense_and_gelu(module: nn.Module) -> bool:
-    """Return whether a module is the first half of a feed-forward block, as BERT's family spells it."""
+    """Return whether a module is the first half of a feed-forward block, by the names in BERT's family."""
     children: dict[str, nn.Module] = dict(module.named_children())
     return (
         children.keys() == {"dense", "intermediate_act_fn"}

@@ -1,4 +1,4 @@
-"""The user's own architecture: a module that tells Transformers' Auto classes about it when it is imported."""
+"""The user's own architecture: a module that registers it with Transformers' Auto classes when it is imported."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def import_model_module(name: str) -> ModuleType:
     """Import a module by its name or by the path of its .py file, once in a process. Raises ModelError."""
     try:
         return _import_file(Path(name).expanduser()) if name.endswith(".py") else importlib.import_module(name)
-    except Exception as exc:  # whatever the user's code makes of being imported
+    except Exception as exc:  # the user's code may raise anything
         raise ModelError(f"cannot import model_module {name}: {one_line(exc)}") from exc
 
 
 def _import_file(path: Path) -> ModuleType:
     path = path.resolve()
-    # Files of the same name may lie in several folders, and none may take the place of an installed module.
+    # The name is unique: several folders may have a file of this name, and it may be an installed module's too.
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -30,7 +30,7 @@ def _import_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and Transformers look a class' module up here
+    sys.modules[name] = module  # dataclasses and Transformers look up a class's module here
     try:
         spec.loader.exec_module(module)
     except BaseException:

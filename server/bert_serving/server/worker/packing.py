@@ -1,8 +1,8 @@
-"""Which sequences share a forward pass, and how they lie in it.
+"""Which sequences share a forward pass, and how they lie in a packed row.
 
-A micro-batch has no padding: its sequences lie end to end in one row of T tokens, in order of their length,
-so that those of equal length are neighbours and form a group. Attention and pooling work group by group on
-views; everything else in a transformer is done token by token and need not know where a sequence ends.
+A packed row has no padding: its sequences lie end to end as T tokens. They are sorted by length, so sequences of
+equal length are neighbours and form a group. A group is a view of the row with shape (count, length), and
+attention runs group by group. All other layers treat each token alone and do not need the sequences' borders.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """`count` sequences of `length` tokens each, from token `start` of the row on."""
+    """`count` neighbouring sequences of `length` tokens each. The first one begins at token `start` of the row."""
 
     start: int
     count: int
@@ -21,18 +21,18 @@ class Group:
 
     @property
     def stop(self) -> int:
+        """The token of the row after the last one of the group."""
         return self.start + self.count * self.length
 
 
 def plan_micro_batches(
     lengths: Sequence[int], max_tokens: int, *, padded: bool = False, equal: bool = False
 ) -> list[list[int]]:
-    """Return the indices of `lengths`, cut into micro-batches of similar length, longest first.
+    """Return the indices of `lengths`, divided into micro-batches of similar lengths, longest first.
 
-    A micro-batch takes at most `max_tokens` tokens, or holds one sequence. padded: each sequence counts as
-    many tokens as the longest beside it. equal: only sequences of equal length share one.
-    Longest first: if memory is short it shows in the first forward
-    pass, not in the last.
+    A micro-batch has at most `max_tokens` tokens, or holds a single sequence. padded: count each sequence as long
+    as the longest of its micro-batch. equal: put only sequences of equal length into one micro-batch.
+    The longest come first, so that a lack of memory shows in the first forward pass and not in the last.
     """
     plan: list[list[int]] = []
     room = 0
@@ -42,14 +42,14 @@ def plan_micro_batches(
         if not plan or cost > room or (equal and lengths[i] != width):
             plan.append([])
             room = max_tokens
-            cost = width = lengths[i]  # the first is the longest: it sets the width
+            cost = width = lengths[i]  # the first sequence is the longest and sets the width
         plan[-1].append(i)
         room -= cost
     return plan
 
 
 def groups_of(lengths: Sequence[int]) -> list[Group]:
-    """Return the groups of equal neighbours in lengths that are sorted, in either direction."""
+    """Return the groups of neighbours of equal length. lengths: sorted, in either direction."""
     groups: list[Group] = []
     start = first = 0
     for i in range(1, len(lengths) + 1):

@@ -1,6 +1,6 @@
-"""Token vectors to one vector a text.
+"""Pooling strategies: the token vectors of each text to one vector.
 
-The texts of a batch lie end to end in `hidden`, (T, H) float32, without padding; `Segments` says which rows
+The texts of a micro-batch lie end to end in `hidden`, (T, H) float32, without padding; `Segments` says which rows
 belong to which text. Each strategy returns (B, H) float32, or a multiple of H. Sources: bert-as-service's
 graph.py for the upper-case names, sentence-transformers' Pooling for the last two.
 """
@@ -18,10 +18,11 @@ from torch.nn.functional import embedding_bag
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Rows of T that are pooled together, for each of B texts.
+    """Which of the T rows are pooled together, for each of B texts. All fields are int64.
 
-    rows: the row numbers, text after text. starts: (B,), where each text begins in `rows`. first, last: (B,),
-    the rows that FIRST_TOKEN and LAST_TOKEN take. origin: (B,), the row from which positions are counted.
+    rows: the row numbers, text after text. starts: (B,), where each text begins in `rows`. first, last: (B,), the
+    rows that FIRST_TOKEN and LAST_TOKEN take. origin: (B,), the row of each text's first token; positions are
+    counted from it.
     """
 
     rows: Tensor
@@ -32,25 +33,25 @@ class Segments:
 
     @property
     def lengths(self) -> Tensor:
-        """Return (B,), the number of rows of each text."""
+        """The number of pooled rows of each text, (B,)."""
         ends = torch.cat([self.starts[1:], self.starts.new_tensor([len(self.rows)])])
         return ends - self.starts
 
     @property
     def positions(self) -> Tensor:
-        """Return for each of `rows` its distance from its text's origin."""
+        """For each of `rows`, the position of its token in the text, from 0."""
         return self.rows - torch.repeat_interleave(self.origin, self.lengths)
 
 
 def whole_segments(lengths: Sequence[int], device: torch.device) -> Segments:
-    """Return segments of the given lengths, end to end, that are pooled with every row."""
+    """Return segments of texts of these lengths, end to end, of which all rows are pooled."""
     ends = list(accumulate(lengths))
     starts = torch.tensor([0, *ends[:-1]], device=device)
     last = torch.tensor(ends, device=device) - 1
     return Segments(torch.arange(ends[-1], device=device), starts, starts, last, starts)
 
 
-def segments(
+def partial_segments(
     rows: Sequence[Sequence[int]],
     *,
     first: Sequence[int],
@@ -58,7 +59,7 @@ def segments(
     origin: Sequence[int],
     device: torch.device,
 ) -> Segments:
-    """Return segments of any rows. A text may have none: its mean and maximum are zero."""
+    """Return segments of the given rows for each text. A text without rows gets zeros as mean and as maximum."""
     starts = [0, *accumulate(map(len, rows))][:-1]
     flat = [i for of_text in rows for i in of_text]
     return Segments(
@@ -66,43 +67,43 @@ def segments(
     )
 
 
-def mean(hidden: Tensor, of: Segments) -> Tensor:
+def mean(hidden: Tensor, segments: Segments) -> Tensor:
     """Mean of the token vectors. Reimers & Gurevych 2019, section 3."""
-    return embedding_bag(of.rows, hidden, of.starts, mode="mean")
+    return embedding_bag(segments.rows, hidden, segments.starts, mode="mean")
 
 
-def maximum(hidden: Tensor, of: Segments) -> Tensor:
+def maximum(hidden: Tensor, segments: Segments) -> Tensor:
     """Largest value of each component over the tokens."""
-    # The maximum alone would pass over a NaN, and give a vector that looks sound.
-    return embedding_bag(of.rows, hidden, of.starts, mode="max") + 0 * mean(hidden, of)
+    # The maximum of embedding_bag ignores NaN. Adding 0 * mean makes a NaN or infinite token visible.
+    return embedding_bag(segments.rows, hidden, segments.starts, mode="max") + 0 * mean(hidden, segments)
 
 
-def mean_and_max(hidden: Tensor, of: Segments) -> Tensor:
+def mean_and_max(hidden: Tensor, segments: Segments) -> Tensor:
     """Mean, then maximum: (B, 2H)."""
-    return torch.cat([mean(hidden, of), maximum(hidden, of)], dim=1)
+    return torch.cat([mean(hidden, segments), maximum(hidden, segments)], dim=1)
 
 
-def first_token(hidden: Tensor, of: Segments) -> Tensor:
+def first_token(hidden: Tensor, segments: Segments) -> Tensor:
     """The first token's vector: [CLS] for BERT."""
-    return hidden[of.first]
+    return hidden[segments.first]
 
 
-def last_token(hidden: Tensor, of: Segments) -> Tensor:
+def last_token(hidden: Tensor, segments: Segments) -> Tensor:
     """The last token's vector: [SEP] for BERT."""
-    return hidden[of.last]
+    return hidden[segments.last]
 
 
-def mean_sqrt_len(hidden: Tensor, of: Segments) -> Tensor:
-    """Sum of the token vectors over the square root of their number."""
-    return mean(hidden, of) * of.lengths[:, None].sqrt()
+def mean_sqrt_len(hidden: Tensor, segments: Segments) -> Tensor:
+    """Sum of the token vectors divided by the square root of their number."""
+    return mean(hidden, segments) * segments.lengths[:, None].sqrt()
 
 
-def weighted_mean(hidden: Tensor, of: Segments) -> Tensor:
+def weighted_mean(hidden: Tensor, segments: Segments) -> Tensor:
     """Mean of the token vectors weighted by position 1, 2, ... Muennighoff 2022 (SGPT), section 3.1."""
-    weights = (of.positions + 1).to(hidden.dtype)
-    total = embedding_bag(of.rows, hidden, of.starts, mode="sum", per_sample_weights=weights)
-    sums = torch.zeros(len(of.starts), dtype=hidden.dtype, device=hidden.device)
-    sums.index_add_(0, torch.repeat_interleave(of.lengths), weights)
+    weights = (segments.positions + 1).to(hidden.dtype)  # (number of pooled rows,)
+    total = embedding_bag(segments.rows, hidden, segments.starts, mode="sum", per_sample_weights=weights)
+    sums = torch.zeros(len(segments.starts), dtype=hidden.dtype, device=hidden.device)  # (B,)
+    sums.index_add_(0, torch.repeat_interleave(segments.lengths), weights)
     return total / sums[:, None].clamp(min=1.0)
 
 

@@ -1,4 +1,4 @@
-"""Sparse vectors: how much of each term of the vocabulary is in a text. Formal et al. 2021 (SPLADE v2)."""
+"""Sparse vectors: a weight for each term of the vocabulary. Formal et al. 2021 (SPLADE v2)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from transformers import PreTrainedModel
 
 from ..model.errors import ModelError
 
-_MAX_LOGITS = 1 << 25  # at once, 128 MiB: a vocabulary is a hundred times as wide as a hidden state
+_MAX_LOGITS = 1 << 25  # at once, 128 MiB: logits are about a hundred times as wide as hidden states
 
 
 class SpladeHead:
     """The masked-language-model head of a model, and the pooling over its logits.
 
-    squashes_twice: log(1 + x) is taken twice, as OpenSearch's models want it.
+    squashes_twice: apply log(1 + x) twice, as in OpenSearch's models.
     """
 
     def __init__(self, model: PreTrainedModel, *, squashes_twice: bool = False) -> None:
-        # A copy: its last layer often is the embedding table, which may take another dtype with the encoder.
+        # A copy: its last layer often is the embedding table, whose dtype may change together with the encoder's.
         self._logits, self._dtype = _head_of(model if model.device.type == "cpu" else copy.deepcopy(model))
         self._squashes_twice = squashes_twice
         self.num_terms = int(model.config.vocab_size)
@@ -30,7 +30,7 @@ class SpladeHead:
     def __call__(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
         """Return the weight of each term in each text, (B, V) float32: the largest over its tokens.
 
-        hidden: (T, H), of the last layer, texts of these lengths end to end.
+        hidden: (T, H), of the last layer, the texts end to end. lengths: their numbers of tokens, T in total.
         """
         weights = hidden.new_full((len(lengths), self.num_terms), -torch.inf, dtype=torch.float32)
         owner = torch.repeat_interleave(torch.tensor(lengths))
@@ -45,19 +45,19 @@ class SpladeHead:
 
 
 def terms(weights: Tensor) -> Tensor:
-    """Return (index, weight) of the terms that a text has, (n, 2) float32, which is exact up to 2**24 terms."""
+    """Return (index, weight) of the terms with a weight, (n, 2) float32. An index is exact up to 2**24."""
     (index,) = weights.nonzero(as_tuple=True)
     return torch.stack([index.to(weights.dtype), weights[index]], dim=1)
 
 
 def _head_of(model: PreTrainedModel) -> tuple[Callable[[Tensor], Tensor], torch.dtype]:
-    """Return what makes logits of hidden states, and the dtype that it takes. Raises ModelError."""
+    """Return a function from hidden states to logits, and the dtype of its input. Raises ModelError."""
     found: list[nn.Module]
     if hasattr(model, "vocab_projector"):  # DistilBERT
         found = [model.vocab_transform, model.activation, model.vocab_layer_norm, model.vocab_projector]
     elif hasattr(model, "decoder") and hasattr(model, "head"):  # ModernBERT
         found = [model.head, model.decoder]
-    elif hasattr(model, "cls") or hasattr(model, "lm_head"):  # BERT, NomicBERT; RoBERTa, MPNet and theirs
+    elif hasattr(model, "cls") or hasattr(model, "lm_head"):  # BERT, NomicBERT; RoBERTa, MPNet and the like
         found = [model.cls if hasattr(model, "cls") else model.lm_head]
     else:
         raise ModelError(f"SPLADE: the head of {type(model).__name__} is not supported")

@@ -5,26 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-_OVERLAP = 8  # one part in so many of a window is shared with its neighbour
+_OVERLAP = 8  # neighbouring windows share at least 1/8 of their tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Tokens `start` to `stop`; those from `owned_start` to `owned_stop` no other window stands for.
+    """Tokens [start, stop) of a text. The text takes the vectors of [kept_start, kept_stop) from this window.
 
-    Where two windows overlap, each owns the half in which its own context reaches further.
+    Windows overlap, but each token is kept in one window only. The border lies in the middle of an overlap, so
+    that a kept token has context on both sides.
     """
 
     start: int
     stop: int
-    owned_start: int
-    owned_stop: int
+    kept_start: int
+    kept_stop: int
 
 
 def windows(num_tokens: int, size: int) -> list[Window]:
-    """Return windows of `size` tokens, evenly spread, that cover all of num_tokens >= size."""
+    """Return evenly spaced windows of `size` tokens that cover num_tokens, which must be at least `size`."""
     overlap = size // _OVERLAP
-    count = max(1, -(-(num_tokens - overlap) // (size - overlap)))
+    count = max(1, -(-(num_tokens - overlap) // (size - overlap)))  # rounded up
     last = num_tokens - size
     starts = [round(i * last / (count - 1)) for i in range(count)] if count > 1 else [0]
     borders = [0, *((after + before + size) // 2 for before, after in pairwise(starts)), num_tokens]

@@ -1,11 +1,11 @@
-"""The worker process: one model on one device, fed through one socket.
+"""The worker process: one model on one device, connected to the broker by one socket.
 
-    main thread    forward pass of the batch that is now
-    io thread    socket, heartbeats, tokenizing of the batch that is next
+    main thread    forward passes of the current batch
+    io thread      socket, heartbeats, tokenization of the next batch
 
-The forward pass runs in the main thread because OpenMP serves it best: in any other thread a short sentence
-takes markedly longer. An exception of a batch is the answer to that
-batch; any other ends the process, and the supervisor starts another.
+Forward passes run in the main thread because OpenMP is fastest there: in any other thread a short sentence takes
+markedly longer. An exception while a batch is computed fails that batch only. Any other exception ends the
+process, and the supervisor starts a new one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from bert_serving.protocol import (
     Batch,
     Failed,
     Heartbeat,
+    ModelFacts,
     Ready,
     Refused,
     Rejected,
@@ -40,14 +40,15 @@ from bert_serving.protocol import (
 )
 
 from ..model.errors import ModelError, one_line
-from .batch import TokenizedPart, encode_parts, prepare_parts
+from ..model.spec import ModelSpec
 from .device import allowed_cpus
 from .encoder import Encoder
+from .parts import TokenizedPart, part_results, tokenize_parts
 
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 1.0
-_CANARY_S = 15.0  # an idle worker proves this often that its model still works
+_CANARY_S = 15.0  # how often an idle worker checks with a short forward pass that its model still works
 _WARM_UP_TOKENS = 1024
 _WARM_UP_RUNS = 3
 _INPROC = "inproc://results"
@@ -58,100 +59,98 @@ def main(
     name: str,
     endpoint: str,
     num_sharing_cpu: int,
-    encoder: dict[str, Any],
+    spec: ModelSpec,
     float16: bool = False,
     tokenizer_path: str | None = None,
 ) -> None:
-    """Serve until the broker says Stop or the server process is gone.
+    """Serve until the broker sends Stop or the server process has ended.
 
-    num_sharing_cpu: workers among which the CPU's threads are divided. encoder: Encoder's arguments. float16:
-    vectors leave in this format. tokenizer_path: where the tokenizer is written, for the gateways.
+    num_sharing_cpu: number of workers that share the CPU's threads. spec: the model to load. float16: send
+    vectors as float16. tokenizer_path: where the tokenizer is written, for the gateways.
     """
-    # The server decides when its workers end; Ctrl-C reaches the whole process group.
+    # Ctrl-C reaches the whole process group, but only the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     num_threads = max(1, allowed_cpus() // num_sharing_cpu)
     torch.set_num_threads(num_threads)
-    os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))  # the tokenizer's
+    os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))  # threads of the tokenizer
     context = zmq.Context()
     try:
         Worker(context, name, endpoint, np.dtype(np.float16 if float16 else np.float32)).run(
-            encoder, None if tokenizer_path is None else Path(tokenizer_path)
+            spec, None if tokenizer_path is None else Path(tokenizer_path)
         )
     finally:
         context.destroy(linger=500)
     logging.shutdown()
-    os._exit(0)  # there is nothing left to do, and what the interpreter would take down takes seconds
+    os._exit(0)  # a normal exit takes seconds, and there is nothing left to clean up
 
 
 class Worker:
-    """Encodes the batches that arrive, in order. Made and run in the main thread."""
+    """Computes the results of batches, in the order of their arrival. Created and run in the main thread."""
 
     def __init__(
-        self, context: zmq.Context[Any], name: str, endpoint: str, dtype: np.dtype[np.floating[Any]]
+        self, context: zmq.Context[zmq.Socket[bytes]], name: str, endpoint: str, dtype: np.dtype[np.floating]
     ) -> None:
         self._dtype = dtype
-        # A replaced worker must not be taken for its successor, so the process id is part of the name.
+        # The process id is part of the name, so that the broker can tell a worker from the one that replaces it.
         self._io = _IoThread(context, f"{name}#{os.getpid()}".encode(), endpoint)
         self._results = context.socket(zmq.PUSH)
         self._results.connect(_INPROC)
 
-    def run(self, options: dict[str, Any], tokenizer_path: Path | None) -> None:
-        """Load, warm up, say so, and serve."""
+    def run(self, spec: ModelSpec, tokenizer_path: Path | None) -> None:
+        """Load the model, warm up, report readiness, and serve batches."""
         try:
-            encoder = Encoder(**options)
+            encoder = Encoder.from_spec(spec)
             if tokenizer_path is not None:
-                part = tokenizer_path.with_suffix(f".{os.getpid()}")
-                encoder.save_tokenizer(part)
-                part.rename(tokenizer_path)  # nobody is to read half of it
-            facts = warm_up(encoder) | {"max_batch_tokens": options["max_batch_tokens"]}
+                partial = tokenizer_path.with_suffix(f".{os.getpid()}")
+                encoder.save_tokenizer(partial)
+                partial.rename(tokenizer_path)  # so that no gateway reads a half-written file
+            facts = warm_up(encoder, max_batch_tokens=spec.max_batch_tokens)
         except ModelError as exc:
             self._io.send(Refused(str(exc)))
             return
         except Exception as exc:
             log.debug("cannot start", exc_info=True)
-            self._io.send(Refused(f"cannot start the model in {options['model_dir']}: {one_line(exc)}"))
+            self._io.send(Refused(f"cannot start the model in {spec.model_dir}: {one_line(exc)}"))
             return
         self._io.forward_at = time.monotonic()
         self._io.send(Ready(facts))
         thread = threading.Thread(target=self._io.run, args=(encoder,), name="io")
         thread.start()
         try:
-            self._compute(encoder)
+            self._serve_batches(encoder)
         finally:
             self._io.is_closing = True
             thread.join()
 
-    def _compute(self, encoder: Encoder) -> None:
+    def _serve_batches(self, encoder: Encoder) -> None:
+        """Compute batches from the inbox and pass their results to the io thread, until the inbox ends."""
         io = self._io
         while True:
             try:
-                work = io.inbox.get(timeout=_CANARY_S)
+                batch = io.inbox.get(timeout=_CANARY_S)
             except queue.Empty:
                 encoder.encode(["a"])
                 io.forward_at = time.monotonic()
                 continue
-            if work is None:
+            if batch is None:
                 return
-            io.busy_since = time.monotonic()
-            result = _encode(encoder, work, self._dtype)
-            io.busy_since = None
+            result = _result_of(encoder, batch, self._dtype)
             if isinstance(result, Result):
                 io.forward_at = time.monotonic()
             self._results.send_multipart(worker_message_to_frames(result), copy=False)
 
 
 class _IoThread:
-    """The worker's socket and the thread that serves it.
+    """The worker's socket, and the loop that serves it in the io thread.
 
-    inbox: tokenized batches for the main thread; None: there is no more. forward_at, busy_since: times
-    of the main thread's last success and of its present batch. is_closing: the main thread has left.
+    inbox: tokenized batches for the main thread, at most two; None ends it. Set by the main thread: forward_at,
+    when its last successful forward pass ended; is_closing, once it has stopped computing.
     """
 
-    def __init__(self, context: zmq.Context[Any], routing_id: bytes, endpoint: str) -> None:
-        self.inbox: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()  # two at most: the broker sees to it
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes, endpoint: str) -> None:
+        self.inbox: queue.SimpleQueue[_TokenizedBatch | None] = queue.SimpleQueue()  # the broker bounds it
         self.forward_at = time.monotonic()
-        self.busy_since: float | None = None
         self.is_closing = False
         self._runtime_dir = Path(endpoint.removeprefix("ipc://")).parent
         self._socket = context.socket(zmq.DEALER)
@@ -161,17 +160,17 @@ class _IoThread:
         self._results.bind(_INPROC)
 
     def send(self, message: WorkerMessage) -> None:
-        """Send a message; by the main thread only before `run`."""
+        """Send a message. The main thread may call this only before `run` has started."""
         self._socket.send_multipart(worker_message_to_frames(message), copy=False)
 
     def run(self, encoder: Encoder) -> None:
-        """Serve the socket until the main thread leaves; whatever ends this one ends that one too."""
+        """Serve the socket until is_closing is set. When this thread ends, the main thread ends too."""
         try:
-            self._serve(encoder)
+            self._serve_socket(encoder)
         finally:
             self.inbox.put(None)
 
-    def _serve(self, encoder: Encoder) -> None:
+    def _serve_socket(self, encoder: Encoder) -> None:
         parent = multiprocessing.parent_process()
         assert parent is not None
         poller = zmq.Poller()
@@ -186,35 +185,34 @@ class _IoThread:
                 frames = self._socket.recv_multipart(copy=False)
                 message = worker_message_from_frames([frame.buffer for frame in frames])
                 if isinstance(message, Stop):
-                    os._exit(0)  # all is answered: nobody waits for the batches that are here
+                    os._exit(0)  # the broker needs no more results, so unfinished batches may be dropped
                 assert isinstance(message, Batch)
-                self._prepare(encoder, message)
+                self._tokenize(encoder, message)
             if parent.sentinel in ready:
-                # Killed, the server could not clean up; and nobody waits for the batch in work.
+                # The server process has died without cleaning up, and no client waits for the current batch.
                 shutil.rmtree(self._runtime_dir, ignore_errors=True)
                 os._exit(1)
             if time.monotonic() >= next_heartbeat:
                 self.send(self._heartbeat())
                 next_heartbeat = time.monotonic() + _HEARTBEAT_S
 
-    def _prepare(self, encoder: Encoder, batch: Batch) -> None:
+    def _tokenize(self, encoder: Encoder, batch: Batch) -> None:
+        """Tokenize a batch and put it into the inbox, or report that it failed."""
         start = time.perf_counter()
         try:
-            prepared = prepare_parts(encoder, batch.parts)
-        except Exception as exc:  # the answer to this batch, whatever it is
+            parts = tokenize_parts(encoder, batch.parts)
+        except Exception as exc:  # an error of any type fails this batch, not the worker
             log.exception("cannot tokenize batch id=%d", batch.batch_id)
             self.send(Failed(batch.batch_id, one_line(exc)))
             return
-        self.inbox.put(_Work(batch.batch_id, prepared, (time.perf_counter() - start) * 1000))
+        self.inbox.put(_TokenizedBatch(batch.batch_id, parts, (time.perf_counter() - start) * 1000))
 
     def _heartbeat(self) -> Heartbeat:
-        now = time.monotonic()
-        busy_since = self.busy_since
-        return Heartbeat(now - self.forward_at, 0.0 if busy_since is None else now - busy_since)
+        return Heartbeat(time.monotonic() - self.forward_at)
 
 
-def warm_up(encoder: Encoder) -> dict[str, Any]:
-    """Run a full micro-batch a few times; return the facts that the broker plans with."""
+def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
+    """Run a full micro-batch a few times; return what the broker needs to know about the model."""
     length = min(encoder.max_seq_len, 32)
     texts = ["word " * (length - 2)] * (_WARM_UP_TOKENS // length)
     seconds = []
@@ -222,38 +220,40 @@ def warm_up(encoder: Encoder) -> dict[str, Any]:
         start = time.perf_counter()
         encoder.encode(texts)
         seconds.append(time.perf_counter() - start)
-    return {
-        "pid": os.getpid(),
-        "device": str(encoder.device),
-        "dtype": str(encoder.dtype).removeprefix("torch."),
-        "dimension": encoder.dimension,
-        "kind": encoder.kind,
-        "poolings": encoder.poolings,
-        "splits_specials": encoder.splits_specials,
-        "prompts": encoder.prompts,
-        **({"labels": encoder.labels} if encoder.labels else {}),
-        "max_seq_len": encoder.max_seq_len,
-        "forward": "packed" if encoder.padded_because is None else "padded",
-        "parity": round(encoder.parity, 6),
-        "tokens_per_s": round(length * len(texts) / min(seconds)),
-    }
+    return ModelFacts(
+        pid=os.getpid(),
+        device=str(encoder.device),
+        dtype=str(encoder.dtype).removeprefix("torch."),
+        dimension=encoder.dimension,
+        kind=encoder.kind,
+        poolings=encoder.poolings,
+        splits_specials=encoder.splits_specials,
+        prompts=encoder.prompts,
+        labels=encoder.labels,
+        max_seq_len=encoder.max_seq_len,
+        forward="packed" if encoder.padded_because is None else "padded",
+        parity=round(encoder.parity, 6),
+        tokens_per_s=round(length * len(texts) / min(seconds)),
+        max_batch_tokens=max_batch_tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _TokenizedBatch:
     batch_id: int
-    prepared: list[TokenizedPart | Rejected]
+    parts: list[TokenizedPart | Rejected]
     tokenize_ms: float
 
 
-def _encode(encoder: Encoder, work: _Work, dtype: np.dtype[np.floating[Any]]) -> Result | Failed:
+def _result_of(encoder: Encoder, batch: _TokenizedBatch, dtype: np.dtype[np.floating]) -> Result | Failed:
+    """Compute a batch and return its result, or the message that it failed."""
     start, padding = time.perf_counter(), encoder.num_padding
     try:
-        outcomes = encode_parts(encoder, work.prepared, dtype)
+        results = part_results(encoder, batch.parts, dtype)
     except torch.AcceleratorError:
-        raise  # the GPU's context is lost: only another process can go on
-    except Exception as exc:  # the answer to this batch, whatever it is
-        log.exception("cannot encode batch id=%d", work.batch_id)
-        return Failed(work.batch_id, one_line(exc))
+        raise  # the CUDA context is broken; only a new process can use the GPU again
+    except Exception as exc:  # an error of any type fails this batch, not the worker
+        log.exception("cannot compute batch id=%d", batch.batch_id)
+        return Failed(batch.batch_id, one_line(exc))
     compute_ms = (time.perf_counter() - start) * 1000
-    return Result(work.batch_id, outcomes, work.tokenize_ms, compute_ms, encoder.num_padding - padding)
+    return Result(batch.batch_id, results, batch.tokenize_ms, compute_ms, encoder.num_padding - padding)

@@ -1,7 +1,7 @@
-"""One client of the benchmark, in a process of its own: `python -m ...compat.benchmark.client TASK`.
+"""One client of the benchmark, as a process: `python -m ...compat.benchmark.client TASK`.
 
-It says `ready`, waits for a line so that all clients begin together, and answers with the seconds that each
-of its requests took, as a JSON list. Without that line, when the benchmark has ended, it ends too.
+It prints `ready`, waits for a line so that all clients begin together, and prints the seconds that each of its
+requests took, as a JSON list. If its input ends without that line, the benchmark has ended, and so does it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .sentences import make_sentences, vocabulary_of
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What the client sends, how often, and where to."""
+    """What the client sends, how often, and to which server."""
 
     port: int
     port_out: int
@@ -31,10 +31,12 @@ class Task:
     seed: int
 
     def to_json(self) -> str:
+        """Return the task as the command-line argument of a client process."""
         return json.dumps(asdict(self))
 
 
 def main() -> int:
+    """Run the task in the first argument; return the exit code."""
     task = Task(**json.loads(sys.argv[1]))
     vocabulary = vocabulary_of(Path(task.vocab_file).read_text("utf-8"))
     texts = make_sentences(vocabulary, task.batch_size, task.sentence_len, protocol=task.protocol, seed=task.seed)

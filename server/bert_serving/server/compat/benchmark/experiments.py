@@ -1,8 +1,8 @@
-"""What bert-serving-benchmark measures, and how its results are written down. Decides, does no I/O.
+"""What bert-serving-benchmark measures, and how its results are written. Decides, does no I/O.
 
-An experiment varies one thing and leaves the others as they are: that is bert-as-service's protocol, with its
-flags, its defaults and its tables. Every sentence of it is as long as the server takes, so a second protocol,
-with sentences of mixed length, shows what is gained by not padding.
+An experiment varies one value and keeps the others. This is bert-as-service's protocol, with its flags, its
+defaults and its tables. All its sentences have the maximum length. A second protocol has sentences of mixed
+length: it shows what is gained by computing without padding.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pydantic import ValidationError
 
-from ...settings import OneLineParser, Settings, settings_parser, validation_line
+from ...model.spec import validation_line
+from ...settings import OneLineParser, Settings, settings_parser
 from .sentences import FULL, MIXED
 
-NUM_WARM_UP = 2  # results that do not count
+NUM_WARM_UP = 2  # the first requests of each client, which do not count
 
-#: What an experiment varies, and the original's values for it.
+#: The values that experiments vary, with the original's choices.
 VARIED: dict[str, tuple[int, ...]] = {
     "client_batch_size": (1, 16, 256, 4096),
     "max_batch_size": (8, 32, 128, 512),
@@ -32,8 +32,8 @@ _SERVER_SIDE = ("max_batch_size", "max_seq_len", "pooling_layer")
 _MAX_SEQ_LEN = 25  # bert-as-service's default
 
 _HELP = """\
-The defaults are bert-as-service's and take hours on a small CPU. Shorter: fewer values, an empty list to leave
-an experiment out, a smaller -client_batch_size, a smaller -num_repeat; this ends within minutes on two cores:
+The defaults are bert-as-service's and take hours on a small CPU. Shorter: give fewer values, an empty list to
+skip an experiment, a smaller -client_batch_size or a smaller -num_repeat. This takes minutes on two cores:
   bert-serving-benchmark -client_batch_size 256 -num_repeat 4 -test_client_batch_size 1 16 256
       -test_max_batch_size 32 256 -test_max_seq_len 16 32 64 -test_num_client 1 4 -test_pooling_layer -1 -6
 """
@@ -41,7 +41,7 @@ an experiment out, a smaller -client_batch_size, a smaller -num_repeat; this end
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One measurement. changes: settings of the server that differ from the given ones."""
+    """One measurement. changes: settings of the server that replace the given ones."""
 
     client_batch_size: int
     num_client: int
@@ -51,11 +51,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole run. flags: for the server, as they were given. is_half: float16 was asked for."""
+    """A whole run. flags: the given flags for the server. is_half: whether they ask for float16."""
 
     experiments: Mapping[str, Sequence[int]]
     base: Point
-    flags: Mapping[str, Any]
+    flags: Mapping[str, object]
     protocols: tuple[str, ...]
     num_repeat: int
     wait_till_ready: int
@@ -63,7 +63,7 @@ class Plan:
     is_half: bool
 
     def points(self, name: str) -> Iterator[tuple[int, Point]]:
-        """Yield each value of an experiment and what is measured for it."""
+        """Yield each value of an experiment and its measurement."""
         for value in self.experiments[name]:
             yield value, _varied(self.base, name, value)
 
@@ -77,7 +77,7 @@ class Plan:
     def __str__(self) -> str:
         base = self.base
         return (
-            f"where not varied: client_batch_size {base.client_batch_size}, num_client {base.num_client}, "
+            f"unless varied: client_batch_size {base.client_batch_size}, num_client {base.num_client}, "
             f"max_seq_len {base.sentence_len}; {self.num_repeat} requests of each client, "
             f"the first {NUM_WARM_UP} not counted"
         )
@@ -85,21 +85,23 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Sentences per second, of each client."""
+    """Sentences per second of each client."""
 
     of_clients: tuple[float, ...]
 
     @property
     def mean(self) -> int:
+        """Sentences per second of one client: the mean over all clients."""
         return int(sum(self.of_clients) / len(self.of_clients))
 
     @property
     def total(self) -> int:
+        """Sentences per second of all clients together."""
         return int(sum(self.of_clients))
 
 
 def parse_plan(argv: Sequence[str] | None = None) -> Plan:
-    """Return what the flags ask for; on bad ones print one line and exit with 2."""
+    """Return the plan for the flags; for bad flags print one line and exit with 2."""
     parser = benchmark_parser()
     args = vars(parser.parse_args(argv))
     flags = {name: args[name] for name in Settings.model_fields if args.get(name) is not None}
@@ -111,7 +113,9 @@ def parse_plan(argv: Sequence[str] | None = None) -> Plan:
         if args[name] < 1:
             parser.error(f"{name} must be at least 1, got {args[name]}")
     if args["num_repeat"] <= NUM_WARM_UP:
-        parser.error(f"num_repeat must be more than {NUM_WARM_UP}, which do not count, got {args['num_repeat']}")
+        parser.error(
+            f"num_repeat must be more than {NUM_WARM_UP}, the requests that do not count, got {args['num_repeat']}"
+        )
     experiments = {name: args[f"test_{name}"] for name in VARIED if args[f"test_{name}"]}
     if not experiments:
         parser.error("nothing to measure: every -test_... is empty")
@@ -132,48 +136,53 @@ def parse_plan(argv: Sequence[str] | None = None) -> Plan:
         num_repeat=args["num_repeat"],
         wait_till_ready=args["wait_till_ready"],
         vocab_file=args["client_vocab_file"],
-        is_half=bool(getattr(settings, "fp16", False)) or settings.dtype == "float16",
+        is_half=settings.fp16 or settings.dtype == "float16",
     )
 
 
 def benchmark_parser(kind: type[OneLineParser] = OneLineParser) -> argparse.ArgumentParser:
-    """Return a parser with the flags of the benchmark and all of the server's."""
+    """Return a parser with the flags of the benchmark and those of the server."""
     parser = settings_parser("bert-serving-benchmark", kind)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = "Measure how fast a server on this machine is, in bert-as-service's experiments."
+    parser.description = "Measure the speed of a server on this machine, with bert-as-service's experiments."
     parser.epilog = _HELP
     group = parser.add_argument_group("benchmark", f"without -max_seq_len the servers start with {_MAX_SEQ_LEN}")
 
-    def add(name: str, description: str, **kwargs: Any) -> None:
-        group.add_argument(f"-{name}", f"--{name}", help=f"{description} (default: %(default)s)", **kwargs)
+    def add(name: str, description: str, *, default: int | str, metavar: str = "N") -> None:
+        text = f"{description} (default: %(default)s)"
+        group.add_argument(
+            f"-{name}", f"--{name}", help=text, type=type(default), metavar=metavar, default=default
+        )
 
     for name, values in VARIED.items():
         shown = " ".join(map(str, values))
         group.add_argument(
-            *(f"-test_{name}", f"--test_{name}"),
+            f"-test_{name}",
+            f"--test_{name}",
             nargs="*",
             type=int,
             metavar="N",
             default=list(values),
-            help=f"measure with each of these; none: leave the experiment out (default: {shown})",
+            help=f"measure with each of these values; none: skip the experiment (default: {shown})",
         )
-    add("client_batch_size", "sentences in a request, where not varied", type=int, metavar="N", default=4096)
-    add("num_client", "clients at once, where not varied", type=int, metavar="N", default=1)
-    add("num_repeat", "requests of each client; the first two do not count", type=int, metavar="N", default=10)
-    add("wait_till_ready", "seconds in which a server must be ready", type=int, metavar="SECONDS", default=30)
-    add("client_vocab_file", "any text; its words make up the sentences", metavar="TEXT", default="README.md")
+    add("client_batch_size", "sentences in a request, unless varied", default=4096)
+    add("num_client", "clients at the same time, unless varied", default=1)
+    add("num_repeat", "requests of each client; the first two do not count", default=10)
+    add("wait_till_ready", "seconds to wait until a server is ready", default=30, metavar="SECONDS")
+    add("client_vocab_file", "text file; its words are used in sentences", default="README.md", metavar="TEXT")
     group.add_argument(
-        *("-mixed", "--mixed"),
+        "-mixed",
+        "--mixed",
         action="store_true",
-        help="measure once more with sentences of 1 to max_seq_len words, each length as likely",
+        help="measure again with sentences of 1 to max_seq_len words, all lengths equally likely",
     )
     return parser
 
 
 def result_table(name: str, protocol: str, results: Sequence[tuple[int, Speeds | None]]) -> str:
-    """Return the original's Markdown table, under a title, and its two lines for plotting.
+    """Return the original's Markdown table with a title, and its two lines for plotting.
 
-    samples/s is that of one client, the mean of all. None: the point could not be measured.
+    samples/s: the mean of the clients. None: the measurement failed.
     """
     has_clients = name == "num_client"
     lines = ["", f"**{name}, {protocol}**", ""]

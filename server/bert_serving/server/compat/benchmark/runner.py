@@ -1,4 +1,4 @@
-"""Starts the servers and clients of the benchmark, and ends them, whatever happens."""
+"""Starts the servers and clients of the benchmark, and always ends them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bert_serving.client import BertClient, ServingError
 
@@ -25,25 +25,28 @@ from .sentences import vocabulary_of
 
 _START = "import sys; from bert_serving.server.cli import start; sys.exit(start())"
 _CLIENT = "bert_serving.server.compat.benchmark.client"
-_ASK_EVERY_S = 0.1
-_ANSWER_MS = 2_000
-_STOP_S = 15.0  # the server's drain time and more
+_POLL_S = 0.1
+_REPLY_MS = 2_000
+_STOP_S = 15.0  # more than the server's drain time
 
-# Ctrl-C between the start of a process and the `try` that ends it would leave the process behind.
+# Signals are blocked from the start of a process until the `try` that ends it, so that none is left running.
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 _hold_interrupts = partial(signal.pthread_sigmask, signal.SIG_BLOCK, _INTERRUPTS)
 _let_interrupts = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _INTERRUPTS)
 
+#: A server's reply to SHOW_STATUS, from JSON.
+Status: TypeAlias = Mapping[str, Any]
+
 
 class BenchmarkError(Exception):
-    """Something could not be measured; the message says why."""
+    """A measurement failed; the message says why."""
 
 
 def run(plan: Plan) -> None:
     """Measure all points, print the tables and append them to a file. Raises BenchmarkError.
 
-    A point whose server does not start, or whose clients fail, is a dash in its table and the rest goes on;
-    but where the first server does not start, no other will.
+    If a server does not start or a client fails, the table has a dash there, and the other measurements go on.
+    If the first server does not start, the others would not start either, so this raises.
     """
     _check_vocabulary(plan.vocab_file)
     file: Path | None = None
@@ -72,8 +75,8 @@ def run(plan: Plan) -> None:
     _say(f"\nappended to {file}")
 
 
-def machine_line(status: Mapping[str, Any]) -> str:
-    """Return what was measured, and on what, in one line."""
+def machine_line(status: Status) -> str:
+    """Return machine, model and versions in one line."""
     workers = status["workers"]
     first = workers[0]
     device = _gpu_name() if str(first["device"]).startswith("cuda") else "CPU"
@@ -86,7 +89,7 @@ def machine_line(status: Mapping[str, Any]) -> str:
 
 
 class _Server:
-    """A bert-serving-start in a session of its own, so that Ctrl-C reaches it through us alone."""
+    """A bert-serving-start in a new session: Ctrl-C does not reach it, `stop` ends it."""
 
     def __init__(self, flags: list[str], *, port: int, port_out: int) -> None:
         self.port, self.port_out = port, port_out
@@ -97,18 +100,18 @@ class _Server:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_let_interrupts,  # noqa: PLW1509  # a system call, no more
+            preexec_fn=_let_interrupts,  # noqa: PLW1509  # safe: a single system call
         )
 
-    def wait_ready(self, limit_s: float) -> dict[str, Any]:
-        """Return its status once every worker serves. Raises BenchmarkError if it ends or takes longer."""
+    def wait_ready(self, limit_s: float) -> Status:
+        """Return the status once every worker is ready. Raises BenchmarkError if it ends or takes longer."""
         deadline = time.monotonic() + limit_s
         with BertClient(
             port=self.port,
             port_out=self.port_out,
             ignore_all_checks=True,
-            timeout=_ANSWER_MS,
-            connect_timeout=_ANSWER_MS,
+            timeout=_REPLY_MS,
+            connect_timeout=_REPLY_MS,
         ) as client:
             while time.monotonic() < deadline:
                 if self._process.poll() is not None:
@@ -117,11 +120,11 @@ class _Server:
                     status = client.server_status
                     if status["ready"]:
                         return status
-                time.sleep(_ASK_EVERY_S)
-        raise BenchmarkError(f"the server was not ready within {limit_s:g} s; -wait_till_ready gives it more")
+                time.sleep(_POLL_S)
+        raise BenchmarkError(f"the server was not ready within {limit_s:g} s; allow more with -wait_till_ready")
 
     def stop(self) -> None:
-        """End it, by force if it does not go, or if we are told to hurry."""
+        """End the server; kill it if it does not end in time, or at a second Ctrl-C."""
         try:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -135,13 +138,13 @@ class _Server:
     def _last_line(self) -> str:
         self._log.seek(0)
         lines = self._log.read().strip().splitlines()
-        return lines[-1] if lines else "without a word"
+        return lines[-1] if lines else "exited without output"
 
 
 @contextmanager
 def _server(plan: Plan, point: Point) -> Iterator[_Server]:
     free = iter(_free_ports(2))
-    port, port_out = (int(plan.flags.get(name) or next(free)) for name in ("port", "port_out"))
+    port, port_out = (int(str(plan.flags.get(name) or next(free))) for name in ("port", "port_out"))
     flags = plan.server_flags(point, {"port": port, "port_out": port_out})
     _hold_interrupts()
     server = _Server(flags, port=port, port_out=port_out)
@@ -200,13 +203,13 @@ def _client(task: Task) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=_let_interrupts,  # noqa: PLW1509  # a system call, no more
+        preexec_fn=_let_interrupts,  # noqa: PLW1509  # safe: a single system call
     )
     try:
         _let_interrupts()
         yield client
     finally:
-        client.kill()  # does nothing where it has ended
+        client.kill()  # does nothing if it has ended
         client.wait()
         for pipe in (client.stdin, client.stdout, client.stderr):
             with suppress(BrokenPipeError):
@@ -221,14 +224,14 @@ def _last_error(client: subprocess.Popen[str]) -> str:
 
 def _last_of(error: str) -> str:
     lines = error.strip().splitlines()
-    return lines[-1] if lines else "without a word"
+    return lines[-1] if lines else "exited without output"
 
 
 def _check_vocabulary(file: str) -> None:
     try:
         words = vocabulary_of(Path(file).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as exc:
-        raise BenchmarkError(f"client_vocab_file: cannot read {file}: {exc}; any text file will do") from exc
+        raise BenchmarkError(f"client_vocab_file: cannot read {file}: {exc}; give any text file") from exc
     if not words:
         raise BenchmarkError(f"client_vocab_file: {file} has no words")
 

@@ -1,4 +1,4 @@
-"""The sentences that the benchmark's clients send. Light: every client imports it."""
+"""The sentences that the benchmark's clients send. Imports little, because every client imports it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MIXED = "sentences of mixed length"
 
 
 def make_sentences(vocabulary: Sequence[str], count: int, longest: int, *, protocol: str, seed: int) -> list[str]:
-    """Return random sentences: of `longest` words each, which fill a sequence, or of 1 to `longest`."""
+    """Return random sentences: of `longest` words each, or, if the protocol is MIXED, of 1 to `longest`."""
     rng = random.Random(seed)
     lengths = (rng.randint(1, longest) if protocol == MIXED else longest for _ in range(count))
     return [" ".join(rng.choices(vocabulary, k=length)) for length in lengths]

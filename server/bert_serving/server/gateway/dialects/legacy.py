@@ -1,17 +1,19 @@
-"""bert-as-service's HTTP: POST /encode, GET /status/server, GET /status/client; and what /encode can do beside."""
+"""bert-as-service's HTTP, extended: POST /encode, GET /status/server, GET /status/client."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import orjson
 from bert_serving.protocol import (
     EncodeOptions,
     EncodeReply,
     InvalidRequest,
-    ServingError,
+    Rows,
+    Spans,
+    Text,
     check_spans,
     check_texts,
     options_from_json,
@@ -21,120 +23,134 @@ from bert_serving.protocol import (
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from ..dialect import Call, Dialect, NotJson, Unprocessable, usage_headers
-from ..fields import num_chars
+from ..context import RequestContext
+from ..dialect import BERT_AS_SERVICE
+from ..echo import echo
+from ..errors import UnreadableBody
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
 from ..service import Service
+from ..usage import num_chars, usage_headers
 
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _MAX_FORM_FIELDS = 1 << 20
 
+_T = TypeVar("_T")
 
-class EncodeBody(BaseModel):
-    """What /encode takes. It documents the route; `_parse` checks, in words of its own."""
+
+class EncodeBody(BaseModel):  # it only documents the route: `_parse` does the checks
+    """The JSON body of /encode."""
 
     model_config = ConfigDict(extra="allow")
 
-    id: Any = Field(description="comes back as it is", examples=[123])
+    id: object = Field(description="returned as it was sent", examples=[123])
     texts: list[str] | list[list[str]] | list[list[int]] = Field(
         description="sentences, or lists of tokens or of token ids", examples=[["hello world"]]
     )
     is_tokenized: bool = Field(False, description="texts are lists of tokens")
-    options: dict[str, Any] = Field(
+    options: dict[str, object] = Field(
         {},
-        description="what this request wants in another way than the server was started for: pooling_strategy, "
+        description="options of this request, in place of the server's settings: pooling_strategy, "
         "pooling_layer, normalize, dimensions, truncate, long_text, prompt, prompt_name, pairs, ragged, "
         "show_tokens, show_offsets, show_usage",
         examples=[{"pooling_strategy": ["REDUCE_MEAN", "CLS_TOKEN"], "normalize": True}],
     )
     spans: list[list[tuple[int, int]]] | None = Field(
-        None, description="for each text [start, end] in characters: each gets a vector of its own (late chunking)"
+        None, description="for each text, [start, end] in characters: one vector for each (late chunking)"
     )
     encoding_format: Container | None = None
     output_dtype: Dtype | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Encode:
+    """A body of /encode that has been checked. identifier: its "id", as it will be returned."""
+
+    identifier: orjson.Fragment
+    texts: Sequence[Text]
+    options: EncodeOptions
+    spans: Sequence[Spans] | None
+    container: Container | None
+    dtype: Dtype | None
+
+
 def add_routes(router: APIRouter, service: Service) -> None:
     """Add the routes to the router."""
-    LEGACY.add(router, service, ["/encode"], encode, body=EncodeBody)
-    LEGACY.add(router, service, ["/status/server"], status_server)
-    LEGACY.add(router, service, ["/status/client"], status_client)
+    BERT_AS_SERVICE.add_routes(router, service, ["/encode"], encode, body=EncodeBody)
+    BERT_AS_SERVICE.add_routes(router, service, ["/status/server"], status_server)
+    BERT_AS_SERVICE.add_routes(router, service, ["/status/client"], status_client)
 
 
-async def encode(call: Call) -> Response:
-    """Return a vector for each text; with spans, or pooling_strategy NONE, a list of vectors for each."""
-    raw = await _json_of(call)
-    body = _parse(raw)
-    container = container_for(call.request.headers, body["encoding_format"])
-    reply = await call.service.encode_reply(body["texts"], body["options"], body["spans"])
-    vectors = convert(reply.rows, body["output_dtype"])
-    headers = usage_headers(reply, num_chars(body["texts"]))
-    if reply.counts is not None and container in ("raw", "npy"):
-        raise InvalidRequest("texts with any number of vectors have no rectangle: ask for JSON, or without ragged")
-    if (response := binary_response(vectors, container, headers)) is not None:
-        return response
-    result: Any = vectors
+async def encode(context: RequestContext) -> Response:
+    """Return a vector for each text; with spans or pooling_strategy NONE, a list of vectors for each text."""
+    body = _parse(await _json_of(context))
+    container = container_for(context.request.headers, body.container)
+    reply = await context.service.encode_reply(body.texts, body.options, body.spans)
+    headers = usage_headers(reply, num_chars(body.texts))
+    result: object
     if reply.counts is not None:
-        result = [encoded(part, container) for part in split_rows(vectors, reply.counts)]
-    elif vectors.ndim == 2:
-        result = encoded(vectors, container)
-    content = {"id": body["id"], "result": result, **_beside(reply, body["options"]), "status": 200}
-    return await call.json(content, headers=headers)
+        result = _results_of_any_length(split_rows(reply.rows, reply.counts), container, body.dtype)
+    else:
+        vectors = convert(reply.rows, body.dtype)
+        if (response := binary_response(vectors, container, headers)) is not None:
+            return response
+        result = encoded(vectors, container) if vectors.ndim == 2 else vectors
+    content = {"id": body.identifier, "result": result, **_extras(reply, body.options), "status": 200}
+    return await context.json(content, headers=headers)
 
 
-async def status_server(call: Call) -> Response:
-    """Return the server's settings, counters and workers."""
-    return await call.json({**await call.service.status(), "status": 200})
+async def status_server(context: RequestContext) -> Response:
+    """Return the server's settings, its counters and its workers."""
+    return await context.json({**await context.service.status(), "status": 200})
 
 
-async def status_client(call: Call) -> Response:
-    """Return the state of this gateway's own client."""
-    status = call.service.client.status
+async def status_client(context: RequestContext) -> Response:
+    """Return the state of the client that this gateway process uses."""
+    status = context.service.client.status
     status["identity"] = list(status["identity"])  # a list of integers, as in the original
     status["pending_request"] = sorted(status["pending_request"])
-    return await call.json({**status, "status": 200})
+    return await context.json({**status, "status": 200})
 
 
-def error_response(description: str, kind: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
-    """Return bert-as-service's error body."""
-    content = orjson.dumps({"description": description, "type": kind, "status": status})
-    return Response(content, status, headers, "application/json")
+def _results_of_any_length(rows_by_text: list[Rows], container: Container, dtype: Dtype | None) -> list[object]:
+    if container in ("raw", "npy"):
+        raise InvalidRequest("results of different lengths cannot be sent as raw or npy: ask for JSON or base64")
+    return [encoded(convert(rows, dtype), container) for rows in rows_by_text]
 
 
-def _beside(reply: EncodeReply, options: EncodeOptions) -> dict[str, Any]:
-    """Return what stands beside the result, where there is something to say or it was asked for."""
-    usage = reply.usage if options.show_usage else None
-    found = {
+def _extras(reply: EncodeReply, options: EncodeOptions) -> dict[str, object]:
+    """Return the optional fields of the response: those that were requested, and the truncated texts if any."""
+    fields = {
         "truncated": reply.truncated,
         "tokens": reply.tokens if options.show_tokens else None,
         "offsets": reply.offsets,
-        "usage": usage,
+        "usage": reply.usage if options.show_usage else None,
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in fields.items() if value}
 
 
-async def _json_of(call: Call) -> bytes:
-    """Return the JSON body, or the one that a form stands for."""
-    raw = await call.raw()
-    kind = call.request.headers.get("content-type", "")
-    # curl -d calls everything a form, JSON too.
+async def _json_of(context: RequestContext) -> bytes:
+    """Return the JSON body, or a form converted to JSON."""
+    raw = await context.raw()
+    kind = context.request.headers.get("content-type", "")
+    # curl -d declares every body as a form, also JSON.
     if not kind.startswith(_FORMS) or raw.lstrip().startswith(b"{"):
         return raw
-    if "content-encoding" in call.request.headers:
-        raise NotJson("a form may not come packed")
-    async with call.request.form(max_fields=_MAX_FORM_FIELDS, max_part_size=call.service.max_body_bytes) as form:
+    if "content-encoding" in context.request.headers:
+        raise UnreadableBody("a form must not be compressed: send it without Content-Encoding")
+    max_bytes = context.service.max_body_bytes
+    async with context.request.form(max_fields=_MAX_FORM_FIELDS, max_part_size=max_bytes) as form:
         if not all(isinstance(value, str) for _, value in form.multi_items()):
-            raise InvalidRequest("a form may hold text fields, no files")
-        fields: dict[str, Any] = {name: form[name] for name in form if name != "texts"}
-        if "texts" in form:  # which may come several times
+            raise InvalidRequest("a form must contain only text fields, got a file")
+        fields: dict[str, object] = {name: form[name] for name in form if name != "texts"}
+        if "texts" in form:  # this field may be repeated: one text in each
             fields["texts"] = form.getlist("texts")
     if isinstance(flag := fields.get("is_tokenized"), str):
         fields["is_tokenized"] = flag.strip().lower() not in ("", "0", "false", "no")
     return orjson.dumps(fields)
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
-    """Return the body, checked, with an `id` that is ready to be sent back. Raises InvalidRequest."""
+def _parse(raw: bytes) -> _Encode:
+    """Return the body after all checks. Raises InvalidRequest."""
     body = parse_json(raw)
     if not isinstance(body, dict):
         raise InvalidRequest('the body must be a JSON object: {"id": ..., "texts": [...]}')
@@ -150,57 +166,22 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise InvalidRequest(str(exc)) from exc
     if body.get("is_tokenized") and not is_tokenized:
         raise InvalidRequest("is_tokenized is set, so texts must be lists of tokens")
-    return {
-        "texts": body["texts"],
-        "options": options,
-        "spans": spans,
-        "id": echo(raw, body["id"]),
-        **{name: _one_of(kinds, name, body.get(name)) for name, kinds in _CHOICES.items()},
-    }
+    return _Encode(
+        identifier=echo(raw, body["id"]),
+        texts=body["texts"],
+        options=options,
+        spans=spans,
+        container=_choice(_CONTAINER, "encoding_format", body.get("encoding_format")),
+        dtype=_choice(_DTYPE, "output_dtype", body.get("output_dtype")),
+    )
 
 
-_CHOICES: dict[str, TypeAdapter[Any]] = {
-    "encoding_format": TypeAdapter(Container | None),
-    "output_dtype": TypeAdapter(Dtype | None),
-}
+_CONTAINER: TypeAdapter[Container | None] = TypeAdapter(Container | None)
+_DTYPE: TypeAdapter[Dtype | None] = TypeAdapter(Dtype | None)
 
 
-def _one_of(kinds: TypeAdapter[Any], name: str, value: Any) -> Any:
+def _choice(choices: TypeAdapter[_T], name: str, value: object) -> _T:
     try:
-        return kinds.validate_python(value)
+        return choices.validate_python(value)
     except ValidationError as exc:
         raise InvalidRequest(f"{name}: {exc.errors()[0]['msg']}, got {value!r:.80}") from exc
-
-
-def echo(raw: bytes, identifier: Any) -> orjson.Fragment:
-    """Return the id as it came in the JSON object, where it was read as `identifier`. Raises InvalidRequest."""
-    try:
-        is_small = isinstance(identifier, int) and identifier.bit_length() < 64
-        if not (is_small or isinstance(identifier, str | None)):
-            # It may hold a number that was rounded or is too large: here they stay the text that they were.
-            identifier = json.loads(
-                raw, parse_int=orjson.Fragment, parse_float=orjson.Fragment, parse_constant=_NotJsonValue
-            )["id"]
-        return orjson.Fragment(orjson.dumps(identifier, default=_NotJsonValue.refuse))
-    except (TypeError, RecursionError) as exc:
-        raise InvalidRequest(f"id cannot be sent back: {exc.__cause__ or exc}") from exc
-
-
-class _NotJsonValue:
-    """NaN, Infinity or -Infinity, which `json` reads though JSON has no such value."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def refuse(self) -> NoReturn:
-        raise ValueError(f"{self._name} is no JSON")
-
-
-def _error(error: ServingError) -> tuple[int, Any]:
-    if isinstance(error, NotJson | Unprocessable):  # here both are just that
-        error = InvalidRequest(error.message)
-    description = {"description": error.message, "type": type(error).__name__, "status": error.http_status}
-    return error.http_status, description
-
-
-LEGACY = Dialect("bert-as-service", _error)

@@ -1,61 +1,64 @@
-"""OpenAI's embeddings, which Infinity's clients and most others speak: POST /v1/embeddings, GET /v1/models."""
+"""OpenAI's embeddings, which most clients speak: POST /v1/embeddings, GET /v1/models."""
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated
 
-import numpy as np
-from bert_serving.protocol import EncodeReply, InvalidRequest, Overloaded, ServingError, Unauthorized
 from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BeforeValidator, Field
 
-from ..classify import label_scores, normalized
-from ..dialect import Call, Dialect, NotJson, Unprocessable, usage_headers
-from ..fields import Body, Dimensions, Strings, Texts, num_chars
+from ..context import RequestContext
+from ..dialect import Dialect
+from ..fields import Body, Dimensions, Texts
+from ..openai_format import describe_error, list_object
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
 from ..service import Service
+from ..usage import num_chars, usage_headers
 
-_TYPES: dict[type[ServingError], str] = {
-    InvalidRequest: "invalid_request_error",
-    Unauthorized: "authentication_error",
-    Overloaded: "rate_limit_error",
-}
+OPENAI = Dialect("OpenAI", describe_error)
 
 
 class EmbeddingsBody(Body):
     input: Texts
-    model: Any = None
+    model: object = None
     encoding_format: Container | None = None
     output_dtype: Dtype | None = None
-    # 0 is Infinity's word for all of them, and output_dimension what LiteLLM sends to it.
+    # Infinity's client sends 0 for all components, and LiteLLM sends output_dimension to Infinity.
     dimensions: Annotated[Dimensions, BeforeValidator(lambda value: None if value == 0 else value)] = Field(
         None, validation_alias=AliasChoices("dimensions", "output_dimension")
     )
-    user: Any = None
+    user: object = None
 
 
-class ClassifyBody(Body):
-    input: Strings
-    model: Any = None
-    raw_scores: bool | None = False
+async def _no_fields(_: Service) -> Mapping[str, object]:
+    return {}
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
-    """Add the routes to the router."""
-    OPENAI.add(router, service, ["/v1/embeddings", "/embeddings"], embeddings, body=EmbeddingsBody)
-    OPENAI.add(router, service, ["/v1/models", "/models"], models)
-    OPENAI.add(router, service, ["/classify"], classify, body=ClassifyBody)
+def add_routes(
+    router: APIRouter,
+    service: Service,
+    *,
+    extra_model_fields: Callable[[Service], Awaitable[Mapping[str, object]]] = _no_fields,
+) -> None:
+    """Add the routes to the router. extra_model_fields: what another dialect adds to an entry of /v1/models."""
+
+    async def models(context: RequestContext) -> Response:
+        """Return the one model that is served."""
+        entry = {"id": service.model_name, "object": "model", "created": 0, "owned_by": "bert-embedding-service"}
+        content = {"object": "list", "data": [{**entry, **await extra_model_fields(service)}]}
+        return await context.json(content)
+
+    OPENAI.add_routes(router, service, ["/v1/embeddings", "/embeddings"], embeddings, body=EmbeddingsBody)
+    OPENAI.add_routes(router, service, ["/v1/models", "/models"], models)
 
 
-async def embeddings(call: Call) -> Response:
-    """Return a vector of unit length for each input, with the number of tokens that it took."""
-    body = await call.body(EmbeddingsBody)
-    container = container_for(call.request.headers, body.encoding_format)
-    rows, reply = await call.service.vectors(body.input, normalize=True, dimensions=body.dimensions)
-    vectors = convert(rows, body.output_dtype or "float32")  # base64 is read as such, -fp16 or not
+async def embeddings(context: RequestContext) -> Response:
+    """Return a vector of unit length for each input, and the number of tokens."""
+    body = await context.body(EmbeddingsBody)
+    container = container_for(context.request.headers, body.encoding_format)
+    rows, reply = await context.service.vectors(body.input, normalize=True, dimensions=body.dimensions)
+    vectors = convert(rows, body.output_dtype or "float32")  # clients read base64 as float32, also under -fp16
     headers = usage_headers(reply, num_chars(body.input))
     if (response := binary_response(vectors, container, headers)) is not None:
         return response
@@ -63,76 +66,4 @@ async def embeddings(call: Call) -> Response:
         {"object": "embedding", "embedding": vector, "index": i}
         for i, vector in enumerate(encoded(vectors, container))
     ]
-    return await call.json(list_object(call.service, reply, data), headers=headers)
-
-
-async def models(call: Call) -> Response:
-    """Return the one model that is served."""
-    model, status = await call.service.model(), await call.service.status()
-    capabilities = {"embedding": ["embed"], "splade": ["embed_sparse"], "classifier": ["classify", "embed"]}
-    entry = {
-        "id": call.service.model_name,
-        "object": "model",
-        "created": 0,
-        # Infinity's client wants these, and takes no other owner.
-        "owned_by": "infinity",
-        "backend": "torch",
-        "capabilities": capabilities.get(model.kind, ["rerank"]),
-        "stats": {
-            "queue_fraction": status["queue_texts"] / status["queue_capacity"],
-            "queue_absolute": status["queue_texts"],
-            "results_pending": status["open_requests"],
-            "batch_size": status["max_batch_size"],
-        },
-    }
-    return await call.json({"object": "list", "data": [entry]})
-
-
-async def classify(call: Call) -> Response:
-    """Return the labels of each input with their scores, the best first, as Infinity does."""
-    body = await call.body(ClassifyBody)
-    model = await call.service.model()
-    logits, reply = await call.service.vectors(body.input, pooling_strategy="LOGITS")
-    scores = logits if body.raw_scores else normalized(logits)
-    data = label_scores(scores, model.labels)
-    headers = usage_headers(reply, num_chars(body.input))
-    return await call.json(list_object(call.service, reply, data, kind="classify"), headers=headers)
-
-
-def list_object(
-    service: Service, reply: EncodeReply, data: Sequence[Any], *, kind: str = "list"
-) -> dict[str, Any]:
-    """Return what stands around the data, with what Infinity's clients want beside OpenAI's."""
-    return {
-        "object": kind,
-        "data": data,
-        "model": service.model_name,
-        "usage": usage_object(reply),
-        "id": f"{kind}-{uuid.uuid4().hex}",
-        "created": int(time.time()),
-        **({"truncated": reply.truncated} if reply.truncated else {}),
-    }
-
-
-def usage_object(reply: EncodeReply) -> dict[str, int]:
-    """Return how many tokens the model computed, special ones included."""
-    assert reply.usage is not None, "the service asks for it"
-    num_tokens = int(np.sum(reply.usage.num_tokens))
-    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-
-
-def _error(error: ServingError) -> tuple[int, Any]:
-    """OpenAI's client reads `error`; pymilvus and TEI's read what stands beside it."""
-    status = error.http_status
-    if (
-        isinstance(error, InvalidRequest)
-        and status == InvalidRequest.http_status
-        and not isinstance(error, NotJson)
-    ):
-        status = Unprocessable.http_status
-    kind = next((name for cls, name in _TYPES.items() if isinstance(error, cls)), "server_error")
-    inner = {"message": error.message, "type": kind, "param": None, "code": error.code}
-    return status, {"error": inner, "message": error.message, "type": kind, "code": status}
-
-
-OPENAI = Dialect("OpenAI, Infinity", _error)
+    return await context.json(list_object(context.service, reply, data), headers=headers)

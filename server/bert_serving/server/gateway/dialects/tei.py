@@ -1,13 +1,13 @@
-"""Hugging Face text-embeddings-inference: /embed and its neighbours, and POST / by the shape of the body."""
+"""Hugging Face text-embeddings-inference: /embed, /rerank, /predict and others, and POST / for all of them."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
 
 from bert_serving.protocol import (
-    EncodeReply,
     InvalidRequest,
     Overloaded,
     PayloadTooLarge,
@@ -22,15 +22,21 @@ from bert_serving.protocol import (
 from fastapi import APIRouter, Response
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from .. import rerank
 from ..classify import label_scores, normalized
-from ..dialect import Call, Dialect, Handler, NotJson, Unprocessable, usage_headers
-from ..fields import Body, Dimensions, Side, Texts, num_chars
+from ..context import RequestContext
+from ..dialect import Dialect, Handler
+from ..errors import Unprocessable, UnreadableBody
+from ..fields import Body, Dimensions, Side, Texts
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
+from ..rerank import Ranking, RankingContent, RerankBody, rank
 from ..service import Service
+from ..usage import num_chars, usage_headers
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 _ERROR_TYPES: dict[type[ServingError], tuple[int, str]] = {
-    NotJson: (400, "Validation"),
+    UnreadableBody: (400, "Validation"),
     Unauthorized: (401, "Unauthorized"),
     InvalidRequest: (422, "Validation"),
     Overloaded: (429, "Overloaded"),
@@ -38,18 +44,17 @@ _ERROR_TYPES: dict[type[ServingError], tuple[int, str]] = {
     Unavailable: (503, "Unhealthy"),
 }
 
-
-#: TEI's names of poolings.
+#: TEI's names for pooling strategies.
 _POOLINGS = {"REDUCE_MEAN": "mean", "CLS_TOKEN": "cls", "FIRST_TOKEN": "cls", "LAST_TOKEN": "last-token"}
 
 
 class _Truncating(Body):
-    truncate: bool | None = Field(None, description="cut what is too long (default), or refuse it")
+    truncate: bool | None = Field(None, description="truncate texts that are too long (default), or reject them")
     truncation_direction: Side = None
     prompt_name: str | None = None
 
-    def options(self) -> dict[str, Any]:
-        """Return the options of the request that these fields stand for."""
+    def options(self) -> dict[str, object]:
+        """Return these fields as options of Service.encode."""
         side = "error" if self.truncate is False else self.truncation_direction or "right"
         return {"truncate": side, "prompt_name": self.prompt_name}
 
@@ -77,14 +82,14 @@ class SimilarityBody(Body):
 
 
 class _Inputs(NamedTuple):
-    """What /predict takes. is_single: it is one text or pair, and has one answer."""
+    """The inputs of /predict. is_single: the body has one text or pair, not a list; so has the reply."""
 
     texts: list[Text]
     is_single: bool
 
 
-def _predict_inputs(value: Any) -> _Inputs:
-    """Return texts or pairs. [s1, s2] alone is one pair, as in TEI. Raises ValueError."""
+def _predict_inputs(value: object) -> _Inputs:
+    """Return texts or pairs. A list of two strings is one pair, as in TEI. Raises ValueError."""
     if isinstance(value, str):
         return _Inputs([value], is_single=True)
     if not isinstance(value, list) or not value:
@@ -94,16 +99,17 @@ def _predict_inputs(value: Any) -> _Inputs:
         raise ValueError("must be a list of lists for more than one text: [[text], [text, text_pair], ...]")
     items = [value] if is_single else value
     if not all(isinstance(item, list) and len(item) in (1, 2) for item in items):
-        raise ValueError("must hold lists of one or two strings")
+        raise ValueError("must contain lists of one or two strings")
     if len({len(item) for item in items}) > 1:
-        raise ValueError("must hold either texts or pairs, not both")
+        raise ValueError("must contain either texts or pairs, not both")
     texts = [item[0] if len(item) == 1 else TextPair(text=item[0], text_pair=item[1]) for item in items]
     return _Inputs(texts, is_single)
 
 
 class PredictBody(_Truncating):
+    # An _Inputs, declared as object: before Python 3.12, pydantic refuses TextPair, which is a typing.TypedDict.
     inputs: Annotated[
-        Any, BeforeValidator(_predict_inputs), WithJsonSchema({}), Field(examples=["I like it", [["a", "b"]]])
+        object, BeforeValidator(_predict_inputs), WithJsonSchema({}), Field(examples=["I like it", [["a", "b"]]])
     ]
     raw_scores: bool | None = False
 
@@ -114,7 +120,7 @@ class TokenizeBody(Body):
     prompt_name: str | None = None
 
 
-def _lists_of_ids(value: Any) -> Any:
+def _lists_of_ids(value: object) -> object:
     return [value] if isinstance(value, list) and value and type(value[0]) is int else value
 
 
@@ -124,15 +130,34 @@ class DecodeBody(Body):
 
 
 class AnyBody(Body):
-    """POST /: embed, similarity, rerank or predict, by what is in it and what the model is for."""
+    """The body of POST /: that of /embed, /embed_sparse, /similarity, /rerank or /predict."""
 
-    inputs: Any = None
+    inputs: object = None
     query: str | None = None
     texts: list[str] | None = None
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
-    """Add the routes to the router."""
+def _ranking_content(_: Service, body: RerankBody, ranking: Ranking) -> object:
+    """Return TEI's reply to a request for a ranking."""
+    return [
+        {"index": i, **({"text": body.candidates[i]} if body.return_text else {}), "score": score}
+        for i, score in ranking.places
+    ]
+
+
+def _no_fields() -> Mapping[str, object]:
+    return {}
+
+
+def add_routes(
+    router: APIRouter,
+    service: Service,
+    *,
+    documents_content: RankingContent = _ranking_content,
+    extra_health_fields: Callable[[], Mapping[str, object]] = _no_fields,
+) -> None:
+    """Add the routes to the router. The other arguments: see SharedHandlers."""
+    shared = SharedHandlers(documents_content, extra_health_fields)
     routes: list[tuple[str, Handler, type[Body]]] = [
         ("/embed", embed, EmbedBody),
         ("/embed_all", embed_all, EmbedAllBody),
@@ -141,165 +166,181 @@ def add_routes(router: APIRouter, service: Service) -> None:
         ("/predict", predict, PredictBody),
         ("/tokenize", tokenize, TokenizeBody),
         ("/decode", decode, DecodeBody),
-        ("/rerank", rerank.rerank, rerank.RerankBody),
+        ("/rerank", shared.rerank, RerankBody),
     ]
     for path, handler, body in routes:
-        TEI.add(router, service, [path], handler, body=body)
-    TEI.add(router, service, ["/", "/invocations"], by_shape, body=AnyBody)
-    TEI.add(router, service, ["/info"], info)
-    TEI.add(router, service, ["/health", "/ping"], health, is_public=True)
+        TEI.add_routes(router, service, [path], handler, body=body)
+    TEI.add_routes(router, service, ["/", "/invocations"], shared.by_shape, body=AnyBody)
+    TEI.add_routes(router, service, ["/info"], info)
+    TEI.add_routes(router, service, ["/health", "/ping"], shared.health, is_public=True)
 
 
-async def embed(call: Call) -> Response:
+@dataclass(frozen=True, slots=True)
+class SharedHandlers:
+    """Handlers of routes that another dialect shares.
+
+    documents_content: the reply of /rerank to a body that names its texts "documents". extra_health_fields: what
+    the other dialect adds to /health.
+    """
+
+    documents_content: RankingContent
+    extra_health_fields: Callable[[], Mapping[str, object]]
+
+    async def rerank(self, context: RequestContext) -> Response:
+        """Return the index and the score of each text, highest score first."""
+        body = await context.body(RerankBody)
+        ranking = await rank(context, body)
+        content = self.documents_content if body.texts is None else _ranking_content
+        return await context.json(content(context.service, body, ranking), headers=ranking.headers)
+
+    async def by_shape(self, context: RequestContext) -> Response:
+        """Embed, compare, rerank or classify. The shape of the body and the kind of the model decide which."""
+        body = await context.body(AnyBody)
+        if isinstance(body.inputs, dict):
+            return await similarity(context)
+        if body.query is not None:
+            return await self.rerank(context)
+        kind = (await context.service.model()).kind
+        if kind in ("classifier", "reranker"):
+            return await predict(context)
+        return await (embed_sparse(context) if kind == "splade" else embed(context))
+
+    async def health(self, context: RequestContext) -> Response:
+        """Return 200 if every worker has computed something recently, else 503."""
+        status = await context.service.status()
+        if not status["ready"]:
+            raise Unavailable("not every worker is ready")
+        return await context.json({"status": "ready", **self.extra_health_fields()})
+
+
+async def embed(context: RequestContext) -> Response:
     """Return a vector for each input."""
-    body = await call.body(EmbedBody)
-    container = container_for(call.request.headers, body.encoding_format)
-    rows, reply = await call.service.vectors(
+    body = await context.body(EmbedBody)
+    container = container_for(context.request.headers, body.encoding_format)
+    rows, reply = await context.service.vectors(
         body.inputs, normalize=body.normalize is not False, dimensions=body.dimensions, **body.options()
     )
     vectors = convert(rows, body.output_dtype or "float32")
     headers = usage_headers(reply, num_chars(body.inputs))
     response = binary_response(vectors, container, headers)
-    return await call.json(encoded(vectors, container), headers=headers) if response is None else response
+    return await context.json(encoded(vectors, container), headers=headers) if response is None else response
 
 
-async def embed_all(call: Call) -> Response:
+async def embed_all(context: RequestContext) -> Response:
     """Return a vector for each token of each input, special tokens included."""
-    body = await call.body(EmbedAllBody)
-    reply = await call.service.encode(
+    body = await context.body(EmbedAllBody)
+    reply = await context.service.encode(
         body.inputs, pooling_strategy="NONE", ragged=True, pairs=False, **body.options()
     )
-    return await call.json(by_text(reply), headers=usage_headers(reply, num_chars(body.inputs)))
+    assert reply.counts is not None, "ragged is set"
+    return await context.json(
+        split_rows(reply.rows, reply.counts), headers=usage_headers(reply, num_chars(body.inputs))
+    )
 
 
-async def embed_sparse(call: Call) -> Response:
-    """Return for each input the terms of the vocabulary that it has, and how much of each."""
-    body = await call.body(EmbedAllBody)
-    reply = await call.service.encode(
+async def embed_sparse(context: RequestContext) -> Response:
+    """Return for each input the vocabulary indices of its terms, and the weight of each term."""
+    body = await context.body(EmbedAllBody)
+    reply = await context.service.encode(
         body.inputs, pooling_strategy="SPLADE", ragged=True, pairs=False, **body.options()
     )
-    found = [[{"index": int(i), "value": float(value)} for i, value in rows] for rows in by_text(reply)]
-    return await call.json(found, headers=usage_headers(reply, num_chars(body.inputs)))
+    assert reply.counts is not None, "ragged is set"
+    terms = split_rows(reply.rows, reply.counts)
+    content = [[{"index": int(i), "value": float(value)} for i, value in of_text] for of_text in terms]
+    return await context.json(content, headers=usage_headers(reply, num_chars(body.inputs)))
 
 
-async def similarity(call: Call) -> Response:
-    """Return the cosine of the source sentence with each of the sentences."""
-    body = await call.body(SimilarityBody)
+async def similarity(context: RequestContext) -> Response:
+    """Return the cosine similarity of the source sentence to each of the other sentences."""
+    body = await context.body(SimilarityBody)
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     if len(texts) == 1:
         raise Unprocessable("inputs.sentences must not be empty")
     options = {} if body.parameters is None else body.parameters.options()
-    rows, reply = await call.service.vectors(texts, normalize=True, **options)
-    return await call.json(rows[1:] @ rows[0], headers=usage_headers(reply, num_chars(texts)))
+    rows, reply = await context.service.vectors(texts, normalize=True, **options)
+    return await context.json(rows[1:] @ rows[0], headers=usage_headers(reply, num_chars(texts)))
 
 
-async def predict(call: Call) -> Response:
-    """Return the labels of each input with their scores, the best first."""
-    body = await call.body(PredictBody)
-    model = await call.service.model()
-    texts, is_single = body.inputs
-    logits, reply = await call.service.vectors(texts, pooling_strategy="LOGITS", **body.options())
-    found = label_scores(logits if body.raw_scores else normalized(logits), model.labels)
-    return await call.json(found[0] if is_single else found, headers=usage_headers(reply, num_chars(texts)))
+async def predict(context: RequestContext) -> Response:
+    """Return the labels of each input with their scores, highest score first."""
+    body = await context.body(PredictBody)
+    model = await context.service.model()
+    texts, is_single = cast("_Inputs", body.inputs)
+    logits, reply = await context.service.vectors(texts, pooling_strategy="LOGITS", **body.options())
+    labels = label_scores(logits if body.raw_scores else normalized(logits), model.labels)
+    return await context.json(labels[0] if is_single else labels, headers=usage_headers(reply, num_chars(texts)))
 
 
-async def tokenize(call: Call) -> Response:
-    """Return the tokens of each input; start and stop count characters."""
-    body = await call.body(TokenizeBody)
-    prompts = (await call.service.model()).prompts
+async def tokenize(context: RequestContext) -> Response:
+    """Return the tokens of each input. start and stop are positions in characters."""
+    body = await context.body(TokenizeBody)
+    prompts = (await context.service.model()).prompts
     if body.prompt_name is not None and body.prompt_name not in prompts:
         known = f"it has {', '.join(prompts) or 'none'}"
         raise Unprocessable(f"prompt_name must be one of the model's prompts; {known}, got {body.prompt_name!r}")
     texts = [prompts.get(body.prompt_name or "", "") + text for text in body.inputs]
-    tokenizer = await call.service.tokenizer()
+    tokenizer = await context.service.tokenizer()
     encodings = await asyncio.to_thread(
         tokenizer.encode_batch, texts, add_special_tokens=body.add_special_tokens is not False
     )
-    return await call.json([_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)])
+    return await context.json([_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)])
 
 
-async def decode(call: Call) -> Response:
+async def decode(context: RequestContext) -> Response:
     """Return the text of each list of token ids."""
-    body = await call.body(DecodeBody)
-    tokenizer = await call.service.tokenizer()
+    body = await context.body(DecodeBody)
+    tokenizer = await context.service.tokenizer()
     size = tokenizer.get_vocab_size()
-    if foreign := [i for ids in body.ids for i in ids if i >= size]:
-        raise Unprocessable(f"token id {foreign[0]} is not in this model's vocabulary of {size}")
+    if unknown := [i for ids in body.ids for i in ids if i >= size]:
+        raise Unprocessable(f"token id {unknown[0]} is not in this model's vocabulary of {size}")
     skip = body.skip_special_tokens is not False
-    return await call.json(await asyncio.to_thread(tokenizer.decode_batch, body.ids, skip_special_tokens=skip))
+    return await context.json(await asyncio.to_thread(tokenizer.decode_batch, body.ids, skip_special_tokens=skip))
 
 
-async def by_shape(call: Call) -> Response:
-    """Embed, compare, rerank or classify, by the shape of the body and the kind of the model."""
-    body = await call.body(AnyBody)
-    if isinstance(body.inputs, dict):
-        return await similarity(call)
-    if body.query is not None:
-        return await rerank.rerank(call)
-    kind = (await call.service.model()).kind
-    if kind in ("classifier", "reranker"):
-        return await predict(call)
-    return await (embed_sparse(call) if kind == "splade" else embed(call))
-
-
-async def info(call: Call) -> Response:
-    """Return what is served, and its limits."""
-    model = await call.service.model()
-    config = model.config
+async def info(context: RequestContext) -> Response:
+    """Return the model that is served, and the limits of a request."""
+    model = await context.service.model()
+    facts, server = model.facts, model.server
     ids = {str(i): label for i, label in enumerate(model.labels)}
     heads = {"id2label": ids, "label2id": {label: int(i) for i, label in ids.items()}}
     kinds = {"classifier": {"classifier": heads}, "reranker": {"reranker": heads}}
-    pooling = "+".join(_POOLINGS.get(name, name.lower()) for name in config["poolings"])
-    return await call.json(
+    pooling = "+".join(_POOLINGS.get(name, name.lower()) for name in facts["poolings"])
+    return await context.json(
         {
-            "model_id": config["model_dir"],
-            "model_sha": config["revision"],
-            "model_dtype": config["dtype"],
-            "served_model_name": call.service.model_name,
+            "model_id": server["model_dir"],
+            "model_sha": server["revision"],
+            "model_dtype": facts["dtype"],
+            "served_model_name": context.service.model_name,
             "model_type": kinds.get(model.kind, {"embedding": {"pooling": pooling}}),
-            "max_concurrent_requests": config["queue_capacity"],
-            "max_input_length": config["max_seq_len"],
-            "max_batch_tokens": config["max_batch_tokens"],
-            "max_batch_requests": config["max_batch_size"],
-            "max_client_batch_size": config["queue_capacity"],
+            "max_concurrent_requests": server["queue_capacity"],
+            "max_input_length": facts["max_seq_len"],
+            "max_batch_tokens": facts["max_batch_tokens"],
+            "max_batch_requests": server["max_batch_size"],
+            "max_client_batch_size": server["queue_capacity"],
             "auto_truncate": True,
-            "tokenization_workers": config["num_worker"],
-            "version": config["version"],
+            "tokenization_workers": server["num_worker"],
+            "version": server["version"],
             "sha": None,
             "docker_label": None,
-            "dimension": config["dimension"],
-            "parity": config["parity"],
+            "dimension": facts["dimension"],
+            "parity": facts["parity"],
             "prompts": model.prompts,
         }
     )
 
 
-async def health(call: Call) -> Response:
-    """Whether every worker has computed something lately; 503 if not."""
-    status = await call.service.status()
-    if not status["ready"]:
-        raise Unavailable("not every worker is ready")
-    return await call.json({"status": "ready", "unix": time.time()})  # the time is for Infinity's clients
-
-
-def by_text(reply: EncodeReply) -> list[Any]:
-    """Return the rows of each text."""
-    assert reply.counts is not None, "they were asked for"
-    return split_rows(reply.rows, reply.counts)
-
-
-def _tokens(text: str, encoding: Any) -> list[dict[str, Any]]:
-    found = []
+def _tokens(text: str, encoding: Encoding) -> list[dict[str, object]]:
+    tokens: list[dict[str, object]] = []
     columns = (encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask)
     for i, token, (start, stop), is_special in zip(*columns, strict=True):
         where = {"start": None, "stop": None} if is_special else {"start": start, "stop": stop}
-        found.append(
+        tokens.append(
             {"id": i, "text": token if is_special else text[start:stop], "special": bool(is_special), **where}
         )
-    return found
+    return tokens
 
 
-def _error(error: ServingError) -> tuple[int, Any]:
+def _describe_error(error: ServingError) -> tuple[int, object]:
     if isinstance(error, PayloadTooLarge):
         return error.http_status, {"error": error.message, "error_type": "Validation"}
     by_class = ((status, kind) for cls, (status, kind) in _ERROR_TYPES.items() if isinstance(error, cls))
@@ -307,4 +348,4 @@ def _error(error: ServingError) -> tuple[int, Any]:
     return status, {"error": error.message, "error_type": kind}
 
 
-TEI = Dialect("Text Embeddings Inference", _error)
+TEI = Dialect("Text Embeddings Inference", _describe_error)

@@ -1,13 +1,13 @@
 """TensorFlow's checkpoints (V2, the "TensorBundle"), read without TensorFlow.
 
-    PREFIX.index                    a sorted table: the name of each tensor, and where its bytes lie
-    PREFIX.data-00000-of-00002 ...  the bytes of the tensors, one behind the other
+    PREFIX.index                    a sorted table: the name of each tensor, and the position of its bytes
+    PREFIX.data-00000-of-00002 ...  the bytes of the tensors, one after the other
 
-The table is LevelDB's (doc/table_format.md there): blocks of entries, a block that lists the blocks, and a footer
-that says where this is. Its values are the messages of tensorflow/core/protobuf/tensor_bundle.proto; that under
-the empty key is the header. Every block and every tensor has a checksum, and all that is used here is compared
-with it. Nothing that a file says is believed before that: a length is compared with what is there, and memory is
-taken for bytes that exist. Whatever is wrong is one ModelError.
+The table has LevelDB's format (see its doc/table_format.md): blocks of entries, an index block that lists these
+blocks, and a footer with the position of the index block. Values are messages of
+tensorflow/core/protobuf/tensor_bundle.proto; the value of the empty key is the header. Every block and every
+tensor has a checksum, which is verified. The files are not trusted: a length is compared with the size of the file
+before it is used, so a small file cannot make this module allocate much memory. Every problem is a ModelError.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import google_crc32c
 import numpy as np
@@ -27,19 +27,22 @@ from ..errors import ModelError
 
 _FOOTER_SIZE = 48
 _MAGIC = 0xDB4775248B80FB57
-_TRAILER_SIZE = 5  # of a block: its compression and its checksum
-_VERSION = 1  # of the format; a file may ask for a newer reader
+_TRAILER_SIZE = 5  # after a block: the kind of compression and the checksum
+_VERSION = 1  # of the format that is read here
 
-# Far beyond any checkpoint of a language model (BERT's index has some 20 KB), and small enough to be read whole.
+# Far larger than the index of any language model (BERT's has about 20 KB), and small enough to be read at once.
 _MAX_INDEX_BYTES = 16 << 20
 _MAX_TENSORS = 100_000
 _MAX_NAME_BYTES = 1024
 _MAX_DIMENSIONS = 32
 
-# tensorflow/core/framework/types.proto. numpy has no bfloat16; it is read as its bits.
+# tensorflow/core/framework/types.proto. numpy has no bfloat16, so its bits are read as integers.
 _BFLOAT16 = 14
 _DTYPES = {1: "<f4", 3: "<i4", 9: "<i8", _BFLOAT16: "<u2", 19: "<f2"}
 _OTHER_DTYPES = {2: "float64", 7: "string", 10: "bool"}
+
+#: The values of a tensor; see `TensorBundle.read` for the types.
+Tensor: TypeAlias = "npt.NDArray[np.floating | np.integer]"
 
 _Message: TypeAlias = "dict[int, list[int | bytes]]"
 
@@ -56,7 +59,7 @@ class TensorBundle:
         with _named(path):
             values = dict(_table(_read_index(path)))
             self._num_shards = _num_shards(values.pop(b"", None))
-            # What begins with a zero byte is a slice of a tensor.
+            # A key that begins with a zero byte belongs to a slice of a tensor.
             self._entries = {_text(key): _entry(value) for key, value in values.items() if key[:1] != b"\0"}
         self._shards: dict[int, npt.NDArray[np.uint8]] = {}
 
@@ -66,30 +69,30 @@ class TensorBundle:
         return list(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape, as the index has it. Raises KeyError if there is none of this name."""
+        """Return the shape of a tensor. Raises KeyError if there is no tensor of this name."""
         return self._entries[name].shape
 
-    def read(self, name: str) -> npt.NDArray[Any]:
-        """Return a tensor, read-only and mapped from its file; one in bfloat16 as float32.
+    def read(self, name: str) -> Tensor:
+        """Return a tensor, read-only and mapped from its file; bfloat16 is converted to float32.
 
-        Raises KeyError if there is none of this name, and ModelError if it is damaged, or not of float32, float16,
-        bfloat16, int32 or int64.
+        Raises KeyError if there is no tensor of this name. Raises ModelError if it is damaged, or if its type is
+        not float32, float16, bfloat16, int32 or int64.
         """
         entry = self._entries[name]
         with _named(self._shard_path(entry.shard)):
             return self._read(name, entry)
 
-    def _read(self, name: str, entry: _Entry) -> npt.NDArray[Any]:
+    def _read(self, name: str, entry: _Entry) -> Tensor:
         if entry.is_sliced:
-            raise _Damaged(f"{name} is saved in slices, which are not read")
+            raise _Damaged(f"{name} is saved in slices, which are not supported")
         if entry.dtype not in _DTYPES:
             raise _Damaged(
-                f"{name} is {_OTHER_DTYPES.get(entry.dtype, f'of type {entry.dtype}')}, not of a type read"
+                f"{name} is {_OTHER_DTYPES.get(entry.dtype, f'of type {entry.dtype}')}, which is not supported"
             )
         dtype = np.dtype(_DTYPES[entry.dtype])
         if entry.size != math.prod(entry.shape) * dtype.itemsize:
             raise _Damaged(
-                f"{name} has {entry.size} bytes, which are not {dtype.itemsize} for each of {entry.shape}"
+                f"{name} has {entry.size} bytes, but shape {entry.shape} needs {dtype.itemsize} for each number"
             )
         shard = self._shard(entry.shard)
         stop = entry.offset + entry.size
@@ -98,16 +101,16 @@ class TensorBundle:
         raw = shard[entry.offset : stop]
         if _masked_crc32c(raw) != entry.crc32c:
             raise _Damaged(f"{name} does not have its checksum")
-        # A tensor may begin at any byte.
+        # A tensor may begin at any byte, so the array may have to be aligned.
         values = np.require(np.frombuffer(raw, dtype), requirements="A").reshape(entry.shape)
         return (values.astype("<u4") << 16).view("<f4") if entry.dtype == _BFLOAT16 else values
 
     def _shard(self, index: int) -> npt.NDArray[np.uint8]:
         if index >= self._num_shards:
-            raise _Damaged(f"the index has {self._num_shards} files of tensors, and refers to number {index}")
+            raise _Damaged(f"the index has {self._num_shards} files of tensors, but refers to number {index}")
         if index not in self._shards:
             path = self._shard_path(index)
-            is_empty = path.stat().st_size == 0  # which cannot be mapped
+            is_empty = path.stat().st_size == 0  # an empty file cannot be mapped
             self._shards[index] = np.empty(0, np.uint8) if is_empty else np.memmap(path, np.uint8, "r")
         return self._shards[index]
 
@@ -116,12 +119,12 @@ class TensorBundle:
 
 
 class _Damaged(Exception):
-    """What is wrong with a file; `_named` adds which one."""
+    """A problem in a file; `_named` adds the name of the file."""
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turn what goes wrong inside into a ModelError that names the file."""
+    """Turn exceptions inside the context into a ModelError that names the file."""
     try:
         yield
     except _Damaged as exc:
@@ -135,7 +138,7 @@ def _named(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A BundleEntryProto: where a tensor lies, and what it is."""
+    """A BundleEntryProto: the type, shape and position of a tensor."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -147,15 +150,15 @@ class _Entry:
 
 
 def _num_shards(header: bytes | None) -> int:
-    """Return how many files the tensors lie in, from a BundleHeaderProto."""
+    """Return the number of files that hold the tensors, from a BundleHeaderProto."""
     if header is None:
-        raise _Damaged("it has no header of a checkpoint")
+        raise _Damaged("it has no header")
     fields = _fields(header)
     if _number(fields, 2) != 0:
-        raise _Damaged("its numbers are big-endian, which is not read")
+        raise _Damaged("its numbers are big-endian, which is not supported")
     for version in fields.get(3, []):
         if (needed := _number(_fields(version), 2)) > _VERSION:
-            raise _Damaged(f"its version is {needed}, only {_VERSION} is read")
+            raise _Damaged(f"its version is {needed}, only {_VERSION} is supported")
     return _not_negative(_number(fields, 1), "files")
 
 
@@ -173,12 +176,12 @@ def _entry(value: bytes) -> _Entry:
 
 
 def _shape(messages: list[int | bytes]) -> tuple[int, ...]:
-    """Return the sizes of a TensorShapeProto."""
+    """Return the shape in a TensorShapeProto."""
     fields = _fields(messages[-1]) if messages else {}
     if _number(fields, 3) != 0:
         raise _Damaged("a tensor has no shape")
     sizes = [_not_negative(_number(_fields(dimension), 1), "a shape") for dimension in fields.get(2, [])]
-    # numpy wants the product to be small even where a size is 0.
+    # numpy limits the product of the sizes, even if one of them is 0.
     if len(sizes) > _MAX_DIMENSIONS or math.prod(max(size, 1) for size in sizes) >= 1 << 56:
         raise _Damaged("a tensor's shape is too large")
     return tuple(sizes)
@@ -208,7 +211,7 @@ def _fields(message: int | bytes) -> _Message:
 
 
 def _number(fields: _Message, number: int) -> int:
-    """Return a field that is a signed number, 0 where it is absent."""
+    """Return a field that is a signed number, 0 if it is absent."""
     value = fields.get(number, [0])[-1]
     if isinstance(value, bytes):
         raise _Damaged("a number is a message")
@@ -233,7 +236,7 @@ def _text(key: bytes) -> str:
 
 def _read_index(path: Path) -> bytes:
     if (size := path.stat().st_size) > _MAX_INDEX_BYTES:
-        raise _Damaged(f"an index may have {_MAX_INDEX_BYTES} bytes, this one has {size}")
+        raise _Damaged(f"an index may have at most {_MAX_INDEX_BYTES} bytes, this one has {size}")
     return path.read_bytes()
 
 
@@ -241,9 +244,9 @@ def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the keys and values of a table; the keys ascend."""
     footer = file[-_FOOTER_SIZE:]
     if len(footer) < _FOOTER_SIZE or int.from_bytes(footer[-8:], "little") != _MAGIC:
-        raise _Damaged("it is no index of a checkpoint, or not all of it")
+        raise _Damaged("it is not the index of a checkpoint, or it is incomplete")
     blocks = file[:-_FOOTER_SIZE]
-    _, _, at = _handle(footer, 0)  # a list of further tables, which TensorFlow leaves empty
+    _, _, at = _handle(footer, 0)  # the metaindex block, which TensorFlow leaves empty
     offset, size, _ = _handle(footer, at)
     last_key: bytes | None = None
     num_entries = end = 0
@@ -255,7 +258,7 @@ def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
         for key, value in _block(blocks, offset, size):
             num_entries += 1
             if num_entries > _MAX_TENSORS:
-                raise _Damaged(f"it may have {_MAX_TENSORS} tensors, and has more")
+                raise _Damaged(f"it has more than {_MAX_TENSORS} tensors")
             if last_key is not None and key <= last_key:
                 raise _Damaged("its names are not in order")
             last_key = key
@@ -263,14 +266,14 @@ def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _block(blocks: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the keys and values of one block. A key is what it shares with the one before it, and the rest."""
+    """Yield the keys and values of one block. A key is stored as the part that differs from the key before it."""
     content = _bytes(blocks, offset, size + _TRAILER_SIZE)
     compression, crc32c = content[size], int.from_bytes(content[size + 1 :], "little")
     if _masked_crc32c(content[: size + 1]) != crc32c:
         raise _Damaged(f"its block at byte {offset} does not have its checksum")
     if compression != 0:
-        raise _Damaged(f"its blocks are compressed (type {compression}), which is not read")
-    # Behind the entries: where a reader may begin, 4 bytes each, and how many such places there are.
+        raise _Damaged(f"its blocks are compressed (type {compression}), which is not supported")
+    # After the entries: the restart points, 4 bytes each, and the number of restart points.
     num_restarts = int.from_bytes(_bytes(content, size - 4, 4), "little")
     entries = _bytes(content, 0, size - 4 - 4 * num_restarts)
     at, key = 0, b""
@@ -287,7 +290,7 @@ def _block(blocks: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes
 
 
 def _handle(data: bytes, at: int) -> tuple[int, int, int]:
-    """Return a block's offset and size, and where the next byte is."""
+    """Return a block's offset and size, and the position of the next byte."""
     offset, at = _varint(data, at)
     size, at = _varint(data, at)
     return offset, size, at
@@ -297,14 +300,14 @@ def _handle(data: bytes, at: int) -> tuple[int, int, int]:
 
 
 def _bytes(data: bytes, at: int, size: int) -> bytes:
-    """Return so many bytes, none fewer."""
+    """Return exactly `size` bytes from a position."""
     if at < 0 or size < 0 or at + size > len(data):
-        raise _Damaged(f"{size} bytes at {at} lie outside of its {len(data)}")
+        raise _Damaged(f"{size} bytes at {at} are outside of its {len(data)} bytes")
     return data[at : at + size]
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return a number of 64 bits, 7 bits in each byte, and where the next byte is."""
+    """Return a 64-bit number, stored with 7 bits in each byte, and the position of the next byte."""
     value = 0
     for i, byte in enumerate(data[at : at + 10]):
         value |= (byte & 0x7F) << 7 * i
@@ -314,6 +317,6 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _masked_crc32c(data: bytes | npt.NDArray[np.uint8]) -> int:
-    """Return the CRC-32C as LevelDB stores it: turned, so that data with checksums inside may have one too."""
+    """Return the CRC-32C as LevelDB stores it: rotated, because a CRC of data that contains CRCs is weak."""
     crc32c = int(google_crc32c.value(data))
     return ((crc32c >> 15 | crc32c << 17) + 0xA282EAD8) & 0xFFFF_FFFF

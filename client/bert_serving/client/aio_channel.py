@@ -1,0 +1,177 @@
+"""AsyncChannel: sends the requests of an asyncio client over its connection, for any number of tasks.
+
+The event loop calls `_receive` when a socket has something to read. `_receive` takes all messages and wakes the
+tasks whose replies have arrived. All state belongs to the event loop of the first request. Other event loops and
+other threads must not use the channel.
+
+Channel has the same methods with the same meaning for a blocking client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+
+from bert_serving.protocol import Reply, Unavailable
+
+from .connection import Connection
+from .session import MakeRequest, Session
+
+_RETRY_S = 0.005  # between two attempts to send a request
+_PROBE_EVERY_S = 1.0
+
+
+class AsyncChannel:
+    """Sends the requests of a session and waits for their replies. It connects with the first request.
+
+    A deadline is a time of time.monotonic(). All methods that wait raise TimeoutError after the deadline, and
+    Unavailable if the channel is closed or the connection is lost with the request.
+    """
+
+    def __init__(self, session: Session, ip: str, port: int, port_out: int) -> None:
+        self.is_closed = False
+        self._session = session
+        self._ip, self._port, self._port_out = ip, port, port_out
+        self._connection: Connection | None = None
+        self._connected = asyncio.Event()
+        self._arrivals: dict[int, asyncio.Future[None]] = {}  # for each request that waits for its reply
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()
+        self._prober: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Close the connection. Calls that wait raise Unavailable."""
+        self.refuse_other_loop()
+        self.is_closed = True
+        if self._connection is None:
+            return
+        self._connected.set()  # wakes the calls that wait for it; they see that the channel is closed
+        loop = asyncio.get_running_loop()
+        for descriptor in self._connection.descriptors:
+            loop.remove_reader(descriptor)
+        assert self._prober is not None
+        self._prober.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._prober
+        self._wake(self._session.fail_pending(Unavailable("this client is closed")))
+        self._connection.close()
+        self._connection = None
+
+    def abandon(self) -> None:
+        """Close the sockets after the end of the event loop. After a fork, leave them to the parent process."""
+        if self._connection is not None and self._pid == os.getpid():
+            self._connection.close()
+
+    async def send(self, make: MakeRequest, deadline: float) -> int:
+        """Send the request that `make` returns, as soon as the channel is connected. Return its number."""
+        connection = self._connect()
+        self._receive()  # record a loss that happened before: it must not fail this request
+        while True:
+            await self._wait_until_connected(connection, deadline)
+            request_id, frames = make(time.monotonic())
+            if connection.send(frames):
+                return request_id
+            self._session.forget(request_id)  # the connection was lost just now
+            self._receive()
+            await asyncio.sleep(_RETRY_S)
+
+    async def reply_to(self, request_id: int, deadline: float) -> Reply:
+        """Return the reply to a request. If there is none in time, the request is forgotten."""
+        try:
+            self._refuse_closed()
+            while (reply := self._session.take(request_id)) is None:
+                await self._wait_for_reply(request_id, deadline)
+            return reply
+        except BaseException:
+            self._session.forget(request_id)
+            raise
+
+    def belongs_to_other_loop(self) -> bool:
+        """Return whether the channel was connected under another event loop or before a fork."""
+        return self._loop is not None and (self._loop, self._pid) != (asyncio.get_running_loop(), os.getpid())
+
+    def refuse_other_loop(self) -> None:
+        """Raise RuntimeError if the channel is connected under another event loop that is still running."""
+        if self._loop is None or self._connection is None or not self.belongs_to_other_loop():
+            return
+        if self._pid == os.getpid() and self._loop.is_running():
+            raise RuntimeError(
+                "this AsyncBertClient belongs to another event loop, which is still running; make one for each"
+            )
+
+    def _connect(self) -> Connection:
+        self._refuse_closed()
+        if self._connection is None:
+            self._connection = Connection(self._session.identity, self._ip, self._port, self._port_out)
+            self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+            for descriptor in self._connection.descriptors:
+                self._loop.add_reader(descriptor, self._receive)
+            self._prober = self._loop.create_task(self._probe())
+        return self._connection
+
+    def _refuse_closed(self) -> None:
+        if self.is_closed:
+            raise Unavailable("this client is closed")
+
+    async def _wait_until_connected(self, connection: Connection, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise connection.timeout_error()
+        if not self._connected.is_set():
+            try:
+                await asyncio.wait_for(self._connected.wait(), left)
+            except asyncio.TimeoutError:
+                raise connection.timeout_error() from None
+        self._refuse_closed()
+
+    async def _wait_for_reply(self, request_id: int, deadline: float) -> None:
+        connection = self._connect()
+        arrival = self._arrivals[request_id] = asyncio.get_running_loop().create_future()
+        try:
+            left = deadline - time.monotonic()
+            await asyncio.wait_for(arrival, None if left == float("inf") else max(0.0, left))
+        except asyncio.TimeoutError:
+            raise connection.timeout_error() from None
+        finally:
+            del self._arrivals[request_id]
+
+    def _receive(self) -> None:
+        """Take all messages that have arrived: a ZeroMQ descriptor reports each change only once."""
+        connection = self._connection
+        if connection is None:
+            return
+        now = time.monotonic()
+        for frames in connection.receive():
+            request_id = self._session.receive(frames, now)
+            if request_id is not None:
+                self._wake([request_id])
+        self._maintain(connection)
+
+    def _maintain(self, connection: Connection) -> None:
+        """Connect the sender again if necessary, and end the requests that were lost."""
+        connection.maintain_sender(time.monotonic())
+        if (lost := connection.take_loss()) is not None:
+            self._wake(self._session.fail_pending(lost))
+        if connection.is_connected:
+            self._connected.set()
+        else:
+            self._connected.clear()
+
+    def _wake(self, request_ids: Iterable[int]) -> None:
+        for request_id in request_ids:
+            arrival = self._arrivals.get(request_id)
+            if arrival is not None and not arrival.done():
+                arrival.set_result(None)
+
+    async def _probe(self) -> None:
+        while True:
+            await asyncio.sleep(_PROBE_EVERY_S)
+            self._receive()
+            probe = self._session.probe(time.monotonic())
+            if not self._session.pending:  # if the server did not reply to a probe, all requests have failed
+                self._wake(list(self._arrivals))
+            if probe is not None and self._connection is not None:
+                self._connection.send(probe)

@@ -1,0 +1,83 @@
+"""Estimates that the scheduler plans with: the tokens of a text, and the speed of a worker.
+
+The broker does not tokenize. It estimates tokens from the length of a text, and corrects its estimates by
+what the workers report about each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from bert_serving.protocol import Text, Vectors
+
+from .job import Slice
+
+#: The texts of one slice, and what the worker returned for them.
+ComputedTexts: TypeAlias = tuple[Sequence[Text], Vectors]
+
+_SMOOTHING = 0.2  # weight of the newest batch in a running estimate
+_FULL_WEIGHT_TOKENS = 4096  # a batch of fewer tokens has less weight in the estimate of characters per token
+_NUM_SPECIAL_TOKENS = 2
+
+
+class TokenEstimate:
+    """Running estimate of how many tokens texts have."""
+
+    def __init__(self) -> None:
+        self._chars_per_token = 4.0
+        self.tokens_per_text = 16.0
+
+    def of_text(self, text: Text) -> float:
+        """Return the estimated tokens of a text, special ones included."""
+        if isinstance(text, list):
+            return len(text) + _NUM_SPECIAL_TOKENS
+        num_chars = len(text) if isinstance(text, str) else len(text["text"]) + len(text["text_pair"])
+        return num_chars / self._chars_per_token + _NUM_SPECIAL_TOKENS
+
+    def of_slices(self, slices: Iterable[Slice]) -> float:
+        """Return the estimated tokens of all texts in the slices."""
+        return sum(piece.job.tokens_of(text, self.of_text) for piece in slices for text in piece.texts)
+
+    def learn(self, computed: Sequence[ComputedTexts], num_tokens: int) -> None:
+        """Correct the estimate by a batch of at least one text. num_tokens: of all its texts."""
+        num_texts = sum(len(texts) for texts, _ in computed)
+        self.tokens_per_text += _SMOOTHING * (num_tokens / num_texts - self.tokens_per_text)
+        self._learn_chars_per_token(computed)
+
+    def _learn_chars_per_token(self, computed: Sequence[ComputedTexts]) -> None:
+        # A truncated text says nothing about its length in tokens.
+        whole = [
+            (len(text), num_tokens)
+            for texts, vectors in computed
+            for i, (text, num_tokens) in enumerate(zip(texts, vectors.num_tokens, strict=True))
+            if i not in vectors.truncated and isinstance(text, str)
+        ]
+        chars = sum(num_chars for num_chars, _ in whole)
+        tokens = sum(num_tokens for _, num_tokens in whole) - _NUM_SPECIAL_TOKENS * len(whole)
+        if tokens > 0:
+            # Weighted by tokens, so that one unusual text (a long word that is one token) changes little.
+            weight = min(_SMOOTHING, tokens / _FULL_WEIGHT_TOKENS)
+            self._chars_per_token += weight * (chars / tokens - self._chars_per_token)
+
+
+@dataclass(slots=True)
+class RateEstimate:
+    """Running estimate of a worker's speed. tokens_per_s: at first as measured at the warm-up.
+
+    floor_tokens_per_s: the estimate never falls below. Small batches run at a lower rate: without a floor,
+    the estimate would follow them down, batches would shrink with it and never grow again.
+    """
+
+    tokens_per_s: float
+    floor_tokens_per_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.floor_tokens_per_s = self.tokens_per_s / 4
+
+    def learn(self, num_tokens: int, compute_ms: float) -> None:
+        """Correct the estimate by a batch."""
+        rate = num_tokens / compute_ms * 1000
+        self.tokens_per_s += _SMOOTHING * (rate - self.tokens_per_s)
+        self.tokens_per_s = max(self.tokens_per_s, self.floor_tokens_per_s)

@@ -1,0 +1,166 @@
+"""Every open job, and the texts that wait for a worker: who goes first, and how much may wait.
+
+Requests of up to `priority_batch_size` texts go first. Larger requests get a quarter of every batch, so that
+they cannot starve. Within each kind, flows share by tokens. All unsubscribed clients are one flow, because a
+client can invent any number of identities.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from dataclasses import replace
+
+from bert_serving.protocol import EncodeRequest, PayloadTooLarge
+
+from .batching import BatchBuilder
+from .fair_queue import FairQueue
+from .job import Job
+
+_LARGE_SHARE = 0.25
+_UNSUBSCRIBED = b""  # the flow that all unsubscribed clients share; no identity is empty
+
+
+class JobQueue:
+    """Owns every job from its arrival to its end. The arguments are those of Scheduler.
+
+    num_waiting: texts that were not given to a worker. open_bytes: of the requests of all open jobs, as received.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue_capacity: int,
+        queue_bytes: int,
+        priority_batch_size: int,
+        max_seq_len: int,
+        show_tokens: bool,
+    ) -> None:
+        self._queue_capacity = queue_capacity
+        self._queue_bytes = queue_bytes
+        self._priority_batch_size = priority_batch_size
+        self._max_seq_len = max_seq_len
+        self._show_tokens = show_tokens
+        self._jobs: dict[int, Job] = {}
+        self._numbers = itertools.count(1)
+        self._small = FairQueue()
+        self._large = FairQueue()
+        self._owed_to_large = 0.0  # the share of a batch that larger requests should have got and did not
+        self._unsubscribed: dict[bytes, dict[int, Job]] = {}  # by identity and job_id
+        self._deadlines: list[tuple[float, int]] = []  # heap of (time, job_id)
+        self.num_waiting = 0
+        self.open_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All open jobs, the oldest first."""
+        return list(self._jobs.values())
+
+    def oldest_age_s(self, now: float) -> float:
+        """Return for how long the oldest request has waited for its first worker; 0 if no request waits."""
+        return max((now - job.arrived_at for job in self._jobs.values() if job.begun_at is None), default=0.0)
+
+    # -- arrival ---------------------------------------------------------------------------------------
+
+    def full_because(self, num_texts: int, num_bytes: int) -> str | None:
+        """Return why there is no room for a request now, or None. Raises PayloadTooLarge if there never is."""
+        if num_texts > self._queue_capacity:
+            raise PayloadTooLarge(f"a request holds at most {self._queue_capacity} texts, got {num_texts}")
+        if self.num_waiting + num_texts > self._queue_capacity:
+            return f"{self.num_waiting} texts wait, the limit is {self._queue_capacity}"
+        # A single request may exceed the bytes: its size is limited where it is received.
+        if self._jobs and self.open_bytes + num_bytes > self._queue_bytes:
+            return f"requests of {self.open_bytes} bytes are open, the limit is {self._queue_bytes}"
+        return None
+
+    def excess_texts(self, num_texts: int) -> int:
+        """Return how many texts must leave the queue before so many more fit; at least 1."""
+        return max(1, self.num_waiting + num_texts - self._queue_capacity)
+
+    def add(self, request: EncodeRequest, now: float, *, num_bytes: int, is_unsubscribed: bool) -> Job:
+        """Add a request as a job."""
+        job = Job(
+            next(self._numbers),
+            request,
+            now,
+            _UNSUBSCRIBED if is_unsubscribed else request.identity,
+            replace(request.options, show_tokens=True) if self._show_tokens else request.options,
+            num_bytes=num_bytes,
+            max_text_tokens=math.inf if request.options.long_text == "chunk" else self._max_seq_len,
+        )
+        self._jobs[job.job_id] = job
+        if is_unsubscribed:
+            self._unsubscribed.setdefault(request.identity, {})[job.job_id] = job
+        self.open_bytes += num_bytes
+        self.num_waiting += len(request.texts)
+        self._queue_of(job).push(job)
+        if request.deadline_ms is not None:
+            self._forget_old_deadlines()
+            heapq.heappush(self._deadlines, (now + request.deadline_ms / 1000, job.job_id))
+        return job
+
+    def claim(self, identity: bytes) -> None:
+        """Move the jobs of an identity to a flow for this identity: a client has subscribed to it."""
+        for job in self._unsubscribed.pop(identity, {}).values():
+            queue = self._queue_of(job)
+            queue.discard(job)
+            job.flow = identity
+            if job.is_waiting:
+                queue.push(job)
+
+    # -- to the workers --------------------------------------------------------------------------------
+
+    def fill(self, builder: BatchBuilder) -> None:
+        """Move waiting texts into a batch, up to its limits."""
+        if self._small and self._large:
+            # What is owed is carried over: a share may be less than one text.
+            self._owed_to_large = min(1.0, self._owed_to_large + _LARGE_SHARE)
+            self._owed_to_large -= min(self._owed_to_large, builder.take(self._large, self._owed_to_large))
+        builder.take(self._small)
+        builder.take(self._large)
+        self.num_waiting -= builder.num_texts
+
+    # -- end -------------------------------------------------------------------------------------------
+
+    def jobs_of(self, identity: bytes) -> list[Job]:
+        """Return the open jobs of an identity."""
+        return [job for job in self._jobs.values() if job.client == identity]
+
+    def past_deadline(self, now: float) -> list[Job]:
+        """Return the open jobs whose deadline has passed, once each."""
+        found = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            job = self._jobs.get(heapq.heappop(self._deadlines)[1])
+            if job is not None:
+                found.append(job)
+        return found
+
+    def close(self, job: Job) -> None:
+        """End a job: done, failed, expired or cancelled."""
+        self.num_waiting -= job.num_waiting
+        self.open_bytes -= job.num_bytes
+        if job.is_waiting:
+            self._queue_of(job).discard(job)
+        if job.flow == _UNSUBSCRIBED:
+            self._forget_unsubscribed(job)
+        job.is_open = False
+        del self._jobs[job.job_id]
+
+    def _forget_unsubscribed(self, job: Job) -> None:
+        jobs = self._unsubscribed[job.client]
+        del jobs[job.job_id]
+        if not jobs:
+            del self._unsubscribed[job.client]
+
+    def _forget_old_deadlines(self) -> None:
+        """Drop the deadlines of jobs that have ended, once most deadlines are such."""
+        if len(self._deadlines) > 2 * len(self._jobs) + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._jobs]
+            heapq.heapify(self._deadlines)
+
+    def _queue_of(self, job: Job) -> FairQueue:
+        return self._small if len(job.texts) <= self._priority_batch_size else self._large

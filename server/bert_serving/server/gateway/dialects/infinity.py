@@ -1,0 +1,85 @@
+"""Infinity's POST /classify, and what Infinity's clients expect of routes that belong to OpenAI and TEI.
+
+Those routes get the additions through their `add_routes`: app.py passes them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from fastapi import APIRouter, Response
+
+from ..classify import label_scores, normalized
+from ..context import RequestContext
+from ..dialect import Dialect
+from ..fields import Body, Strings
+from ..openai_format import describe_error, list_object, result_object
+from ..rerank import Ranking, RerankBody
+from ..service import Service
+from ..usage import num_chars, usage_headers
+
+INFINITY = Dialect("Infinity", describe_error)
+
+#: Infinity's names for what a kind of model can do.
+_CAPABILITIES = {
+    "embedding": ["embed"],
+    "splade": ["embed_sparse"],
+    "classifier": ["classify", "embed"],
+    "reranker": ["rerank"],
+}
+
+
+class ClassifyBody(Body):
+    input: Strings
+    model: object = None
+    raw_scores: bool | None = False
+
+
+def add_routes(router: APIRouter, service: Service) -> None:
+    """Add the routes to the router."""
+    INFINITY.add_routes(router, service, ["/classify"], classify, body=ClassifyBody)
+
+
+async def classify(context: RequestContext) -> Response:
+    """Return the labels of each input with their scores, highest score first."""
+    body = await context.body(ClassifyBody)
+    model = await context.service.model()
+    logits, reply = await context.service.vectors(body.input, pooling_strategy="LOGITS")
+    data = label_scores(logits if body.raw_scores else normalized(logits), model.labels)
+    headers = usage_headers(reply, num_chars(body.input))
+    return await context.json(list_object(context.service, reply, data, kind="classify"), headers=headers)
+
+
+def ranking_content(service: Service, body: RerankBody, ranking: Ranking) -> dict[str, object]:
+    """Return the reply to a body of /rerank that has "documents"."""
+    results = [
+        {
+            "index": i,
+            "relevance_score": score,
+            **({"document": body.candidates[i]} if body.return_documents else {}),
+        }
+        for i, score in ranking.places
+    ]
+    return result_object(service, ranking.reply, "rerank", results=results)
+
+
+async def model_fields(service: Service) -> Mapping[str, object]:
+    """Return the fields of an entry of /models. Raises Unavailable until a worker has loaded the model."""
+    model, status = await service.model(), await service.status()
+    return {
+        "owned_by": "infinity",  # Infinity's client accepts no other owner
+        "backend": "torch",
+        "capabilities": _CAPABILITIES[model.kind],
+        "stats": {
+            "queue_fraction": status["queue_texts"] / status["queue_capacity"],
+            "queue_absolute": status["queue_texts"],
+            "results_pending": status["open_requests"],
+            "batch_size": status["max_batch_size"],
+        },
+    }
+
+
+def health_fields() -> Mapping[str, object]:
+    """Return the fields of /health: the time in seconds since 1970."""
+    return {"unix": time.time()}

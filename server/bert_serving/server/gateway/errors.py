@@ -1,0 +1,37 @@
+"""Errors of HTTP bodies, and the error response of routes without a dialect that words errors in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import orjson
+from bert_serving.protocol import InvalidRequest, ServingError
+from fastapi import Response
+
+
+class UnreadableBody(InvalidRequest):
+    """The body is not JSON, or not valid gzip. The status is 400 in every dialect."""
+
+
+class Unprocessable(InvalidRequest):
+    """The body is JSON, but a field is missing or has a wrong value. Dialects use 422 or 400."""
+
+    http_status = 422
+
+
+def default_error(error: ServingError) -> tuple[int, object]:
+    """Return the status and bert-as-service's error body, {"description", "type", "status"}."""
+    if isinstance(error, UnreadableBody | Unprocessable):  # these are details of this gateway: 400 for both
+        error = InvalidRequest(error.message)
+    return error.http_status, _body(error.message, type(error).__name__, error.http_status)
+
+
+def default_response(
+    description: str, kind: str, status: int, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a response with bert-as-service's error body."""
+    return Response(orjson.dumps(_body(description, kind, status)), status, headers, "application/json")
+
+
+def _body(description: str, kind: str, status: int) -> dict[str, object]:
+    return {"description": description, "type": kind, "status": status}

@@ -1,0 +1,156 @@
+"""What is launched: the parts of one server, and the arguments of its child processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from ..broker.broker import Broker
+from ..broker.metrics import BrokerMetrics
+from ..broker.ports import PortInUse
+from ..broker.tei_metrics import TeiMetrics
+from ..settings import Settings
+from .process import ChildProcess, GatewayProcess, spawn_context
+from .startup import StartError, max_seq_len_in_force, worker_spec
+
+_BACKLOG = 2048
+_MAX_IPC_PATH = 100  # the system's limit is 107 bytes
+
+
+class Launch:
+    """The parts of one server: its folder, its ports, its broker, and its child processes, not started yet.
+
+    settings, token_rows: as in Supervisor. Raises StartError if a port is in use, and then leaves nothing behind.
+    """
+
+    def __init__(self, settings: Settings, *, token_rows: int | None) -> None:
+        self._settings = settings
+        with ExitStack() as resources:
+            self._folder = _make_private_folder()
+            resources.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            try:
+                self.broker = self._make_broker(token_rows)
+                resources.callback(self.broker.close)
+                self.workers = {name: self._make_worker(i, name) for i, name in enumerate(self._worker_names)}
+                self.gateways = self._make_gateways(resources)
+            except PortInUse as exc:
+                raise StartError(str(exc)) from exc
+            self._resources = resources.pop_all()
+
+    def close(self) -> None:
+        """Close the ports and remove the folder. The child processes must have ended."""
+        self._resources.close()
+
+    @property
+    def _worker_names(self) -> list[str]:
+        assert self._settings.num_worker is not None
+        return [f"worker-{i}" for i in range(self._settings.num_worker)]
+
+    @property
+    def _worker_endpoint(self) -> str:
+        return f"ipc://{self._folder}/workers"
+
+    @property
+    def _tokenizer_path(self) -> str:
+        return str(self._folder / "tokenizer.json")
+
+    def _make_broker(self, token_rows: int | None) -> Broker:
+        settings = self._settings
+        assert settings.model_dir is not None
+        metrics = BrokerMetrics(self._worker_names)
+        return Broker(
+            settings,
+            worker_endpoint=self._worker_endpoint,
+            worker_names=self._worker_names,
+            max_seq_len=max_seq_len_in_force(settings),
+            metrics=metrics,
+            token_rows=token_rows,
+            observers=[TeiMetrics(metrics)],
+        )
+
+    def _make_worker(self, index: int, name: str) -> ChildProcess:
+        settings = self._settings
+        kwargs = {
+            "name": name,
+            "endpoint": self._worker_endpoint,
+            "num_sharing_cpu": settings.num_worker,
+            "float16": settings.fp16,
+            "tokenizer_path": None if settings.http_port is None else self._tokenizer_path,
+            "spec": worker_spec(settings, index),
+        }
+        return ChildProcess(
+            name, "bert_serving.server.worker.worker:main", kwargs, settings.verbose, str(self._folder)
+        )
+
+    def _make_gateways(self, resources: ExitStack) -> list[GatewayProcess]:
+        """Return the gateways, which all accept connections from one listening socket."""
+        if self._settings.http_port is None:
+            return []
+        listener = resources.enter_context(listen(self._settings.host, self._settings.http_port))
+        count = self._settings.http_workers
+        names = ["gateway"] if count == 1 else [f"gateway-{i}" for i in range(count)]
+        metrics_dir = self._folder / "metrics"
+        metrics_dir.mkdir()
+        return [self._make_gateway(name, listener, metrics_dir, resources) for name in names]
+
+    def _make_gateway(
+        self, name: str, listener: socket.socket, metrics_dir: Path, resources: ExitStack
+    ) -> GatewayProcess:
+        settings = self._settings
+        ready_pipe, child_end = spawn_context.Pipe(duplex=False)
+        resources.enter_context(ready_pipe)
+        kwargs = {
+            "http_socket": listener,
+            "ready": child_end,
+            "host": _reachable(settings.host),
+            "port": settings.port,
+            "port_out": settings.port_out,
+            "max_body_bytes": settings.max_message_mb << 20,
+            "cors": settings.cors,
+            "model_name": settings.served_model_name,
+            "tokenizer_path": self._tokenizer_path,
+            "drain_timeout_s": settings.drain_timeout,
+            "api_keys": tuple(key.get_secret_value() for key in settings.api_key),
+        }
+        return GatewayProcess(
+            name=name,
+            target="bert_serving.server.gateway.app:main",
+            kwargs=kwargs,
+            verbose=settings.verbose,
+            scratch_dir=str(self._folder),
+            env={"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)},
+            ready_pipe=ready_pipe,
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket for the gateways. It stays open when they restart, so no client is refused."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only if the protocol is given. With it, a small response takes 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("" if host == "*" else host, port))
+        listener.listen(_BACKLOG)
+    except OSError as exc:
+        listener.close()
+        raise PortInUse(f"cannot listen on {host} port {port} (http_port): {exc.strerror}") from exc
+    return listener
+
+
+def _reachable(host: str) -> str:
+    """Return the address under which this machine reaches the ports that it listens on."""
+    return {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _make_private_folder() -> Path:
+    """Return a new folder that only this user can read: for the socket to the workers, and temporary files."""
+    folder = Path(tempfile.mkdtemp(prefix="bert-serving-", dir=os.environ.get("ZEROMQ_SOCK_TMP_DIR")))
+    if len(str(folder)) > _MAX_IPC_PATH:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="bert-serving-", dir="/tmp"))
+    return folder

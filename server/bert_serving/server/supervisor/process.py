@@ -1,0 +1,122 @@
+"""A child process that should always run: started, ended, and started again after it died."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+from . import child
+
+_MAX_PAUSE_S = 30.0
+
+# Never forked: a child gets no state and no threads of the server process.
+spawn_context = multiprocessing.get_context("spawn")
+
+
+@dataclass
+class ChildProcess:
+    """One child, which may be started many times.
+
+    target: `module:function` that it runs, with the arguments in kwargs. scratch_dir, env: see `child.run`.
+    started_at, restart_at: monotonic seconds. num_early_deaths: how often in a row it died before it was ready.
+    """
+
+    name: str
+    target: str
+    kwargs: Mapping[str, object]
+    verbose: bool
+    scratch_dir: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    started_at: float = 0.0
+    restart_at: float = 0.0
+    num_early_deaths: int = 0
+    _process: BaseProcess | None = None
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it was started and not buried since; it may be dead."""
+        return self._process is not None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.is_alive()
+
+    @property
+    def sentinel(self) -> int:
+        """A file descriptor that is readable once the process is dead."""
+        assert self._process is not None
+        return self._process.sentinel
+
+    def spawn(self) -> None:
+        """Start the process."""
+        args = (self.target, self.name, self.verbose, self.scratch_dir, self.kwargs, self.env)
+        self._process = spawn_context.Process(target=child.run, args=args, name=self.name)
+        # Ctrl-C sends SIGINT to the whole process group, but only the server decides when its children end. The
+        # child inherits the blocked signal, so that not even its first imports can be interrupted.
+        resource_tracker.ensure_running()  # otherwise the first child starts it, which unblocks the signal
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        self.started_at = time.monotonic()
+
+    def terminate(self) -> None:
+        """Ask a live process to end."""
+        if self._process is not None and self._process.is_alive():
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+
+    def wait(self, deadline: float) -> bool:
+        """Wait for the end of the process until a monotonic time; return whether it ended."""
+        if self._process is not None:
+            self._process.join(max(0.0, deadline - time.monotonic()))
+        return not self.is_alive
+
+    def bury(self, *, was_ready: bool) -> int | None:
+        """Release the dead process and set when to start it again; return its exit code.
+
+        It may start at once if it had been ready; otherwise after a pause that doubles with each early death.
+        """
+        assert self._process is not None
+        self._process.join()
+        exit_code = self._process.exitcode
+        self._process.close()
+        self._process = None
+        self.num_early_deaths = 0 if was_ready else self.num_early_deaths + 1
+        pause = 0.0 if was_ready else 2.0 ** (self.num_early_deaths - 1)
+        self.restart_at = time.monotonic() + min(pause, _MAX_PAUSE_S)
+        return exit_code
+
+
+@dataclass(kw_only=True)
+class GatewayProcess(ChildProcess):
+    """A gateway. It sends a message through `ready_pipe` when it accepts HTTP requests."""
+
+    ready_pipe: Connection
+    is_ready: bool = False
+
+    def has_become_ready(self) -> bool:
+        """Read the pipe; return True once for each start, when the gateway is ready."""
+        if self.is_ready or not self.ready_pipe.poll():
+            return False
+        self.ready_pipe.recv_bytes()
+        self.is_ready = True
+        return True
+
+    def bury(self, *, was_ready: bool) -> int | None:
+        """See ChildProcess."""
+        self.is_ready = False
+        return super().bury(was_ready=was_ready)

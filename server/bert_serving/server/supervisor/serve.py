@@ -1,0 +1,39 @@
+"""Runs one server in this process: what bert-serving-start and BertServer have in common."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from ..settings import Settings
+from .child import set_up_logging
+from .startup import StartError, resolve, token_rows
+from .supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+def serve(
+    asked: Settings,
+    *,
+    on_start: Callable[[Settings, Supervisor], None],
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Set up logging and serve until a signal, TERMINATION or `Supervisor.request_stop`. Main thread only.
+
+    asked: the settings as the user gave them. on_start: called with the settings in force when all ports are
+    open. on_ready: called once, when everything is ready. Raises StartError, which is logged already.
+    """
+    set_up_logging("server", verbose=asked.verbose)
+    for line in asked.without_effect():
+        log.warning("%s", line)
+    try:
+        settings = resolve(asked)
+        supervisor = Supervisor(settings, token_rows=token_rows(asked, settings), on_ready=on_ready)
+        with supervisor.stop_on_signals():
+            on_start(settings, supervisor)
+            supervisor.run()
+    except StartError as exc:
+        log.error("%s", exc)
+        raise
+    log.info("stopped")

@@ -1,0 +1,24 @@
+"""The rows of several texts as one array."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from bert_serving.protocol import Rows
+
+
+def dense(sparse: Sequence[Rows], num_terms: int) -> Rows:
+    """Return (index, weight) of terms as (B, V), zero for the terms that a text does not have."""
+    rows = np.zeros((len(sparse), num_terms), dtype=np.float32)
+    for row, terms in zip(rows, sparse, strict=True):
+        row[terms[:, 0].astype(np.int64)] = terms[:, 1]
+    return rows
+
+
+def rectangle(ragged: Sequence[Rows]) -> Rows:
+    """Return texts' rows, whose number differs, as (B, T, D), zero after the end of a text."""
+    rows = np.zeros((len(ragged), max(map(len, ragged)), ragged[0].shape[1]), dtype=np.float32)
+    for i, of_text in enumerate(ragged):
+        rows[i, : len(of_text)] = of_text
+    return rows

@@ -1,0 +1,151 @@
+"""Chooses, at load time, how a model runs: packed or padded, in which dtype, with which kernels.
+
+The reference is the model as Transformers runs it: padded, in float32, with eager attention. Every choice is
+tested against it on a few probe texts, or by a forward pass that must not fail.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..model.errors import ModelError, one_line
+from . import attention
+from .linear import prepack
+from .pooling import mean, whole_segments
+from .sequences import TokenSequence
+from .transformer import Execution, InputFormat, Transformer
+
+log = logging.getLogger(__name__)
+
+_MAX_DEVIATION = 1e-4  # of packed float32 from padded float32, relative to the largest value; rounding is 1e-6
+_MIN_COSINE = 0.99  # between the chosen dtype and float32; bfloat16 and float16 have 0.9999 or more
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenExecution:
+    """How a model runs, and what the probes showed.
+
+    parity: the smallest cosine between a probe's mean vector and that of the reference. hidden_size: the width of
+    the hidden states.
+    """
+
+    execution: Execution
+    parity: float
+    hidden_size: int
+
+
+def choose_execution(
+    model: PreTrainedModel, inputs: InputFormat, probes: Sequence[TokenSequence], dtype: torch.dtype
+) -> ChosenExecution:
+    """Choose how a float32 model runs in the dtype, and change the model accordingly.
+
+    Raises ModelError if the vectors in this dtype are too far from the reference.
+    """
+    trial = _Trial(model, inputs, sorted(probes, key=lambda s: len(s.ids)))
+    model.set_attn_implementation(attention.REFERENCE)
+    reference = trial.vectors(Execution(padded_because="the reference is padded"))
+    execution = Execution(padded_because=_why_not_packed(trial, reference))
+    if execution.padded_because is not None:
+        log.warning("this model runs padded, which is slower: %s", execution.padded_because)
+        # Attention of a user's own model may not use Transformers' registry.
+        has_sdpa = getattr(model, "_supports_sdpa", False)
+        model.set_attn_implementation(attention.PADDED if has_sdpa else attention.REFERENCE)
+    execution = _lower_precision(trial, execution, dtype)
+    execution = replace(execution, has_varlen=_can_varlen(trial, execution, dtype))
+    vectors = trial.vectors(execution)
+    parity = float(torch.nn.functional.cosine_similarity(vectors, reference).min())
+    if not parity >= _MIN_COSINE:  # also true for NaN
+        raise ModelError(f"{dtype} is too coarse for this model (cosine {parity:.4f}): use -dtype float32")
+    return ChosenExecution(execution, parity, reference.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A model and the probes that it is tried with."""
+
+    model: PreTrainedModel
+    inputs: InputFormat
+    probes: Sequence[TokenSequence]
+
+    def vectors(self, execution: Execution) -> Tensor:
+        """Return the mean vector of each probe, (B, H) float32."""
+        transformer = Transformer(self.model, self.inputs, execution)
+        top = transformer.num_layers - 1
+        hidden = transformer.hidden(self.probes, [top])[top].float()
+        return mean(hidden, whole_segments([len(s.ids) for s in self.probes], self.inputs.device))
+
+
+def _why_not_packed(trial: _Trial, reference: Tensor) -> str | None:
+    """Return why the model cannot run packed, or None if it can."""
+    attention.register()
+    try:
+        trial.model.set_attn_implementation(attention.PACKED)
+        packed = trial.vectors(Execution())
+    except Exception as exc:  # a model's own code may fail in any way on a packed row
+        return f"a packed row is not accepted ({one_line(exc)[:100]})"
+    deviation = float((packed - reference).abs().max() / reference.abs().max())
+    if deviation <= _MAX_DEVIATION:
+        return None
+    return (
+        f"packed vectors differ from padded ones by {deviation:.1e} (the model has its own positions or attention)"
+    )
+
+
+def _lower_precision(trial: _Trial, execution: Execution, dtype: torch.dtype) -> Execution:
+    """Make the model compute in the dtype; return the execution, with autocast if the model needs it."""
+    model, device = trial.model, trial.inputs.device
+    on_cpu, is_packed = device.type == "cpu", execution.padded_because is None
+    if on_cpu and dtype is not torch.float16 and (is_packed or dtype is torch.float32):
+        prepacking = prepack(model, dtype)
+        if prepacking is not None:
+            try:
+                trial.vectors(execution)
+                return execution
+            except Exception as exc:  # a model may do more with its layers than call them
+                log.debug("linear layers are not prepacked: %s", one_line(exc))
+                prepacking.undo()
+    if dtype is torch.float32:
+        return execution
+    if on_cpu and not is_packed:
+        # A model's own attention may mix dtypes, which only autocast handles.
+        return replace(execution, autocast=dtype)
+    lower_precision(model, dtype, device)
+    return execution
+
+
+def lower_precision(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> None:
+    """Make a model compute in a smaller dtype: all of it on a GPU, only the linear layers on a CPU.
+
+    On a CPU, float32 between the matrix products keeps every row at cosine >= 0.9999 with the reference
+    (tests/model/test_parity.py); with everything in bfloat16, some rows of short texts fall below.
+    """
+    if device.type != "cpu":
+        model.to(dtype)
+        return
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.to(dtype)
+            module.register_forward_pre_hook(_cast_input)
+
+
+def _cast_input(module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    assert isinstance(module, torch.nn.Linear)
+    return (args[0].to(module.weight.dtype), *args[1:])
+
+
+def _can_varlen(trial: _Trial, execution: Execution, dtype: torch.dtype) -> bool:
+    """Return whether one kernel can attend within all sequences: not every GPU and head width supports it."""
+    if trial.inputs.device.type != "cuda" or dtype is torch.float32 or execution.padded_because is not None:
+        return False
+    try:
+        trial.vectors(replace(execution, has_varlen=True))
+    except RuntimeError as exc:
+        log.warning("attention runs once for each length, which is slower: %s", one_line(exc)[:200])
+        return False
+    return True

@@ -1,0 +1,219 @@
+"""From a spec to a model that is ready to run: `load` does everything that is done once, in order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from ..model.errors import ModelError
+from ..model.folder import ModelFolder
+from ..model.pooling import Pooling, PoolingRules
+from ..model.sentence_transformers import SentenceTransformersConfig
+from ..model.spec import ModelSpec
+from .checkpoint import Checkpoint, drop_position_embeddings
+from .classifier import Classifier, classifier_of, pooler_of
+from .dense import load_after_pooling
+from .device import CPU_MICRO_BATCH_TOKENS, fitting_tokens, pick_device, pick_dtype
+from .execution import ChosenExecution, choose_execution
+from .model_module import import_model_module
+from .pooling_plan import Head, ModelShape, PoolingPlanner, needs_classifier, reads_top_layer
+from .sequences import TokenizedText, TokenSequence
+from .splade import SpladeHead
+from .tokenizer import Tokenizer
+from .transformer import Heads, InputFormat, Transformer
+
+log = logging.getLogger(__name__)
+
+# Short and long, of equal and of different length, one longer than the window of local attention, and a pair.
+_PROBES = ["a", "Hello world!", "one two three", "four five six", "The quick brown fox jumps. " * 4, "word " * 600]
+_PROBES += ["the first ||| and the second"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A model, ready to run.
+
+    transformer: in `dtype`. tokenizer: makes its token ids. planner: makes the pooling plans of requests.
+    sentence_transformers: the folder's configuration, if any. max_seq_len: in tokens. max_tokens: of one forward
+    pass. hidden_size: components of a hidden state. parity: the smallest cosine of a probe's vector with that of
+    the padded float32 model. num_ids: the number of token ids with an embedding, if the tokenizer has more; else
+    None. labels: of the classification head, if any. load_in_float32: loads the transformer once more, in float32.
+    """
+
+    transformer: Transformer
+    tokenizer: Tokenizer
+    planner: PoolingPlanner
+    sentence_transformers: SentenceTransformersConfig | None
+    dtype: torch.dtype
+    max_seq_len: int
+    max_tokens: int
+    hidden_size: int
+    parity: float
+    num_ids: int | None
+    labels: tuple[str, ...]
+    load_in_float32: Callable[[], Transformer]
+
+
+def load(spec: ModelSpec) -> LoadedModel:
+    """Return the model of a spec. Raises ModelError, in one line, for anything that makes this impossible."""
+    folder = ModelFolder.of(spec)
+    if spec.model_module is not None:
+        import_model_module(spec.model_module)
+    device = pick_device(spec.device)
+    dtype = pick_dtype(spec.dtype, device)
+    max_seq_len = folder.max_seq_len(spec.max_seq_len)
+    config = folder.sentence_transformers
+    tokenizer = _load_tokenizer(spec, folder, max_seq_len)
+    rules = PoolingRules.of(spec, config)
+    after = load_after_pooling(config, device)
+    loader = _TransformerLoader(
+        spec,
+        Checkpoint(folder),
+        rules.default,
+        InputFormat(device, folder.first_position, tokenizer.pad_id, hide_specials=spec.mask_cls_sep),
+        _probes(tokenizer),
+    )
+    transformer, heads, chosen = loader.load(dtype)
+    shape = ModelShape(
+        num_layers=loader.checkpoint.num_layers,
+        num_loaded=transformer.num_layers,
+        hidden_size=chosen.hidden_size,
+        head_widths=heads.widths(chosen.hidden_size),
+    )
+    planner = PoolingPlanner(rules, shape, after=after, normalize=spec.normalize)
+    longest = TokenSequence([tokenizer.pad_id] * max_seq_len, (0, max_seq_len))
+    return LoadedModel(
+        transformer=transformer,
+        tokenizer=tokenizer,
+        planner=planner,
+        sentence_transformers=config,
+        dtype=dtype,
+        max_seq_len=max_seq_len,
+        max_tokens=_max_tokens(spec, transformer, planner.default.reads, longest),
+        hidden_size=chosen.hidden_size,
+        parity=chosen.parity,
+        num_ids=_num_ids_if_fewer(transformer, tokenizer),
+        labels=heads.labels,
+        load_in_float32=loader.load_in_float32,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _TransformerLoader:
+    """Loads the transformer of a spec, anew in each call of `load`.
+
+    pooling: the default one, which decides what is loaded. probes: the texts that execution is chosen with.
+    """
+
+    spec: ModelSpec
+    checkpoint: Checkpoint
+    pooling: Pooling
+    inputs: InputFormat
+    probes: Sequence[TokenSequence]
+
+    def load(self, dtype: torch.dtype) -> tuple[Transformer, Heads, ChosenExecution]:
+        """Return the transformer as it runs in the dtype, its heads, and how its execution was chosen."""
+        model, heads = self._load_model()
+        if self.spec.no_position_embeddings:
+            drop_position_embeddings(model)
+        chosen = choose_execution(model, self.inputs, self.probes, dtype)
+        return Transformer(model, self.inputs, chosen.execution, heads), heads, chosen
+
+    def load_in_float32(self) -> Transformer:
+        """Return the transformer in float32, loaded once more."""
+        return self.load(torch.float32)[0]
+
+    def _load_model(self) -> tuple[PreTrainedModel, Heads]:
+        """Return the encoder in float32, and what was loaded with it: for classification, SPLADE, or neither."""
+        highest = self._highest_layer()
+        is_sparse = "SPLADE" in self.pooling.strategies
+        with_head = None if is_sparse else self._load_classifier()
+        if with_head is not None:
+            model, classifier = with_head
+            return model.base_model, Heads(_by_strategy(model.base_model, classifier), classifier.labels)
+        if is_sparse:
+            masked = self.checkpoint.load_masked(device=self.inputs.device)
+            return masked.base_model, Heads(_by_strategy(masked.base_model), sparse=self._splade_head(masked))
+        num_layers = self.checkpoint.layers_to_load(highest=highest)
+        encoder = self.checkpoint.load(device=self.inputs.device, num_layers=num_layers)
+        return encoder, Heads(_by_strategy(encoder))
+
+    def _highest_layer(self) -> int:
+        """Return the highest layer that must be loaded. Raises ModelError for a layer that does not exist."""
+        num_layers = self.checkpoint.num_layers
+        highest = self.pooling.highest_layer(num_layers)
+        needs_top = self.spec.all_layers or reads_top_layer(self.pooling.strategies)
+        return num_layers - 1 if needs_top else highest
+
+    def _load_classifier(self) -> tuple[PreTrainedModel, Classifier] | None:
+        """Return the whole model for sequence classification and its head, if it is one, or must be one."""
+        is_needed = needs_classifier(self.pooling.strategies)
+        if not is_needed and not self.checkpoint.is_classifier:
+            return None
+        try:
+            model = self.checkpoint.load_classifier(device=self.inputs.device, num_labels=self.spec.num_labels)
+            return model, classifier_of(model)
+        except ModelError as exc:
+            if is_needed:
+                raise
+            log.warning("the classification head is left out: %s", exc)
+            return None
+
+    def _splade_head(self, masked: PreTrainedModel) -> SpladeHead:
+        config = self.checkpoint.folder.sentence_transformers
+        return SpladeHead(masked, squashes_twice=config is not None and config.splade_activation == "log1p_relu")
+
+
+def _by_strategy(encoder: PreTrainedModel, classifier: Classifier | None = None) -> dict[str, Head]:
+    """Return the heads that read first tokens, by pooling strategy."""
+    heads: dict[str, Head] = {}
+    if (pooler := pooler_of(encoder)) is not None:
+        heads["CLS_POOLED"] = pooler
+    if classifier is not None:
+        heads |= {"CLASSIFICATION": classifier.probabilities, "LOGITS": classifier.logits}
+        if len(classifier.labels) == 1:
+            heads["REGRESSION"] = classifier.score
+    return heads
+
+
+def _load_tokenizer(spec: ModelSpec, folder: ModelFolder, max_seq_len: int) -> Tokenizer:
+    config = folder.sentence_transformers
+    return Tokenizer(
+        folder.transformer_dir,
+        max_seq_len=max_seq_len,
+        do_lower_case=config is not None and config.do_lower_case,
+        cased=spec.cased_tokenization,
+        no_special_token=spec.no_special_token,
+        trust_remote_code=spec.trust_remote_code,
+        model_type=folder.unnamed_model_type,
+    )
+
+
+def _num_ids_if_fewer(transformer: Transformer, tokenizer: Tokenizer) -> int | None:
+    """Return the number of token ids with an embedding, if the tokenizer has more; else None."""
+    num_ids = transformer.num_ids
+    return num_ids if num_ids is not None and num_ids < tokenizer.num_ids else None
+
+
+def _probes(tokenizer: Tokenizer) -> list[TokenSequence]:
+    return [text.sequences[0] for text in tokenizer(_PROBES) if isinstance(text, TokenizedText)]
+
+
+def _max_tokens(spec: ModelSpec, transformer: Transformer, layers: frozenset[int], padding: TokenSequence) -> int:
+    """Return the most tokens of a forward pass: what the GPU's memory or the CPU's caches hold.
+
+    layers: that are read by default. padding: a sequence of the longest length.
+    """
+    if transformer.device.type != "cuda":
+        return min(spec.max_batch_tokens, CPU_MICRO_BATCH_TOKENS)
+
+    def forward(num_tokens: int) -> None:
+        length = min(len(padding.ids), num_tokens)
+        sequence = TokenSequence(padding.ids[:length], (0, length))
+        transformer.hidden([sequence] * (num_tokens // length), layers)
+
+    return fitting_tokens(forward, spec.max_batch_tokens, transformer.device)

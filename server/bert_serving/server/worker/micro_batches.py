@@ -1,0 +1,229 @@
+"""Prepared texts to their finished vectors, in micro-batches, in the order of the texts.
+
+    run_micro_batches    plan -> one forward pass for each micro-batch -> finish
+    _forward_and_pool    one forward pass, then the output of each sequence in it
+    _finish              outputs of a text's sequences -> the text's rows
+
+Shapes: B texts, T tokens, H hidden size, D components of a vector, V terms of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from bert_serving.protocol import Rows
+from torch import Tensor
+
+from .packing import plan_micro_batches
+from .pooling import Segments, partial_segments, whole_segments
+from .pooling_plan import PoolingPlan
+from .sequences import TokenizedText, TokenSequence
+from .splade import terms
+from .transformer import Transformer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedText:
+    """A tokenized text, and what to compute from its hidden states."""
+
+    text: TokenizedText
+    plan: PoolingPlan
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether the vectors of all tokens are needed at the end: for NONE, and to pool spans."""
+        return self.plan.is_token_level or self.text.spans is not None
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether the number of rows differs from text to text: one for each token, span or term."""
+        return self.keeps_tokens or self.plan.is_sparse
+
+
+@dataclass(slots=True)
+class Budget:
+    """The largest number of tokens in a micro-batch. It shrinks when the GPU runs out of memory."""
+
+    tokens: int
+
+    def shrink(self, tried: int) -> None:
+        """Lower the budget after a micro-batch of `tried` tokens ran out of memory."""
+        # Every micro-batch that was planned with the old budget may fail. Half of what was tried, and not half of
+        # the budget, so that these failures do not halve it again and again.
+        self.tokens = max(1, min(self.tokens, tried // 2))
+        log.warning("out of GPU memory tokens=%d, forward passes now limited to tokens=%d", tried, self.tokens)
+
+
+@dataclass(slots=True, eq=False)
+class _BatchedSequence:
+    """A sequence in a micro-batch.
+
+    output: None until its forward pass has run, then its pooled vector (D,), the weight of each term (V,), or the
+    vectors of the tokens that it keeps (T, D).
+    """
+
+    sequence: TokenSequence
+    prepared: PreparedText
+    output: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return len(self.sequence.ids)
+
+
+@torch.inference_mode()
+def run_micro_batches(
+    transformer: Transformer, texts: Sequence[PreparedText], budget: Budget, *, hide_specials: bool = False
+) -> list[Rows]:
+    """Return the rows of each text, finite or not. hide_specials: pooling leaves special tokens out."""
+    sequences_of = [[_BatchedSequence(s, prepared) for s in prepared.text.sequences] for prepared in texts]
+    sequences = [sequence for of_text in sequences_of for sequence in of_text]
+    is_padded = transformer.padded_because is not None
+    pending = plan_micro_batches(
+        [sequence.length for sequence in sequences],
+        budget.tokens,
+        padded=is_padded,
+        # With special tokens hidden, a row may be fully masked, and a fully masked row attends to padding.
+        # Sequences of equal length need no padding.
+        equal=is_padded and hide_specials,
+    )
+    pending.reverse()  # so that pop() takes the longest first
+    while pending:
+        indices = pending.pop()
+        micro_batch = [sequences[i] for i in indices]
+        try:
+            _forward_and_pool(transformer, micro_batch, hide_specials=hide_specials)
+            continue
+        except torch.OutOfMemoryError:
+            if len(micro_batch) == 1:
+                raise
+        # Outside of the handler: within it, the traceback keeps the failed pass's tensors alive.
+        torch.cuda.empty_cache()
+        budget.shrink(sum(sequence.length for sequence in micro_batch))
+        half = len(indices) // 2
+        pending += [indices[half:], indices[:half]]
+    return _finish(texts, sequences_of, transformer.device)
+
+
+def _forward_and_pool(
+    transformer: Transformer, micro_batch: Sequence[_BatchedSequence], *, hide_specials: bool
+) -> None:
+    """Run one forward pass over a micro-batch and set the output of each of its sequences."""
+    layers = frozenset[int]().union(*(item.prepared.plan.reads for item in micro_batch))
+    hidden = transformer.hidden([item.sequence for item in micro_batch], layers)  # (T, H) for each layer
+    starts = [0, *accumulate(item.length for item in micro_batch)]
+    alike: dict[tuple[PoolingPlan, bool], list[int]] = {}  # sequences with the same plan are pooled together
+    for i, item in enumerate(micro_batch):
+        alike.setdefault((item.prepared.plan, item.prepared.keeps_tokens), []).append(i)
+    for (plan, keeps_tokens), members in alike.items():
+        if plan.is_sparse:
+            assert transformer.terms is not None, "sparse plans are made only for models with a SPLADE head"
+            states = hidden[max(plan.reads)]
+            ranges = [range(starts[i], starts[i + 1]) for i in members]
+            if len(members) < len(micro_batch):
+                states = states[[row for of_text in ranges for row in of_text]]  # (tokens of members, H)
+            for i, weights in zip(members, transformer.terms(states, list(map(len, ranges))), strict=True):
+                micro_batch[i].output = weights  # (V,)
+        elif keeps_tokens:
+            tokens = plan.tokens(hidden).cpu()  # (T, H * layers)
+            for i in members:
+                micro_batch[i].output = _kept_tokens(
+                    micro_batch[i].sequence, tokens[starts[i] : starts[i + 1]], hide_specials
+                )
+        else:
+            segments = _segments(
+                [micro_batch[i].sequence for i in members],
+                [starts[i] for i in members],
+                transformer.device,
+                pools_all=len(members) == len(micro_batch) and not hide_specials,
+                hide_specials=hide_specials,
+            )
+            for i, row in zip(members, plan.pool(hidden, segments, transformer.heads).unbind(), strict=True):
+                micro_batch[i].output = row  # (D,)
+
+
+def _segments(
+    sequences: Sequence[TokenSequence],
+    starts: Sequence[int],
+    device: torch.device,
+    *,
+    pools_all: bool,
+    hide_specials: bool,
+) -> Segments:
+    """Return which rows of the hidden states are pooled for each sequence.
+
+    starts: the row at which each sequence begins. pools_all: whether every row is pooled, except those of prompts.
+    """
+    if pools_all and not any(s.num_prompt for s in sequences):
+        return whole_segments([len(s.ids) for s in sequences], device)
+    rows, first, last = [], [], []
+    for sequence, start in zip(sequences, starts, strict=True):
+        left_out = set(sequence.specials) if hide_specials else set()
+        rows.append([start + i for i in range(sequence.num_prompt, len(sequence.ids)) if i not in left_out])
+        first.append(start + min(sequence.num_prompt, len(sequence.ids) - 1))
+        # bert-as-service takes row (sum of the mask - 1), even if masked tokens precede it.
+        last.append(start + max(0, len(sequence.ids) - len(left_out) - 1))
+    return partial_segments(rows, first=first, last=last, origin=starts, device=device)
+
+
+def _kept_tokens(sequence: TokenSequence, tokens: Tensor, hide_specials: bool) -> Tensor:
+    """Return a copy of the vectors that the text takes from this sequence; zero for hidden tokens."""
+    tokens = tokens.clone()  # a view would keep the token vectors of the whole micro-batch in memory
+    if hide_specials:
+        tokens[list(sequence.specials)] = 0
+    return tokens[slice(*sequence.kept)]
+
+
+def _finish(
+    texts: Sequence[PreparedText], sequences_of: Sequence[Sequence[_BatchedSequence]], device: torch.device
+) -> list[Rows]:
+    """Return the rows of each text from the outputs of its sequences."""
+    rows_of: list[Rows] = [np.empty(0, np.float32)] * len(texts)
+    pooled: dict[PoolingPlan, list[int]] = {}
+    for i, prepared in enumerate(texts):
+        if prepared.plan.is_sparse:
+            weights = torch.stack([_output(item) for item in sequences_of[i]]).amax(0)  # (V,)
+            rows_of[i] = terms(weights).cpu().numpy()
+        elif prepared.keeps_tokens:
+            rows_of[i] = _finish_tokens(prepared, sequences_of[i], device)
+        else:
+            pooled.setdefault(prepared.plan, []).append(i)
+    for plan, members in pooled.items():
+        vectors = plan.finish(torch.stack([_mean_of_windows(sequences_of[i]) for i in members]))  # (B, D)
+        for i, vector in zip(members, vectors.cpu().numpy(), strict=True):
+            rows_of[i] = vector
+    return rows_of
+
+
+def _finish_tokens(prepared: PreparedText, windows: Sequence[_BatchedSequence], device: torch.device) -> Rows:
+    """Return a row for each span of a text, or for each token if there are no spans."""
+    tokens = torch.cat([_output(window) for window in windows]).to(device)  # (T, D)
+    if prepared.text.spans is not None:
+        rows = [range(start, stop) for start, stop in prepared.text.spans]
+        first, last = [r[0] for r in rows], [r[-1] for r in rows]
+        segments = partial_segments(rows, first=first, last=last, origin=first, device=tokens.device)
+        tokens = prepared.plan.pool_tokens(tokens, segments)  # (number of spans, D)
+    finished: Rows = prepared.plan.finish(tokens).cpu().numpy()
+    return finished
+
+
+def _mean_of_windows(windows: Sequence[_BatchedSequence]) -> Tensor:
+    """Return (D,), the mean of the windows' vectors weighted by their numbers of tokens without special ones."""
+    if len(windows) == 1:
+        return _output(windows[0])
+    rows = torch.stack([_output(window) for window in windows])  # (number of windows, D)
+    counts = [max(1, window.length - len(window.sequence.specials)) for window in windows]
+    weights = torch.tensor(counts, dtype=rows.dtype, device=rows.device)[:, None]
+    return (rows * weights).sum(0) / weights.sum()
+
+
+def _output(item: _BatchedSequence) -> Tensor:
+    assert item.output is not None, "every sequence is in the plan"
+    return item.output

@@ -1,0 +1,55 @@
+"""Look-up of tokens and ids in the vocabulary of the model's tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer as RustTokenizer
+
+from .sequences import RequestError, WordIds
+from .special_tokens import SpecialTokens
+
+
+class Vocabulary:
+    """The tokens and ids that a tokenizer knows.
+
+    special_tokens: those around a single string. unknown_id: of the token for unknown words; None if the
+    vocabulary has no such token.
+    """
+
+    def __init__(self, rust: RustTokenizer, *, special_tokens: SpecialTokens, unknown_id: int | None) -> None:
+        self._rust = rust
+        self._special_tokens = special_tokens
+        self._unknown_id = unknown_id
+        #: The largest token id plus one, added tokens included. Not every smaller id must have a token.
+        self.num_ids: int = max(rust.get_vocab(with_added_tokens=True).values()) + 1
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Return the token of each id as the vocabulary spells it; empty for an id without a token."""
+        return [self._rust.id_to_token(i) or "" for i in ids]
+
+    def look_up(self, tokens: list[str] | list[int]) -> WordIds:
+        """Return the word ids of a list of tokens, or of a list of ids. Raises RequestError for an unknown one."""
+        if ids := [token for token in tokens if isinstance(token, int)]:
+            return WordIds(self._without_specials(ids))
+        return WordIds([self._id_of(str(token)) for token in tokens])
+
+    def _without_specials(self, ids: list[int]) -> list[int]:
+        """Return ids without the special tokens around them, which are added again later."""
+        if unknown := [i for i in ids if not 0 <= i < self.num_ids]:
+            raise RequestError(
+                f"token id {unknown[0]} is not in this model's vocabulary of {self.num_ids}: these ids come from "
+                "another model's tokenizer. Send the text itself, or ids from this server's /tokenize "
+                "(langchain-openai: check_embedding_ctx_length=False)"
+            )
+        before, after = self._special_tokens.before, self._special_tokens.after
+        has_specials = ids[: len(before)] == before and ids[len(ids) - len(after) :] == after
+        has_both = has_specials and len(ids) >= len(before) + len(after)
+        return ids[len(before) : len(ids) - len(after)] if has_both else ids
+
+    def _id_of(self, token: str) -> int:
+        found = self._rust.token_to_id(token)
+        found = self._unknown_id if found is None else found
+        if found is None:
+            raise RequestError(f"token {token!r} is not in the vocabulary, which has no token for unknown words")
+        return int(found)

@@ -1,0 +1,30 @@
+"""Facts of a model that does not exist, for tests of the broker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from bert_serving.protocol import ModelFacts
+
+_FACTS = ModelFacts(
+    pid=1,
+    device="cpu",
+    dtype="float32",
+    dimension=384,
+    kind="embedding",
+    poolings=("REDUCE_MEAN",),
+    splits_specials=False,
+    prompts={},
+    labels=(),
+    max_seq_len=512,
+    forward="packed",
+    parity=1.0,
+    tokens_per_s=20_000,
+    max_batch_tokens=16_384,
+)
+
+
+def model_facts(**changes: Any) -> ModelFacts:
+    """Return plausible facts, with these changes."""
+    return replace(_FACTS, **changes)

@@ -1,0 +1,55 @@
+"""docs/architecture.md names files, functions and tests; each of them exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "architecture.md"
+
+# `path/file.py`, or `path/file.py:Name` or `path/file.py:Class.method`.
+_REFERENCE = re.compile(r"`([\w./-]+\.py)(?::([\w.]+))?`")
+_FOLDERS = {
+    "client": ROOT / "client" / "bert_serving",
+    "protocol": ROOT / "client" / "bert_serving",
+    "tests": ROOT,
+    "examples": ROOT,
+    "benchmarks": ROOT,
+}
+
+
+def references() -> list[tuple[str, str]]:
+    return sorted({(path, name) for path, name in _REFERENCE.findall(PAGE.read_text("utf-8"))})
+
+
+def names_in(path: Path) -> set[str]:
+    """Return the names that a file defines: `name`, and `Class.name` for those in a class."""
+    found = set()
+
+    def collect(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                found.add(prefix + node.name)
+            if isinstance(node, ast.ClassDef):
+                collect(node.body, f"{prefix}{node.name}.")
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            found.update(prefix + each.id for each in targets if isinstance(each, ast.Name))
+
+    collect(ast.parse(path.read_text("utf-8")).body, "")
+    return found
+
+
+def test_the_page_has_references() -> None:
+    assert len(references()) > 50
+
+
+@pytest.mark.parametrize(("path", "name"), references())
+def test_what_the_page_names_exists(path: str, name: str) -> None:
+    root = _FOLDERS.get(path.partition("/")[0], ROOT / "server" / "bert_serving" / "server")
+    assert (root / path).is_file(), f"docs/architecture.md names {path}, which does not exist"
+    if name:
+        assert name in names_in(root / path), f"docs/architecture.md names {name}, which is not in {path}"

@@ -1,0 +1,30 @@
+"""What a type checker finds in calls of the clients."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bert_serving.client import EncodeOptionsDict
+from bert_serving.protocol import EncodeOptions
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.timeout(600)
+def test_results_have_their_types_and_wrong_calls_are_errors() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--no-error-summary", "tests/typing/client_calls.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_options_of_a_call_are_the_options_of_a_request_that_do_not_set_its_form() -> None:
+    of_replies = {"ragged", "show_tokens", "show_offsets", "show_usage"}
+    assert set(EncodeOptionsDict.__annotations__) == set(EncodeOptions.__slots__) - of_replies

@@ -1,0 +1,48 @@
+"""When a child process is started again after it died."""
+
+from __future__ import annotations
+
+import time
+
+from bert_serving.server.supervisor.process import ChildProcess
+
+
+class _Dead:
+    """A process that has ended."""
+
+    exitcode = 3
+
+    def join(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def pause_after_death(child: ChildProcess, *, was_ready: bool) -> float:
+    """Let the child die; return the seconds until it may start again."""
+    child._process = _Dead()  # type: ignore[assignment]
+    assert child.bury(was_ready=was_ready) == 3
+    return round(child.restart_at - time.monotonic())
+
+
+def make_child() -> ChildProcess:
+    return ChildProcess("worker-0", "module:function", {}, verbose=False, scratch_dir="/nowhere")
+
+
+def test_a_child_that_was_ready_starts_again_at_once() -> None:
+    child = make_child()
+    assert pause_after_death(child, was_ready=True) == 0
+    assert child.num_early_deaths == 0
+
+
+def test_pauses_double_with_each_early_death_up_to_a_limit() -> None:
+    child = make_child()
+    assert [pause_after_death(child, was_ready=False) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
+    assert child.num_early_deaths == 7
+
+
+def test_a_child_that_was_ready_has_no_early_deaths_any_more() -> None:
+    child = make_child()
+    pause_after_death(child, was_ready=False)
+    pause_after_death(child, was_ready=True)
+    assert child.num_early_deaths == 0
+    assert not child.is_started
