@@ -277,7 +277,7 @@ def test_fields_that_are_missing_or_of_another_type(
             legacy,
             {"id": 1, "texts": ["a"], "options": {"dimensions": 0}},
             400,
-            "dimensions must be a whole number of at least 1, got 0",
+            "dimensions must be a whole number from 1, got 0",
         ),
         *(
             (path, tei, {"inputs": "a", "prompt_name": "nope"}, 422, PROMPTS)
