@@ -36,7 +36,7 @@ install: $(VENV)/.serve
 # share a process (--dist loadscope). Coverage is measured without ARGS only: that of a selection says nothing.
 # pytest ends with 5 if ARGS select no test.
 test: $(VENV)/.test
-	@echo "tests: unit and model, about 2 minutes on two cores"
+	@echo "tests: models and units, about 3 minutes on two cores"
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/model tests/unit -n logical --maxprocesses 8 \
 		--dist loadfile --no-loadscope-reorder $(if $(ARGS),,--cov) $(ARGS) || [ $$? = 5 ]
 	@echo "tests: servers and clients, about 4 minutes on two cores"

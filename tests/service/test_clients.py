@@ -216,8 +216,8 @@ def test_blank_texts_are_refused_without_any_checks_too(server: RunningServer) -
 
 
 def test_a_blank_text_over_http_is_no_error(server: RunningServer) -> None:
-    answer = httpx.post(f"{server.url}/encode", json={"id": 1, "texts": ["fine", "  "]})
-    assert (answer.status_code, len(answer.json()["result"])) == (200, 2)
+    reply = httpx.post(f"{server.url}/encode", json={"id": 1, "texts": ["fine", "  "]}, timeout=HANG_S)
+    assert (reply.status_code, len(reply.json()["result"])) == (200, 2)
 
 
 def test_cut_texts_are_warned_of(client: BertClient) -> None:
@@ -473,7 +473,8 @@ def _interrupt_the_main_thread() -> None:
 
 
 def test_a_timeout_holds_and_the_late_reply_is_forgotten(server: RunningServer, vectors: np.ndarray) -> None:
-    with BertClient(**server.ports, timeout=300) as client:
+    with BertClient(**server.ports) as client:
+        client.timeout = 300
         with pytest.raises(TimeoutError):
             client.encode(["a long sentence " * 30] * 2000)
         client.timeout = -1
@@ -670,7 +671,7 @@ def test_ipv6() -> None:
         running.wait_ready()
         with BertClient(ip="::1", **running.ports) as client:
             assert client.encode(["x"]).shape == (1, 384)
-        assert httpx.get(f"http://[::1]:{running.http_port}/ready").status_code == 200
+        assert httpx.get(f"http://[::1]:{running.http_port}/ready", timeout=HANG_S).status_code == 200
         done = subprocess.run(
             command("bert-serving-terminate", "-ip", "::1", "-port", running.port),
             capture_output=True,

@@ -201,7 +201,7 @@ def test_a_page_may_send_its_key_and_read_the_headers(http: httpx.Client, model_
     assert "access-control-allow-origin" not in refused_origin.headers
     # A page can also read an error. A preflight carries no key.
     refused = httpx.post(
-        f"{model_servers.prompted.running.url}/embed", json={}, headers={"Origin": "https://a.org"}
+        f"{model_servers.prompted.running.url}/embed", json={}, headers={"Origin": "https://a.org"}, timeout=HANG_S
     )
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://a.org")
 

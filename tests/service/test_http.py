@@ -143,12 +143,16 @@ def test_a_body_too_large_is_413_announced_or_not() -> None:
     with RunningServer("-max_message_mb", "1") as running:
         running.wait_ready()
         body = json.dumps({"id": 1, "texts": ["x" * (1 << 20)]}).encode()
-        announced = httpx.post(f"{running.url}/encode", content=body)
-        chunked = httpx.post(f"{running.url}/encode", content=iter([body[:1000], body[1000:]]))
+        announced = httpx.post(f"{running.url}/encode", content=body, timeout=HANG_S)
+        chunked = httpx.post(f"{running.url}/encode", content=iter([body[:1000], body[1000:]]), timeout=HANG_S)
         for reply in (announced, chunked):
             assert reply.status_code == 413
             assert reply.json()["description"] == "the body must have at most 1048576 bytes"
-        counted = [line for line in httpx.get(f"{running.url}/metrics").text.splitlines() if '"413"' in line]
+        counted = [
+            line
+            for line in httpx.get(f"{running.url}/metrics", timeout=HANG_S).text.splitlines()
+            if '"413"' in line
+        ]
         assert counted == ['bert_serving_http_requests_total{route="/encode",status="413"} 2.0']
         # Over ZeroMQ the connection is closed, and the client reports it at once.
         with BertClient(**running.ports) as client:
@@ -209,8 +213,8 @@ def test_many_posts_at_once_merge(http: httpx.Client, client: BertClient) -> Non
 def test_before_the_models_are_loaded_it_is_live_but_not_ready() -> None:
     with RunningServer() as running:
         running.wait_for("HTTP is ready")
-        assert httpx.get(f"{running.url}/live").status_code == 200
-        reply = httpx.get(f"{running.url}/ready")
+        assert httpx.get(f"{running.url}/live", timeout=HANG_S).status_code == 200
+        reply = httpx.get(f"{running.url}/ready", timeout=HANG_S)
         if "all set" not in running.log:
             assert reply.status_code == 503
             assert reply.json()["workers"] == {"worker-0": "starting"}

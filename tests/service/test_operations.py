@@ -77,7 +77,7 @@ def new_connections(served: Served) -> httpx.Client:
 def test_promtool_finds_nothing_wrong_and_every_family_is_there_from_the_start() -> None:
     with RunningServer("-http_workers", "2") as running:
         running.wait_for("HTTP is ready")
-        text = httpx.get(f"{running.url}/metrics").text
+        text = httpx.get(f"{running.url}/metrics", timeout=HANG_S).text
         check_metrics(text)
         families = {family.name for family in text_string_to_metric_families(text)}
         for what, names in FAMILIES.items():
@@ -192,9 +192,9 @@ def _answers(served: Served, process: psutil.Process) -> bool:
 
 @pytest.mark.parametrize("path", ["/live", "/ready", "/"])
 def test_signs_of_life(model_servers: ModelServers, path: str) -> None:
-    reply = httpx.get(model_servers.prompted.running.url + path)
+    reply = httpx.get(model_servers.prompted.running.url + path, timeout=HANG_S)
     expected: dict[str, Any] = {"/ready": {"status": "ready", "workers": {"worker-0": "ready"}}}
     assert (reply.status_code, reply.json()) == (200, expected.get(path, {"status": "live"}))
-    assert httpx.head(model_servers.prompted.running.url + "/health").status_code == 200
-    browser = httpx.get(model_servers.prompted.running.url, headers={"Accept": "text/html,*/*"})
+    assert httpx.head(model_servers.prompted.running.url + "/health", timeout=HANG_S).status_code == 200
+    browser = httpx.get(model_servers.prompted.running.url, headers={"Accept": "text/html,*/*"}, timeout=HANG_S)
     assert (browser.status_code, browser.headers["location"]) == (307, "/docs")

@@ -103,7 +103,7 @@ def test_sigterm_while_models_load_ends_at_once() -> None:
 
 
 def test_accepted_work_is_finished_before_the_end() -> None:
-    with RunningServer() as running:
+    with RunningServer("-drain_timeout", HANG_S) as running:
         running.wait_ready()
         with BertClient(**running.ports) as client:
             client.encode(["one sentence to wait for"] * 300, blocking=False)

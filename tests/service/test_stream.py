@@ -150,7 +150,7 @@ def test_bad_options_are_refused_before_the_first_line(served: Served, query: st
 
 def test_a_stream_needs_a_key_and_may_be_larger_than_a_message(model_servers: ModelServers) -> None:
     http, url = model_servers.prompted.http, f"{model_servers.prompted.running.url}/encode/stream"
-    assert httpx.post(url, content=b'"a"\n').status_code == 401
+    assert httpx.post(url, content=b'"a"\n', timeout=HANG_S).status_code == 401
     found = answers(http, [b'"%s"' % (b"x" * 10_000)] * 3 + [b"[]" + b" " * 10_000] * 300)
     assert len(found) == 303
 

@@ -43,10 +43,10 @@ def test_a_hung_worker_is_replaced_and_readiness_tells() -> None:
         asking = threading.Thread(target=lambda: rows.append(client.encode(["who answers?"])))
         asking.start()
         running.wait_for("worker-0 does not answer: replacing it")
-        assert httpx.get(f"{running.url}/ready").status_code == 503
+        assert httpx.get(f"{running.url}/ready", timeout=HANG_S).status_code == 503
         asking.join(HANG_S)
         assert rows[0].shape == (1, 384)
-        assert httpx.get(f"{running.url}/ready").status_code == 200
+        assert httpx.get(f"{running.url}/ready", timeout=HANG_S).status_code == 200
 
 
 def test_a_poisonous_text_fails_alone(tmp_path: Path) -> None:
