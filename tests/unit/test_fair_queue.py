@@ -32,7 +32,7 @@ def take(queue: FairQueue, max_tokens: float = 1e9, max_texts: int = 10**9) -> l
 def tokens_by_client(slices: list[Slice]) -> dict[bytes, float]:
     tokens = dict.fromkeys((ALICE, BOB, CAROL), 0.0)
     for part in slices:
-        tokens[part.job.client] = tokens.get(part.job.client, 0.0) + sum(map(cost, part.texts))
+        tokens[part.job.identity] = tokens.get(part.job.identity, 0.0) + sum(map(cost, part.texts))
     return tokens
 
 

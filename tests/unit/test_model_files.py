@@ -405,7 +405,7 @@ def test_sentence_transformer_configuration_is_read(sentences: Path) -> None:
     assert read_sentence_transformers(sentences) == SentenceTransformersConfig(
         transformer_dir=sentences,
         pooling_modes=("mean",),
-        head=(("Normalize", sentences / "2_Normalize"),),
+        modules_after_pooling=(("Normalize", sentences / "2_Normalize"),),
         max_seq_len=256,
         do_lower_case=False,
         prompts={},
@@ -422,7 +422,9 @@ def test_modules_after_the_pooling_are_kept_in_order(sentences: Path, kinds: lis
     write_json(sentences / "modules.json", modules)
     config = read_sentence_transformers(sentences)
     assert config is not None
-    assert config.head == tuple((kind, sentences / f"{i}_{kind}") for i, kind in enumerate(kinds, start=2))
+    assert config.modules_after_pooling == tuple(
+        (kind, sentences / f"{i}_{kind}") for i, kind in enumerate(kinds, start=2)
+    )
 
 
 @pytest.mark.parametrize("key", ["module_input_name", "module_output_name"])

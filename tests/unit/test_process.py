@@ -17,10 +17,10 @@ class _Dead:
     def close(self) -> None: ...
 
 
-def pause_after_death(child: ChildProcess, *, was_ready: bool) -> float:
+def pause_after_death(child: ChildProcess, *, died_early: bool) -> float:
     """Let the child die; return the seconds until it may start again."""
     child._process = _Dead()  # type: ignore[assignment]
-    assert child.bury(was_ready=was_ready) == 3
+    assert child.bury(died_early=died_early) == 3
     return round(child.restart_at - time.monotonic())
 
 
@@ -30,19 +30,19 @@ def make_child() -> ChildProcess:
 
 def test_a_child_that_was_ready_starts_again_at_once() -> None:
     child = make_child()
-    assert pause_after_death(child, was_ready=True) == 0
+    assert pause_after_death(child, died_early=False) == 0
     assert child.num_early_deaths == 0
 
 
 def test_pauses_double_with_each_early_death_up_to_a_limit() -> None:
     child = make_child()
-    assert [pause_after_death(child, was_ready=False) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
+    assert [pause_after_death(child, died_early=True) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
     assert child.num_early_deaths == 7
 
 
 def test_a_child_that_was_ready_has_no_early_deaths_any_more() -> None:
     child = make_child()
-    pause_after_death(child, was_ready=False)
-    pause_after_death(child, was_ready=True)
+    pause_after_death(child, died_early=True)
+    pause_after_death(child, died_early=False)
     assert child.num_early_deaths == 0
     assert not child.is_started

@@ -1079,7 +1079,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     @rule(client=CLIENTS)
     def cancel(self, client: bytes) -> None:
         for job in self.scheduler.cancel(client):
-            assert job.client == client
+            assert job.identity == client
             self._end(job)
 
     @rule(seconds=st.sampled_from([0.05, 0.2, 1.0]))

@@ -10,7 +10,7 @@ from .texts import has_lone_surrogate
 
 _T = TypeVar("_T")
 
-#: Pooling strategies: bert-as-service's names, then sentence-transformers' names.
+#: Pooling strategies; those of bert-as-service and sentence-transformers have the names that they have there.
 POOLING_STRATEGIES = (
     "NONE",
     "REDUCE_MEAN",

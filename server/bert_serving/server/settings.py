@@ -55,7 +55,7 @@ class Settings(ModelOptions, BaseSettings):
         json_schema_extra={"aliases": ["port_in", "port_data"]},
     )
     port_out: int = Field(
-        5556, ge=1, le=65535, description="port for results", json_schema_extra={"aliases": ["port_result"]}
+        5556, ge=1, le=65535, description="port for replies", json_schema_extra={"aliases": ["port_result"]}
     )
     http_port: int | None = Field(None, ge=1, le=65535, description="port for HTTP; default: no HTTP")
     http_workers: int = Field(1, ge=1, le=64, description="processes that serve HTTP on the same port")
@@ -84,7 +84,7 @@ class Settings(ModelOptions, BaseSettings):
     )
     queue_mb: int = Field(2048, ge=1, description="most MiB of requests that are not answered yet")
     max_message_mb: int = Field(256, ge=1, le=2047, description="largest request in MiB")
-    outbox_mb: int = Field(1024, ge=1, description="most MiB of results that wait for their client")
+    outbox_mb: int = Field(1024, ge=1, description="most MiB of replies that wait for their client")
     outbox_age: float = Field(300, gt=0, description="seconds that a result waits for its client")
     worker_timeout: float = Field(
         120, gt=0, description="seconds that a batch may take; then its worker is replaced"

@@ -61,15 +61,15 @@ def halve(slices: list[Slice], count: int) -> tuple[list[Slice], list[Slice]]:
     """Return the first `count` texts of the slices, and the other texts."""
     head: list[Slice] = []
     tail: list[Slice] = []
-    for piece in slices:
-        if count >= len(piece):
-            head.append(piece)
-            count -= len(piece)
+    for slice_ in slices:
+        if count >= len(slice_):
+            head.append(slice_)
+            count -= len(slice_)
         elif count > 0:
-            first, rest = piece.split(count)
+            first, rest = slice_.split(count)
             head.append(first)
             tail.append(rest)
             count = 0
         else:
-            tail.append(piece)
+            tail.append(slice_)
     return head, tail

@@ -34,7 +34,7 @@ from bert_serving.protocol import (
 from ..settings import Settings
 from .job import Job
 from .metrics import BrokerMetrics
-from .observer import RequestObserver
+from .observer import BrokerObserver
 from .ports import Ports, is_loopback, peer_of, receive_some
 from .replies import Replies, Unsubscribed
 from .scheduler import Failure, Scheduler
@@ -67,7 +67,7 @@ class Broker:
         max_seq_len: int,
         metrics: BrokerMetrics,
         token_rows: int | None = None,
-        observers: Sequence[RequestObserver] = (),
+        observers: Sequence[BrokerObserver] = (),
     ) -> None:
         self.termination_requested = False
         self._settings = settings

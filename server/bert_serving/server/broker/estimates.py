@@ -38,7 +38,7 @@ class TokenEstimate:
 
     def of_slices(self, slices: Iterable[Slice]) -> float:
         """Return the estimated tokens of all texts in the slices."""
-        return sum(piece.job.tokens_of(text, self.of_text) for piece in slices for text in piece.texts)
+        return sum(slice_.job.tokens_of(text, self.of_text) for slice_ in slices for text in slice_.texts)
 
     def learn(self, computed: Sequence[ComputedTexts], num_tokens: int) -> None:
         """Correct the estimate by a batch of at least one text. num_tokens: of all its texts."""

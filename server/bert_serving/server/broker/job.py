@@ -57,7 +57,7 @@ class Job:
         return f"<Job {self.job_id} texts={len(self.texts)} taken={self.num_taken} done={self.num_done}>"
 
     @property
-    def client(self) -> bytes:
+    def identity(self) -> bytes:
         """The identity of the client that sent the request."""
         return self.request.identity
 
@@ -105,9 +105,9 @@ class Job:
         self.num_taken = stop
         return taken
 
-    def fill(self, start: int, vectors: Vectors) -> None:
+    def store(self, start: int, vectors: Vectors) -> None:
         """Store the vectors of some texts, of which the first is texts[start]."""
-        self.result.fill(start, vectors)
+        self.result.store(start, vectors)
         self.num_done += len(vectors.num_tokens)
 
     def queue_s(self, now: float) -> float:

@@ -128,7 +128,7 @@ class JobQueue:
 
     def jobs_of(self, identity: bytes) -> list[Job]:
         """Return the open jobs of an identity."""
-        return [job for job in self._jobs.values() if job.client == identity]
+        return [job for job in self._jobs.values() if job.identity == identity]
 
     def past_deadline(self, now: float) -> list[Job]:
         """Return the open jobs whose deadline has passed, once each."""
@@ -151,10 +151,10 @@ class JobQueue:
         del self._jobs[job.job_id]
 
     def _forget_unsubscribed(self, job: Job) -> None:
-        jobs = self._unsubscribed[job.client]
+        jobs = self._unsubscribed[job.identity]
         del jobs[job.job_id]
         if not jobs:
-            del self._unsubscribed[job.client]
+            del self._unsubscribed[job.identity]
 
     def _forget_old_deadlines(self) -> None:
         """Drop the deadlines of jobs that have ended, once most deadlines are such."""

@@ -36,7 +36,7 @@ class JobResult:
             return self.num_bytes + vectors.rows.nbytes
         return self.num_texts * math.prod(vectors.rows.shape[1:]) * vectors.rows.itemsize
 
-    def fill(self, start: int, vectors: Vectors) -> None:
+    def store(self, start: int, vectors: Vectors) -> None:
         """Copy the vectors of some texts, of which the first is text `start`."""
         stop = start + len(vectors.num_tokens)
         if vectors.counts is None:

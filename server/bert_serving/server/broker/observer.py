@@ -7,7 +7,7 @@ from typing import Protocol
 from bert_serving.protocol import EncodeRequest, ServingError, Usage
 
 
-class RequestObserver(Protocol):
+class BrokerObserver(Protocol):
     """Is called once when a request arrives, and once when its reply is known. Must be quick."""
 
     def request_arrived(self, request: EncodeRequest | None) -> None:

@@ -44,7 +44,7 @@ from .estimates import RateEstimate, TokenEstimate
 from .job import Job, Slice
 from .job_queue import JobQueue
 
-BATCH_S = 0.08  # the best micro-batch for a CPU's caches and a full one for a GPU, measured on both
+BATCH_S = 0.08  # on a CPU 1,000 to 2,000 tokens, which fit into its caches; on a GPU a full micro-batch
 _MIN_BATCH_TOKENS = 256
 _MAX_IN_FLIGHT = 2
 _MAX_LOST_WORKERS = 2
@@ -224,12 +224,12 @@ class Scheduler:
         if batch is None:
             return None
         batch.sent_at = now
-        for piece in batch.slices:
-            if piece.job.begun_at is None:
-                piece.job.begun_at = now
+        for slice_ in batch.slices:
+            if slice_.job.begun_at is None:
+                slice_.job.begun_at = now
         batch_id = next(self._batch_ids)
         worker.in_flight[batch_id] = batch
-        return Batch(batch_id, [piece.to_part() for piece in batch.slices])
+        return Batch(batch_id, [slice_.to_part() for slice_ in batch.slices])
 
     def next_batches(self, now: float) -> Iterable[tuple[str, Batch]]:
         """Yield (worker name, batch) until no worker can take more, the least loaded worker first."""
@@ -252,17 +252,17 @@ class Scheduler:
             ahead.sent_at = now  # the worker begins with it now
         self._learn(worker, batch, result)
         ended: list[Job | Failure] = []
-        for piece, part_result in zip(batch.slices, result.part_results, strict=True):
-            job = piece.job
+        for slice_, part_result in zip(batch.slices, result.part_results, strict=True):
+            job = slice_.job
             if not job.is_open:
                 continue
             if isinstance(part_result, Rejected):
-                ended.append(self._fail_job(job, _error_in_request(part_result, piece)))
+                ended.append(self._fail_job(job, _error_in_request(part_result, slice_)))
                 continue
             if job.result.bytes_with(part_result) > self._result_bytes:
                 ended.append(self._fail_job(job, self._too_large()))
                 continue
-            job.fill(piece.start, part_result)
+            job.store(slice_.start, part_result)
             job.tokenize_ms += result.tokenize_ms
             job.compute_ms += result.compute_ms
             if job.is_done:
@@ -298,7 +298,7 @@ class Scheduler:
     def _next_to_send_again(self) -> InFlightBatch | None:
         while self._to_send_again:
             batch = self._to_send_again.popleft()
-            batch.slices = [piece for piece in batch.slices if piece.job.is_open]
+            batch.slices = [slice_ for slice_ in batch.slices if slice_.job.is_open]
             if batch.slices:
                 return batch
         return None
@@ -318,7 +318,7 @@ class Scheduler:
 
     def _split(self, batch: InFlightBatch, error: ServingError, *, num_lost_workers: int) -> list[Failure]:
         """Put the halves of a failed batch in front of the queue; of a single text, fail the job."""
-        slices = [piece for piece in batch.slices if piece.job.is_open]
+        slices = [slice_ for slice_ in batch.slices if slice_.job.is_open]
         num_texts = sum(map(len, slices))
         if num_texts == 0:
             return []
@@ -336,8 +336,8 @@ class Scheduler:
 
     def _learn(self, worker: _Worker, batch: InFlightBatch, result: Result) -> None:
         computed = [
-            (piece.texts, part_result)
-            for piece, part_result in zip(batch.slices, result.part_results, strict=True)
+            (slice_.texts, part_result)
+            for slice_, part_result in zip(batch.slices, result.part_results, strict=True)
             if isinstance(part_result, Vectors)
         ]
         if not computed:
@@ -364,8 +364,8 @@ class Scheduler:
         return Failure(job, error)
 
 
-def _error_in_request(rejected: Rejected, piece: Slice) -> ServingError:
+def _error_in_request(rejected: Rejected, slice_: Slice) -> ServingError:
     """Return the error with the index of the text in its request, not in its part."""
     if rejected.index is None:
         return rejected.error
-    return type(rejected.error)(f"texts[{piece.start + rejected.index}]: {rejected.error.message}")
+    return type(rejected.error)(f"texts[{slice_.start + rejected.index}]: {rejected.error.message}")

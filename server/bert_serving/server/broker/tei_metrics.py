@@ -80,7 +80,7 @@ class _Buckets:
 
 
 class TeiMetrics(Collector):
-    """Counts requests as TEI does, as the broker's RequestObserver.
+    """Counts requests as TEI does, as the broker's BrokerObserver.
 
     Some metrics of TEI exist in ours under other names; they are copied.
     """

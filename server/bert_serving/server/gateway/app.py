@@ -29,7 +29,7 @@ from .dialect import BERT_AS_SERVICE
 from .dialects import cohere, infinity, legacy, ollama, openai, tei
 from .errors import default_response
 from .metrics import GatewayMetrics
-from .middleware import MaxBodySize, RequestObserver
+from .middleware import CountRequests, MaxBodySize
 from .service import Service
 
 
@@ -141,7 +141,7 @@ def _add_middleware(app: FastAPI, service: Service, metrics: GatewayMetrics, cor
     app.add_middleware(
         CORSMiddleware, allow_origins=[cors], allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
     )
-    app.add_middleware(RequestObserver, metrics=metrics)
+    app.add_middleware(CountRequests, metrics=metrics)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

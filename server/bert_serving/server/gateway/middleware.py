@@ -15,7 +15,7 @@ _MAX_ID_BYTES = 128
 _UNKNOWN_ROUTE = "other"
 
 
-class RequestObserver:
+class CountRequests:
     """Counts requests by route and status, and adds x-request-id to each response: the caller's, or a new one."""
 
     def __init__(self, app: ASGIApp, *, metrics: GatewayMetrics) -> None:

@@ -26,7 +26,7 @@ class SentenceTransformersConfig:
     """The sentence-transformers configuration of a folder.
 
     pooling_modes: names as in sentence-transformers' Pooling, concatenated in this order.
-    head: ("Dense" or "Normalize", its folder) for each module after the pooling, in this order.
+    modules_after_pooling: ("Dense" or "Normalize", its folder) for each module after the pooling, in this order.
     max_seq_len: the longest sequence in tokens; None: not configured.
     include_prompt: False: the tokens of a prompt are left out of the pooling.
     splade_activation: "relu" or "log1p_relu", for a sparse model.
@@ -34,7 +34,7 @@ class SentenceTransformersConfig:
 
     transformer_dir: Path
     pooling_modes: tuple[str, ...]
-    head: tuple[tuple[str, Path], ...]
+    modules_after_pooling: tuple[tuple[str, Path], ...]
     max_seq_len: int | None
     do_lower_case: bool
     prompts: dict[str, str]
@@ -73,7 +73,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | Non
     return SentenceTransformersConfig(
         transformer_dir=transformer_dir,
         pooling_modes=modes,
-        head=head,
+        modules_after_pooling=head,
         max_seq_len=whole_number(options, "max_seq_length", options_file),
         do_lower_case=bool(options.get("do_lower_case", False)),
         prompts=prompts,

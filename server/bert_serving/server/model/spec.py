@@ -66,7 +66,7 @@ class ModelOptions(BaseModel):
         "default: the limit that the model is configured with",
     )
     max_batch_tokens: int = Field(
-        16384, ge=64, description="most tokens in one batch of a worker, and in one forward pass"
+        16384, ge=64, description="most tokens in one batch of a worker, and in one forward pass; a CPU takes 2048 in a pass at most"
     )
     pooling_strategy: tuple[str, ...] = Field(
         ("auto",),

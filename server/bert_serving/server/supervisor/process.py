@@ -85,7 +85,7 @@ class ChildProcess:
             self._process.join(max(0.0, deadline - time.monotonic()))
         return not self.is_alive
 
-    def bury(self, *, was_ready: bool) -> int | None:
+    def bury(self, *, died_early: bool) -> int | None:
         """Release the dead process and set when to start it again; return its exit code.
 
         It may start at once if it had been ready; otherwise after a pause that doubles with each early death.
@@ -95,8 +95,8 @@ class ChildProcess:
         exit_code = self._process.exitcode
         self._process.close()
         self._process = None
-        self.num_early_deaths = 0 if was_ready else self.num_early_deaths + 1
-        pause = 0.0 if was_ready else 2.0 ** (self.num_early_deaths - 1)
+        self.num_early_deaths = self.num_early_deaths + 1 if died_early else 0
+        pause = 2.0 ** (self.num_early_deaths - 1) if died_early else 0.0
         self.restart_at = time.monotonic() + min(pause, _MAX_PAUSE_S)
         return exit_code
 
@@ -116,7 +116,7 @@ class GatewayProcess(ChildProcess):
         self.is_ready = True
         return True
 
-    def bury(self, *, was_ready: bool) -> int | None:
+    def bury(self, *, died_early: bool) -> int | None:
         """See ChildProcess."""
         self.is_ready = False
-        return super().bury(was_ready=was_ready)
+        return super().bury(died_early=died_early)

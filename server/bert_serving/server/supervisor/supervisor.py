@@ -44,7 +44,7 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._on_ready = on_ready
-        self._was_ready = False
+        self._has_been_ready = False
         self._num_stop_requests = 0
         self._launch = Launch(settings, token_rows=token_rows)
         self._broker = self._launch.broker
@@ -110,7 +110,7 @@ class Supervisor:
                 log.warning("%s did not end in time: killed", child.name)
                 child.kill()
             if child.is_started:
-                child.bury(was_ready=True)
+                child.bury(died_early=False)
 
     def _close(self) -> None:
         self._launch.close()
@@ -166,8 +166,8 @@ class Supervisor:
         for gateway in self._gateways:
             if gateway.has_become_ready():
                 log.info("HTTP is ready on %s port %s", self._settings.host, self._settings.http_port)
-        if not self._was_ready and all(self._is_ready(child) for child in self._children):
-            self._was_ready = True
+        if not self._has_been_ready and all(self._is_ready(child) for child in self._children):
+            self._has_been_ready = True
             log.info("all set, ready to serve request!")
             self._on_ready()
 
@@ -178,7 +178,7 @@ class Supervisor:
             # Before the log line: whoever reads it must not find the worker ready any more.
             self._broker.worker_lost(name)
             log.error("%s does not answer: replacing it", name)
-            self._bury(worker, was_ready=True)
+            self._bury(worker, died_early=False)
 
     def _keep_alive(self, child: ChildProcess) -> None:
         now = time.monotonic()
@@ -195,9 +195,9 @@ class Supervisor:
         """Bury a child, to be started again. Raises StartError if that would not help."""
         self._broker.step(0)  # its last messages may not be read yet
         was_ready = self._is_ready(child)
-        exit_code = self._bury(child, was_ready=was_ready)
+        exit_code = self._bury(child, died_early=not was_ready)
         refusal = self._broker.worker_lost(child.name) if child.name in self._workers else None
-        if refusal is not None and not was_ready and not self._was_ready:
+        if refusal is not None and not was_ready and not self._has_been_ready:
             raise StartError(refusal)
         if child.num_early_deaths >= _MAX_EARLY_DEATHS and not self._broker.has_ready_worker:
             reason = refusal or f"exit code {exit_code}"
@@ -208,7 +208,7 @@ class Supervisor:
         """Bury without replacing: the descriptor of a dead child would make each `step` return at once."""
         for child in self._children:
             if child.is_started and not child.is_alive:
-                self._bury(child, was_ready=True)
+                self._bury(child, died_early=False)
                 if child.name in self._workers:
                     self._broker.worker_lost(child.name)
 
@@ -216,9 +216,9 @@ class Supervisor:
         child.spawn()
         self._broker.watch(child.sentinel)
 
-    def _bury(self, child: ChildProcess, *, was_ready: bool) -> int | None:
+    def _bury(self, child: ChildProcess, *, died_early: bool) -> int | None:
         self._broker.unwatch(child.sentinel)
-        return child.bury(was_ready=was_ready)
+        return child.bury(died_early=died_early)
 
     def _terminate_gateways(self) -> None:
         for gateway in self._gateways:

@@ -57,12 +57,12 @@ def load_after_pooling(config: SentenceTransformersConfig | None, device: torch.
 
     Raises ModelError that names what is missing or does not fit.
     """
-    modules = () if config is None else config.head
+    kinds = () if config is None else config.modules_after_pooling
     # The last Normalize is left to the pooling plan: a request may turn it off, or shorten the vector before it.
-    normalizes = bool(modules) and modules[-1][0] == "Normalize"
-    head = _load_modules(modules[:-1] if normalizes else modules, device)
-    width = next((layer.linear.out_features for layer in reversed(head) if isinstance(layer, Dense)), None)
-    return AfterPooling(head if len(head) else None, width, normalizes)
+    normalizes = bool(kinds) and kinds[-1][0] == "Normalize"
+    modules = _load_modules(kinds[:-1] if normalizes else kinds, device)
+    width = next((layer.linear.out_features for layer in reversed(modules) if isinstance(layer, Dense)), None)
+    return AfterPooling(modules if len(modules) else None, width, normalizes)
 
 
 def _load_modules(modules: Sequence[tuple[str, Path]], device: torch.device) -> nn.Sequential:

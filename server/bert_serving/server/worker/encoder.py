@@ -111,7 +111,7 @@ class Encoder:
         spec = ModelSpec.checked(**{name: value for name, value in locals().items() if name != "self"})
         self._loaded = load(spec)
         self._exact: Transformer | None = None
-        self._budget = Budget(self._loaded.max_tokens)
+        self._budget = Budget(self._loaded.micro_batch_tokens)
         self._hides_specials = spec.mask_cls_sep
         self.encode(["a"])  # parts that do not fit together fail here, not in the first request
 
@@ -295,7 +295,7 @@ class Encoder:
     @property
     def kind(self) -> str:
         """What the model is made for: "embedding", "splade", "classifier", or "reranker", which has one label."""
-        if self._loaded.transformer.terms is not None:
+        if self._loaded.transformer.sparse_head is not None:
             return "splade"
         if not self.labels:
             return "embedding"
@@ -368,7 +368,7 @@ class Encoder:
         if text.spans is not None and sum(stop - start for start, stop in text.spans) > _MAX_SPAN_TOKENS:
             return f"the spans of a text may hold {_MAX_SPAN_TOKENS} tokens together"
         num_bytes = text.num_tokens * len(prepared.plan.layers) * self._loaded.hidden_size * 4
-        if prepared.keeps_tokens and num_bytes > _MAX_TOKEN_BYTES:
+        if prepared.keeps_token_vectors and num_bytes > _MAX_TOKEN_BYTES:
             return f"the vectors of a text's tokens may have {_MAX_TOKEN_BYTES >> 20} MiB, got {num_bytes >> 20}"
         return None
 

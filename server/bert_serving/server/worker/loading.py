@@ -38,10 +38,11 @@ class LoadedModel:
     """A model, ready to run.
 
     transformer: in `dtype`. tokenizer: makes its token ids. planner: makes the pooling plans of requests.
-    sentence_transformers: the folder's configuration, if any. max_seq_len: in tokens. max_tokens: of one forward
-    pass. hidden_size: components of a hidden state. parity: the smallest cosine of a probe's vector with that of
-    the padded float32 model. num_ids: the number of token ids with an embedding, if the tokenizer has more; else
-    None. labels: of the classification head, if any. load_in_float32: loads the transformer once more, in float32.
+    sentence_transformers: the folder's configuration, if any. max_seq_len: in tokens. micro_batch_tokens: most
+    tokens of a forward pass. hidden_size: components of a hidden state. parity: the smallest cosine of a probe's
+    vector with that of the padded float32 model. num_ids: the number of token ids with an embedding, if the
+    tokenizer has more; else None. labels: of the classification head, if any. load_in_float32: loads the
+    transformer once more, in float32.
     """
 
     transformer: Transformer
@@ -50,7 +51,7 @@ class LoadedModel:
     sentence_transformers: SentenceTransformersConfig | None
     dtype: torch.dtype
     max_seq_len: int
-    max_tokens: int
+    micro_batch_tokens: int
     hidden_size: int
     parity: float
     num_ids: int | None
@@ -93,7 +94,7 @@ def load(spec: ModelSpec) -> LoadedModel:
         sentence_transformers=config,
         dtype=dtype,
         max_seq_len=max_seq_len,
-        max_tokens=_max_tokens(spec, transformer, planner.default.reads, longest),
+        micro_batch_tokens=_micro_batch_tokens(spec, transformer, planner.default.reads, longest),
         hidden_size=chosen.hidden_size,
         parity=chosen.parity,
         num_ids=_num_ids_if_fewer(transformer, tokenizer),
@@ -203,7 +204,9 @@ def _probes(tokenizer: Tokenizer) -> list[TokenSequence]:
     return [text.sequences[0] for text in tokenizer(_PROBES) if isinstance(text, TokenizedText)]
 
 
-def _max_tokens(spec: ModelSpec, transformer: Transformer, layers: frozenset[int], padding: TokenSequence) -> int:
+def _micro_batch_tokens(
+    spec: ModelSpec, transformer: Transformer, layers: frozenset[int], padding: TokenSequence
+) -> int:
     """Return the most tokens of a forward pass: what the GPU's memory or the CPU's caches hold.
 
     layers: that are read by default. padding: a sequence of the longest length.

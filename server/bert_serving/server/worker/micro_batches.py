@@ -23,7 +23,7 @@ from .packing import plan_micro_batches
 from .pooling import Segments, partial_segments, whole_segments
 from .pooling_plan import PoolingPlan
 from .sequences import TokenizedText, TokenSequence
-from .splade import terms
+from .splade import nonzero_terms
 from .transformer import Transformer
 
 log = logging.getLogger(__name__)
@@ -37,14 +37,14 @@ class PreparedText:
     plan: PoolingPlan
 
     @property
-    def keeps_tokens(self) -> bool:
+    def keeps_token_vectors(self) -> bool:
         """Whether the vectors of all tokens are needed at the end: for NONE, and to pool spans."""
         return self.plan.is_token_level or self.text.spans is not None
 
     @property
     def is_ragged(self) -> bool:
         """Whether the number of rows differs from text to text: one for each token, span or term."""
-        return self.keeps_tokens or self.plan.is_sparse
+        return self.keeps_token_vectors or self.plan.is_sparse
 
 
 @dataclass(slots=True)
@@ -121,18 +121,18 @@ def _forward_and_pool(
     starts = [0, *accumulate(item.length for item in micro_batch)]
     alike: dict[tuple[PoolingPlan, bool], list[int]] = {}  # sequences with the same plan are pooled together
     for i, item in enumerate(micro_batch):
-        alike.setdefault((item.prepared.plan, item.prepared.keeps_tokens), []).append(i)
-    for (plan, keeps_tokens), members in alike.items():
+        alike.setdefault((item.prepared.plan, item.prepared.keeps_token_vectors), []).append(i)
+    for (plan, keeps_token_vectors), members in alike.items():
         if plan.is_sparse:
-            assert transformer.terms is not None, "sparse plans are made only for models with a SPLADE head"
+            assert transformer.sparse_head is not None, "sparse plans are made only for models with a SPLADE head"
             states = hidden[max(plan.reads)]
             ranges = [range(starts[i], starts[i + 1]) for i in members]
             if len(members) < len(micro_batch):
                 states = states[[row for of_text in ranges for row in of_text]]  # (tokens of members, H)
-            for i, weights in zip(members, transformer.terms(states, list(map(len, ranges))), strict=True):
+            for i, weights in zip(members, transformer.sparse_head(states, list(map(len, ranges))), strict=True):
                 micro_batch[i].output = weights  # (V,)
-        elif keeps_tokens:
-            tokens = plan.tokens(hidden).cpu()  # (T, H * layers)
+        elif keeps_token_vectors:
+            tokens = plan.token_vectors(hidden).cpu()  # (T, H * layers)
             for i in members:
                 micro_batch[i].output = _kept_tokens(
                     micro_batch[i].sequence, tokens[starts[i] : starts[i + 1]], hide_specials
@@ -190,8 +190,8 @@ def _finish(
     for i, prepared in enumerate(texts):
         if prepared.plan.is_sparse:
             weights = torch.stack([_output(item) for item in sequences_of[i]]).amax(0)  # (V,)
-            rows_of[i] = terms(weights).cpu().numpy()
-        elif prepared.keeps_tokens:
+            rows_of[i] = nonzero_terms(weights).cpu().numpy()
+        elif prepared.keeps_token_vectors:
             rows_of[i] = _finish_tokens(prepared, sequences_of[i], device)
         else:
             pooled.setdefault(prepared.plan, []).append(i)

@@ -2,7 +2,7 @@
 
 The texts of a micro-batch lie end to end in `hidden`, (T, H) float32, without padding; `Segments` says which rows
 belong to which text. Each strategy returns (B, H) float32, or a multiple of H. Sources: bert-as-service's
-graph.py for the upper-case names, sentence-transformers' Pooling for the last two.
+graph.py; for MEAN_SQRT_LEN and WEIGHTED_MEAN sentence-transformers' Pooling.
 """
 
 from __future__ import annotations

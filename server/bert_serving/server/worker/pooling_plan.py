@@ -43,14 +43,14 @@ class PoolingPlan:
 
     layers: counted from 0, concatenated in this order. reads: all layers that are needed.
     poolings: strategies, concatenated; NONE alone: a row for each token; SPLADE alone: one for each term.
-    head: the Dense and Normalize modules after the pooling, if any. dimensions: the number of leading components
+    modules: the Dense and Normalize modules after the pooling, if any. dimensions: number of leading components
     that are kept, before `normalize` divides by the L2 norm. width: components of a vector.
     """
 
     layers: tuple[int, ...]
     reads: frozenset[int]
     poolings: tuple[str, ...]
-    head: Callable[[Tensor], Tensor] | None
+    modules: Callable[[Tensor], Tensor] | None
     dimensions: int | None
     normalize: bool
     width: int
@@ -65,7 +65,7 @@ class PoolingPlan:
         """Whether a text has weights of terms: SPLADE."""
         return self.poolings == _TERMS
 
-    def tokens(self, hidden: dict[int, Tensor]) -> Tensor:
+    def token_vectors(self, hidden: dict[int, Tensor]) -> Tensor:
         """Return the token vectors, (T, H * layers) float32."""
         states = [hidden[layer] for layer in self.layers]
         return (states[0] if len(states) == 1 else torch.cat(states, dim=-1)).float()
@@ -76,10 +76,10 @@ class PoolingPlan:
         hidden: (T, H) by layer. heads: for the strategies in FROM_FIRST.
         """
         if not FROM_FIRST & set(self.poolings):
-            return self.pool_tokens(self.tokens(hidden), of)
+            return self.pool_tokens(self.token_vectors(hidden), of)
         # Heads read the last layer, and its first token even if a prompt is left out of the pooling.
         first = hidden[max(self.reads)][of.origin]
-        tokens = None if set(self.poolings) <= FROM_FIRST else self.tokens(hidden)
+        tokens = None if set(self.poolings) <= FROM_FIRST else self.token_vectors(hidden)
         rows = [
             heads[name](first) if tokens is None or name in FROM_FIRST else STRATEGIES[name](tokens, of)
             for name in self.poolings
@@ -92,8 +92,8 @@ class PoolingPlan:
 
     def finish(self, rows: Tensor) -> Tensor:
         """Return the rows as they are sent, (B, width)."""
-        if self.head is not None and not self.is_token_level:
-            rows = self.head(rows)
+        if self.modules is not None and not self.is_token_level:
+            rows = self.modules(rows)
         if self.dimensions is not None:
             rows = rows[:, : self.dimensions]
         return normalize(rows, dim=1) if self.normalize else rows
@@ -103,8 +103,8 @@ class PoolingPlan:
 class AfterPooling:
     """What a model folder computes after its pooling: modules of this output width, then normalization."""
 
-    head: Callable[[Tensor], Tensor] | None = None
-    head_width: int | None = None
+    modules: Callable[[Tensor], Tensor] | None = None
+    width: int | None = None
     normalize: bool = False
 
 
@@ -161,7 +161,7 @@ class PoolingPlanner:
         if _FROM_TOP & set(poolings):
             reads.add(self._shape.num_layers - 1)
         self._check_loaded(reads, poolings)
-        width = after.head_width or self._width(poolings, len(layers))
+        width = after.width or self._width(poolings, len(layers))
         if width > _MAX_WIDTH and poolings != _TERMS:
             raise RequestError(
                 f"a vector may have {_MAX_WIDTH} components, these layers and strategies give {width}"
@@ -172,7 +172,7 @@ class PoolingPlanner:
             layers=tuple(layers),
             reads=frozenset(reads),
             poolings=poolings,
-            head=after.head,
+            modules=after.modules,
             dimensions=options.dimensions,
             normalize=_first_known(options.normalize, self._normalize, after.normalize),
             width=options.dimensions or width,

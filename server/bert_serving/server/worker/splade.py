@@ -44,7 +44,7 @@ class SpladeHead:
         return weights.log1p() if self._squashes_twice else weights
 
 
-def terms(weights: Tensor) -> Tensor:
+def nonzero_terms(weights: Tensor) -> Tensor:
     """Return (index, weight) of the terms with a weight, (n, 2) float32. An index is exact up to 2**24."""
     (index,) = weights.nonzero(as_tuple=True)
     return torch.stack([index.to(weights.dtype), weights[index]], dim=1)

@@ -83,7 +83,7 @@ class Transformer:
         self._execution = execution
         self._takes_types = _takes_types(model)
         self.heads = heads.by_strategy
-        self.terms = heads.sparse
+        self.sparse_head = heads.sparse
         self.num_layers: int = model.config.num_hidden_layers
         #: Padding tokens computed so far.
         self.num_padding = 0
