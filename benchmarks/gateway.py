@@ -83,7 +83,7 @@ def run_broker(settings: dict[str, Any], endpoint: str) -> None:
         broker.step(500)
 
 
-def run_double(endpoint: str) -> None:
+def run_fake_worker(endpoint: str) -> None:
     """Run the fake worker: it returns a result for each batch at once, always with the same vectors."""
     socket_: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket_.setsockopt(zmq.IDENTITY, b"worker-0#1")
@@ -176,12 +176,12 @@ def main() -> None:
             "port_out": port_out,
             "max_body_bytes": 1 << 28,
             "cors": "*",
-            "model_name": "double",
+            "model_name": "fake",
             "tokenizer_path": "",
             "api_keys": (),
             "drain_timeout_s": 1.0,
         }
-        children = [start(run_broker, settings, endpoint), start(run_double, endpoint)]
+        children = [start(run_broker, settings, endpoint), start(run_fake_worker, endpoint)]
         gateways = []
         for _ in range(args.http_workers):
             ready, child_end = _spawn.Pipe(duplex=False)

@@ -28,8 +28,8 @@ def main() -> None:
         rivers, money = banks[0] @ banks[1], banks[0] @ banks[2]
         print(f"bank and bank by the water: {rivers:.2f}; by the water and for money: {money:.2f}")
 
-        # As in bert-as-service: one array, with zeros behind the end of a shorter sentence.
-        print("as a rectangle:", client.encode(SENTENCES, pooling_strategy="NONE").shape)
+        # As in bert-as-service: one array, with zeros after the end of shorter sentences.
+        print("as one padded array:", client.encode(SENTENCES, pooling_strategy="NONE").shape)
 
 
 if __name__ == "__main__":

@@ -159,5 +159,5 @@ def test_an_invalid_size_is_refused(folder: Path, value: object) -> None:
 
 def test_dense_layers_that_do_not_fit_the_pooling_are_refused(plain: Path, tmp_path: Path) -> None:
     save(tmp_path, plain, dense(65, 32))
-    with pytest.raises(ModelError, match="in_features of Dense must be 64, its input's width, got 65"):
+    with pytest.raises(ModelError, match="in_features of Dense must be 64, the width of its input, got 65"):
         load(tmp_path)

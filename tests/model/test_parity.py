@@ -125,5 +125,5 @@ def test_an_invalid_setting_is_named(demo_model: Path, setting: dict[str, str]) 
 
 
 def test_a_missing_gpu_is_an_error(demo_model: Path) -> None:
-    with pytest.raises(ModelError, match="GPU 99 is not there"):
+    with pytest.raises(ModelError, match="GPU 99 does not exist"):
         Encoder(demo_model, device="cuda:99")

@@ -21,7 +21,7 @@ MAX_SEQ_LEN = 24
 
 
 def _train(folder: Path, kind: str) -> Path:
-    """Train a small tokenizer of the kind that RoBERTa uses (byte-level BPE) or XLM-RoBERTa (Unigram)."""
+    """Train a small tokenizer: byte-level BPE, which RoBERTa uses, or Unigram, which XLM-RoBERTa uses."""
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
     if kind == "byte-level BPE":
         rust = RustTokenizer(models.BPE())

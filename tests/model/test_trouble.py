@@ -341,9 +341,9 @@ def test_a_token_without_an_embedding_fails_only_its_own_text(folder: Path, tmp_
 def test_huge_spans_and_vectors_are_refused(folder: Path) -> None:
     mine = encoder(folder)
     text = "word " * 60_000
-    with pytest.raises(ValueError, match="the spans of a text may hold 262144 tokens together"):
+    with pytest.raises(ValueError, match="the spans of a text may have at most 262144 tokens in total"):
         mine.encode_spans([text], [[(0, len(text))] * 5], long_text="chunk")
-    with pytest.raises(ValueError, match=r"a vector may have 65536 components, these .* give 131072"):
+    with pytest.raises(ValueError, match=r"a vector may have at most 65536 components, but these .* give 131072"):
         mine.encode(["a"], pooling_layer=[-1] * 32, pooling_strategy=["REDUCE_MEAN_MAX"] * 32)
-    with pytest.raises(ValueError, match="the vectors of a text's tokens may have 512 MiB"):
+    with pytest.raises(ValueError, match="the token vectors of a text may have at most 512 MiB"):
         mine.encode_tokens([text * 2], pooling_layer=[-1] * 32, long_text="chunk")

@@ -62,7 +62,7 @@ def raw(server: RunningServer) -> Iterator[RawClient]:
         (b"not json", b"1000", "the body is not JSON"),  # more than a batch may hold
         (b'["a", "b"]', b"1", "announces 1 texts but holds 2"),
         (b'["a"]', b"3", "announces 3 texts but holds 1"),
-        (b'["a"]', b"many", "number of texts must be a decimal number"),
+        (b'["a"]', b"many", "number of texts must be 1 to 20 decimal digits"),
         (b'["a", ""]', b"2", "texts[1] is an empty string"),
         (b"[]", b"0", "texts must not be empty"),
         (b"[1, 2]", b"2", "texts[0] must be a string, got int"),
@@ -136,7 +136,7 @@ def test_any_bytes_are_an_identity(server: RunningServer, identity: bytes) -> No
 
 def test_the_request_id_and_large_announcements_of_a_command_do_no_harm(raw: RawClient) -> None:
     assert len(raw.ask(b"SHOW_STATUS", b"12345678901234567890", b"999999999")) == 3
-    assert b"request id must be a decimal number" in raw.ask(b"SHOW_CONFIG", b"abc", b"0")[1]
+    assert b"request id must be 1 to 20 decimal digits" in raw.ask(b"SHOW_CONFIG", b"abc", b"0")[1]
 
 
 def test_a_reply_that_is_given_up_is_an_error_and_not_silence() -> None:

@@ -421,7 +421,7 @@ def test_the_default_connect_timeout_is_at_most_ten_seconds() -> None:
 @pytest.mark.parametrize(
     ("port", "port_out", "trouble"),
     [
-        ("port_out", "port", "what listens at port_out is something else; .* swapped"),
+        ("port_out", "port", "port_out is not a server's port for results; .* swapped"),
         ("port_out", "port_out", "port accepts no requests"),
         ("unused", "port_out", "port accepts no requests"),
         ("port", "unused", "no server replies at port_out"),

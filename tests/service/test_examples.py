@@ -24,7 +24,7 @@ EXPECTED = {
     "vectors_on_disk": r"500 vectors written, \(500, 384\) read, number 123 is its sentence's: True",
     "layers": r"layer -1: [1-9](?s:.*)layer -6: ",
     "faq_search": r"'does it work without a GPU'\n    0\.\d\d  Do I need a graphics card\?",
-    "token_vectors": r"as a rectangle: \(3, 1\d, 384\)",
+    "token_vectors": r"as one padded array: \(3, 1\d, 384\)",
     "own_tokenizer": r"seen \['\[CLS\]', '\[UNK\]', 'this', ',', 'please', '\[SEP\]'\]",
     "fine_tuned": r"(?s:sport \d+%.*kitchen \d+%.*computers \d+%.*)6 of 6 right",
     "dashboard": r"data requests  \d+\n(?s:.*)version  1\.10\.0\n +devices  (cpu|cuda)(?s:.*)max_seq_len  256\n",
@@ -32,7 +32,7 @@ EXPECTED = {
 }
 ALONE = {"layers", "fine_tuned"}  # these start their servers themselves
 OVER_HTTP = {"over_http", "dashboard"}
-ELSEWHERE = {"own_model", "common"}  # tested in tests/model/test_own_code.py; a module and no script
+ELSEWHERE = {"own_model", "common"}  # tested in tests/model/test_own_code.py; not a script but a module
 
 
 def test_every_example_is_here_and_in_the_list() -> None:

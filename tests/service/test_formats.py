@@ -99,14 +99,14 @@ def test_the_field_goes_before_the_accept_header(http: httpx.Client) -> None:
 def test_token_vectors_have_every_form_too(http: httpx.Client) -> None:
     tokens = {"pooling_strategy": "NONE", "pooling_layer": -1}
     padded = http.post("/encode", json={"id": 1, "texts": TEXTS, "options": tokens, "encoding_format": "npy"})
-    rectangle = np.load(io.BytesIO(padded.content))
-    assert rectangle.shape == (3, 6, 384)
+    array = np.load(io.BytesIO(padded.content))
+    assert array.shape == (3, 6, 384)
     body = {"id": 1, "texts": TEXTS, "options": {**tokens, "ragged": True}}
     plain = http.post("/encode", json=body).json()["result"]
     assert [len(of_text) for of_text in plain] == [4, 3, 6]
     for each in http.post("/encode", json={**body, "encoding_format": "base64"}).json()["result"]:
         assert all(len(base64.b64decode(text)) == 384 * 4 for text in each)
-    assert np.abs(np.array(plain[2]) - rectangle[2]).max() < 0.05
+    assert np.abs(np.array(plain[2]) - array[2]).max() < 0.05
     bits = http.post("/encode", json={**body, "output_dtype": "ubinary"}).json()["result"]
     assert [np.shape(of_text) for of_text in bits] == [(4, 48), (3, 48), (6, 48)]
 

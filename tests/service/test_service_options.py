@@ -52,7 +52,7 @@ def exact_client(exact_server: RunningServer) -> Iterator[BertClient]:
         yield client
 
 
-def test_every_request_gets_its_options_whatever_shares_its_batch(
+def test_every_request_gets_its_own_options_in_a_shared_batch(
     exact_server: RunningServer, encoder: Encoder
 ) -> None:
     expected = [encoder.encode([*TEXTS, LONG], **options) for options in OPTIONS]
@@ -160,7 +160,7 @@ def test_http_takes_options_too(exact_server: RunningServer, encoder: Encoder) -
         (["-max_seq_len", "NONE", "-fixed_embed_length"], 512, None),
     ],
 )
-def test_vectors_of_all_tokens_are_a_rectangle_of_the_originals_shape(
+def test_the_array_of_all_token_vectors_has_the_originals_shape(
     tiny: Path, flags: list[object], length: int, told: int | None
 ) -> None:
     with RunningServer("-model_dir", tiny, "-cpu", "-pooling_strategy", "NONE", *flags) as server:

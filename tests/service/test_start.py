@@ -137,8 +137,8 @@ def _link(source: str, target: str) -> None:
     Path(target).symlink_to(source)
 
 
-def test_a_gpu_that_is_not_there_is_named() -> None:
-    assert "GPU 99 is not there" in refusal("-device_map", 99, *_fresh_ports())
+def test_a_gpu_that_does_not_exist_is_named() -> None:
+    assert "GPU 99 does not exist" in refusal("-device_map", 99, *_fresh_ports())
 
 
 def test_a_max_seq_len_beyond_the_model_is_refused() -> None:

@@ -115,7 +115,7 @@ def test_accepted_work_is_finished_before_the_end() -> None:
 
 
 def test_http_has_the_whole_drain_time() -> None:
-    """The gateway once ended after four seconds, whatever the drain time was."""
+    """The gateway once ended after four seconds, even if the drain time was longer."""
     with RunningServer("-drain_timeout", HANG_S) as running, ThreadPoolExecutor(1) as pool:
         (worker,) = running.wait_ready().worker_pids()
         os.kill(worker, signal.SIGSTOP)

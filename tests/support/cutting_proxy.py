@@ -12,7 +12,7 @@ from tests.support.waiting import wait_until
 class Proxy:
     """Listens on `port` and forwards everything to `target_port`; a context manager.
 
-    is_discarding: what clients send is discarded. num_discarded: how many bytes were.
+    is_discarding: what clients send is discarded. num_discarded: the number of bytes that were discarded.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -33,7 +33,7 @@ class Proxy:
         self.cut()
 
     def lose(self, num_bytes: int) -> None:
-        """Wait until so many bytes were discarded, close all connections, and discard no more."""
+        """Wait until num_bytes bytes were discarded, close all connections, and stop discarding."""
         wait_until(lambda: self.num_discarded >= num_bytes, f"no {num_bytes} bytes were sent")
         self.cut()
         self.is_discarding, self.num_discarded = False, 0

@@ -83,7 +83,7 @@ def layers_of(hidden: Array, layers: Sequence[int]) -> Array:
 
 
 def pool(name: str, tokens: Array, mask: Sequence[int] | None = None) -> Array:
-    """The vector of one text. tokens: (T, H); mask: 1 = the token counts."""
+    """The vector of one text. tokens: (T, H); mask: 1 for a token to pool, 0 for a token to ignore."""
     m = np.ones(len(tokens)) if mask is None else np.asarray(mask, np.float64)
     position = np.arange(1, len(tokens) + 1) * m
     rows: dict[str, Array] = {

@@ -100,10 +100,8 @@ def _save(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def _randomize(model: PreTrainedModel) -> None:
-    for (
-        name,
-        parameter,
-    ) in model.named_parameters():  # wide: every part of the model must change the vectors
+    # The standard deviation is large, so that every part of the model changes the vectors noticeably.
+    for name, parameter in model.named_parameters():
         is_scale = "norm" in name.lower() and name.endswith("weight")  # near 0, all texts would be equal
         parameter.data.normal_(1 if is_scale else 0, 0.1)
 

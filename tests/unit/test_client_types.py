@@ -1,4 +1,4 @@
-"""What a type checker finds in calls of the clients."""
+"""A type checker accepts correct calls of the clients' methods and reports wrong ones."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     # Modules that several parts share.
     "buckets": set(),
     "compat.pooling_strategy": {"protocol"},
-    # Makes a PyTorch model of a TensorFlow checkpoint: in model/ because of its format, used by the worker alone.
+    # Converts a TensorFlow checkpoint into a PyTorch model. It is in model/ because it reads a file format, but
+    # only the worker uses it.
     "model.tensorflow.google_bert": {"model"},
     # `from bert_serving.server import Encoder, BertServer`
     "server": {"compat", "worker", "settings"},
@@ -47,7 +48,7 @@ HEAVY = {
 
 
 def part_of(module: str) -> str:
-    """Return the part of a module of ours: the longest of its names that the table has."""
+    """Return the part that a module belongs to: the longest prefix of its name that is a key of ALLOWED."""
     name = module.removeprefix("bert_serving.").removeprefix("server.")
     while name not in ALLOWED and "." in name:
         name = name.rpartition(".")[0]

@@ -20,7 +20,7 @@ class _Dead:
 def pause_after_death(child: ChildProcess, *, died_early: bool) -> float:
     """Let the child die; return the seconds until it may start again."""
     child._process = _Dead()  # type: ignore[assignment]
-    assert child.bury(died_early=died_early) == 3
+    assert child.release(died_early=died_early) == 3
     return round(child.restart_at - time.monotonic())
 
 

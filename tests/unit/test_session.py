@@ -1,4 +1,4 @@
-"""A client's session: numbers of requests, replies to fetch, and a silent server."""
+"""A client's session: request numbers, replies to fetch, and a server that does not answer."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def test_max_seq_len_none_is_null_as_in_the_original() -> None:
 
 
 def test_the_originals_dashboard_finds_every_value_that_it_reads() -> None:
-    """The cards of the page, one by one."""
+    """The assertions follow the cards on bert-as-service's dashboard page, one by one."""
     statistic = Statistic(0.0)
     statistic.count_command(b"a")
     statistic.count_texts(b"a", 2, 4.0)

@@ -180,7 +180,7 @@ FLOAT = entry(1, [1], 0, 0, 4, 0)
         (table([[(b"", header()), (b"b", FLOAT), (b"a", FLOAT)]]), "not in order"),
         (table([[(b"", header())], [(b"", header())]]), "not in order"),
         (table([[(b"", header())]] * 2, overlap=True), "blocks overlap"),
-        (table([[(b"", header()), (b"\xff", FLOAT)]]), "is no text"),
+        (table([[(b"", header()), (b"\xff", FLOAT)]]), "is not valid UTF-8"),
         (table([[(b"", header()), (b"a" * 2000, FLOAT)]]), "name is too long"),
         (table([[(b"", header()), (b"a", entry(1, [-1], 0, 0, 4, 0))]]), "shape must not be negative"),
         (table([[(b"", header()), (b"a", entry(1, [1 << 40] * 2, 0, 0, 4, 0))]]), "shape is too large"),

@@ -74,7 +74,7 @@ class ConcurrentBertClient(BertClient):
 
     @contextmanager
     def _permit(self) -> Iterator[None]:
-        self._channel.refuse_reentry()  # the interrupted call of this thread may hold the last permit
+        self._channel.refuse_reentry()  # in a signal handler: the interrupted call may hold the last permit
         permits = self._permits  # a fork replaces them
         try:
             permits.get(timeout=self.timeout / 1000 if self.timeout >= 0 else None)

@@ -27,7 +27,7 @@ from zmq.utils.monitor import recv_monitor_message
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
 _RECONNECT_MAX_MS = 1_000
-_SENDER_RETRY_S = (0.5, 4.0)  # between two attempts of the sender to connect: at first, and at most
+_SENDER_RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of the sender to connect
 
 _NUM_FILES = 6  # of a connection: two for TCP, four with which ZeroMQ wakes its threads
 _NUM_FILES_TO_OPEN = _NUM_FILES + 8  # and those of the context; libzmq aborts if it cannot open them
@@ -162,7 +162,7 @@ class Connection:
             self._receiver_trouble = "the connection to port_out was lost"
         else:
             self._receiver_trouble = (
-                "what listens at port_out is something else; are port and port_out right, or swapped?"
+                "port_out is not a server's port for results; are port and port_out right, or swapped?"
             )
         self._can_receive = False
 
@@ -194,7 +194,7 @@ def _check_files_left() -> None:
         raise OSError(
             exc.errno,
             f"too many open files: a client needs {_NUM_FILES}, and this process may have {limit} (ulimit -n). "
-            "Threads may share one client, and a client that is closed gives its files back",
+            "Threads may share one client, and closing a client closes its files",
         ) from exc
     finally:
         for descriptor in opened:

@@ -35,7 +35,7 @@ class Producer(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        """Send every batch, as soon as another one may be in progress."""
+        """Send each batch as soon as `has_room` returns True."""
         try:
             for batch in islice(self._batches, self._limit):
                 while not self._has_room() and not self._stopped.wait(_NO_ROOM_S):

@@ -85,10 +85,11 @@ class BertClient:
     Attributes: length_limit is the server's max_seq_len in tokens; 0 without check_length. token_info_available
     says whether the server was started with -show_tokens_to_client; False without check_token_info.
 
-    A signal handler that interrupts a call may close the client; all other calls there raise RuntimeError.
+    In a signal handler that interrupts a call, only `close` may be called; all other calls raise RuntimeError.
 
-    Calls raise TimeoutError if the server cannot be reached or a timeout passes, Unavailable (a ConnectionError)
-    if the server stops or the client is closed, and the other ServingErrors that the server sends.
+    Calls raise TimeoutError if the server cannot be reached or a timeout passes. They raise Unavailable (a
+    ConnectionError) if the server stops or the client is closed. Errors that the server sends are raised as other
+    ServingErrors.
 
     >>> with BertClient() as client:
     ...     client.encode(["First do it", "then do it right"]).shape
@@ -265,8 +266,9 @@ class BertClient:
     def fetch(self, delay: float = 0.0) -> Iterator[Response]:
         """Yield the results of `encode(..., blocking=False)` in order of arrival, until none is pending.
 
-        delay: seconds to wait before the first result. If a request failed, its error is raised in its place;
-        call `fetch` again for the other results.
+        delay: seconds to wait before the first result.
+
+        If a request failed, its error is raised instead of its result; call `fetch` again for the other results.
         """
         time.sleep(delay)
         while (found := self._channel.next_reply(self._deadline())) is not None:
@@ -284,7 +286,8 @@ class BertClient:
     def fetch_all(self, sort: bool = True, concat: bool = False) -> list[Rows] | Rows | None:
         """Return the vectors of all `encode(..., blocking=False)`, or None if no request is pending.
 
-        sort: in the order of the requests, not of the replies. concat: join the vectors to one array (or list).
+        sort: order the results by request, not by arrival. concat: join the vectors into one array (or list).
+
         If a request failed, its error is raised; call `fetch_all` again for the other results.
         """
         if not self._session.has_to_fetch:
@@ -342,11 +345,13 @@ class BertClient:
     def _results_of(self, producer: Producer) -> Iterator[tuple[int, Reply]]:
         deadline = self._deadline()
         while True:
-            is_producing = producer.is_alive()  # before the look for replies: they include its last request
+            # Checked before `next_reply`: if the producer has ended by now, all its requests were sent before.
+            is_producing = producer.is_alive()
             try:
                 found = self._channel.next_reply(time.monotonic() + _ASYNC_POLL_S if is_producing else deadline)
             except TimeoutError as exc:
-                # The short wait ended, or the timeout of this client. A ServingError is a deadline at the server.
+                # Either this wait or the client's timeout has ended. If the error is a ServingError, the server's
+                # deadline has ended.
                 if is_producing and time.monotonic() < deadline and not isinstance(exc, ServingError):
                     continue
                 raise
@@ -354,7 +359,7 @@ class BertClient:
                 yield found
                 deadline = self._deadline()
             elif is_producing:
-                deadline = self._deadline()  # no request is pending, so the time does not count
+                deadline = self._deadline()  # no request is pending, so this time is not part of the timeout
                 time.sleep(_POLL_S)
             else:
                 return

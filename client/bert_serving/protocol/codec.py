@@ -4,8 +4,10 @@ Clients and the broker use bert-as-service's wire. It is extended in ways that t
 
     request        identity | body | request_id | num_texts     body: JSON list, JSON object or a command
     encode reply   identity | info | array | request_id         info: dtype, shape, tokens, truncated, ...
-    error reply    identity | info | empty | request_id         info: error, and a dtype unknown to numpy
+    error reply    identity | info | empty | request_id         info: error, and an invalid dtype
     info reply     identity | info | request_id
+
+The old client passes the invalid dtype to numpy, which raises an error that contains our message.
 
 The broker and its workers send `kind | header | array ...`. The header is a JSON object. An array is sent as raw
 little-endian bytes in C order; its dtype and shape are in the JSON. Nothing is pickled.
@@ -117,11 +119,11 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
     if not 1 <= len(identity) <= MAX_IDENTITY_BYTES:
         raise InvalidRequest(f"identity must have 1 to {MAX_IDENTITY_BYTES} bytes, got {len(identity)}")
     if not _is_number(request_id):
-        raise InvalidRequest("request id must be a decimal number")
+        raise InvalidRequest(f"request id must be 1 to {_MAX_NUMBER_DIGITS} decimal digits")
     if command is not None:
         return CommandRequest(bytes(identity), bytes(request_id), command)
     if not _is_number(num_texts):
-        raise InvalidRequest("number of texts must be a decimal number")
+        raise InvalidRequest(f"number of texts must be 1 to {_MAX_NUMBER_DIGITS} decimal digits")
     value = parse_json(body)
     content: JsonObject = value if isinstance(value, dict) else {"texts": value}
     texts: Any = content.get("texts")  # checked below
@@ -245,7 +247,10 @@ def worker_message_to_frames(message: WorkerMessage | BrokerMessage) -> Frames:
 
 
 def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | BrokerMessage:
-    """Return the message in the frames. Both ends are this program: unreadable frames are a bug, and raise."""
+    """Return the message in the frames.
+
+    Both processes belong to the same server, so frames that cannot be read are a bug and raise any exception.
+    """
     cls = _KINDS[bytes(frames[0])]
     header = _loads(frames[1])
     if cls is Batch:

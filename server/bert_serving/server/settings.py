@@ -1,9 +1,9 @@
 """Every option of the server.
 
 `Settings` defines the server's own options and inherits those of the model (see model/spec.py). The name, type,
-default and help text of an option are in one of these two places alone. Flags, `BERT_SERVING_...` variables,
-`--help` and the table that is printed at start are all made from them. A flag overrides a variable, and a variable
-overrides the default.
+default and help text of an option are defined only in one of these two places. Flags, `BERT_SERVING_...`
+variables, `--help` and the table that is printed at start are all made from them. A flag overrides a variable, and
+a variable overrides the default.
 """
 
 from __future__ import annotations

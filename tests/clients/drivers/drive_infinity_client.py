@@ -1,4 +1,4 @@
-"""infinity_client, which is made from Infinity's schema."""
+"""infinity_client, which is generated from Infinity's OpenAPI schema."""
 
 from infinity_client import AuthenticatedClient
 from infinity_client.api.default import classify, embeddings, health, models, rerank

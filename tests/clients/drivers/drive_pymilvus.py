@@ -1,4 +1,4 @@
-"""pymilvus-model's functions for TEI, which know no API key."""
+"""pymilvus-model's functions for TEI, which cannot send an API key."""
 
 from pymilvus.model.dense import TEIEmbeddingFunction
 from pymilvus.model.reranker import TEIRerankFunction

@@ -1,4 +1,4 @@
-"""What a driver is told on stdin, and how it answers: one line of JSON on stdout, the last."""
+"""What a driver reads from stdin, and how it answers: the last line of its stdout is JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 TOLD: dict[str, Any] = json.load(sys.stdin)
-#: Servers: with a model for embeddings, and an API key; the same without a key; with a reranker; with SPLADE.
+#: Addresses of four servers: embeddings with an API key; the same without a key; a reranker; a SPLADE model.
 URL: str = TOLD["url"]
 OPEN_URL: str | None = TOLD.get("open_url")
 RANKER_URL: str | None = TOLD.get("ranker_url")
@@ -20,7 +20,7 @@ DOCUMENTS: list[str] = TOLD["documents"]
 
 
 def refusal(call: Callable[[], Any]) -> str:
-    """Return what a call that must fail says."""
+    """Make a call that must fail; return the type and the message of its error."""
     try:
         answer = call()
     except Exception as exc:

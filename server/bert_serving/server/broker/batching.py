@@ -45,7 +45,7 @@ class BatchBuilder:
         tokens = min(self.max_tokens - self.tokens, self.max_tokens * share)
         if texts < 1:
             return 0.0
-        # A text that is larger than a batch is a batch alone.
+        # A text that is larger than a batch gets a batch of its own.
         takes_oversized = share == 1.0 and not self.slices
         slices, taken_tokens = queue.take(
             max_tokens=tokens, max_texts=texts, cost=self.cost, at_least_one=takes_oversized

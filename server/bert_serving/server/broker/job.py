@@ -27,7 +27,7 @@ TextCost: TypeAlias = Callable[[Text], float]
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One encode request. job_id: a number of the broker's, because two clients may share an identity.
+    """One encode request. job_id: from the broker; two clients may use the same identity and request_id.
 
     flow: key in the fair queue: the client's identity, or the key that all unsubscribed clients share.
     options: those of the request and those that the server adds to every request. max_text_tokens: limit for the
@@ -111,7 +111,7 @@ class Job:
         self.num_done += len(vectors.num_tokens)
 
     def queue_s(self, now: float) -> float:
-        """Return for how long it waited, or has waited, for its first worker."""
+        """Return how many seconds the job waited for its first worker, or has waited until now."""
         return (now if self.begun_at is None else self.begun_at) - self.arrived_at
 
     def usage(self, now: float) -> Usage:

@@ -1,10 +1,11 @@
 """Finds clients that subscribed too late to receive the reply to their first request. Decides, does no I/O.
 
 A client sends requests over one connection and subscribes over another, and either may arrive first. The
-outbox holds a reply until a client has subscribed to its identity. If several clients share an identity, that
-may be another client than the sender: the sender's reply is then published before the sender has subscribed,
-and it would wait for its reply in vain. So each first request is matched with a subscription to its identity,
-whichever arrives first. If the subscription arrives second, the request must be answered again.
+outbox holds a reply until a client has subscribed to its identity. But several clients may share an identity.
+Then the outbox publishes the reply as soon as any of them has subscribed. If the sender of the request has not
+subscribed yet, it never gets the reply. Therefore each client's first request is matched with a subscription to
+its identity. If the subscription arrives after the request, `subscribe` returns the request, and the caller can
+answer it again.
 
 A subscription does not say which client it belongs to, and some clients subscribe and send nothing. So that
 such a subscription is not matched with the request of a later client, it waits for its request for one

@@ -140,7 +140,7 @@ class Outbox:
         while self._unclaimed:
             topic = next(iter(self._unclaimed))
             if now - self._unclaimed[topic][0].since <= self._max_age_s:
-                break  # the topics behind it began to wait later
+                break  # all topics after this one have waited for less time
             self._pop(self._unclaimed, topic)
             dropped.append(Dropped(topic, reason))
         for topic, replies in self._deliverable.items():

@@ -1,7 +1,7 @@
 """The counts in the `statistic` of SHOW_STATUS, with bert-as-service's names and definitions.
 
 Counting a request takes constant time, and a report takes limited memory and time. bert-as-service computed its
-report from all requests since its start and became slower by the hour (its issue 400). This file knows nothing
+report from all requests since its start, so it became slower and slower (its issue 400). This file knows nothing
 about sockets or clocks: times are monotonic seconds that the caller passes.
 """
 

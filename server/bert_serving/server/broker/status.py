@@ -104,7 +104,7 @@ def _num_gateways(settings: Settings) -> int:
 def _process_info(num_workers: int, *, num_gateways: int, endpoint: str) -> dict[str, object]:
     """Return what bert-as-service reports about its processes and the sockets between them.
 
-    Its ventilator and its sink are one loop here, with one socket to all workers.
+    What bert-as-service calls ventilator and sink is one loop in this server. It has one socket to all workers.
     """
     return {
         "num_process": 1 + num_workers + num_gateways,

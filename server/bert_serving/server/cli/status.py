@@ -26,7 +26,7 @@ def _status(argv: list[str] | None) -> int:
         "-port", "--port", "-port_in", "-port_data", type=int, default=5555, help="its port for requests"
     )
     parser.add_argument(
-        "-port_out", "--port_out", "-port_result", type=int, default=5556, help="its port for results"
+        "-port_out", "--port_out", "-port_result", type=int, default=5556, help="its port for replies"
     )
     parser.add_argument(
         "-watch",

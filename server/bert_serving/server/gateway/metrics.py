@@ -17,7 +17,7 @@ class GatewayMetrics:
     """HTTP requests of all gateway processes, by route and status.
 
     Each process writes its counts to files in the folder that PROMETHEUS_MULTIPROC_DIR names. The process that
-    answers /metrics adds up the files of all. Raises ValueError if the variable names no folder.
+    answers /metrics adds up the files of all processes. Raises ValueError if the variable does not name a folder.
     """
 
     def __init__(self, routes: Sequence[str]) -> None:

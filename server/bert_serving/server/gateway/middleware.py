@@ -23,7 +23,7 @@ class CountRequests:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; add its id to the response, and count it."""
+        """Pass a request on, add its id to the response, and count the request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -49,7 +49,7 @@ class WorkerStatus(TypedDict, total=False):
 
 
 class ServerStatus(TypedDict):
-    """What the gateway reads of the broker's status: the reply to SHOW_STATUS."""
+    """The fields of the broker's status (the reply to SHOW_STATUS) that the gateway reads."""
 
     ready: bool
     workers: list[WorkerStatus]

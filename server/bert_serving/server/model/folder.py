@@ -28,7 +28,7 @@ _CONFIGS = ("config.json", "bert_config.json")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 _DEFAULT_POSITIONS = 512
 
-# Their position ids start after the padding id, so the first embeddings are never used.
+# In these models, position ids start after the padding id, so the first embeddings are never used.
 _POSITIONS_AFTER_PADDING = (
     "roberta",
     "xlm-roberta",
@@ -47,8 +47,8 @@ _POSITIONS_AFTER_PADDING = (
 class ModelFolder:
     """A model's folder. Answers every question about its files; each answer may raise ModelError.
 
-    path: the folder. tuned_dir: a folder whose weights replace the model's, if any. config_name, ckpt_name,
-    trust_remote_code: the options of these names.
+    path: the folder. tuned_dir: a folder whose weights replace the model's; None: the model's own weights.
+    config_name, ckpt_name, trust_remote_code: the options of these names.
     """
 
     path: Path
@@ -150,7 +150,7 @@ class ModelFolder:
 
     @property
     def first_position(self) -> int:
-        """The position id of the first token: 0, or the one after the padding's."""
+        """The position id of the first token: 0, or pad_token_id + 1 for the types in _POSITIONS_AFTER_PADDING."""
         path = self.config_path
         config = read_json(path)
         if config.get("model_type") not in _POSITIONS_AFTER_PADDING:

@@ -66,7 +66,9 @@ class ModelOptions(BaseModel):
         "default: the limit that the model is configured with",
     )
     max_batch_tokens: int = Field(
-        16384, ge=64, description="most tokens in one batch of a worker, and in one forward pass; a CPU takes 2048 in a pass at most"
+        16384,
+        ge=64,
+        description="most tokens in one batch of a worker, and in one forward pass; a CPU takes 2048 in a pass at most",
     )
     pooling_strategy: tuple[str, ...] = Field(
         ("auto",),
@@ -128,7 +130,7 @@ class ModelOptions(BaseModel):
 class ModelSpec(ModelOptions):
     """The options of one model on one device; what a worker process is told to load.
 
-    Values must have exactly the declared types: the string "12" is no number here.
+    Values must have exactly the declared types: the string "12" is not accepted as a number.
     """
 
     model_config = ConfigDict(strict=True)

@@ -40,7 +40,7 @@ class ChildProcess:
 
     @property
     def is_started(self) -> bool:
-        """Whether it was started and not buried since; it may be dead."""
+        """Whether it was started and not released since; it may be dead."""
         return self._process is not None
 
     @property
@@ -85,7 +85,7 @@ class ChildProcess:
             self._process.join(max(0.0, deadline - time.monotonic()))
         return not self.is_alive
 
-    def bury(self, *, died_early: bool) -> int | None:
+    def release(self, *, died_early: bool) -> int | None:
         """Release the dead process and set when to start it again; return its exit code.
 
         It may start at once if it had been ready; otherwise after a pause that doubles with each early death.
@@ -116,7 +116,7 @@ class GatewayProcess(ChildProcess):
         self.is_ready = True
         return True
 
-    def bury(self, *, died_early: bool) -> int | None:
+    def release(self, *, died_early: bool) -> int | None:
         """See ChildProcess."""
         self.is_ready = False
-        return super().bury(died_early=died_early)
+        return super().release(died_early=died_early)

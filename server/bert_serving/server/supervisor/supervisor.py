@@ -88,7 +88,7 @@ class Supervisor:
         deadline = time.monotonic() + self._settings.drain_timeout
         while time.monotonic() < deadline and self._num_stop_requests < 2:
             self._broker.step(_POLL_MS // 10)
-            self._bury_dead_children()
+            self._release_dead_children()
             if self._broker.is_drained and not self._has_live_gateway:
                 return
         self._broker.fail_all("the server is shutting down")
@@ -110,7 +110,7 @@ class Supervisor:
                 log.warning("%s did not end in time: killed", child.name)
                 child.kill()
             if child.is_started:
-                child.bury(died_early=False)
+                child.release(died_early=False)
 
     def _close(self) -> None:
         self._launch.close()
@@ -175,10 +175,10 @@ class Supervisor:
         for name in self._broker.hung_workers(silent_s=_SILENT_S):
             worker = self._workers[name]
             worker.kill()
-            # Before the log line: whoever reads it must not find the worker ready any more.
+            # Before the log line: a program that reads the line must not find this worker still ready.
             self._broker.worker_lost(name)
             log.error("%s does not answer: replacing it", name)
-            self._bury(worker, died_early=False)
+            self._release(worker, died_early=False)
 
     def _keep_alive(self, child: ChildProcess) -> None:
         now = time.monotonic()
@@ -192,10 +192,10 @@ class Supervisor:
             child.kill()
 
     def _on_death(self, child: ChildProcess) -> None:
-        """Bury a child, to be started again. Raises StartError if that would not help."""
+        """Release a dead child, so that it is started again. Raises StartError if that would not help."""
         self._broker.step(0)  # its last messages may not be read yet
         was_ready = self._is_ready(child)
-        exit_code = self._bury(child, died_early=not was_ready)
+        exit_code = self._release(child, died_early=not was_ready)
         refusal = self._broker.worker_lost(child.name) if child.name in self._workers else None
         if refusal is not None and not was_ready and not self._has_been_ready:
             raise StartError(refusal)
@@ -204,11 +204,14 @@ class Supervisor:
             raise StartError(f"{child.name} died {child.num_early_deaths} times before it was ready: {reason}")
         log.error("%s died, exit code %s: replacing it", child.name, exit_code)
 
-    def _bury_dead_children(self) -> None:
-        """Bury without replacing: the descriptor of a dead child would make each `step` return at once."""
+    def _release_dead_children(self) -> None:
+        """Release dead children without replacing them.
+
+        Otherwise their descriptors, which stay readable, would make each `step` return at once.
+        """
         for child in self._children:
             if child.is_started and not child.is_alive:
-                self._bury(child, died_early=False)
+                self._release(child, died_early=False)
                 if child.name in self._workers:
                     self._broker.worker_lost(child.name)
 
@@ -216,9 +219,9 @@ class Supervisor:
         child.spawn()
         self._broker.watch(child.sentinel)
 
-    def _bury(self, child: ChildProcess, *, died_early: bool) -> int | None:
+    def _release(self, child: ChildProcess, *, died_early: bool) -> int | None:
         self._broker.unwatch(child.sentinel)
-        return child.bury(died_early=died_early)
+        return child.release(died_early=died_early)
 
     def _terminate_gateways(self) -> None:
         for gateway in self._gateways:

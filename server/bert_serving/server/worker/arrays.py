@@ -16,8 +16,8 @@ def dense(sparse: Sequence[Rows], num_terms: int) -> Rows:
     return rows
 
 
-def rectangle(ragged: Sequence[Rows]) -> Rows:
-    """Return texts' rows, whose number differs, as (B, T, D), zero after the end of a text."""
+def padded(ragged: Sequence[Rows]) -> Rows:
+    """Return the rows of texts of different lengths as (B, T, D), with zeros after the end of each text."""
     rows = np.zeros((len(ragged), max(map(len, ragged)), ragged[0].shape[1]), dtype=np.float32)
     for i, of_text in enumerate(ragged):
         rows[i, : len(of_text)] = of_text

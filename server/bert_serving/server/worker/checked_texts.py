@@ -8,7 +8,7 @@ from bert_serving.protocol import Text, has_lone_surrogate
 
 
 def checked_texts(texts: Sequence[Text]) -> list[Text]:
-    """Return the texts. Raises TypeError or ValueError for a bad one. Unlike in a request, "" is a text here."""
+    """Return the texts. Raises TypeError or ValueError for a bad one. Accepts "", unlike a request."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise TypeError(f"texts must be a list of strings, got {type(texts).__name__}")
     texts = list(texts)
@@ -19,5 +19,5 @@ def checked_texts(texts: Sequence[Text]) -> list[Text]:
         ):
             raise TypeError(f"texts[{i}] must be a string, a pair, or a list of tokens or ids, got {text!r:.80}")
         if any(has_lone_surrogate(part) for part in parts if isinstance(part, str)):
-            raise ValueError(f"texts[{i}] contains a lone surrogate, which is no Unicode text")
+            raise ValueError(f"texts[{i}] contains a lone surrogate, which is not Unicode text")
     return texts

@@ -14,7 +14,7 @@ from ..model.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class Pooler:
-    """The pooler of an encoder: a dense layer with tanh over first tokens of the last layer."""
+    """The pooler of an encoder: a dense layer with tanh, applied to the first token of the last layer."""
 
     model: PreTrainedModel
 
@@ -62,7 +62,7 @@ class Classifier:
 def classifier_of(model: PreTrainedModel) -> Classifier:
     """Return the head of one of Transformers' models for sequence classification.
 
-    Raises ModelError for a family whose head reads anything else than first tokens.
+    Raises ModelError for a family whose head reads anything other than first tokens.
     """
     labels = tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))
     return Classifier(_head_of(model), labels)

@@ -44,7 +44,8 @@ class Dense(nn.Module):
         """Return (B, out_features) for rows (B, in_features)."""
         if rows.shape[1] != self.linear.in_features:
             raise ModelError(
-                f"in_features of Dense must be {rows.shape[1]}, its input's width, got {self.linear.in_features}"
+                f"in_features of Dense must be {rows.shape[1]}, the width of its input, "
+                f"got {self.linear.in_features}"
             )
         mapped: Tensor = self.activation_function(self.linear(rows))
         if not self.use_residual:

@@ -33,7 +33,7 @@ def pick_device(device: str) -> torch.device:
         raise ModelError(f"device must be auto, cpu or cuda:N, got {device!r}")
     if picked.type == "cuda" and (picked.index or 0) >= count:
         seen = f"{count} GPUs" if count else "no GPU"
-        raise ModelError(f"GPU {picked.index or 0} is not there: PyTorch {torch.__version__} sees {seen}")
+        raise ModelError(f"GPU {picked.index or 0} does not exist: PyTorch {torch.__version__} sees {seen}")
     return picked
 
 
@@ -71,7 +71,7 @@ def fitting_tokens(forward: Callable[[int], object], max_tokens: int, device: to
 def allowed_cpus() -> int:
     """Return how many CPUs this process may keep busy: its affinity mask, or its cgroup's quota if that is less.
 
-    With more threads than its quota allows, a container is throttled, all of its threads together.
+    If a container runs more threads than its quota allows, the kernel pauses all of its threads.
     """
     cpus = len(os.sched_getaffinity(0))
     quota = _cgroup_cpus()

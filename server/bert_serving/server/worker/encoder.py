@@ -27,7 +27,7 @@ from bert_serving.protocol import (
 )
 
 from ..model.spec import ModelSpec
-from .arrays import dense, rectangle
+from .arrays import dense, padded
 from .checked_texts import checked_texts
 from .loading import load
 from .micro_batches import Budget, PreparedText, run_micro_batches
@@ -181,7 +181,7 @@ class Encoder:
             warnings.warn(f"{len(cut)} texts are longer than max_seq_len and were cut, {first}", stacklevel=2)
         if prepared[0].plan.is_sparse:
             return dense(rows, prepared[0].plan.width)
-        return rectangle(rows) if rows[0].ndim > 1 else np.stack(rows)
+        return padded(rows) if rows[0].ndim > 1 else np.stack(rows)
 
     def encode_tokens(self, texts: Sequence[Text], **options: Unpack[EncodeOptionsDict]) -> list[TokenVectors]:
         """Return the vectors, tokens and offsets of each text's tokens. options: as in `encode`."""
@@ -364,12 +364,13 @@ class Encoder:
         """Return why a text cannot be computed, or would need too much memory; None if it can."""
         text, num_ids = prepared.text, self._loaded.num_ids
         if num_ids is not None and max(max(s.ids) for s in text.sequences) >= num_ids:
-            return f"the tokenizer has tokens that the model has no embedding for, it has {num_ids}"
+            return f"the tokenizer has tokens that the model has no embedding for: it has {num_ids} embeddings"
         if text.spans is not None and sum(stop - start for start, stop in text.spans) > _MAX_SPAN_TOKENS:
-            return f"the spans of a text may hold {_MAX_SPAN_TOKENS} tokens together"
+            return f"the spans of a text may have at most {_MAX_SPAN_TOKENS} tokens in total"
         num_bytes = text.num_tokens * len(prepared.plan.layers) * self._loaded.hidden_size * 4
         if prepared.keeps_token_vectors and num_bytes > _MAX_TOKEN_BYTES:
-            return f"the vectors of a text's tokens may have {_MAX_TOKEN_BYTES >> 20} MiB, got {num_bytes >> 20}"
+            limit = f"at most {_MAX_TOKEN_BYTES >> 20} MiB"
+            return f"the token vectors of a text may have {limit}, got {num_bytes >> 20} MiB"
         return None
 
 

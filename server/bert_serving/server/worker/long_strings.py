@@ -50,7 +50,8 @@ def _beginning(text: str, size: int) -> str:
     """Return the text up to the first white space after `size` characters.
 
     Tokenizers treat words one by one, so text after a white space does not change the tokens well before it.
-    Only characters count that every tokenizer treats as white space: BERT's removes other control characters.
+    The text is cut only at characters that every tokenizer treats as white space. (BERT's tokenizer removes other
+    control characters instead of splitting there.)
     If there is no white space within a million characters, the text is cut there.
     """
     if len(text) <= size:

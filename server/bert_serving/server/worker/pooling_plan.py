@@ -112,8 +112,8 @@ class AfterPooling:
 class ModelShape:
     """Sizes of a loaded model.
 
-    num_layers: of the whole model. num_loaded: of these, loaded from the bottom. hidden_size: components of a
-    hidden state. head_widths: components of a head's rows, by strategy.
+    num_layers: layers of the whole model. num_loaded: how many of them are loaded, counted from the bottom.
+    hidden_size: components of a hidden state. head_widths: components of a head's rows, by strategy.
     """
 
     num_layers: int
@@ -164,7 +164,7 @@ class PoolingPlanner:
         width = after.width or self._width(poolings, len(layers))
         if width > _MAX_WIDTH and poolings != _TERMS:
             raise RequestError(
-                f"a vector may have {_MAX_WIDTH} components, these layers and strategies give {width}"
+                f"a vector may have at most {_MAX_WIDTH} components, but these layers and strategies give {width}"
             )
         if options.dimensions is not None and options.dimensions > width:
             raise RequestError(f"dimensions must be in 1..{width} for this model, got {options.dimensions}")

@@ -163,7 +163,7 @@ class Tokenizer:
         try:
             word_ids = [one if isinstance(one, WordIds) else self._vocabulary.look_up(one) for one in inputs]
             if len(word_ids) == 2 and not word_ids[1].ids and not isinstance(text, dict):
-                word_ids = word_ids[:1]  # as in bert-as-service: if no word follows the separator, it is no pair
+                word_ids = word_ids[:1]  # as in bert-as-service: no word after the separator, so not a pair
             special_tokens = self._special_tokens(word_ids, is_tokenized=isinstance(text, list))
             tokenized = build_sequences(
                 word_ids, special_tokens, options, max_seq_len=self._max_seq_len, num_prompt=num_prompt

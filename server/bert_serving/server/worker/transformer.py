@@ -40,7 +40,7 @@ class Execution:
     """How forward passes run.
 
     padded_because: why they are padded; None: they are packed. autocast: the dtype that torch's autocast computes
-    in; None: no autocast. has_varlen: one kernel attends within all sequences of a packed row.
+    in; None: no autocast. has_varlen: one kernel call computes the attention of all sequences of a packed row.
     """
 
     padded_because: str | None = None

@@ -39,7 +39,7 @@ class _Input(Body):
 class EmbedBody(Body):
     texts: list[str] | None = None
     inputs: list[_Input] | None = Field(
-        None, description="alternative to `texts`, each text in parts; only parts of type text are supported"
+        None, description="instead of `texts`: each text is a list of parts; only parts of type text are supported"
     )
     model: object = None
     input_type: str | None = None

@@ -228,7 +228,7 @@ def _text(key: bytes) -> str:
     try:
         return key.decode()
     except UnicodeDecodeError as exc:
-        raise _Damaged(f"a name is no text: {key!r}") from exc
+        raise _Damaged(f"a name is not valid UTF-8: {key!r}") from exc
 
 
 # -- the table -----------------------------------------------------------------------------------------
