@@ -68,7 +68,7 @@ class ModelOptions(BaseModel):
     max_batch_tokens: int = Field(
         16384,
         ge=64,
-        description="most tokens in one batch of a worker, and in one forward pass; a CPU takes 2048 in a pass at most",
+        description="most tokens in one batch of a worker and in one forward pass (on a CPU at most 2048 in a pass)",
     )
     pooling_strategy: tuple[str, ...] = Field(
         ("auto",),
