@@ -68,7 +68,7 @@ class ModelOptions(BaseModel):
     max_batch_tokens: int = Field(
         16384,
         ge=64,
-        description="most tokens in one batch of a worker and in one forward pass (on a CPU at most 2048 in a pass)",
+        description="most tokens in a batch of a worker and in one forward pass; on a CPU a pass has at most 2048",
     )
     pooling_strategy: tuple[str, ...] = Field(
         ("auto",),
