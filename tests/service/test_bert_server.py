@@ -37,7 +37,7 @@ def test_a_server_is_ready_inside_its_context_and_has_ended_after_it(tiny: Path)
     args = arguments(tiny)
     with BertServer(args) as server:
         assert server.is_ready.is_set()
-        with pytest.raises(RuntimeError, match="started once"):
+        with pytest.raises(RuntimeError, match="started only once"):
             server.start()
         with BertClient(**ports(args)) as client:
             assert client.encode(["hello world"]).shape == (1, 64)
