@@ -68,7 +68,7 @@ _spawn = multiprocessing.get_context("spawn")
 
 
 def run_broker(settings: dict[str, Any], endpoint: str) -> None:
-    """Run a broker that waits for one worker, until it is killed."""
+    """Run a broker for one worker. Does not return: the process must be killed."""
     names = ["worker-0"]
     metrics = BrokerMetrics(names)
     broker = Broker(

@@ -2,8 +2,9 @@
 
     make bench            or: python -m benchmarks.service [--rounds 3] [bert-serving-start flags ...]
 
-It starts a server with the demo model. In each round it measures every way once. It prints the medians of the
-rounds as a Markdown table. Both sides use this machine's default number of threads.
+It starts a server with the demo model. In each round it measures every line of its table once. It prints the
+medians of the rounds as a Markdown table. The server and sentence-transformers both use this machine's default
+number of threads.
 """
 
 from __future__ import annotations

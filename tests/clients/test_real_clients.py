@@ -43,7 +43,7 @@ def assert_near(rows: Any, expected: np.ndarray, name: str = "") -> None:
 
 
 def assert_vectors(answers: dict[str, Any], expected: np.ndarray) -> None:
-    """All vectors equal those of sentence-transformers: of every text, or of the first one."""
+    """Check that each answer has the vectors of sentence-transformers, for all texts or for the first one only."""
     for name, rows in answers.items():
         assert len(rows) in (1, len(expected)), name
         assert_near(rows, expected[: len(rows)], name)

@@ -1,4 +1,4 @@
-"""Prompts give the vectors of sentence-transformers, whether the pooling includes or excludes them."""
+"""Vectors with a prompt equal those of sentence-transformers. The pooling includes or excludes the prompt."""
 
 from __future__ import annotations
 

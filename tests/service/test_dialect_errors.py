@@ -65,7 +65,7 @@ def ollama(_: int, message: str) -> Any:
     return {"error": message}
 
 
-def legacy(status: int, message: str) -> Any:
+def bert_as_service(status: int, message: str) -> Any:
     kinds = {
         401: "Unauthorized",
         404: "HTTPException",
@@ -105,15 +105,15 @@ POSTS: list[tuple[str, Say]] = [
     ("/v2/rerank", cohere),
     ("/v1/rerank", cohere),
     ("/api/embeddings", ollama),
-    ("/encode", legacy),
+    ("/encode", bert_as_service),
 ]
 GETS: list[tuple[str, Say]] = [
     ("/v1/models", openai),
     ("/models", openai),
     ("/info", tei),
     ("/api/tags", ollama),
-    ("/status/server", legacy),
-    ("/status/client", legacy),
+    ("/status/server", bert_as_service),
+    ("/status/client", bert_as_service),
 ]
 
 
@@ -267,14 +267,14 @@ def test_fields_that_are_missing_or_of_another_type(
         ),
         (
             "/encode",
-            legacy,
+            bert_as_service,
             {"id": 1, "texts": ["a"], "encoding_format": "hex"},
             400,
             f"encoding_format: I{FORMATS}",
         ),
         (
             "/encode",
-            legacy,
+            bert_as_service,
             {"id": 1, "texts": ["a"], "options": {"dimensions": 0}},
             400,
             "dimensions must be a whole number from 1, got 0",
@@ -290,7 +290,7 @@ def test_fields_that_are_missing_or_of_another_type(
             422,
             PROMPTS,
         ),
-        ("/encode", legacy, {"id": 1, "texts": ["a"], "options": {"prompt_name": "nope"}}, 400, PROMPTS),
+        ("/encode", bert_as_service, {"id": 1, "texts": ["a"], "options": {"prompt_name": "nope"}}, 400, PROMPTS),
         *(
             (path, tei, {"inputs": ["a", LONG], "truncate": False}, 422, f"texts[1]: {TOO_LONG}")
             for path in ("/embed", "/embed_all", "/")
@@ -376,25 +376,31 @@ def test_fields_that_are_missing_or_of_another_type(
         ("/classify", openai, {"input": "a"}, 422, NO_HEAD),
         ("/embed_sparse", tei, {"inputs": "a"}, 422, NO_SPLADE),
         # /encode: tests/service/test_http.py has more
-        ("/encode", legacy, {"texts": ["a"]}, 400, 'the body has no "id"; expected {"id": ..., "texts": [...]}'),
-        ("/encode", legacy, {"id": 1, "texts": [[99999]]}, 400, f"texts[0]: token id 99999 {ADVICE}"),
         (
             "/encode",
-            legacy,
+            bert_as_service,
+            {"texts": ["a"]},
+            400,
+            'the body has no "id"; expected {"id": ..., "texts": [...]}',
+        ),
+        ("/encode", bert_as_service, {"id": 1, "texts": [[99999]]}, 400, f"texts[0]: token id 99999 {ADVICE}"),
+        (
+            "/encode",
+            bert_as_service,
             {"id": 1, "texts": ["a"], "options": {"pooling_strategy": "NO_SUCH_STRATEGY"}},
             400,
             None,
         ),
         (
             "/encode",
-            legacy,
+            bert_as_service,
             {"id": 1, "texts": ["a"], "spans": [[[3, 1]]]},
             400,
             "spans[0] must hold [start, end] in characters, start < end, got [3, 1]",
         ),
         (
             "/encode",
-            legacy,
+            bert_as_service,
             {
                 "id": 1,
                 "texts": ["a"],
@@ -509,12 +515,12 @@ def test_other_methods_and_paths(model_servers: ModelServers) -> None:
     for path, _ in POSTS:
         if path != "/":
             reply = http.get(path)
-            assert_says(reply, legacy, 405, "Method Not Allowed")
+            assert_says(reply, bert_as_service, 405, "Method Not Allowed")
             assert reply.headers["allow"] == "POST"
     for path, _ in GETS:
-        assert_says(http.post(path, json={}), legacy, 405, "Method Not Allowed")
+        assert_says(http.post(path, json={}), bert_as_service, 405, "Method Not Allowed")
     for path in ("/nope", "/v1/nope"):
-        assert_says(http.post(path, json={}), legacy, 404, "Not Found")
+        assert_says(http.post(path, json={}), bert_as_service, 404, "Not Found")
 
 
 def test_while_the_model_loads_routes_that_need_it_say_so(tiny: Path) -> None:

@@ -46,7 +46,7 @@ def test_single_sentences_of_16_clients_merge_and_never_mix(server: RunningServe
 def test_a_large_job_delays_a_single_sentence_by_the_batches_in_flight_only(server: RunningServer) -> None:
     """Counted in batches, not in seconds: at most two may be in flight when the single text arrives.
 
-    The large job has 40 batches, and is not done when the last of five single sentences is.
+    The large job has 40 batches. When the last of five single sentences is done, the large job is not.
     """
     done = threading.Event()
 

@@ -12,7 +12,7 @@ from tests.support.waiting import HANG_S
 
 
 def install_old_client(folder: Path) -> None:
-    """Make an environment in the folder that holds the old client and nothing else."""
+    """Make a virtual environment in the folder, and install only the old client in it."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     install = [python_of(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*install, "bert-serving-client==1.10.0"], check=True)

@@ -35,7 +35,7 @@ class Reference:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def single(self, text: str | list[str], *, longest: int = 512) -> list[int]:
-        """[CLS] text [SEP], cut on the right. A list: tokens that are looked up as they are."""
+        """The ids of [CLS] text [SEP], cut on the right. The tokens of a list are looked up without tokenizing."""
         words = self.words(text) if isinstance(text, str) else self.tokenizer.convert_tokens_to_ids(text)
         return [self.tokenizer.cls_token_id, *words[: longest - 2], self.tokenizer.sep_token_id]
 

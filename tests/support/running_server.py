@@ -36,8 +36,8 @@ def free_ports(count: int) -> list[int]:
 def _ports_of_this_process() -> Iterator[int]:
     """Claim a block of ports for this process until it ends; return its ports in turn, again and again.
 
-    A port is found some time before a server listens on it. Test processes that run side by side would meet if
-    each of them looked for any free port. The lock's file stays open, so the block is claimed until the end.
+    A port is chosen some time before a server listens on it. If each test process looked for any free port, two of
+    them could choose the same one. The lock's file stays open, so the lock is held until the process ends.
     """
     folder = Path(tempfile.gettempdir()) / f"bert-serving-test-ports-{os.getuid()}"
     folder.mkdir(exist_ok=True)

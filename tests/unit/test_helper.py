@@ -1,4 +1,4 @@
-"""What programs written for bert-as-service import: parsers, namespaces, PoolingStrategy."""
+"""The names that a program for bert-as-service can import: parsers, namespaces, PoolingStrategy."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_namespace_includes_the_defaults() -> None:
         (["-num_worker=4"], "num_worker", 4),
         (["-num", "2"], "num_worker", 2),
         (["-port_in", "7000"], "port", 7000),
-        (["-model", "/x"], "model_dir", "/x"),  # as in bert-as-service, in spite of later flags
+        (["-model", "/x"], "model_dir", "/x"),  # as in bert-as-service, although -model_module is new
         (["-max_b", "64"], "max_batch_size", 64),
         (["-t", "/x"], "tuned_model_dir", "/x"),
         (["-max_seq_len", "NONE"], "max_seq_len", "NONE"),

@@ -263,7 +263,7 @@ def test_delivery_frees_the_held_bytes() -> None:
 
 
 def fill(outbox: Outbox, *identities: bytes) -> None:
-    """Post a reply that counts 2,000 bytes to each of the identities."""
+    """Post a reply to each of the identities. The outbox counts 2,000 bytes for each reply."""
     for now, identity in enumerate(identities):
         outbox.post(reply(identity, b"x" * (2000 - OVERHEAD - len(identity) - 1)), float(now))
 

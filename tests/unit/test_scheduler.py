@@ -259,7 +259,7 @@ def test_a_long_text_that_is_not_truncated_gets_more_time() -> None:
     texts = make_texts(1, num_tokens=101_000)
     scheduler.submit(request(ALICE, texts, options=EncodeOptions(long_text="chunk")), 0.0)
     next_batch(scheduler)
-    assert scheduler.overdue(400.0, 120.0) == []  # 100,000 tokens above a full batch, at a quarter of the rate
+    assert scheduler.overdue(400.0, 120.0) == []  # limit: 120 s + 100,000 extra tokens / 250 tokens/s
     assert scheduler.overdue(530.0, 120.0) == ["w0"]
 
 
@@ -574,7 +574,7 @@ def test_client_that_subscribes_late_does_not_wait_behind_the_others(count: int)
     for i in range(1000):
         submit(scheduler, b"unsubscribed %d" % i, count, is_unsubscribed=True)
     late_subscriber = submit(scheduler, ALICE, count, is_unsubscribed=True)
-    scheduler.claim(ALICE)
+    scheduler.client_subscribed(ALICE)
     assert share_of(late_subscriber, next_batch(scheduler)) == count
 
 
@@ -582,9 +582,9 @@ def test_claim_moves_only_waiting_texts() -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, ALICE, count, is_unsubscribed=True) for count in (1, 150, 30)]
     first = next_batch(scheduler)
-    scheduler.claim(ALICE)
-    scheduler.claim(ALICE)
-    scheduler.claim(BOB)
+    scheduler.client_subscribed(ALICE)
+    scheduler.client_subscribed(ALICE)
+    scheduler.client_subscribed(BOB)
     done = scheduler.complete("w0", computed(first), 0.0) + run_all(scheduler)
     assert sorted(done, key=lambda job: job.job_id) == jobs
     assert scheduler.is_idle
@@ -1073,8 +1073,8 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         assert self.scheduler.complete(name, result, self.now) == []
 
     @rule(client=CLIENTS)
-    def claim(self, client: bytes) -> None:
-        self.scheduler.claim(client)
+    def client_subscribed(self, client: bytes) -> None:
+        self.scheduler.client_subscribed(client)
 
     @rule(client=CLIENTS)
     def cancel(self, client: bytes) -> None:

@@ -102,7 +102,8 @@ FOLDERS = ("CLS_TOKEN",)
 @pytest.mark.parametrize(
     ("started", "asked", "expected"),
     [
-        # options at start; options of a request; what it gets: from a plain folder, and from one with a pooling
+        # options at start; options of a request; the pooling of this request, if the folder configures no pooling
+        # and if it configures FOLDERS
         ({}, (None, None), [Pooling(("REDUCE_MEAN",), (-2,)), Pooling(FOLDERS, (-1,), is_folders=True)]),
         ({}, (("auto",), None), [Pooling(("REDUCE_MEAN",), (-2,)), Pooling(FOLDERS, (-1,), is_folders=True)]),
         ({}, (("REDUCE_MAX",), None), [Pooling(("REDUCE_MAX",), (-2,)), Pooling(("REDUCE_MAX",), (-1,))]),

@@ -1,4 +1,4 @@
-"""Connection: the two sockets of a client, and whether they are connected. No call blocks but `wait`.
+"""Connection: the two sockets of a client, and whether they are connected. Only `wait` blocks.
 
 One thread at a time may call `wait` and `receive`. One thread at a time may call the other methods, also while
 another thread is in `wait` or `receive`.
@@ -37,7 +37,7 @@ _NUM_FILES_TO_OPEN = _NUM_FILES + 8  # and those of the context; libzmq aborts i
 def _context() -> zmq.Context[zmq.Socket[bytes]]:
     """Return the context of all clients in this process."""
     context = zmq.Context()
-    context.max_sockets = context.get(zmq.SOCKET_LIMIT)  # the default is enough for 255 clients
+    context.max_sockets = context.get(zmq.SOCKET_LIMIT)  # the default would allow only 255 clients
     return context
 
 
@@ -60,7 +60,8 @@ class Connection:
         self._receiver_trouble = "no server replies at port_out"
         self._retry_s, self._connect_again_at = _SENDER_RETRY_S[0], 0.0
         self._sender = _open(zmq.PUSH, ip)
-        # Only a live connection takes a request. ZeroMQ must not keep it and send it after a restart.
+        # A request is sent only while the sender is connected. ZeroMQ must not keep a request and send it later,
+        # for example to a server that was restarted.
         self._sender.immediate = 1
         self._sender.reconnect_ivl = -1
         self._sender.sndhwm = 0  # without a limit, the socket is writable exactly while it is connected
@@ -76,7 +77,7 @@ class Connection:
 
     @property
     def is_connected(self) -> bool:
-        """Whether both sockets had a ZeroMQ handshake, as of the last `receive` and `maintain_sender`."""
+        """Whether both sockets were connected when `receive` and `maintain_sender` were last called."""
         return self._can_send and self._can_receive
 
     @property

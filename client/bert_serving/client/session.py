@@ -111,7 +111,7 @@ class Session:
     def probe(self, now: float) -> Frames | None:
         """Return the frames of a probe if it is time for one, else None. Call it about once a second.
 
-        If the probe before had no reply in time, all pending requests fail with Unavailable.
+        If the previous probe had no reply in time, all pending requests fail with Unavailable.
         """
         if not self._pending:
             self._probe = None
@@ -138,7 +138,7 @@ class Session:
     # -- receiving -------------------------------------------------------------------------------------
 
     def receive(self, frames: Frames, now: float) -> int | None:
-        """Take a message. Return the number of the request that now has a reply, or None if it is for none."""
+        """Take a message. Return the number of the request that it replies to, or None if it is ignored."""
         self._received_at = now
         try:
             reply = reply_from_frames(frames)

@@ -1,6 +1,6 @@
 """Turn messages into frames and frames into messages.
 
-Clients and the broker use bert-as-service's wire. It is extended in ways that the old client does not notice:
+Clients and the broker use bert-as-service's wire format. The old client ignores what was added to it:
 
     request        identity | body | request_id | num_texts     body: JSON list, JSON object or a command
     encode reply   identity | info | array | request_id         info: dtype, shape, tokens, truncated, ...
@@ -153,7 +153,8 @@ def parse_json(body: Frame) -> object:
     try:
         return _loads(body)
     except ValueError:
-        # orjson refuses lone surrogates with a vague message. json reads them, and check_texts names the text.
+        # orjson refuses lone surrogates with a vague message. json reads them, and later check_texts refuses
+        # them with an error that names the text.
         try:
             return json.loads(bytes(body))
         except (ValueError, RecursionError) as exc:

@@ -44,7 +44,7 @@ Spans: TypeAlias = "Sequence[Sequence[int]]"
 #: Rows of vectors, (R, D) float32; float16 if the server runs with -fp16.
 Rows: TypeAlias = npt.NDArray[np.floating[Any]]
 
-#: A JSON object that was read or is to be written. A type cannot say what its values are.
+#: A JSON object that was read or is to be written. Its values can be of any JSON type.
 JsonObject: TypeAlias = dict[str, Any]
 
 
@@ -165,8 +165,8 @@ class ModelFacts:
     """What a worker reports about its process and its model when it is ready.
 
     device: torch's name of it. dtype: number format of the forward pass. dimension: numbers in a vector.
-    kind: "embedding", "splade", "classifier" or "reranker". poolings: strategies in force when a request names
-    none. splits_specials: the tokenizer splits the names of special tokens in a text like any other words.
+    kind: "embedding", "splade", "classifier" or "reranker". poolings: strategies for requests that name none.
+    splits_specials: the tokenizer splits the names of special tokens in a text like any other words.
     prompts: text by name. labels: of a classification head; empty without one. max_seq_len: tokens of the
     longest sequence. forward: "packed" or "padded". parity: lowest cosine with the float32 reference.
     tokens_per_s: measured at the warm-up. max_batch_tokens: most tokens in one batch.

@@ -10,7 +10,7 @@ from .texts import has_lone_surrogate
 
 _T = TypeVar("_T")
 
-#: Pooling strategies; those of bert-as-service and sentence-transformers have the names that they have there.
+#: Pooling strategies. Strategies of bert-as-service and sentence-transformers keep their names.
 POOLING_STRATEGIES = (
     "NONE",
     "REDUCE_MEAN",
@@ -83,7 +83,7 @@ class EncodeOptions:
     -1: the last.
     normalize: divide each vector by its L2 norm.
     dimensions: keep only this many leading components, before normalizing. The model must be trained for it.
-    truncate: the end at which a text is cut that is too long: "right" or "left"; "error": raise InvalidRequest.
+    truncate: the end at which texts that are too long are cut: "right" or "left"; "error": raise InvalidRequest.
     long_text: "chunk": split a text that is too long into overlapping windows and return the mean of their
     vectors, weighted by length. "truncate": do as `truncate` says.
     prompt: text to put in front of each text. prompt_name: the name of a prompt configured in the model folder.

@@ -78,14 +78,14 @@ class Settings(ModelOptions, BaseSettings):
     fp16: bool = Field(
         False, description="send vectors as float16, half the bytes; -dtype is for the forward pass"
     )
-    show_tokens_to_client: bool = Field(False, description="send the tokens with every result")
+    show_tokens_to_client: bool = Field(False, description="send the tokens with every reply")
     queue_capacity: int = Field(
         262_144, ge=1, description="most texts waiting in total, and most in one request; more get an error reply"
     )
     queue_mb: int = Field(2048, ge=1, description="most MiB of requests that are not answered yet")
     max_message_mb: int = Field(256, ge=1, le=2047, description="largest request in MiB")
     outbox_mb: int = Field(1024, ge=1, description="most MiB of replies that wait for their client")
-    outbox_age: float = Field(300, gt=0, description="seconds that a result waits for its client")
+    outbox_age: float = Field(300, gt=0, description="seconds that a reply waits for its client")
     worker_timeout: float = Field(
         120, gt=0, description="seconds that a batch may take; then its worker is replaced"
     )

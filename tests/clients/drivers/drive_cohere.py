@@ -1,4 +1,4 @@
-"""cohere's second API."""
+"""cohere's client for version 2 of its API."""
 
 from cohere import ClientV2
 from told import DOCUMENTS, KEY, QUERY, RANKER_URL, TEXTS, URL, refusal, say

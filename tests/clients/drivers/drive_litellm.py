@@ -3,7 +3,7 @@
 import asyncio
 import os
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it asks the network for prices
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it downloads a list of prices
 
 import litellm
 from told import DOCUMENTS, KEY, QUERY, RANKER_URL, TEXTS, URL, refusal, say

@@ -11,7 +11,9 @@ from .job import Slice, TextCost
 
 @dataclass(slots=True)
 class InFlightBatch:
-    """The broker's record of a batch. tokens: estimated. sent_at: when its worker began with it, or got it.
+    """The broker's record of a batch.
+
+    tokens: estimated. sent_at: when its worker got it; later, when the worker began to compute it.
 
     A suspect is a batch whose worker died. It is sent again with the same slices and without others, so that
     the text that kills workers can be found.

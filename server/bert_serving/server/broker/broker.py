@@ -184,7 +184,7 @@ class Broker:
                 self._metrics.cancelled.inc(len(cancelled))
                 continue
             self._metrics.subscriptions.inc()
-            self._scheduler.claim(change.identity)
+            self._scheduler.client_subscribed(change.identity)
             if change.missed is not None:
                 self._reply_to_command(change.missed, now)
 

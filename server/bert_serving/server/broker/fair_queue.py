@@ -4,7 +4,7 @@ Start-time fair queueing (Goyal et al. 1996): each flow has a clock that advance
 from it, and the flow whose clock is furthest behind goes next. A flow that joins starts at the current time of
 the queue: it has no debt and no credit.
 
-The caller decides what a flow is: jobs with the same `Job.flow` are one.
+The caller decides what a flow is: jobs with the same `Job.flow` are in one flow.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class FairQueue:
     ) -> tuple[list[Slice], float]:
         """Take texts of at most `max_tokens`; return the slices and their tokens.
 
-        at_least_one: the first text is taken even if it has more tokens.
+        at_least_one: take the first text even if it has more than `max_tokens`.
         """
         slices: list[Slice] = []
         room_tokens, room_texts = max_tokens, max_texts

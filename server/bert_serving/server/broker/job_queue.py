@@ -1,8 +1,8 @@
 """Every open job, and the texts that wait for a worker: who goes first, and how much may wait.
 
 Requests of up to `priority_batch_size` texts go first. Larger requests get a quarter of every batch, so that
-they cannot starve. Within each kind, flows share by tokens. All unsubscribed clients are one flow, because a
-client can invent any number of identities.
+they cannot starve. Among the small requests, and among the large ones, each flow gets an equal share of the
+tokens. All unsubscribed clients are one flow, because a client can invent any number of identities.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNSUBSCRIBED = b""  # the flow that all unsubscribed clients share; no identity
 class JobQueue:
     """Owns every job from its arrival to its end. The arguments are those of Scheduler.
 
-    num_waiting: texts that were not given to a worker. open_bytes: of the requests of all open jobs, as received.
+    num_waiting: texts that were not given to a worker yet. open_bytes: size of all open requests, as received.
     """
 
     def __init__(
@@ -67,18 +67,18 @@ class JobQueue:
     # -- arrival ---------------------------------------------------------------------------------------
 
     def full_because(self, num_texts: int, num_bytes: int) -> str | None:
-        """Return why there is no room for a request now, or None. Raises PayloadTooLarge if there never is."""
+        """Return why there is no room for a request now, or None. Raises PayloadTooLarge if it can never fit."""
         if num_texts > self._queue_capacity:
             raise PayloadTooLarge(f"a request holds at most {self._queue_capacity} texts, got {num_texts}")
         if self.num_waiting + num_texts > self._queue_capacity:
             return f"{self.num_waiting} texts wait, the limit is {self._queue_capacity}"
-        # A single request may exceed the bytes: its size is limited where it is received.
+        # A single request may exceed this limit: the size of a request is limited where it is received.
         if self._jobs and self.open_bytes + num_bytes > self._queue_bytes:
             return f"requests of {self.open_bytes} bytes are open, the limit is {self._queue_bytes}"
         return None
 
     def excess_texts(self, num_texts: int) -> int:
-        """Return how many texts must leave the queue before so many more fit; at least 1."""
+        """Return how many texts must leave the queue before `num_texts` more fit; at least 1."""
         return max(1, self.num_waiting + num_texts - self._queue_capacity)
 
     def add(self, request: EncodeRequest, now: float, *, num_bytes: int, is_unsubscribed: bool) -> Job:
@@ -103,7 +103,7 @@ class JobQueue:
             heapq.heappush(self._deadlines, (now + request.deadline_ms / 1000, job.job_id))
         return job
 
-    def claim(self, identity: bytes) -> None:
+    def client_subscribed(self, identity: bytes) -> None:
         """Move the jobs of an identity to a flow for this identity: a client has subscribed to it."""
         for job in self._unsubscribed.pop(identity, {}).values():
             queue = self._queue_of(job)
@@ -117,7 +117,8 @@ class JobQueue:
     def fill(self, builder: BatchBuilder) -> None:
         """Move waiting texts into a batch, up to its limits."""
         if self._small and self._large:
-            # What is owed is carried over: a share may be less than one text.
+            # A quarter of a batch may be less than one text. What larger requests did not get is added to their
+            # share of the next batch.
             self._owed_to_large = min(1.0, self._owed_to_large + _LARGE_SHARE)
             self._owed_to_large -= min(self._owed_to_large, builder.take(self._large, self._owed_to_large))
         builder.take(self._small)
@@ -157,7 +158,7 @@ class JobQueue:
             del self._unsubscribed[job.identity]
 
     def _forget_old_deadlines(self) -> None:
-        """Drop the deadlines of jobs that have ended, once most deadlines are such."""
+        """Drop the deadlines of jobs that have ended, when most of the deadlines belong to such jobs."""
         if len(self._deadlines) > 2 * len(self._jobs) + 64:
             self._deadlines = [entry for entry in self._deadlines if entry[1] in self._jobs]
             heapq.heapify(self._deadlines)

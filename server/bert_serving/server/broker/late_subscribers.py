@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _REQUEST_S = 60.0  # both arrive within milliseconds, unless the network or a machine is very slow
 _SUBSCRIPTION_S = 1.0
-_MAX_IDENTITIES = 10_000  # a client can invent any number of them; beyond the limit the oldest are forgotten
+_MAX_IDENTITIES = 10_000  # clients can invent any number of identities; beyond the limit the oldest are forgotten
 _MAX_PER_IDENTITY = 16
 
 
@@ -62,7 +62,7 @@ class _Recent(Generic[T]):
         return len(self._items)
 
     def add(self, identity: bytes, item: T, now: float) -> None:
-        """Add an item; forget identities with old items only, and the oldest identities beyond the limit."""
+        """Add an item; forget identities that have only old items, and the oldest identities beyond the limit."""
         items = self._items.pop(identity, None) or deque(maxlen=_MAX_PER_IDENTITY)
         items.append((now, item))
         self._items[identity] = items

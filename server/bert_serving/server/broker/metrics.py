@@ -1,6 +1,6 @@
 """Prometheus metrics of the broker.
 
-A gateway gets their text as the reply to SHOW_METRICS and appends the metrics of the gateways.
+A gateway requests them as text with SHOW_METRICS, appends the metrics of all gateways, and returns both.
 """
 
 from __future__ import annotations

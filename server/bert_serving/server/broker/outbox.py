@@ -3,8 +3,8 @@
 A PUB socket drops a message if no client has subscribed to its topic yet, and a client's request often arrives
 before its subscription (20 of 30 new clients lost their first reply that way). So a reply is held here until
 its topic has a subscriber whose pipe has room. Held replies are limited in bytes and in age. If a reply is
-dropped and its client is still connected, the client gets an error reply instead, so that it does not wait in
-vain.
+dropped and its client is still connected, the client gets an error reply instead, so that it does not wait for a
+reply that cannot come.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ class Outbox:
         self._suffix = b"\0" + secrets.token_bytes(16)
         self._subscribers: Counter[bytes] = Counter()
         # topic -> its replies, oldest first; never empty. Topics in the order of their first reply.
-        self._unclaimed: dict[bytes, deque[_Held]] = {}
+        self._without_subscriber: dict[bytes, deque[_Held]] = {}
         self._deliverable: dict[bytes, deque[_Held]] = {}
         self.held_bytes = 0
 
     def __repr__(self) -> str:
-        num_held = sum(map(len, [*self._unclaimed.values(), *self._deliverable.values()]))
+        num_held = sum(map(len, [*self._without_subscriber.values(), *self._deliverable.values()]))
         return f"<Outbox subscribers={len(self._subscribers)} held={num_held} bytes={self.held_bytes}>"
 
     @property
     def has_deliverable(self) -> bool:
-        """Whether a reply waits whose topic has a subscriber."""
+        """Whether a topic with a subscriber has replies that wait."""
         return bool(self._deliverable)
 
     @property
@@ -80,11 +80,11 @@ class Outbox:
         return len(self._subscribers)
 
     def topic_of(self, identity: bytes) -> bytes:
-        """Return the topic of an identity's replies: a UUID itself, any other identity and a secret suffix.
+        """Return the topic of an identity's replies: the identity if it is a UUID, else with a secret suffix.
 
-        A SUB socket receives every topic that begins with its subscription. The suffix prevents that a client
-        receives the replies of another whose identity begins with its own: of two clients named
-        `embedding-client` and `embedding-client-2`, the first got vectors of the second in 46 of 50 calls.
+        A SUB socket receives every topic that begins with its subscription. Without the suffix, a client would
+        also get the replies to identities that begin with its own: of two clients named `embedding-client` and
+        `embedding-client-2`, the first got vectors of the second in 46 of 50 calls.
         """
         return identity if _UUID.fullmatch(identity) else identity + self._suffix
 
@@ -94,12 +94,12 @@ class Outbox:
             return None
         topic = self.topic_of(identity)
         self._subscribers[topic] += 1
-        if topic in self._unclaimed:
-            self._deliverable[topic] = self._unclaimed.pop(topic)
+        if topic in self._without_subscriber:
+            self._deliverable[topic] = self._without_subscriber.pop(topic)
         return topic
 
     def unsubscribe(self, identity: bytes) -> bool:
-        """Count a subscriber out; return whether it was the last of its identity. The last drops its replies."""
+        """Remove a subscriber; return whether it was the last of its identity. If so, drop its replies."""
         topic = self.topic_of(identity)
         if topic not in self._subscribers:
             return False
@@ -115,20 +115,20 @@ class Outbox:
         """Whether a client has subscribed to the identity."""
         return self.topic_of(identity) in self._subscribers
 
-    def has_unclaimed(self, identity: bytes) -> bool:
+    def holds_unsubscribed(self, identity: bytes) -> bool:
         """Whether replies to an identity wait for its first subscriber."""
-        return self.topic_of(identity) in self._unclaimed
+        return self.topic_of(identity) in self._without_subscriber
 
     def post(self, frames: Frames, now: float) -> None:
         """Hold a reply, whose first frame is the identity. Call `deliver` and `trim` afterwards."""
         topic = self.topic_of(bytes(frames[0]))
-        held = self._deliverable if topic in self._subscribers else self._unclaimed
+        held = self._deliverable if topic in self._subscribers else self._without_subscriber
         reply = _held(now, [topic, *frames[1:]])
         held.setdefault(topic, deque()).append(reply)
         self.held_bytes += reply.num_bytes
 
     def deliver(self, send: Callable[[Frames], bool]) -> None:
-        """Send the replies with a subscriber. `send` returns False if its pipe is full: the topic then waits."""
+        """Send the replies that have a subscriber. If `send` returns False, the rest of the topic waits."""
         for topic in list(self._deliverable):
             while topic in self._deliverable and send(self._deliverable[topic][0].frames):
                 self._pop(self._deliverable, topic)
@@ -137,11 +137,11 @@ class Outbox:
         """Drop the replies that have waited too long."""
         reason = f"its client did not fetch it within {self._max_age_s:g} s"
         dropped: list[Dropped] = []
-        while self._unclaimed:
-            topic = next(iter(self._unclaimed))
-            if now - self._unclaimed[topic][0].since <= self._max_age_s:
+        while self._without_subscriber:
+            topic = next(iter(self._without_subscriber))
+            if now - self._without_subscriber[topic][0].since <= self._max_age_s:
                 break  # all topics after this one have waited for less time
-            self._pop(self._unclaimed, topic)
+            self._pop(self._without_subscriber, topic)
             dropped.append(Dropped(topic, reason))
         for topic, replies in self._deliverable.items():
             num_old = sum(now - r.since > self._max_age_s and not r.is_substitute for r in replies)
@@ -152,9 +152,9 @@ class Outbox:
         """Drop replies until the rest is within the capacity."""
         reason = f"more than {self._capacity_bytes >> 20} MiB of replies waited for their clients"
         dropped: list[Dropped] = []
-        while self.is_over_capacity and self._unclaimed:
-            topic = next(iter(self._unclaimed))
-            self._pop(self._unclaimed, topic)
+        while self.is_over_capacity and self._without_subscriber:
+            topic = next(iter(self._without_subscriber))
+            self._pop(self._without_subscriber, topic)
             dropped.append(Dropped(topic, reason))
         for topic in list(self._deliverable):
             while self.is_over_capacity and self._replace(topic, reason):

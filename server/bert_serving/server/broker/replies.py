@@ -1,4 +1,4 @@
-"""Which client gets which reply, and when: the broker's side towards the XPUB socket."""
+"""Which client gets which reply, and when: the part of the broker that uses the XPUB socket."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Replies:
         self._sparse_log = sparse_log
         self._outbox = Outbox(capacity_bytes=capacity_bytes, max_age_s=max_age_s, substitute=_substitute)
         self._subscriptions = Subscriptions()
-        # A request for vectors is remembered as None: its reply is not sent again.
+        # Only the reply to a command is sent again. None stands for a request for vectors.
         self._late_subscribers: LateSubscribers[CommandRequest | None] = LateSubscribers()
         self._next_expiry = 0.0
 
@@ -82,7 +82,7 @@ class Replies:
 
     @property
     def are_sent(self) -> bool:
-        """Whether no reply waits whose client has subscribed."""
+        """Whether all replies to clients that have subscribed were sent."""
         return not self._outbox.has_deliverable
 
     def poll_ms(self, timeout_ms: int) -> int:
@@ -96,7 +96,7 @@ class Replies:
     # -- subscriptions ---------------------------------------------------------------------------------
 
     def changes(self, now: float) -> Iterator[Subscribed | Unsubscribed]:
-        """Read the socket; yield the subscriptions that were accepted and the identities that have none left."""
+        """Read the socket; yield the accepted subscriptions, and the identities whose last subscriber left."""
         for message in receive_some(self._socket):
             kind, identity = message[0].bytes[:1], message[0].bytes[1:]
             if not identity:  # a subscription to it would match all topics
@@ -116,7 +116,7 @@ class Replies:
                 self._sparse_log.warning("ignored a subscription: its connection has too many")
             return None
         missed = self._late_subscribers.subscribe(identity, now)
-        is_held = self._outbox.has_unclaimed(identity)
+        is_held = self._outbox.holds_unsubscribed(identity)
         topic = self._outbox.subscribe(identity)
         assert topic is not None
         self._socket.setsockopt(zmq.SUBSCRIBE, topic)
@@ -130,7 +130,7 @@ class Replies:
         return None
 
     def note_request(self, request: EncodeRequest | CommandRequest, now: float) -> None:
-        """Note a request, so that a reply to a client's first one can be sent again if it subscribes late."""
+        """Note a request if it is its client's first: a late subscriber may need the reply once more."""
         if request.request_id == _FIRST_REQUEST_ID:
             command = request if isinstance(request, CommandRequest) else None
             self._late_subscribers.note_request(request.identity, command, now)

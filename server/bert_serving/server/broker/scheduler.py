@@ -4,14 +4,14 @@ Rules of this file:
 - A batch holds the texts that wait at the moment when a worker can take it. There is no timer: under load,
   batches grow by themselves; an idle server starts at once.
 - A worker has two batches at most: one that it computes, and one ahead. The batch ahead is sent only when it
-  has as many tokens as the batch in work, or half of a full batch. Until then, waiting costs nothing and
-  lets the batch grow.
+  has as many tokens as the batch that is being computed, or half as many as a full batch. Until then, waiting
+  costs nothing and lets the batch grow.
 - A batch is limited in tokens by time: the tokens that its worker computes in BATCH_S seconds. An urgent text
   waits no longer than that behind one batch.
 - Which texts go first is decided in job_queue: small requests before large ones, and fairly among flows.
 - The batches of a lost worker return to the front of the queue and become suspects: a worker computes a
-  suspect alone. A suspect that loses a second worker, and a batch that raises an error, are split until one
-  text is left; only the request with that text fails.
+  suspect alone. If a second worker is lost with a suspect, or if a batch raises an error, the batch is split in
+  halves until one text is left. Only the request with that text fails.
 - Every job ends exactly once: done, failed, expired or cancelled. Later results for it are ignored.
 
 This file knows nothing about sockets, processes or models. All times are monotonic seconds.
@@ -60,7 +60,7 @@ class Failure:
 
 @dataclass(slots=True)
 class _Worker:
-    """What is planned with: the limits of a ready worker, and its batches by batch_id."""
+    """What the scheduler knows of a ready worker: its limits, and its batches by batch_id."""
 
     name: str
     max_batch_tokens: int
@@ -81,10 +81,10 @@ class _Worker:
 class Scheduler:
     """Owns every job from its arrival to its end.
 
-    queue_capacity: most texts that wait, and most in one request. queue_bytes: most bytes of open requests,
-    as received. max_batch_size: most texts in a batch. priority_batch_size: requests of up to so many texts
-    overtake larger ones. max_seq_len: upper limit for the estimated tokens of a text. result_bytes: most
-    bytes of the vectors of one request.
+    queue_capacity: limit for the number of texts that wait, and of texts in one request. queue_bytes: limit for
+    the bytes of all open requests, as received. max_batch_size: limit for the number of texts in a batch.
+    priority_batch_size: requests of up to this many texts overtake larger ones. max_seq_len: limit for the
+    estimated tokens of a text. result_bytes: limit for the bytes of the vectors of one request.
     """
 
     def __init__(
@@ -153,9 +153,9 @@ class Scheduler:
     def submit(
         self, request: EncodeRequest, now: float, *, num_bytes: int = 0, is_unsubscribed: bool = False
     ) -> Job:
-        """Queue a request of `num_bytes` as received. Raises PayloadTooLarge or Overloaded.
+        """Queue a request. Raises PayloadTooLarge or Overloaded.
 
-        is_unsubscribed: no client has subscribed to its identity yet; call `claim` when one does.
+        num_bytes: its size, as received. is_unsubscribed: no client has subscribed to its identity yet; call `client_subscribed` when one does.
         """
         reason = self._queue.full_because(len(request.texts), num_bytes)
         if reason is not None:
@@ -164,9 +164,9 @@ class Scheduler:
             )
         return self._queue.add(request, now, num_bytes=num_bytes, is_unsubscribed=is_unsubscribed)
 
-    def claim(self, identity: bytes) -> None:
+    def client_subscribed(self, identity: bytes) -> None:
         """Note that a client has subscribed to an identity, often after its first request."""
-        self._queue.claim(identity)
+        self._queue.client_subscribed(identity)
 
     def cancel(self, identity: bytes) -> list[Job]:
         """End the jobs of a client that disconnected; return them."""
@@ -209,7 +209,7 @@ class Scheduler:
                 error = WorkerFailed(
                     f"the worker process died {_MAX_LOST_WORKERS} times while it computed this text"
                 )
-                # Each half starts with one lost worker: if it loses another one, it is split again.
+                # Each half starts with one lost worker: if another worker dies, it is split again.
                 failures += self._split(batch, error, num_lost_workers=_MAX_LOST_WORKERS - 1)
             else:
                 self._to_send_again.appendleft(batch)
@@ -317,7 +317,7 @@ class Scheduler:
         return InFlightBatch(builder.slices, builder.tokens)
 
     def _split(self, batch: InFlightBatch, error: ServingError, *, num_lost_workers: int) -> list[Failure]:
-        """Put the halves of a failed batch in front of the queue; of a single text, fail the job."""
+        """Put the halves of a failed batch in front of the queue. If it has a single text, fail the job."""
         slices = [slice_ for slice_ in batch.slices if slice_.job.is_open]
         num_texts = sum(map(len, slices))
         if num_texts == 0:

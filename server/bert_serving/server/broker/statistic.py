@@ -11,7 +11,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-#: Clients with a count of their own. Older clients are forgotten, and only sums of their counts are kept.
+#: Largest number of clients that are counted one by one. Of clients that were forgotten, only sums are kept.
 MAX_CLIENTS = 4096
 
 _NUM_INTERVALS = 200

@@ -1,9 +1,9 @@
 """Which connection has subscribed to which identities. Decides, does no I/O.
 
 libzmq reports the connection of every subscription. When a connection breaks, libzmq reports only the
-identities that it had subscribed to, not the connection. So all subscriptions are remembered here, refused
-ones too: the end of a refused subscription must not be taken for the end of another connection's subscription
-to the same identity.
+identities that it had subscribed to, not the connection. So all subscriptions are remembered here, also the
+refused ones: when a refused subscription ends, an accepted subscription of another connection to the same
+identity must not be removed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import itertools
 from collections import Counter
 
 _MAX_IDENTITIES = 256  # per connection: a client has one or two, a proxy has one for each client behind it
-# A guard for memory. The number of connections is limited by file descriptors, so these limit the total.
-_MANY = 50_000  # once so many subscriptions are accepted in total,
-_MAX_IDENTITIES_IF_MANY = 2  # the limit per connection is this
+# These two limit the memory for all connections together: file descriptors limit the number of connections.
+_MANY = 50_000  # accepted subscriptions of all connections; above it, the limit per connection is the next number
+_MAX_IDENTITIES_IF_MANY = 2
 _MAX_REFUSED = 100_000  # refused subscriptions that are remembered
 
 
@@ -59,8 +59,8 @@ class Subscriptions:
         """Note the end of a subscription; return whether it had been accepted."""
         holders = self._holders.get(identity, {})
         if connection is None:
-            # It is one of these, and nothing says which. Prefer a refused one: if an accepted one were removed by
-            # mistake, its client would get no more replies.
+            # It is one of the holders, but it is not known which. Prefer a refused one: if an accepted one were
+            # removed by mistake, its client would get no more replies.
             connection = min(holders, key=holders.__getitem__, default=None)
         if connection is None or connection not in holders:
             return False

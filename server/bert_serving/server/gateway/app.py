@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 from ..settings import own_version
 from . import operations, stream
 from .dialect import BERT_AS_SERVICE
-from .dialects import cohere, infinity, legacy, ollama, openai, tei
+from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei
 from .errors import default_response
 from .metrics import GatewayMetrics
 from .middleware import CountRequests, MaxBodySize
@@ -122,7 +122,7 @@ def _add_dialects(router: APIRouter, service: Service) -> None:
 
     Infinity shares /models with OpenAI, and /rerank and /health with TEI: it adds to their replies.
     """
-    legacy.add_routes(router, service)
+    bert_as_service.add_routes(router, service)
     openai.add_routes(router, service, extra_model_fields=infinity.model_fields)
     infinity.add_routes(router, service)
     tei.add_routes(

@@ -68,7 +68,7 @@ class MaxBodySize:
 
         async def counted() -> Message:
             nonlocal seen
-            if is_too_large:  # raised while the route reads the body, so that the route's dialect words the error
+            if is_too_large:  # raised while the route reads the body: then its dialect formats the error
                 raise self._error()
             message = await receive()
             seen += len(message.get("body", b""))

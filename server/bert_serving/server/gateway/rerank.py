@@ -50,7 +50,10 @@ class RerankBody(Body):
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Texts ordered by relevance. places: (index, score), highest score first. reply: what the scores are from."""
+    """Texts ordered by relevance. places: (index, score), highest score first.
+
+    reply: the reply that the scores were computed from.
+    """
 
     places: list[tuple[int, float]]
     reply: EncodeReply

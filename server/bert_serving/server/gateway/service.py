@@ -127,7 +127,7 @@ class Service:
     async def vectors(self, texts: Sequence[object], **options: object) -> tuple[Rows, EncodeReply]:
         """Return one vector for each text, (B, D) float32, and the whole reply.
 
-        Raises ServingError, TimeoutError, or InvalidRequest if the server pools to several vectors per text.
+        Raises ServingError, TimeoutError, or InvalidRequest if the server's pooling gives several per text.
         """
         reply = await self.encode(texts, ragged=True, pairs=False, **options)
         if reply.counts is not None:

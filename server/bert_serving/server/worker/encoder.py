@@ -45,7 +45,7 @@ _MAX_TOKEN_BYTES = 512 << 20
 
 
 class EncodingError(Exception):
-    """The model fails on a text."""
+    """The model computed no finite vector for a text."""
 
 
 class Encoder:

@@ -56,7 +56,7 @@ def choose_execution(
         # Attention of a user's own model may not use Transformers' registry.
         has_sdpa = getattr(model, "_supports_sdpa", False)
         model.set_attn_implementation(attention.PADDED if has_sdpa else attention.REFERENCE)
-    execution = _lower_precision(trial, execution, dtype)
+    execution = _choose_precision(trial, execution, dtype)
     execution = replace(execution, has_varlen=_can_varlen(trial, execution, dtype))
     vectors = trial.vectors(execution)
     parity = float(torch.nn.functional.cosine_similarity(vectors, reference).min())
@@ -97,7 +97,7 @@ def _why_not_packed(trial: _Trial, reference: Tensor) -> str | None:
     )
 
 
-def _lower_precision(trial: _Trial, execution: Execution, dtype: torch.dtype) -> Execution:
+def _choose_precision(trial: _Trial, execution: Execution, dtype: torch.dtype) -> Execution:
     """Make the model compute in the dtype; return the execution, with autocast if the model needs it."""
     model, device = trial.model, trial.inputs.device
     on_cpu, is_packed = device.type == "cpu", execution.padded_because is None
@@ -107,7 +107,7 @@ def _lower_precision(trial: _Trial, execution: Execution, dtype: torch.dtype) ->
             try:
                 trial.vectors(execution)
                 return execution
-            except Exception as exc:  # a model may do more with its layers than call them
+            except Exception as exc:  # the model's code may use attributes that prepacked layers lack
                 log.debug("linear layers are not prepacked: %s", one_line(exc))
                 prepacking.undo()
     if dtype is torch.float32:
@@ -115,11 +115,11 @@ def _lower_precision(trial: _Trial, execution: Execution, dtype: torch.dtype) ->
     if on_cpu and not is_packed:
         # A model's own attention may mix dtypes, which only autocast handles.
         return replace(execution, autocast=dtype)
-    lower_precision(model, dtype, device)
+    _convert_to(model, dtype, device)
     return execution
 
 
-def lower_precision(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> None:
+def _convert_to(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> None:
     """Make a model compute in a smaller dtype: all of it on a GPU, only the linear layers on a CPU.
 
     On a CPU, float32 between the matrix products keeps every row at cosine >= 0.9999 with the reference

@@ -1,4 +1,4 @@
-"""Prepared texts to their finished vectors, in micro-batches, in the order of the texts.
+"""Computes the finished vectors of prepared texts, in micro-batches; returns them in the order of the texts.
 
     run_micro_batches    plan -> one forward pass for each micro-batch -> finish
     _forward_and_pool    one forward pass, then the output of each sequence in it
@@ -55,8 +55,8 @@ class Budget:
 
     def shrink(self, tried: int) -> None:
         """Lower the budget after a micro-batch of `tried` tokens ran out of memory."""
-        # Every micro-batch that was planned with the old budget may fail. Half of what was tried, and not half of
-        # the budget, so that these failures do not halve it again and again.
+        # Every micro-batch that was planned with the old budget may fail. The new budget is half of `tried`,
+        # not half of the old budget: otherwise each of these failures would halve it again.
         self.tokens = max(1, min(self.tokens, tried // 2))
         log.warning("out of GPU memory tokens=%d, forward passes now limited to tokens=%d", tried, self.tokens)
 

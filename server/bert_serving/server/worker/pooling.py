@@ -1,8 +1,8 @@
-"""Pooling strategies: the token vectors of each text to one vector.
+"""Pooling strategies: each turns the token vectors of a text into one vector.
 
 The texts of a micro-batch lie end to end in `hidden`, (T, H) float32, without padding; `Segments` says which rows
-belong to which text. Each strategy returns (B, H) float32, or a multiple of H. Sources: bert-as-service's
-graph.py; for MEAN_SQRT_LEN and WEIGHTED_MEAN sentence-transformers' Pooling.
+belong to which text. Each strategy returns (B, H) float32; REDUCE_MEAN_MAX returns (B, 2H). Sources:
+bert-as-service's graph.py; sentence-transformers' Pooling for MEAN_SQRT_LEN and WEIGHTED_MEAN.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Segments:
 
 
 def whole_segments(lengths: Sequence[int], device: torch.device) -> Segments:
-    """Return segments of texts of these lengths, end to end, of which all rows are pooled."""
+    """Return segments that pool all rows of the texts. lengths: of the texts, which lie end to end."""
     ends = list(accumulate(lengths))
     starts = torch.tensor([0, *ends[:-1]], device=device)
     last = torch.tensor(ends, device=device) - 1

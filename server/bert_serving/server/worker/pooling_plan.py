@@ -23,7 +23,7 @@ _NEEDS_CLASSIFIER = {"CLASSIFICATION", "REGRESSION", "LOGITS"}
 FROM_FIRST = {"CLS_POOLED", *_NEEDS_CLASSIFIER}
 #: Strategies that read the last layer.
 _FROM_TOP = FROM_FIRST | {*_TERMS}
-#: From first tokens (B, H) to rows (B, D) float32.
+#: Computes rows, (B, D) float32, from the last layer's vectors of first tokens, (B, H).
 Head: TypeAlias = "Callable[[Tensor], Tensor]"
 
 _REQUIRES = {
@@ -57,12 +57,12 @@ class PoolingPlan:
 
     @property
     def is_token_level(self) -> bool:
-        """Whether a text has one vector for each token: NONE."""
+        """Whether the strategy is NONE: a text gets one vector for each of its tokens."""
         return self.poolings == _TOKENS
 
     @property
     def is_sparse(self) -> bool:
-        """Whether a text has weights of terms: SPLADE."""
+        """Whether the strategy is SPLADE: a text gets weights of terms."""
         return self.poolings == _TERMS
 
     def token_vectors(self, hidden: dict[int, Tensor]) -> Tensor:

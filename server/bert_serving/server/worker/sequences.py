@@ -1,7 +1,7 @@
-"""Word ids to the sequences that the model sees: truncation, windows, special tokens, spans.
+"""Turns word ids into the sequences that the model sees: truncation, windows, special tokens, spans.
 
-The tokenizer adds no special tokens. They are added here, after truncation, so that truncation on either side,
-pairs cut by bert-as-service's rule, and windows all work on plain lists of ids.
+The tokenizer adds no special tokens. They are added here, at the end. So truncation on either side, truncation of
+pairs by bert-as-service's rule, and windows work on lists of ids without special tokens.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ def build_sequences(
     max_seq_len: int,
     num_prompt: int,
 ) -> TokenizedText:
-    """Return a text's word ids, one WordIds or two for a pair, as the sequences that the model sees.
+    """Return the sequences that the model sees of a text. word_ids: of its string, or of both strings of a pair.
 
     num_prompt: number of leading tokens, special tokens included, that pooling leaves out. Raises RequestError
-    for a text that is too long if the options refuse it.
+    if the options do not allow a text of this length.
     """
     room = max(0, max_seq_len - special_tokens.num_specials)  # a pair of RoBERTa has four special tokens
     length = sum(len(w.ids) for w in word_ids)
@@ -116,8 +116,8 @@ def build_sequences(
         word_ids = _truncated(whole, room, from_left=from_left)
         lost = _lost(whole, word_ids, from_left=from_left)
         if from_left:
-            # Truncation on the left removes tokens of the prompt first. Of a string with unread characters
-            # the prompt was never tokenized, so nothing of it is left.
+            # Truncation on the left removes tokens of the prompt first. If a string has unread characters, its
+            # prompt was not tokenized, so nothing of the prompt is left.
             num_prompt -= len(whole[0].ids) - len(word_ids[0].ids)
             num_prompt = 0 if whole[0].unread or num_prompt <= len(special_tokens.before) else num_prompt
     sequence = _sequence(word_ids, special_tokens, num_prompt=num_prompt)

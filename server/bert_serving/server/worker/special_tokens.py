@@ -10,7 +10,10 @@ from ..model.errors import ModelError
 
 
 class TypeIds(NamedTuple):
-    """Token type ids: one for each special token, and one for all words of the first and of the second string."""
+    """Token type ids.
+
+    before, between, after: one for each special token. first, second: the one for all words of that string.
+    """
 
     before: list[int]
     first: int

@@ -1,4 +1,4 @@
-"""Texts to token ids, with the model's own fast tokenizer and without padding.
+"""Turns texts into token ids, with the model's own fast tokenizer and without padding.
 
     split_text            text -> its sources: strings, or lists of tokens or ids
     tokenize_strings      strings -> word ids
@@ -91,7 +91,7 @@ class Tokenizer:
         pool_prompt: bool = True,
         spans: Sequence[Sequence[Sequence[int]]] | None = None,
     ) -> list[TokenizedText | RequestError]:
-        """Return each text tokenized, in order, or the error for a text that cannot be.
+        """Return each text tokenized, in order, or an error for a text that cannot be tokenized.
 
         Tokens in a list are looked up in the vocabulary; ids are taken as given. prompt: precedes every string.
         pool_prompt: whether pooling includes the prompt's tokens. spans: for each text its spans, each
@@ -163,7 +163,7 @@ class Tokenizer:
         try:
             word_ids = [one if isinstance(one, WordIds) else self._vocabulary.look_up(one) for one in inputs]
             if len(word_ids) == 2 and not word_ids[1].ids and not isinstance(text, dict):
-                word_ids = word_ids[:1]  # as in bert-as-service: no word after the separator, so not a pair
+                word_ids = word_ids[:1]  # nothing is after the separator: not a pair, as in bert-as-service
             special_tokens = self._special_tokens(word_ids, is_tokenized=isinstance(text, list))
             tokenized = build_sequences(
                 word_ids, special_tokens, options, max_seq_len=self._max_seq_len, num_prompt=num_prompt

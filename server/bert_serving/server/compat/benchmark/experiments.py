@@ -19,7 +19,7 @@ from .sentences import FULL, MIXED
 
 NUM_WARM_UP = 2  # the first requests of each client, which do not count
 
-#: The values that experiments vary, with the original's choices.
+#: What experiments vary, and the values that bert-as-service's benchmark uses by default.
 VARIED: dict[str, tuple[int, ...]] = {
     "client_batch_size": (1, 16, 256, 4096),
     "max_batch_size": (8, 32, 128, 512),

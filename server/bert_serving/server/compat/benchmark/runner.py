@@ -104,7 +104,10 @@ class _Server:
         )
 
     def wait_ready(self, limit_s: float) -> Status:
-        """Return the status once every worker is ready. Raises BenchmarkError if it ends or takes longer."""
+        """Return the status once every worker is ready.
+
+        Raises BenchmarkError if the server ends, or if it is not ready within limit_s seconds.
+        """
         deadline = time.monotonic() + limit_s
         with BertClient(
             port=self.port,

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings, which most clients speak: POST /v1/embeddings, GET /v1/models."""
+"""OpenAI's embeddings API, which most clients use: POST /v1/embeddings, GET /v1/models."""
 
 from __future__ import annotations
 
