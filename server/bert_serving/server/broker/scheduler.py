@@ -155,7 +155,8 @@ class Scheduler:
     ) -> Job:
         """Queue a request. Raises PayloadTooLarge or Overloaded.
 
-        num_bytes: its size, as received. is_unsubscribed: no client has subscribed to its identity yet; call `client_subscribed` when one does.
+        num_bytes: its size, as received. is_unsubscribed: no client has subscribed to its identity yet;
+        call `client_subscribed` when one does.
         """
         reason = self._queue.full_because(len(request.texts), num_bytes)
         if reason is not None:
