@@ -30,10 +30,10 @@ serve: $(VENV)/.serve
 
 install: $(VENV)/.serve
 
-# pytest runs one process for each core. Model and unit tests compute with one thread each, and the tests of a file
-# run in one process, the long files first. A server computes with one thread for each core; its threads must not
-# spin while they wait, because servers run side by side. tests/support/distribution.py says which of their tests
-# share a process (--dist loadscope). Coverage is measured without ARGS only: that of a selection says nothing.
+# Model and unit tests run in one process for each core, with one thread each; the tests of a file run in one process,
+# and the long files start first. Service tests often wait, so there is one more process than cores. A server computes
+# with one thread for each core; its threads must not spin while they wait, because servers run side by side.
+# tests/support/distribution.py says which of their tests share a process (--dist loadscope), and which start first. Coverage is measured without ARGS only: that of a selection says nothing.
 # pytest ends with 5 if ARGS select no test.
 test: $(VENV)/.test
 	@echo "tests: models and units, about 3 minutes on two cores"
@@ -41,7 +41,7 @@ test: $(VENV)/.test
 		--dist loadfile --no-loadscope-reorder $(if $(ARGS),,--cov) $(ARGS) || [ $$? = 5 ]
 	@echo "tests: servers and clients, about 4 minutes on two cores"
 	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/service tests/clients tests/gpu \
-		-n logical --maxprocesses 4 --dist loadscope $(ARGS) || [ $$? = 5 ]
+		-n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadscope --no-loadscope-reorder $(ARGS) || [ $$? = 5 ]
 
 # The empty -m overrides the one in pyproject.toml, which deselects the slow tests.
 clients: $(VENV)/.test

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 
 from xdist.scheduler import LoadScopeScheduling
 
@@ -18,6 +18,26 @@ _FILES = {
     "GPU": ("test_encoder",),
 }
 _SERVERS = {file: servers for servers, files in _FILES.items() for file in files}
+
+#: The files that take longest, the slowest first. They start before the others: a process that began with one of them
+#: near the end would be the only one still running.
+_SLOWEST = (
+    "test_clients",
+    *_FILES["model_servers"],
+    "test_packaging",
+    "test_examples",
+    "test_bert_server",
+    "test_service_options",
+    "test_worker_death",
+    "test_distributions",
+    "test_benchmark",
+    "test_bad_input",
+)
+
+
+def slowest_files_first(path: PurePath) -> int:
+    """Return the sort key of a test file: its place among the slowest files; the others come after them."""
+    return _SLOWEST.index(path.stem) if path.stem in _SLOWEST else len(_SLOWEST)
 
 
 class SharedServersScheduling(LoadScopeScheduling):
