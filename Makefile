@@ -30,11 +30,11 @@ serve: $(VENV)/.serve
 
 install: $(VENV)/.serve
 
-# Model and unit tests run in one process for each core, with one thread each; the tests of a file run in one process,
+# Model and unit tests run in one process for each core, with one thread each. The tests of a file run in one process,
 # and the long files start first. Service tests often wait, so there is one more process than cores. A server computes
-# with one thread for each core; its threads must not spin while they wait, because servers run side by side.
-# tests/support/distribution.py says which of their tests share a process (--dist loadscope), and which start first. Coverage is measured without ARGS only: that of a selection says nothing.
-# pytest ends with 5 if ARGS select no test.
+# with one thread for each core. Its threads must not spin while they wait, because servers run side by side.
+# tests/support/distribution.py says which tests share a process (--dist loadscope), and which start first. Coverage is
+# measured without ARGS only, since that of a selection is meaningless. pytest ends with 5 if ARGS select no test.
 test: $(VENV)/.test
 	@echo "tests: models and units, about 3 minutes on two cores"
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/model tests/unit -n logical --maxprocesses 8 \
