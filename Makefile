@@ -1,6 +1,6 @@
 # make serve    start a server with the demo model on ports 5555, 5556 and 8125 (HTTP)
-# make install  install what `make serve` needs, and start nothing
-# make check    check formatting, lint rules, types, and that docs/reference/ is current
+# make install  install what `make serve` needs, without starting a server
+# make check    check formatting, lint rules and types, and whether docs/reference/ is current
 # make format   format the code and apply the linter's safe fixes
 # make test     run all tests except those that install large client packages
 # make clients  run the tests with third-party clients, including the slow ones
@@ -11,7 +11,7 @@
 # PYTHON   the Python interpreter that creates the virtual environment
 # VENV     the folder of the virtual environment
 # ARGS     more flags for bert-serving-start, or for pytest
-# TORCH    the requirement that installs torch, with pip's options; the default is your package index's build
+# TORCH    what pip installs as torch, with options of pip; the default is the build in your package index
 # BERT_SERVING_CLIENTS_CACHE   the folder that keeps the clients' environments
 #                              (default: ~/.cache/bert-serving-test-clients)
 
@@ -32,9 +32,9 @@ install: $(VENV)/.serve
 
 # pytest runs one process for each core. Model and unit tests compute with one thread each, and the tests of a file
 # run in one process, the long files first. A server computes with one thread for each core; its threads must not
-# spin while they wait, because servers run side by side. tests/support/distribution.py says which of their tests
-# share a process (--dist loadscope). Coverage is measured without ARGS only: that of a selection says nothing.
-# pytest ends with 5 if ARGS select no test.
+# spin while they wait, because several servers run at the same time. tests/support/distribution.py decides which
+# tests with servers run in the same process (--dist loadscope). Coverage is measured only without ARGS, because the
+# coverage of a selection of tests means nothing. pytest exits with 5 if ARGS select no test; this is not a failure.
 test: $(VENV)/.test
 	@echo "tests: models and units, about 3 minutes on two cores"
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/model tests/unit -n logical --maxprocesses 8 \
@@ -84,9 +84,9 @@ $(VENV)/.test: $(VENV)/.serve | $(BIN)/promtool
 	$(PIP) -e '.[server,demo,docs,test]'
 	touch $@
 
-# promtool is Prometheus' checker for /metrics. Unless it is on PATH, it is extracted from Debian's package, which needs
-# no root. Where neither works, the tests of /metrics fail and say so. The second `download` is for a machine without
-# package lists: it fetches the lists into $(VENV) first.
+# promtool, a program of Prometheus, checks the format of /metrics. If it is not on PATH, it is extracted from Debian's
+# package, which needs no root. If this fails too, the tests of /metrics fail with a message about promtool. On a machine
+# without package lists, the first `download` fails; then `update` fetches the lists into $(VENV) for the second one.
 $(BIN)/promtool: | $(VENV)/.torch
 	-command -v promtool >/dev/null || { \
 		mkdir -p $(VENV)/apt/lists/partial $(VENV)/apt/cache && cd $(VENV)/apt && \
