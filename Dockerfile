@@ -1,11 +1,11 @@
-# The service with the demo model, for the CPU:
+# Build the image of the service with the demo model, for the CPU:
 #     docker build -t bert-embedding-service .
 # For NVIDIA GPUs, name the CUDA version of the torch build:
 #     docker build -t bert-embedding-service:cuda --build-arg TORCH_BACKEND=cu130 .
 #
 # tests/service/test_packaging.py runs the RUN lines below in a clean environment.
 
-# The Python that the tests run on.
+# The Python version that CI tests.
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS build
@@ -27,12 +27,12 @@ ENV PATH=/opt/venv/bin:$PATH \
     HF_HOME=/models/.huggingface \
     BERT_SERVING_HOST=0.0.0.0 \
     BERT_SERVING_HTTP_PORT=8125
-# Mount models here and name them as -model_dir /models/NAME. Models from the hub are cached here too.
+# Mount models here and use them with -model_dir /models/NAME. Models from the hub are cached here too.
 VOLUME /models
 USER 10001:10001
 EXPOSE 5555 5556 8125
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8125/ready', timeout=4)"]
-# The server then finishes the requests that it has accepted, within -drain_timeout seconds.
+# On this signal, the server finishes the requests that it has accepted, within -drain_timeout seconds.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["bert-serving-start"]

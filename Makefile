@@ -1,6 +1,6 @@
 # make serve    start a server with the demo model on ports 5555, 5556 and 8125 (HTTP)
-# make install  install what `make serve` needs, and start nothing
-# make check    check formatting, lint rules, types, and that docs/reference/ is current
+# make install  install what `make serve` needs, without starting a server
+# make check    check formatting, lint rules and types, and whether docs/reference/ is current
 # make format   format the code and apply the linter's safe fixes
 # make test     run all tests except those that install large client packages
 # make clients  run the tests with third-party clients, including the slow ones
@@ -11,7 +11,7 @@
 # PYTHON   the Python interpreter that creates the virtual environment
 # VENV     the folder of the virtual environment
 # ARGS     more flags for bert-serving-start, or for pytest
-# TORCH    the requirement that installs torch, with pip's options; the default is your package index's build
+# TORCH    what pip installs as torch, with options of pip; the default is the build in your package index
 # BERT_SERVING_CLIENTS_CACHE   the folder that keeps the clients' environments
 #                              (default: ~/.cache/bert-serving-test-clients)
 
@@ -84,9 +84,9 @@ $(VENV)/.test: $(VENV)/.serve | $(BIN)/promtool
 	$(PIP) -e '.[server,demo,docs,test]'
 	touch $@
 
-# promtool is Prometheus' checker for /metrics. Unless it is on PATH, it is extracted from Debian's package, which needs
-# no root. Where neither works, the tests of /metrics fail and say so. The second `download` is for a machine without
-# package lists: it fetches the lists into $(VENV) first.
+# promtool, a program of Prometheus, checks the format of /metrics. If it is not on PATH, it is extracted from Debian's
+# package, which needs no root. If this fails too, the tests of /metrics fail with a message about promtool. On a machine
+# without package lists, the first `download` fails; then `update` fetches the lists into $(VENV) for the second one.
 $(BIN)/promtool: | $(VENV)/.torch
 	-command -v promtool >/dev/null || { \
 		mkdir -p $(VENV)/apt/lists/partial $(VENV)/apt/cache && cd $(VENV)/apt && \
