@@ -1,4 +1,4 @@
-"""What all tests share: the hub is off, the demo model is the installed one, and some tests run in one process."""
+"""For all tests: no access to the hub, the demo model's folder, and one process for tests that share servers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
-    """Let tests that share servers run in one process, where --dist loadscope asks for scopes."""
+    """Run tests that share servers in one process if pytest-xdist was started with --dist loadscope."""
     return SharedServersScheduling(config, log) if config.getvalue("dist") == "loadscope" else None
 
 

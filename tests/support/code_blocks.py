@@ -1,4 +1,4 @@
-"""The code blocks of the documentation, and what it takes to run them against a server on other ports."""
+"""Finds the code blocks of the documentation, and changes the ports in their code to those of a test server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _PRINTED = re.compile(r"^.*\bprint\(.*\)  # (.+)$", re.M)
 
 @dataclass(frozen=True)
 class CodeBlock:
-    """A block between fences. reason: why it is not run, from the comment `<!-- not run: REASON -->` above it."""
+    """A fenced code block.
+
+    reason: why the tests do not run it, from the comment `<!-- not run: REASON -->` above it.
+    """
 
     place: str
     language: str
@@ -31,12 +34,12 @@ class CodeBlock:
 
     @property
     def printed(self) -> list[str]:
-        """The lines that the code should print: what its comments behind calls of print() say."""
+        """The lines that the code should print: the comments after its calls of print()."""
         return _PRINTED.findall(self.code)
 
 
 def code_blocks(path: Path) -> Iterator[CodeBlock]:
-    """Yield the blocks of a Markdown file that name a language."""
+    """Yield the code blocks of a Markdown file whose fences name a language."""
     text = path.read_text()
     for found in _BLOCK.finditer(text):
         line = text.count("\n", 0, found.start("language")) + 1

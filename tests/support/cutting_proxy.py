@@ -12,7 +12,7 @@ from tests.support.waiting import wait_until
 class Proxy:
     """Listens on `port` and forwards everything to `target_port`; a context manager.
 
-    is_discarding: what clients send is discarded. num_discarded: the number of bytes that were discarded.
+    is_discarding: whether the proxy discards what clients send. num_discarded: the number of discarded bytes.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -34,7 +34,7 @@ class Proxy:
 
     def lose(self, num_bytes: int) -> None:
         """Wait until num_bytes bytes were discarded, close all connections, and stop discarding."""
-        wait_until(lambda: self.num_discarded >= num_bytes, f"no {num_bytes} bytes were sent")
+        wait_until(lambda: self.num_discarded >= num_bytes, f"fewer than {num_bytes} bytes were sent")
         self.cut()
         self.is_discarding, self.num_discarded = False, 0
 

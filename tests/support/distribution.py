@@ -6,8 +6,8 @@ from pathlib import PurePath, PurePosixPath
 
 from xdist.scheduler import LoadScopeScheduling
 
-#: Files of tests with the same servers, by a name for these servers. One process starts them and runs all tests of
-#: these files. All other tests run one by one in whichever process is free.
+#: The test files that use the same servers, by a name for these servers. One process starts the servers and runs
+#: all tests of these files. Each of the other tests runs in whichever process is free.
 _FILES = {
     "model_servers": ("test_dialects", "test_dialect_errors", "test_formats", "test_operations", "test_stream"),
     "server with a small queue": ("test_clients",),
@@ -41,7 +41,7 @@ def slowest_files_first(path: PurePath) -> int:
 
 
 class SharedServersScheduling(LoadScopeScheduling):
-    """Gives a process all tests of the same servers, or one test."""
+    """Gives a process all tests that use the same servers, or one other test."""
 
     def _split_scope(self, nodeid: str) -> str:
         return _SERVERS.get(PurePosixPath(nodeid.partition("::")[0]).stem, nodeid)

@@ -10,7 +10,10 @@ _loaded: dict[str, Encoder] = {}
 
 
 def shared_encoder(folder: Path, **options: object) -> Encoder:
-    """Return an Encoder with these options, loaded once in each process. Neither it nor its folder may change."""
+    """Return an Encoder with these options, loaded once in each process.
+
+    Tests must not change the encoder or its folder.
+    """
     key = repr((folder, sorted(options.items())))
     if key not in _loaded:
         _loaded[key] = Encoder(folder, **options)  # type: ignore[arg-type]

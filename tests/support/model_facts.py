@@ -1,4 +1,4 @@
-"""Facts of a model that does not exist, for tests of the broker."""
+"""ModelFacts of an invented model, for tests of the broker."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ LABELS = ("bad", "so-so", "good")
 
 @dataclass(frozen=True)
 class Served:
-    """A running server, the folder of its model, and an HTTP client with its key."""
+    """A running server, the folder of its model, and an HTTP client that sends an API key."""
 
     running: RunningServer
     folder: Path
@@ -29,10 +29,13 @@ class Served:
 
 @dataclass(frozen=True)
 class ModelServers:
-    """Servers in float32, one for each kind of model.
+    """Servers that compute in float32, one for each kind of model.
 
-    prompted: the demo model with PROMPTS, with API keys, two gateway processes, and messages of at most 1 MiB.
-    reranker: one label. classifier: LABELS. sparse: SPLADE.
+    prompted: the demo model with PROMPTS. This server requires an API key, has two gateway processes, and accepts
+        messages of at most 1 MiB.
+    reranker: a classifier with one label.
+    classifier: a classifier with LABELS.
+    sparse: a model with SPLADE pooling.
     """
 
     prompted: Served
@@ -81,7 +84,7 @@ def running_model_servers(base: Path, demo_model: Path) -> Iterator[ModelServers
 
 
 def with_prompts(folder: Path, model: Path) -> Path:
-    """Link a model into the folder and give it PROMPTS; return the folder."""
+    """Fill the folder with links to a model's files and a configuration of PROMPTS; return the folder."""
     folder.mkdir()
     for path in model.iterdir():
         (folder / path.name).symlink_to(path)

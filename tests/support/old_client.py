@@ -1,4 +1,4 @@
-"""bert-serving-client 1.10.0 from PyPI, installed in a separate environment and driven by scripts."""
+"""bert-serving-client 1.10.0 from PyPI, installed in a separate environment and called by scripts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def install_old_client(folder: Path) -> None:
 
 
 def python_of(folder: Path) -> Path:
-    """Return the interpreter of an environment."""
+    """Return the Python interpreter of a virtual environment."""
     return folder / "bin" / "python"
 
 
 def run_with(python: Path, script: str, ports: dict[str, int], folder: Path, stdin: str | None = None) -> Any:
-    """Run a script with a server's ports, outside of this repository; return the JSON that it prints.
+    """Run a script in `folder`, outside this repository; return the JSON that the script prints.
 
-    The script's arguments are port, port_out, and a timeout for the old client in milliseconds.
+    The script's arguments are the server's port and port_out, and a timeout for the old client in milliseconds.
     """
     path = folder / "script.py"
     path.write_text(script)

@@ -10,7 +10,7 @@ from tests.support.waiting import HANG_S
 
 
 def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """Run a command, and return what it prints on standard output. Fails with all its output."""
+    """Run a command; return its standard output. If the command fails, raise an error with all its output."""
     done = subprocess.run(
         [str(part) for part in command],
         capture_output=True,

@@ -1,6 +1,6 @@
-"""What an Encoder must equal: Transformers' padded model, and the poolings of the papers and of graph.py.
+"""The reference for an Encoder: Transformers' padded model, and the poolings of the papers and bert-as-service.
 
-No code of the server is used here. Attention is eager, numbers are float32, masks are made by hand.
+This file uses no code of the server. The model runs in float32 with eager attention. The masks are made here.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ class Reference:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def single(self, text: str | list[str], *, longest: int = 512) -> list[int]:
-        """The ids of [CLS] text [SEP], cut on the right. The tokens of a list are looked up without tokenizing."""
+        """The ids of [CLS] text [SEP], cut on the right. A list of tokens is not tokenized again."""
         words = self.words(text) if isinstance(text, str) else self.tokenizer.convert_tokens_to_ids(text)
         return [self.tokenizer.cls_token_id, *words[: longest - 2], self.tokenizer.sep_token_id]
 
     def pair(self, first: list[int], second: list[int], *, longest: int = 512) -> tuple[list[int], list[int]]:
-        """[CLS] first [SEP] second [SEP] and its type ids, cut as bert-as-service does: the longer text first."""
+        """The ids and type ids of [CLS] first [SEP] second [SEP].
+
+        As in bert-as-service, the longer text is cut first.
+        """
         first, second = list(first), list(second)
         while len(first) + len(second) > longest - 3:
             (first if len(first) > len(second) else second).pop()
@@ -56,7 +59,7 @@ class Reference:
         types: Sequence[list[int]] | None = None,
         seen: Sequence[list[int]] | None = None,
     ) -> list[Array]:
-        """The hidden states of each sequence, (layers, T, H). seen: 1 = other tokens attend to this one."""
+        """The hidden states of each sequence, (layers, T, H). seen: 1 for a token that others attend to."""
         inputs = {
             "input_ids": _padded(ids, self.tokenizer.pad_token_id),
             "attention_mask": _padded(seen or [[1] * len(i) for i in ids], 0),
@@ -71,8 +74,8 @@ class Reference:
         ]
 
     def pooled(self, first: Array) -> Array:
-        """Dense and tanh of the last layer's first token."""
-        pooler = getattr(self.model.pooler, "dense", self.model.pooler)  # ALBERT's is the layer itself
+        """The output of BERT's pooler (dense layer and tanh). first: the last layer's first token."""
+        pooler = getattr(self.model.pooler, "dense", self.model.pooler)  # ALBERT's pooler is the layer itself
         weight, bias = (p.detach().double().numpy() for p in (pooler.weight, pooler.bias))
         return np.asarray(np.tanh(weight @ first + bias))
 
@@ -99,7 +102,7 @@ def pool(name: str, tokens: Array, mask: Sequence[int] | None = None) -> Array:
 
 
 def deviation(rows: npt.ArrayLike, expected: npt.ArrayLike) -> float:
-    """The largest difference, relative to values that are larger than 10."""
+    """The largest difference. If the largest value is above 10, the difference is divided by a tenth of it."""
     rows, expected = np.asarray(rows), np.asarray(expected)
     assert rows.shape == expected.shape
     return float(np.abs(rows - expected).max() / max(1.0, np.abs(expected).max() / 10))

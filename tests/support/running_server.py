@@ -19,7 +19,7 @@ import psutil
 
 from tests.support.waiting import HANG_S, wait_until
 
-#: Below the ports that Linux gives to outgoing connections, which begin at 32768.
+#: These ports are below 32768, where the ports that Linux gives to outgoing connections begin.
 _PORTS = range(12_000, 32_000)
 _BLOCK_SIZE = 400
 
@@ -67,18 +67,18 @@ def command(name: str, *args: object) -> list[str]:
 
 
 class Ports(TypedDict):
-    """The ports of a server, as the clients take them."""
+    """The ports of a server, as keyword arguments for the clients."""
 
     port: int
     port_out: int
 
 
 class RunningServer:
-    """A server process. The constructor starts it; `wait_ready` returns when it serves."""
+    """A server process. The constructor starts it; `wait_ready` returns when every worker is ready."""
 
     def __init__(self, *args: object, env: dict[str, str] | None = None) -> None:
         self.port, self.port_out, self.http_port = free_ports(3)
-        # The server's private sockets are in this folder. A file that is left here after its end is a leak.
+        # The server's private sockets are in this folder. A file that is left after the server's end is a leak.
         self.tmp = tempfile.TemporaryDirectory(prefix="bs")
         ports = ["-port", self.port, "-port_out", self.port_out, "-http_port", self.http_port]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by __exit__
@@ -132,10 +132,10 @@ class RunningServer:
             assert is_there or not has_ended, f"the server ended with {self.process.returncode}:\n{self.log}"
             return is_there
 
-        wait_until(is_logged, lambda: f"no {text!r} within {HANG_S} s:\n{self.log}")
+        wait_until(is_logged, lambda: f"no {text!r} in the log within {HANG_S} s:\n{self.log}")
 
     def worker_pids(self) -> list[int]:
-        """Return the process ids of the workers that are ready, as the server's status names them."""
+        """Return the process ids of the workers that are ready, from the server's status."""
         from bert_serving.client import BertClient
 
         with BertClient(**self.ports, ignore_all_checks=True) as client:
@@ -164,7 +164,7 @@ class RunningServer:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Return whether the process runs; a zombie does not."""
+    """Return whether the process exists and is not a zombie."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -172,7 +172,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def run_start(*args: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run bert-serving-start until it ends; for starts that fail."""
+    """Run bert-serving-start until it ends, for tests of starts that fail."""
     return subprocess.run(
         command("bert-serving-start", *args),
         capture_output=True,

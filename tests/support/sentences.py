@@ -1,4 +1,4 @@
-"""Natural sentences for the tests, the same on every machine of one Python version."""
+"""Natural sentences for the tests, the same on every machine with the same version of Python."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ODD = [
 
 
 def sentences(count: int, *, seed: int = 0) -> list[str]:
-    """Return this number of sentences of Python's manual, with some of ODD among them: 1 to 400 words each."""
+    """Return this number of sentences of 1 to 400 words: most are from Python's manual, some are from ODD."""
     text = re.sub(r"\s+", " ", " ".join(topics.values()))
     found = [s.strip() for s in re.split(r"(?<=[.!?:]) ", text)]
     found = sorted({s for s in found if 3 <= len(s) <= 1000})

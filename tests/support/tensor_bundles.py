@@ -1,4 +1,4 @@
-"""Writes TensorFlow checkpoints, also damaged ones that TensorFlow would not write."""
+"""Writes TensorFlow checkpoints, including invalid ones that TensorFlow would not write."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_bundle(prefix: Path, tensors: Mapping[str, np.ndarray]) -> Path:
 
 
 def table(blocks: Iterable[Entries], *, compression: int = 0, overlap: bool = False) -> bytes:
-    """Return a sorted table of these blocks of entries."""
+    """Return the content of an index file (a sorted table) with these blocks of entries."""
     file = b""
     handles: list[tuple[bytes, bytes]] = []
     for entries in blocks:
@@ -61,7 +61,7 @@ def block(entries: Entries) -> bytes:
 
 
 def trailed(content: bytes, compression: int) -> bytes:
-    """Return a block with its compression and its checksum."""
+    """Return a block, followed by its type of compression and its checksum."""
     content += bytes([compression])
     return content + struct.pack("<I", masked_crc32c(content))
 

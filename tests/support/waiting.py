@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-#: Seconds after which something hangs. A limit for hangs and not for speed: the slowest thing that a test waits
-#: for takes less than a fifth of this on two cores, and slower machines run the same tests.
+#: Seconds after which a test fails, because what it waits for seems to hang. The limit does not test speed: on two
+#: cores, the longest wait of a test takes less than a fifth of it, and slower machines run the same tests.
 HANG_S = 300
 
 

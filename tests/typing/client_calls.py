@@ -48,7 +48,7 @@ async def results_of_an_asyncio_client(client: AsyncBertClient, texts: list[str]
 
 
 def wrong_calls(client: BertClient) -> None:
-    """Each line is an error. mypy also reports an `ignore` that ignores nothing."""
+    """Each line is a type error. If mypy accepts a line, it reports the line's `ignore` as unused."""
     client.encode("a string")  # type: ignore[call-overload]
     client.encode(["text"], poolin="NONE")  # type: ignore[call-overload]
     client.encode(["text"], normalize="yes")  # type: ignore[call-overload]

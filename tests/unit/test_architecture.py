@@ -1,4 +1,4 @@
-"""docs/architecture.md names files, functions and tests; each of them exists."""
+"""Every file, function and test to which docs/architecture.md refers exists."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def references() -> list[tuple[str, str]]:
 
 
 def names_in(path: Path) -> set[str]:
-    """Return the names that a file defines: `name`, and `Class.name` for those in a class."""
+    """Return the names that a file defines. A name in a class is returned as `Class.name`."""
     found = set()
 
     def collect(body: list[ast.stmt], prefix: str) -> None:
@@ -48,7 +48,7 @@ def test_the_page_has_references() -> None:
 
 
 @pytest.mark.parametrize(("path", "name"), references())
-def test_what_the_page_names_exists(path: str, name: str) -> None:
+def test_each_reference_of_the_page_exists(path: str, name: str) -> None:
     root = _FOLDERS.get(path.partition("/")[0], ROOT / "server" / "bert_serving" / "server")
     assert (root / path).is_file(), f"docs/architecture.md names {path}, which does not exist"
     if name:

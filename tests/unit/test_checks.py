@@ -1,4 +1,4 @@
-"""What a client checks: its texts before it sends them, and the version of the server."""
+"""A client checks its texts before it sends them. It also checks the version of the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From logits to probabilities, labels and rankings."""
+"""Logits become probabilities, labels and rankings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bert_serving.server.gateway.classify import label_scores, normalized, ranke
 EXTREMES = np.array([-1e38, -1000.0, -88.0, -1.0, 0.0, 1e-8, 1.0, 88.0, 1000.0, 1e38], np.float32)
 
 
-def test_sigmoid_and_softmax_equal_torchs_without_overflow() -> None:
+def test_sigmoid_and_softmax_equal_those_of_torch_and_do_not_overflow() -> None:
     logits = np.stack([EXTREMES, EXTREMES[::-1], np.zeros(10, np.float32)])
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         scores, probabilities = sigmoid(EXTREMES), normalized(logits)

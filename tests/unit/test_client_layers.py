@@ -1,4 +1,4 @@
-"""The blocking and the asyncio client have the same methods, and so have their channels."""
+"""The blocking and the asyncio client have the same methods. Their channels have the same methods, too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_both_clients_have_the_same_methods(name: str) -> None:
     assert parameters(getattr(AsyncBertClient, name)) == parameters(getattr(BertClient, name))
 
 
-def test_encode_differs_in_blocking_only() -> None:
+def test_encode_differs_only_in_the_parameter_blocking() -> None:
     of_blocking = parameters(BertClient.encode)
     of_blocking.remove("blocking: 'bool' = True")
     assert parameters(AsyncBertClient.encode) == of_blocking

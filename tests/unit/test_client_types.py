@@ -25,6 +25,6 @@ def test_results_have_their_types_and_wrong_calls_are_errors() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_options_of_a_call_are_the_options_of_a_request_that_do_not_set_its_form() -> None:
+def test_a_call_has_all_options_of_a_request_except_those_for_the_form_of_the_reply() -> None:
     of_replies = {"ragged", "show_tokens", "show_offsets", "show_usage"}
     assert set(EncodeOptionsDict.__annotations__) == set(EncodeOptions.__slots__) - of_replies

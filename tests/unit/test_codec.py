@@ -1,4 +1,4 @@
-"""The bytes of messages: those of bert-serving-client 1.10.0, of our clients, and between broker and workers."""
+"""The bytes of the messages of bert-serving-client 1.10.0 and of our clients, and between broker and workers."""
 
 from __future__ import annotations
 
@@ -380,7 +380,7 @@ def test_every_error_survives_a_round_trip(
 
 @st.composite
 def arrays(draw: st.DrawFn) -> npt.NDArray[Any]:
-    """Return any two-dimensional float array, of both byte orders, contiguous or not."""
+    """Return any two-dimensional float array, in either byte order, contiguous or not."""
     shape = draw(st.tuples(st.integers(0, 5), st.integers(0, 5)))
     dtype = draw(st.sampled_from(["<f4", "<f2", ">f4", ">f2", "<f8"]))
     size = shape[0] * shape[1]

@@ -1,4 +1,4 @@
-"""What all routes share: API keys, compressed bodies, error messages and headers."""
+"""All routes treat API keys, compressed bodies, error messages and headers in the same way."""
 
 from __future__ import annotations
 
@@ -88,7 +88,10 @@ def test_a_gzip_body_is_decompressed() -> None:
 
 
 def packed(data: bytes) -> bytes:
-    """Return the data in gzip's format without a time: a test's name must be the same in every process."""
+    """Return the data in gzip's format, without the time.
+
+    The result is part of a test's name, which must be the same in every process of pytest-xdist.
+    """
     return gzip.compress(data, mtime=0)
 
 

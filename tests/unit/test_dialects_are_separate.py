@@ -1,4 +1,4 @@
-"""A dialect can be dropped: nothing but app.py knows it."""
+"""A dialect can be removed, because only app.py imports it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ NAMES = sorted(path.stem for path in DIALECTS.glob("*.py") if path.stem != "__in
 
 
 def imported_names(path: Path) -> set[str]:
-    """Return each part of each name that a file imports."""
+    """Return the names of the dialects that a file imports."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             names += [node.module or "", *(f"{node.module or ''}.{alias.name}" for alias in node.names)]
-            # `from . import x` in a dialect, and `from .dialects import x` elsewhere, both name a dialect.
+            # A dialect can import another one with `from . import x`.
             names += [
                 f"dialects.{alias.name}" for alias in node.names if path.parent == DIALECTS and node.level == 1
             ]

@@ -24,7 +24,7 @@ ONLY_BATCHES = [
 ]
 
 
-def test_defaults_are_the_originals() -> None:
+def test_defaults_are_those_of_bert_as_service() -> None:
     plan = parse_plan([])
     assert plan.experiments == {
         "client_batch_size": [1, 16, 256, 4096],
@@ -97,7 +97,7 @@ def test_sentences_have_the_full_length_or_mixed_lengths() -> None:
     assert full != make_sentences(words, 50, 12, protocol=FULL, seed=1)
 
 
-def test_a_table_is_the_originals_below_a_title() -> None:
+def test_a_table_has_a_title_and_the_format_of_bert_as_service() -> None:
     results = [(1, Speeds((75.9,))), (4096, Speeds((473.2,)))]
     assert result_table("client_batch_size", FULL, results).splitlines() == [
         "",
@@ -127,7 +127,7 @@ def test_a_failed_measurement_is_a_dash() -> None:
     assert "speed = [10, None]" in table
 
 
-def test_the_file_is_named_as_in_the_original() -> None:
+def test_the_file_is_named_as_in_bert_as_service() -> None:
     assert result_file(2, is_half=False) == "benchmark-2.result"
     assert result_file(1, is_half=True) == "benchmark-1-fp16.result"
     assert parse_plan(["-dtype", "float16"]).is_half

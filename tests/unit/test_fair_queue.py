@@ -1,4 +1,4 @@
-"""Flows share by tokens. In these tests, a text has as many tokens as characters."""
+"""The queue gives each flow the same share of tokens. In these tests, a text has as many tokens as characters."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_client_that_sends_again_and_again_does_not_starve_another() -> None:
     queue = queue_of(make_job(ALICE, *[10] * 1000))
     slices = take(queue, max_tokens=250)
     for _ in range(20):
-        queue.push(make_job(BOB, *[10] * 25))  # one take removes all of it: each time, the flow starts again
+        queue.push(make_job(BOB, *[10] * 25))  # one take removes all of BOB's texts, so his flow is new each time
         slices += take(queue, max_tokens=250)
     tokens = tokens_by_client(slices)
     assert tokens[ALICE] >= 0.4 * sum(tokens.values())

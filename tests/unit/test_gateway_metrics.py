@@ -9,10 +9,10 @@ from bert_serving.server.gateway.metrics import GatewayMetrics
 from prometheus_client import values
 
 
-def test_processes_count_together_even_if_the_variable_is_set_after_the_import(
+def test_processes_share_counts_even_if_the_folder_is_set_after_the_import(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(values, "ValueClass", values.MutexValue)  # as after an import without the variable
+    monkeypatch.setattr(values, "ValueClass", values.MutexValue)  # as if imported before the variable was set
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     metrics = GatewayMetrics(["/embed"])
     metrics.observe("/embed", 200, 0.1)

@@ -1,4 +1,4 @@
-"""The names that a program for bert-as-service can import: parsers, namespaces, PoolingStrategy."""
+"""The names that a program for bert-as-service (the original) can import: parsers, namespaces, PoolingStrategy."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def test_namespace_includes_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("flags", "name", "value"),
     [
-        (["-device", "3"], "device_map", [3]),  # example 7 of the original
+        (["-device", "3"], "device_map", [3]),  # from example 7 of bert-as-service
         (["-num_worker=4"], "num_worker", 4),
         (["-num", "2"], "num_worker", 2),
         (["-port_in", "7000"], "port", 7000),
-        (["-model", "/x"], "model_dir", "/x"),  # as in bert-as-service, although -model_module is new
+        (["-model", "/x"], "model_dir", "/x"),  # as in bert-as-service, although -model_module exists too
         (["-max_b", "64"], "max_batch_size", 64),
         (["-t", "/x"], "tuned_model_dir", "/x"),
         (["-max_seq_len", "NONE"], "max_seq_len", "NONE"),
@@ -141,7 +141,7 @@ def test_arguments_are_added_to_a_namespace_that_is_given() -> None:
 
 def test_other_names_of_the_original_exist() -> None:
     assert bert_serving.server.__version__ == own_version()
-    assert cli.main is cli.start  # scripts set sys.argv and call it
+    assert cli.main is cli.start  # programs set sys.argv and call main
 
 
 def test_error_for_bad_arguments_is_one_line() -> None:

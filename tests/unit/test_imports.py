@@ -1,4 +1,4 @@
-"""Which part of the program may import which, read from the source."""
+"""Checks in the source code which part of the program imports which other parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = (ROOT / "client", ROOT / "server")
 
-#: What each part may import of the others. A part is a package or module below bert_serving or its server.
+#: Which other parts each part may import. A part is a package or module in bert_serving or bert_serving.server.
 ALLOWED: dict[str, set[str]] = {
     "protocol": set(),
     "client": {"protocol"},
@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "supervisor": {"protocol", "settings", "model", "broker"},
     "compat": {"protocol", "client", "settings", "supervisor", "model", "compat.pooling_strategy"},
     "cli": {"protocol", "client", "settings", "supervisor", "compat", "model"},
-    # What bert-as-service's users import: thin modules in front of compat.
+    # Modules for programs that were written for bert-as-service. They only import names from compat.
     "helper": {"compat", "compat.pooling_strategy"},
     "graph": {"compat", "compat.pooling_strategy"},
     # Modules that several parts share.
@@ -32,11 +32,11 @@ ALLOWED: dict[str, set[str]] = {
     # Converts a TensorFlow checkpoint into a PyTorch model. It is in model/ because it reads a file format, but
     # only the worker uses it.
     "model.tensorflow.google_bert": {"model"},
-    # `from bert_serving.server import Encoder, BertServer`
+    # For `from bert_serving.server import Encoder, BertServer`.
     "server": {"compat", "worker", "settings"},
 }
 
-#: Packages that only some parts may import, also inside of functions.
+#: Packages that only these parts may import, even inside functions.
 HEAVY = {
     "torch": {"worker", "model.tensorflow.google_bert"},
     "transformers": {"worker", "model.tensorflow.google_bert"},
@@ -63,7 +63,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imports(module: str, path: Path) -> Iterator[str]:
-    """Yield the full names of the modules that a file imports, in functions too."""
+    """Yield the full names that a file imports, also those imported inside functions."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -90,7 +90,7 @@ def test_a_part_imports_only_what_it_may(part: str) -> None:
 
 
 @pytest.mark.parametrize("package", HEAVY)
-def test_a_heavy_package_is_imported_by_its_part_alone(package: str) -> None:
+def test_only_the_listed_parts_import_a_heavy_package(package: str) -> None:
     found = {
         module
         for module, path in MODULES.items()
@@ -100,7 +100,7 @@ def test_a_heavy_package_is_imported_by_its_part_alone(package: str) -> None:
     assert found == set()
 
 
-def test_the_table_names_the_parts_that_there_are() -> None:
+def test_the_table_lists_exactly_the_parts_that_exist() -> None:
     assert {part_of(module) for module in MODULES} == ALLOWED.keys()
 
 

@@ -1,4 +1,4 @@
-"""First requests are matched with subscriptions, in either order; what is not matched is forgotten."""
+"""A client's first request is matched with its subscription, in either order. Unmatched ones are forgotten."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_request_after_its_subscription_is_not_returned() -> None:
     assert late.subscribe(ALICE, 2.0) == []
 
 
-def test_another_client_that_subscribed_before_does_not_count_for_the_late_one() -> None:
+def test_a_subscription_of_another_client_does_not_match_the_late_clients_request() -> None:
     late = LateSubscribers[str]()
     late.subscribe(ALICE, 0.0)
     late.note_request(ALICE, "the other client's", 0.0)

@@ -1,4 +1,4 @@
-"""Links between the documents lead somewhere."""
+"""The targets of the links between the documents exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, as code hosts make them."""
+    """Return the anchors that GitHub makes from a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -25,7 +25,7 @@ def test_links_to_other_files_and_headings_resolve(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), f"{page.name} links to {path}, which does not exist"
         if anchor:
-            assert anchor in anchors(target), f"{page.name} links to {path}#{anchor}, which has no such heading"
+            assert anchor in anchors(target), f"{page.name} links to {path}#{anchor}, but there is no such heading"
 
 
 def test_there_are_links_to_check() -> None:

@@ -1,4 +1,4 @@
-"""The metrics of the broker: all series exist from the start, at zero."""
+"""The metrics of the broker. All series exist from the start, with the value zero."""
 
 from __future__ import annotations
 

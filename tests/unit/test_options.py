@@ -26,7 +26,7 @@ def test_only_options_that_differ_from_the_default_are_written() -> None:
 @pytest.mark.parametrize(
     "name", ["lasttoken", "LAST_TOKEN", "mean_sqrt_len_tokens", "weightedmean", "none", "auto"]
 )
-def test_strategies_are_known_by_the_names_of_both_libraries_in_any_case(name: str) -> None:
+def test_strategies_have_the_names_of_bert_as_service_and_sentence_transformers_in_any_case(name: str) -> None:
     assert options_from_json({"pooling_strategy": name}) == options_from_json(
         {"pooling_strategy": name.swapcase()}
     )

@@ -1,4 +1,4 @@
-"""Replies are held until their client subscribes: order, isolation of clients, limits."""
+"""The outbox holds replies until a client subscribes. Tests of order, isolation of clients, and limits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 ALICE, BOB, CAROL = (str(uuid.UUID(int=i)).encode() for i in (1, 2, 3))
-OVERHEAD = 1024  # bytes that each reply counts in addition to its frames
+OVERHEAD = 1024  # bytes that the outbox counts for a reply in addition to its frames
 
 
 class Pipes:
-    """The pipes to the subscribers: the replies that were sent, and the topics whose pipe is full."""
+    """Fake pipes to the subscribers. full: the topics whose pipes are full. sent: the replies that were sent."""
 
     def __init__(self, *full: bytes) -> None:
         self.full = set(full)
@@ -134,7 +134,7 @@ def test_full_pipe_does_not_block_other_topics() -> None:
     assert pipes.sent == [(BOB, b"{}")]
 
 
-def test_reply_behind_a_full_pipe_stays_deliverable() -> None:
+def test_reply_that_waits_for_a_full_pipe_stays_deliverable() -> None:
     outbox = make_outbox()
     outbox.subscribe(ALICE)
     outbox.post(reply(ALICE), 0.0)
@@ -214,14 +214,14 @@ def test_topic_of_a_uuid_is_the_uuid() -> None:
     assert make_outbox().subscribe(ALICE) == ALICE
 
 
-def test_other_identity_gets_a_topic_that_begins_with_its_subscription() -> None:
+def test_topic_of_an_identity_that_is_not_a_uuid_begins_with_the_identity() -> None:
     topic = make_outbox().subscribe(b"me")
     assert topic is not None
     assert topic.startswith(b"me")
     assert topic != b"me"
 
 
-def test_replies_to_another_identity_have_its_topic() -> None:
+def test_replies_to_an_identity_that_is_not_a_uuid_have_its_topic() -> None:
     outbox = make_outbox()
     topic = outbox.subscribe(b"me")
     outbox.post(reply(b"me"), 0.0)
@@ -268,7 +268,7 @@ def fill(outbox: Outbox, *identities: bytes) -> None:
         outbox.post(reply(identity, b"x" * (2000 - OVERHEAD - len(identity) - 1)), float(now))
 
 
-def test_oldest_replies_are_dropped_beyond_the_bytes() -> None:
+def test_oldest_replies_are_dropped_if_the_outbox_is_over_its_capacity() -> None:
     outbox = make_outbox(capacity_bytes=5000)
     fill(outbox, ALICE, BOB, CAROL)
     assert [d.topic for d in outbox.trim()] == [ALICE]
@@ -300,7 +300,7 @@ def test_an_error_is_not_replaced_again() -> None:
     assert len(delivered(outbox)) == 2
 
 
-def test_reply_is_dropped_beyond_its_age() -> None:
+def test_reply_older_than_the_maximum_age_is_dropped() -> None:
     outbox = make_outbox(max_age_s=5.0)
     outbox.post(reply(ALICE), 10.0)
     assert outbox.expire(15.0) == []
@@ -318,7 +318,7 @@ def test_newer_replies_are_kept_when_an_older_one_expires() -> None:
     assert delivered(outbox) == [(ALICE, b"young")]
 
 
-def test_reply_behind_a_full_pipe_expires_too() -> None:
+def test_reply_that_waits_for_a_full_pipe_expires_too() -> None:
     outbox = make_outbox(max_age_s=5.0)
     outbox.subscribe(ALICE)
     outbox.post(reply(ALICE), 0.0)

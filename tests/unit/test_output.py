@@ -37,7 +37,7 @@ def test_int8_keeps_the_direction_of_a_vector_of_any_length(scale: float) -> Non
     assert (np.abs(found).max(axis=1) == 127).all()
 
 
-def test_uint8_is_int8_from_128_and_zeros_stay_zeros() -> None:
+def test_uint8_is_int8_plus_128_and_zeros_stay_zeros() -> None:
     signed, unsigned = convert(ROWS, "int8"), convert(ROWS, "uint8")
     assert (signed.dtype, unsigned.dtype) == (np.int8, np.uint8)
     np.testing.assert_array_equal(unsigned.astype(int) - 128, signed)
@@ -46,7 +46,7 @@ def test_uint8_is_int8_from_128_and_zeros_stay_zeros() -> None:
     assert (convert(zeros, "uint8") == 128).all()
 
 
-def test_floats_equal_numpys_and_too_large_values_for_float16_are_refused() -> None:
+def test_floats_are_converted_as_by_numpy_and_values_too_large_for_float16_are_refused() -> None:
     np.testing.assert_array_equal(convert(ROWS, "float32"), ROWS)
     np.testing.assert_array_equal(convert(ROWS, "float16"), ROWS.astype(np.float16))
     assert convert(ROWS.astype(np.float16), None).dtype == np.float16
@@ -73,7 +73,7 @@ def test_base64_is_little_endian_float32() -> None:
     assert encoded(ROWS, "float") is ROWS
 
 
-def test_raw_has_dtype_and_shape_headers_and_npy_is_numpys_file() -> None:
+def test_raw_has_dtype_and_shape_headers_and_npy_is_a_file_that_numpy_reads() -> None:
     vectors = convert(np.asfortranarray(ROWS), "float16")
     raw = binary_response(vectors, "raw", {"x-a": "b"})
     assert raw is not None

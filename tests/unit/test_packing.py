@@ -1,4 +1,7 @@
-"""Micro-batches contain each sequence once, sorted by length, within the token limit; and groups within them."""
+"""Micro-batches contain each sequence once, sorted by length, within the token limit.
+
+The sequences of a group have equal lengths.
+"""
 
 from __future__ import annotations
 

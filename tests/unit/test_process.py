@@ -1,4 +1,4 @@
-"""When a child process is started again after it died."""
+"""A child process that has died is started again, at once or after a pause."""
 
 from __future__ import annotations
 

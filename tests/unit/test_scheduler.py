@@ -1,8 +1,8 @@
-"""The scheduler's rules, one by one, and what must hold in every sequence of events.
+"""The scheduler's rules, one by one, and properties that it must have in every sequence of events.
 
-The scheduler estimates a text of 4 * (n - 2) characters at n tokens, and the worker of these tests reports as
-many. Most texts have 16 tokens. For a worker of 20,000 tokens/s, a full batch is 1,600 tokens: 100 texts of 16
-tokens.
+The scheduler estimates that a text of 4 * (n - 2) characters has n tokens, and the worker of these tests reports
+the same number. Most texts have 16 tokens. For a worker that computes 20,000 tokens/s, a full batch has 1,600
+tokens: 100 texts of 16 tokens.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ from tests.support.model_facts import model_facts
 
 ALICE, BOB, CAROL = b"alice-0123456789", b"bob-0123456789ab", b"carol-0123456789"
 FULL_BATCH = 100  # texts of 16 tokens
-SMALL = 16  # largest request, in texts, that overtakes others
+SMALL = 16  # texts of the largest request that overtakes others
 
 _unique = itertools.count(1)
 
 
 def make_texts(count: int, num_tokens: int = 16) -> list[str]:
-    """Texts of so many tokens. Each begins with a unique number."""
+    """Return this number of texts. Each has num_tokens tokens and begins with a unique number."""
     return [f"{next(_unique)} ".ljust(4 * (num_tokens - 2), "x") for _ in range(count)]
 
 
 def number_of(text: Text) -> float:
-    """The number of a text, which the tests use as its vector."""
+    """Return the number that a text begins with. The tests use it as the text's vector."""
     return float(str(text).split(maxsplit=1)[0])
 
 
@@ -103,7 +103,7 @@ def tokens_of(text: Text) -> int:
 
 
 def computed(batch: Batch, *, tokens_per_s: float = 20_000, factor: int = 1) -> Result:
-    """The result of a worker with this speed. factor: real tokens for each estimated token."""
+    """Return the result of a worker with this speed. factor: real tokens for each estimated token."""
     part_results = [vectors(part.texts, [factor * tokens_of(text) for text in part.texts]) for part in batch.parts]
     num_tokens = sum(sum(each.num_tokens) for each in part_results)
     return Result(batch.batch_id, part_results, compute_ms=1000 * num_tokens / tokens_per_s)
@@ -235,7 +235,7 @@ def test_a_rejected_text_fails_only_its_request_and_is_named_by_its_index_there(
 
 def test_the_bytes_of_vectors_of_a_request_are_limited() -> None:
     scheduler = make_scheduler(result_bytes=16, max_batch_size=2)
-    submit(scheduler, ALICE, 4)  # 8 bytes each: the first vector tells the total
+    submit(scheduler, ALICE, 4)  # each vector has 8 bytes: the total is known after the first batch
     (failure,) = scheduler.complete("w0", computed(next_batch(scheduler)), 0.0)
     assert isinstance(failure, Failure)
     assert isinstance(failure.error, PayloadTooLarge)
@@ -410,10 +410,10 @@ def test_long_text_costs_no_more_than_max_seq_len() -> None:
     assert len(texts_of(next_batch(scheduler))) == 10
 
 
-# -- the batch ahead -----------------------------------------------------------------------------------
+# -- the batch ahead: a worker's second batch, which waits while the worker computes the first ----------
 
 
-def test_batch_ahead_waits_while_it_has_fewer_tokens_than_the_one_in_work() -> None:
+def test_batch_ahead_waits_while_it_has_fewer_tokens_than_the_first_batch() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 10)
     next_batch(scheduler)
@@ -421,7 +421,7 @@ def test_batch_ahead_waits_while_it_has_fewer_tokens_than_the_one_in_work() -> N
     assert scheduler.next_batch("w0", 0.0) is None
 
 
-def test_batch_ahead_is_sent_when_it_has_as_many_tokens_as_the_one_in_work() -> None:
+def test_batch_ahead_is_sent_when_it_has_as_many_tokens_as_the_first_batch() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 10)
     next_batch(scheduler)
@@ -437,7 +437,7 @@ def test_batch_ahead_is_sent_when_it_is_half_full() -> None:
     assert texts_of(next_batch(scheduler)) == job.texts
 
 
-def test_batch_ahead_grows_until_the_current_one_is_done() -> None:
+def test_batch_ahead_grows_until_the_first_batch_is_done() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 10)
     first = next_batch(scheduler)
@@ -454,7 +454,7 @@ def test_worker_holds_two_batches_at_most() -> None:
     assert [scheduler.next_batch("w0", 0.0) is not None for _ in range(3)] == [True, True, False]
 
 
-def test_each_worker_gets_its_first_batch_before_any_gets_one_ahead() -> None:
+def test_each_worker_gets_a_first_batch_before_any_worker_gets_a_second() -> None:
     scheduler = make_scheduler(workers=3)
     submit(scheduler, ALICE, 1000)
     names = [name for name, _ in scheduler.next_batches(0.0)]
@@ -499,7 +499,7 @@ def test_large_request_keeps_its_share_of_batches_that_are_limited_by_texts() ->
     assert sum(shares) >= 0.2 * 8 * 64
 
 
-def test_large_request_keeps_its_share_beside_small_ones_of_long_texts() -> None:
+def test_large_request_keeps_its_share_if_small_ones_have_long_texts() -> None:
     scheduler = make_scheduler(max_batch_tokens=256)
     large = submit(scheduler, ALICE, 200)
     for _ in range(60):
@@ -550,7 +550,7 @@ def test_requests_of_one_client_are_served_in_their_order() -> None:
     assert run_all(scheduler) == jobs
 
 
-def test_any_number_of_unsubscribed_clients_gets_no_more_than_one_client() -> None:
+def test_all_unsubscribed_clients_together_have_the_share_of_one_client() -> None:
     scheduler = make_scheduler()
     submit_unsubscribed(scheduler, 1000)
     mine = [submit(scheduler, ALICE, 1) for _ in range(100)]
@@ -578,7 +578,7 @@ def test_client_that_subscribes_late_does_not_wait_behind_the_others(count: int)
     assert share_of(late_subscriber, next_batch(scheduler)) == count
 
 
-def test_claim_moves_only_waiting_texts() -> None:
+def test_subscription_moves_only_waiting_texts_to_the_clients_flow() -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, ALICE, count, is_unsubscribed=True) for count in (1, 150, 30)]
     first = next_batch(scheduler)
@@ -611,7 +611,7 @@ def test_both_batches_of_a_lost_worker_return_in_their_order() -> None:
     assert [texts_of(turn(scheduler)), texts_of(turn(scheduler))] == lost
 
 
-def test_suspect_batch_is_not_sent_behind_another_batch() -> None:
+def test_suspect_batch_is_not_sent_to_a_worker_that_has_another_batch() -> None:
     scheduler = make_scheduler(workers=2)
     submit(scheduler, ALICE, 200)
     next_batch(scheduler, "w0")
@@ -620,7 +620,7 @@ def test_suspect_batch_is_not_sent_behind_another_batch() -> None:
     assert scheduler.next_batch("w1", 0.0) is None
 
 
-def test_no_batch_is_sent_behind_a_suspect_batch() -> None:
+def test_no_batch_is_sent_to_a_worker_that_has_a_suspect_batch() -> None:
     scheduler = make_scheduler(workers=2)
     submit(scheduler, ALICE, 100)
     next_batch(scheduler, "w0")
@@ -671,7 +671,7 @@ def test_single_text_that_loses_a_second_worker_fails_with_worker_failed() -> No
 
 
 def deadly_run(scheduler: Scheduler, poison: set[str], *, kills: bool) -> tuple[list[Job], list[Failure]]:
-    """Run everything on a worker that dies of texts in `poison`, or that raises an error for them."""
+    """Compute all texts. A batch with a text of `poison` kills the worker if `kills` is true, or else fails."""
     done: list[Job] = []
     failures: list[Failure] = []
     while (batch := scheduler.next_batch("w0", 0.0)) is not None:
@@ -891,7 +891,7 @@ def test_full_queue_rejects_with_overloaded() -> None:
         submit(scheduler, BOB, 3)
 
 
-def test_queue_takes_exactly_its_capacity() -> None:
+def test_queue_accepts_exactly_its_capacity() -> None:
     scheduler = make_scheduler(workers=0, queue_capacity=10)
     submit(scheduler, ALICE, 8)
     submit(scheduler, BOB, 2)
@@ -937,7 +937,7 @@ def test_requests_beyond_the_bytes_of_the_queue_are_rejected_with_overloaded() -
         scheduler.submit(request(BOB, make_texts(1)), 0.0, num_bytes=101)
 
 
-def test_bytes_count_until_the_reply() -> None:
+def test_bytes_of_a_request_are_counted_until_its_reply() -> None:
     scheduler = make_scheduler(queue_bytes=1000)
     scheduler.submit(request(ALICE, make_texts(1)), 0.0, num_bytes=900)
     batch = next_batch(scheduler)
@@ -955,7 +955,7 @@ def test_request_larger_than_the_bytes_of_the_queue_is_accepted_if_it_is_alone()
 # -- queries -------------------------------------------------------------------------------------------
 
 
-def test_worker_is_overdue_when_its_oldest_batch_is() -> None:
+def test_worker_is_overdue_when_its_oldest_batch_is_overdue() -> None:
     scheduler = make_scheduler(workers=2)
     submit(scheduler, ALICE, 150)
     next_batch(scheduler, "w0", now=0.0)
@@ -970,7 +970,7 @@ def test_idle_worker_is_never_overdue() -> None:
     assert scheduler.overdue(1e9, timeout_s=1.0) == []
 
 
-def test_batch_ahead_is_not_overdue_for_the_time_that_it_waited() -> None:
+def test_the_time_in_which_a_batch_ahead_waits_does_not_make_it_overdue() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 200)
     first = next_batch(scheduler, now=0.0)
@@ -993,7 +993,7 @@ NAMES = st.sampled_from(["w0", "w1", "w2"])
 
 
 class AnyOrderOfEvents(RuleBasedStateMachine):
-    """Every job ends exactly once, every row is in its place, and the counters are right."""
+    """In any order of events, every job ends once, every row is in its place, and the counters are right."""
 
     @initialize()
     def start(self) -> None:
@@ -1096,7 +1096,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         assert all(self.ends[job.job_id] == (not job.is_open) for job in self.jobs)
 
     def teardown(self) -> None:
-        """One good worker can finish everything."""
+        """Check that one worker that does not die can finish all jobs."""
         for name in ("w0", "w1", "w2"):
             self.worker_lost(name)
         self.worker_ready("w0", 20_000)

@@ -46,7 +46,7 @@ def value_of(reply: Reply | None) -> float:
 
 
 def probe_id(frames: Frames | None) -> int:
-    """Return the request number of the probe in the frames."""
+    """Check that the frames are a probe; return its request number."""
     assert frames is not None
     assert bytes(frames[1]) == b"SHOW_CONFIG"
     return int(request_from_frames(frames).request_id)
@@ -153,7 +153,7 @@ def test_message_that_is_not_a_reply_is_logged_and_ignored(
 # -- fetching ------------------------------------------------------------------------------------------
 
 
-def test_requests_to_fetch_come_in_the_order_of_their_replies(session: Session) -> None:
+def test_take_any_returns_requests_in_the_order_of_their_replies(session: Session) -> None:
     for _ in range(3):
         session.encode(["a"], 0.0, to_fetch=True)
     for request_id in (2, 3, 1):
@@ -219,7 +219,7 @@ def test_long_silence_is_probed_with_show_config(session: Session) -> None:
     assert session.probe(100.1 + PROBE_AFTER_S) == [IDENTITY, b"SHOW_CONFIG", b"2", b"0"]
 
 
-def test_silence_before_the_first_request_does_not_count(session: Session) -> None:
+def test_silence_while_nothing_was_pending_does_not_count(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.receive(vectors(1), 0.1)
     session.encode(["b"], 1000.0)

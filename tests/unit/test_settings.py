@@ -1,4 +1,4 @@
-"""Every setting as a flag, as a variable and as a line of the table, and the errors for bad values."""
+"""Every setting is a flag, an environment variable and a line of the table. A bad value is an error."""
 
 from __future__ import annotations
 

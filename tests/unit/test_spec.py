@@ -1,4 +1,4 @@
-"""The options of a model: checked once, and sent whole to a worker process."""
+"""The options of a model are checked once, and all of them are sent to a worker process."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def test_gpus_are_assigned_to_the_workers_in_turn(settings: Settings, devices: l
     assert [worker_spec(settings, index).device for index in range(3)] == devices
 
 
-def test_a_spec_arrives_in_another_process_as_it_was() -> None:
+def test_a_spec_survives_pickling() -> None:
     spec = ModelSpec.of(Settings(**CHANGED), device="cuda:1")
     assert pickle.loads(pickle.dumps(spec)) == spec
 
 
-def test_a_list_may_be_one_value() -> None:
+def test_an_option_that_is_a_list_may_be_given_as_one_value() -> None:
     spec = ModelSpec.checked(pooling_strategy="max", pooling_layer=-1, model_dir=Path("/models/a"))
     assert (spec.pooling_strategy, spec.pooling_layer, spec.model_dir) == (("REDUCE_MAX",), (-1,), "/models/a")
 
@@ -88,7 +88,7 @@ def test_a_list_may_be_one_value() -> None:
         ({"modle_dir": "a"}, "modle_dir: extra inputs are not permitted, got 'a'"),
     ],
 )
-def test_a_bad_option_is_one_line_that_names_it(options: dict[str, object], message: str) -> None:
+def test_a_bad_option_raises_an_error_of_one_line_that_names_it(options: dict[str, object], message: str) -> None:
     with pytest.raises(ModelError, match=f"^{message}$") as caught:
         ModelSpec.checked(**options)
     assert "\n" not in str(caught.value)
@@ -102,8 +102,8 @@ FOLDERS = ("CLS_TOKEN",)
 @pytest.mark.parametrize(
     ("started", "asked", "expected"),
     [
-        # options at start; options of a request; the pooling of this request, if the folder configures no pooling
-        # and if it configures FOLDERS
+        # started: the server's options. asked: the options of a request. expected: the pooling of this request,
+        # first for a folder that configures no pooling, then for a folder that configures FOLDERS.
         ({}, (None, None), [Pooling(("REDUCE_MEAN",), (-2,)), Pooling(FOLDERS, (-1,), is_folders=True)]),
         ({}, (("auto",), None), [Pooling(("REDUCE_MEAN",), (-2,)), Pooling(FOLDERS, (-1,), is_folders=True)]),
         ({}, (("REDUCE_MAX",), None), [Pooling(("REDUCE_MAX",), (-2,)), Pooling(("REDUCE_MAX",), (-1,))]),
@@ -119,7 +119,7 @@ FOLDERS = ("CLS_TOKEN",)
         ),
     ],
 )
-def test_a_request_gets_what_it_names_then_the_servers_options_then_the_folders_pooling(
+def test_pooling_is_chosen_by_the_request_or_else_by_the_server_or_else_by_the_folder(
     started: dict[str, Any],
     asked: tuple[tuple[str, ...] | None, tuple[int, ...] | None],
     expected: list[Pooling],
@@ -138,7 +138,7 @@ def test_a_layer_that_does_not_exist_is_named() -> None:
 # -- imports -------------------------------------------------------------------------------------------
 
 
-def test_questions_about_a_model_load_neither_torch_nor_transformers() -> None:
+def test_settings_and_model_package_load_neither_torch_nor_transformers() -> None:
     root = Path(str(model.__file__)).parent
     files = [path.relative_to(root).with_suffix("") for path in root.rglob("*.py")]
     names = [".".join([model.__name__, *path.parts]) for path in files if path.name != "__init__"]

@@ -1,4 +1,4 @@
-"""The counts of SHOW_STATUS, compared with bert-as-service's arithmetic over all requests since the start."""
+"""The counts of SHOW_STATUS, compared with those that bert-as-service computes from all requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def family_keys(name: str) -> set[str]:
 
 
 class Naive:
-    """The original's way: every request is kept, and each report is computed from all of them."""
+    """Keeps data of all requests and computes each report from them, as bert-as-service does."""
 
     def __init__(self, now: float) -> None:
         self.requests_of: Counter[bytes] = Counter()
@@ -86,7 +86,9 @@ events = st.lists(
 
 
 @given(events, st.floats(0, 400))
-def test_every_value_equals_the_originals(arrivals: list[tuple[bytes, int | None, float]], later: float) -> None:
+def test_every_value_equals_that_of_bert_as_service(
+    arrivals: list[tuple[bytes, int | None, float]], later: float
+) -> None:
     now = 1000.0
     ours, naive = Statistic(now), Naive(now)
     for client, size, pause in arrivals:
@@ -130,7 +132,7 @@ def test_a_client_is_active_for_three_minutes_after_its_last_texts() -> None:
     ours.count_texts(b"a", 1, 0.0)
     ours.count_texts(b"b", 1, 100.0)
     ours.count_texts(b"a", 1, 150.0)
-    ours.count_command(b"c")  # a command is not activity, as in the original
+    ours.count_command(b"c")  # as in bert-as-service, a command does not make a client active
     assert [ours.report(now)["num_active_client"] for now in (279.9, 280.0, 329.9, 330.0)] == [2, 1, 1, 0]
 
 
@@ -183,5 +185,5 @@ def test_memory_and_time_of_a_report_do_not_grow_with_the_number_of_clients() ->
     fill(2 * MAX_CLIENTS, 40_000)
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert grown < 4 << 20  # only the new clients that replaced earlier ones
+    assert grown < 4 << 20  # memory for the new clients that replaced earlier ones
     assert fastest() < 20 * before

@@ -1,4 +1,4 @@
-"""SHOW_CONFIG and SHOW_STATUS: bert-as-service's keys with its types, and what its page reads."""
+"""Replies to SHOW_CONFIG and SHOW_STATUS, compared with those of bert-as-service (here called the original)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ORIGINAL_CONFIG: dict[str, tuple[type, ...]] = {
     "server_current_time": (str,),
     "device_map": (list,),
     "num_concurrent_socket": (int,),
-    # all arguments
+    # command-line arguments
     "ckpt_name": (str,),
     "config_name": (str,),
     "cors": (str,),
@@ -246,7 +246,7 @@ def test_pooling_of_a_sentence_transformers_folder_is_reported(
 
     assert reported() == (number, [-1])
     assert reported(pooling_strategy=("REDUCE_MAX",)) == (1, [-2])
-    assert reported(pooling_layer=(-3,)) == (2, [-3])  # overrides the pooling that the folder configures
+    assert reported(pooling_layer=(-3,)) == (2, [-3])  # the option overrides the pooling of the folder
 
 
 def test_pooling_of_a_plain_folder_is_the_originals_default(tmp_path: Path) -> None:

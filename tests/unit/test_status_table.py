@@ -1,4 +1,4 @@
-"""The table of bert-serving-status, from statuses written for the tests."""
+"""The table that bert-serving-status prints, with statuses written for these tests."""
 
 from __future__ import annotations
 

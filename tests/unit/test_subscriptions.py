@@ -1,4 +1,4 @@
-"""Subscriptions are counted for each connection, and each of them ends once."""
+"""Subscriptions are counted for each connection, and each subscription ends once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bert_serving.server.broker.subscriptions import Subscriptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-ALICE, BOB = 11, 12  # connections
+ALICE, BOB = 11, 12  # the numbers of two connections
 MANY = 256
 
 
@@ -86,7 +86,7 @@ def test_subscriptions_of_closed_connections_end_one_by_one() -> None:
     assert [subscriptions.remove(None, b"bob") for _ in range(3)] == [False, False, True]
 
 
-def test_if_there_are_many_a_new_connection_still_gets_a_few() -> None:
+def test_a_new_connection_gets_a_few_subscriptions_even_if_there_are_many() -> None:
     subscriptions = Subscriptions()
     for connection in range(200):
         for name in names(MANY, f"{connection}/"):

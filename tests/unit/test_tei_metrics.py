@@ -1,4 +1,4 @@
-"""TEI's metric names: all exist from the start, with TEI's labels and buckets."""
+"""All metrics of TEI exist from the start, with TEI's labels and buckets."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def digest(value: np.ndarray, dtype: str) -> str:
 
 @pytest.fixture
 def types(tmp_path: Path) -> Path:
-    """Return a copy of the checkpoint with all types, which tests may damage."""
+    """Return a copy of the checkpoint with tensors of all types. Tests may damage the copy."""
     for file in GOOGLE_BERT.glob("types.ckpt.*"):
         shutil.copy(file, tmp_path)
     return tmp_path / "types.ckpt"
@@ -54,7 +54,7 @@ def index_of(prefix: Path) -> Path:
 
 
 def read_all(prefix: Path) -> None:
-    """Read all tensors. The only error allowed is a ModelError of one line that names a file."""
+    """Read all tensors. The only error allowed is a ModelError with one line that names the file."""
     try:
         bundle = TensorBundle(prefix)
         for name in bundle.names:
@@ -101,7 +101,7 @@ def test_unsupported_tensors_raise_an_error_with_the_reason(name: str, said: str
 
 
 def error_of(prefix: Path, name: str) -> str | None:
-    """Return the error of reading a tensor, or None. Without an error, the value must be the right one."""
+    """Read a tensor; return the error, or None. If there is no error, check the value."""
     try:
         value = TensorBundle(prefix).read(name)
     except ModelError as exc:
@@ -254,7 +254,7 @@ ANY_NUMBER = st.one_of(
 
 @given(ANY_NUMBER, st.lists(ANY_NUMBER, max_size=4), ANY_NUMBER, ANY_NUMBER, ANY_NUMBER, ANY_NUMBER)
 @example(1, [1 << 40], 0, 0, 1 << 42, 1)
-def test_any_numbers_are_read_or_an_error_without_taking_memory(
+def test_any_numbers_are_read_or_raise_an_error_without_taking_memory(
     folder: Path, dtype: int, shape: list[int], shard: int, offset: int, size: int, num_shards: int
 ) -> None:
     prefix = write_bundle(folder / "numbers", {"a": np.arange(9, dtype=np.float32)})
@@ -269,7 +269,7 @@ def test_any_numbers_are_read_or_an_error_without_taking_memory(
 
 
 @given(st.binary(max_size=60), st.sampled_from(["value", "header", "block", "index"]))
-def test_any_bytes_with_a_valid_checksum_are_read_or_an_error(folder: Path, junk: bytes, where: str) -> None:
+def test_any_bytes_with_a_valid_checksum_are_read_or_raise_an_error(folder: Path, junk: bytes, where: str) -> None:
     if where == "value":
         content = table([[(b"", header()), (b"a", junk)]])
     elif where == "header":
@@ -285,7 +285,7 @@ def test_any_bytes_with_a_valid_checksum_are_read_or_an_error(folder: Path, junk
 
 
 @given(st.data())
-def test_any_damage_to_a_checkpoint_is_read_or_an_error(folder: Path, data: st.DataObject) -> None:
+def test_a_checkpoint_with_any_damage_is_read_or_raises_an_error(folder: Path, data: st.DataObject) -> None:
     for file in GOOGLE_BERT.glob("bert_model.ckpt.*"):
         content = bytearray(file.read_bytes())
         for _ in range(data.draw(st.integers(0, 3))):
