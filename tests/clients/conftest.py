@@ -1,4 +1,4 @@
-"""The servers that the clients call, and the vectors that these must get. All compute in float32 on the CPU."""
+"""The servers that the clients call, and the expected vectors. All servers compute in float32 on the CPU."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="session")
 def open_server() -> Iterator[RunningServer]:
-    """The same without a key, for clients that cannot send one."""
+    """A server with the demo model that requires no key, for clients that cannot send a key."""
     with RunningServer(*_FLAGS) as running:
         yield running.wait_ready()
 
@@ -74,13 +74,13 @@ def reference(demo_model: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def expected(reference: Any) -> np.ndarray:
-    """The vectors of TEXTS by sentence-transformers."""
+    """The vectors that sentence-transformers gives for TEXTS."""
     return np.asarray(reference.encode(TEXTS))
 
 
 @pytest.fixture(scope="session")
 def expected_ranking(ranker_folder: Path) -> list[tuple[int, float]]:
-    """The places and scores of DOCUMENTS by sentence-transformers, the best first."""
+    """The indices of DOCUMENTS and their scores in sentence-transformers, the best first."""
     from sentence_transformers import CrossEncoder
 
     scores = CrossEncoder(str(ranker_folder), device="cpu").predict([(QUERY, text) for text in DOCUMENTS])
@@ -92,7 +92,7 @@ def expected_ranking(ranker_folder: Path) -> list[tuple[int, float]]:
 
 @pytest.fixture
 def drive(server: RunningServer, tmp_path: Path) -> Drive:
-    """A function that runs a driver in its environment and returns what it prints."""
+    """A function that runs a driver in an environment and returns the answers that the driver prints."""
 
     def run(driver: str, environment: str, **servers: RunningServer) -> dict[str, Any]:
         urls = {name: each.url for name, each in servers.items()}
@@ -104,7 +104,7 @@ def drive(server: RunningServer, tmp_path: Path) -> Drive:
             text=True,
             timeout=HANG_S,
             cwd=tmp_path,
-            # No proxy and no token. No HF_HUB_OFFLINE: with it, huggingface_hub would send no request.
+            # Without proxies and tokens, and without HF_HUB_OFFLINE, with which huggingface_hub sends no request.
             env={"PATH": os.defpath, "HOME": str(tmp_path), "LANG": "C.UTF-8"},
             check=False,
         )

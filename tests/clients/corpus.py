@@ -1,4 +1,4 @@
-"""What the clients send."""
+"""The texts that the clients send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environments of the clients: what is installed in each, and the folder that keeps them."""
+"""The virtual environments of the clients: which packages they contain, and in which folder they are kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-#: The clients of each environment, by its name.
+#: The packages of each environment, by the name of the environment.
 REQUIREMENTS: dict[str, list[str]] = {
     "light": [
         "cohere==7.3.1",
@@ -31,7 +31,7 @@ REQUIREMENTS: dict[str, list[str]] = {
         "pymilvus-model==0.3.4",
     ],
     "litellm": ["litellm==1.106.2"],  # requires an older huggingface_hub than the others
-    "infinity": ["infinity_client==0.0.78"],  # requires an older httpx
+    "infinity": ["infinity_client==0.0.78"],  # requires an older httpx than the others
 }
 
 
@@ -43,7 +43,7 @@ def python_of(name: str) -> Path:
     python, done = folder / "bin" / "python", folder / "complete"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be making it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be making this environment
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)

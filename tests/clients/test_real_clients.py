@@ -1,7 +1,8 @@
-"""Unmodified third-party clients, each with a running server.
+"""Unmodified third-party clients work with a running server.
 
-A driver in drivers/ uses one client and prints what it got: `vectors` of TEXTS, or of the first; `short` ones, cut
-to 64 components; `refusals`, the client's error messages. Tests marked slow_clients run with make clients.
+Each driver in drivers/ uses one client and prints the results. `vectors` are those of all TEXTS or of the first
+text, `short` are vectors of 64 components, and `refusals` are the client's error messages. Tests that are marked
+slow_clients run only with `make clients`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Ranking = list[tuple[int, float]]
 
 
 def slow(test: Callable[..., None]) -> Callable[..., None]:
-    """Mark a test that runs with make clients only. The first test of an environment installs it."""
+    """Mark a test that runs only with `make clients`. The first test that needs an environment installs it."""
     marked: Callable[..., None] = pytest.mark.slow_clients(pytest.mark.timeout(1200)(test))
     return marked
 
@@ -50,19 +51,19 @@ def assert_vectors(answers: dict[str, Any], expected: np.ndarray) -> None:
 
 
 def cut(expected: np.ndarray) -> np.ndarray:
-    """The first 64 components, of unit length again."""
+    """Return the first 64 components, normalized again."""
     short = expected[:, :64]
     return np.asarray(short / np.linalg.norm(short, axis=1, keepdims=True))
 
 
 def assert_ranking(found: list[Any], expected: Ranking) -> None:
-    """`found` is the start of the expected ranking. Each item begins with index and score."""
+    """Check that `found` is the beginning of the expected ranking. Each item begins with index and score."""
     assert [index for index, *_ in found] == [index for index, _ in expected[: len(found)]]
     assert_near([score for _, score, *_ in found], np.array([score for _, score in expected[: len(found)]]))
 
 
 def assert_refusals(found: dict[str, str], expected: dict[str, str]) -> None:
-    """Each message contains the expected one; clients add text around it."""
+    """Check that each message contains the expected one. Clients add text around the server's message."""
     assert found.keys() == expected.keys()
     for name, message in expected.items():
         assert message in found[name], name
@@ -166,7 +167,7 @@ def test_haystack(
 
     answers = drive("haystack", "frameworks", ranker_url=ranker, splade_url=sparse_server)
     assert_vectors(answers["vectors"], expected)
-    *modules, _ = reference  # without the last, which normalizes
+    *modules, _ = reference  # without the last module, which normalizes
     assert_vectors(answers["plain"], np.asarray(SentenceTransformer(modules=modules, device="cpu").encode(TEXTS)))
     terms = SparseEncoder(str(sparse_folder), device="cpu").encode(DOCUMENTS, convert_to_sparse_tensor=False)
     for (indices, values), row in zip(answers["sparse"], terms.numpy(), strict=True):

@@ -1,4 +1,4 @@
-"""The encoder on a CUDA device gives the vectors of the CPU in float32. Skipped without a CUDA device."""
+"""On a CUDA device, the encoder gives the vectors of the CPU in float32. Without one, the tests are skipped."""
 
 from __future__ import annotations
 

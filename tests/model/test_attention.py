@@ -1,4 +1,4 @@
-"""Sequences padded to the length of the longest."""
+"""Shorter sequences are padded to the length of the longest one."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ WITH_HEAD = [family for family in FAMILIES if family != "nomic_bert"]
 
 
 def reference(folder: Path) -> torch.Tensor:
-    """Return the logits of Transformers: padded, float32, eager attention."""
+    """Return the logits that Transformers computes: padded, in float32, with eager attention."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(TEXTS, padding=True, truncation=True, max_length=512, return_tensors="pt")

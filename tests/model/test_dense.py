@@ -1,4 +1,4 @@
-"""Modules after the pooling in a sentence-transformers folder give the vectors of sentence-transformers."""
+"""A sentence-transformers folder with modules after the pooling gives the vectors of sentence-transformers."""
 
 from __future__ import annotations
 

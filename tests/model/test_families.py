@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from tests.support.tiny_models import FAMILIES, WORDS, make_model
 
-PADDED = {"mpnet", "deberta-v2"}  # their attention depends on the distance between two tokens
+PADDED = {"mpnet", "deberta-v2"}  # not packed: their attention depends on the distance between two tokens
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def texts(count: int, longest: int) -> list[str]:
 
 
 def reference(folder: Path, batch: list[str], *, max_length: int = 512) -> np.ndarray:
-    """Return the vectors of Transformers: padded, float32, eager attention, mean of the last layer."""
+    """Return the mean of the last layer as Transformers computes it: padded, in float32, with eager attention."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     inputs = tokenizer(batch, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
@@ -84,7 +84,7 @@ def test_texts_are_read_up_to_the_full_length(folders: dict[str, Path], family: 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_lower_layer_equals_that_of_the_whole_model(folders: dict[str, Path], family: str) -> None:
-    """The encoder loads no layers above the pooled one. The vectors must not change."""
+    """The encoder does not load the layers above the pooled one. This must not change the vectors."""
     batch = texts(20, 30)
     tokenizer = AutoTokenizer.from_pretrained(folders[family])
     model = AutoModel.from_pretrained(folders[family], attn_implementation="eager").eval()

@@ -40,7 +40,7 @@ def google(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def reference() -> BertModel:
-    """Return a BertModel with the fixture's weights, assigned as Transformers' converter does."""
+    """Return a BertModel with the weights of GOOGLE_BERT, assigned as Transformers' converter assigns them."""
     config = BertConfig.from_json_file(str(GOOGLE_BERT / "bert_config.json"))
     config._attn_implementation = "eager"
     model = BertModel(config).eval()

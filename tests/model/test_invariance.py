@@ -1,4 +1,4 @@
-"""A text's vector depends only on the text: not on the other texts of a batch, the order, or the split."""
+"""A text's vector depends on that text only, not on other texts, their order, or how batches are split."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ some_texts = st.lists(st.integers(0, len(POOL) - 1), min_size=1, max_size=40)
 
 
 class Case:
-    """An encoder, and the vector of each text of POOL when it is encoded alone."""
+    """An encoder, and the vectors of the texts of POOL, each encoded alone."""
 
     def __init__(self, folder: Path, dtype: str, **options: bool) -> None:
         self.encoder = Encoder(folder, device="cpu", dtype=dtype, pooling_layer=[-1], **options)  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def test_a_sequence_of_any_length_equals_transformers(tmp_path: Path, family: st
     assert deviation(mine.encode(texts), expected) <= 1e-5
 
 
-# -- unusual texts, on the demo model ------------------------------------------------------------------
+# -- unusual texts with the demo model -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

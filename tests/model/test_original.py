@@ -1,4 +1,4 @@
-"""The flags of bert-as-service give the same vectors as there, on several model families, packed and padded."""
+"""Flags of bert-as-service give the vectors of bert-as-service, for several model families, packed and padded."""
 
 from __future__ import annotations
 
@@ -116,10 +116,10 @@ def test_the_error_for_a_model_without_a_pooler_names_cls_pooled(folders: dict[s
 
 
 def hidden_without_specials(reference: Reference, texts: list[str]) -> tuple[list[Array], list[list[int]]]:
-    """The hidden states when no token attends to special tokens, and the masks."""
+    """Return the hidden states when no token attends to special tokens, and the attention masks."""
     ids = [reference.single(text) for text in texts]
     masks = [[0] + [1] * (len(i) - 2) + [0] for i in ids]
-    # One by one: in a padded batch of DeBERTa, fully masked rows would attend to padding.
+    # Computed one by one, because fully masked rows in a padded batch of DeBERTa would attend to padding.
     return [reference.hidden([i], seen=[m])[0] for i, m in zip(ids, masks, strict=True)], masks
 
 
@@ -168,7 +168,7 @@ def test_mask_cls_sep_gives_finite_vectors_for_texts_without_tokens(
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "mpnet", "deberta-v2"])
-def test_no_special_token_adds_none_to_a_list_of_tokens(
+def test_no_special_token_leaves_a_list_of_tokens_unchanged(
     folders: dict[str, Path], references: dict[str, Reference], family: str
 ) -> None:
     mine, reference = encoder(folders[family], no_special_token=True), references[family]

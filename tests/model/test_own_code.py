@@ -168,7 +168,7 @@ def make_folder_with_code(folder: Path, *, scale: int = 2, model_type: str = "sc
 
 @pytest.fixture(autouse=True)
 def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Return the folder into which Transformers copies a model's code before it imports it."""
+    """Make Transformers copy the code of models into a new folder, and forget the code that it has imported."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:

@@ -1,4 +1,4 @@
-"""Sentence pairs: which texts are pairs, where a pair is cut, and its type ids."""
+"""Sentence pairs: which texts become pairs, how a long pair is cut, and which type ids a pair gets."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def encoder(folder: Path, **options: object) -> Encoder:
 
 
 def original(reference: Reference, text: str | list[str], *, longest: int = 512) -> tuple[list[int], list[int]]:
-    """The ids and type ids that bert-as-service's read_examples and convert_lst_to_features return."""
+    """Return the ids and type ids of bert-as-service's read_examples and convert_lst_to_features."""
     if isinstance(text, str):
         match = re.match(r"^(.*) \|\|\| (.*)$", text.strip())
         first, second = match.groups() if match else (text, "")
@@ -174,7 +174,7 @@ def test_mask_cls_sep_hides_all_three_special_tokens_of_a_pair(folders: dict[str
     ids, types = zip(*(original(reference, text) for text in texts), strict=True)
     specials = {reference.tokenizer.cls_token_id, reference.tokenizer.sep_token_id}
     masks = [[int(i not in specials) for i in sequence] for sequence in ids]
-    # One by one: in a padded batch of DeBERTa, fully masked rows would attend to padding.
+    # Computed one by one, because fully masked rows in a padded batch of DeBERTa would attend to padding.
     hidden = [reference.hidden([i], types=[t], seen=[m])[0] for i, t, m in zip(ids, types, masks, strict=True)]
     for name in STRATEGIES:
         rows = mine.encode(texts, pooling_strategy=name)
@@ -205,7 +205,7 @@ def test_truncate_error_refuses_a_long_pair_even_with_chunk(folders: dict[str, P
 
 
 def test_a_pair_keeps_its_special_tokens_when_max_seq_len_is_smaller(tmp_path: Path) -> None:
-    """A pair of RoBERTa has four special tokens, and here max_seq_len is 3."""
+    """A pair has four special tokens in RoBERTa, but max_seq_len is 3 here."""
     from tokenizers import processors
     from transformers import AutoTokenizer
 

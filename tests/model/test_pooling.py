@@ -24,7 +24,7 @@ def weighted_mean(tokens: Array) -> Array:
     return np.asarray((tokens * weights[:, None]).sum(0) / weights.sum())
 
 
-#: Formulas: token vectors (T, H) of one text -> its vector.
+#: Each formula computes the vector of a text from its token vectors (T, H).
 FORMULAS: dict[str, Callable[[Array], Array]] = {
     "REDUCE_MEAN": lambda tokens: tokens.mean(0),
     "REDUCE_MAX": lambda tokens: tokens.max(0),
@@ -41,12 +41,12 @@ every_strategy = pytest.mark.parametrize("name", list(STRATEGIES))
 
 
 def random_rows(lengths: Sequence[int]) -> torch.Tensor:
-    """Random token vectors, (T, H), for texts of these lengths."""
+    """Return random token vectors (T, H) for texts of these lengths."""
     return torch.randn(sum(lengths), HIDDEN, generator=torch.Generator().manual_seed(7))
 
 
 def reference(name: str, hidden: torch.Tensor, lengths: Sequence[int] = LENGTHS) -> Array:
-    """The vectors that the formula gives for each text alone, (B, D)."""
+    """Return the vectors (B, D) that the formula gives for each text alone."""
     return np.stack([FORMULAS[name](tokens.double().numpy()) for tokens in hidden.split(list(lengths))])
 
 
@@ -73,7 +73,7 @@ def test_vector_of_a_text_is_the_same_alone_and_in_a_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "WEIGHTED_MEAN"])
 def test_tokens_that_are_left_out_do_not_count(name: str) -> None:
-    """The tokens of a prompt, or special tokens, may be left out; the rest is pooled as if they did not exist."""
+    """The tokens of a prompt, or special tokens, may be left out. Only the other tokens are pooled."""
     hidden = random_rows([4, 5])
     segments = partial_segments([[1, 2, 3], [5, 6, 8]], first=[1, 5], last=[3, 8], origin=[0, 4], device=CPU)
     expected = reference(name, hidden[[1, 2, 3, 5, 6, 8]], [3, 3])

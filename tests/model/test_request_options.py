@@ -1,4 +1,4 @@
-"""Each option of a request gives the vector computed by hand, alone and in a batch with other options."""
+"""Each option of a request gives the vectors of its formula, alone and in a batch with other options."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_tokens_of_a_prompt_are_counted_after_lower_casing(folder: Path, tmp_pat
     tokenizer.save_pretrained(tmp_path)
     (text,) = Tokenizer(tmp_path, max_seq_len=12, do_lower_case=True)(["a"], prompt="XY ", pool_prompt=False)
     assert isinstance(text, TokenizedText)
-    assert text.sequences[0].num_prompt == 3  # <s> x ##y; without lower-casing, XY is one unknown token
+    assert text.sequences[0].num_prompt == 3  # <s>, x and ##y; without lower-casing, XY is one unknown token
 
 
 def test_cls_pooled_reads_cls_even_if_the_prompt_is_left_out(

@@ -1,4 +1,4 @@
-"""The arguments of Encoder are the options of a model, which are defined in one place."""
+"""The arguments of Encoder have the names, order and defaults of the options in ModelSpec."""
 
 from __future__ import annotations
 

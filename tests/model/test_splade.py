@@ -30,7 +30,7 @@ def test_term_weights_equal_those_of_sentence_transformers(family: str, tmp_path
 
 def test_a_sparse_folder_of_sentence_transformers_needs_no_setting(tmp_path: Path) -> None:
     reference = SparseEncoder(str(make_masked(tmp_path / "plain", "bert")))
-    setattr(reference[1], "activation_function", "log1p_relu")  # noqa: B010  # torch types it as a Tensor
+    setattr(reference[1], "activation_function", "log1p_relu")  # noqa: B010  # torch declares it as a Tensor
     reference.save_pretrained(str(tmp_path / "sparse"))
     encoder = Encoder(tmp_path / "sparse", dtype="float32")
     assert encoder.kind == "splade"
@@ -77,6 +77,6 @@ def test_a_model_without_the_head_is_an_error_at_load_time(tmp_path: Path) -> No
         Encoder(tmp_path, pooling_strategy="SPLADE")
 
 
-def test_splade_of_another_model_is_an_error(demo_model: Path) -> None:
+def test_a_request_for_splade_is_an_error_for_other_models(demo_model: Path) -> None:
     with pytest.raises(ValueError, match="SPLADE needs a server that was started with"):
         Encoder(demo_model).encode(["a"], pooling_strategy="SPLADE")

@@ -1,4 +1,4 @@
-"""Only as much of a long text is tokenized as needed, and its ids equal those of the whole text."""
+"""A long text is tokenized only as far as needed. Its ids equal those of the whole text, cut after tokenizing."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def encoder(folder: Path, **options: object) -> Encoder:
 
 
 def plain(text: str) -> str:
-    """A word as an uncased BERT normalizes it: lower case, without accents."""
+    """Return a word as an uncased BERT normalizes it: in lower case, without accents."""
     decomposed = unicodedata.normalize("NFD", text.lower())
     return "".join(c for c in decomposed if unicodedata.category(c) not in ("Mn", "Cc", "Cf"))
 
@@ -203,7 +203,10 @@ def windows_of(mine: Encoder, text: str) -> list[list[int]]:
 
 
 def starts_of(windows: list[list[int]], words: list[int]) -> list[int]:
-    """The position in the whole text at which each window begins: evenly spaced, at least 1/8 overlap."""
+    """Return the position in the whole text at which each window begins.
+
+    The windows are evenly spaced, and neighbors overlap by at least 1/8 of a window.
+    """
     size = len(windows[0]) - 2
     count = int(np.ceil((len(words) - size // 8) / (size - size // 8)))
     starts = [round(Fraction(i * (len(words) - size), max(1, count - 1))) for i in range(count)]
@@ -244,7 +247,10 @@ def test_every_token_of_a_long_text_is_returned_once(
 
 
 def kept_rows(reference: Reference, windows: list[list[int]], words: list[int]) -> Array:
-    """Each token's vector from the window in which it is further from the border; on a tie from the later one."""
+    """Return each token's vector from the window in which the token is further from the window's border.
+
+    If the distances are equal, the later window is used.
+    """
     starts, hidden = starts_of(windows, words), reference.hidden(windows)
     stops = [start + len(w) - 2 for start, w in zip(starts, windows, strict=True)]
     borders = [0, *((stop + start) // 2 for stop, start in zip(stops, starts[1:], strict=False)), len(words)]

@@ -1,4 +1,4 @@
-"""Overflow, out of memory, and layers that cannot be prepacked."""
+"""Texts that overflow, forward passes that run out of memory, and layers that cannot be prepacked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.reference import STRATEGIES, Reference, deviation, pool
 from tests.support.tiny_models import make_model
 
 GOOD = ["the dog", "a quick brown fox jumps over the dog", "one", "word and word " * 9]
-BAD = ["the lazy", "a quick brown lazy jumps"]  # "lazy" is in no probe text of the encoder's checks
+BAD = ["the lazy", "a quick brown lazy jumps"]  # the texts of the encoder's own checks do not contain "lazy"
 
 
 def encoder(folder: Path, **options: object) -> Encoder:
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def overflowing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a model whose first feed-forward layer gives 9e4 for "lazy", too large for float16, else 0."""
+    """Return a model whose first feed-forward layer gives 9e4 (too large for float16) for "lazy", otherwise 0."""
     target = tmp_path_factory.mktemp("overflowing")
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     embeddings, layer = model.embeddings, model.encoder.layer[0]
@@ -52,7 +52,7 @@ def overflowing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     embeddings.word_embeddings.weight.data[tokenizer.convert_tokens_to_ids("lazy"), 0] = 50
     layer.attention.output.dense.weight.data[0] = 0
     layer.intermediate.dense.weight.data[0] = 0
-    layer.intermediate.dense.weight.data[0, 0] = 1.5e4  # component 0 is 7 or 8 for "lazy", about 0 for other words
+    layer.intermediate.dense.weight.data[0, 0] = 1.5e4  # component 0 is 7 or 8 for "lazy", else about 0
     layer.intermediate.dense.bias.data[0] = -2e4
     layer.output.dense.weight.data[:, 0] *= 1e-4
     model.save_pretrained(target)
@@ -265,7 +265,7 @@ def test_layers_are_restored_if_the_model_reads_their_weights(
 
 
 def test_memory_depends_on_the_micro_batch_and_not_on_the_request(folder: Path) -> None:
-    """All 500,000 tokens at once would need at least 256 MB for the feed-forward layer."""
+    """Computing all 500,000 tokens at once would need at least 256 MB for the feed-forward layer."""
     script = (
         "import resource, sys\n"
         "from bert_serving.server import Encoder\n"
@@ -280,7 +280,7 @@ def test_memory_depends_on_the_micro_batch_and_not_on_the_request(folder: Path) 
 
 
 def test_number_of_tokenizer_threads_is_limited(folder: Path) -> None:
-    """As in a worker, the variable is set after all imports. The threads start with the first long batch."""
+    """RAYON_NUM_THREADS is set after all imports, as in a worker. The threads start with the first long batch."""
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
@@ -302,7 +302,7 @@ def test_number_of_tokenizer_threads_is_limited(folder: Path) -> None:
 
 def test_the_pooler_is_computed_again_in_float32_too(folder: Path, tmp_path: Path) -> None:
     model = AutoModel.from_pretrained(folder)
-    model.encoder.layer[-1].output.LayerNorm.weight.data *= 1e5  # first tokens too large for float16
+    model.encoder.layer[-1].output.LayerNorm.weight.data *= 1e5  # first tokens become too large for float16
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     options = {"pooling_strategy": "CLS_POOLED"}

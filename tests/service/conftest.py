@@ -1,4 +1,4 @@
-"""What the service tests share: running servers, a client, and the old client."""
+"""Fixtures that the service tests share: running servers, a client, and the old client."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def client(server: RunningServer) -> Iterator[BertClient]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny BERT: the model for tests that start a server and need few vectors, or none."""
+    """The folder of a tiny BERT, for tests that start a server and need few or no vectors."""
     return make_model(tmp_path_factory.mktemp("tiny"), "bert")
 
 

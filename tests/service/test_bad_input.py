@@ -1,4 +1,4 @@
-"""Unknown and broken clients at the ZeroMQ ports: they get a reply, and other clients are not harmed."""
+"""Unknown and broken clients at the ZeroMQ ports get a reply and do not harm other clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Frames = list[bytes]
 
 
 class RawClient:
-    """Two sockets and an identity; sends any frames and returns what comes back."""
+    """A client that sends any frames on plain sockets and returns the frames that it receives."""
 
     def __init__(self, server: RunningServer, *, rcvhwm: int = 1000) -> None:
         self.identity = str(uuid.uuid4()).encode()
@@ -59,7 +59,7 @@ def raw(server: RunningServer) -> Iterator[RawClient]:
     ("body", "num_texts", "said"),
     [
         (b"not json", b"1", "the body is not JSON"),
-        (b"not json", b"1000", "the body is not JSON"),  # more than a batch may hold
+        (b"not json", b"1000", "the body is not JSON"),  # more texts than a batch may hold
         (b'["a", "b"]', b"1", "announces 1 texts but holds 2"),
         (b'["a"]', b"3", "announces 3 texts but holds 1"),
         (b'["a"]', b"many", "number of texts must be 1 to 20 decimal digits"),
@@ -95,7 +95,7 @@ def test_bad_requests_are_answered_with_a_reason(raw: RawClient, body: bytes, nu
     assert info["shape"] == [1, 384]
 
 
-def test_a_wrong_number_of_frames_is_answered_where_there_is_a_sender(raw: RawClient) -> None:
+def test_a_wrong_number_of_frames_is_answered_if_there_is_a_sender(raw: RawClient) -> None:
     for frames in ([b'["a"]'], [b'["a"]', b"7"], [b'["a"]', b"7", b"1", b"extra"]):
         info = json.loads(raw.ask(*frames)[1])
         assert info["error"]["message"].endswith(f"number of texts), got {len(frames) + 1}")
@@ -117,7 +117,7 @@ def test_garbage_without_a_sender_is_logged_and_harms_no_client(server: RunningS
 
 
 @pytest.mark.parametrize("topic", [b"", b"a", b"cli"])
-def test_a_short_subscription_hears_no_reply_of_others(server: RunningServer, topic: bytes) -> None:
+def test_a_short_subscription_receives_no_reply_to_other_clients(server: RunningServer, topic: bytes) -> None:
     with zmq.Context() as context, context.socket(zmq.SUB) as ear:
         ear.subscribe(topic)
         ear.connect(f"tcp://127.0.0.1:{server.port_out}")
@@ -129,18 +129,18 @@ def test_a_short_subscription_hears_no_reply_of_others(server: RunningServer, to
 
 
 @pytest.mark.parametrize("identity", [b"\xff\xfe not ascii", b"with@at", b"with#hash", b"\0", b"x" * 255])
-def test_any_bytes_are_an_identity(server: RunningServer, identity: bytes) -> None:
+def test_an_identity_may_have_any_bytes(server: RunningServer, identity: bytes) -> None:
     with BertClient(**server.ports, identity=identity) as client:
         assert client.encode(["x"]).shape == (1, 384)
 
 
-def test_the_request_id_and_large_announcements_of_a_command_do_no_harm(raw: RawClient) -> None:
+def test_a_bad_request_id_or_number_of_texts_in_a_command_does_no_harm(raw: RawClient) -> None:
     assert len(raw.ask(b"SHOW_STATUS", b"12345678901234567890", b"999999999")) == 3
     assert b"request id must be 1 to 20 decimal digits" in raw.ask(b"SHOW_CONFIG", b"abc", b"0")[1]
 
 
-def test_a_reply_that_is_given_up_is_an_error_and_not_silence() -> None:
-    """A client does not read while 150 MB of results are computed for it, and 1 MiB may wait."""
+def test_a_client_gets_an_error_in_place_of_a_dropped_reply() -> None:
+    """150 MB of results are computed for a client that does not read, but only 1 MiB of replies may wait."""
     with RunningServer("-outbox_mb", "1") as running, BertClient(**running.wait_ready().ports) as other:
         slow = RawClient(running, rcvhwm=1)
         slow.ask(b"SHOW_CONFIG", b"1", b"0")
@@ -218,7 +218,7 @@ def test_queued_work_of_a_client_that_goes_away_is_removed(server: RunningServer
 
 
 def test_the_oldest_clients_termination_is_obeyed() -> None:
-    """Clients before 1.9.1 send TERMINATION with all other frames empty."""
+    """Clients older than 1.9.1 send TERMINATION, and all other frames are empty."""
     with RunningServer("-cpu") as server:
         server.wait_ready()
         with zmq.Context() as context, context.socket(zmq.PUSH) as pusher:

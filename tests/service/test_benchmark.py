@@ -1,4 +1,4 @@
-"""bert-serving-benchmark with real servers and clients, and with small numbers."""
+"""bert-serving-benchmark runs short experiments with real servers and clients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLAGS = {
 
 
 def command(folder: Path, **experiments: str) -> list[str]:
-    """Return the command line of a short run of these experiments and no others."""
+    """Return the command line of a short run that does only these experiments."""
     (folder / "words.txt").write_text("first do it then do it right and then do it better")
     tiny = ["-max_seq_len", "16", "-num_repeat", "3", "-client_batch_size", "4", "-wait_till_ready", str(HANG_S)]
     tests = [word for name, flag in FLAGS.items() for word in (flag, *experiments.get(name, "").split())]

@@ -62,7 +62,7 @@ def test_one_program_may_start_and_close_servers_one_after_the_other_with_change
     assert not (rows[1] == rows[2]).all()
 
 
-def test_a_fork_of_the_program_neither_stops_the_server_nor_keeps_it(tiny: Path) -> None:
+def test_a_fork_of_the_program_neither_stops_the_server_nor_keeps_it_alive(tiny: Path) -> None:
     context = multiprocessing.get_context("fork")
     is_over = context.Event()
     args = arguments(tiny)
@@ -110,7 +110,7 @@ def test_what_keeps_a_server_from_starting_is_raised(tiny: Path, tmp_path: Path)
         pass
 
 
-def test_arguments_are_changed_as_notebooks_do_and_vectors_leave_as_float16(tiny: Path) -> None:
+def test_parsed_arguments_may_be_changed_and_fp16_returns_float16_vectors(tiny: Path) -> None:
     port, port_out = free_ports(2)
     args = get_benchmark_parser().parse_args(["-dtype", "float32"])  # this parser has the server's arguments too
     args.model_dir, args.port, args.port_out = tiny, port, port_out

@@ -1,4 +1,4 @@
-"""The three clients against a real server."""
+"""The three clients work with a real server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def vectors(server: RunningServer) -> np.ndarray:
 
 
 def close(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether both are equal, up to what a batch of another shape changes in bfloat16."""
+    """Return whether both are equal, except for bfloat16 rounding, which depends on the batch."""
     return a.shape == b.shape and bool(np.abs(a - b).max() < 0.01)
 
 
@@ -102,7 +102,9 @@ def test_fetch_yields_ids_and_ends_when_nothing_is_pending(client: BertClient) -
     assert client.status["num_pending_request"] == 0
 
 
-def test_a_blocking_call_between_leaves_the_others_to_fetch(client: BertClient, vectors: np.ndarray) -> None:
+def test_a_blocking_call_leaves_the_results_of_earlier_requests_to_fetch(
+    client: BertClient, vectors: np.ndarray
+) -> None:
     client.encode(TEXTS * 20, blocking=False)
     assert close(client.encode(TEXTS), vectors)
     (rows,) = client.fetch_all()
@@ -148,13 +150,13 @@ def test_config_status_and_the_clients_status(client: BertClient, server: Runnin
     assert client.status["port"] == server.port
 
 
-def test_what_a_client_knows_of_itself_and_the_server(server: RunningServer) -> None:
+def test_attributes_of_a_client(server: RunningServer) -> None:
     with BertClient(**server.ports) as client:
         assert (client.length_limit, client.token_info_available, client.request_id) == (256, False, 1)
         client.encode(TEXTS, blocking=False)
         assert client.encode(TEXTS[:1]).shape == (1, 384)
         assert (client.request_id, client.pending_request) == (3, {2})
-        while client.pending_request:  # scripts ask like this whether there is something to fetch
+        while client.pending_request:  # scripts check in this way whether there are results to fetch
             assert [response.id for response in client.fetch()] == [2]
         assert client.status["pending_request"] == client.pending_request == set()
     with BertClient(**server.ports, ignore_all_checks=True) as client:
@@ -202,7 +204,7 @@ def test_bad_texts_are_refused_before_they_are_sent(client: BertClient, texts: o
     assert client.status["num_request"] == sent
 
 
-def test_blank_texts_are_refused_without_any_checks_too(server: RunningServer) -> None:
+def test_blank_texts_are_refused_even_with_ignore_all_checks(server: RunningServer) -> None:
     with BertClient(**server.ports, ignore_all_checks=True) as client:
         for refused in (
             lambda: client.encode([" "]),
@@ -220,7 +222,7 @@ def test_a_blank_text_over_http_is_no_error(server: RunningServer) -> None:
     assert (reply.status_code, len(reply.json()["result"])) == (200, 2)
 
 
-def test_cut_texts_are_warned_of(client: BertClient) -> None:
+def test_a_warning_names_texts_that_were_cut(client: BertClient) -> None:
     with pytest.warns(UserWarning, match=r"1 of 2 texts are longer .* first is texts\[1\]"):
         client.encode(["short", "long " * 500])
 
@@ -233,7 +235,7 @@ def test_one_client_serves_many_threads(client: BertClient, vectors: np.ndarray)
         assert all(pool.map(ask, range(200)))
 
 
-def test_concurrent_client_bounds_and_refuses(server: RunningServer, vectors: np.ndarray) -> None:
+def test_concurrent_client_encodes_and_refuses_to_fetch(server: RunningServer, vectors: np.ndarray) -> None:
     with ConcurrentBertClient(max_concurrency=2, **server.ports) as client, ThreadPoolExecutor(8) as pool:
         assert all(close(rows, vectors) for rows in pool.map(lambda _: client.encode(TEXTS), range(20)))
         assert client.server_config["server_version"] == "1.10.0"
@@ -279,12 +281,12 @@ def test_a_client_works_on_both_sides_of_a_fork(client: BertClient, vectors: np.
 
 
 @pytest.mark.parametrize("identity", ["name", "0cea2867-890a-4286-b54f-7548ab5732c3"])
-def test_other_clients_with_the_same_identity_hear_the_replies(server: RunningServer, identity: str) -> None:
+def test_other_clients_with_the_same_identity_receive_the_replies(server: RunningServer, identity: str) -> None:
     with BertClient(**server.ports, identity=identity) as one, zmq.Context() as zmq_, zmq_.socket(zmq.SUB) as ear:
         ear.subscribe(identity.encode())
         ear.connect(f"tcp://127.0.0.1:{server.port_out}")
 
-        def asks_and_hears() -> bool:  # a subscription takes a while to arrive
+        def asks_and_hears() -> bool:  # a subscription takes a while to reach the server
             one.encode(TEXTS)
             return bool(ear.poll(100))
 
@@ -295,7 +297,7 @@ def test_other_clients_with_the_same_identity_hear_the_replies(server: RunningSe
 @pytest.mark.parametrize(
     ("first", "second"), [("embedding-client", "embedding-client-2"), ("the-same-name", "the-same-name")]
 )
-def test_clients_with_like_names_never_take_each_others_vectors(
+def test_clients_with_similar_or_equal_names_never_get_each_others_vectors(
     server: RunningServer, vectors: np.ndarray, first: str, second: str
 ) -> None:
     def ask(identity: str, i: int) -> bool:
@@ -354,7 +356,7 @@ def test_threads_that_fetch_together_share_the_results_and_all_return(client: Be
     assert len({i for ids in fetched for i in ids}) == 5
 
 
-def test_an_error_among_the_results_costs_none_of_them(client: BertClient) -> None:
+def test_an_error_among_the_results_loses_none_of_the_others(client: BertClient) -> None:
     client.encode(["first"], blocking=False)
     client.encode(["x"] * 262_145, blocking=False)
     client.encode(["last"], blocking=False)
@@ -365,7 +367,7 @@ def test_an_error_among_the_results_costs_none_of_them(client: BertClient) -> No
     assert len(client.fetch_all()) == 2
 
 
-def test_encode_async_that_is_left_early_ends_its_thread(client: BertClient) -> None:
+def test_leaving_encode_async_early_ends_its_thread(client: BertClient) -> None:
     given = []
 
     def forever() -> Iterator[list[str]]:
@@ -427,7 +429,7 @@ def test_the_default_connect_timeout_is_at_most_ten_seconds() -> None:
         ("port", "unused", "no server replies at port_out"),
     ],
 )
-def test_a_wrong_port_is_an_error_that_says_which(
+def test_a_wrong_port_is_an_error_that_names_the_port(
     server: RunningServer, port: str, port_out: str, trouble: str
 ) -> None:
     ports = server.ports | {"unused": free_ports(1)[0]}
@@ -437,7 +439,7 @@ def test_a_wrong_port_is_an_error_that_says_which(
 
 
 @pytest.mark.parametrize("kind", [BertClient, ConcurrentBertClient])
-def test_a_signal_handler_may_close_the_client_whose_call_it_interrupts_and_do_no_more(
+def test_a_signal_handler_may_close_the_client_that_it_interrupts_but_not_use_it(
     client: BertClient, kind: type[BertClient]
 ) -> None:
     options = {"max_concurrency": 1} if kind is ConcurrentBertClient else {}
@@ -498,7 +500,7 @@ def num_files() -> int:
 
 
 def wait_for_files(count: int) -> None:
-    wait_until(lambda: num_files() <= count)  # ZeroMQ closes in the background
+    wait_until(lambda: num_files() <= count)  # ZeroMQ closes its files in the background
 
 
 def test_many_clients_in_one_process_need_six_files_each_and_give_them_back(
@@ -628,7 +630,7 @@ def test_async_client_outlives_its_event_loop(server: RunningServer) -> None:
     asyncio.run(client.close())
 
 
-def test_async_client_of_a_running_loop_refuses_another_and_loses_nothing(server: RunningServer) -> None:
+def test_async_client_of_a_running_loop_refuses_another_loop_and_loses_nothing(server: RunningServer) -> None:
     client = AsyncBertClient(**server.ports)
     started = threading.Event()
 

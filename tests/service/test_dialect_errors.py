@@ -1,4 +1,4 @@
-"""Every kind of bad request in every dialect: the exact status and body of the response."""
+"""Every kind of bad request gets the right status and body in every dialect."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def tei(status: int, message: str) -> Any:
 
 
 def cohere(_: int, message: str) -> Any:
-    return {"message": message}  # beside an id
+    return {"message": message}  # assert_says checks the id
 
 
 def ollama(_: int, message: str) -> Any:
@@ -127,7 +127,7 @@ def test_a_body_that_is_no_json(model_servers: ModelServers, path: str, say: Say
 
 
 @pytest.mark.parametrize(("path", "say"), POSTS)
-def test_a_packed_body_that_cannot_be_unpacked(model_servers: ModelServers, path: str, say: Say) -> None:
+def test_a_compressed_body_that_cannot_be_decompressed(model_servers: ModelServers, path: str, say: Say) -> None:
     for content, coding, message in (
         (b"{}", "gzip", "the body is not valid gzip: Error -3 while decompressing data: incorrect header check"),
         (gzip.compress(b"{}")[:-1], "gzip", "the body is not valid gzip: its end is missing"),
@@ -138,10 +138,10 @@ def test_a_packed_body_that_cannot_be_unpacked(model_servers: ModelServers, path
 
 
 @pytest.mark.parametrize(("path", "say"), POSTS)
-def test_a_body_that_is_too_large_packed_or_not_announced_or_not(
+def test_a_body_that_is_too_large_before_or_after_decompression(
     model_servers: ModelServers, path: str, say: Say
 ) -> None:
-    """A body of 200 MB that fits into 200 kB must not be unpacked either."""
+    """A body of 200 kB that would decompress to 200 MB must not be decompressed either."""
     http, limit = model_servers.prompted.http, 1 << 20
     whole = b'{"a": "' + b"x" * limit + b'"}'
     for reply in (http.post(path, content=whole), http.post(path, content=iter([whole[:9], whole[9:]]))):
@@ -152,7 +152,7 @@ def test_a_body_that_is_too_large_packed_or_not_announced_or_not(
 
 @functools.cache
 def bomb() -> bytes:
-    """Return 200 kB of gzip that hold 200 MB."""
+    """Return 200 kB of gzip that decompress to 200 MB."""
     return gzip.compress(b'{"a": "' + b"x" * 200_000_000 + b'"}', 1)
 
 
@@ -165,7 +165,7 @@ def test_a_key_that_is_missing_or_wrong(model_servers: ModelServers, path: str, 
         assert reply.headers["www-authenticate"] == "Bearer"
 
 
-def test_any_key_opens_in_any_form_and_some_routes_ask_for_none(model_servers: ModelServers) -> None:
+def test_every_key_is_accepted_in_every_form_and_some_routes_require_none(model_servers: ModelServers) -> None:
     url = model_servers.prompted.running.url
     for headers in (
         {"Authorization": "Bearer one"},
@@ -204,7 +204,7 @@ def test_texts_of_another_type(
 @pytest.mark.parametrize(("path", "say", "field", "status"), EMBEDDERS)
 def test_no_texts_at_all(model_servers: ModelServers, path: str, say: Say, field: str, status: int) -> None:
     reply = model_servers.prompted.http.post(path, json={field: []})
-    if say is ollama:  # an empty request is how its clients load a model
+    if say is ollama:  # Ollama's clients load a model with an empty request
         assert (reply.status_code, reply.json()["embeddings"]) == (200, [])
     else:
         assert_says(reply, say, status, "texts must not be empty")
@@ -216,7 +216,7 @@ def test_fields_that_are_missing_or_of_another_type(
 ) -> None:
     http = model_servers.prompted.http
     kinds = "a string or a list of strings" if say is ollama else "a string, a list of strings, or token ids"
-    if path != "/":  # this route checks the shape first
+    if path != "/":  # this route checks the form of the body first
         assert_says(http.post(path, json={}), say, status, f"the body has no '{field}'")
         assert_says(http.post(path, json=[]), say, status, "the body must be a JSON object")
         for value, shown in ((5, "5"), (None, "null"), (True, "True"), ({"a": 1}, "{'a': 1}")):
@@ -335,7 +335,7 @@ def test_fields_that_are_missing_or_of_another_type(
             "truncate: input should be 'NONE', 'START' or 'END', got 'MIDDLE'",
         ),
         ("/v2/embed", cohere, [], 400, "the body must be a JSON object"),
-        # similarity, tokenize, decode
+        # /similarity, /tokenize, /decode
         ("/similarity", tei, {}, 422, "the body has no 'inputs'"),
         ("/similarity", tei, {"inputs": ["a"]}, 422, "inputs: input should be an object, got ['a']"),
         ("/similarity", tei, {"inputs": {"sentences": ["a"]}}, 422, "the body has no 'inputs.source_sentence'"),
@@ -368,14 +368,14 @@ def test_fields_that_are_missing_or_of_another_type(
             422,
             "token id 99999 is not in this model's vocabulary of 30522",
         ),
-        # a model of another kind
+        # routes that need a model of another kind
         ("/rerank", tei, {"query": "a", "texts": ["b"]}, 422, NO_HEAD),
         ("/", tei, {"query": "a", "texts": ["b"]}, 422, NO_HEAD),
         ("/v2/rerank", cohere, {"query": "a", "documents": ["b"]}, 400, NO_HEAD),
         ("/predict", tei, {"inputs": "a"}, 422, NO_HEAD),
         ("/classify", openai, {"input": "a"}, 422, NO_HEAD),
         ("/embed_sparse", tei, {"inputs": "a"}, 422, NO_SPLADE),
-        # /encode: tests/service/test_http.py has more
+        # /encode (tests/service/test_http.py tests more of its errors)
         (
             "/encode",
             bert_as_service,
@@ -414,7 +414,7 @@ def test_fields_that_are_missing_or_of_another_type(
         ("/api/embeddings", ollama, {"prompt": ""}, 400, "texts[0] is an empty string"),
     ],
 )
-def test_options_that_the_model_does_not_have(
+def test_invalid_or_missing_fields(
     model_servers: ModelServers, path: str, say: Say, body: Any, status: int, message: str | None
 ) -> None:
     reply = model_servers.prompted.http.post(path, json=body)
@@ -524,7 +524,7 @@ def test_other_methods_and_paths(model_servers: ModelServers) -> None:
 
 
 def test_while_the_model_loads_routes_that_need_it_say_so(tiny: Path) -> None:
-    """The worker is stopped while the gateway already serves. Afterwards: -fp16 does not change base64."""
+    """The worker is paused while the gateway already serves. Later, base64 is float32 in spite of -fp16."""
     with RunningServer("-model_dir", tiny, "-fp16") as running:
         worker = _first_worker(running)
         worker.send_signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Every route of every dialect: the shape of its response; its values equal those of sentence-transformers."""
+"""Every route of every dialect replies in the right format, with the values of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_openais_models(http: httpx.Client, path: str) -> None:
     assert stats.keys() == {"queue_fraction", "queue_absolute", "results_pending", "batch_size"}
 
 
-def test_nulls_are_absent_and_unknown_fields_are_ignored(model_servers: ModelServers) -> None:
+def test_null_and_unknown_fields_are_ignored(model_servers: ModelServers) -> None:
     embedding = ("encoding_format", "output_dtype", "dimensions", "normalize", "prompt_name", "spans", "options")
     cutting = ("truncate", "truncation_direction", "is_tokenized", "add_special_tokens", "skip_special_tokens")
     scoring = ("raw_scores", "return_text", "return_documents", "top_n", "parameters")
@@ -223,7 +223,7 @@ def test_teis_predict(model_servers: ModelServers) -> None:
     raw = ask(http, "/predict", {"inputs": pairs, "raw_scores": True})
     in_order = [[{x["label"]: x["score"] for x in labels}[name] for name in LABELS] for labels in raw]
     assert_close(in_order, cross_encoder.predict(pairs))
-    # One text or one pair gets one result, not a list.
+    # A single text or pair gets a single result, not a list of results.
     assert ask(http, "/predict", {"inputs": list(pairs[0])}) == ask(http, "/predict", {"inputs": [pairs[0]]})[0]
     alone = ask(http, "/predict", {"inputs": TEXTS[0]})
     assert [alone] == ask(http, "/predict", {"inputs": [[TEXTS[0]]]}) != [found[0]]
@@ -366,7 +366,7 @@ def test_coheres_embed(http: httpx.Client, reference: SentenceTransformer) -> No
     assert np.array_equal(np.array(found["binary"]) + 128, found["ubinary"])
 
 
-def test_coheres_kinds_of_input_are_prompts(http: httpx.Client, reference: SentenceTransformer) -> None:
+def test_coheres_input_types_select_prompts(http: httpx.Client, reference: SentenceTransformer) -> None:
     for kind, prompt in (("search_query", "query"), ("search_document", "passage"), ("classification", None)):
         body = ask(http, "/v2/embed", {"texts": TEXTS, "input_type": kind, "output_dimension": None})
         assert_close(body["embeddings"]["float"], reference.encode(TEXTS, prompt_name=prompt))
@@ -427,6 +427,6 @@ def test_several_poolings_and_spans_in_one_request(http: httpx.Client, reference
     assert body["offsets"][0][1:4] == [[0, 3], [4, 9], [10, 15]]
 
 
-def test_hundreds_of_texts_are_one_request(model_servers: ModelServers) -> None:
+def test_hundreds_of_texts_fit_into_one_request(model_servers: ModelServers) -> None:
     texts = [f"one {i}" for i in range(600)]
     assert np.shape(ask(model_servers.classifier.http, "/embed", {"inputs": texts})) == (600, 64)

@@ -1,4 +1,4 @@
-"""The wheel and the sdist: what is in them, and whether they work in a clean environment."""
+"""The wheel and the sdist contain the right files and work in a clean environment."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_wheel_alone_is_the_client_on_numpy_and_pyzmq(
 def test_the_sdist_installs_and_serves_the_readmes_first_example(
     built: Distributions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In an environment that sees the dependencies of this one, and nothing of this repository."""
+    """The new environment can import the dependencies of this one, but nothing from this repository."""
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")
     python, scripts = tmp_path / "env/bin/python", tmp_path / "env/bin"
     (site_packages,) = (tmp_path / "env/lib").glob("python*/site-packages")

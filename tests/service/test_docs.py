@@ -23,7 +23,7 @@ BLOCKS = [block for page in PAGES for block in code_blocks(page) if block.langua
 RUN = [block for block in BLOCKS if block.reason is None]
 NOT_RUN = [block for block in BLOCKS if block.reason is not None]
 
-#: What a Python block that imports nothing goes on from.
+#: This code runs before each Python block that imports nothing.
 BEFORE = """
 from bert_serving.client import BertClient
 client = BertClient()

@@ -32,7 +32,8 @@ EXPECTED = {
 }
 ALONE = {"layers", "fine_tuned"}  # these start their servers themselves
 OVER_HTTP = {"over_http", "dashboard"}
-ELSEWHERE = {"own_model", "common"}  # tested in tests/model/test_own_code.py; not a script but a module
+# tests/model/test_own_code.py tests own_model. common is imported by the other examples and is not run.
+ELSEWHERE = {"own_model", "common"}
 
 
 def test_every_example_is_here_and_in_the_list() -> None:

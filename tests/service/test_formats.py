@@ -81,7 +81,7 @@ def test_every_container_holds_the_same_numbers(
         headers = {"Accept": ACCEPT[container]} if way == "accept" else {}
         found = vectors_of(http.post(path, json=body, headers=headers), container, dtype)
         assert found.shape == expected.shape
-        # The texts are computed again for each response, in other batches: the last digit may differ.
+        # The texts are computed again for each response, in other batches, so the last digit may differ.
         limit = 1e-2 if "float" in dtype else 2
         if "binary" in dtype:
             found, expected_bits = (np.unpackbits(x.view(np.uint8), axis=1) for x in (found, expected))
@@ -90,7 +90,7 @@ def test_every_container_holds_the_same_numbers(
             assert np.abs(found.astype(float) - expected.astype(float)).max() <= limit
 
 
-def test_the_field_goes_before_the_accept_header(http: httpx.Client) -> None:
+def test_the_field_takes_precedence_over_the_accept_header(http: httpx.Client) -> None:
     headers = {"Accept": "application/octet-stream"}
     reply = http.post("/embed", json={"inputs": "a", "encoding_format": "float"}, headers=headers)
     assert reply.headers["content-type"] == "application/json"
@@ -111,7 +111,7 @@ def test_token_vectors_have_every_form_too(http: httpx.Client) -> None:
     assert [np.shape(of_text) for of_text in bits] == [(4, 48), (3, 48), (6, 48)]
 
 
-# -- packed bodies -------------------------------------------------------------------------------------
+# -- compressed bodies ---------------------------------------------------------------------------------
 
 
 def test_bodies_may_be_compressed_in_both_directions(http: httpx.Client) -> None:
@@ -154,7 +154,7 @@ def test_headers_have_the_times_the_tokens_and_the_texts_that_were_cut(http: htt
     assert "x-truncated-count" not in whole
 
 
-def test_rankings_and_labels_have_them_too(model_servers: ModelServers) -> None:
+def test_rankings_and_labels_have_these_headers_too(model_servers: ModelServers) -> None:
     for http, path, body in (
         (model_servers.reranker.http, "/rerank", {"query": "fox", "texts": ["a", LONG]}),
         (model_servers.reranker.http, "/v2/rerank", {"query": "fox", "documents": ["a", LONG]}),
@@ -199,14 +199,14 @@ def test_a_page_may_send_its_key_and_read_the_headers(http: httpx.Client, model_
         assert reply.headers["access-control-expose-headers"] == "*"
     refused_origin = model_servers.prompted.http.options("/embed", headers={"Origin": "https://b.org", **asked})
     assert "access-control-allow-origin" not in refused_origin.headers
-    # A page can also read an error. A preflight carries no key.
+    # A web page can also read an error, for example after a request without a key.
     refused = httpx.post(
         f"{model_servers.prompted.running.url}/embed", json={}, headers={"Origin": "https://a.org"}, timeout=HANG_S
     )
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://a.org")
 
 
-def test_the_documentation_needs_no_other_host(http: httpx.Client) -> None:
+def test_the_documentation_loads_nothing_from_other_hosts(http: httpx.Client) -> None:
     page = http.get("/docs").text
     links = re.findall(r"""(?:src|href)=["']([^"']+)["']""", page)
     assert len(links) >= 2

@@ -139,7 +139,7 @@ def test_other_methods_and_paths_are_json_errors(http: httpx.Client) -> None:
     assert http.get("/no/such/path").json()["status"] == 404
 
 
-def test_a_body_too_large_is_413_announced_or_not() -> None:
+def test_a_body_too_large_is_413_with_or_without_content_length() -> None:
     with RunningServer("-max_message_mb", "1") as running:
         running.wait_ready()
         body = json.dumps({"id": 1, "texts": ["x" * (1 << 20)]}).encode()
@@ -154,7 +154,7 @@ def test_a_body_too_large_is_413_announced_or_not() -> None:
             if '"413"' in line
         ]
         assert counted == ['bert_serving_http_requests_total{route="/encode",status="413"} 2.0']
-        # Over ZeroMQ the connection is closed, and the client reports it at once.
+        # Over ZeroMQ, the server closes the connection, and the client reports this at once.
         with BertClient(**running.ports) as client:
             with pytest.raises(ConnectionError):
                 client.encode(["x" * (1 << 20)])
@@ -218,7 +218,7 @@ def test_before_the_models_are_loaded_it_is_live_but_not_ready() -> None:
         if "all set" not in running.log:
             assert reply.status_code == 503
             assert reply.json()["workers"] == {"worker-0": "starting"}
-        # A request that comes meanwhile waits for the model.
+        # A request that arrives before the model is loaded waits for the model.
         body = {"id": 1, "texts": ["early"]}
         assert httpx.post(f"{running.url}/encode", json=body, timeout=HANG_S).status_code == 200
         running.wait_ready()

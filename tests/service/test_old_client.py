@@ -1,4 +1,4 @@
-"""The unmodified bert-serving-client 1.10.0 from PyPI, in a separate environment."""
+"""The unmodified bert-serving-client 1.10.0 from PyPI works with this server, in a separate environment."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ with BertClient(**ports) as bc:                        # default checks
     found["own"] = bc.status["num_request"]
 
 fresh = []
-for i in range(30):                                    # each sends before its subscription can have arrived
+for i in range(30):                                    # each client sends before its subscription arrives
     with BertClient(ignore_all_checks=True, **ports) as bc:
         fresh.append(bc.encode(["fresh client %d" % i]).shape == (1, 384))
 found["fresh"] = sum(fresh)
@@ -56,7 +56,7 @@ with BertClient(output_fmt="list", **ports) as bc:
 with ConcurrentBertClient(max_concurrency=3, **ports) as bc:
     found["concurrent"] = list(bc.encode(["x"]).shape)
 
-with BertClient(ignore_all_checks=True, **ports) as bc:  # skips the client's check; must be an error and no hang
+with BertClient(ignore_all_checks=True, **ports) as bc:  # the client does not check; the server must reply
     bc._send(json.dumps(["fine", ""]).encode(), 2)
     try:
         bc._recv_ndarray(1)
@@ -67,7 +67,7 @@ print(json.dumps(found))
 """
 
 
-def test_the_old_client_does_all_that_it_could(server: RunningServer, old_python: Path, tmp_path: Path) -> None:
+def test_the_old_client_works_with_this_server(server: RunningServer, old_python: Path, tmp_path: Path) -> None:
     found = run_with(old_python, SCRIPT, server.ports, tmp_path)
     with BertClient(**server.ports) as client:
         (expected,) = client.encode(["First do it"])
@@ -150,7 +150,7 @@ with BertClient(**ports) as bc:
     bc.timeout = 1
     found["in time"] = raised(lambda: bc.encode(["a sentence that takes a while"] * 300))
     bc.timeout = ports["timeout"]
-    again = bc.encode(texts[:1])                       # not the late reply
+    again = bc.encode(texts[:1])                       # must not be the late reply
     found["later"] = int(np.abs(rows - again).max(axis=1).argmin())
 
 with BertClient(check_length=False, check_version=False, check_token_info=False, **ports) as bc:
@@ -272,7 +272,7 @@ print(json.dumps(found))
                 "batches": [2, 256, 1],
                 "plain": [[2, 5, 64], "float32", None],
                 "plain rows": [False, True, True, True, False, False, True] + [False] * 3,
-                "plain warnings": 1,  # the client warns that the server tells no limit, as with 1.10.0
+                "plain warnings": 1,  # the client warns that the server sets no limit, as with 1.10.0
                 "long": [[1, 512, 64], "float32", None],
                 "long warnings": 1,
             },
@@ -342,7 +342,7 @@ print(json.dumps(found))
     ],
     ids=["NONE masked", "CLS_POOLED", "layers", "tokens", "REGRESSION", "CLASSIFICATION", "NONE fixed"],
 )
-def test_the_old_client_gets_what_each_flag_gave_it(
+def test_each_flag_has_the_same_effect_for_the_old_client_as_before(
     old_python: Path, tmp_path: Path, model: str, flags: list[str], expected: dict[str, object]
 ) -> None:
     with RunningServer(*_model_flags(model, tmp_path), "-cpu", *flags) as server:
@@ -392,7 +392,7 @@ def pass_on(source, target):
         target.sendall(data)
 
 def slow_line(is_open):
-    # A port that leads one client to port_out. Nothing passes before is_open is set.
+    # Return a port that connects one client with port_out. No data passes before is_open is set.
     listener = socket.create_server(("127.0.0.1", 0))
     def serve():
         near = listener.accept()[0]
@@ -416,7 +416,7 @@ def multicast(identity):
     threads = [threading.Thread(target=clone) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for _ in threads:                                  # bc alone hears the replies to the clones
+    for _ in threads:                                  # only bc receives the replies to the clones
         assert bc.receiver.poll(timeout)
         bc.receiver.recv_multipart()
     is_open.set()
@@ -442,11 +442,14 @@ print(json.dumps([multicast(None), multicast(b"a name")]))
 def test_old_clients_may_share_an_identity_whichever_of_their_connections_is_slow(
     server: RunningServer, old_python: Path, tmp_path: Path
 ) -> None:
-    """Multicast as in 1.10.0, where a client waited without end for a reply sent before it could hear."""
+    """Multicast works as in 1.10.0, but a client also gets a reply that was sent before the client had subscribed.
+
+    In 1.10.0, the client waited for such a reply without end.
+    """
     expected = {
         "clones": 2,
         "heard": [True, True],
-        "kept": [1],  # as with 1.10.0: a client keeps one reply to the first request of its clones
+        "kept": [1],  # as with 1.10.0, a client keeps one reply to the first request of its clones
         "fetch_all": [3, 1, 2],
         "clone asks": True,
         "status": True,
@@ -476,7 +479,7 @@ for name in ("__init__", "encode", "encode_async", "fetch", "fetch_all", "close"
 print(json.dumps(found))
 """
 
-#: The old client's sockets and buffers; ours receives in another way.
+#: Sockets and buffers of the old client. The new client receives in another way and does not have them.
 INSIDES = {"context", "sender", "receiver", "formatter", "pending_response"}
 
 REQUESTS: list[tuple[object, bool]] = [
@@ -496,7 +499,7 @@ REQUESTS: list[tuple[object, bool]] = [
 ]
 
 
-def test_every_public_name_and_argument_of_the_old_client_is_ours(
+def test_the_new_client_has_every_public_name_and_argument_of_the_old_one(
     server: RunningServer, old_python: Path, tmp_path: Path
 ) -> None:
     found = run_with(old_python, NAMES_SCRIPT, server.ports, tmp_path, stdin=json.dumps(REQUESTS))

@@ -1,4 +1,4 @@
-"""For operators: metrics of all gateway processes, and gateway processes that are replaced."""
+"""Metrics count the requests of all gateway processes, and a killed gateway process is replaced."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ def check_metrics(text: str) -> None:
 
 
 def gateways_of(served: Served) -> list[psutil.Process]:
-    """The gateway processes: the server's children that hold the HTTP port."""
+    """Return the gateway processes, which are those children of the server that hold the HTTP port."""
     children = psutil.Process(served.running.process.pid).children()
     return [process for process in children if _connections(served, process)]
 
 
 def _connections(served: Served, process: psutil.Process) -> set[str]:
-    """The states of the process' connections at the HTTP port; none if it has ended."""
+    """Return the states of the process's connections at the HTTP port; none if the process has ended."""
     with suppress(psutil.NoSuchProcess):
         return {c.status for c in process.net_connections("tcp") if c.laddr.port == served.running.http_port}
     return set()
 
 
 def new_connections(served: Served) -> httpx.Client:
-    """A caller that opens a connection for each request; any gateway process may take it."""
+    """Return a caller that opens a connection for each request. Any gateway process may accept the connection."""
     limits = httpx.Limits(max_keepalive_connections=0)
     headers = {"Authorization": "Bearer one"}
     return httpx.Client(base_url=served.running.url, headers=headers, limits=limits, timeout=HANG_S)
@@ -149,7 +149,7 @@ def test_both_processes_answer_and_a_killed_one_is_replaced_without_a_refusal(mo
             statuses.append(http.post("/embed", json={"inputs": "a"}).status_code)
         except httpx.ConnectError as exc:
             refused.append(exc)
-        except httpx.TransportError:  # the process that was killed had this request
+        except httpx.TransportError:  # the killed process was answering this request
             pass
 
     def keep_asking() -> None:
@@ -175,7 +175,7 @@ def test_both_processes_answer_and_a_killed_one_is_replaced_without_a_refusal(mo
 
 
 def _answers(served: Served, process: psutil.Process) -> bool:
-    """Whether the process takes one of many new connections."""
+    """Return whether the process accepts one of many new connections."""
     connections: list[httpx.Client] = []
     try:
         deadline = time.monotonic() + HANG_S
@@ -191,7 +191,7 @@ def _answers(served: Served, process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize("path", ["/live", "/ready", "/"])
-def test_signs_of_life(model_servers: ModelServers, path: str) -> None:
+def test_routes_that_show_whether_the_server_runs(model_servers: ModelServers, path: str) -> None:
     reply = httpx.get(model_servers.prompted.running.url + path, timeout=HANG_S)
     expected: dict[str, Any] = {"/ready": {"status": "ready", "workers": {"worker-0": "ready"}}}
     assert (reply.status_code, reply.json()) == (200, expected.get(path, {"status": "live"}))

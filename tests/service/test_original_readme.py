@@ -1,4 +1,4 @@
-"""The examples of bert-as-service's README, with the unmodified old client and this server."""
+"""The examples of bert-as-service's README work with the unmodified old client and this server."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ import json, sys
 from bert_serving.client import BertClient
 with BertClient(port=int(sys.argv[1]), port_out=int(sys.argv[2]), timeout=int(sys.argv[3])) as bc:
     rows = bc.encode(["one", "two three"])
-    for i in range(3000):                              # more than ZeroMQ queues; 1.10.0 lost some
+    for i in range(3000):                              # more than ZeroMQ queues; 1.10.0 lost some requests
         bc.encode(["one"], blocking=False)
     many = bc.fetch_all(concat=True)
     print(json.dumps([list(rows.shape), list(many.shape), float(abs(many - rows[0]).max())]))

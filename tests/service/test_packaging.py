@@ -1,4 +1,4 @@
-"""What the imports load, and what the image contains."""
+"""Which imports load torch, and what the container image contains."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_nothing_but_the_worker_loads_torch_or_transformers(module: str) -> None
 
 
 def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> None:
-    """Run the RUN lines of the Dockerfile's build stage with other paths, and then its entry point."""
+    """Run the RUN lines of the Dockerfile's build stage with other paths, then the image's entry point."""
     dockerfile = (ROOT / "Dockerfile").read_text()
     source, target = tmp_path / "src", tmp_path / "venv"
     source.mkdir()
@@ -50,7 +50,7 @@ def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> Non
     assert len(lines) == 4
     env = {"TORCH_BACKEND": "cpu"}
     if local := os.environ.get("PIP_FIND_LINKS"):
-        env |= {"UV_FIND_LINKS": local, "UV_OFFLINE": "1"}  # a machine with a local copy of the torch build
+        env |= {"UV_FIND_LINKS": local, "UV_OFFLINE": "1"}  # this machine has a local copy of the torch build
     for line in lines:
         command = line.replace("/opt/venv", str(target)).replace("python -m venv", f"{sys.executable} -m venv")
         run("sh", "-ec", command.replace("--no-cache-dir", "").replace("--no-cache ", ""), cwd=source, env=env)
@@ -71,7 +71,7 @@ def test_the_image_runs_as_an_unprivileged_user_and_checks_its_health(server: Ru
     assert re.search(r"^USER 10001:10001$", dockerfile, re.M)
     assert not re.findall(
         r"^RUN ", dockerfile.split("\nFROM ")[2], re.M
-    )  # RUN lines of the last stage would not be tested
+    )  # no test runs the RUN lines of the last stage
     (check,) = re.findall(r'HEALTHCHECK.*\\\n +CMD \["python", "-c", "(.+)"\]', dockerfile)
     assert "/ready" in check
     run(sys.executable, "-c", check.replace("127.0.0.1:8125", f"127.0.0.1:{server.http_port}"))

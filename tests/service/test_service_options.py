@@ -1,4 +1,4 @@
-"""The options of a request, while other requests in the same batch have other options."""
+"""Each request gets its own options, even if other requests in the same batch have other options."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_spans_get_a_vector_each(exact_client: BertClient, encoder: Encoder) -> 
     assert all(np.abs(a - b).max() <= 1e-5 for a, b in zip(found, expected, strict=True))
 
 
-def test_spans_beyond_the_models_length_want_chunks(exact_client: BertClient, encoder: Encoder) -> None:
+def test_spans_beyond_max_seq_len_need_chunks(exact_client: BertClient, encoder: Encoder) -> None:
     spans = [[(0, 44), (len(LONG) - 45, len(LONG) - 1)]]
     with pytest.raises(InvalidRequest, match=r"texts\[0\]: span \[2655, 2699\] lies in the part .* that was cut"):
         exact_client.encode_spans([LONG], spans)
@@ -98,7 +98,7 @@ def test_spans_beyond_the_models_length_want_chunks(exact_client: BertClient, en
     assert np.abs(found - encoder.encode_spans([LONG], spans, long_text="chunk")[0]).max() <= 1e-5
 
 
-def test_asyncio_client_has_all_of_it(exact_server: RunningServer, encoder: Encoder) -> None:
+def test_asyncio_client_has_options_tokens_and_spans(exact_server: RunningServer, encoder: Encoder) -> None:
     async def ask() -> tuple[Any, Any, Any]:
         async with AsyncBertClient(**exact_server.ports) as client:
             return await asyncio.gather(
@@ -114,7 +114,7 @@ def test_asyncio_client_has_all_of_it(exact_server: RunningServer, encoder: Enco
 
 
 def test_a_text_that_is_refused_is_numbered_and_costs_its_own_request_only(exact_server: RunningServer) -> None:
-    texts = ["short enough"] * 300 + [LONG]  # more than one batch may hold
+    texts = ["short enough"] * 300 + [LONG]  # more texts than one batch may hold
     with BertClient(**exact_server.ports) as strict, BertClient(**exact_server.ports) as other:
         other.encode(TEXTS, blocking=False)
         with pytest.raises(InvalidRequest, match=r"^texts\[300\]: a text may have at most 254 tokens"):
@@ -132,7 +132,7 @@ def test_a_text_that_is_refused_is_numbered_and_costs_its_own_request_only(exact
         ({"prompt_name": "haiku"}, InvalidRequest, "prompt_name must be one of"),
     ],
 )
-def test_options_that_cannot_be_had_are_errors(
+def test_unavailable_options_are_errors(
     exact_client: BertClient, options: dict[str, Any], error: type[Exception], complaint: str
 ) -> None:
     with pytest.raises(error, match=complaint):

@@ -12,7 +12,7 @@ from bert_serving.client import BertClient
 from tests.support.running_server import RunningServer, free_ports
 from tests.support.waiting import HANG_S
 
-# What the console script does, with the code that this test imports.
+# Does the same as the console script, but with the code that this test imports.
 STATUS = (sys.executable, "-c", "import sys; from bert_serving.server.cli import status; sys.exit(status())")
 
 

@@ -166,7 +166,7 @@ def test_a_bad_variable_is_refused_like_a_bad_flag() -> None:
 
 
 def test_no_model_says_what_to_install_or_pass(tmp_path: Path) -> None:
-    """As in an environment without the demo model's package: its metadata is hidden."""
+    """The metadata of the demo model's package is hidden, as if the package were not installed."""
     code = (
         "import importlib.metadata as m, sys\n"
         "real = m.distribution\n"
@@ -186,7 +186,7 @@ def test_no_model_says_what_to_install_or_pass(tmp_path: Path) -> None:
 
 
 def test_a_hub_name_is_taken_from_the_hubs_cache(tmp_path: Path, demo_model: Path) -> None:
-    """The folder has the layout of huggingface_hub's cache; the hub itself is off in all tests."""
+    """The folder has the layout of huggingface_hub's cache; access to the hub is disabled in all tests."""
     snapshot = tmp_path / "hub/models--someone--some-model/snapshots/0123abcd"
     shutil.copytree(demo_model, snapshot, copy_function=_link)
     refs = tmp_path / "hub/models--someone--some-model/refs"
@@ -220,7 +220,7 @@ def test_code_of_a_model_runs_only_with_the_flag(tmp_path: Path, demo_model: Pat
 
 
 def test_googles_checkpoint_is_served(tmp_path: Path) -> None:
-    """-config_name, -ckpt_name and -tuned_model_dir reach the workers: no file has its usual name or place."""
+    """-config_name, -ckpt_name and -tuned_model_dir reach the workers, which find files at unusual places."""
     model, tuned = tmp_path / "model", tmp_path / "tuned"
     for folder in (model, tuned):
         folder.mkdir()

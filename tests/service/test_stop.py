@@ -107,7 +107,7 @@ def test_accepted_work_is_finished_before_the_end() -> None:
         running.wait_ready()
         with BertClient(**running.ports) as client:
             client.encode(["one sentence to wait for"] * 300, blocking=False)
-            client.server_status  # noqa: B018  # its reply comes after the texts were accepted
+            client.server_status  # noqa: B018  # the reply comes after the texts were accepted
             running.signal(signal.SIGTERM)
             (rows,) = client.fetch_all()
             assert rows.shape == (300, 384)
@@ -115,7 +115,7 @@ def test_accepted_work_is_finished_before_the_end() -> None:
 
 
 def test_http_has_the_whole_drain_time() -> None:
-    """The gateway once ended after four seconds, even if the drain time was longer."""
+    """An earlier version of the gateway ended after four seconds, even if the drain time was longer."""
     with RunningServer("-drain_timeout", HANG_S) as running, ThreadPoolExecutor(1) as pool:
         (worker,) = running.wait_ready().worker_pids()
         os.kill(worker, signal.SIGSTOP)
@@ -153,7 +153,7 @@ def test_a_killed_server_leaves_no_child_and_no_file() -> None:
 
 
 def test_terminate_is_refused_to_other_machines_and_obeyed_from_this_one() -> None:
-    """A connection to a network address of this machine looks like one from another machine."""
+    """A connection to a network address of this machine looks like a connection from another machine."""
     with RunningServer("-host", "0.0.0.0") as running:
         running.wait_ready()
         for address in _network_addresses():

@@ -1,4 +1,4 @@
-"""POST /encode/stream: lines in, lines out, in order, in bounded memory."""
+"""POST /encode/stream answers each line, in the order of the lines and in bounded memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def encode(http: httpx.Client, texts: list[str], **options: Any) -> list[Any]:
 # -- lines ---------------------------------------------------------------------------------------------
 
 
-def test_a_line_for_each_line_in_order_with_its_id(served: Served) -> None:
+def test_each_line_gets_a_reply_line_in_order_with_its_id(served: Served) -> None:
     lines = [
         b'"hello"',
         b'{"text": "world"}',
@@ -77,7 +77,7 @@ def test_lines_in_pieces_of_any_size_are_the_same_lines(served: Served) -> None:
             assert np.abs(difference).max() <= 1e-5
 
 
-def test_nothing_in_is_nothing_out(served: Served) -> None:
+def test_an_empty_stream_gets_an_empty_reply(served: Served) -> None:
     assert answers(served.http, []) == answers(served.http, [b"", b"  "]) == []
 
 
@@ -185,9 +185,9 @@ class RawStream:
         self.socket.sendall(b"%x\r\n%s\r\n" % (len(data), data))
 
     def write_until_refused(self, data: bytes, limit: int) -> tuple[int, bytes]:
-        """Write the data repeatedly, until the server takes nothing for a second or the limit is reached.
+        """Write the data repeatedly, until the server reads nothing for a second or the limit is reached.
 
-        Return how often the data was written, and the rest of a partial last write.
+        Return how often the data was written, and the unsent rest if the last write was partial.
         """
         chunk = b"%x\r\n%s\r\n" % (len(data), data)
         self.socket.setblocking(False)
@@ -211,7 +211,7 @@ class RawStream:
 
 
 def test_a_hundred_thousand_lines_take_no_more_memory_than_a_few(served: Served) -> None:
-    """One line in twenty is valid, so that little is computed; long ids make the stream 50 MB long."""
+    """Only one line in twenty is valid, so little is computed. Long ids make the stream 50 MB long."""
     filler, count = b"x" * 450, 100_000
     gateway, stream = gateway_of(served.running), RawStream(served.running)
 
@@ -273,7 +273,7 @@ def test_a_caller_that_leaves_in_the_middle_harms_no_other_caller(served: Served
         stream.socket.close()
     reader = RawStream(served.running)
     reader.write(b'"a line"\n')
-    reader.socket.shutdown(socket.SHUT_WR)  # without an end of the body
+    reader.socket.shutdown(socket.SHUT_WR)  # stops sending in the middle of the body
     while reader.socket.recv(1 << 16):
         pass
     reader.socket.close()

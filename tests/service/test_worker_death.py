@@ -50,7 +50,7 @@ def test_a_hung_worker_is_replaced_and_readiness_tells() -> None:
 
 
 def test_a_poisonous_text_fails_alone(tmp_path: Path) -> None:
-    """One word's vector is NaN in this model: the request with it gets an error, all others get their rows."""
+    """In this model, one word has a NaN vector. The request with this word gets an error, all others get rows."""
     make_model(tmp_path, "bert", poison="lazy")
     with RunningServer("-model_dir", tmp_path) as running, BertClient(**running.wait_ready().ports) as client:
         expected = client.encode(["the quick brown dog"])
@@ -64,7 +64,7 @@ def test_a_poisonous_text_fails_alone(tmp_path: Path) -> None:
                     assert np.abs(response.embedding - expected).max() < 0.05
                     num_rows += len(response.embedding)
                 break
-            except WorkerFailed as error:  # raised in place of its result; the loop fetches the others
+            except WorkerFailed as error:  # raised in place of a result; the loop fetches the other results
                 errors.append(str(error))
         assert num_rows == sum(i % 3 + 1 for i in range(40) if i != 17)
         assert len(errors) == 1

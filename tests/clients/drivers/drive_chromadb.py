@@ -1,4 +1,4 @@
-"""chromadb's function for a Hugging Face embedding server, alone and in a collection."""
+"""chromadb's function for a Hugging Face embedding server, called directly and by a collection."""
 
 import chromadb
 from chromadb.utils.embedding_functions import HuggingFaceEmbeddingServer

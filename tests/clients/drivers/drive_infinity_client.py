@@ -31,7 +31,7 @@ say(
     ranking=[[result.index, result.relevance_score] for result in ranked.results],
     texts=[result.document for result in ranked.results],
     labels=[[label.label, label.score] for of_text in labels for label in of_text],
-    # 422 is the only error that it reads.
+    # 422 is the only error status for which this client parses the body.
     error=embed(["fine", ""]).to_dict(),
     refusals={
         "wrong key": refusal(lambda: embeddings.sync(client=wrong, body=OpenAIEmbeddingInputText("x"))),

@@ -1,6 +1,7 @@
 """langchain-openai, langchain-community and langchain-ollama.
 
-The ids of langchain-openai are cl100k's, which LlamaIndex brings along: nothing is downloaded.
+By default, langchain-openai sends token ids of tiktoken's cl100k. LlamaIndex's package contains this tokenizer, so
+nothing is downloaded.
 """
 
 import asyncio

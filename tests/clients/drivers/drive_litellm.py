@@ -1,9 +1,9 @@
-"""litellm, under the names of four providers."""
+"""litellm, which calls the server as several of its providers."""
 
 import asyncio
 import os
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it downloads a list of prices
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise litellm downloads a list of prices
 
 import litellm
 from told import DOCUMENTS, KEY, QUERY, RANKER_URL, TEXTS, URL, refusal, say
@@ -32,7 +32,7 @@ def ranking(provider: str, api_base: str) -> list[object]:
     return [[result["index"], result["relevance_score"], result["document"]["text"]] for result in reply.results]
 
 
-# A name with "sentence-transformers" asks for similarities.
+# litellm asks for similarities if the name of the model contains "sentence-transformers".
 similar = litellm.embedding(
     model="huggingface/sentence-transformers/x", input_type="similarity", api_base=URL, api_key=KEY, input=TEXTS
 )
@@ -47,7 +47,7 @@ say(
         "infinity": ranking("infinity", RANKER_URL),
         "huggingface": ranking("huggingface", RANKER_URL),
         "cohere": ranking("cohere", f"{RANKER_URL}/v2/rerank"),
-        "hosted_vllm": ranking("hosted_vllm", f"{RANKER_URL}/v1"),  # at the root it would get Infinity's shape
+        "hosted_vllm": ranking("hosted_vllm", f"{RANKER_URL}/v1"),  # without /v1, the reply has Infinity's format
     },
     refusals={
         **{f"{provider}, wrong key": refusal(lambda p=provider: embed(p, "wrong")) for provider in PROVIDERS},

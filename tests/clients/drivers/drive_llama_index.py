@@ -1,4 +1,4 @@
-"""LlamaIndex: TEI's vectors and ranking, and what is like OpenAI."""
+"""LlamaIndex's classes for TEI (vectors and ranking) and for servers with OpenAI's API."""
 
 import asyncio
 
@@ -35,7 +35,7 @@ say(
         model_name="demo", api_base=f"{URL}/v1", api_key=KEY, dimensions=64
     ).get_text_embedding_batch(TEXTS),
     ranking=ranking(RANKER_URL),
-    # This client does not look at the status: what it takes for vectors is the body of the error.
+    # This client does not check the status, and returns the body of the error in place of vectors.
     error=TextEmbeddingsInference(model_name="demo", base_url=URL, auth_token="wrong")._call_api(["x"]),
     refusals={"openai-like, no key": refusal(without_key)},
 )

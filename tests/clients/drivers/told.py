@@ -1,4 +1,4 @@
-"""What a driver reads from stdin, and how it answers: the last line of its stdout is JSON."""
+"""What a driver reads from stdin, and how it returns its answers: as JSON in the last line of stdout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 TOLD: dict[str, Any] = json.load(sys.stdin)
-#: Addresses of four servers: embeddings with an API key; the same without a key; a reranker; a SPLADE model.
+#: URLs of four servers: embeddings with an API key, embeddings without a key, a reranker, a SPLADE model.
 URL: str = TOLD["url"]
 OPEN_URL: str | None = TOLD.get("open_url")
 RANKER_URL: str | None = TOLD.get("ranker_url")
@@ -25,10 +25,10 @@ def refusal(call: Callable[[], Any]) -> str:
         answer = call()
     except Exception as exc:
         return f"{type(exc).__name__}: {exc}"
-    raise AssertionError(f"it did not fail, but gave {answer!r:.200}")
+    raise AssertionError(f"the call did not fail, it returned {answer!r:.200}")
 
 
 def say(**answers: Any) -> None:
-    """Print the answers."""
-    print()  # some clients leave a line open
+    """Print the answers as one line of JSON."""
+    print()  # some clients print a line without its end
     print(json.dumps(answers, default=lambda array: array.tolist()))
