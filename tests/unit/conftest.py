@@ -1,4 +1,4 @@
-"""Unit tests open no socket, do not sleep and read no clock. Hypothesis tries the same examples on every run."""
+"""Unit tests open no socket and do not sleep. Hypothesis tries the same examples on every run."""
 
 from hypothesis import settings
 
