@@ -552,7 +552,7 @@ def test_too_many_files_are_an_error_that_says_so(server: RunningServer) -> None
     assert done.returncode == 0, done.stderr
     error, shape = done.stdout.splitlines()
     assert int(error.split()[0]) >= 5
-    assert "too many open files: a client needs 6, and this process may have 64 (ulimit -n)" in error
+    assert "too many open files: a client needs 6, and this process may open 64 (ulimit -n)" in error
     assert shape == "(1, 384)"
 
 

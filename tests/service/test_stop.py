@@ -193,7 +193,7 @@ def test_terminate_fails_without_a_server() -> None:
 def test_terminate_does_not_take_http_for_a_server(server: RunningServer) -> None:
     done = _terminate("-port", server.http_port)
     assert done.returncode == 1
-    assert "does not speak ZeroMQ" in done.stderr
+    assert "does not use the ZeroMQ protocol" in done.stderr
 
 
 def test_a_server_that_dies_during_a_call_is_an_error() -> None:

@@ -64,7 +64,7 @@ def test_server_flags_are_passed_on_and_those_of_the_point_override_them() -> No
 
 def test_help_says_how_to_measure_less() -> None:
     text = benchmark_parser().format_help()
-    assert "Shorter: " in text
+    assert "To save time, " in text
     assert "-test_pooling_layer -1 -6" in text
     assert "-num_worker" in text
 

@@ -231,12 +231,12 @@ def test_missing_revision_is_named_in_one_line(cache: Path, revision: str) -> No
 
 
 def test_revision_of_a_folder_is_refused(plain: Path) -> None:
-    with pytest.raises(ModelError, match="revision is for a hub name; model_dir is a folder"):
+    with pytest.raises(ModelError, match="revision needs a hub name as model_dir; model_dir is a folder"):
         resolve(plain, revision="main")
 
 
 def test_revision_of_the_demo_model_is_refused() -> None:
-    with pytest.raises(ModelError, match="revision is for a hub name; model_dir is not given"):
+    with pytest.raises(ModelError, match="revision needs a hub name as model_dir; model_dir is not given"):
         resolve(None, revision="main")
 
 

@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 class AsyncBertClient:
     """A client of one server for the tasks of one event loop. Many calls may run at once.
 
-    Arguments and errors are those of BertClient. The client connects with its first call. After the end of that
-    event loop it may be used under another one; before that, a call under another loop raises RuntimeError.
+    Arguments and errors are those of BertClient. The first call connects the client and binds it to the running
+    event loop. While this loop runs, a call under another event loop raises RuntimeError. After this loop has
+    ended, the client may be used under another one.
 
     >>> async with AsyncBertClient() as client:
     ...     vectors = await client.encode(["First do it", "then do it right"])
@@ -124,8 +125,8 @@ class AsyncBertClient:
     ) -> Rows | tuple[Rows, Tokens]:
         """Return the vectors of the texts: (B, D) float32, one row for each text, in the order of the texts.
 
-        Arguments and errors are those of BertClient.encode, without `blocking`. If the call is cancelled, its
-        reply will be ignored.
+        There is no argument `blocking`. Other arguments and all errors are those of BertClient.encode. If the
+        call is cancelled, its reply will be ignored.
         """
         check_request(texts, is_tokenized=is_tokenized)
         asked = options_of(options, show_tokens=show_tokens)
@@ -137,7 +138,7 @@ class AsyncBertClient:
     ) -> list[TokenVectors]:
         """Return the tokens of each text with their vectors, (T, D) float32, and their offsets in characters.
 
-        Arguments and errors as for `encode`.
+        Arguments and errors are those of `encode`.
         """
         check_request(texts, is_tokenized=is_tokenized)
         return token_vectors_of(await self._warned_reply(texts, options_of(options, **TOKEN_LEVEL)))
@@ -145,7 +146,7 @@ class AsyncBertClient:
     async def encode_spans(
         self, texts: list[str], spans: Sequence[Sequence[tuple[int, int]]], **options: Unpack[EncodeOptionsDict]
     ) -> list[Rows]:
-        """Return for each text the vectors of its spans: (number of spans, D) float32.
+        """Return one array for each text: the vectors of its spans, (number of spans, D) float32.
 
         spans: for each text, one or more (start, end) in characters; see BertClient.encode_spans.
         """
@@ -159,7 +160,7 @@ class AsyncBertClient:
         options: EncodeOptions = EncodeOptions(),  # noqa: B008
         spans: Sequence[Spans] | None = None,
     ) -> tuple[int, EncodeReply]:
-        """Return (request id, reply) for texts and spans that were checked: all that the server sent."""
+        """Return (request id, reply); the reply holds all that the server sent. Does not check texts and spans."""
         deadline = self._deadline()
         deadline_ms = self.timeout if self.timeout >= 0 else None
         request_id = await self._send(
@@ -187,7 +188,7 @@ class AsyncBertClient:
 
     async def ask(self, command: Command) -> JsonObject:
         """Return the reply of the server to a command."""
-        # Without a timeout, connect_timeout is the limit: the broker replies even if its workers are busy.
+        # Without a timeout, wait at most for connect_timeout: the broker replies even if its workers are busy.
         limit_s = (self.timeout if self.timeout >= 0 else self.connect_timeout) / 1000
         deadline = time.monotonic() + limit_s
         request_id = await self._send(lambda now: self._session.command(command, now), deadline)

@@ -1,10 +1,10 @@
 """AsyncChannel: sends the requests of an asyncio client over its connection, for any number of tasks.
 
-The event loop calls `_receive` when a socket has something to read. `_receive` takes all messages and wakes the
+The event loop calls `_receive` when a socket has something to read. `_receive` reads all messages and wakes the
 tasks whose replies have arrived. All state belongs to the event loop of the first request. Other event loops and
 other threads must not use the channel.
 
-Channel has the same methods with the same meaning for a blocking client.
+Channel is the counterpart for a blocking client: its methods have the same names and the same meaning.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PROBE_EVERY_S = 1.0
 
 
 class AsyncChannel:
-    """Sends the requests of a session and waits for their replies. It connects with the first request.
+    """Sends the requests of a session and waits for their replies. The first request connects the channel.
 
-    A deadline is a time of time.monotonic(). All methods that wait raise TimeoutError after the deadline, and
-    Unavailable if the channel is closed or the connection is lost with the request.
+    Deadlines are values of time.monotonic(). All methods that wait raise TimeoutError after the deadline. They
+    raise Unavailable if the channel is closed, or if the connection breaks and the request may be lost.
     """
 
     def __init__(self, session: Session, ip: str, port: int, port_out: int) -> None:
@@ -37,7 +37,7 @@ class AsyncChannel:
         self._ip, self._port, self._port_out = ip, port, port_out
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
-        self._arrivals: dict[int, asyncio.Future[None]] = {}  # for each request that waits for its reply
+        self._arrivals: dict[int, asyncio.Future[None]] = {}  # request number -> set when its reply is here
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
         self._prober: asyncio.Task[None] | None = None
@@ -48,7 +48,7 @@ class AsyncChannel:
         self.is_closed = True
         if self._connection is None:
             return
-        self._connected.set()  # wakes the calls that wait for it; they see that the channel is closed
+        self._connected.set()  # wakes the calls that wait for a connection; they then raise Unavailable
         loop = asyncio.get_running_loop()
         for descriptor in self._connection.descriptors:
             loop.remove_reader(descriptor)
@@ -61,14 +61,14 @@ class AsyncChannel:
         self._connection = None
 
     def abandon(self) -> None:
-        """Close the sockets after the end of the event loop. After a fork, leave them to the parent process."""
+        """Close the sockets after the end of the event loop. A forked child leaves them to the parent process."""
         if self._connection is not None and self._pid == os.getpid():
             self._connection.close()
 
     async def send(self, make: MakeRequest, deadline: float) -> int:
         """Send the request that `make` returns, as soon as the channel is connected. Return its number."""
         connection = self._connect()
-        self._receive()  # record a loss that happened before: it must not fail this request
+        self._receive()  # record an earlier loss of the connection now, so that it does not fail this request
         while True:
             await self._wait_until_connected(connection, deadline)
             request_id, frames = make(time.monotonic())
@@ -79,7 +79,7 @@ class AsyncChannel:
             await asyncio.sleep(_RETRY_S)
 
     async def reply_to(self, request_id: int, deadline: float) -> Reply:
-        """Return the reply to a request. If there is none in time, the request is forgotten."""
+        """Return the reply to a request. If no reply arrives before the deadline, forget the request."""
         try:
             self._refuse_closed()
             while (reply := self._session.take(request_id)) is None:
@@ -99,7 +99,8 @@ class AsyncChannel:
             return
         if self._pid == os.getpid() and self._loop.is_running():
             raise RuntimeError(
-                "this AsyncBertClient belongs to another event loop, which is still running; make one for each"
+                "this AsyncBertClient belongs to another event loop, which is still running; "
+                "create one client for each event loop"
             )
 
     def _connect(self) -> Connection:
@@ -139,7 +140,7 @@ class AsyncChannel:
             del self._arrivals[request_id]
 
     def _receive(self) -> None:
-        """Take all messages that have arrived: a ZeroMQ descriptor reports each change only once."""
+        """Read all messages that have arrived, because a ZeroMQ descriptor reports each change only once."""
         connection = self._connection
         if connection is None:
             return
@@ -151,7 +152,7 @@ class AsyncChannel:
         self._maintain(connection)
 
     def _maintain(self, connection: Connection) -> None:
-        """Connect the sender again if necessary, and end the requests that were lost."""
+        """Connect the sender again if necessary, and fail the requests that were lost."""
         connection.maintain_sender(time.monotonic())
         if (lost := connection.take_loss()) is not None:
             self._wake(self._session.fail_pending(lost))

@@ -1,14 +1,15 @@
 """Channel: sends the requests of a blocking client over its connection, for any number of threads.
 
-It has no thread of its own. One of the threads that wait for replies receives the messages for all of them; the
-others wait until it has received something. The lock in `_changed` guards all state, except the receiving side of
-the connection: that belongs to the thread that set `_is_receiving`.
+The channel starts no thread. One of the threads that wait for replies receives the messages for all of them; the
+others wait until this thread has received something. The lock in `_changed` guards all state except the receiving
+side of the connection, which belongs to the thread that set `_is_receiving`.
 
 A signal handler may interrupt a call and call the client again in the same thread. The interrupted call holds the
-lock and the connection, so a request in the handler would wait without end. It raises RuntimeError instead. Only
-`close` works there: it leaves closing the connection to the interrupted call.
+lock and the connection, so a request in the handler would wait without end. Therefore the request raises
+RuntimeError. Only `close` works in the handler: it marks the channel as closed, and the interrupted call closes
+the connection.
 
-AsyncChannel has the same methods with the same meaning for an asyncio client.
+AsyncChannel is the counterpart for an asyncio client: its methods have the same names and the same meaning.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from bert_serving.protocol import Reply, Unavailable
 from .connection import Connection
 from .session import MakeRequest, Session
 
-_POLL_S = 0.2  # how soon a waiting call sees that the client was closed or that a probe is due
+_POLL_S = 0.2  # how soon a waiting call notices that the client was closed or that a probe is due
 
 
 class Channel:
-    """Sends the requests of a session and waits for their replies. It connects with the first request.
+    """Sends the requests of a session and waits for their replies. The first request connects the channel.
 
-    A deadline is a time of time.monotonic(). All methods that wait raise TimeoutError after the deadline, and
-    Unavailable if the channel is closed or the connection is lost with the request.
+    Deadlines are values of time.monotonic(). All methods that wait raise TimeoutError after the deadline. They
+    raise Unavailable if the channel is closed, or if the connection breaks and the request may be lost.
     """
 
     def __init__(self, session: Session, ip: str, port: int, port_out: int) -> None:
@@ -46,7 +47,7 @@ class Channel:
         """Close the connection. Calls that wait raise Unavailable."""
         self.is_closed = True
         if threading.get_ident() in self._inside:
-            return  # in a signal handler
+            return  # in a signal handler; the interrupted call closes the connection
         with self._entered():
             self._changed.wait_for(lambda: not self._is_receiving)
             self._changed.notify_all()
@@ -56,7 +57,7 @@ class Channel:
         with self._entered():
             connection = self._connect()
             if not self._is_receiving:
-                self._receive(0)  # record a loss that happened before: it must not fail this request
+                self._receive(0)  # record an earlier loss of the connection: it must not fail this request
             while True:
                 self._refuse_closed()
                 self._maintain(connection)
@@ -68,7 +69,7 @@ class Channel:
                 self._wait_for_messages(deadline)
 
     def reply_to(self, request_id: int, deadline: float) -> Reply:
-        """Return the reply to a request. If there is none in time, the request is forgotten."""
+        """Return the reply to a request. If no reply arrives before the deadline, forget the request."""
         try:
             with self._entered():
                 self._refuse_closed()
@@ -127,7 +128,7 @@ class Channel:
             raise Unavailable("this client is closed")
 
     def _wait_for_messages(self, deadline: float) -> None:
-        """Return when messages have arrived, or after a short time. The lock is held, but not while waiting."""
+        """Return when messages have arrived, or after a short time. Releases the caller's lock while waiting."""
         left = deadline - time.monotonic()
         if left <= 0:
             raise self._connect().timeout_error()
@@ -138,7 +139,7 @@ class Channel:
         self._refuse_closed()
 
     def _receive(self, timeout_s: float) -> None:
-        """Receive the messages that come within the timeout. The lock is held, but not while waiting."""
+        """Receive the messages that come within the timeout. Releases the caller's lock while waiting."""
         connection = self._connect()
         self._is_receiving = True
         self._changed.release()
@@ -158,7 +159,7 @@ class Channel:
             connection.send(probe)
 
     def _maintain(self, connection: Connection) -> None:
-        """Connect the sender again if necessary, and end the requests that were lost. The lock is held."""
+        """Connect the sender again if necessary, and fail lost requests. The caller holds the lock."""
         connection.maintain_sender(time.monotonic())
         if (lost := connection.take_loss()) is not None:
             self._session.fail_pending(lost)

@@ -29,15 +29,15 @@ Tokens: TypeAlias = "Sequence[Sequence[str]]"
 #: The options of a request for the vectors of all tokens.
 TOKEN_LEVEL = {"pooling_strategy": "NONE", "ragged": True, "show_tokens": True, "show_offsets": True}
 
-#: Options that set the form of the reply. A caller cannot set them: each method has its own form.
+#: Options that set the form of the reply. A caller cannot set them, because each method needs a certain form.
 _OF_REPLIES = {"ragged", "show_tokens", "show_offsets", "show_usage"}
 
 
 class Response(NamedTuple):
     """The result of one request.
 
-    id: the number of the request. embedding: its vectors, an array (B, D); nested lists if the client was made
-    with output_fmt="list". tokens: the tokens of each text if the request had show_tokens, else "".
+    id: the number of the request. embedding: its vectors, as an array (B, D), or as nested lists if the client
+    was created with output_fmt="list". tokens: the tokens of each text if the request had show_tokens, else "".
     """
 
     id: int
@@ -62,7 +62,7 @@ class _Client(Protocol):
 
 
 def client_status(client: _Client, session: Session) -> JsonObject:
-    """Return the state of a client, by bert-as-service's names."""
+    """Return the state of a client, with the keys that bert-as-service uses."""
     outstanding = session.outstanding
     return {
         "identity": session.identity,
@@ -85,7 +85,7 @@ def check_output_format(output_fmt: str) -> None:
 
 
 def check_request(texts: object, *, is_tokenized: bool) -> None:
-    """Raise TypeError or ValueError if the texts are wrong, blank, or not of the kind that the caller said."""
+    """Raise TypeError or ValueError if the texts are malformed or blank, or do not match `is_tokenized`."""
     if check_texts(texts) != is_tokenized:
         expected = "lists of tokens" if is_tokenized else "strings (or pass is_tokenized=True)"
         raise TypeError(f"texts must be a list of {expected}")
@@ -99,7 +99,7 @@ def check_request(texts: object, *, is_tokenized: bool) -> None:
 
 
 def _refuse_blank(strings: list[str], name: str) -> None:
-    # The server accepts a blank text. The clients refuse it as bert-as-service's client does.
+    # The server accepts a blank text. The clients refuse it, as bert-as-service's client does.
     if any(map(str.isspace, strings)):
         i = next(i for i, string in enumerate(strings) if string.isspace())
         raise ValueError(f"{name}[{i}] is blank: {strings[i]!r}")
@@ -125,28 +125,28 @@ def show_config(config: Mapping[str, object]) -> None:
 
 
 def check_version_of(config: Mapping[str, object]) -> None:
-    """Raise AttributeError if the server with this configuration uses another version of the wire."""
+    """Raise AttributeError if the server with this configuration has another wire version."""
     found = config.get("server_version")
     if found != WIRE_VERSION:
         raise AttributeError(
-            f"version mismatch: this client uses wire version {WIRE_VERSION}, the server {found}; "
+            f"version mismatch: this client uses wire version {WIRE_VERSION}, the server uses {found}; "
             "pass check_version=False to connect anyway"
         )
 
 
 def response_of(request_id: int, reply: EncodeReply, *, as_list: bool) -> Response:
-    """Return the result of a request. as_list: the vectors as nested lists, not as an array."""
+    """Return the result of a request. as_list: return the vectors as nested lists."""
     rows: Rows = np.array(reply.rows)  # a copy, because the memory of the frame is read-only
     return Response(request_id, rows.tolist() if as_list else rows, "" if reply.tokens is None else reply.tokens)
 
 
 def warn_of_cuts(reply: EncodeReply) -> None:
-    """Warn if the server cut texts. For private methods that public methods call directly."""
+    """Warn if the server cut texts. Call it only in a private method that a public method calls directly."""
     if reply.truncated:
         warnings.warn(
             f"{len(reply.truncated)} of {len(reply.counts or reply.rows)} texts are longer than the server's "
             f"max_seq_len and were cut; the first is texts[{reply.truncated[0]}]",
-            stacklevel=4,  # the line of the user: it called a public method, which called a private one
+            stacklevel=4,  # the user's line; a public and a private method are between it and this function
         )
 
 
@@ -159,6 +159,6 @@ def token_vectors_of(reply: EncodeReply) -> list[TokenVectors]:
 
 
 def rows_by_text(reply: EncodeReply) -> list[Rows]:
-    """Return the rows of each text, from a reply that says how many rows each text has."""
+    """Return the rows of each text, from a reply with `counts`."""
     assert reply.counts is not None
     return split_rows(np.array(reply.rows), reply.counts)

@@ -13,13 +13,13 @@ from .sync import BertClient
 
 
 class ConcurrentBertClient(BertClient):
-    """A BertClient of which at most `max_concurrency` calls for vectors run at once. Other threads wait.
+    """A BertClient that runs at most `max_concurrency` calls for vectors at once. Further calls wait.
 
     All threads share one connection, because the server merges the requests that arrive together. Results cannot
     be fetched later, because threads would take each other's results: `encode(blocking=False)`, `fetch`,
     `fetch_all` and `encode_async` raise NotImplementedError.
-    timeout: milliseconds that a call may wait for other calls to end, and again milliseconds that it may then
-    take; TimeoutError after that. Other arguments and errors are those of BertClient.
+    timeout: how many milliseconds a call may wait until it can start, and also how many it may then take. After
+    that it raises TimeoutError. Other arguments and errors are those of BertClient.
     """
 
     def __init__(self, max_concurrency: int = 10, **kwargs: Any) -> None:  # kwargs: those of BertClient
@@ -33,8 +33,8 @@ class ConcurrentBertClient(BertClient):
     def available_bc(self) -> list[BertClient]:
         """This client, repeated once for each call that could start now.
 
-        bert-as-service keeps a list of idle clients here. Programs that use its length, or call one of its items,
-        work with this list too.
+        bert-as-service keeps a list of idle clients here. Programs that use the length of that list, or call
+        methods of its items, work with this list too.
         """
         return [self] * self._permits.qsize()
 
@@ -44,7 +44,7 @@ class ConcurrentBertClient(BertClient):
         options: EncodeOptions = EncodeOptions(),  # noqa: B008
         spans: Sequence[Spans] | None = None,
     ) -> tuple[int, EncodeReply]:
-        """Return (request id, reply) as BertClient.encode_reply, after waiting for a permit."""
+        """Return (request id, reply) like BertClient.encode_reply, after waiting for a permit."""
         with self._permit():
             return super().encode_reply(texts, options, spans)
 
@@ -64,7 +64,7 @@ class ConcurrentBertClient(BertClient):
         _refuse("encode(blocking=False)")
 
     def _after_fork(self) -> None:
-        self._issue_permits()  # threads of the parent hold the old ones
+        self._issue_permits()  # threads of the parent process may hold old permits
         super()._after_fork()
 
     def _issue_permits(self) -> None:
@@ -74,14 +74,14 @@ class ConcurrentBertClient(BertClient):
 
     @contextmanager
     def _permit(self) -> Iterator[None]:
-        self._channel.refuse_reentry()  # in a signal handler: the interrupted call may hold the last permit
+        self._channel.refuse_reentry()  # in a signal handler, the interrupted call may hold the last permit
         permits = self._permits  # a fork replaces them
         try:
             permits.get(timeout=self.timeout / 1000 if self.timeout >= 0 else None)
         except Empty:
             raise TimeoutError(
-                f"too many concurrent calls: max_concurrency={self.max_concurrency} others were running "
-                f"for all of timeout={self.timeout} ms"
+                f"too many concurrent calls: max_concurrency={self.max_concurrency} other calls were running "
+                f"during the whole timeout of {self.timeout} ms"
             ) from None
         try:
             yield

@@ -1,6 +1,6 @@
 """Connection: the two sockets of a client, and whether they are connected. Only `wait` blocks.
 
-One thread at a time may call `wait` and `receive`. One thread at a time may call the other methods, also while
+One thread at a time may call `wait` and `receive`. One thread at a time may call the other methods, even while
 another thread is in `wait` or `receive`.
 
 Rules of this file:
@@ -8,7 +8,7 @@ Rules of this file:
   loss.
 - The sender has no monitor, because a monitor needs two more file descriptors. The sender is connected while it
   is writable. Only `maintain_sender` connects it again, after it has recorded the loss. Otherwise a loss could
-  stay unnoticed, and the requests that were lost with it would wait without end.
+  stay unnoticed, and calls would wait without end for requests that were lost.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _HEARTBEAT_TIMEOUT_MS = 10_000
 _RECONNECT_MAX_MS = 1_000
 _SENDER_RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of the sender to connect
 
-_NUM_FILES = 6  # of a connection: two for TCP, four with which ZeroMQ wakes its threads
-_NUM_FILES_TO_OPEN = _NUM_FILES + 8  # and those of the context; libzmq aborts if it cannot open them
+_NUM_FILES = 6  # that a connection opens: two for TCP, four with which ZeroMQ wakes its threads
+_NUM_FILES_TO_OPEN = _NUM_FILES + 8  # eight more for the context; libzmq aborts if it cannot open them
 
 
 @lru_cache(1)
 def _context() -> zmq.Context[zmq.Socket[bytes]]:
     """Return the context of all clients in this process."""
     context = zmq.Context()
-    context.max_sockets = context.get(zmq.SOCKET_LIMIT)  # the default would allow only 255 clients
+    context.max_sockets = context.get(zmq.SOCKET_LIMIT)  # the default allows only 255 clients
     return context
 
 
@@ -124,7 +124,7 @@ class Connection:
     def take_loss(self) -> Unavailable | None:
         """Return an error if the connection was lost since the last call, else None.
 
-        Requests that were sent before may be lost. The caller ends them with this error.
+        Requests that were sent before the loss may not arrive. The caller fails them with this error.
         """
         if not self._is_lost:
             return None
@@ -183,7 +183,7 @@ def _state(socket: zmq.Socket[bytes]) -> int:
 
 
 def _check_files_left() -> None:
-    """Raise OSError unless a connection can open its files. libzmq would abort the process, or retry endlessly."""
+    """Raise OSError if a connection cannot open its files; libzmq would abort the process or retry endlessly."""
     opened: list[int] = []
     try:
         for _ in range(_NUM_FILES_TO_OPEN):
@@ -194,7 +194,7 @@ def _check_files_left() -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         raise OSError(
             exc.errno,
-            f"too many open files: a client needs {_NUM_FILES}, and this process may have {limit} (ulimit -n). "
+            f"too many open files: a client needs {_NUM_FILES}, and this process may open {limit} (ulimit -n). "
             "Threads may share one client, and closing a client closes its files",
         ) from exc
     finally:

@@ -14,8 +14,8 @@ _NO_ROOM_S = 0.01
 class Producer(threading.Thread):
     """Calls `send` with each batch of an iterable, and waits before each call until `has_room` returns True.
 
-    limit: the largest number of batches to send. error: after the end of the thread, what the iterable or `send`
-    raised, or None.
+    limit: the largest number of batches to send. error: the exception that the iterable or `send` raised, or None;
+    set when the thread ends.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Producer(threading.Thread):
                 if self._stopped.is_set():
                     return
                 self._send(batch)
-        except BaseException as exc:  # raised in the thread that takes the results
+        except BaseException as exc:  # `encode_async` raises it in the thread that takes the results
             self.error = exc
 
     def stop(self) -> None:

@@ -1,12 +1,12 @@
 """Session: numbers the requests of a client and matches replies to them. No sockets, no clock, no threads.
 
 Rules of this file:
-- A request is pending until its reply arrives, it is forgotten, or the connection is lost.
+- A request is pending until its reply arrives, `forget` is called for it, or the connection is lost.
 - A reply to a request that is not pending is ignored: it is late, or it belongs to another client with the same
   identity.
 - If requests are pending and no message arrived for PROBE_AFTER_S, the session sends SHOW_CONFIG as a probe. A
-  server replies to it even if all workers are busy. Without a reply within PROBE_TIMEOUT_S, all pending requests
-  fail.
+  server replies to it even if all workers are busy. If no reply arrives within PROBE_TIMEOUT_S, all pending
+  requests fail.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ log = logging.getLogger(__name__)
 PROBE_AFTER_S = 10.0
 PROBE_TIMEOUT_S = 10.0
 
-#: Numbers a request at the time `now` and returns (request id, frames): a call of Session.encode or .command.
+#: A function of the time `now` that returns (request id, frames) of a new request, as Session.encode does.
 MakeRequest: TypeAlias = "Callable[[float], tuple[int, Frames]]"
 
 
 class Session:
     """Numbers requests and matches replies to them. `now` is a monotonic time in seconds.
 
-    is_shared: other clients may use the same identity, and then each of them receives the replies to all of them.
-    So that replies match one client only, the numbers on the wire start at a random number.
+    is_shared: other clients may use the same identity; then each client receives the replies to all of them.
+    In this case the request numbers on the wire start at a random number, so that a reply matches only one client.
     """
 
     def __init__(self, identity: bytes, *, is_shared: bool = False) -> None:
@@ -76,12 +76,12 @@ class Session:
 
     @property
     def has_to_fetch(self) -> bool:
-        """Whether `take_any` will return a request, now or later."""
+        """Whether `take_any` will return a reply, now or later."""
         return bool(self._to_fetch)
 
     @property
     def num_to_fetch(self) -> int:
-        """How many requests `take_any` will return, now or later."""
+        """How many replies `take_any` will return, now or later."""
         return len(self._to_fetch)
 
     # -- sending ---------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class Session:
     # -- receiving -------------------------------------------------------------------------------------
 
     def receive(self, frames: Frames, now: float) -> int | None:
-        """Take a message. Return the number of the request that it replies to, or None if it is ignored."""
+        """Process a message. Return the number of the request that it replies to, or None if it is ignored."""
         self._received_at = now
         try:
             reply = reply_from_frames(frames)
@@ -161,7 +161,7 @@ class Session:
         return reply
 
     def take_any(self) -> tuple[int, Reply] | None:
-        """Return (request id, reply) of a request to fetch, in order of arrival, or None if no reply is here.
+        """Return (request id, reply) of a request to fetch, in order of arrival, or None if none has arrived.
 
         An ErrorReply is raised as its error.
         """

@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from bert_serving.protocol import EncodeOptionsDict
     from typing_extensions import Self, Unpack
 
-_POLL_S = 0.01  # between two looks for a request to fetch, while encode_async has sent none
-_ASK_AGAIN_S = 2.0  # without a reply after this time, a command is sent again
-_ASYNC_POLL_S = 0.05  # how often encode_async looks whether its thread has ended, while it waits for a reply
+_POLL_S = 0.01  # how often encode_async checks whether it has a request to fetch, while there is none
+_ASK_AGAIN_S = 2.0  # a command is sent again if no reply arrives within this time
+_ASYNC_POLL_S = 0.05  # how often encode_async checks whether its thread has ended, while it waits for a reply
 _ASYNC_WINDOW = 16  # the most batches that encode_async sends ahead; more would only fill the server's queue
 
 
@@ -71,16 +71,17 @@ class BertClient:
     """A client of one server. Threads may share it, and a child process may use it after a fork.
 
     ip, port, port_out: the address of the server.
-    output_fmt: "ndarray" or "list": vectors as arrays or as nested lists. The type hints of all methods are those
-    of arrays.
+    output_fmt: "ndarray" returns vectors as arrays, "list" as nested lists. The type hints of all methods are
+    those of arrays.
     show_server_config: print the configuration of the server.
-    identity: the name of this client for the server; default: a new UUID. Clients with the same identity receive
-    each other's replies.
-    check_version: request the configuration of the server, and raise AttributeError if it uses another version of
-    the wire. check_length: request the configuration, set length_limit, and warn if the server cut texts.
-    check_token_info: request the configuration and set token_info_available. ignore_all_checks: do none of these.
-    timeout: milliseconds that a call may take; -1: as long as the server replies at all.
-    connect_timeout: milliseconds in which the client must be connected to the server.
+    identity: the name by which the server knows this client; default: a new UUID. Clients with the same identity
+    receive each other's replies.
+    check_version: request the configuration of the server, and raise AttributeError if the server has another wire
+    version. check_length: request the configuration, set length_limit, and warn if the server cut texts.
+    check_token_info: request the configuration and set token_info_available.
+    ignore_all_checks: skip all these checks.
+    timeout: milliseconds that a call may take; -1: no limit while the server replies to probes.
+    connect_timeout: milliseconds that a call may wait for the connection to the server.
 
     Attributes: length_limit is the server's max_seq_len in tokens; 0 without check_length. token_info_available
     says whether the server was started with -show_tokens_to_client; False without check_token_info.
@@ -212,7 +213,7 @@ class BertClient:
         and pairs; bert_serving.protocol.EncodeOptions says what they mean. Default: the settings of the server.
         With pooling_strategy="NONE" the vectors are (B, T, D), filled with zeros after the last token of a text.
 
-        Raises TypeError or ValueError if the texts or an option are wrong, and the errors that the class names.
+        Raises TypeError or ValueError if the texts or an option are wrong. See BertClient for the other errors.
         """
         check_request(texts, is_tokenized=is_tokenized)
         asked = options_of(options, show_tokens=show_tokens)
@@ -227,7 +228,7 @@ class BertClient:
     ) -> list[TokenVectors]:
         """Return the tokens of each text with their vectors, (T, D) float32, and their offsets in characters.
 
-        Arguments and errors as for `encode`.
+        Arguments and errors are those of `encode`.
         """
         check_request(texts, is_tokenized=is_tokenized)
         return token_vectors_of(self._warned_reply(texts, options_of(options, **TOKEN_LEVEL)))
@@ -235,10 +236,10 @@ class BertClient:
     def encode_spans(
         self, texts: list[str], spans: Sequence[Sequence[tuple[int, int]]], **options: Unpack[EncodeOptionsDict]
     ) -> list[Rows]:
-        """Return for each text the vectors of its spans: (number of spans, D) float32.
+        """Return one array for each text: the vectors of its spans, (number of spans, D) float32.
 
         spans: for each text, one or more (start, end) in characters. The model reads the whole text once; then
-        the tokens of each span are pooled ("late chunking"). Options and errors as for `encode`.
+        the tokens of each span are pooled ("late chunking"). Options and errors are those of `encode`.
         """
         check_request(texts, is_tokenized=False)
         check_spans(spans, len(texts))
@@ -250,7 +251,7 @@ class BertClient:
         options: EncodeOptions = EncodeOptions(),  # noqa: B008
         spans: Sequence[Spans] | None = None,
     ) -> tuple[int, EncodeReply]:
-        """Return (request id, reply) for texts and spans that were checked: all that the server sent."""
+        """Return (request id, reply); the reply holds all that the server sent. Does not check texts and spans."""
         deadline = self._deadline()
         deadline_ms = self.timeout if self.timeout >= 0 else None
         request_id = self._send(
@@ -264,7 +265,7 @@ class BertClient:
     # -- vectors to fetch later ------------------------------------------------------------------------
 
     def fetch(self, delay: float = 0.0) -> Iterator[Response]:
-        """Yield the results of `encode(..., blocking=False)` in order of arrival, until none is pending.
+        """Yield the results of `encode(..., blocking=False)` in order of arrival, until no request is pending.
 
         delay: seconds to wait before the first result.
 
@@ -284,7 +285,7 @@ class BertClient:
     def fetch_all(self, sort: bool = True, concat: bool = False) -> list[Rows] | Rows | None: ...
 
     def fetch_all(self, sort: bool = True, concat: bool = False) -> list[Rows] | Rows | None:
-        """Return the vectors of all `encode(..., blocking=False)`, or None if no request is pending.
+        """Return the vectors of all calls of `encode(..., blocking=False)`, or None if no request is pending.
 
         sort: order the results by request, not by arrival. concat: join the vectors into one array (or list).
 
@@ -297,7 +298,7 @@ class BertClient:
             while (one := self._channel.next_reply(self._deadline())) is not None:
                 found.append(one)
         except BaseException:
-            self._channel.put_back(found)  # the error of one request must not lose the other results
+            self._channel.put_back(found)  # if one request fails, the results of the others must not be lost
             raise
         responses = list(starmap(self._response, found))
         if sort:
@@ -321,15 +322,15 @@ class BertClient:
         """Yield the results of the batches in order of arrival, while another thread sends further batches.
 
         max_num_batch: the largest number of batches to send. delay: seconds to wait before the first result.
-        blocking: ignored; programs for bert-as-service may pass it. Other arguments and errors as for `encode`.
-        An error of the generator is raised after the results of the batches before it.
+        blocking: ignored; programs for bert-as-service may pass it. Other arguments and errors are those of
+        `encode`. If the generator raises an error, this method raises it after the results of the earlier batches.
         """
         del blocking
         producer = Producer(
             lambda texts: self.encode(texts, False, is_tokenized, show_tokens, **options),
             batch_generator,
             limit=max_num_batch,
-            # The session counts, not this call: another thread may fetch what this call sent.
+            # This call cannot count its own requests: another thread may fetch their replies.
             has_room=lambda: self._channel.is_closed or self._session.num_to_fetch < _ASYNC_WINDOW,
         )
         producer.start()
@@ -345,13 +346,13 @@ class BertClient:
     def _results_of(self, producer: Producer) -> Iterator[tuple[int, Reply]]:
         deadline = self._deadline()
         while True:
-            # Checked before `next_reply`: if the producer has ended by now, all its requests were sent before.
+            # Check this before `next_reply`: if the producer has ended, it has sent all its requests.
             is_producing = producer.is_alive()
             try:
                 found = self._channel.next_reply(time.monotonic() + _ASYNC_POLL_S if is_producing else deadline)
             except TimeoutError as exc:
-                # Either this wait or the client's timeout has ended. If the error is a ServingError, the server's
-                # deadline has ended.
+                # Continue if only this short wait has ended. If the client's timeout has ended, or if the server
+                # sent DeadlineExceeded (a ServingError), raise the error.
                 if is_producing and time.monotonic() < deadline and not isinstance(exc, ServingError):
                     continue
                 raise
@@ -359,7 +360,7 @@ class BertClient:
                 yield found
                 deadline = self._deadline()
             elif is_producing:
-                deadline = self._deadline()  # no request is pending, so this time is not part of the timeout
+                deadline = self._deadline()  # no request is pending, so the timeout has not begun yet
                 time.sleep(_POLL_S)
             else:
                 return
@@ -368,7 +369,7 @@ class BertClient:
 
     @property
     def identity(self) -> bytes:
-        """The name of this client for the server. Another client with this identity receives the same replies."""
+        """The name by which the server knows this client. Clients with the same name receive the same replies."""
         return self._session.identity
 
     @property
@@ -398,7 +399,7 @@ class BertClient:
 
     def ask(self, command: Command) -> JsonObject:
         """Return the reply of the server to a command."""
-        # Without a timeout, connect_timeout is the limit: the broker replies even if its workers are busy.
+        # Without a timeout, wait at most for connect_timeout: the broker replies even if its workers are busy.
         limit_s = (self.timeout if self.timeout >= 0 else self.connect_timeout) / 1000
         deadline = time.monotonic() + limit_s
         while True:
@@ -406,8 +407,8 @@ class BertClient:
             try:
                 reply = self._channel.reply_to(request_id, min(deadline, time.monotonic() + _ASK_AGAIN_S))
             except TimeoutError:
-                # If clients share an identity, the first reply may be sent before the server knows that this
-                # client has subscribed to it. Only the other clients receive it then.
+                # If clients share an identity, the server may send the first reply before it knows that this
+                # client has subscribed. Then only the other clients receive the reply.
                 if time.monotonic() >= deadline:
                     raise
                 continue

@@ -1,6 +1,7 @@
 """Turn messages into frames and frames into messages.
 
-Clients and the broker use bert-as-service's wire format. The old client ignores what was added to it:
+Clients and the broker use bert-as-service's wire format with additions. bert-as-service's client (the "old" one)
+ignores the additions:
 
     request        identity | body | request_id | num_texts     body: JSON list, JSON object or a command
     encode reply   identity | info | array | request_id         info: dtype, shape, tokens, truncated, ...
@@ -72,7 +73,7 @@ except ImportError:
 
 
 _COMMANDS = {command.value: command for command in Command}
-MAX_IDENTITY_BYTES = 255  # as in ZeroMQ; a server stores the identity of each client
+MAX_IDENTITY_BYTES = 255  # ZeroMQ has the same limit; a server stores the identity of each client
 _MAX_NUMBER_DIGITS = 20
 _MAX_DEADLINE_MS = 2**53
 
@@ -90,7 +91,7 @@ def request_to_frames(request: Request) -> Frames:
         body["spans"] = request.spans
     if request.deadline_ms is not None:
         body["deadline_ms"] = request.deadline_ms
-    # Without options, the body is a list as the old client sends it.
+    # If there are only texts, the body is a list, as the old client sends it.
     plain = body if len(body) > 1 else request.texts
     return [request.identity, _dumps(plain), request.request_id, b"%d" % len(request.texts)]
 
@@ -98,7 +99,7 @@ def request_to_frames(request: Request) -> Frames:
 def sender_of(frames: Sequence[Frame]) -> tuple[bytes, bytes] | None:
     """Return (identity, request_id) for a reply to these frames, or None if they have no valid identity.
 
-    For frames that `request_from_frames` refused. A request id that is not a number becomes b"0".
+    Used for frames that `request_from_frames` refused. A request id that is not a number becomes b"0".
     """
     if len(frames) < 2 or not 1 <= len(frames[0]) <= MAX_IDENTITY_BYTES:
         return None
@@ -175,7 +176,7 @@ def reply_to_frames(reply: Reply) -> Frames:
     if isinstance(reply, ErrorReply):
         error = reply.error.to_info()
         # bert-serving-client 1.10.0 passes dtype to numpy, which raises "data type '...' not understood" with
-        # this message in it. With a comma in the text, numpy would read it as a list of formats.
+        # this message in it. numpy would read a text with a comma as a list of formats.
         dtype = f"{error['code']}: {error['message']}".replace(",", ";")
         return [
             reply.identity,
@@ -250,7 +251,7 @@ def worker_message_to_frames(message: WorkerMessage | BrokerMessage) -> Frames:
 def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | BrokerMessage:
     """Return the message in the frames.
 
-    Both processes belong to the same server, so frames that cannot be read are a bug and raise any exception.
+    Both processes belong to the same server, so unreadable frames are a bug, and the exception may be of any type.
     """
     cls = _KINDS[bytes(frames[0])]
     header = _loads(frames[1])

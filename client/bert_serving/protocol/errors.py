@@ -6,7 +6,7 @@
      ├── Unauthorized            401  the client may not send this request
      ├── Overloaded              429  the queue is full; `retry_after_ms` says when to try again
      ├── WorkerFailed            500  the model failed on this request; other requests are not affected
-     ├── Unavailable             503  no server, no worker, or the server is stopping
+     ├── Unavailable             503  no server or worker can be reached, or the server is stopping
      └── DeadlineExceeded        504  the deadline passed before the vectors were ready
 
 Each class has a code for the wire and an HTTP status. A class that means the same as a built-in exception is a
@@ -25,7 +25,7 @@ class _CodeAndMessage(TypedDict):
 
 
 class ErrorInfo(_CodeAndMessage, total=False):
-    """An error as the JSON object in a reply."""
+    """The JSON object that describes an error in a reply."""
 
     retry_after_ms: int
 
@@ -33,7 +33,7 @@ class ErrorInfo(_CodeAndMessage, total=False):
 class ServingError(Exception):
     """Base class of the errors that a server sends.
 
-    message: what is wrong. retry_after_ms: when to send the request again, if the server knows.
+    message: what is wrong. retry_after_ms: how long to wait before a retry; None: unknown.
     code: the name of the error on the wire. http_status: the status of an HTTP response with this error.
     """
 
@@ -46,7 +46,7 @@ class ServingError(Exception):
         self.retry_after_ms = retry_after_ms
 
     def to_info(self) -> ErrorInfo:
-        """Return the error as the JSON object in a reply."""
+        """Return the JSON object that describes this error in a reply."""
         info: ErrorInfo = {"code": self.code, "message": self.message}
         if self.retry_after_ms is not None:
             info["retry_after_ms"] = self.retry_after_ms

@@ -26,7 +26,7 @@ WIRE_VERSION = "1.10.0"
 
 
 class TextPair(TypedDict):
-    """Two texts that the model reads as one sequence. A "|||" inside them separates nothing."""
+    """Two texts that the model reads as one sequence. In these texts, "|||" is not a separator."""
 
     text: str
     text_pair: str
@@ -49,7 +49,7 @@ JsonObject: TypeAlias = dict[str, Any]
 
 
 def split_rows(rows: Rows, counts: Sequence[int]) -> list[Rows]:
-    """Return one array for each text. counts: rows of each text; their sum is the number of rows."""
+    """Return one array for each text. counts: the number of rows of each text; their sum is len(rows)."""
     return np.split(rows, np.cumsum(counts)[:-1])
 
 
@@ -128,8 +128,8 @@ class Usage:
     """The tokens and the time that a request took.
 
     num_tokens: tokens of each text, special tokens included. total_ms: from the arrival of the request to its
-    reply. queue_ms: from its arrival until its first text went to a worker. tokenize_ms, compute_ms: duration of
-    the batches that contained its texts.
+    reply. queue_ms: from its arrival until its first text went to a worker. tokenize_ms, compute_ms: how
+    long the batches with its texts took to tokenize and to compute.
     """
 
     num_tokens: Sequence[int]
@@ -164,12 +164,14 @@ class ErrorReply:
 class ModelFacts:
     """What a worker reports about its process and its model when it is ready.
 
-    device: torch's name of it. dtype: number format of the forward pass. dimension: numbers in a vector.
-    kind: "embedding", "splade", "classifier" or "reranker". poolings: strategies for requests that name none.
-    splits_specials: the tokenizer splits the names of special tokens in a text like any other words.
-    prompts: text by name. labels: of a classification head; empty without one. max_seq_len: tokens of the
-    longest sequence. forward: "packed" or "padded". parity: lowest cosine with the float32 reference.
-    tokens_per_s: measured at the warm-up. max_batch_tokens: most tokens in one batch.
+    device: the name that torch gives it. dtype: number format of the forward pass. dimension: length of a vector.
+    kind: "embedding", "splade", "classifier" or "reranker".
+    poolings: the strategies that are used if a request names none.
+    splits_specials: the tokenizer treats the name of a special token in a text as ordinary text.
+    prompts: the text of each prompt, by its name. labels: the labels of the classification head, if there is one.
+    max_seq_len: longest sequence in tokens. forward: "packed" or "padded".
+    parity: lowest cosine between a vector of this model and its float32 reference.
+    tokens_per_s: speed during the warm-up. max_batch_tokens: most tokens in one batch.
     """
 
     pid: int
@@ -188,7 +190,7 @@ class ModelFacts:
     max_batch_tokens: int
 
     def to_info(self) -> dict[str, object]:
-        """Return the facts by name; `labels` only if there are labels."""
+        """Return the facts by name. Empty `labels` are left out."""
         return {name: getattr(self, name) for name in self.__slots__ if name != "labels" or self.labels}
 
 
@@ -241,7 +243,7 @@ class Vectors:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A part that cannot be encoded. index: the text that is wrong; None: the options are wrong."""
+    """A part that cannot be encoded. index: the index of the wrong text; None: the options are wrong."""
 
     error: ServingError
     index: int | None = None
@@ -251,8 +253,8 @@ class Rejected:
 class Result:
     """The results of a batch, one for each part, in the order of the parts.
 
-    tokenize_ms, compute_ms: duration of each stage. padding_tokens: computed in addition to the tokens of the
-    texts.
+    tokenize_ms, compute_ms: duration of each stage. padding_tokens: the number of padding tokens that were
+    computed in addition to the tokens of the texts.
     """
 
     batch_id: int
@@ -264,7 +266,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A batch raised an exception; the worker goes on."""
+    """A batch raised an exception. The worker continues with the next batch."""
 
     batch_id: int
     message: str
@@ -279,7 +281,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The worker must end at once. The broker sends it when it no longer waits for results."""
+    """The worker must end at once. The broker sends this message when it no longer waits for results."""
 
 
 PartResult: TypeAlias = "Vectors | Rejected"

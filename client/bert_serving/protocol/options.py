@@ -10,7 +10,7 @@ from .texts import has_lone_surrogate
 
 _T = TypeVar("_T")
 
-#: Pooling strategies. Strategies of bert-as-service and sentence-transformers keep their names.
+#: Pooling strategies. `pooling_name` also accepts the names that sentence-transformers uses.
 POOLING_STRATEGIES = (
     "NONE",
     "REDUCE_MEAN",
@@ -39,14 +39,15 @@ _ALSO_CALLED = {
 _ALONE = {"NONE", "SPLADE"}  # their number of rows differs from text to text
 _CHOICES = {"truncate": ("right", "left", "error"), "long_text": ("truncate", "chunk")}
 _MAX_LIST = 32
-_MAX_SPANS = 1024  # of one text; the reply has a vector for each
+_MAX_SPANS = 1024  # most spans of one text; the reply has one vector for each span
 _MAX_PROMPT_CHARS = 4096
 
 
 def pooling_name(name: str) -> str:
     """Return the name of a pooling strategy as POOLING_STRATEGIES spells it.
 
-    name: bert-as-service's or sentence-transformers' name, in any case. Raises ValueError for any other name.
+    name: bert-as-service's or sentence-transformers' name, in upper or lower case.
+    Raises ValueError for any other name.
     """
     upper = name.upper()
     upper = _ALSO_CALLED.get(upper, upper)
@@ -82,10 +83,11 @@ class EncodeOptions:
     pooling_layer: numbers of layers; their hidden states are concatenated in this order. 0: the first layer;
     -1: the last.
     normalize: divide each vector by its L2 norm.
-    dimensions: keep only this many leading components, before normalizing. The model must be trained for it.
-    truncate: the end at which texts that are too long are cut: "right" or "left"; "error": raise InvalidRequest.
+    dimensions: shorten each vector to its first `dimensions` numbers, before it is normalized. The model must be
+    trained for this.
+    truncate: cut texts that are too long at their "right" or "left" end; "error": refuse them (InvalidRequest).
     long_text: "chunk": split a text that is too long into overlapping windows and return the mean of their
-    vectors, weighted by length. "truncate": do as `truncate` says.
+    vectors, weighted by length. "truncate": cut it as the option `truncate` says.
     prompt: text to put in front of each text. prompt_name: the name of a prompt configured in the model folder.
     pairs: read "a ||| b" as a pair of sentences.
     ragged: return the vectors of tokens without padding.
@@ -110,7 +112,7 @@ class EncodeOptions:
     show_usage: bool = False
 
     def __post_init__(self) -> None:
-        # A single name or number is the same as a list of one: equal options must compare equal.
+        # A single name or number becomes a list of one, so that equal options compare equal.
         if self.pooling_strategy is not None:
             names = _strings("pooling_strategy", self.pooling_strategy)
             known = None if [n.lower() for n in names] == ["auto"] else tuple(map(pooling_name, names))

@@ -40,7 +40,7 @@ def check_texts(texts: object) -> bool:
 
 
 def _check_strings(strings: list[object], name: str) -> None:
-    # These tests read the whole list in C code. Only a list that fails is searched for the item.
+    # These checks read the whole list in C code. If one fails, the wrong item is searched for.
     if not _are_strings(strings):
         i = next(i for i, s in enumerate(strings) if not isinstance(s, str))
         raise TypeError(f"{name}[{i}] must be a string, got {_kind(strings[i])}")
@@ -60,7 +60,7 @@ def _are_strings(values: Sequence[object]) -> TypeGuard[list[str]]:
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Return whether a string contains half of a surrogate pair: it cannot be written as UTF-8."""
+    """Return whether a string contains half of a surrogate pair, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError:

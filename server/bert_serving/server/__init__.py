@@ -1,6 +1,6 @@
-"""The server: broker, workers and gateways; BertServer, to start one; and the Encoder, to use without a server.
+"""The server. BertServer starts a server from Python; Encoder computes vectors without a server.
 
-The names are imported when they are first used: Encoder imports torch, which the server process must never load.
+The names are imported at their first use, because Encoder imports torch, which the server process must never load.
 `__init__.pyi` declares their types.
 """
 

@@ -40,7 +40,7 @@ class Settings(ModelOptions, BaseSettings):
     )
 
     num_worker: int | None = Field(
-        None, ge=1, le=256, description="worker processes; default: one for each GPU, or one on the CPU"
+        None, ge=1, le=256, description="number of worker processes; default: one for each GPU, or one on the CPU"
     )
     device_map: tuple[int, ...] = Field(
         (), description="GPU ids, assigned to the workers in turn; default: all visible GPUs"
@@ -58,7 +58,7 @@ class Settings(ModelOptions, BaseSettings):
         5556, ge=1, le=65535, description="port for replies", json_schema_extra={"aliases": ["port_result"]}
     )
     http_port: int | None = Field(None, ge=1, le=65535, description="port for HTTP; default: no HTTP")
-    http_workers: int = Field(1, ge=1, le=64, description="processes that serve HTTP on the same port")
+    http_workers: int = Field(1, ge=1, le=64, description="number of processes that serve HTTP, all on http_port")
     api_key: tuple[SecretStr, ...] = Field(
         (),
         exclude=True,
@@ -73,16 +73,19 @@ class Settings(ModelOptions, BaseSettings):
         16, ge=0, description="requests of at most this many texts overtake larger ones"
     )
     fixed_embed_length: bool = Field(
-        False, description="pad the token vectors of NONE to the model's number of positions"
+        False,
+        description="with pooling_strategy NONE, pad the vectors of each text to the model's number of positions",
     )
     fp16: bool = Field(
-        False, description="send vectors as float16, half the bytes; -dtype is for the forward pass"
+        False, description="send vectors as float16, which takes half the bytes; for the forward pass see -dtype"
     )
     show_tokens_to_client: bool = Field(False, description="send the tokens with every reply")
     queue_capacity: int = Field(
-        262_144, ge=1, description="most texts waiting in total, and most in one request; more get an error reply"
+        262_144,
+        ge=1,
+        description="most texts that may wait in total, and most in one request; a request beyond this is refused",
     )
-    queue_mb: int = Field(2048, ge=1, description="most MiB of requests that are not answered yet")
+    queue_mb: int = Field(2048, ge=1, description="most MiB of requests that have no reply yet")
     max_message_mb: int = Field(256, ge=1, le=2047, description="largest request in MiB")
     outbox_mb: int = Field(1024, ge=1, description="most MiB of replies that wait for their client")
     outbox_age: float = Field(300, gt=0, description="seconds that a reply waits for its client")
@@ -93,13 +96,13 @@ class Settings(ModelOptions, BaseSettings):
     allow_remote_termination: bool = Field(
         False, description="obey bert-serving-terminate from other machines too"
     )
-    cors: str = Field("*", description="origin whose pages may call the HTTP port; *: any")
+    cors: str = Field("*", description="origin whose pages may call the HTTP port; *: any origin")
     verbose: bool = Field(False, description="log each batch")
-    xla: bool = Field(False, description="accepted from bert-as-service, without effect")
-    gpu_memory_fraction: float = Field(0.5, description="accepted from bert-as-service, without effect")
-    graph_tmp_dir: str | None = Field(None, description="accepted from bert-as-service, without effect")
-    prefetch_size: int = Field(10, description="accepted from bert-as-service, without effect")
-    http_max_connect: int = Field(10, description="accepted from bert-as-service, without effect")
+    xla: bool = Field(False, description="flag of bert-as-service; accepted, but has no effect")
+    gpu_memory_fraction: float = Field(0.5, description="flag of bert-as-service; accepted, but has no effect")
+    graph_tmp_dir: str | None = Field(None, description="flag of bert-as-service; accepted, but has no effect")
+    prefetch_size: int = Field(10, description="flag of bert-as-service; accepted, but has no effect")
+    http_max_connect: int = Field(10, description="flag of bert-as-service; accepted, but has no effect")
 
     @field_validator("api_key", "device_map", mode="before")
     @classmethod
@@ -139,8 +142,8 @@ class Settings(ModelOptions, BaseSettings):
         return "\n".join(f"{name:>{width}} = {value}" for name, value in rows)
 
 
-# The flags of bert-as-service 1.10.0. Later flags must not make its abbreviations ambiguous: -num is -num_worker,
-# although there is -num_labels now.
+# The flags of bert-as-service 1.10.0. Their abbreviations keep their meaning: -num still stands for -num_worker,
+# although there is a flag -num_labels now.
 _ORIGINAL_FLAGS = {
     *("model_dir", "tuned_model_dir", "ckpt_name", "config_name", "graph_tmp_dir", "max_seq_len"),
     *("pooling_layer", "pooling_strategy", "mask_cls_sep", "no_special_token", "no_position_embeddings", "cors"),
@@ -154,7 +157,7 @@ _WITHOUT_EFFECT = {
     "xla": "there is no TensorFlow graph to compile",
     "gpu_memory_fraction": "a worker uses what its batches need, up to -max_batch_tokens",
     "graph_tmp_dir": "no graph is written to disk",
-    "prefetch_size": "a worker always has one batch ahead",
+    "prefetch_size": "a worker always receives one batch in advance",
     "http_max_connect": "HTTP requests are not limited in number",
 }
 
@@ -163,7 +166,7 @@ class OneLineParser(argparse.ArgumentParser):
     """A parser that reports errors in one line, and accepts the abbreviations that bert-as-service accepted."""
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:  # argparse's private tuples
-        """Return the flags that an abbreviation may stand for; a flag of bert-as-service precedes later ones."""
+        """Return the flags that match an abbreviation. If exactly one is bert-as-service's, return only that."""
         found: list[Any] = super()._get_option_tuples(option_string)
         originals = [match for match in found if match[0].dest in _ORIGINAL_FLAGS]
         return originals if len({match[0].dest for match in originals}) == 1 else found
@@ -174,7 +177,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse_settings(argv: Sequence[str] | None = None, *, prog: str = "bert-serving-start") -> Settings:
-    """Return the settings from flags and environment. Prints one line and exits with 2 if one is bad."""
+    """Return the settings from flags and environment. Prints one line and exits with 2 if one is invalid."""
     parser = settings_parser(prog)
     flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     try:
@@ -200,7 +203,7 @@ def settings_parser(prog: str, kind: type[OneLineParser] = OneLineParser) -> One
         default = "" if is_bool or field.default in (None, ()) else f" (default: {_shown(field.default)})"
         help_text = f"{field.description}{default}".replace("%", "%%")
         if is_bool:
-            # `-cpu` alone, or `-cpu false` to overrule a variable.
+            # `-cpu` means true; `-cpu false` overrides an environment variable.
             parser.add_argument(*flags, dest=name, nargs="?", const="true", metavar="BOOL", help=help_text)
         else:
             nargs = "+" if _is_tuple(field.annotation) else None

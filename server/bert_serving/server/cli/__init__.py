@@ -1,7 +1,7 @@
 """The console scripts, one file for each command.
 
-A command's file imports only sys at the top, and the rest inside its `main`: Ctrl-C during an import at the top
-would print a traceback.
+The file of a command imports only sys at the top. It imports everything else inside functions, because Ctrl-C
+during an import at the top would print a traceback.
 """
 
 from __future__ import annotations

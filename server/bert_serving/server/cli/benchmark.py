@@ -10,7 +10,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _benchmark(argv)
     except KeyboardInterrupt:
-        return 130  # as shells do; the results so far are in the file
+        return 130  # the usual exit code after Ctrl-C; the results so far are in the file
 
 
 def _benchmark(argv: list[str] | None) -> int:

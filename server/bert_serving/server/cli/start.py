@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
 def _start(argv: list[str] | None) -> int:
     import signal
 
-    # Until the supervisor takes over, SIGTERM ends the start as Ctrl-C does.
+    # Until the supervisor handles signals, SIGTERM must end this process as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from ..settings import parse_settings

@@ -21,19 +21,19 @@ def _status(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="bert-serving-status", description="Show the status of a running server."
     )
-    parser.add_argument("-ip", "--ip", default="localhost", help="its address (default: localhost)")
+    parser.add_argument("-ip", "--ip", default="localhost", help="address of the server (default: localhost)")
     parser.add_argument(
-        "-port", "--port", "-port_in", "-port_data", type=int, default=5555, help="its port for requests"
+        "-port", "--port", "-port_in", "-port_data", type=int, default=5555, help="the server's port for requests"
     )
     parser.add_argument(
-        "-port_out", "--port_out", "-port_result", type=int, default=5556, help="its port for replies"
+        "-port_out", "--port_out", "-port_result", type=int, default=5556, help="the server's port for replies"
     )
     parser.add_argument(
         "-watch",
         "--watch",
         type=float,
         metavar="SECONDS",
-        help="show it again after so many seconds, until Ctrl-C; default: show it once",
+        help="show the status again after so many seconds, until Ctrl-C; default: show it once",
     )
     parser.add_argument("-json", "--json", action="store_true", help="show the whole status, as JSON")
     args = parser.parse_args(argv)

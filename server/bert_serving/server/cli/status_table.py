@@ -17,7 +17,7 @@ from typing import Any
 
 from bert_serving.client import BertClient, ServingError
 
-REPLY_S = 4.0  # a broker replies at once, even when its workers are busy
+REPLY_S = 4.0  # enough, because a broker replies at once, even if its workers are busy
 
 _CLEAR = "\x1b[H\x1b[2J"
 _UNKNOWN = "-"
@@ -30,7 +30,7 @@ class StatusError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A status. at: when it arrived, in monotonic seconds."""
+    """A status of the server. at: when the status arrived, in monotonic seconds."""
 
     info: Mapping[str, Any]  # JSON
     at: float
@@ -58,12 +58,16 @@ class Snapshot:
         return None
 
     def follows(self, other: Snapshot) -> bool:
-        """Whether the server was not restarted between the two."""
+        """Whether the server was not restarted between the other snapshot and this one."""
         return self.info.get("server_start_time") == other.info.get("server_start_time")
 
 
 def rates(now: Snapshot, before: Snapshot | None) -> tuple[dict[str, float | None], str]:
-    """Return (growth of each total per second, since when). before: the start of the server if None."""
+    """Return (growth of each total per second, the period in words).
+
+    The period begins with `before`. If `before` is None or the server was restarted since, the period begins with
+    the start of the server.
+    """
     if before is not None and now.follows(before):
         seconds: float | None = now.at - before.at
         since, earlier = f"in the last {now.at - before.at:.1f} s", before.totals
@@ -137,7 +141,7 @@ def _ask(client: BertClient) -> Snapshot:
 
 
 def _in_place(text: str) -> str:
-    """Return the text so that it replaces the one before in a terminal; elsewhere it follows that one."""
+    """Return the text so that it replaces the previous text in a terminal and follows it elsewhere."""
     if not sys.stdout.isatty():
         return f"{text}\n\n"
     width = shutil.get_terminal_size().columns

@@ -6,7 +6,7 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Stop a server. Returns the exit code: 0 once it has stopped, or 1 after one line that says what failed."""
+    """Stop a server. Returns the exit code: 0 if it has stopped, or 1 after one line that says what failed."""
     from ..compat.termination import TerminateError, terminate_parser, terminate_server
 
     args = terminate_parser().parse_args(argv)

@@ -1,1 +1,1 @@
-"""What programs that were written for bert-as-service import and run."""
+"""The modules and commands that programs written for bert-as-service use."""

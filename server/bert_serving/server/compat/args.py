@@ -1,4 +1,4 @@
-"""The names in bert_serving.server.helper that programs written for bert-as-service import: parsers."""
+"""The parsers that programs written for bert-as-service import from bert_serving.server.helper."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .termination import terminate_parser
 
 
 class ArgsParser(OneLineParser):
-    """A parser of the server's flags. Its namespace has every setting, from flags, variables and defaults."""
+    """A parser of the server's flags. Its result has every setting, from flags, variables and defaults."""
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Return (namespace, arguments that are not flags)."""
@@ -32,7 +32,7 @@ class ArgsParser(OneLineParser):
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Return the parser of bert-serving-start. Its result may be changed and is then passed to BertServer."""
+    """Return the parser of bert-serving-start. Its result can be passed to BertServer, changed or not."""
     return settings_parser("bert-serving-start", ArgsParser)
 
 
@@ -42,7 +42,7 @@ def get_shutdown_parser() -> argparse.ArgumentParser:
 
 
 def get_benchmark_parser() -> argparse.ArgumentParser:
-    """Return the parser of bert-serving-benchmark. Its result may be passed to BertServer too."""
+    """Return the parser of bert-serving-benchmark. Its result can be passed to BertServer too."""
     from .benchmark.experiments import benchmark_parser
 
     return benchmark_parser(ArgsParser)
@@ -63,7 +63,7 @@ def get_run_args(
 def namespace_of(settings: Settings) -> argparse.Namespace:
     """Return settings as a namespace with bert-as-service's attributes; tuples become lists.
 
-    num_worker is a number, because old programs calculate with it. bert-as-service's default was 1.
+    num_worker is never None, because old programs calculate with it. bert-as-service's default was 1.
     """
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.model_dump().items()}
     values["do_lower_case"] = not values.pop("cased_tokenization")
@@ -72,9 +72,9 @@ def namespace_of(settings: Settings) -> argparse.Namespace:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """Return a namespace as settings; other attributes are ignored. Raises ValueError.
+    """Return the settings in a namespace. Attributes that are not settings are ignored. Raises ValueError.
 
-    None stands for the default of a setting.
+    A value of None means the default of the setting.
     """
     fields = Settings.model_fields
     given = {name: value for name, value in vars(args).items() if name in fields}
@@ -88,7 +88,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def _plain(value: object) -> Any:
-    """Return the name of a PoolingStrategy, the text of a path, a list of these, or any other value unchanged."""
+    """Return a PoolingStrategy as its name, a path as a string, and other values unchanged; lists item by item."""
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, os.PathLike):

@@ -4,9 +4,9 @@
     the server's process     main: runs the supervisor, as bert-serving-start does
 
 The program writes the settings to the server's standard input, and later one byte to stop it. The server writes
-"ready" to its standard output, or the reason why it cannot serve. It also stops at the end of its input, and when
-its parent process has changed, so that it never runs longer than the program: forks of the program may keep the
-input open.
+"ready" to its standard output, or the reason why it cannot serve. The server must never run longer than the
+program, so it also stops when its input ends, and when its parent process has changed. The end of the input is not
+enough, because forks of the program may keep the input open.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class BertServer(threading.Thread):
         super().__init__(name="BertServer", daemon=True)
         self._settings = settings_of(args)
         try:
-            resolve(self._settings)  # the server does it again; here, an error reaches the caller
+            resolve(self._settings)  # the server does this again; here, the caller gets the error
         except StartError as exc:
             raise ValueError(str(exc)) from exc
         self.is_ready = threading.Event()
@@ -124,7 +124,7 @@ class BertServer(threading.Thread):
             raise RuntimeError(self._failure)
 
     def close(self) -> None:
-        """Stop the server, which finishes the requests that it has accepted."""
+        """Stop the server. It first finishes the requests that it has accepted."""
         process = self._process
         if process is None:
             return
@@ -201,7 +201,7 @@ def _stop_when_told(control: io.FileIO, parent: int, stop: Callable[[], None]) -
 
 
 def _write(report: IO[bytes], line: bytes) -> None:
-    with suppress(OSError):  # the program has closed its end
+    with suppress(OSError):  # the program has closed its end of the pipe
         report.write(line)
         report.flush()
 

@@ -1,4 +1,4 @@
-"""The names in bert_serving.server.graph that programs written for bert-as-service import."""
+"""PoolingStrategy, which programs written for bert-as-service import from bert_serving.server.graph."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class PoolingStrategy(Enum):
-    """bert-as-service's strategies with its numbers. Later strategies have a name only, see EncodeOptions."""
+    """bert-as-service's strategies with its numbers. Later strategies have no number; see EncodeOptions."""
 
     NONE = 0
     REDUCE_MAX = 1

@@ -22,15 +22,15 @@ def terminate_parser() -> argparse.ArgumentParser:
     """Return the parser of bert-serving-terminate."""
     parser = argparse.ArgumentParser(prog="bert-serving-terminate", description="Stop a server.")
     parser.add_argument(
-        "-port", "--port", "-port_in", "-port_data", type=int, required=True, help="its port for requests"
+        "-port", "--port", "-port_in", "-port_data", type=int, required=True, help="the server's port for requests"
     )
-    parser.add_argument("-ip", "--ip", default="localhost", help="its address (default: localhost)")
+    parser.add_argument("-ip", "--ip", default="localhost", help="address of the server (default: localhost)")
     parser.add_argument(
         "-timeout",
         "--timeout",
         type=int,
         default=15_000,
-        help="milliseconds to wait until it has stopped (default: 15000)",
+        help="milliseconds to wait until the server has stopped (default: 15000)",
     )
     return parser
 
@@ -48,7 +48,7 @@ def terminate_server(ip: str, port: int, *, timeout_s: float) -> None:
         try:
             if _next_event(monitor, min(_HANDSHAKE_S, timeout_s)) != zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 raise TerminateError(
-                    f"the process at {ip}:{port} is not an embedding server: it does not speak ZeroMQ"
+                    f"the process at {ip}:{port} is not an embedding server: it does not use the ZeroMQ protocol"
                 )
             pusher.send_multipart(request_to_frames(CommandRequest(b"0", b"0", Command.TERMINATION)))
             while _accepts(ip, port):

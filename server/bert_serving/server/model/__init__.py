@@ -1,1 +1,1 @@
-"""What to load, and what the files of a model say. No torch: the server process asks before any worker exists."""
+"""What to load, and what a model's files contain. Never imports torch: the server process uses this package."""

@@ -1,6 +1,6 @@
-"""A model's files on this machine: which there are, and what their configuration says.
+"""A model's files on this machine: which files exist, and what the configuration files contain.
 
-No torch: the server process asks these questions before any worker exists.
+This module does not import torch: the server process uses it before any worker exists.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CONFIGS = ("config.json", "bert_config.json")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 _DEFAULT_POSITIONS = 512
 
-# In these models, position ids start after the padding id, so the first embeddings are never used.
+# In these models, position ids start after the padding id, so the first position embeddings are never used.
 _POSITIONS_AFTER_PADDING = (
     "roberta",
     "xlm-roberta",
@@ -45,10 +45,10 @@ _POSITIONS_AFTER_PADDING = (
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model's folder. Answers every question about its files; each answer may raise ModelError.
+    """A model's folder and what its files contain. Every property and method may raise ModelError.
 
     path: the folder. tuned_dir: a folder whose weights replace the model's; None: the model's own weights.
-    config_name, ckpt_name, trust_remote_code: the options of these names.
+    config_name, ckpt_name, trust_remote_code: the options with these names.
     """
 
     path: Path
@@ -61,7 +61,8 @@ class ModelFolder:
     def of(cls, options: ModelOptions) -> ModelFolder:
         """Return the folder that the options name, after a check that it is complete.
 
-        A hub name is downloaded, or taken from the hub's cache. A folder on disk never uses the network.
+        A model with a hub name is downloaded, or taken from the hub's cache. The network is not used for a folder
+        on disk.
         Raises ModelError if something is missing, or if the model needs code that must not run.
         """
         tuned_dir = _tuned_dir(options)
@@ -88,7 +89,7 @@ class ModelFolder:
             raise ModelError(f"model_dir has no tokenizer (tokenizer.json or vocab.txt): {self.path}")
 
     def refuse_code(self) -> None:
-        """Raise ModelError if Python code in the folder defines the model: without it, it is another model."""
+        """Raise ModelError if Python code in the folder defines the model: without it, vectors would be wrong."""
         references = code_references(self.transformer_dir)
         if code := next((reference for reference in references if "--" not in reference), None):
             raise ModelError(
@@ -99,7 +100,7 @@ class ModelFolder:
 
     @cached_property
     def transformer_dir(self) -> Path:
-        """The folder of config and tokenizer: the folder itself, or that of its Transformer module."""
+        """The folder with config and tokenizer: `path`, or the folder of the Transformer module in it."""
         return self.path / transformer_path(self.path)
 
     @property
@@ -109,7 +110,7 @@ class ModelFolder:
 
     @property
     def config_path(self) -> Path:
-        """The path of the config: config_name, or config.json, or else Google's bert_config.json."""
+        """The path of the config: config_name if given, else config.json, else Google's bert_config.json."""
         names = _CONFIGS if self.config_name is None else (self.config_name,)
         paths = [self.transformer_dir / name for name in names]
         return next((path for path in paths if path.is_file()), paths[0])
@@ -126,12 +127,12 @@ class ModelFolder:
 
     @property
     def checkpoint_prefix(self) -> Path | None:
-        """The path, without `.index`, of the TensorFlow checkpoint to read; None: Transformers' weights."""
+        """The path, without `.index`, of the TensorFlow checkpoint to read; None: read Transformers' weights."""
         return _checkpoint_prefix(self.weights_dir, self.ckpt_name)
 
     @property
     def tuned_config(self) -> JsonObject:
-        """The config beside the tuned weights; empty if there is none."""
+        """The config in the folder of the tuned weights; empty if there is none."""
         return {} if self.tuned_dir is None else read_json_if_present(self.tuned_dir / _CONFIGS[0])
 
     @cached_property
@@ -156,7 +157,7 @@ class ModelFolder:
         if config.get("model_type") not in _POSITIONS_AFTER_PADDING:
             return 0
         padding = whole_number(config, "pad_token_id", path)
-        return (1 if padding is None else padding) + 1  # 1 is the default of all these models
+        return (1 if padding is None else padding) + 1  # 1 is the default pad_token_id of all these models
 
     @property
     def default_max_seq_len(self) -> int:
@@ -170,7 +171,7 @@ class ModelFolder:
         return min(limits)
 
     def max_seq_len(self, asked: int | str | None) -> int:
-        """Return the longest sequence in force, in tokens. Raises ModelError if the model cannot take it.
+        """Return the longest sequence in force, in tokens. Raises ModelError if it is out of range for the model.
 
         asked: the option max_seq_len. None: the model's default. "NONE": the model's number of positions.
         """
@@ -185,11 +186,11 @@ class ModelFolder:
 
 
 def _model_dir(options: ModelOptions) -> Path:
-    """Return the local folder of the model; the demo model's if no model is named."""
+    """Return the local folder of the model; if no model is named, the folder of the demo model."""
     name = options.model_dir
     if name is None:
         if options.revision is not None:
-            raise ModelError("revision is for a hub name; model_dir is not given")
+            raise ModelError("revision needs a hub name as model_dir; model_dir is not given")
         return find_demo_model()
     try:
         name.encode()
@@ -198,7 +199,7 @@ def _model_dir(options: ModelOptions) -> Path:
     folder = Path(name).expanduser()
     if folder.exists():
         if options.revision is not None:
-            raise ModelError("revision is for a hub name; model_dir is a folder")
+            raise ModelError("revision needs a hub name as model_dir; model_dir is a folder")
         return folder
     if not looks_like_hub_name(name):
         raise ModelError(f"model_dir: no such folder: {name}")
@@ -206,7 +207,7 @@ def _model_dir(options: ModelOptions) -> Path:
 
 
 def _tuned_dir(options: ModelOptions) -> Path | None:
-    """Return the folder with the fine-tuned weights, None if none is named."""
+    """Return the folder with the fine-tuned weights, or None if no folder is named."""
     if options.tuned_model_dir is None:
         return None
     folder = Path(options.tuned_model_dir).expanduser()
@@ -219,7 +220,7 @@ def _tuned_dir(options: ModelOptions) -> Path | None:
 
 
 def _check_weights(folder: Path, option: str, ckpt_name: str | None) -> None:
-    """Raise ModelError if the folder has no weights. option: the one that named the folder."""
+    """Raise ModelError if the folder has no weights. option: the name of the option that names the folder."""
     prefix = _checkpoint_prefix(folder, ckpt_name)
     if prefix is None or Path(f"{prefix}.index").is_file():
         return

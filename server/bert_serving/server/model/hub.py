@@ -43,6 +43,6 @@ def download(name: str, revision: str | None, *, with_code: bool) -> Path:
         reason = str(exc).strip().splitlines()[0]
         wish = repr(name) if revision is None else f"{name!r} at revision {revision!r}"
         raise ModelError(
-            f"model_dir: there is no such folder, and could not download {wish} from the hub: {reason}"
+            f"model_dir: there is no such folder, and {wish} could not be downloaded from the hub: {reason}"
         ) from exc
     return folder

@@ -19,7 +19,7 @@ def read_json(path: Path) -> JsonObject:
 
 
 def read_json_if_present(path: Path) -> JsonObject:
-    """Return the JSON object in a file, an empty one if there is no such file."""
+    """Return the JSON object in a file, or an empty object if the file does not exist."""
     return read_json(path) if path.is_file() else {}
 
 
@@ -29,7 +29,7 @@ def read_json_list(path: Path) -> list[object]:
 
 
 def whole_number(config: JsonObject, key: str, path: Path) -> int | None:
-    """Return a number from a file's object, None if it is absent or null. path: of the file."""
+    """Return a number from a file's object, None if it is absent or null. path: the path of the file."""
     value = config.get(key)
     if value is None:
         return None

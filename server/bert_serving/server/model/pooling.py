@@ -1,4 +1,4 @@
-"""Which poolings and layers are used: as configured, and as a request changes them."""
+"""Decides which poolings and layers are used, from the configuration and the options of a request."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ AUTO = ("auto",)
 # bert-as-service's defaults
 _PLAIN_STRATEGIES = ("REDUCE_MEAN",)
 _PLAIN_LAYERS = (-2,)
+# sentence-transformers pools the last layer.
 _FOLDER_LAYERS = (-1,)
 
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """A choice of strategies and layers, each concatenated in its order; layer -1 is the last.
+    """The strategies and the layers of a pooling. Their vectors are concatenated in this order.
 
-    is_folders: it is the pooling configured in the model folder, which Dense and Normalize modules may follow.
+    layers: -1 is the last layer.
+    is_folders: whether this is the pooling configured in the model folder; Dense and Normalize modules may follow.
     """
 
     strategies: tuple[str, ...]
@@ -30,7 +32,7 @@ class Pooling:
     is_folders: bool = False
 
     def highest_layer(self, num_layers: int) -> int:
-        """Return the highest of the layers, counted from 0. Raises ModelError for one that does not exist."""
+        """Return the highest of the layers, counted from 0. Raises ModelError if a layer does not exist."""
         try:
             return max(layer_index(layer, num_layers) for layer in self.layers)
         except ValueError as exc:
@@ -71,13 +73,13 @@ class PoolingRules:
 
     @property
     def _unnamed_layers(self) -> tuple[int, ...]:
-        """The layers for a request that names a strategy alone: those of the default pooling."""
+        """The layers of a request that names a strategy but no layers: those of the default pooling."""
         is_folders = self.folders is not None and self.strategies == AUTO
         return _FOLDER_LAYERS if is_folders else _PLAIN_LAYERS
 
 
 def layer_index(layer: int, num_layers: int) -> int:
-    """Return the layer counted from 0, the lowest; negative numbers count from the top. Raises ValueError."""
+    """Return the layer's number from 0, the lowest. A negative `layer` counts from the top. Raises ValueError."""
     if not -num_layers <= layer < num_layers:
         raise ValueError(f"pooling_layer must be in {-num_layers}..{num_layers - 1} for this model, got {layer}")
     return layer % num_layers

@@ -28,7 +28,7 @@ class SentenceTransformersConfig:
     pooling_modes: names as in sentence-transformers' Pooling, concatenated in this order.
     modules_after_pooling: ("Dense" or "Normalize", its folder) for each module after the pooling, in this order.
     max_seq_len: the longest sequence in tokens; None: not configured.
-    include_prompt: False: the tokens of a prompt are left out of the pooling.
+    include_prompt: whether the pooling includes the tokens of a prompt.
     splade_activation: "relu" or "log1p_relu", for a sparse model.
     """
 
@@ -44,7 +44,7 @@ class SentenceTransformersConfig:
 
     @property
     def default_prompt(self) -> str:
-        """The prompt that precedes every text by default; empty: none."""
+        """The prompt that precedes every text by default; empty: no prompt."""
         return self.prompts.get(self.default_prompt_name or "", "")
 
 
@@ -86,7 +86,8 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersConfig | Non
 def read_modules(folder: Path) -> list[tuple[str, str]] | None:
     """Return (kind, path) of each entry of modules.json; None: there is no such file. Raises ModelError.
 
-    The kind is the name of a sentence-transformers class; a class of the model's own code keeps its module's name.
+    The kind is the name of a class of sentence-transformers. For a class from the model's own code, the kind
+    includes the name of the Python module.
     """
     path = folder / "modules.json"
     if not path.is_file():
@@ -100,12 +101,12 @@ def read_modules(folder: Path) -> list[tuple[str, str]] | None:
 
 
 def transformer_path(folder: Path) -> str:
-    """Return the path of the Transformer module in the folder, "" if it is the folder itself."""
+    """Return the path of the Transformer module in the folder, or "" if it is the folder itself."""
     return next((path for kind, path in read_modules(folder) or [] if kind in _TRANSFORMERS), "")
 
 
 def weight_paths(folder: Path) -> list[str]:
-    """Return the paths in the folder of all modules that have weights."""
+    """Return the paths, within the folder, of all modules that have weights."""
     return [transformer_path(folder), *(path for kind, path in read_modules(folder) or [] if kind == "Dense")]
 
 
@@ -114,7 +115,7 @@ def _kind(dotted: str) -> str:
 
 
 def _pooling_modes(config: JsonObject, folder: Path) -> tuple[str, ...]:
-    """Return the names of the poolings. Raises ModelError for one that is not supported."""
+    """Return the names of the poolings. Raises ModelError if a pooling is not supported."""
     mode = config.get("pooling_mode")
     if mode is None:
         return tuple(name for key, name in _OLD_POOLING_KEYS.items() if config.get(key)) or ("mean",)
@@ -125,14 +126,14 @@ def _pooling_modes(config: JsonObject, folder: Path) -> tuple[str, ...]:
 
 
 def _splade_mode(config: JsonObject, folder: Path) -> tuple[str, ...]:
-    """Return the name of a sparse pooling. Raises ModelError for one that is not supported."""
+    """Return the name of a sparse pooling. Raises ModelError if the pooling is not supported."""
     if (how := config.get("pooling_strategy", "max")) != "max":
         raise ModelError(f"SpladePooling must have pooling_strategy 'max', got {how!r}: {folder}")
     return ("splade",)
 
 
 def _checked_module(module_dir: Path) -> Path:
-    """Return the folder of a module after the pooling. Raises ModelError unless it maps pooled vectors."""
+    """Return the folder of a module after the pooling. Raises ModelError unless it works on pooled vectors."""
     path = module_dir / "config.json"
     config = read_json_if_present(path)
     for key in ("module_input_name", "module_output_name"):

@@ -19,7 +19,7 @@ Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 def split_list(value: object) -> object:
-    """Return the value of an option that is a list: "0 1" and "0,1" are split, a number is a list of one."""
+    """Return the value of a list option: "0 1" and "0,1" are split; a number becomes a list of one number."""
     if isinstance(value, int):
         return (value,)
     if isinstance(value, str):
@@ -46,7 +46,7 @@ class ModelOptions(BaseModel):
     )
     ckpt_name: str | None = Field(
         None,
-        description="TensorFlow checkpoint in -tuned_model_dir or -model_dir, its name without .index; default: "
+        description="name, without .index, of a TensorFlow checkpoint in -tuned_model_dir or -model_dir; default: "
         "bert_model.ckpt, if the folder has no other weights",
     )
     model_module: str | None = Field(
@@ -128,7 +128,7 @@ class ModelOptions(BaseModel):
 
 
 class ModelSpec(ModelOptions):
-    """The options of one model on one device; what a worker process is told to load.
+    """The options of one model on one device. They tell a worker process what to load.
 
     Values must have exactly the declared types: the string "12" is not accepted as a number.
     """
@@ -139,12 +139,12 @@ class ModelSpec(ModelOptions):
 
     @classmethod
     def of(cls, options: ModelOptions, *, device: str) -> ModelSpec:
-        """Return the model options among the given ones (the server's settings, for example) for a device."""
+        """Return a spec for a device: the model options among the given options (such as a server's Settings)."""
         return cls(**{name: getattr(options, name) for name in ModelOptions.model_fields}, device=device)
 
     @classmethod
     def checked(cls, **options: object) -> ModelSpec:
-        """Return a spec of the options. Raises ModelError, in one line, for a bad one."""
+        """Return a spec of the options. Raises ModelError with a one-line message if an option is invalid."""
         try:
             return cls.model_validate(options)
         except ValidationError as exc:
@@ -164,7 +164,7 @@ def validation_line(exc: ValidationError) -> str:
 def _checked(
     *, pooling_strategy: tuple[str, ...] | None = None, pooling_layer: tuple[int, ...] | None = None
 ) -> EncodeOptions:
-    """Return the options as a request may have them. Raises ValueError: pydantic does not expect TypeError."""
+    """Return EncodeOptions with these options. Raises only ValueError, because pydantic expects no TypeError."""
     try:
         return EncodeOptions(pooling_strategy=pooling_strategy, pooling_layer=pooling_layer)
     except TypeError as exc:

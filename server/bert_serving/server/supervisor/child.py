@@ -1,4 +1,4 @@
-"""The entry point of every child process. Imports little, because every child and the server import it."""
+"""The entry point of every child process. This file imports little: every child and the server import it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def run(
 ) -> None:
     """Call the function `module:function` with kwargs. A child imports only what its own target needs.
 
-    scratch_dir: folder for temporary files, which the server removes. env: variables that must be set before the
-    imports.
+    scratch_dir: folder for temporary files; the server removes it. env: environment variables that must be set
+    before the module is imported.
     """
     set_up_logging(title, verbose=verbose)
     os.environ.update(env)
-    # Importing Transformers makes torch create this folder, by default in /tmp, where it would stay.
+    # Importing Transformers makes torch create this folder, by default in /tmp, where nothing would remove it.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(scratch_dir, "torchinductor"))
     module, _, function = target.partition(":")
     getattr(importlib.import_module(module), function)(**kwargs)

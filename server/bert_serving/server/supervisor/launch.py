@@ -1,4 +1,4 @@
-"""What is launched: the parts of one server, and the arguments of its child processes."""
+"""Creates the parts of one server, and the arguments of its child processes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from .process import ChildProcess, GatewayProcess, spawn_context
 from .startup import StartError, max_seq_len_in_force, worker_spec
 
 _BACKLOG = 2048
-_MAX_IPC_PATH = 100  # the system's limit is 107 bytes
+_MAX_IPC_PATH = 100  # the system allows 107 bytes for the path of a socket
 
 
 class Launch:
-    """The parts of one server: its folder, its ports, its broker, and its child processes, not started yet.
+    """The parts of one server: its folder, its ports, its broker, and its child processes before their start.
 
-    settings, token_rows: as in Supervisor. Raises StartError if a port is in use, and then leaves nothing behind.
+    settings, token_rows: as in Supervisor. Raises StartError if a port is in use, after it has removed what it had
+    created.
     """
 
     def __init__(self, settings: Settings, *, token_rows: int | None) -> None:
@@ -130,7 +131,8 @@ class Launch:
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket for the gateways. It stays open when they restart, so no client is refused."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only if the protocol is given. With it, a small response takes 40 ms.
+    # asyncio turns Nagle's algorithm off only if the protocol is given. With this algorithm, a small response
+    # takes 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -143,12 +145,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _reachable(host: str) -> str:
-    """Return the address under which this machine reaches the ports that it listens on."""
+    """Return the address that a process on this machine uses to connect to a port of `host`."""
     return {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _make_private_folder() -> Path:
-    """Return a new folder that only this user can read: for the socket to the workers, and temporary files."""
+    """Return a new folder that only this user can read. It holds the workers' socket and temporary files."""
     folder = Path(tempfile.mkdtemp(prefix="bert-serving-", dir=os.environ.get("ZEROMQ_SOCK_TMP_DIR")))
     if len(str(folder)) > _MAX_IPC_PATH:
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""A child process that should always run: started, ended, and started again after it died."""
+"""A child process that should always run: how to start it, end it, and start it again after it died."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import child
 
 _MAX_PAUSE_S = 30.0
 
-# Never forked: a child gets no state and no threads of the server process.
+# Children are spawned, not forked, so that they get no state and no threads of the server process.
 spawn_context = multiprocessing.get_context("spawn")
 
 
@@ -40,7 +40,7 @@ class ChildProcess:
 
     @property
     def is_started(self) -> bool:
-        """Whether it was started and not released since; it may be dead."""
+        """Whether the process was started and has not been released since. It may be dead."""
         return self._process is not None
 
     @property
@@ -60,7 +60,7 @@ class ChildProcess:
         self._process = spawn_context.Process(target=child.run, args=args, name=self.name)
         # Ctrl-C sends SIGINT to the whole process group, but only the server decides when its children end. The
         # child inherits the blocked signal, so that not even its first imports can be interrupted.
-        resource_tracker.ensure_running()  # otherwise the first child starts it, which unblocks the signal
+        resource_tracker.ensure_running()  # otherwise `start` starts the tracker, which unblocks SIGINT
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
@@ -88,7 +88,8 @@ class ChildProcess:
     def release(self, *, died_early: bool) -> int | None:
         """Release the dead process and set when to start it again; return its exit code.
 
-        It may start at once if it had been ready; otherwise after a pause that doubles with each early death.
+        A process that had been ready may start again at once. Otherwise there is a pause, which doubles with each
+        early death.
         """
         assert self._process is not None
         self._process.join()

@@ -18,14 +18,14 @@ class StartError(Exception):
 
 
 def resolve(settings: Settings) -> Settings:
-    """Return the settings with every default filled in that depends on the machine and the model.
+    """Return the settings with the defaults filled in that depend on the machine and the model.
 
-    A max_seq_len of "NONE" stays as it is, because clients are told that value. Raises StartError.
+    A max_seq_len of "NONE" stays as it is, because the server reports this value to clients. Raises StartError.
     """
     try:
         folder = ModelFolder.of(settings)
         max_seq_len = folder.max_seq_len(settings.max_seq_len)
-        read_sentence_transformers(folder.path)  # reports its errors once, here, and not in each worker
+        read_sentence_transformers(folder.path)  # so that its errors are reported once, not by each worker
     except ModelError as exc:
         raise StartError(str(exc)) from exc
     gpus = () if settings.cpu else settings.device_map or tuple(range(_count_gpus()))
@@ -41,23 +41,23 @@ def resolve(settings: Settings) -> Settings:
 
 
 def worker_spec(resolved: Settings, index: int) -> ModelSpec:
-    """Return what the worker of this number loads, and on which device."""
+    """Return what worker number `index` loads, and on which device."""
     gpus = resolved.device_map
     device = "cpu" if resolved.cpu else f"cuda:{gpus[index % len(gpus)]}" if gpus else "auto"
-    # The revision is part of the resolved folder already.
+    # The resolved folder already contains the files of this revision.
     return ModelSpec.of(resolved.model_copy(update={"revision": None}), device=device)
 
 
 def max_seq_len_in_force(resolved: Settings) -> int:
-    """Return the longest sequence of the resolved settings, in tokens. Raises ModelError."""
+    """Return the longest sequence that the resolved settings allow, in tokens. Raises ModelError."""
     return _folder(resolved).max_seq_len(resolved.max_seq_len)
 
 
 def token_rows(asked: Settings, resolved: Settings) -> int | None:
     """Return the number of rows for each text when the vectors of all tokens are returned as one array.
 
-    As in bert-as-service: max_seq_len if it was given as a number; with -fixed_embed_length the model's number of
-    positions. None: as many as the longest text of the request has.
+    As in bert-as-service, this is max_seq_len if it was given as a number; with -fixed_embed_length, it is the
+    model's number of positions. None: as many rows as the longest text of the request has tokens.
     """
     if asked.fixed_embed_length:
         return _folder(resolved).position_limit
@@ -70,7 +70,7 @@ def _folder(resolved: Settings) -> ModelFolder:
 
 
 def _model_name(asked: str | None, folder: Path) -> str:
-    """Return the model's name on the hub, or that of its folder."""
+    """Return the model's name on the hub, or the name of its folder."""
     if asked is None:
         return DEMO_MODEL
     return folder.resolve().name if Path(asked).expanduser().exists() else asked

@@ -32,7 +32,7 @@ _MAX_EARLY_DEATHS = 3
 
 
 class Supervisor:
-    """One server, from `run` until it is told to stop.
+    """One server. `run` serves until the server is told to stop.
 
     settings: as returned by `startup.resolve`. token_rows: as returned by `startup.token_rows`. on_ready: called
     once, when all children are ready for the first time. The constructor opens all ports and raises StartError
@@ -81,7 +81,7 @@ class Supervisor:
             self._keep_alive(child)
 
     def _drain(self) -> None:
-        """Accept nothing new, finish the accepted requests in the drain time, and fail the rest."""
+        """Accept no new requests, finish the accepted ones within the drain time, and fail the rest."""
         log.info("stopping: finishing accepted requests, at most %g s", self._settings.drain_timeout)
         self._broker.stop_accepting()
         self._terminate_gateways()
@@ -97,7 +97,7 @@ class Supervisor:
             self._broker.step(_POLL_MS // 10)
 
     def _stop_children(self) -> None:
-        """End every child: ready children are asked, others are killed."""
+        """End every child. Ready children are asked to end; others are killed."""
         self._broker.fail_all("the server is shutting down")
         self._broker.stop_workers()
         self._terminate_gateways()
@@ -175,7 +175,7 @@ class Supervisor:
         for name in self._broker.hung_workers(silent_s=_SILENT_S):
             worker = self._workers[name]
             worker.kill()
-            # Before the log line: a program that reads the line must not find this worker still ready.
+            # This comes before the log line: a program that reads the line must not find the worker still ready.
             self._broker.worker_lost(name)
             log.error("%s does not answer: replacing it", name)
             self._release(worker, died_early=False)
@@ -192,8 +192,8 @@ class Supervisor:
             child.kill()
 
     def _on_death(self, child: ChildProcess) -> None:
-        """Release a dead child, so that it is started again. Raises StartError if that would not help."""
-        self._broker.step(0)  # its last messages may not be read yet
+        """Release a dead child, so that it is started again. Raises StartError if a new start would not help."""
+        self._broker.step(0)  # the broker may not have read the child's last messages yet
         was_ready = self._is_ready(child)
         exit_code = self._release(child, died_early=not was_ready)
         refusal = self._broker.worker_lost(child.name) if child.name in self._workers else None
@@ -207,7 +207,7 @@ class Supervisor:
     def _release_dead_children(self) -> None:
         """Release dead children without replacing them.
 
-        Otherwise their descriptors, which stay readable, would make each `step` return at once.
+        The descriptor of a dead child stays readable, so without this each `step` would return at once.
         """
         for child in self._children:
             if child.is_started and not child.is_alive:

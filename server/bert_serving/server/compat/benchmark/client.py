@@ -1,7 +1,8 @@
 """One client of the benchmark, as a process: `python -m ...compat.benchmark.client TASK`.
 
-It prints `ready`, waits for a line so that all clients begin together, and prints the seconds that each of its
-requests took, as a JSON list. If its input ends without that line, the benchmark has ended, and so does it.
+The client prints `ready` and waits for a line, so that all clients begin together. Then it sends its requests and
+prints the seconds that each of them took, as a JSON list. If the input ends without the line, the benchmark has
+ended, so the client ends too.
 """
 
 from __future__ import annotations

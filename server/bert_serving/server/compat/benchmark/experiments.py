@@ -1,8 +1,8 @@
-"""What bert-serving-benchmark measures, and how its results are written. Decides, does no I/O.
+"""What bert-serving-benchmark measures, and how its results are written. This file does no I/O.
 
-An experiment varies one value and keeps the others. This is bert-as-service's protocol, with its flags, its
-defaults and its tables. All its sentences have the maximum length. A second protocol has sentences of mixed
-length: it shows what is gained by computing without padding.
+An experiment varies one value and keeps the others. Flags, defaults and tables are those of bert-as-service. In
+its protocol, all sentences have the maximum length. In a second protocol, sentences have mixed lengths, which
+shows the gain from computing without padding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...model.spec import validation_line
 from ...settings import OneLineParser, Settings, settings_parser
 from .sentences import FULL, MIXED
 
-NUM_WARM_UP = 2  # the first requests of each client, which do not count
+NUM_WARM_UP = 2  # the first requests of each client, which are not part of the result
 
 #: What experiments vary, and the values that bert-as-service's benchmark uses by default.
 VARIED: dict[str, tuple[int, ...]] = {
@@ -32,8 +32,9 @@ _SERVER_SIDE = ("max_batch_size", "max_seq_len", "pooling_layer")
 _MAX_SEQ_LEN = 25  # bert-as-service's default
 
 _HELP = """\
-The defaults are bert-as-service's and take hours on a small CPU. Shorter: give fewer values, an empty list to
-skip an experiment, a smaller -client_batch_size or a smaller -num_repeat. This takes minutes on two cores:
+The defaults are bert-as-service's and take hours on a small CPU. To save time, give fewer values, an empty list
+(which skips the experiment), a smaller -client_batch_size or a smaller -num_repeat. The following command takes
+minutes on two cores:
   bert-serving-benchmark -client_batch_size 256 -num_repeat 4 -test_client_batch_size 1 16 256
       -test_max_batch_size 32 256 -test_max_seq_len 16 32 64 -test_num_client 1 4 -test_pooling_layer -1 -6
 """
@@ -41,7 +42,7 @@ skip an experiment, a smaller -client_batch_size or a smaller -num_repeat. This 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One measurement. changes: settings of the server that replace the given ones."""
+    """One measurement. changes: settings of the server that replace those in the flags."""
 
     client_batch_size: int
     num_client: int
@@ -51,7 +52,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole run. flags: the given flags for the server. is_half: whether they ask for float16."""
+    """A whole run. flags: the flags given for the server. is_half: whether they select float16."""
 
     experiments: Mapping[str, Sequence[int]]
     base: Point
@@ -114,7 +115,8 @@ def parse_plan(argv: Sequence[str] | None = None) -> Plan:
             parser.error(f"{name} must be at least 1, got {args[name]}")
     if args["num_repeat"] <= NUM_WARM_UP:
         parser.error(
-            f"num_repeat must be more than {NUM_WARM_UP}, the requests that do not count, got {args['num_repeat']}"
+            f"num_repeat must be more than {NUM_WARM_UP}, the number of requests that are not counted, "
+            f"got {args['num_repeat']}"
         )
     experiments = {name: args[f"test_{name}"] for name in VARIED if args[f"test_{name}"]}
     if not experiments:
@@ -163,11 +165,11 @@ def benchmark_parser(kind: type[OneLineParser] = OneLineParser) -> argparse.Argu
             type=int,
             metavar="N",
             default=list(values),
-            help=f"measure with each of these values; none: skip the experiment (default: {shown})",
+            help=f"measure with each of these values; an empty list skips the experiment (default: {shown})",
         )
     add("client_batch_size", "sentences in a request, unless varied", default=4096)
     add("num_client", "clients at the same time, unless varied", default=1)
-    add("num_repeat", "requests of each client; the first two do not count", default=10)
+    add("num_repeat", "requests of each client; the first two are not counted", default=10)
     add("wait_till_ready", "seconds to wait until a server is ready", default=30, metavar="SECONDS")
     add("client_vocab_file", "text file; its words are used in sentences", default="README.md", metavar="TEXT")
     group.add_argument(
@@ -180,9 +182,9 @@ def benchmark_parser(kind: type[OneLineParser] = OneLineParser) -> argparse.Argu
 
 
 def result_table(name: str, protocol: str, results: Sequence[tuple[int, Speeds | None]]) -> str:
-    """Return the original's Markdown table with a title, and its two lines for plotting.
+    """Return bert-as-service's Markdown table with a title, and its two lines for plotting.
 
-    samples/s: the mean of the clients. None: the measurement failed.
+    `samples/s` is the mean of the clients. A result of None means that the measurement failed.
     """
     has_clients = name == "num_client"
     lines = ["", f"**{name}, {protocol}**", ""]

@@ -29,7 +29,8 @@ _POLL_S = 0.1
 _REPLY_MS = 2_000
 _STOP_S = 15.0  # more than the server's drain time
 
-# Signals are blocked from the start of a process until the `try` that ends it, so that none is left running.
+# Signals are blocked from the start of a process until the `try` that ends the process. A signal in between would
+# leave the process running.
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 _hold_interrupts = partial(signal.pthread_sigmask, signal.SIG_BLOCK, _INTERRUPTS)
 _let_interrupts = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _INTERRUPTS)
@@ -45,8 +46,8 @@ class BenchmarkError(Exception):
 def run(plan: Plan) -> None:
     """Measure all points, print the tables and append them to a file. Raises BenchmarkError.
 
-    If a server does not start or a client fails, the table has a dash there, and the other measurements go on.
-    If the first server does not start, the others would not start either, so this raises.
+    If a server does not start or a client fails, the table has a dash for this measurement, and the others go on.
+    Raises if the first server does not start, because the others would not start either.
     """
     _check_vocabulary(plan.vocab_file)
     file: Path | None = None
@@ -89,7 +90,7 @@ def machine_line(status: Status) -> str:
 
 
 class _Server:
-    """A bert-serving-start in a new session: Ctrl-C does not reach it, `stop` ends it."""
+    """A process of bert-serving-start in a new session. Ctrl-C does not reach the process; `stop` ends it."""
 
     def __init__(self, flags: list[str], *, port: int, port_out: int) -> None:
         self.port, self.port_out = port, port_out

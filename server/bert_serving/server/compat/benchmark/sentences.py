@@ -1,4 +1,4 @@
-"""The sentences that the benchmark's clients send. Imports little, because every client imports it."""
+"""The sentences that the benchmark's clients send. This file imports little, because every client imports it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MIXED = "sentences of mixed length"
 
 
 def make_sentences(vocabulary: Sequence[str], count: int, longest: int, *, protocol: str, seed: int) -> list[str]:
-    """Return random sentences: of `longest` words each, or, if the protocol is MIXED, of 1 to `longest`."""
+    """Return random sentences of `longest` words each, or of 1 to `longest` words if the protocol is MIXED."""
     rng = random.Random(seed)
     lengths = (rng.randint(1, longest) if protocol == MIXED else longest for _ in range(count))
     return [" ".join(rng.choices(vocabulary, k=length)) for length in lengths]

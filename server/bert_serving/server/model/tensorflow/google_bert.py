@@ -22,8 +22,8 @@ _HEAD = ("output_weights", "output_bias")
 class GoogleBert:
     """One checkpoint of Google's BERT, or of a classifier that run_classifier.py trained on it.
 
-    prefix: the path of its files, without `.index`. Raises ModelError if it cannot be read or is an ALBERT.
-    The arrays are copies: a model must not change when its file is written to.
+    prefix: the path of its files, without `.index`. Raises ModelError if they cannot be read or hold an ALBERT.
+    All arrays are copies, because a loaded model must not change when its file changes.
     """
 
     def __init__(self, prefix: Path) -> None:
@@ -38,9 +38,10 @@ class GoogleBert:
     def encoder(self, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
         """Return the weights of a BertModel, float32.
 
-        shapes: of its weights, by their names in Transformers. Other tensors in the checkpoint are ignored: heads,
-        the optimizer's state, layers that have no shape. The pooler's weights are left out if they are missing.
-        Raises ModelError, which names the weight, if another one is missing or does not have its shape.
+        shapes: the shape of each weight, by its name in Transformers. Other tensors in the checkpoint are ignored:
+        heads, the optimizer's state, layers that are not in `shapes`. The pooler's weights are left out if the
+        checkpoint does not have them. Raises ModelError, which names the weight, if any other weight is missing,
+        or if a weight has another shape.
         """
         has_pooler = self._names.issuperset(_POOLER)
         wanted = {name: shape for name, shape in shapes.items() if has_pooler or not name.startswith("pooler.")}
@@ -52,7 +53,8 @@ class GoogleBert:
     def head(self, hidden_size: int) -> Weights:
         """Return the weights of a classification head: classifier.weight (N, H) and classifier.bias (N,), float32.
 
-        Raises ModelError, which names the weight, if one is missing, or the pooler's, or does not have its shape.
+        Raises ModelError, which names the weight, if a weight of the head or the pooler is missing, or if a weight
+        of the head has another shape.
         """
         if missing := [name for name in _HEAD if name not in self._names]:
             raise ModelError(f"weights of the classification head are missing in {self._prefix}: {missing[0]}")
@@ -65,7 +67,7 @@ class GoogleBert:
         }
 
     def _read(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """Return a weight as Transformers has it. name: Google's name. shape: in Transformers."""
+        """Return a weight in Transformers' layout. name: Google's name. shape: the shape in Transformers."""
         is_kernel = name.endswith("/kernel")  # (in, out) here, (out, in) in Transformers
         expected, found = shape[::-1] if is_kernel else shape, self._bundle.shape(name)
         if found != expected:
@@ -77,7 +79,7 @@ class GoogleBert:
 
 
 def google_name(name: str) -> str:
-    """Return the name in Google's modeling.py of a weight of Transformers' BertModel."""
+    """Return Google's name of a weight. name: its name in Transformers' BertModel."""
     stem, _, kind = re.sub(r"\blayer\.(\d+)\.", r"layer_\1.", name).rpartition(".")
     if stem.endswith("LayerNorm"):
         stem += {"weight": "/gamma", "bias": "/beta"}[kind]

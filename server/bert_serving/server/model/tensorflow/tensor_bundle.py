@@ -7,7 +7,7 @@ The table has LevelDB's format (see its doc/table_format.md): blocks of entries,
 blocks, and a footer with the position of the index block. Values are messages of
 tensorflow/core/protobuf/tensor_bundle.proto; the value of the empty key is the header. Every block and every
 tensor has a checksum, which is verified. The files are not trusted: a length is compared with the size of the file
-before it is used, so a small file cannot make this module allocate much memory. Every problem is a ModelError.
+before it is used, so a small file cannot make this module allocate much memory. Every problem raises ModelError.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..errors import ModelError
 _FOOTER_SIZE = 48
 _MAGIC = 0xDB4775248B80FB57
 _TRAILER_SIZE = 5  # after a block: the kind of compression and the checksum
-_VERSION = 1  # of the format that is read here
+_VERSION = 1  # the version of the format that this module reads
 
 # Far larger than the index of any language model (BERT's has about 20 KB), and small enough to be read at once.
 _MAX_INDEX_BYTES = 16 << 20
@@ -75,8 +75,8 @@ class TensorBundle:
     def read(self, name: str) -> Tensor:
         """Return a tensor, read-only and mapped from its file; bfloat16 is converted to float32.
 
-        Raises KeyError if there is no tensor of this name. Raises ModelError if it is damaged, or if its type is
-        not float32, float16, bfloat16, int32 or int64.
+        Raises KeyError if there is no tensor of this name. Raises ModelError if the tensor is damaged, or if its
+        type is not float32, float16, bfloat16, int32 or int64.
         """
         entry = self._entries[name]
         with _named(self._shard_path(entry.shard)):
@@ -100,7 +100,7 @@ class TensorBundle:
             raise _Damaged(f"{name} should end at byte {stop}, but the file has {len(shard)}")
         raw = shard[entry.offset : stop]
         if _masked_crc32c(raw) != entry.crc32c:
-            raise _Damaged(f"{name} does not have its checksum")
+            raise _Damaged(f"{name} has a wrong checksum")
         # A tensor may begin at any byte, so the array may have to be aligned.
         values = np.require(np.frombuffer(raw, dtype), requirements="A").reshape(entry.shape)
         return (values.astype("<u4") << 16).view("<f4") if entry.dtype == _BFLOAT16 else values
@@ -159,7 +159,7 @@ def _num_shards(header: bytes | None) -> int:
     for version in fields.get(3, []):
         if (needed := _number(_fields(version), 2)) > _VERSION:
             raise _Damaged(f"its version is {needed}, only {_VERSION} is supported")
-    return _not_negative(_number(fields, 1), "files")
+    return _not_negative(_number(fields, 1), "the number of files")
 
 
 def _entry(value: bytes) -> _Entry:
@@ -167,7 +167,7 @@ def _entry(value: bytes) -> _Entry:
     return _Entry(
         dtype=_number(fields, 1),
         shape=_shape(fields.get(2, [])),
-        shard=_not_negative(_number(fields, 3), "a file"),
+        shard=_not_negative(_number(fields, 3), "the number of a file"),
         offset=_not_negative(_number(fields, 4), "an offset"),
         size=_not_negative(_number(fields, 5), "a size"),
         crc32c=_number(fields, 6),
@@ -180,7 +180,7 @@ def _shape(messages: list[int | bytes]) -> tuple[int, ...]:
     fields = _fields(messages[-1]) if messages else {}
     if _number(fields, 3) != 0:
         raise _Damaged("a tensor has no shape")
-    sizes = [_not_negative(_number(_fields(dimension), 1), "a shape") for dimension in fields.get(2, [])]
+    sizes = [_not_negative(_number(_fields(dimension), 1), "a size in a shape") for dimension in fields.get(2, [])]
     # numpy limits the product of the sizes, even if one of them is 0.
     if len(sizes) > _MAX_DIMENSIONS or math.prod(max(size, 1) for size in sizes) >= 1 << 56:
         raise _Damaged("a tensor's shape is too large")
@@ -190,7 +190,7 @@ def _shape(messages: list[int | bytes]) -> tuple[int, ...]:
 def _fields(message: int | bytes) -> _Message:
     """Return the fields of a protobuf message by number, each with all its values."""
     if isinstance(message, int):
-        raise _Damaged("a message is a number")
+        raise _Damaged("a field must be a message, got a number")
     fields: _Message = {}
     at = 0
     while at < len(message):
@@ -211,10 +211,10 @@ def _fields(message: int | bytes) -> _Message:
 
 
 def _number(fields: _Message, number: int) -> int:
-    """Return a field that is a signed number, 0 if it is absent."""
+    """Return a field that is a signed number, or 0 if the field is absent."""
     value = fields.get(number, [0])[-1]
     if isinstance(value, bytes):
-        raise _Damaged("a number is a message")
+        raise _Damaged("a field must be a number, got bytes")
     return value - (1 << 64) if value >> 63 else value
 
 
@@ -241,7 +241,7 @@ def _read_index(path: Path) -> bytes:
 
 
 def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the keys and values of a table; the keys ascend."""
+    """Yield the keys and values of a table, in ascending order of the keys."""
     footer = file[-_FOOTER_SIZE:]
     if len(footer) < _FOOTER_SIZE or int.from_bytes(footer[-8:], "little") != _MAGIC:
         raise _Damaged("it is not the index of a checkpoint, or it is incomplete")
@@ -270,10 +270,10 @@ def _block(blocks: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes
     content = _bytes(blocks, offset, size + _TRAILER_SIZE)
     compression, crc32c = content[size], int.from_bytes(content[size + 1 :], "little")
     if _masked_crc32c(content[: size + 1]) != crc32c:
-        raise _Damaged(f"its block at byte {offset} does not have its checksum")
+        raise _Damaged(f"its block at byte {offset} has a wrong checksum")
     if compression != 0:
         raise _Damaged(f"its blocks are compressed (type {compression}), which is not supported")
-    # After the entries: the restart points, 4 bytes each, and the number of restart points.
+    # The entries are followed by the restart points, 4 bytes each, and the number of restart points.
     num_restarts = int.from_bytes(_bytes(content, size - 4, 4), "little")
     entries = _bytes(content, 0, size - 4 - 4 * num_restarts)
     at, key = 0, b""
