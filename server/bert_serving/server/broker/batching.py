@@ -1,4 +1,4 @@
-"""A batch on its way to a worker: how it is built, what the broker records of it, how it is split."""
+"""A batch in the broker: how it is built, what the broker records about it, and how it is split."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from .job import Slice, TextCost
 class InFlightBatch:
     """The broker's record of a batch.
 
-    tokens: estimated. sent_at: when its worker got it; later, when the worker began to compute it.
+    tokens: the estimated number of tokens. sent_at: when the batch was sent to its worker; if the worker still
+    computed another batch then, this becomes the time when that batch was done.
 
-    A suspect is a batch whose worker died. It is sent again with the same slices and without others, so that
-    the text that kills workers can be found.
+    A suspect is a batch whose worker died. It is sent again with the same slices and no others, so that the text
+    that kills workers can be found.
     """
 
     slices: list[Slice]
@@ -32,7 +33,7 @@ class InFlightBatch:
 
 @dataclass(slots=True)
 class BatchBuilder:
-    """A batch that is being filled, and its limits. cost: estimates the tokens of a text."""
+    """A batch that is being filled, and its limits. cost: returns the estimated tokens of a text."""
 
     max_tokens: float
     max_texts: int

@@ -1,7 +1,7 @@
 """The loop between clients and workers.
 
-Passes incoming messages to the scheduler and the replies and carries out their decisions. It runs in the server
-process and never blocks except in `step`: every send is non-blocking, and a reply that cannot be sent now is held.
+Passes incoming messages to Scheduler and Replies, and carries out their decisions. The loop runs in the server
+process and blocks only in `step`: every send is non-blocking, and a reply that cannot be sent now is held.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ _FIRST_BYTES_OF_WARNING = 40
 class Broker:
     """Owns every request from its arrival to its reply.
 
-    worker_endpoint: address that workers connect to. max_seq_len: the length in force, in tokens. token_rows: rows
-    of each text if the vectors of all tokens are padded to one array; None: as many as the longest text has.
-    observers: are told about every request. Raises PortInUse. All methods are called by the server's loop, in one
-    thread.
+    worker_endpoint: address that workers connect to. max_seq_len: the longest sequence, in tokens. token_rows:
+    number of rows of each text when the vectors of all tokens are padded to one array; None: as many rows as the
+    longest text has. observers: are called for every request. Raises PortInUse. Only the thread of the server's
+    loop calls the methods.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Broker:
         return f"<Broker {self._scheduler!r} {self._replies!r} {self._workers!r}>"
 
     def step(self, timeout_ms: int) -> None:
-        """Wait until there is something to do, at most `timeout_ms`, and do all of it."""
+        """Wait at most `timeout_ms` until there is something to do, then do all of it."""
         self._ports.poll(self._replies.poll_ms(timeout_ms))
         now = time.monotonic()
         self._read_subscriptions(now)
@@ -132,8 +132,8 @@ class Broker:
         self._ports.unwatch(descriptor)
 
     def worker_lost(self, name: str) -> str | None:
-        """Take the batches of a dead worker back; return why it refused to serve, if it did."""
-        self._metrics.worker_restarts.inc(self._is_accepting)  # while the server stops, it replaces no worker
+        """Take back the batches of a dead worker; return why the worker refused to serve, or None."""
+        self._metrics.worker_restarts.inc(self._is_accepting)  # a server that is stopping replaces no worker
         refusal = self._workers.lost(name)
         self._fail(self._scheduler.worker_lost(name), time.monotonic())
         return refusal
@@ -155,11 +155,11 @@ class Broker:
 
     @property
     def is_drained(self) -> bool:
-        """Whether every accepted request has its reply, and every reply whose client is connected is sent."""
+        """Whether every accepted request has a reply, and all replies to connected clients are sent."""
         return self._scheduler.is_idle and self._replies.are_sent
 
     def stop_accepting(self) -> None:
-        """Refuse new texts from now on; accepted requests go on."""
+        """Refuse new requests for vectors from now on; accepted requests are still computed."""
         self._is_accepting = False
 
     def fail_all(self, reason: str) -> None:
@@ -205,7 +205,7 @@ class Broker:
             if request is None:
                 self._notify_arrived(None)
             self._refuse(frames, error, now)
-        except Exception:  # the outermost place where an error fails one request only
+        except Exception:  # the outermost place where an error can be limited to one request
             log.exception("cannot handle a request")
             self._refuse(frames, ServingError("internal error"), now)
 
@@ -249,10 +249,10 @@ class Broker:
         self._replies.post(InfoReply(request.identity, request.request_id, info), now)
 
     def _refuse(self, frames: Frames, error: ServingError, now: float) -> None:
-        """Reply to a bad request with an error; if it has no sender to reply to, log it."""
+        """Reply to a bad request with an error, or log the error if there is no sender to reply to."""
         sender = sender_of(frames)
-        # A sender without subscription may be a port scanner. Hold no reply for it unless the message has the
-        # frames of a request.
+        # A sender without a subscription may be a port scanner. Hold a reply for it only if the message has as
+        # many frames as a request.
         if sender is None or not (len(frames) == _NUM_REQUEST_FRAMES or self._replies.has_subscriber(sender[0])):
             self._metrics.malformed.inc()
             start = bytes(frames[0][:_FIRST_BYTES_OF_WARNING]) if frames else b""
@@ -340,7 +340,7 @@ class Broker:
     def _send_batch(self, name: str, batch: Batch, now: float) -> None:
         try:
             frames = worker_message_to_frames(batch)
-        except Exception:  # a request was accepted and cannot be written: only that request must fail
+        except Exception:  # an accepted request cannot be written as frames: only that request must fail
             log.exception("cannot write batch id=%d", batch.batch_id)
             self._fail(self._scheduler.fail(name, batch.batch_id, "the request cannot be sent to a worker"), now)
             return

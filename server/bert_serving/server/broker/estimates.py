@@ -1,7 +1,7 @@
 """Estimates that the scheduler plans with: the tokens of a text, and the speed of a worker.
 
-The broker does not tokenize. It estimates tokens from the length of a text, and corrects its estimates by
-what the workers report about each batch.
+The broker does not tokenize. It estimates tokens from the length of a text, and corrects its estimates with what
+the workers report about each batch.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class TokenEstimate:
         return sum(slice_.job.tokens_of(text, self.of_text) for slice_ in slices for text in slice_.texts)
 
     def learn(self, computed: Sequence[ComputedTexts], num_tokens: int) -> None:
-        """Correct the estimate by a batch of at least one text. num_tokens: of all its texts."""
+        """Correct the estimate with a batch of at least one text. num_tokens: sum over all texts of the batch."""
         num_texts = sum(len(texts) for texts, _ in computed)
         self.tokens_per_text += _SMOOTHING * (num_tokens / num_texts - self.tokens_per_text)
         self._learn_chars_per_token(computed)
 
     def _learn_chars_per_token(self, computed: Sequence[ComputedTexts]) -> None:
-        # A truncated text says nothing about its length in tokens.
+        # For a truncated text, the number of tokens of the whole text is not known.
         whole = [
             (len(text), num_tokens)
             for texts, vectors in computed
@@ -64,10 +64,11 @@ class TokenEstimate:
 
 @dataclass(slots=True)
 class RateEstimate:
-    """Running estimate of a worker's speed. tokens_per_s: at first as measured at the warm-up.
+    """Running estimate of a worker's speed. tokens_per_s: at first, the rate measured at the warm-up.
 
-    floor_tokens_per_s: the estimate never falls below. Small batches run at a lower rate: without a floor,
-    the estimate would follow them down, batches would shrink with it and never grow again.
+    floor_tokens_per_s: the estimate never falls below this rate. Small batches run at a lower rate. Without a
+    floor, small batches would lower the estimate, a lower estimate would make batches smaller, and they would
+    never grow again.
     """
 
     tokens_per_s: float
@@ -77,7 +78,7 @@ class RateEstimate:
         self.floor_tokens_per_s = self.tokens_per_s / 4
 
     def learn(self, num_tokens: int, compute_ms: float) -> None:
-        """Correct the estimate by a batch."""
+        """Correct the estimate with a batch."""
         rate = num_tokens / compute_ms * 1000
         self.tokens_per_s += _SMOOTHING * (rate - self.tokens_per_s)
         self.tokens_per_s = max(self.tokens_per_s, self.floor_tokens_per_s)

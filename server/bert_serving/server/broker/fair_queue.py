@@ -1,8 +1,8 @@
-"""Jobs that wait for a worker, shared fairly among flows. Decides, does no I/O.
+"""Jobs that wait for a worker, and the order in which they are taken: fair among flows. Does no I/O.
 
-Start-time fair queueing (Goyal et al. 1996): each flow has a clock that advances by the tokens that were taken
-from it, and the flow whose clock is furthest behind goes next. A flow that joins starts at the current time of
-the queue: it has no debt and no credit.
+Start-time fair queueing (Goyal et al. 1996): each flow has a clock. When tokens are taken from the flow, its clock
+advances by their number. The flow with the lowest clock goes next. The clock of a new flow starts at the current
+time of the queue: a new flow has no debt and no credit.
 
 The caller decides what a flow is: jobs with the same `Job.flow` are in one flow.
 """
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from .job import Job, Slice, TextCost
 
-# Tokens that a flow may take before the next flow's turn. Slices of a few texts would cost more time in the
-# broker than in the worker.
+# Tokens that may be taken from a flow before the next flow's turn. With fewer, slices would have so few texts that
+# they cost more time in the broker than in the worker.
 _QUANTUM_TOKENS = 256.0
 
 
@@ -25,7 +25,8 @@ _QUANTUM_TOKENS = 256.0
 class _Flow:
     key: bytes
     clock: float
-    # By job_id. Not a deque: the flow of all unsubscribed clients may hold 100,000 jobs, and any of them may end.
+    # By job_id. A deque would be slow: the flow of all unsubscribed clients may hold 100,000 jobs, and any job may
+    # end and must be removed.
     jobs: OrderedDict[int, Job] = field(default_factory=OrderedDict)
 
     @property
@@ -34,13 +35,13 @@ class _Flow:
 
 
 class FairQueue:
-    """A queue of jobs from which slices are taken, fairly by tokens among the flows."""
+    """A queue of jobs. Slices are taken from it so that each flow gets an equal share of the tokens."""
 
     def __init__(self) -> None:
         self._flows: dict[bytes, _Flow] = {}
-        self._heap: list[tuple[float, int, _Flow]] = []  # by clock
+        self._heap: list[tuple[float, int, _Flow]] = []  # lowest clock first
         self._now = 0.0
-        self._left: dict[bytes, float] = {}  # clocks of flows that left while ahead of the queue's time
+        self._left: dict[bytes, float] = {}  # clocks of empty flows that were ahead of the queue's time
         self._ticket = itertools.count()
 
     def __bool__(self) -> bool:
@@ -48,7 +49,7 @@ class FairQueue:
         return bool(self._heap)
 
     def push(self, job: Job) -> None:
-        """Add a job behind the others of its flow."""
+        """Add a job after the other jobs of its flow."""
         flow = self._flows.get(job.flow)
         if flow is None:
             clock = max(self._now, self._left.pop(job.flow, 0.0))
@@ -57,7 +58,7 @@ class FairQueue:
         flow.jobs[job.job_id] = job
 
     def discard(self, job: Job) -> None:
-        """Remove a job that ended while it waited, if it is here."""
+        """Remove a job, if it is in this queue."""
         flow = self._flows.get(job.flow)
         if flow is None or flow.jobs.pop(job.job_id, None) is None:
             return
@@ -69,7 +70,7 @@ class FairQueue:
     def take(
         self, *, max_tokens: float, max_texts: int, cost: TextCost, at_least_one: bool = True
     ) -> tuple[list[Slice], float]:
-        """Take texts of at most `max_tokens`; return the slices and their tokens.
+        """Take texts with at most `max_tokens` in total; return the slices and their tokens.
 
         at_least_one: take the first text even if it has more than `max_tokens`.
         """
@@ -91,7 +92,7 @@ class FairQueue:
         return slices, max_tokens - room_tokens
 
     def _lead(self, clock: float) -> float:
-        """Return how far the first flow is behind the second."""
+        """Return by how many tokens the clock of the first flow is behind the clock of the second."""
         others = [entry[0] for entry in self._heap[1:3]]
         return min(others) - clock if others else float("inf")
 
@@ -104,7 +105,7 @@ class FairQueue:
         self._requeue(flow)
 
     def _skip_closed(self) -> None:
-        """Remove jobs at the front that ended while they waited."""
+        """Remove jobs that have ended from the front of the queue."""
         while self._heap and not self._heap[0][2].first.is_waiting:
             flow = heapq.heappop(self._heap)[2]
             flow.jobs.popitem(last=False)
@@ -117,7 +118,7 @@ class FairQueue:
         del self._flows[flow.key]
         if self._flows:
             self._left[flow.key] = flow.clock
-        else:  # the queue is empty: no flow has a debt
+        else:  # the queue is empty: forget all debts
             self._now = flow.clock
             self._left.clear()
         if len(self._left) > 2 * len(self._flows) + 64:

@@ -27,12 +27,13 @@ TextCost: TypeAlias = Callable[[Text], float]
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One encode request. job_id: from the broker; two clients may use the same identity and request_id.
+    """One encode request.
 
-    flow: key in the fair queue: the client's identity, or the key that all unsubscribed clients share.
-    options: those of the request and those that the server adds to every request. max_text_tokens: limit for the
+    job_id: the broker's own number, because two clients may use the same identity and request_id. flow: key of the
+    job's flow in the fair queue; it is the client's identity, or the key that all unsubscribed clients share.
+    options: the options of the request, and what the server adds to every request. max_text_tokens: limit for the
     tokens of one text. num_taken: texts that were given to workers. begun_at: when the first text was given to a
-    worker. tokenize_ms, compute_ms: of all batches with texts of this job.
+    worker. tokenize_ms, compute_ms: sums over all batches with texts of this job.
     """
 
     job_id: int
@@ -86,7 +87,7 @@ class Job:
         return min(cost(text), self.max_text_tokens)
 
     def reach(self, max_tokens: float, max_texts: int, cost: TextCost) -> tuple[int, float]:
-        """Return (index behind the last text that fits into the limits, tokens); at least one text fits."""
+        """Return (index after the last text within the limits, tokens). At least one text is taken."""
         first = self.num_taken
         last = min(len(self.texts), first + max_texts)
         tokens = self.tokens_of(self.texts[first], cost)
@@ -100,22 +101,22 @@ class Job:
         return stop, tokens
 
     def take(self, stop: int) -> Slice:
-        """Mark the texts up to `stop` as given to a worker."""
+        """Mark the texts up to `stop` as given to a worker; return them as a slice."""
         taken = Slice(self, self.num_taken, stop)
         self.num_taken = stop
         return taken
 
     def store(self, start: int, vectors: Vectors) -> None:
-        """Store the vectors of some texts, of which the first is texts[start]."""
+        """Store the vectors of consecutive texts, beginning with texts[start]."""
         self.result.store(start, vectors)
         self.num_done += len(vectors.num_tokens)
 
     def queue_s(self, now: float) -> float:
-        """Return how many seconds the job waited for its first worker, or has waited until now."""
+        """Return the seconds from arrival until a worker got the first text, or until now if none has got one."""
         return (now if self.begun_at is None else self.begun_at) - self.arrived_at
 
     def usage(self, now: float) -> Usage:
-        """Return the tokens and times of the job, once it is done."""
+        """Return the tokens and times of the job. The job must be done."""
         return Usage(
             self.result.num_tokens,
             total_ms=(now - self.arrived_at) * 1000,
@@ -125,10 +126,10 @@ class Job:
         )
 
     def to_reply(self, usage: Usage, *, token_rows: int | None, max_bytes: int) -> EncodeReply:
-        """Return the reply, once the job is done. Raises PayloadTooLarge.
+        """Return the reply. The job must be done. Raises PayloadTooLarge.
 
-        token_rows: rows of each text if the vectors of tokens are padded to one array; None: as many as the
-        longest text has. max_bytes: limit for that array.
+        token_rows: number of rows of each text when the vectors of tokens are padded to one array; None: as many
+        rows as the longest text has. max_bytes: limit for the padded array.
         """
         options, result = self.options, self.result
         rows, counts = self._reply_rows(token_rows, max_bytes)
@@ -159,7 +160,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The texts `start` to `stop` of a job."""
+    """The texts of a job from index `start` up to, but not including, `stop`."""
 
     job: Job
     start: int

@@ -1,7 +1,7 @@
-"""Every open job, and the texts that wait for a worker: who goes first, and how much may wait.
+"""Every open job, and the texts that wait for a worker: which texts go first, and how many may wait.
 
-Requests of up to `priority_batch_size` texts go first. Larger requests get a quarter of every batch, so that
-they cannot starve. Among the small requests, and among the large ones, each flow gets an equal share of the
+Small requests (up to `priority_batch_size` texts) go first. Large requests get a quarter of every batch, so that
+they do not starve. Among the small requests, and among the large ones, each flow gets an equal share of the
 tokens. All unsubscribed clients are one flow, because a client can invent any number of identities.
 """
 
@@ -23,9 +23,9 @@ _UNSUBSCRIBED = b""  # the flow that all unsubscribed clients share; no identity
 
 
 class JobQueue:
-    """Owns every job from its arrival to its end. The arguments are those of Scheduler.
+    """Owns every job from its arrival to its end. For the arguments, see Scheduler.
 
-    num_waiting: texts that were not given to a worker yet. open_bytes: size of all open requests, as received.
+    num_waiting: texts that were not given to a worker yet. open_bytes: bytes of all open requests, as received.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class JobQueue:
         self._numbers = itertools.count(1)
         self._small = FairQueue()
         self._large = FairQueue()
-        self._owed_to_large = 0.0  # the share of a batch that larger requests should have got and did not
+        self._owed_to_large = 0.0  # the share of a batch that large requests should have got but did not get
         self._unsubscribed: dict[bytes, dict[int, Job]] = {}  # by identity and job_id
         self._deadlines: list[tuple[float, int]] = []  # heap of (time, job_id)
         self.num_waiting = 0
@@ -61,7 +61,7 @@ class JobQueue:
         return list(self._jobs.values())
 
     def oldest_age_s(self, now: float) -> float:
-        """Return for how long the oldest request has waited for its first worker; 0 if no request waits."""
+        """Return the age of the oldest request of which no worker has got a text yet; 0 if there is none."""
         return max((now - job.arrived_at for job in self._jobs.values() if job.begun_at is None), default=0.0)
 
     # -- arrival ---------------------------------------------------------------------------------------
@@ -72,13 +72,13 @@ class JobQueue:
             raise PayloadTooLarge(f"a request holds at most {self._queue_capacity} texts, got {num_texts}")
         if self.num_waiting + num_texts > self._queue_capacity:
             return f"{self.num_waiting} texts wait, the limit is {self._queue_capacity}"
-        # A single request may exceed this limit: the size of a request is limited where it is received.
+        # If no other request is open, a request may exceed this limit: its size is limited where it is received.
         if self._jobs and self.open_bytes + num_bytes > self._queue_bytes:
             return f"requests of {self.open_bytes} bytes are open, the limit is {self._queue_bytes}"
         return None
 
     def excess_texts(self, num_texts: int) -> int:
-        """Return how many texts must leave the queue before `num_texts` more fit; at least 1."""
+        """Return how many texts must leave the queue before `num_texts` more texts fit; at least 1."""
         return max(1, self.num_waiting + num_texts - self._queue_capacity)
 
     def add(self, request: EncodeRequest, now: float, *, num_bytes: int, is_unsubscribed: bool) -> Job:
@@ -104,7 +104,7 @@ class JobQueue:
         return job
 
     def client_subscribed(self, identity: bytes) -> None:
-        """Move the jobs of an identity to a flow for this identity: a client has subscribed to it."""
+        """Give the jobs of an identity their own flow, because a client has subscribed to this identity."""
         for job in self._unsubscribed.pop(identity, {}).values():
             queue = self._queue_of(job)
             queue.discard(job)
@@ -117,7 +117,7 @@ class JobQueue:
     def fill(self, builder: BatchBuilder) -> None:
         """Move waiting texts into a batch, up to its limits."""
         if self._small and self._large:
-            # A quarter of a batch may be less than one text. What larger requests did not get is added to their
+            # A quarter of a batch may be less than one text. What large requests did not get is added to their
             # share of the next batch.
             self._owed_to_large = min(1.0, self._owed_to_large + _LARGE_SHARE)
             self._owed_to_large -= min(self._owed_to_large, builder.take(self._large, self._owed_to_large))
@@ -132,7 +132,7 @@ class JobQueue:
         return [job for job in self._jobs.values() if job.identity == identity]
 
     def past_deadline(self, now: float) -> list[Job]:
-        """Return the open jobs whose deadline has passed, once each."""
+        """Return the open jobs whose deadline has passed. Each job is returned only once."""
         found = []
         while self._deadlines and self._deadlines[0][0] <= now:
             job = self._jobs.get(heapq.heappop(self._deadlines)[1])
@@ -141,7 +141,7 @@ class JobQueue:
         return found
 
     def close(self, job: Job) -> None:
-        """End a job: done, failed, expired or cancelled."""
+        """End a job that is done, failed, expired or cancelled."""
         self.num_waiting -= job.num_waiting
         self.open_bytes -= job.num_bytes
         if job.is_waiting:
@@ -158,7 +158,7 @@ class JobQueue:
             del self._unsubscribed[job.identity]
 
     def _forget_old_deadlines(self) -> None:
-        """Drop the deadlines of jobs that have ended, when most of the deadlines belong to such jobs."""
+        """If most of the deadlines belong to jobs that have ended, drop those deadlines."""
         if len(self._deadlines) > 2 * len(self._jobs) + 64:
             self._deadlines = [entry for entry in self._deadlines if entry[1] in self._jobs]
             heapq.heapify(self._deadlines)

@@ -12,10 +12,11 @@ from bert_serving.protocol import Rows, Vectors, split_rows
 
 @dataclass(slots=True)
 class JobResult:
-    """What workers have returned for the texts of a job. num_bytes: of the vectors so far.
+    """What workers have returned for the texts of a job.
 
-    rows: one row for each text. ragged: instead of rows, an array for each text, if the vectors came with counts.
-    tokens, offsets: of each text, if the worker sends them. truncated: indices of texts. num_tokens: of each text.
+    num_bytes: size of the vectors that are stored so far. rows: one row for each text. ragged: one array for each
+    text; used instead of `rows` if the vectors come with counts. tokens, offsets: one entry for each text, if the
+    worker sends them. truncated: indices of the truncated texts. num_tokens: one number for each text.
     """
 
     num_texts: int
@@ -31,13 +32,16 @@ class JobResult:
         self.num_tokens = [0] * self.num_texts
 
     def bytes_with(self, vectors: Vectors) -> int:
-        """Return the bytes of the vectors of all texts (with counts: of those so far) after these are added."""
+        """Return the size in bytes of the vectors of all texts.
+
+        If the vectors have counts, only the stored vectors and `vectors` are included: the rest is not known yet.
+        """
         if vectors.counts is not None:
             return self.num_bytes + vectors.rows.nbytes
         return self.num_texts * math.prod(vectors.rows.shape[1:]) * vectors.rows.itemsize
 
     def store(self, start: int, vectors: Vectors) -> None:
-        """Copy the vectors of some texts, of which the first is text `start`."""
+        """Copy the vectors of consecutive texts, beginning with text `start`."""
         stop = start + len(vectors.num_tokens)
         if vectors.counts is None:
             if self.rows is None:
@@ -63,7 +67,7 @@ class JobResult:
         return math.prod(self._padded_shape(length)) * self.ragged[0].itemsize
 
     def padded(self, length: int | None) -> Rows:
-        """Return ragged rows as (B, T, D), padded with zeros. T: `length` or the longest text, if that is more."""
+        """Return ragged rows as (B, T, D), padded with zeros. T: rows of the longest text, at least `length`."""
         assert self.ragged is not None
         rows = np.zeros(self._padded_shape(length), self.ragged[0].dtype)
         for i, of_text in enumerate(self.ragged):

@@ -1,4 +1,4 @@
-"""Finds clients that subscribed too late to receive the reply to their first request. Decides, does no I/O.
+"""Finds clients that subscribed too late to receive the reply to their first request. Does no I/O.
 
 A client sends requests over one connection and subscribes over another, and either may arrive first. The
 outbox holds a reply until a client has subscribed to its identity. But several clients may share an identity.
@@ -7,9 +7,9 @@ subscribed yet, it never gets the reply. Therefore each client's first request i
 its identity. If the subscription arrives after the request, `subscribe` returns the request, and the caller can
 answer it again.
 
-A subscription does not say which client it belongs to, and some clients subscribe and send nothing. So that
-such a subscription is not matched with the request of a later client, it waits for its request for one
-second only. A request waits one minute.
+A subscription does not name its client, and some clients subscribe but send nothing. The subscription of such a
+client must not be matched with the request of a later client. Therefore a subscription waits only one second for
+its request. A request waits one minute for its subscription.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_REQUEST_S = 60.0  # both arrive within milliseconds, unless the network or a machine is very slow
+_REQUEST_S = 60.0  # usually both arrive within milliseconds; the network or a machine may be very slow
 _SUBSCRIPTION_S = 1.0
-_MAX_IDENTITIES = 10_000  # clients can invent any number of identities; beyond the limit the oldest are forgotten
+_MAX_IDENTITIES = 10_000  # clients can invent any number of identities; above the limit, the oldest are forgotten
 _MAX_PER_IDENTITY = 16
 
 
 class LateSubscribers(Generic[T]):
     """Remembers first requests and subscriptions that are not matched yet.
 
-    T: what is remembered of a request. `now` is a monotonic time in seconds.
+    T: what is stored for a request. `now` is a monotonic time in seconds.
     """
 
     def __init__(self) -> None:
@@ -52,11 +52,11 @@ class LateSubscribers(Generic[T]):
 
 
 class _Recent(Generic[T]):
-    """Items by identity, oldest first, each for `within_s` seconds. Limited in number."""
+    """Items by identity, oldest first. Each is kept for `within_s` seconds. Their number is limited."""
 
     def __init__(self, within_s: float) -> None:
         self._within_s = within_s
-        self._items: dict[bytes, deque[tuple[float, T]]] = {}  # in the order of the last addition
+        self._items: dict[bytes, deque[tuple[float, T]]] = {}  # in the order of their last addition
 
     def __len__(self) -> int:
         return len(self._items)

@@ -26,10 +26,10 @@ WORKER_STATES = ("starting", "ready", "stale")
 
 
 class BrokerMetrics:
-    """What the broker counts. All series exist from the start, at zero.
+    """What the broker counts. All series exist from the start, with the value zero.
 
-    latency: from the arrival of a request to its reply. queue: from its arrival until a worker gets its first
-    text. tokenize, compute: the stages of a batch.
+    latency: time from the arrival of a request to its reply. queue: time from the arrival of a request until a
+    worker gets its first text. tokenize, compute: time of each stage of a batch.
     """
 
     def __init__(self, worker_names: Iterable[str] = ()) -> None:
@@ -42,7 +42,7 @@ class BrokerMetrics:
         self.padding = self._counter(
             "padding_tokens", "Padding tokens computed in addition to the tokens of texts"
         )
-        self.truncated = self._counter("truncated_texts", "Texts that were truncated to the longest sequence")
+        self.truncated = self._counter("truncated_texts", "Texts that were truncated because they were too long")
         self.batches = self._counter("batches", "Batches computed")
         self.cancelled = self._counter("cancelled_requests", "Requests whose client disconnected")
         self.dropped_replies = self._counter(
@@ -56,7 +56,7 @@ class BrokerMetrics:
         for code in ERROR_CODES:
             self.errors.labels(code)
         self.latency = self._histogram("request_seconds", "Time from arrival to reply", SECONDS)
-        self.queue = self._histogram("queue_seconds", "Time from arrival to the first worker", SECONDS)
+        self.queue = self._histogram("queue_seconds", "Time until a worker gets the first text", SECONDS)
         self.tokenize = self._histogram("tokenize_seconds", "Time to tokenize a batch", SECONDS)
         self.compute = self._histogram("compute_seconds", "Time to compute a batch", SECONDS)
         self.batch_texts = self._histogram("batch_texts", "Texts in a batch", _SIZES)
@@ -70,11 +70,11 @@ class BrokerMetrics:
         self.outbox_bytes = self._gauge("outbox_bytes", "Bytes of replies that wait for their client")
         self.worker_state = self._gauge(
             "worker_state",
-            "1 for the state that a worker is in; stale: it is ready but has computed nothing for a minute",
+            "1 for the state that a worker is in; stale: a ready worker that has computed nothing for a minute",
             "worker",
             "state",
         )
-        self.busy = self._counter("device_busy_seconds", "Time that the device of a worker has computed", "worker")
+        self.busy = self._counter("device_busy_seconds", "Time for which a worker's device has computed", "worker")
         for name in worker_names:
             self.busy.labels(name)
             self.set_worker_state(name, "starting")

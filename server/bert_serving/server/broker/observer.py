@@ -1,4 +1,4 @@
-"""What the broker reports about requests to others, such as metrics under the names of another server."""
+"""The interface through which the broker reports its requests, for example to TeiMetrics."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from bert_serving.protocol import EncodeRequest, ServingError, Usage
 
 
 class BrokerObserver(Protocol):
-    """Is called once when a request arrives, and once when its reply is known. Must be quick."""
+    """Called once when a request arrives, and once when its reply is known. Must return quickly."""
 
     def request_arrived(self, request: EncodeRequest | None) -> None:
-        """A request for vectors has arrived. None: a message that cannot be read, which will fail."""
+        """A request for vectors has arrived. None: the message cannot be read, so the request will fail."""
 
     def request_done(self, request: EncodeRequest, usage: Usage) -> None:
         """All vectors of a request are computed."""

@@ -1,4 +1,4 @@
-"""Replies that wait for their subscriber. Decides, does no I/O.
+"""Replies that wait for their subscriber. Does no I/O.
 
 A PUB socket drops a message if no client has subscribed to its topic yet, and a client's request often arrives
 before its subscription (20 of 30 new clients lost their first reply that way). So a reply is held here until
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 from bert_serving.protocol import Frames
 
-# The identity that clients choose by default. No UUID is a prefix of another.
+# By default, clients choose a UUID as their identity. No UUID is a prefix of another.
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
-_REPLY_OVERHEAD_BYTES = 1024  # of the Python objects of a reply, so that small replies are limited too
+_REPLY_OVERHEAD_BYTES = 1024  # for the Python objects of a reply, so that many small replies are limited too
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Dropped:
 class Outbox:
     """Holds the replies of each topic in order. `now` is a monotonic time in seconds.
 
-    capacity_bytes: limit for all held replies; beyond it the oldest are dropped, first those without a
-    subscriber. max_age_s: how long a reply is held. substitute: returns the error reply that is sent instead of
-    a dropped reply, from that reply's frames and the reason.
+    capacity_bytes: limit for all held replies; above it, the oldest are dropped, first those without a subscriber.
+    max_age_s: how long a reply is held. substitute: gets the frames of a dropped reply and the reason, and returns
+    the error reply that is sent instead.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Outbox:
         self._substitute = substitute
         self._suffix = b"\0" + secrets.token_bytes(16)
         self._subscribers: Counter[bytes] = Counter()
-        # topic -> its replies, oldest first; never empty. Topics in the order of their first reply.
+        # topic -> its replies, oldest first; at least one. The topics are in the order of their first reply.
         self._without_subscriber: dict[bytes, deque[_Held]] = {}
         self._deliverable: dict[bytes, deque[_Held]] = {}
         self.held_bytes = 0
@@ -71,7 +71,7 @@ class Outbox:
 
     @property
     def is_over_capacity(self) -> bool:
-        """Whether `trim` has something to do."""
+        """Whether the held replies exceed the capacity."""
         return self.held_bytes > self._capacity_bytes
 
     @property
@@ -80,11 +80,12 @@ class Outbox:
         return len(self._subscribers)
 
     def topic_of(self, identity: bytes) -> bytes:
-        """Return the topic of an identity's replies: the identity if it is a UUID, else with a secret suffix.
+        """Return the topic of an identity's replies.
 
-        A SUB socket receives every topic that begins with its subscription. Without the suffix, a client would
-        also get the replies to identities that begin with its own: of two clients named `embedding-client` and
-        `embedding-client-2`, the first got vectors of the second in 46 of 50 calls.
+        The topic of a UUID is the UUID itself; the topic of any other identity has a secret suffix. A SUB socket
+        receives every topic that begins with its subscription. Without the suffix, a client would also get the
+        replies to other identities that begin with its own. For example, a client named `embedding-client` got
+        vectors of a client named `embedding-client-2` in 46 of 50 calls.
         """
         return identity if _UUID.fullmatch(identity) else identity + self._suffix
 
@@ -99,7 +100,10 @@ class Outbox:
         return topic
 
     def unsubscribe(self, identity: bytes) -> bool:
-        """Remove a subscriber; return whether it was the last of its identity. If so, drop its replies."""
+        """Remove a subscriber; return whether it was the last of its identity.
+
+        If it was the last, drop the replies to the identity.
+        """
         topic = self.topic_of(identity)
         if topic not in self._subscribers:
             return False
@@ -128,7 +132,7 @@ class Outbox:
         self.held_bytes += reply.num_bytes
 
     def deliver(self, send: Callable[[Frames], bool]) -> None:
-        """Send the replies that have a subscriber. If `send` returns False, the rest of the topic waits."""
+        """Send the replies that have a subscriber. If `send` returns False, the topic's other replies wait."""
         for topic in list(self._deliverable):
             while topic in self._deliverable and send(self._deliverable[topic][0].frames):
                 self._pop(self._deliverable, topic)
@@ -162,7 +166,7 @@ class Outbox:
         return dropped
 
     def _replace(self, topic: bytes, reason: str) -> bool:
-        """Replace the oldest reply of a topic by an error; return False if all are replaced already."""
+        """Replace the oldest reply of a topic by an error reply; return False if all were replaced already."""
         replies = self._deliverable[topic]
         i = next((i for i, reply in enumerate(replies) if not reply.is_substitute), None)
         if i is None:

@@ -2,7 +2,7 @@
 
     requests   PULL     from clients
     replies    XPUB     to clients, in manual mode: the broker decides which subscriptions are accepted
-    workers    ROUTER   on a private ipc path
+    workers    ROUTER   to and from workers, on a private ipc path
 
 Every receive and send is non-blocking.
 """
@@ -16,9 +16,10 @@ from collections.abc import Iterator
 import zmq
 from bert_serving.protocol import MAX_IDENTITY_BYTES
 
-# An identity and the command name SUBSCRIBE. libzmq keeps a tree node for every byte of a subscription.
+# Room for an identity and the command name SUBSCRIBE. A limit is needed because libzmq keeps a tree node for every
+# byte of a subscription.
 _MAX_SUBSCRIPTION_BYTES = 16 + MAX_IDENTITY_BYTES
-_REPLIES_IN_PIPE = 16  # for each client, inside libzmq; further replies wait in the outbox, limited in bytes
+_REPLIES_IN_PIPE = 16  # for each client, inside libzmq; more replies wait in the outbox, which limits their bytes
 _KEEPALIVE_S = 30  # a silent peer is probed after this time, and disconnected after three probes without reply
 _LINGER_MS = 1_000
 _MESSAGES_PER_STEP = 512
@@ -78,8 +79,8 @@ class Ports:
 
     def _open(self, kind: int) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self._context.socket(kind)
-        # TCP's keepalive instead of ZeroMQ's heartbeats: libzmq 4.3.5 aborts the process when a heartbeat is due
-        # on a socket whose peer has left while more messages wait than the high-water mark.
+        # TCP's keepalive is used instead of ZeroMQ's heartbeats: libzmq 4.3.5 aborts the process if a heartbeat is
+        # due on a socket whose peer has left while more messages wait than the high-water mark allows.
         socket.tcp_keepalive = 1
         socket.tcp_keepalive_idle = _KEEPALIVE_S
         socket.tcp_keepalive_intvl = _KEEPALIVE_S // 3
@@ -89,7 +90,7 @@ class Ports:
 
 def receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
     """Return the next message, or None if there is no message now."""
-    # Looking first takes 1 us; the exception that an empty socket would raise takes 3.
+    # Reading the events first takes 1 us; the exception that an empty socket would raise takes 3 us.
     if not int(socket.get(zmq.EVENTS)) & _POLLIN:
         return None
     try:
@@ -118,8 +119,8 @@ def peer_of(frame: zmq.Frame) -> str:
 def connection_of(frame: zmq.Frame) -> int | None:
     """Return a number for the connection that a frame came from, or None if it is closed.
 
-    The number is the inode of the socket. A file descriptor would be reused by a new connection before the end
-    of the old connection's subscriptions is reported.
+    The number is the inode of the socket. A file descriptor is not usable: a new connection may get the descriptor
+    of an old one before libzmq reports the end of the old connection's subscriptions.
     """
     try:
         return os.fstat(int(frame.get(zmq.SRCFD))).st_ino

@@ -1,4 +1,4 @@
-"""Which client gets which reply, and when: the part of the broker that uses the XPUB socket."""
+"""The part of the broker that uses the XPUB socket: reads subscriptions, and sends replies to their clients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FIRST_REQUEST_ID = b"1"  # bert-serving-client numbers its requests from 1
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """A client has subscribed. missed: a command whose reply was published before, and must be sent again."""
+    """A client has subscribed. missed: a command whose reply was sent too early and must be sent again."""
 
     identity: bytes
     missed: CommandRequest | None
@@ -86,7 +86,7 @@ class Replies:
         return not self._outbox.has_deliverable
 
     def poll_ms(self, timeout_ms: int) -> int:
-        """Return how long the broker may wait for messages: less if a reply must be tried again soon."""
+        """Return how long the broker may wait for messages. The time is short if a reply must be retried."""
         return min(timeout_ms, _RETRY_MS) if self._outbox.has_deliverable else timeout_ms
 
     def has_subscriber(self, identity: bytes) -> bool:
@@ -99,7 +99,7 @@ class Replies:
         """Read the socket; yield the accepted subscriptions, and the identities whose last subscriber left."""
         for message in receive_some(self._socket):
             kind, identity = message[0].bytes[:1], message[0].bytes[1:]
-            if not identity:  # a subscription to it would match all topics
+            if not identity:  # a subscription to an empty topic would match all topics
                 continue
             change: Subscribed | Unsubscribed | None = None
             if kind == b"\x01":
@@ -120,7 +120,8 @@ class Replies:
         topic = self._outbox.subscribe(identity)
         assert topic is not None
         self._socket.setsockopt(zmq.SUBSCRIBE, topic)
-        # A reply that is still held is sent now. If none is held, it was sent to other clients with this identity.
+        # If the reply is still held, it is sent now. If not, it was sent to other clients with this identity, and
+        # this client missed it.
         return Subscribed(identity, missed[0] if missed and not is_held else None)
 
     def _unsubscribe(self, connection: int | None, identity: bytes) -> Unsubscribed | None:
@@ -130,7 +131,7 @@ class Replies:
         return None
 
     def note_request(self, request: EncodeRequest | CommandRequest, now: float) -> None:
-        """Note a request if it is its client's first: a late subscriber may need the reply once more."""
+        """Note a client's first request: if the client subscribes late, the reply may have to be sent again."""
         if request.request_id == _FIRST_REQUEST_ID:
             command = request if isinstance(request, CommandRequest) else None
             self._late_subscribers.note_request(request.identity, command, now)
@@ -149,7 +150,7 @@ class Replies:
         self._outbox.deliver(self._send)
 
     def expire(self, now: float) -> None:
-        """Drop the replies that have waited too long. Does nothing more than once a second."""
+        """Drop the replies that have waited too long. Checks at most once a second."""
         if now >= self._next_expiry:
             self._next_expiry = now + _EXPIRE_EVERY_S
             self._note_dropped(self._outbox.expire(now))

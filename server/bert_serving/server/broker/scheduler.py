@@ -1,17 +1,17 @@
 """Decides which texts go to which worker, and when. Does no I/O and reads no clock.
 
 Rules of this file:
-- A batch holds the texts that wait at the moment when a worker can take it. There is no timer: under load,
+- A batch holds the texts that wait at the moment when a worker can take a batch. No timer delays it: under load,
   batches grow by themselves; an idle server starts at once.
-- A worker has two batches at most: one that it computes, and one ahead. The batch ahead is sent only when it
-  has as many tokens as the batch that is being computed, or half as many as a full batch. Until then, waiting
+- A worker has at most two batches: the one that it computes, and the next one. The next batch is sent only when
+  it has as many tokens as the batch that is being computed, or half as many as a full batch. Until then, waiting
   costs nothing and lets the batch grow.
-- A batch is limited in tokens by time: the tokens that its worker computes in BATCH_S seconds. An urgent text
-  waits no longer than that behind one batch.
-- Which texts go first is decided in job_queue: small requests before large ones, and fairly among flows.
-- The batches of a lost worker return to the front of the queue and become suspects: a worker computes a
-  suspect alone. If a second worker is lost with a suspect, or if a batch raises an error, the batch is split in
-  halves until one text is left. Only the request with that text fails.
+- A batch has at most as many tokens as its worker computes in BATCH_S seconds. So an urgent text waits at most
+  that long for each batch that was sent before it.
+- job_queue.py decides which texts go first: small requests before large ones, and fairly among flows.
+- The batches of a lost worker return to the front of the queue and become suspects. A suspect is sent only to a
+  worker without other batches. If a second worker is lost while it has a suspect, or if a batch raises an error,
+  the batch is split in halves, until one text is left. Only the request with that text fails.
 - Every job ends exactly once: done, failed, expired or cancelled. Later results for it are ignored.
 
 This file knows nothing about sockets, processes or models. All times are monotonic seconds.
@@ -44,7 +44,7 @@ from .estimates import RateEstimate, TokenEstimate
 from .job import Job, Slice
 from .job_queue import JobQueue
 
-BATCH_S = 0.08  # on a CPU 1,000 to 2,000 tokens, which fit into its caches; on a GPU a full micro-batch
+BATCH_S = 0.08  # on a CPU, 1,000 to 2,000 tokens, which fit into its caches; on a GPU, a full micro-batch
 _MIN_BATCH_TOKENS = 256
 _MAX_IN_FLIGHT = 2
 _MAX_LOST_WORKERS = 2
@@ -81,8 +81,9 @@ class _Worker:
 class Scheduler:
     """Owns every job from its arrival to its end.
 
-    queue_capacity: limit for the number of texts that wait, and of texts in one request. queue_bytes: limit for
-    the bytes of all open requests, as received. max_batch_size: limit for the number of texts in a batch.
+    queue_capacity: limit for the number of texts that wait, and for the number of texts in one request.
+    queue_bytes: limit for the bytes of all open requests, as received. max_batch_size: limit for the number of
+    texts in a batch.
     priority_batch_size: requests of up to this many texts overtake larger ones. max_seq_len: limit for the
     estimated tokens of a text. result_bytes: limit for the bytes of the vectors of one request.
     """
@@ -140,12 +141,12 @@ class Scheduler:
         return self._queue.open_bytes
 
     def oldest_age_s(self, now: float) -> float:
-        """Return for how long the oldest request has waited for its first worker; 0 if no request waits."""
+        """Return the age of the oldest request of which no worker has got a text yet; 0 if there is none."""
         return self._queue.oldest_age_s(now)
 
     @property
     def tokens_per_s(self) -> float:
-        """Measured rate of all workers together."""
+        """The measured rates of all workers, added up."""
         return sum(worker.rate.tokens_per_s for worker in self._workers.values())
 
     # -- jobs ------------------------------------------------------------------------------------------
@@ -155,8 +156,8 @@ class Scheduler:
     ) -> Job:
         """Queue a request. Raises PayloadTooLarge or Overloaded.
 
-        num_bytes: its size, as received. is_unsubscribed: no client has subscribed to its identity yet;
-        call `client_subscribed` when one does.
+        num_bytes: size of the request, as received. is_unsubscribed: no client has subscribed to the identity of
+        the request yet; call `client_subscribed` when a client subscribes.
         """
         reason = self._queue.full_because(len(request.texts), num_bytes)
         if reason is not None:
@@ -166,11 +167,11 @@ class Scheduler:
         return self._queue.add(request, now, num_bytes=num_bytes, is_unsubscribed=is_unsubscribed)
 
     def client_subscribed(self, identity: bytes) -> None:
-        """Note that a client has subscribed to an identity, often after its first request."""
+        """Note that a client has subscribed to an identity. Requests with this identity may have come before."""
         self._queue.client_subscribed(identity)
 
     def cancel(self, identity: bytes) -> list[Job]:
-        """End the jobs of a client that disconnected; return them."""
+        """End the jobs of a client that disconnected; return these jobs."""
         jobs = self._queue.jobs_of(identity)
         for job in jobs:
             self._queue.close(job)
@@ -188,20 +189,20 @@ class Scheduler:
         return failures
 
     def fail_all(self, reason: str) -> list[Failure]:
-        """End every job: the server shuts down or has no worker left."""
+        """Fail every job, because the server shuts down or has no worker left."""
         return [self._fail_job(job, Unavailable(reason)) for job in self._queue.jobs]
 
     # -- workers ---------------------------------------------------------------------------------------
 
     def worker_ready(self, name: str, facts: ModelFacts) -> list[Failure]:
-        """Add a worker, or replace the process that had its name; return the jobs that fail."""
-        failures = self.worker_lost(name)  # batches that an earlier process had are lost
+        """Add a worker, or replace an earlier process of the same name; return the jobs that fail."""
+        failures = self.worker_lost(name)  # takes back the batches of an earlier process
         rate = RateEstimate(facts.tokens_per_s)
         self._workers[name] = _Worker(name, facts.max_batch_tokens, rate)
         return failures
 
     def worker_lost(self, name: str) -> list[Failure]:
-        """Remove a worker and take its batches back; return the jobs that fail."""
+        """Remove a worker and take back its batches; return the jobs that fail."""
         worker = self._workers.pop(name, None)
         failures: list[Failure] = []
         for batch in reversed(worker.in_flight.values() if worker else ()):
@@ -210,14 +211,14 @@ class Scheduler:
                 error = WorkerFailed(
                     f"the worker process died {_MAX_LOST_WORKERS} times while it computed this text"
                 )
-                # Each half starts with one lost worker: if another worker dies, it is split again.
+                # Each half starts with one lost worker: if another worker dies with a half, that half is split.
                 failures += self._split(batch, error, num_lost_workers=_MAX_LOST_WORKERS - 1)
             else:
                 self._to_send_again.appendleft(batch)
         return failures
 
     def next_batch(self, name: str, now: float) -> Batch | None:
-        """Return the batch that the worker should get now, if any."""
+        """Return the batch that the worker should get now, or None."""
         worker = self._workers.get(name)
         if worker is None or not worker.can_take(suspect=bool(self._to_send_again)):
             return None
@@ -244,13 +245,13 @@ class Scheduler:
                     yield worker.name, batch
 
     def complete(self, name: str, result: Result, now: float) -> list[Job | Failure]:
-        """Take the result of a batch; return the jobs that end with it."""
+        """Store the result of a batch; return the jobs that end with this batch."""
         batch = self._take_in_flight(name, result.batch_id)
         if batch is None:
             return []
         worker = self._workers[name]
         for ahead in worker.in_flight.values():
-            ahead.sent_at = now  # the worker begins with it now
+            ahead.sent_at = now  # the worker begins to compute this batch now
         self._learn(worker, batch, result)
         ended: list[Job | Failure] = []
         for slice_, part_result in zip(batch.slices, result.part_results, strict=True):
@@ -281,8 +282,8 @@ class Scheduler:
     def overdue(self, now: float, timeout_s: float) -> list[str]:
         """Return the workers whose oldest batch takes longer than the timeout.
 
-        A long text that is not truncated is one batch of more than max_batch_tokens. The time that its extra
-        tokens should take is added to the timeout.
+        A long text that is not truncated may need a batch of more than max_batch_tokens. Then the time that the
+        extra tokens should take is added to the timeout.
         """
         late = []
         for worker in self._workers.values():
@@ -305,7 +306,7 @@ class Scheduler:
         return None
 
     def _merge(self, worker: _Worker) -> InFlightBatch | None:
-        """Return the texts that wait, up to a full batch, or None if the batch should rather grow."""
+        """Return up to a full batch of waiting texts; None if no text waits or the batch should grow first."""
         full = worker.full_batch_tokens
         if worker.in_flight:
             in_work = sum(batch.tokens for batch in worker.in_flight.values())
@@ -318,7 +319,7 @@ class Scheduler:
         return InFlightBatch(builder.slices, builder.tokens)
 
     def _split(self, batch: InFlightBatch, error: ServingError, *, num_lost_workers: int) -> list[Failure]:
-        """Put the halves of a failed batch in front of the queue. If it has a single text, fail the job."""
+        """Put the halves of a failed batch in front of the queue. If the batch has a single text, fail its job."""
         slices = [slice_ for slice_ in batch.slices if slice_.job.is_open]
         num_texts = sum(map(len, slices))
         if num_texts == 0:
@@ -331,7 +332,7 @@ class Scheduler:
         return []
 
     def _take_in_flight(self, name: str, batch_id: int) -> InFlightBatch | None:
-        """Return the record of a batch that its worker has finished; None if it is not known any more."""
+        """Remove and return the record of a batch that its worker has finished; None if there is no record."""
         worker = self._workers.get(name)
         return None if worker is None else worker.in_flight.pop(batch_id, None)
 
@@ -351,7 +352,7 @@ class Scheduler:
     # -- inside: jobs ----------------------------------------------------------------------------------
 
     def _retry_after_ms(self, num_texts: int) -> int:
-        """Return when there will be room for the texts, at the measured rate."""
+        """Return in how many milliseconds there will be room for the texts, at the measured rate."""
         excess, rate = self._queue.excess_texts(num_texts), self.tokens_per_s
         return 1000 if rate == 0 else max(1, round(excess * self._estimate.tokens_per_text / rate * 1000))
 
@@ -366,7 +367,7 @@ class Scheduler:
 
 
 def _error_in_request(rejected: Rejected, slice_: Slice) -> ServingError:
-    """Return the error with the index of the text in its request, not in its part."""
+    """Return the error with the index that the text has in its request, instead of the index in its part."""
     if rejected.index is None:
         return rejected.error
     return type(rejected.error)(f"texts[{slice_.start + rejected.index}]: {rejected.error.message}")

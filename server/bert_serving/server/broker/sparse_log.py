@@ -11,7 +11,7 @@ _EVERY_S = 10.0
 
 
 class SparseLog:
-    """Logs at most one warning in ten seconds, and says how many it skipped."""
+    """Logs at most one warning in ten seconds, with the number of warnings that it skipped before."""
 
     def __init__(self) -> None:
         self._next = 0.0

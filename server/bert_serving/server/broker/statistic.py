@@ -1,8 +1,8 @@
-"""The counts in the `statistic` of SHOW_STATUS, with bert-as-service's names and definitions.
+"""The counts in the field `statistic` of SHOW_STATUS, with bert-as-service's names and definitions.
 
-Counting a request takes constant time, and a report takes limited memory and time. bert-as-service computed its
-report from all requests since its start, so it became slower and slower (its issue 400). This file knows nothing
-about sockets or clocks: times are monotonic seconds that the caller passes.
+Counting a request takes constant time, and a report takes limited memory and time. bert-as-service computed each
+report from all requests since its start, so its reports became slower and slower (bert-as-service issue 400). This
+file knows nothing about sockets or clocks: times are monotonic seconds that the caller passes.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-#: Largest number of clients that are counted one by one. Of clients that were forgotten, only sums are kept.
+#: Largest number of clients that are counted one by one. Beyond it, the least recent clients are forgotten: only a
+#: summary of their counts is kept.
 MAX_CLIENTS = 4096
 
 _NUM_INTERVALS = 200
 _ACTIVE_S = 180.0
-_SHORTEST_S = 1e-6  # otherwise requests at the same time would have an infinite rate, which JSON cannot hold
+_SHORTEST_S = 1e-6  # otherwise two requests at the same time give an infinite rate, which JSON cannot hold
 
 
 class Statistic:
@@ -31,10 +32,11 @@ class Statistic:
         self._num_seq = 0
         self._smallest = 0
         self._largest = 0
-        # As in the original, the first interval begins at the start, so that one request fills all keys.
+        # As in bert-as-service, the first interval begins when the server starts, so that all keys have a value
+        # after one request.
         self._last_data_at = now
         self._intervals: deque[float] = deque(maxlen=_NUM_INTERVALS)
-        # Both in the order of the last request, the oldest first.
+        # Both are ordered by the last request of each client, the oldest first.
         self._requests_of: OrderedDict[bytes, int] = OrderedDict()
         self._data_at: OrderedDict[bytes, float] = OrderedDict()
         self._forgotten = _Forgotten()
@@ -111,12 +113,12 @@ class Statistic:
     def _sizes(self) -> dict[str, float]:
         if not self._num_data:
             return {}
-        # The original counted distinct sizes, of which only one is the smallest and one the largest.
+        # Both counts are 1: bert-as-service counts distinct sizes, and only one is the smallest or the largest.
         return _family("size_per_request", self._num_seq / self._num_data, (self._smallest, 1), (self._largest, 1))
 
 
 class _Forgotten:
-    """How many requests the forgotten clients sent: minimum and maximum, and how many clients had each."""
+    """The smallest and largest number of requests of a forgotten client, and how many clients sent that many."""
 
     def __init__(self) -> None:
         self.num = 0
@@ -141,7 +143,7 @@ def _family_of(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def _family(name: str, avg: float, low: tuple[float, int], high: tuple[float, int]) -> dict[str, float]:
-    """Return the five keys of a name. low, high: (value, how often it occurs)."""
+    """Return the five keys of a name with their values. low, high: (value, how often it occurs)."""
     return {
         f"avg_{name}": avg,
         f"min_{name}": low[0],

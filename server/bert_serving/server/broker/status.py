@@ -19,7 +19,8 @@ from .metrics import BrokerMetrics, value_of
 from .statistic import Statistic
 from .workers import WorkerView
 
-#: Values that bert-as-service reports for settings that were not given; here, the server chooses them itself.
+#: Values that bert-as-service reports for settings that were not given. They are only reported: this server finds
+#: the real values itself.
 _ORIGINAL_DEFAULTS = {"ckpt_name": "bert_model.ckpt", "config_name": "bert_config.json", "num_labels": 2}
 
 
@@ -76,7 +77,7 @@ class StatusReport:
 
 
 def _settings_info(settings: Settings) -> dict[str, object]:
-    """Return the settings under bert-as-service's names, with its types."""
+    """Return the settings under bert-as-service's names, and with the types that it reports."""
     pooling = _default_pooling(settings)
     strategy = PoolingStrategy.__members__.get(pooling.strategies[0]) if len(pooling.strategies) == 1 else None
     return {
@@ -92,7 +93,7 @@ def _settings_info(settings: Settings) -> dict[str, object]:
 
 
 def _default_pooling(settings: Settings) -> Pooling:
-    """Return the pooling of a request that names neither strategy nor layer."""
+    """Return the pooling of a request that chooses neither strategy nor layer."""
     folder = None if settings.model_dir is None else Path(settings.model_dir)
     return PoolingRules.of(settings, None if folder is None else read_sentence_transformers(folder)).default
 
@@ -104,7 +105,8 @@ def _num_gateways(settings: Settings) -> int:
 def _process_info(num_workers: int, *, num_gateways: int, endpoint: str) -> dict[str, object]:
     """Return what bert-as-service reports about its processes and the sockets between them.
 
-    What bert-as-service calls ventilator and sink is one loop in this server. It has one socket to all workers.
+    The ventilator and the sink of bert-as-service are one loop in this server. This loop has one socket to all
+    workers.
     """
     return {
         "num_process": 1 + num_workers + num_gateways,
@@ -122,7 +124,7 @@ def _versions() -> dict[str, object]:
         "python_version": platform.python_version(),
         "pyzmq_version": zmq.pyzmq_version(),
         "zmq_version": zmq.zmq_version(),
-        "tensorflow_version": [],  # in bert-as-service a list of strings; there is no TensorFlow here
+        "tensorflow_version": [],  # in bert-as-service, a list of strings; this server does not use TensorFlow
         "torch_version": _torch_version(),
     }
 

@@ -1,9 +1,9 @@
-"""Which connection has subscribed to which identities. Decides, does no I/O.
+"""Which connection has subscribed to which identities. Does no I/O.
 
-libzmq reports the connection of every subscription. When a connection breaks, libzmq reports only the
-identities that it had subscribed to, not the connection. So all subscriptions are remembered here, also the
-refused ones: when a refused subscription ends, an accepted subscription of another connection to the same
-identity must not be removed.
+libzmq reports the connection of every subscription. But when a connection breaks, libzmq reports only the
+identities that the connection had subscribed to, not the connection itself. Therefore all subscriptions are stored
+here, including the refused ones: when a refused subscription ends, an accepted subscription of another connection
+to the same identity must not be removed.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-_MAX_IDENTITIES = 256  # per connection: a client has one or two, a proxy has one for each client behind it
-# These two limit the memory for all connections together: file descriptors limit the number of connections.
-_MANY = 50_000  # accepted subscriptions of all connections; above it, the limit per connection is the next number
-_MAX_IDENTITIES_IF_MANY = 2
-_MAX_REFUSED = 100_000  # refused subscriptions that are remembered
+_MAX_IDENTITIES = 256  # per connection: a client has one or two, a proxy has one for each of its clients
+# The next two limit the memory for all connections together. File descriptors limit the number of connections.
+_MANY = 50_000  # accepted subscriptions of all connections; above this number, the next limit applies
+_MAX_IDENTITIES_IF_MANY = 2  # per connection
+_MAX_REFUSED = 100_000  # refused subscriptions that are stored
 
 
 class Subscriptions:
-    """Accepts or refuses subscriptions: a connection may have a limited number of them. One for each broker.
+    """Accepts or refuses subscriptions: each connection may have only a limited number of them.
 
-    connection: a number that no other open connection has; None: the connection is closed already.
+    connection: a number that no other open connection has; None: the connection is already closed.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Subscriptions:
             self._refuse(next(self._closed), identity)
             return False
         if connection in self._holders.get(identity, ()):
-            return False  # libzmq will report its end only once
+            return False  # libzmq reports the end of a repeated subscription only once
         limit = _MAX_IDENTITIES if self._total_accepted < _MANY else _MAX_IDENTITIES_IF_MANY
         if self._num_accepted[connection] >= limit:
             self._refuse(connection, identity)
@@ -59,8 +59,8 @@ class Subscriptions:
         """Note the end of a subscription; return whether it had been accepted."""
         holders = self._holders.get(identity, {})
         if connection is None:
-            # It is one of the holders, but it is not known which. Prefer a refused one: if an accepted one were
-            # removed by mistake, its client would get no more replies.
+            # The connection is one of the holders, but it is not known which one. Prefer a refused holder: if an
+            # accepted holder were removed by mistake, its client would get no more replies.
             connection = min(holders, key=holders.__getitem__, default=None)
         if connection is None or connection not in holders:
             return False

@@ -1,8 +1,8 @@
 """Metrics under the names of text-embeddings-inference (TEI), so that dashboards made for TEI work here too.
 
-Counters are exported as untyped, because TEI's names break a rule of Prometheus (a counter ends with `_total`):
-queries ignore the type, promtool checks it. Durations are in seconds. "predict" counts requests for a
-classification head; every other request counts as "embed".
+Counters are exported as untyped: in Prometheus, the name of a counter must end with `_total`, but TEI's names do
+not. Queries ignore the type, but promtool checks it. Durations are in seconds. A request for the outputs of a
+classification head counts as "predict"; every other request counts as "embed".
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PREDICT_STRATEGIES = {"LOGITS", "CLASSIFICATION", "REGRESSION"}
 
 @dataclass(slots=True)
 class _Buckets:
-    """A histogram that can take many values in one call."""
+    """A histogram to which many values can be added in one call."""
 
     bounds: Sequence[float]
     counts: list[int] = field(init=False)
@@ -71,7 +71,7 @@ class _Buckets:
         self.total += sum(values)
 
     def family(self, name: str, documentation: str, *others: _Buckets) -> Metric:
-        """Return the family of the sum of this histogram and the others."""
+        """Return the sum of this histogram and the others as a metric family."""
         all_of_them = (self, *others)
         counts = [sum(column) for column in zip(*(each.counts for each in all_of_them), strict=True)]
         bounds = [*map(floatToGoString, self.bounds), "+Inf"]
@@ -80,9 +80,9 @@ class _Buckets:
 
 
 class TeiMetrics(Collector):
-    """Counts requests as TEI does, as the broker's BrokerObserver.
+    """Counts requests as TEI does. The broker calls it as a BrokerObserver.
 
-    Some metrics of TEI exist in ours under other names; they are copied.
+    Some metrics of TEI exist in BrokerMetrics under other names; those are copied.
     """
 
     def __init__(self, ours: BrokerMetrics) -> None:
@@ -98,13 +98,13 @@ class TeiMetrics(Collector):
         ours.registry.register(self)
 
     def request_arrived(self, request: EncodeRequest | None) -> None:
-        """Count a request. One that cannot be read counts too, so that failures never exceed requests."""
+        """Count a request, even if it cannot be read: there must never be more failures than requests."""
         num_texts = 1 if request is None else len(request.texts)
         self._requests[_method(num_texts)] += 1
         self._counts[_kind(request)] += num_texts
 
     def request_done(self, request: EncodeRequest, usage: Usage) -> None:
-        """Count a request that has its vectors, its times and its tokens."""
+        """Count a request whose vectors are computed, with its times and its tokens."""
         num_texts, kind = len(request.texts), _kind(request)
         self._successes[_method(num_texts)] += 1
         self._done[kind] += num_texts

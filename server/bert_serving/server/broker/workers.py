@@ -31,8 +31,9 @@ _RECENT_FORWARD_S = 60.0  # an idle worker runs its model more often than this
 class WorkerView:
     """What the broker knows about one worker process.
 
-    routing_id: its address; None until it is ready. facts: what it reported then. refusal: why it cannot serve.
-    heard_at: time of its last message, in monotonic seconds.
+    routing_id: address of the worker; None until the worker is ready. facts: what the worker reported when it
+    became ready. refusal: why the worker cannot serve. heard_at: time of the worker's last message, in monotonic
+    seconds.
     """
 
     name: str
@@ -71,7 +72,7 @@ class WorkerView:
 
 
 class Workers:
-    """All workers and the socket to them. Readiness changes only here: by Ready, and by `lost`."""
+    """All workers and the socket to them. A worker is ready from its Ready message until `lost` is called."""
 
     def __init__(self, socket: zmq.Socket[bytes], names: Sequence[str]) -> None:
         self._socket = socket
@@ -99,10 +100,10 @@ class Workers:
         return [view.name for view in self._views.values() if view.is_ready and now - view.heard_at > silent_s]
 
     def messages(self, now: float) -> Iterator[tuple[str, Ready | Result | Failed]]:
-        """Read the socket; yield (worker name, message) for each message that changes what is to be computed."""
+        """Read the socket; yield (worker name, message) for each message that the scheduler needs."""
         while (frames := receive(self._socket)) is not None:
             routing_id = frames[0].bytes
-            name = routing_id.decode().partition("#")[0]  # behind it: the process id
+            name = routing_id.decode().partition("#")[0]  # the rest is the process id
             message = worker_message_from_frames([frame.buffer for frame in frames[1:]])
             view = self._views[name]
             view.heard_at = now

@@ -1,1 +1,1 @@
-"""The HTTP processes."""
+"""The processes that serve HTTP."""

@@ -1,4 +1,6 @@
-"""The gateway process: HTTP in front, an AsyncBertClient behind. No model, no batching, no torch.
+"""The gateway process: serves HTTP, and sends the texts to the broker with an AsyncBertClient.
+
+It has no model, makes no batches and does not load torch.
 
 Routes come from the files in dialects/ (see `_add_dialects`), from stream.py (POST /encode/stream) and from
 operations.py (GET /live, /ready, /metrics).
@@ -49,8 +51,9 @@ def main(
 ) -> None:
     """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
 
-    ready: gets a message when the gateway begins to serve. cors: the origin whose web pages may call; "*" for any.
-    drain_timeout_s: how long requests may continue after SIGTERM. The other arguments: see Service.
+    ready: receives a message when the gateway begins to serve. cors: the origin whose web pages may send requests;
+    "*" allows every origin. drain_timeout_s: how long requests may continue after SIGTERM. For the other
+    arguments, see Service.
     """
     service = Service(
         AsyncBertClient(host, port, port_out, check_length=False),
@@ -81,12 +84,12 @@ async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
         server.should_exit = True
 
     loop.add_reader(parent.sentinel, stop)  # readable once the server process has ended
-    with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises it again, which cancels this task
+    with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again: it cancels this task
         await server.serve(sockets=[http_socket])
 
 
 def create_app(service: Service, *, cors: str = "*", on_ready: Callable[[], None] = lambda: None) -> FastAPI:
-    """Return the HTTP application in front of a service. on_ready: called when it begins to serve."""
+    """Return the HTTP application of a service. on_ready: called when the application begins to serve."""
     app = _empty_app(service, on_ready)
     router = APIRouter()
     _add_dialects(router, service)
@@ -118,9 +121,9 @@ def _empty_app(service: Service, on_ready: Callable[[], None]) -> FastAPI:
 
 
 def _add_dialects(router: APIRouter, service: Service) -> None:
-    """Add the routes of every dialect. To drop a dialect, delete its file and what names it in this file.
+    """Add the routes of every dialect. To remove a dialect, delete its file and every use of its name here.
 
-    Infinity shares /models with OpenAI, and /rerank and /health with TEI: it adds to their replies.
+    Infinity shares /models with OpenAI, and /rerank and /health with TEI: its functions change their replies.
     """
     bert_as_service.add_routes(router, service)
     openai.add_routes(router, service, extra_model_fields=infinity.model_fields)
@@ -136,7 +139,7 @@ def _add_dialects(router: APIRouter, service: Service) -> None:
 
 
 def _add_middleware(app: FastAPI, service: Service, metrics: GatewayMetrics, cors: str) -> None:
-    """Add what every request passes through. The last one added is the outermost."""
+    """Add the middleware that every request passes through. What is added last is the outermost."""
     app.add_middleware(MaxBodySize, max_bytes=service.max_body_bytes, streams=stream.PATHS)
     app.add_middleware(
         CORSMiddleware, allow_origins=[cors], allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]

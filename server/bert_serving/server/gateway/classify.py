@@ -26,7 +26,7 @@ def normalized(logits: Rows) -> Rows:
 
 
 def relevance(logits: Rows, *, raw: bool) -> Rows:
-    """Return the score of each pair, (B,). raw: without the sigmoid.
+    """Return the score of each pair, (B,). raw: return the logits, without the sigmoid.
 
     Raises InvalidRequest if the model has several labels.
     """

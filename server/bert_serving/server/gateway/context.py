@@ -44,7 +44,7 @@ class RequestContext:
         )
 
     async def body(self, model: type[_Body]) -> _Body:
-        """Return the JSON body as an instance of the model. The JSON is parsed once, however often this is called.
+        """Return the JSON body as an instance of the model. Further calls do not parse the JSON again.
 
         Raises UnreadableBody, or Unprocessable with the name of the field.
         """

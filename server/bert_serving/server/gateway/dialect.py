@@ -1,7 +1,7 @@
-"""What all routes have in common: the API key is checked, and errors are worded as the route's clients expect.
+"""What all routes have in common: the check of the API key, and errors in the format that the clients expect.
 
-A dialect is a family of routes that word errors alike. Its handlers get a `RequestContext` and return a Response;
-they report an error by raising a ServingError.
+A dialect is a family of routes with the same format of errors. Its handlers get a `RequestContext` and return a
+Response. To report an error, they raise a ServingError.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Routes that word errors alike.
+    """A family of routes with the same format of errors.
 
     tag: the heading of the routes in /docs. describe_error: returns the HTTP status and the JSON body of an error.
     """
@@ -52,9 +52,9 @@ class Dialect:
         body: type[BaseModel] | None = None,
         is_public: bool = False,
     ) -> None:
-        """Add a handler under each path: POST if it has a body, else GET and HEAD.
+        """Add a handler under each path: for POST if `body` is given, else for GET and HEAD.
 
-        /docs lists the first path, with the handler's docstring. is_public: no API key is required.
+        /docs lists only the first path, with the handler's docstring. is_public: no API key is required.
         """
 
         async def run(request: Request) -> Response:
@@ -82,12 +82,12 @@ class Dialect:
                 check_api_key(context.request, context.service.api_keys)
             return await handler(context)
         except ClientDisconnect:
-            return Response(status_code=400)  # never read: the client disconnected while it sent the body
+            return Response(status_code=400)  # no client reads it: the client disconnected while it sent the body
         except (ServingError, TimeoutError) as exc:
             error = exc
         except asyncio.CancelledError:
             error = Unavailable("the server is shutting down")
-        except Exception:  # here, because the application's own handler does not know the dialect
+        except Exception:  # caught here, because the application's error handler does not know the dialect
             log.exception("cannot handle request path=%s", context.request.url.path)
             error = ServingError("internal error")
         context.request.scope[ERROR_CODE] = getattr(error, "code", Unavailable.code)
@@ -96,7 +96,7 @@ class Dialect:
     def error_response(self, error: ServingError | TimeoutError) -> Response:
         """Return the response that describes the error, with headers that say when to try again."""
         if not isinstance(error, ServingError):
-            error = Unavailable(str(error))  # a TimeoutError: the broker does not answer
+            error = Unavailable(str(error))  # a TimeoutError means that the broker does not answer
         status, content = self.describe_error(error)
         return Response(orjson.dumps(content), status, _error_headers(error), "application/json")
 

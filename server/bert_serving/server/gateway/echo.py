@@ -10,14 +10,14 @@ from bert_serving.protocol import InvalidRequest
 
 
 def echo(raw: bytes, identifier: object) -> orjson.Fragment:
-    """Return the value of "id" in a JSON object as the text that was sent.
+    """Return the value of "id" in a JSON object, unchanged, as JSON text.
 
-    raw: the JSON object. identifier: the value of "id" as it was parsed. Raises InvalidRequest.
+    raw: the JSON object. identifier: the parsed value of "id". Raises InvalidRequest.
     """
     try:
         is_small = isinstance(identifier, int) and identifier.bit_length() < 64
         if not (is_small or isinstance(identifier, str | None)):
-            # Parsing may have rounded a number in it. Parse again, and keep each number as its text.
+            # Parsing may have rounded a number in the id. Parse again, and keep each number as text.
             identifier = json.loads(
                 raw, parse_int=orjson.Fragment, parse_float=orjson.Fragment, parse_constant=_NotJsonValue
             )["id"]

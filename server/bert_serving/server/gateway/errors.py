@@ -1,4 +1,4 @@
-"""Errors of HTTP bodies, and the error response of routes without a dialect that words errors in its own way."""
+"""Errors in HTTP bodies, and bert-as-service's format of errors, which is the default."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Unprocessable(InvalidRequest):
 
 def default_error(error: ServingError) -> tuple[int, object]:
     """Return the status and bert-as-service's error body, {"description", "type", "status"}."""
-    if isinstance(error, UnreadableBody | Unprocessable):  # these are details of this gateway: 400 for both
+    if isinstance(error, UnreadableBody | Unprocessable):  # both are 400 in this format
         error = InvalidRequest(error.message)
     return error.http_status, _body(error.message, type(error).__name__, error.http_status)
 

@@ -14,7 +14,7 @@ class Body(BaseModel):
 
 
 def _texts(value: object) -> list[object]:
-    """Return one text or several, as strings or token ids, as a list. Raises ValueError."""
+    """Return a list of texts (strings or token ids), also if `value` is a single text. Raises ValueError."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list):
@@ -23,7 +23,7 @@ def _texts(value: object) -> list[object]:
 
 
 def _strings(value: object) -> list[object]:
-    """Return one string or several as a list. Raises ValueError."""
+    """Return a list of strings, also if `value` is a single string. Raises ValueError."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list):

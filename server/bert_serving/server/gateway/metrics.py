@@ -21,8 +21,8 @@ class GatewayMetrics:
     """
 
     def __init__(self, routes: Sequence[str]) -> None:
-        # prometheus_client reads PROMETHEUS_MULTIPROC_DIR only once, when any module first imports it. If that was
-        # before the variable was set, metrics would stay in this process. So it has to choose again here.
+        # prometheus_client reads PROMETHEUS_MULTIPROC_DIR only once, when any module first imports it. If the
+        # variable was not set then, metrics would stay in this process. So the variable is read again here.
         values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         self.requests = Counter(
@@ -38,7 +38,7 @@ class GatewayMetrics:
         self.errors = Counter(
             "bert_serving_http_errors", "HTTP requests answered with an error", ["code"], registry=registry
         )
-        # Create every series now: it must be at zero from the start, not appear with its first event.
+        # Create every series now: it must exist with the value zero before its first event.
         for code in ERROR_CODES:
             self.errors.labels(code)
         for route in routes:

@@ -1,4 +1,4 @@
-"""What happens to every HTTP request of any dialect. Plain ASGI: no body is held in memory here."""
+"""What happens to every HTTP request, in all dialects. Plain ASGI: no body is held in memory here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNKNOWN_ROUTE = "other"
 
 
 class CountRequests:
-    """Counts requests by route and status, and adds x-request-id to each response: the caller's, or a new one."""
+    """Counts requests by route and status. Adds x-request-id to each response: the caller's id, or a new one."""
 
     def __init__(self, app: ASGIApp, *, metrics: GatewayMetrics) -> None:
         self._app = app
@@ -58,7 +58,7 @@ class MaxBodySize:
         self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on with a limit on its body."""
+        """Pass a request on with a limit for the size of its body."""
         if scope["type"] != "http" or scope["path"] in self._streams:
             await self._app(scope, receive, send)
             return
@@ -68,7 +68,7 @@ class MaxBodySize:
 
         async def counted() -> Message:
             nonlocal seen
-            if is_too_large:  # raised while the route reads the body: then its dialect formats the error
+            if is_too_large:  # raised when the route reads the body, so that its dialect formats the error
                 raise self._error()
             message = await receive()
             seen += len(message.get("body", b""))

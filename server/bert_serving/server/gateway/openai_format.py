@@ -28,7 +28,7 @@ def list_object(
 
 
 def result_object(service: Service, reply: EncodeReply, kind: str, **results: object) -> dict[str, object]:
-    """Return the object around results. `id` and `created` are not OpenAI's: Infinity's clients require them."""
+    """Return the object around results. Infinity's clients need `id` and `created`; OpenAI's do not."""
     tokens = num_tokens(reply)
     return {
         "object": kind,

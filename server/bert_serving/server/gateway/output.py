@@ -16,8 +16,9 @@ from .errors import Unprocessable
 
 #: float: JSON numbers; base64: the bytes of each vector; raw: the bytes of all vectors; npy: NumPy's file format.
 Container = Literal["float", "base64", "raw", "npy"]
-#: int8: each vector scaled so that its largest component is 127; uint8: int8 plus 128. ubinary: one bit for each
-#: component, 1 if it is above zero; 8 bits form a byte, first component highest. binary: ubinary minus 128.
+#: int8: each vector is scaled so that its largest absolute component is 127; uint8: int8 plus 128. ubinary: one
+#: bit for each component, 1 if the component is above zero; 8 bits form a byte, and the first component is the
+#: highest bit. binary: ubinary minus 128.
 Dtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
@@ -50,7 +51,7 @@ def _accepted(accept: str) -> list[str]:
 
 
 def convert(rows: Rows, dtype: Dtype | None) -> Numbers:
-    """Return vectors (..., D) in the number format, little-endian and contiguous. None keeps their format.
+    """Return vectors (..., D) in the number format, little-endian and contiguous. None keeps the format of `rows`.
 
     Raises Unprocessable if a component is too large for the format.
     """
@@ -70,7 +71,7 @@ def convert(rows: Rows, dtype: Dtype | None) -> Numbers:
 
 
 def encoded(vectors: Numbers, container: Container) -> Numbers | str | list[str]:
-    """Return vectors (B, D), or one vector (D,), as JSON has them: arrays of numbers, or base64 of each vector."""
+    """Return vectors (B, D), or one vector (D,), for JSON: as arrays of numbers, or each vector as base64."""
     if container != "base64":
         return vectors
     if vectors.ndim == 1:

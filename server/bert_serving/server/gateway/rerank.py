@@ -50,9 +50,9 @@ class RerankBody(Body):
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Texts ordered by relevance. places: (index, score), highest score first.
+    """Texts ordered by relevance.
 
-    reply: the reply that the scores were computed from.
+    places: (index of the text in the request, score), highest score first. reply: the reply with the logits.
     """
 
     places: list[tuple[int, float]]

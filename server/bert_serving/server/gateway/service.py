@@ -29,7 +29,7 @@ STATUS_TIMEOUT_S = 5.0
 
 
 class WorkerStatus(TypedDict, total=False):
-    """What the gateway reads of a worker in the broker's status.
+    """The fields of a worker in the broker's status that the gateway reads.
 
     A worker that is not ready has only `name` and `state`. Only models with a classification head have `labels`.
     """
@@ -65,7 +65,7 @@ class ServerStatus(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The model that is served. facts: what a ready worker reports; server: the broker's status at that moment."""
+    """The model that is served. facts: what a ready worker reports. server: the broker's status at that time."""
 
     facts: WorkerStatus
     server: ServerStatus
@@ -90,8 +90,8 @@ class Model:
 class Service:
     """The server behind a gateway.
 
-    model_name: the name of the model in replies. tokenizer_path: a file that the first worker writes. api_keys: a
-    request must have one of them; if there are none, no API key is required.
+    model_name: the name of the model in replies. tokenizer_path: file with the model's tokenizer; the first worker
+    writes this file. api_keys: a request must have one of these keys; if there are none, no API key is required.
     """
 
     client: AsyncBertClient
@@ -103,7 +103,7 @@ class Service:
     _tokenizer: Tokenizer | None = field(default=None, init=False)
 
     async def encode(self, texts: Sequence[object], **options: object) -> EncodeReply:
-        """Return the reply to texts and options that have not been checked, with its usage.
+        """Check the texts and the options; return the reply, including its usage.
 
         Raises ServingError or TimeoutError.
         """
@@ -117,7 +117,7 @@ class Service:
     async def encode_reply(
         self, texts: Sequence[Text], options: EncodeOptions, spans: Sequence[Spans] | None = None
     ) -> EncodeReply:
-        """Return the reply to texts that have been checked, with its usage.
+        """Return the reply to texts that have already been checked, including its usage.
 
         Raises ServingError or TimeoutError.
         """
@@ -127,7 +127,7 @@ class Service:
     async def vectors(self, texts: Sequence[object], **options: object) -> tuple[Rows, EncodeReply]:
         """Return one vector for each text, (B, D) float32, and the whole reply.
 
-        Raises ServingError, TimeoutError, or InvalidRequest if the server's pooling gives several per text.
+        Raises ServingError or TimeoutError; InvalidRequest if the server's pooling gives several vectors per text.
         """
         reply = await self.encode(texts, ragged=True, pairs=False, **options)
         if reply.counts is not None:
@@ -135,10 +135,10 @@ class Service:
                 "this server returns several vectors per text (-pooling_strategy NONE or SPLADE): "
                 "use /encode, /embed_all or /embed_sparse"
             )
-        return reply.rows.astype(np.float32, copy=False), reply  # they are float16 under -fp16
+        return reply.rows.astype(np.float32, copy=False), reply  # float16 under -fp16
 
     async def model(self) -> Model:
-        """Return what is known of the model. Raises Unavailable until a worker has loaded it."""
+        """Return what is known about the model. Raises Unavailable until a worker has loaded it."""
         if self._model is None:
             status = await self.status()
             ready = next((worker for worker in status["workers"] if worker["state"] == "ready"), None)
@@ -158,7 +158,7 @@ class Service:
     async def tokenizer(self) -> Tokenizer:
         """Return the model's tokenizer. Raises Unavailable until a worker has loaded the model."""
         if self._tokenizer is None:
-            from tokenizers import Tokenizer  # only when a request needs it: the import takes memory
+            from tokenizers import Tokenizer  # imported late: it takes memory, and only some requests need it
 
             model = await self.model()
             tokenizer = await asyncio.to_thread(Tokenizer.from_file, str(self.tokenizer_path))

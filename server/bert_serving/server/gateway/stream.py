@@ -1,7 +1,7 @@
-"""POST /encode/stream: one line of JSON in for each text, one line out for each vector, in the same order.
+"""POST /encode/stream: reads one line of JSON for each text, and returns one line for each, in the same order.
 
-Lines are encoded in chunks, a few chunks at once. The body is read only as far as the caller reads the response:
-a caller that stops reading causes no more work, and the memory for one stream is bounded.
+Lines are encoded in chunks, a few chunks at once. The body is read only as fast as the caller reads the response.
+So a caller that stops reading causes no more work, and the memory for one stream is bounded.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ PATHS = frozenset({"/encode/stream"})
 _CHUNK_LINES = 256
 _CHUNK_LINES_OF_TOKENS = 16  # if each line gets many vectors
 _CONTAINERS: tuple[Container, ...] = ("float", "base64")
-_REPLY_OPTIONS = ("ragged", "show_tokens", "show_offsets", "show_usage")  # about a reply as a whole
-_MAX_CHUNKS = 4  # that are computed, or wait to be written
+_REPLY_OPTIONS = ("ragged", "show_tokens", "show_offsets", "show_usage")  # they concern a reply as a whole
+_MAX_CHUNKS = 4  # chunks that are computed or wait to be written
 _MAX_LINE_BYTES = 16 << 20
-_MAX_STALL_S = 60.0  # without the caller reading anything
+_MAX_STALL_S = 60.0  # if the caller reads nothing for this time, the stream is closed
 
 _T = TypeVar("_T", bound=str)
 
-#: The vector or vectors of a text, and whether the text was truncated; or why it has none. Errors are not raised:
-#: a traceback would keep all lines of the chunk in memory.
+#: The vector or vectors of a text, and whether the text was truncated; or the error of a text that has no vector.
+#: Errors are not raised: a traceback would keep all lines of the chunk in memory.
 _Result: TypeAlias = "tuple[Rows, bool] | ServingError"
 
 
@@ -66,7 +66,7 @@ class Line(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A line after it was parsed. error: why it has no text."""
+    """A line after it was parsed. error: why the line has no text."""
 
     line_id: object
     text: Text | None
@@ -119,10 +119,10 @@ async def encode_stream(context: RequestContext) -> Response:
 
 
 class _StreamResponse(Response):
-    """A response that is sent while the body is still received.
+    """A response that is sent while the body is still being received.
 
-    Starlette's StreamingResponse reads from the body to notice that the caller disconnects. The handler reads it
-    too, so some lines would be lost.
+    Starlette's StreamingResponse also reads from the body, to notice when the caller disconnects. The handler
+    would lose the lines that StreamingResponse reads.
     """
 
     media_type = "application/x-ndjson"
@@ -134,7 +134,7 @@ class _StreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        # To return before the last message closes the connection, which tells the caller that lines are missing.
+        # Returning before the last message closes the connection. This tells the caller that lines are missing.
         async with aclosing(self._pieces) as pieces:
             try:
                 async for piece in pieces:

@@ -1,4 +1,4 @@
-"""bert-as-service's HTTP, extended: POST /encode, GET /status/server, GET /status/client."""
+"""bert-as-service's HTTP routes, extended: POST /encode, GET /status/server, GET /status/client."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class EncodeBody(BaseModel):  # it only documents the route: `_parse` does the c
         examples=[{"pooling_strategy": ["REDUCE_MEAN", "CLS_TOKEN"], "normalize": True}],
     )
     spans: list[list[tuple[int, int]]] | None = Field(
-        None, description="for each text, [start, end] in characters: one vector for each (late chunking)"
+        None, description="per text, spans [start, end] in characters; one vector for each span (late chunking)"
     )
     encoding_format: Container | None = None
     output_dtype: Dtype | None = None
@@ -63,7 +63,7 @@ class EncodeBody(BaseModel):  # it only documents the route: `_parse` does the c
 
 @dataclass(frozen=True, slots=True)
 class _Encode:
-    """A body of /encode that has been checked. identifier: its "id", as it will be returned."""
+    """A body of /encode that has been checked. identifier: the "id" of the body, as it is returned."""
 
     identifier: orjson.Fragment
     texts: Sequence[Text]
@@ -106,7 +106,7 @@ async def status_server(context: RequestContext) -> Response:
 async def status_client(context: RequestContext) -> Response:
     """Return the state of the client that this gateway process uses."""
     status = context.service.client.status
-    status["identity"] = list(status["identity"])  # a list of integers, as in the original
+    status["identity"] = list(status["identity"])  # a list of integers, as in bert-as-service
     status["pending_request"] = sorted(status["pending_request"])
     return await context.json({**status, "status": 200})
 
@@ -132,7 +132,7 @@ async def _json_of(context: RequestContext) -> bytes:
     """Return the JSON body, or a form converted to JSON."""
     raw = await context.raw()
     kind = context.request.headers.get("content-type", "")
-    # curl -d declares every body as a form, also JSON.
+    # curl -d declares every body as a form, even if the body is JSON.
     if not kind.startswith(_FORMS) or raw.lstrip().startswith(b"{"):
         return raw
     if "content-encoding" in context.request.headers:
@@ -142,7 +142,7 @@ async def _json_of(context: RequestContext) -> bytes:
         if not all(isinstance(value, str) for _, value in form.multi_items()):
             raise InvalidRequest("a form must contain only text fields, got a file")
         fields: dict[str, object] = {name: form[name] for name in form if name != "texts"}
-        if "texts" in form:  # this field may be repeated: one text in each
+        if "texts" in form:  # this field may be repeated, with one text each time
             fields["texts"] = form.getlist("texts")
     if isinstance(flag := fields.get("is_tokenized"), str):
         fields["is_tokenized"] = flag.strip().lower() not in ("", "0", "false", "no")

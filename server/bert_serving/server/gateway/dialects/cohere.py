@@ -23,7 +23,7 @@ from ..usage import num_chars, num_tokens, usage_headers
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 
 _SIDES = {"NONE": "error", "START": "left", "END": "right"}
-#: Names of prompts in models' configurations, for each of Cohere's input types.
+#: The names that models use for their prompts, by Cohere's input type.
 _PROMPTS = {"search_query": ("query",), "search_document": ("document", "passage")}
 
 
@@ -57,7 +57,7 @@ class EmbedBody(Body):
 
     @property
     def strings(self) -> list[str]:
-        """The texts, from `texts` or else from `inputs`."""
+        """The texts: `texts`, or else the texts of `inputs`."""
         return self.texts or [" ".join(part.text or "" for part in each.content) for each in self.inputs or ()]
 
 
@@ -117,7 +117,7 @@ def _meta(reply: EncodeReply) -> dict[str, object]:
 
 
 def _describe_error(error: ServingError) -> tuple[int, object]:
-    # Cohere returns 400 also for bodies that other dialects reject with 422.
+    # Cohere returns 400 even for bodies that other dialects reject with 422.
     status = InvalidRequest.http_status if isinstance(error, Unprocessable) else error.http_status
     return status, {"id": str(uuid.uuid4()), "message": error.message}
 

@@ -1,6 +1,6 @@
-"""Infinity's POST /classify, and what Infinity's clients expect of routes that belong to OpenAI and TEI.
+"""Infinity's POST /classify, and what Infinity's clients expect from routes that belong to OpenAI and TEI.
 
-Those routes get the additions through their `add_routes`: app.py passes them.
+app.py passes these additions to the `add_routes` of OpenAI and TEI.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..usage import num_chars, usage_headers
 
 INFINITY = Dialect("Infinity", describe_error)
 
-#: Infinity's names for what a kind of model can do.
+#: Infinity's names for what each kind of model can do.
 _CAPABILITIES = {
     "embedding": ["embed"],
     "splade": ["embed_sparse"],
@@ -65,7 +65,7 @@ def ranking_content(service: Service, body: RerankBody, ranking: Ranking) -> dic
 
 
 async def model_fields(service: Service) -> Mapping[str, object]:
-    """Return the fields of an entry of /models. Raises Unavailable until a worker has loaded the model."""
+    """Return what Infinity adds to an entry of /models. Raises Unavailable until a worker has loaded the model."""
     model, status = await service.model(), await service.status()
     return {
         "owned_by": "infinity",  # Infinity's client accepts no other owner
@@ -81,5 +81,5 @@ async def model_fields(service: Service) -> Mapping[str, object]:
 
 
 def health_fields() -> Mapping[str, object]:
-    """Return the fields of /health: the time in seconds since 1970."""
+    """Return what Infinity adds to /health: the time in seconds since 1970."""
     return {"unix": time.time()}

@@ -1,4 +1,4 @@
-"""Ollama's /api/embed."""
+"""Ollama's routes: POST /api/embed, POST /api/embeddings, GET /api/tags."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def embed(context: RequestContext) -> Response:
 
 
 async def old_embed(context: RequestContext) -> Response:
-    """Return the vector of a prompt, not normalized. Ollama had this route before /api/embed."""
+    """Return the vector of a prompt, not normalized. This is Ollama's older route, from before /api/embed."""
     body = await context.body(OldEmbedBody)
     rows, reply = await context.service.vectors([body.prompt])
     return await context.json({"embedding": rows[0]}, headers=usage_headers(reply, len(body.prompt)))
@@ -69,7 +69,7 @@ async def tags(context: RequestContext) -> Response:
 
 
 def _describe_error(error: ServingError) -> tuple[int, object]:
-    # Ollama returns 400 also for bodies that other dialects reject with 422.
+    # Ollama returns 400 even for bodies that other dialects reject with 422.
     status = InvalidRequest.http_status if isinstance(error, Unprocessable) else error.http_status
     return status, {"error": error.message}
 

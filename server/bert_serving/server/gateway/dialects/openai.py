@@ -24,7 +24,7 @@ class EmbeddingsBody(Body):
     model: object = None
     encoding_format: Container | None = None
     output_dtype: Dtype | None = None
-    # Infinity's client sends 0 for all components, and LiteLLM sends output_dimension to Infinity.
+    # 0 from Infinity's client means all components. LiteLLM sends output_dimension to Infinity servers.
     dimensions: Annotated[Dimensions, BeforeValidator(lambda value: None if value == 0 else value)] = Field(
         None, validation_alias=AliasChoices("dimensions", "output_dimension")
     )
@@ -58,7 +58,7 @@ async def embeddings(context: RequestContext) -> Response:
     body = await context.body(EmbeddingsBody)
     container = container_for(context.request.headers, body.encoding_format)
     rows, reply = await context.service.vectors(body.input, normalize=True, dimensions=body.dimensions)
-    vectors = convert(rows, body.output_dtype or "float32")  # clients read base64 as float32, also under -fp16
+    vectors = convert(rows, body.output_dtype or "float32")  # clients decode base64 as float32, even under -fp16
     headers = usage_headers(reply, num_chars(body.input))
     if (response := binary_response(vectors, container, headers)) is not None:
         return response

@@ -1,4 +1,4 @@
-"""Hugging Face text-embeddings-inference: /embed, /rerank, /predict and others, and POST / for all of them."""
+"""Hugging Face text-embeddings-inference: /embed, /rerank, /predict and others. POST / chooses among them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class SimilarityBody(Body):
 
 
 class _Inputs(NamedTuple):
-    """The inputs of /predict. is_single: the body has one text or pair, not a list; so has the reply."""
+    """The inputs of /predict. is_single: the body has one text or pair instead of a list."""
 
     texts: list[Text]
     is_single: bool
@@ -107,7 +107,7 @@ def _predict_inputs(value: object) -> _Inputs:
 
 
 class PredictBody(_Truncating):
-    # An _Inputs, declared as object: before Python 3.12, pydantic refuses TextPair, which is a typing.TypedDict.
+    # An _Inputs. Declared as object, because before Python 3.12 pydantic refuses TextPair, a typing.TypedDict.
     inputs: Annotated[
         object, BeforeValidator(_predict_inputs), WithJsonSchema({}), Field(examples=["I like it", [["a", "b"]]])
     ]
@@ -130,7 +130,7 @@ class DecodeBody(Body):
 
 
 class AnyBody(Body):
-    """The body of POST /: that of /embed, /embed_sparse, /similarity, /rerank or /predict."""
+    """The body of POST /: a body of /embed, /embed_sparse, /similarity, /rerank or /predict."""
 
     inputs: object = None
     query: str | None = None
@@ -156,7 +156,7 @@ def add_routes(
     documents_content: RankingContent = _ranking_content,
     extra_health_fields: Callable[[], Mapping[str, object]] = _no_fields,
 ) -> None:
-    """Add the routes to the router. The other arguments: see SharedHandlers."""
+    """Add the routes to the router. For the other arguments, see SharedHandlers."""
     shared = SharedHandlers(documents_content, extra_health_fields)
     routes: list[tuple[str, Handler, type[Body]]] = [
         ("/embed", embed, EmbedBody),
@@ -177,10 +177,10 @@ def add_routes(
 
 @dataclass(frozen=True, slots=True)
 class SharedHandlers:
-    """Handlers of routes that another dialect shares.
+    """Handlers of routes that TEI shares with another dialect.
 
-    documents_content: the reply of /rerank to a body that names its texts "documents". extra_health_fields: what
-    the other dialect adds to /health.
+    documents_content: returns the reply of /rerank to a body that has its texts in "documents".
+    extra_health_fields: returns what the other dialect adds to /health.
     """
 
     documents_content: RankingContent
