@@ -1,5 +1,5 @@
-"""Benchmarks that measure side by side. Start one in the repository's root: `python -m benchmarks.NAME`.
+"""Benchmarks. Start one in the root of the repository with `python -m benchmarks.NAME`.
 
-common.py and device.py hold what they share. They also use tests/support, for a started server, small models and
+The benchmarks share common.py and device.py. From tests/support they take a running server, small models and
 sentences.
 """

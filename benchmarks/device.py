@@ -1,4 +1,4 @@
-"""What a device can do: its name, a clock that waits for it, and the time of a model's matrix products on it."""
+"""A device's name, a clock that waits for its work, and the time that a model's matrix products take on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.common import cpu_name, seconds
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a model: the width of its hidden states and of its feed-forward layers, and its layers."""
+    """Sizes of a model: the widths of its hidden states and its feed-forward layers, and its number of layers."""
 
     hidden: int
     inner: int
@@ -23,7 +23,7 @@ class Shape:
 
 
 def device_seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that the call takes, with the work that it queues on a CUDA device."""
+    """Return the seconds that the call takes, including the work that it queues on a CUDA device."""
 
     def run_to_the_end() -> None:
         run()
@@ -42,7 +42,7 @@ def device_name(device: torch.device) -> str:
 
 @torch.inference_mode()
 def matmul_seconds(dtype: torch.dtype, num_tokens: int, shape: Shape, device: torch.device) -> float:
-    """Return the seconds that the model's matrix products take for this number of tokens, at the best rate."""
+    """Return the seconds that the model's matrix products take for this number of tokens at the best rate."""
     row = 2048 if device.type == "cpu" else 16384  # tokens in a micro-batch of the encoder
     total = 0.0
     sizes = ((shape.hidden, shape.hidden, 4), (shape.hidden, shape.inner, 1), (shape.inner, shape.hidden, 1))

@@ -2,11 +2,11 @@
 
     python -m benchmarks.encoder [--rounds 3] [--texts 1024] [--shape demo|base] [--device cpu|cuda:0]
 
-Each way of encoding gets the same sentences of mixed natural length. All run in one process and take turns; each
-figure is the median of the rounds. The column "of the bound" compares with the time for the model's matrix
-products alone, at the best rate that the device reaches on matrices of the same shapes and dtype, with PyTorch's
-plain product or (on a CPU) oneDNN's with prepacked weights. --shape base uses random weights in the shape of
-BERT-base.
+Each way of encoding gets the same sentences, whose lengths differ as in natural text. All ways run in one process
+and take turns; each figure is the median of the rounds. The column "of the bound" is the time of the model's
+matrix products alone, as a fraction of the measured time. For this bound, the matrix products run at the best rate
+that the device reaches with the same shapes and dtype, with PyTorch's plain product or, on a CPU, with oneDNN's
+product and prepacked weights. --shape base uses a model with the shape of BERT-base and random weights.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from tests.support.sentences import sentences
 
 Way = Callable[[list[str]], object]
 
-SINGLE_CHARS = range(40, 121)  # lengths of the sentences that are also timed one by one
+SINGLE_CHARS = range(40, 121)  # the lengths, in characters, of sentences that are also timed one by one
 
 
 def padded_transformers(folder: Path, device: torch.device) -> Way:
-    """Return plain Transformers, as its users call it: sorted by length, batches of 32, mean pooling."""
+    """Return plain Transformers, as many programs use it: texts sorted by length, batches of 32, mean pooling."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval().to(device)
 
@@ -111,7 +111,7 @@ def compare(folder: Path, texts: list[str], rounds: int, device: torch.device) -
 
 
 def main() -> None:
-    """Print the table of the shape that the command line names."""
+    """Print the table for the shape that is given on the command line."""
     transformers_logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)

@@ -109,7 +109,7 @@ class Load:
 
     @property
     def message(self) -> bytes:
-        """The request as it goes over the connection."""
+        """The bytes of the HTTP request."""
         body = json.dumps(self.body).encode()
         head = (
             f"POST {self.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -119,7 +119,7 @@ class Load:
 
 
 async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
-    """Send requests over several connections; return the number of responses, and the bytes of their bodies."""
+    """Send requests over several connections; return the number of responses and of bytes in their bodies."""
     message, until = load.message, time.perf_counter() + seconds
     done = [0, 0]
 
@@ -145,7 +145,7 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
 
 
 def main() -> None:
-    """Start broker, double and gateways, and print a row for each load."""
+    """Start the broker, the fake worker and the gateways, and print a row for each load."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0, help="duration of each measurement")
     parser.add_argument("--http_workers", type=int, default=1)

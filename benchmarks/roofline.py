@@ -2,10 +2,10 @@
 
     python -m benchmarks.roofline [--shape base|minilm] [--device cpu|cuda:0] [--seconds 1]
 
-It needs no network: weights and token ids are random, in the shape of BERT-base or MiniLM. It prints the rates of
-the device for matrix products and for copying. For each dtype, length and batch size it prints tokens/s, and the
-time for the matrix products alone as a fraction of the time taken. It also prints the rate of the tokenizer alone,
-and a profile of a batch of mixed lengths.
+It needs no network: the model has the shape of BERT-base or MiniLM, and its weights and the token ids are random.
+It prints the rates of the device for matrix products and for copying. For each dtype, length and batch size it
+prints tokens/s, and the time of the matrix products alone as a fraction of the whole time. It also prints the rate
+of the tokenizer alone, and a profile of a batch of mixed lengths.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def random_tasks(encoder: Encoder, lengths: list[int]) -> list[PreparedText]:
 
 
 def rate(run: Callable[[], object], device: torch.device, limit_s: float) -> float:
-    """Return the median duration of a run in seconds. Repeats it for about limit_s seconds."""
+    """Return the median duration of a run in seconds. Repeats the run for about limit_s seconds."""
     run()
     times: list[float] = []
     end = time.perf_counter() + limit_s
@@ -65,7 +65,7 @@ def rate(run: Callable[[], object], device: torch.device, limit_s: float) -> flo
 
 
 def copy_rate(device: torch.device, limit_s: float) -> float:
-    """Return the bytes/s of a copy, read and written bytes together."""
+    """Return the bytes/s of a copy. Bytes read and bytes written both count."""
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * COPY_BYTES / rate(partial(target.copy_, source), device, limit_s)

@@ -3,8 +3,8 @@
     make docs                                    writes the files
     python docs/build_reference.py --check       exits with 1 if a file is not current
 
-The client's page lists what `bert_serving.client` exports. How a docstring becomes Markdown: a line
-`name, name: text` becomes an item of a list, an example with `>>>` a code block, all else paragraphs.
+The client's page lists what `bert_serving.client` exports. In a docstring, a line `name, name: text` becomes a
+list item, an example with `>>>` or an indented block becomes a code block, and all other text becomes paragraphs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LINE_LENGTH = 100
 QUOTES = "\"'"
 
 CLIENT = "bert_serving.client"
-# Looked up by name, in whichever module they are defined.
+# These names are searched for in all modules.
 OPTIONS = ("EncodeOptions",)
 TYPES = ("Text", "Texts", "TextPair", "Spans", "Rows", "Tokens")
 ENCODER = ("Encoder", "EncodingError", "ModelError")
@@ -86,7 +86,7 @@ def _is_variant(client: griffe.Class) -> bool:
 
 
 def find(module: griffe.Module, name: str) -> griffe.Object:
-    """Return what some module of the package defines at its top level under this name."""
+    """Return the class or attribute with this name that a module of the package defines at its top level."""
     for member in module.members.values():
         if isinstance(member, griffe.Module):
             with suppress(LookupError):
@@ -142,7 +142,7 @@ def _class_blocks(found: griffe.Class, heading: str, on_page: Collection[str]) -
 
 
 def _members(found: griffe.Class, on_page: Collection[str]) -> Iterator[griffe.Object]:
-    """Yield the public members with a docstring, and those that it has from a base that is not on the page."""
+    """Yield the public members with a docstring, including those inherited from a base that is not on the page."""
     inherited = {name: each for name, each in found.inherited_members.items() if name not in found.members}
     for member in map(_target, {**found.members, **inherited}.values()):
         owner = member.parent.path if member.parent else ""
@@ -208,12 +208,12 @@ def _arguments(function: griffe.Function) -> Iterator[str]:
 
 
 def _code(text: str) -> str:
-    quoted = re.sub(r"'([^'\"]*)'", r'"\1"', text)  # as ruff writes strings
+    quoted = re.sub(r"'([^'\"]*)'", r'"\1"', text)  # double quotes, as in the code
     return f"```python\n{quoted}\n```"
 
 
 def markdown(docstring: griffe.Docstring | None, names: Collection[str]) -> Iterator[str]:
-    """Yield the blocks of a docstring as Markdown. names: arguments and fields that it may describe."""
+    """Yield the blocks of a docstring as Markdown. names: arguments and fields that can have a description."""
     for block in re.split(r"\n\s*\n", docstring.value.strip()) if docstring else ():
         lines = block.splitlines()
         if lines[0].startswith(">>>"):
@@ -225,7 +225,7 @@ def markdown(docstring: griffe.Docstring | None, names: Collection[str]) -> Iter
 
 
 def _split(lines: Sequence[str], names: Collection[str]) -> Iterator[str]:
-    """Yield the lines, broken before a description of an argument that begins inside a line."""
+    """Yield the lines. A line is split where the description of an argument begins inside it."""
     inside = "|".join(sorted(map(re.escape, names))) or "(?!)"
     for line in lines:
         *described, last = re.split(rf"(?<=[.;]) (?=(?:{inside})(?:, \w+)*: )", line.rstrip())
@@ -252,7 +252,7 @@ def _items(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _escape(text: str) -> str:
-    """Escape what Markdown would read as markup outside of code."""
+    """Escape characters outside of code that Markdown would read as markup."""
     parts = text.split("`")
     parts[::2] = [re.sub(r"([*<])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts)

@@ -1,4 +1,4 @@
-"""What the examples share: the ports of a server, and sentences that come with every Python."""
+"""What the examples share: the ports of a server, and sentences from the manual that comes with Python."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TypedDict
 
 
 class Ports(TypedDict):
-    """The ports of a server, as BertClient takes them."""
+    """The ports of a server, as arguments of BertClient."""
 
     port: int
     port_out: int
 
 
 def ports(description: str | None) -> Ports:
-    """Return the ports that the command line names."""
+    """Return the ports that are given on the command line, or the default ports."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-port", type=int, default=5555)
     parser.add_argument("-port_out", type=int, default=5556)
@@ -34,6 +34,6 @@ def free_ports() -> tuple[int, int]:
 
 
 def python_sentences() -> list[str]:
-    """Return some thousand sentences of Python's manual."""
+    """Return about 3,000 sentences of Python's manual."""
     text = re.sub(r"\s+", " ", " ".join(topics.values()))
     return [s.strip() for s in re.split(r"(?<=[.!?]) ", text) if 20 <= len(s) <= 300]

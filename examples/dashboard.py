@@ -2,8 +2,8 @@
 
     bert-serving-start -http_port 8125 & python examples/dashboard.py [http://127.0.0.1:8125] [-every SECONDS]
 
-It reads /status/server. With -every it then prints a line at each interval: requests and clients, which were the
-two charts of the page. The command bert-serving-status prints a more detailed table.
+It reads /status/server. With -every it then prints a line at each interval, with the numbers of requests and
+clients, which the page showed as charts. The command bert-serving-status prints a more detailed table.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def cards(status: dict[str, Any]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", nargs="?", default="http://127.0.0.1:8125")
-    parser.add_argument("-every", type=float, metavar="SECONDS", help="print a line this often; the page used 60")
+    parser.add_argument("-every", type=float, metavar="SECONDS", help="time between lines; the page used 60")
     args = parser.parse_args()
     status = read(args.url)
     for title, value in cards(status).items():

@@ -31,7 +31,7 @@ def main() -> None:
     with BertClient(**ports(__doc__)) as client:
         questions = client.encode(QUESTIONS, normalize=True)
         for asked in ASKED:
-            scores = questions @ client.encode([asked], normalize=True)[0]  # cosines: all have length 1
+            scores = questions @ client.encode([asked], normalize=True)[0]  # cosines: all vectors have length 1
             best = np.argsort(-scores)[:2]
             print(f"{asked!r}")
             for i in best:

@@ -30,7 +30,7 @@ def main() -> None:
         for batch in batches():
             client.encode(batch, blocking=False)
         for response in client.fetch():
-            print(f"request {response.id} is there: {response.embedding.shape}")
+            print(f"request {response.id} has arrived: {response.embedding.shape}")
 
         vectors = sum(len(response.embedding) for response in client.encode_async(batches()))
         print("streamed, while another thread sends:", vectors)

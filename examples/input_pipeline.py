@@ -2,7 +2,7 @@
 
     bert-serving-start & python examples/input_pipeline.py [-port 5555] [-port_out 5556]
 
-It prints the shape of each batch, in order. The loop in `main` takes the place of the training: PyTorch's
+It prints the shape of each batch, in order. The loop in `main` stands for the training. PyTorch's
 DataLoader, or any other consumer of an iterator, works the same way.
 """
 

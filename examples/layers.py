@@ -2,8 +2,8 @@
 
     python examples/layers.py
 
-For each layer it starts a server, encodes sentences about two subjects, and prints the distance of the
-subjects on the first principal component, divided by their spread.
+For each layer it starts a server, encodes sentences about two subjects, and prints the distance
+between the subjects' means on the first principal component, divided by the subjects' spread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LAYERS = range(-1, -7, -1)  # all layers of the demo model; a BERT-base has 12
 
 
 def separation(vectors: np.ndarray, is_first: np.ndarray) -> float:
-    """Return the distance of two classes' means, divided by their spread, on the axis of the largest variance."""
+    """Return the distance between two classes' means, divided by the spread, on the axis of largest variance."""
     centred = vectors - vectors.mean(0)
     axis = np.linalg.svd(centred, full_matrices=False)[2][0]
     along = centred @ axis

@@ -2,8 +2,8 @@
 
     bert-serving-start & python examples/multicast.py [-port 5555] [-port_out 5556]
 
-It prints how many replies each subscriber received. A reply reaches only those who have subscribed before it is
-sent, so the subscribers connect before the first request.
+It prints how many replies each subscriber received. A reply reaches only subscribers that have subscribed
+before the reply is sent, so they connect before the first request.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
         while listener.poll(500):
             frames = listener.recv_multipart()
             heard += len(frames) == 4  # vectors; the reply to the client's version check has three frames
-        print(f"listener {number} heard {heard} replies")
+        print(f"listener {number} received {heard} replies")
         listener.close()
 
 

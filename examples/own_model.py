@@ -1,4 +1,4 @@
-"""Defines an architecture that Transformers does not know. As a script, it encodes two sentences without a server.
+"""Defines an architecture that Transformers does not know. Run as a script, it encodes sentences without a server.
 
     python examples/own_model.py
 
@@ -7,7 +7,7 @@ checkpoint:
 
     bert-serving-start -model_dir FOLDER -model_module examples/own_model.py
 
-The worker imports this file before it loads FOLDER, whose config.json says `"model_type": "pyramid"`.
+The worker imports this file before it loads FOLDER, whose config.json contains `"model_type": "pyramid"`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 
 class PyramidConfig(PreTrainedConfig):
-    """The server reads `num_hidden_layers` and `max_position_embeddings`; without the latter it assumes 512."""
+    """The config of PyramidModel.
+
+    The server reads `num_hidden_layers` and `max_position_embeddings`; if the latter is missing, it assumes 512.
+    """
 
     model_type = "pyramid"
 

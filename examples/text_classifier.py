@@ -2,7 +2,7 @@
 
     bert-serving-start & python examples/text_classifier.py [-port 5555] [-port_out 5556]
 
-The labelled texts are in this file. They are few, and the training takes about a second.
+The labelled texts are in this file. There are only a few, so the training takes about a second.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gets a vector for each token and compares those of one word in three sentences. Needs a server.
+"""Gets a vector for each token and compares the vectors of one word in three sentences. Needs a server.
 
 bert-serving-start & python examples/token_vectors.py [-port 5555] [-port_out 5556]
 """
@@ -26,7 +26,7 @@ def main() -> None:
             vector = found.vectors[at]
             banks.append(vector / np.linalg.norm(vector))
         rivers, money = banks[0] @ banks[1], banks[0] @ banks[2]
-        print(f"bank and bank by the water: {rivers:.2f}; by the water and for money: {money:.2f}")
+        print(f"cosine of two banks of a river: {rivers:.2f}; of a river bank and a money bank: {money:.2f}")
 
         # As in bert-as-service: one array, with zeros after the end of shorter sentences.
         print("as one padded array:", client.encode(SENTENCES, pooling_strategy="NONE").shape)

@@ -1,4 +1,4 @@
-"""Writes vectors to a file batch by batch, and reads one without loading the file whole. Needs a server.
+"""Writes vectors to a file batch by batch, and reads one without loading the whole file. Needs a server.
 
     bert-serving-start & python examples/vectors_on_disk.py [-port 5555] [-port_out 5556]
 
@@ -28,7 +28,7 @@ def main() -> None:
         file.flush()
         again = np.load(path, mmap_mode="r")
         same = np.allclose(again[123], client.encode([sentences[123]])[0], atol=0.01)
-        print(f"{len(file)} vectors written, {again.shape} read, number 123 is its sentence's: {same}")
+        print(f"{len(file)} vectors written, {again.shape} read, vector 123 belongs to sentence 123: {same}")
 
 
 if __name__ == "__main__":

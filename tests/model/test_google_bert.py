@@ -144,7 +144,7 @@ def test_google_weights_load_with_a_transformers_config(google: Path, reference:
     assert np.array_equal(encode(google), expected)
     config = json.loads((google / "config.json").read_text()) | {"model_type": "electra"}
     (google / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="must be of model type bert, the config is of electra"):
+    with pytest.raises(ModelError, match="must be of model type bert, the config has electra"):
         encode(google)
 
 

@@ -152,7 +152,7 @@ def test_the_error_names_a_span_that_cannot_be_encoded(folder: Path) -> None:
     mine = encoder(folder, max_seq_len=6)
     text = "one two three four five six"
     for span, said in {
-        (0, 28): r"span \[0, 28\] ends after the end of the text, at 27 characters",
+        (0, 28): r"span \[0, 28\] ends after the text, which has 27 characters",
         (24, 27): r"span \[24, 27\] lies in the part of the text that was cut off; see the option long_text",
         (15, 22): r"span \[15, 22\] lies in the part",
         (3, 4): r"span \[3, 4\] contains no token",

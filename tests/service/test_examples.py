@@ -17,11 +17,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 #: A pattern in the output of each example.
 EXPECTED = {
     "growing_batches": r"  512 sentences  \(512, 384\)",
-    "fire_and_fetch": r"sending: \(400, 384\)(?s:.*)request 41 is there: \(20, 384\)(?s:.*)sends: 400",
-    "multicast": r"listener 0 heard 3 replies\nlistener 1 heard 3 replies\nlistener 2 heard 3 replies",
+    "fire_and_fetch": r"sending: \(400, 384\)(?s:.*)request 41 has arrived: \(20, 384\)(?s:.*)sends: 400",
+    "multicast": r"listener 0 received 3 replies\nlistener 1 received 3 replies\nlistener 2 received 3 replies",
     "input_pipeline": r"training step 9 on \(32, 384\)",
     "text_classifier": r"6 of 6 right",
-    "vectors_on_disk": r"500 vectors written, \(500, 384\) read, number 123 is its sentence's: True",
+    "vectors_on_disk": r"500 vectors written, \(500, 384\) read, vector 123 belongs to sentence 123: True",
     "layers": r"layer -1: [1-9](?s:.*)layer -6: ",
     "faq_search": r"'does it work without a GPU'\n    0\.\d\d  Do I need a graphics card\?",
     "token_vectors": r"as one padded array: \(3, 1\d, 384\)",

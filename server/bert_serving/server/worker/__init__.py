@@ -1,1 +1,1 @@
-"""The model processes."""
+"""The worker process, which runs one model on one device."""

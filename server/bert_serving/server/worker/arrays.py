@@ -1,4 +1,4 @@
-"""The rows of several texts as one array."""
+"""Combines the rows of several texts into one array."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from bert_serving.protocol import Rows
 
 
 def dense(sparse: Sequence[Rows], num_terms: int) -> Rows:
-    """Return (index, weight) of terms as (B, V), zero for the terms that a text does not have."""
+    """Return the weights of all terms as (B, V), with 0 for the terms that a text does not have.
+
+    sparse: for each text, rows of (index of a term, weight).
+    """
     rows = np.zeros((len(sparse), num_terms), dtype=np.float32)
     for row, terms in zip(rows, sparse, strict=True):
         row[terms[:, 0].astype(np.int64)] = terms[:, 1]

@@ -1,8 +1,8 @@
 """Attention within each sequence of a packed row, used by Transformers' model code.
 
-Transformers' models look up their attention function by name. `PACKED` is the name of ours. It gets the whole
-packed row (see packing) and attends within each sequence. The mask function registered under the same name
-returns no mask, since there is no padding to hide.
+Transformers' models look up their attention function by name. `PACKED` is the name of `packed_attention`, which
+gets the whole packed row (see packing.py) and attends within each sequence. The mask function registered under the
+same name returns no mask, since there is no padding to hide.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ REFERENCE = "eager"
 class PackedRow:
     """What `packed_attention` must know about a packed row of T tokens and B sequences.
 
-    visible: (T,) bool, False for tokens that no token may attend to; None: all are visible. cu_seqlens: (B + 1,)
-    int32 on the GPU, for one kernel over all sequences; None: attention runs group by group.
+    visible: (T,) bool, False for tokens that no token may attend to; None: all are visible. cu_seqlens: the
+    cumulative lengths of the sequences, (B + 1,) int32 on the GPU, for one kernel call over all sequences; None:
+    attention runs group by group.
     """
 
     groups: Sequence[Group]
@@ -67,14 +68,14 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Return (attention output, None), the output as (1, T, N, D).
+    """Return the attention output, (1, T, N, D), and None in place of the attention weights.
 
     query, key, value: (1, N, T, D), as Transformers' models pass them. sliding_window: a token attends to tokens
     that are less than this number of positions away, on either side.
     """
     row = _current_row.get()
-    # Tokens come first, so that a group is a view. Rotary embeddings may have turned queries and keys into
-    # float32; they get back the dtype of the values.
+    # The token dimension comes first, so that a group is a view. Rotary embeddings may have turned queries and
+    # keys into float32, so both are converted to the dtype of the values.
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # (T, N, D)
     if row.cu_seqlens is not None:
         return _varlen(q, k, v, row, scaling, sliding_window)[None], None
@@ -108,13 +109,13 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> Tenso
 
 
 def cumulative_lengths(groups: Sequence[Group], device: torch.device) -> Tensor:
-    """Return the cumulative lengths of a packed row's sequences, from 0 on: (B + 1,) int32 on the device."""
+    """Return the cumulative lengths of a packed row's sequences, starting with 0: (B + 1,) int32 on the device."""
     lengths = [group.length for group in groups for _ in range(group.count)]
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, row: PackedRow, scaling: float | None, window: int | None) -> Tensor:
-    """Return the attention output (T, N, D), from one kernel for all sequences. Half precision on CUDA only."""
+    """Return the attention output (T, N, D), computed by one kernel call. Works only on CUDA in half precision."""
     from torch.nn.attention.varlen import varlen_attn
 
     longest = max(group.length for group in row.groups)

@@ -8,7 +8,10 @@ from bert_serving.protocol import Text, has_lone_surrogate
 
 
 def checked_texts(texts: Sequence[Text]) -> list[Text]:
-    """Return the texts. Raises TypeError or ValueError for a bad one. Accepts "", unlike a request."""
+    """Return the texts as a list. Raises TypeError or ValueError for a malformed text.
+
+    The empty string is accepted, unlike in a request.
+    """
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise TypeError(f"texts must be a list of strings, got {type(texts).__name__}")
     texts = list(texts)

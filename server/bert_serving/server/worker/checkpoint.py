@@ -1,4 +1,4 @@
-"""Loads the weights of a model folder into a Transformers model: all of them, or an error."""
+"""Loads the weights of a model folder into a Transformers model, and fails if they are incomplete."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ from ..model.folder import ModelFolder
 from ..model.json_files import read_json
 from ..model.tensorflow.google_bert import GoogleBert
 
-# Transformers' loading_info: the names of weights by what is wrong with them.
+# Transformers' loading_info: maps a kind of problem, such as missing_keys, to the names of the weights with it.
 _Report: TypeAlias = "dict[str, object]"
 _Loaded: TypeAlias = "tuple[PreTrainedModel, _Report]"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The models that a folder holds. Every method raises ModelError for what cannot be read."""
+    """Loads the model in a folder, with or without a head.
+
+    Every method raises ModelError for files that it cannot read.
+    """
 
     folder: ModelFolder
 
@@ -47,9 +50,10 @@ class Checkpoint:
             ) from exc
 
     def layers_to_load(self, *, highest: int) -> int:
-        """Return how many layers to load for the hidden states of layer `highest`.
+        """Return how many layers to load so that the hidden states of layer `highest` can be computed.
 
-        For known model types the layers up to that one; for others all layers, which is always correct.
+        Known model types need only the layers up to `highest`. For others, all layers are loaded, which is always
+        correct.
         """
         config = self._config()
         is_known = config.model_type in _NO_LAST_NORM and type(config).__module__.startswith("transformers.")
@@ -67,12 +71,12 @@ class Checkpoint:
     def load(self, *, device: torch.device, num_layers: int | None = None) -> PreTrainedModel:
         """Return the encoder on the device, in float32 and evaluation mode.
 
-        num_layers: build only this many transformer layers from the bottom; None: all. The model has no pooler if
-        the weights for it are missing. Raises ModelError that names a weight which is missing or has the wrong
-        shape.
+        num_layers: build only this many transformer layers, counted from the bottom; None: all. The model has no
+        pooler if the weights for it are missing. Raises ModelError with the name of a weight that is missing or
+        has the wrong shape.
         """
         model, report = self._load(AutoModel, num_layers=num_layers)
-        # Checkpoints often lack the pooler. It is above the hidden states, so only CLS_POOLED needs it.
+        # Checkpoints often lack the pooler. It computes from hidden states, so only CLS_POOLED needs it.
         _check_complete(self.folder.weights_dir, report, ignore="pooler.")
         if any(
             "pooler." in name for name in [*_names(report, "missing_keys"), *_names(report, "mismatched_keys")]
@@ -81,13 +85,14 @@ class Checkpoint:
         return model.eval().requires_grad_(False).to(device)
 
     def load_classifier(self, *, device: torch.device, num_labels: int | None = None) -> PreTrainedModel:
-        """Return the whole model for sequence classification, encoder and head, as `load` does.
+        """Return the model for sequence classification, encoder and head.
 
-        num_labels: the number that it must have; None: any. Raises ModelError as `load` does, and for missing
-        weights of the head or the pooler.
+        It is on the device, in float32 and evaluation mode. num_labels: the number of labels that the head must
+        have; None: any number. Raises ModelError as `load` does, and also if weights of the head or the pooler are
+        missing.
         """
         labels = self.folder.tuned_config.get("id2label")
-        # A tuned folder without names of labels does not say how many there are.
+        # The config of a tuned folder without label names does not contain the number of labels.
         count = num_labels if labels is None and self.folder.tuned_dir is not None else None
         model, report = self._load(AutoModelForSequenceClassification, labels=labels, num_labels=count)
         _check_complete(self.folder.weights_dir, report)
@@ -97,7 +102,10 @@ class Checkpoint:
         return model.eval().requires_grad_(False).to(device)
 
     def load_masked(self, *, device: torch.device) -> PreTrainedModel:
-        """Return the whole model for masked language modelling, encoder and head, as `load` does."""
+        """Return the model for masked language modelling, encoder and head.
+
+        It is on the device, in float32 and evaluation mode.
+        """
         model, report = self._load(AutoModelForMaskedLM)
         _check_complete(self.folder.weights_dir, report)
         return model.eval().requires_grad_(False).to(device)
@@ -107,11 +115,11 @@ class Checkpoint:
     def _load(
         self, loader: Any, *, num_layers: int | None = None, labels: object = None, num_labels: int | None = None
     ) -> _Loaded:
-        """Return the model, and a report of its weights that were missing or did not fit.
+        """Return the model, and a report of the weights that were missing or did not fit.
 
-        loader: one of Transformers' Auto classes. labels, num_labels: replace the config's.
+        loader: one of Transformers' Auto classes. labels, num_labels: replace the values in the config.
         """
-        transformers_logging.set_verbosity_error()  # what matters in its warnings is an error here
+        transformers_logging.set_verbosity_error()  # the important ones of its warnings are errors here
         transformers_logging.disable_progress_bar()
         config = self._config()
         if num_layers is not None:
@@ -134,7 +142,7 @@ class Checkpoint:
     def _from_pretrained(self, config: PreTrainedConfig, loader: Any) -> _Loaded:
         trust = self.folder.trust_remote_code
         if self.folder.tuned_dir is not None and trust:
-            with torch.device("meta"):  # the Auto class itself would look for the code beside the weights
+            with torch.device("meta"):  # the Auto class itself would look for the code in the weights' folder
                 loader = type(loader.from_config(config, trust_remote_code=True))
         return loader.from_pretrained(  # type: ignore[no-any-return]
             self.folder.weights_dir,
@@ -165,8 +173,8 @@ class Checkpoint:
 
 _HOW_TO_LOAD = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
 
-# Model types whose output is the output of their top layer. Others apply a last norm to it, so a model that is cut
-# off at a lower layer would not return that layer's vectors.
+# Model types that return the output of their top layer unchanged. Other types apply a final norm to it, so a model
+# with fewer layers would return normalized vectors instead of the hidden states of its top layer.
 _NO_LAST_NORM = {
     *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "mpnet", "nomic_bert"),
     *("deberta", "deberta-v2", "ernie", "convbert", "roc_bert", "squeezebert", "data2vec-text"),
@@ -174,7 +182,7 @@ _NO_LAST_NORM = {
 
 
 def drop_position_embeddings(model: PreTrainedModel) -> None:
-    """Set the position embeddings of a model to zero. Raises ModelError if it has no table of them."""
+    """Set the position embeddings of a model to zero. Raises ModelError if the model has no table of them."""
     found = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "position_embeddings"]
     tables = [module for module in found if isinstance(module, torch.nn.Embedding)]
     if not tables:
@@ -184,12 +192,12 @@ def drop_position_embeddings(model: PreTrainedModel) -> None:
 
 
 def _from_google(prefix: Path, config: PreTrainedConfig, loader: Any) -> _Loaded:
-    """Return a model with the weights of one of Google's TensorFlow checkpoints."""
+    """Return a model with the weights of a Google TensorFlow checkpoint."""
     if loader is AutoModelForMaskedLM:
         raise ModelError(f"SPLADE: the head of a TensorFlow checkpoint is not supported: {prefix}")
     if config.model_type != "bert":
         raise ModelError(
-            f"a TensorFlow checkpoint must be of model type bert, the config is of {config.model_type}: {prefix}"
+            f"a TensorFlow checkpoint must be of model type bert, the config has {config.model_type}: {prefix}"
         )
     google = GoogleBert(prefix)
     with torch.device("meta"):
@@ -201,7 +209,7 @@ def _from_google(prefix: Path, config: PreTrainedConfig, loader: Any) -> _Loaded
         head = google.head(config.hidden_size)
         weights = {f"bert.{name}": weight for name, weight in weights.items()} | head
         num_labels = len(head["classifier.bias"])
-        if num_labels != config.num_labels:  # setting it replaces the names of the labels
+        if num_labels != config.num_labels:  # an assignment would also reset the names of the labels
             config.num_labels = num_labels
     tensors = {name: torch.from_numpy(weight) for name, weight in weights.items()}
     return kind.from_pretrained(None, config=config, state_dict=tensors, **_HOW_TO_LOAD)  # type: ignore[no-any-return]
@@ -211,7 +219,7 @@ def _read_config(path: Path, model_type: str) -> PreTrainedConfig:
     """Return a config from a file that Transformers would not find. Raises ModelError if a size is missing."""
     config = read_json(path)
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
-        if key not in config:  # a default may fit the weights of another model, and give wrong vectors
+        if key not in config:  # Transformers' default may fit the weights and still give wrong vectors
             raise ModelError(f"{path} must have {key}")
     return AutoConfig.for_model(**config | {"model_type": model_type})
 
@@ -219,7 +227,7 @@ def _read_config(path: Path, model_type: str) -> PreTrainedConfig:
 def _check_complete(folder: Path, report: _Report, *, ignore: str | None = None) -> None:
     """Raise ModelError for a weight that is missing or does not fit.
 
-    ignore: skip weights whose name contains this.
+    ignore: skip weights whose name contains this string.
     """
     for key, problem in (
         ("missing_keys", "weights are missing in"),

@@ -1,4 +1,4 @@
-"""The pooler and the classification head of a model: vectors of first tokens in, rows out."""
+"""The pooler and the classification head of a model. Both compute rows from the vectors of first tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Pooler:
 
     @torch.inference_mode()
     def __call__(self, first: Tensor) -> Tensor:
-        """Return the pooled rows, (B, H) float32. first: (B, H)."""
+        """Return the pooled rows, (B, H) float32. first: vectors of first tokens, (B, H)."""
         model = self.model
         first = first.to(model.dtype)
         if hasattr(model, "pooler_activation"):  # ALBERT
@@ -31,7 +31,7 @@ class Pooler:
 
 
 def pooler_of(model: PreTrainedModel) -> Pooler | None:
-    """Return the pooler of an encoder, None if it has none."""
+    """Return the pooler of an encoder, or None if the encoder has none."""
     return None if getattr(model, "pooler", None) is None else Pooler(model)
 
 
@@ -39,7 +39,8 @@ def pooler_of(model: PreTrainedModel) -> Pooler | None:
 class Classifier:
     """The head of a model for sequence classification, in float32.
 
-    head: from first tokens of the last layer (B, H) to (B, number of labels). labels: their names.
+    head: maps the first tokens' vectors in the last layer, (B, H), to logits, (B, number of labels). labels: the
+    names of the labels.
     """
 
     head: Callable[[Tensor], Tensor]
@@ -55,7 +56,7 @@ class Classifier:
         return torch.softmax(self.logits(first), dim=1)
 
     def score(self, first: Tensor) -> Tensor:
-        """Return the sigmoid of the only logit, (B, 1): bert-as-service's REGRESSION."""
+        """Return the sigmoid of the only logit, (B, 1), which is REGRESSION in bert-as-service."""
         return torch.sigmoid(self.logits(first))
 
 
@@ -69,7 +70,7 @@ def classifier_of(model: PreTrainedModel) -> Classifier:
 
 
 def _head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    # The families differ in what is between the last layer's first token and the final linear layer.
+    # The families differ in what they apply between the last layer's first token and the final linear layer.
     layer, top_pooler = getattr(model, "classifier", None), getattr(model, "pooler", None)
     if getattr(model.config, "classifier_pooling", "cls") != "cls" or not isinstance(layer, nn.Module):
         raise ModelError(f"the classification head of {type(model).__name__} is not supported")
@@ -79,7 +80,7 @@ def _head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
         return lambda first: layer(top_pooler(first[:, None]))
     if hasattr(model, "head"):  # ModernBERT
         return lambda first: layer(model.head(first))
-    if not isinstance(layer, nn.Linear):  # RoBERTa, ELECTRA, MPNet and the like: it picks the first token itself
+    if not isinstance(layer, nn.Linear):  # RoBERTa, ELECTRA, MPNet and the like: `layer` picks the first token
         return lambda first: layer(first[:, None])
     pooler = pooler_of(model.base_model)
     if pooler is not None:  # BERT, ALBERT

@@ -1,4 +1,4 @@
-"""The modules that sentence-transformers has after the pooling: Dense and Normalize, in float32."""
+"""The modules that sentence-transformers applies after the pooling: Dense and Normalize, in float32."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Normalize(nn.Module):
     """Divides each row by its L2 norm."""
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return (B, D) with rows of unit length, for rows (B, D)."""
+        """Return the rows scaled to unit length, (B, D)."""
         return nn.functional.normalize(rows, dim=1)
 
 
 class Dense(nn.Module):
-    """A linear layer and its activation. The attributes have the names of sentence-transformers' weights."""
+    """A linear layer and its activation. The attributes are named like sentence-transformers' weights."""
 
     def __init__(
         self, in_features: int, out_features: int, *, bias: bool, use_residual: bool, activation: nn.Module
@@ -54,12 +54,12 @@ class Dense(nn.Module):
 
 
 def load_after_pooling(config: SentenceTransformersConfig | None, device: torch.device) -> AfterPooling:
-    """Return what a model folder computes after its pooling, on the device.
+    """Return what a model folder is configured to compute after its pooling, on the device.
 
-    Raises ModelError that names what is missing or does not fit.
+    Raises ModelError for files or weights that are missing or do not fit.
     """
     kinds = () if config is None else config.modules_after_pooling
-    # The last Normalize is left to the pooling plan: a request may turn it off, or shorten the vector before it.
+    # A Normalize at the end is left to the pooling plan: a request may turn it off, or shorten the vector first.
     normalizes = bool(kinds) and kinds[-1][0] == "Normalize"
     modules = _load_modules(kinds[:-1] if normalizes else kinds, device)
     width = next((layer.linear.out_features for layer in reversed(modules) if isinstance(layer, Dense)), None)
@@ -67,7 +67,7 @@ def load_after_pooling(config: SentenceTransformersConfig | None, device: torch.
 
 
 def _load_modules(modules: Sequence[tuple[str, Path]], device: torch.device) -> nn.Sequential:
-    """Return what maps pooled rows (B, D) float32 through the modules, (kind, folder) each, in this order."""
+    """Return the modules as one, for pooled rows (B, D) in float32. modules: (kind, folder) of each, in order."""
     loaded = nn.Sequential(*(load_dense(folder) if kind == "Dense" else Normalize() for kind, folder in modules))
     return loaded.eval().requires_grad_(False).to(device)
 
@@ -96,7 +96,7 @@ def _size(config: JsonObject, key: str, folder: Path) -> int:
 
 
 def _activation(dotted: object, folder: Path) -> nn.Module:
-    """Return a new module of torch.nn. Nothing is imported by this name, because it comes with the model."""
+    """Return a new activation from torch.nn. The name comes with the model, so nothing is imported by it."""
     module, _, name = str(dotted).rpartition(".")
     kind = getattr(nn, name, None)
     is_known = isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == module

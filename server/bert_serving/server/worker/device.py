@@ -1,4 +1,4 @@
-"""What the forward pass runs on: device, number format, threads."""
+"""Chooses what forward passes run on: device, dtype, micro-batch size, threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 CPU_MICRO_BATCH_TOKENS = 2048
 _TRIAL_TOKENS = (1024, 4096)
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_MEMORY_SHARE = 0.8  # of the free memory; the rest is for fragmentation and other processes
+_MEMORY_SHARE = 0.8  # part of the free memory to use; the rest is for fragmentation and other processes
 
 
 def pick_device(device: str) -> torch.device:
@@ -38,7 +38,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of this name; "auto": the fastest that the device supports in hardware."""
+    """Return the dtype with this name; "auto": the fastest that the device supports in hardware."""
     if dtype in _DTYPES:
         return _DTYPES[dtype]
     if dtype != "auto":
@@ -55,7 +55,7 @@ def fitting_tokens(forward: Callable[[int], object], max_tokens: int, device: to
     """
     peaks = []
     for tokens in _TRIAL_TOKENS:
-        forward(tokens)  # memory that is allocated only once must not count
+        forward(tokens)  # not measured, because some memory is allocated only once
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -69,7 +69,7 @@ def fitting_tokens(forward: Callable[[int], object], max_tokens: int, device: to
 
 
 def allowed_cpus() -> int:
-    """Return how many CPUs this process may keep busy: its affinity mask, or its cgroup's quota if that is less.
+    """Return how many CPUs this process may keep busy: the smaller of its affinity mask and its cgroup's quota.
 
     If a container runs more threads than its quota allows, the kernel pauses all of its threads.
     """

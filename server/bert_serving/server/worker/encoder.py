@@ -1,9 +1,9 @@
-"""Texts in, vectors out: one model on one device, without sockets or jobs.
+"""Encodes texts as vectors with one model on one device. There are no sockets and no jobs here.
 
-    prepare   options to a pooling plan, texts to token ids
-    forward   micro-batches through the model, pooled, to rows in the order of the texts
+    prepare   turns options into a pooling plan, and texts into token ids
+    forward   runs micro-batches, pools their hidden states, and returns rows in the order of the texts
 
-An error of one text is a value in the list of results, so the other texts are not affected.
+The error of a text takes the place of its result in the list, so the other texts are not affected.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MAX_SPAN_TOKENS = 1 << 18  # of one text; a token in several spans counts in each
+_MAX_SPAN_TOKENS = 1 << 18  # in all spans of a text together; a token in several spans counts once for each
 _MAX_TOKEN_BYTES = 512 << 20
 
 
@@ -49,35 +49,39 @@ class EncodingError(Exception):
 
 
 class Encoder:
-    """Sentence vectors of one model.
+    """Computes the vectors of texts with one model.
 
-    The arguments are the server's settings of these names, and a device:
+    Each argument, except `device`, is the server's setting of the same name:
 
     model_dir: a folder, a name on the Hugging Face hub, or None for the demo model.
     revision: commit, tag or branch of a model on the hub; None: its main branch.
     tuned_model_dir: a folder of a fine-tuned checkpoint, whose weights replace those in model_dir.
-    config_name: file name of the config; None: config.json, or else Google's bert_config.json.
-    ckpt_name: a TensorFlow checkpoint in the folder of the weights, without `.index`; None: bert_model.ckpt, if
-        there are no other weights.
+    config_name: file name of the config; None: config.json, or if it is missing, Google's
+        bert_config.json.
+    ckpt_name: name of a TensorFlow checkpoint in the folder of the weights, without `.index`; None:
+        bert_model.ckpt, if the folder has no other weights.
     model_module: a Python module, or its .py file, that registers an architecture with Transformers.
     trust_remote_code: run the Python code that comes with the model.
-    dtype: "auto", "float32", "float16" or "bfloat16", of the forward pass; vectors are always float32.
+    dtype: number format of the forward pass, "auto", "float32", "float16" or "bfloat16"; vectors are always
+        float32.
     max_seq_len: longest sequence in tokens, special tokens included; "NONE": the model's number of positions;
         None: the limit that the model is configured with.
-    max_batch_tokens: most tokens in one forward pass, which bounds the memory.
+    max_batch_tokens: largest number of tokens in one forward pass; it limits the memory that a pass needs.
     pooling_strategy: one or several names, see `encode`; "auto": the pooling configured in the model folder, or
         REDUCE_MEAN if there is none or pooling_layer is given.
-    pooling_layer: layers that are pooled, -1 the last; None: -2, or -1 for the pooling configured in the folder.
-    all_layers: also load layers above the highest that is pooled, so that `encode` may choose them.
-    normalize: divide vectors by their L2 norm; None: as configured in the model folder, else no.
-    num_labels: number of labels that the classification head must have; None: any.
+    pooling_layer: layers that are pooled, -1 is the last; None: -2, or -1 if the pooling configured in the model
+        folder is used.
+    all_layers: also load the layers above the highest pooled layer, so that `encode` may choose them.
+    normalize: divide vectors by their L2 norm; None: as configured in the model folder, and False if
+        nothing is configured.
+    num_labels: number of labels that the classification head must have; None: any number.
     mask_cls_sep: hide special tokens from the attention of other tokens and from the pooling.
     no_special_token: add no special tokens to texts that are lists of tokens.
     no_position_embeddings: leave out the position embeddings.
-    cased_tokenization: do not lower-case texts, even if the model's tokenizer is configured to.
+    cased_tokenization: do not lower-case texts, even if the model's tokenizer is configured to do so.
     device: "auto", "cpu" or "cuda:N"; "auto": the first GPU, or the CPU.
 
-    Raises ModelError, in one line, if the model cannot be used in this way.
+    Raises ModelError, with a message of one line, if the model cannot be used in this way.
 
     >>> Encoder().encode(["First do it", "then do it right"]).shape
     (2, 384)
@@ -139,24 +143,26 @@ class Encoder:
         """Return the vectors of the texts, (B, D) float32, in the order of the texts.
 
         A text is a string; a pair of strings, {"text": ..., "text_pair": ...}; a list of tokens, which are looked
-        up in the vocabulary as they are; or a list of token ids. Options that are not given are those that the
-        encoder was made with. Naming a strategy or a layer overrides the pooling configured in the model folder,
-        with its dense layers and normalization.
+        up in the vocabulary as they are; or a list of token ids. An option that is not given has the value that
+        the encoder was created with. If a strategy or a layer is given, the pooling configured in the model folder
+        is not used, and neither are its dense layers and its normalization.
 
         pooling_strategy: REDUCE_MEAN, REDUCE_MAX, REDUCE_MEAN_MAX, CLS_TOKEN (FIRST_TOKEN), SEP_TOKEN
             (LAST_TOKEN), CLS_POOLED, MEAN_SQRT_LEN or WEIGHTED_MEAN; "auto": the pooling configured in the model
-            folder. Several are computed in one forward pass and concatenated. NONE: a vector for each token,
-            (B, T, D), zero after the end of a text; see `encode_tokens`. With a classification head:
-            CLASSIFICATION (probabilities of labels), LOGITS (the head's raw output), or, with one label,
-            REGRESSION. SPLADE: a weight for each term of the vocabulary, if the encoder was made with it.
-        pooling_layer: layers, -1 the last, concatenated in this order.
+            folder. The vectors of several strategies are computed in one forward pass and concatenated. NONE: a
+            vector for each token, (B, T, D), zero after the end of a text; see `encode_tokens`. A model with a
+            classification head also has CLASSIFICATION (probabilities of labels), LOGITS (the head's raw output)
+            and, if there is only one label, REGRESSION. SPLADE: a weight for each term of the vocabulary, if the
+            encoder was created with this strategy.
+        pooling_layer: layers to pool, concatenated in this order; -1 is the last layer.
         normalize: divide each vector by its L2 norm.
-        dimensions: keep this many leading components, for a model that was trained for it (Matryoshka).
-        truncate: the side on which a text longer than `max_seq_len` is cut, with a warning; "error": refuse it.
-        long_text: "chunk": read the whole of a long text, in overlapping windows whose vectors are averaged by
-            length; pairs of sentences are still cut.
+        dimensions: keep only this many leading components, for a model that was trained for it (Matryoshka).
+        truncate: the side on which a text longer than `max_seq_len` is cut, with a warning; "error": raise
+            ValueError instead.
+        long_text: "chunk": read a long text completely, in overlapping windows, and average their vectors weighted
+            by length; pairs of sentences are still cut.
         prompt: text that precedes each text. prompt_name: the name of one of the model's prompts.
-        pairs: "a ||| b" is a pair of sentences.
+        pairs: read "a ||| b" as a pair of sentences.
 
         Raises ValueError or TypeError for bad options and texts, and EncodingError if the model computes no finite
         vector for a text.
@@ -177,14 +183,14 @@ class Encoder:
         prepared = _all_prepared(self.prepare(checked_texts(texts), options))
         rows = self._forward_or_raise(prepared)
         if cut := [i for i, each in enumerate(prepared) if each.text.truncated]:
-            first = f"first texts[{cut[0]}]"
-            warnings.warn(f"{len(cut)} texts are longer than max_seq_len and were cut, {first}", stacklevel=2)
+            first = f"the first is texts[{cut[0]}]"
+            warnings.warn(f"{len(cut)} texts are longer than max_seq_len and were cut; {first}", stacklevel=2)
         if prepared[0].plan.is_sparse:
             return dense(rows, prepared[0].plan.width)
         return padded(rows) if rows[0].ndim > 1 else np.stack(rows)
 
     def encode_tokens(self, texts: Sequence[Text], **options: Unpack[EncodeOptionsDict]) -> list[TokenVectors]:
-        """Return the vectors, tokens and offsets of each text's tokens. options: as in `encode`."""
+        """Return the tokens of each text with their vectors and offsets. options: as in `encode`."""
         asked = options_from_json({**options, "pooling_strategy": "NONE", "show_offsets": True})
         prepared = _all_prepared(self.prepare(checked_texts(texts), asked))
         rows = self._forward_or_raise(prepared)
@@ -199,17 +205,19 @@ class Encoder:
         spans: Sequence[Sequence[tuple[int, int]]],
         **options: Unpack[EncodeOptionsDict],
     ) -> list[Rows]:
-        """Return for each text a vector for each of its spans, (number of spans, D).
+        """Return one array for each text: a vector for each of its spans, (number of spans, D).
 
-        spans: [start, end) in characters. Late chunking (Günther et al. 2024): one forward pass over the whole
-        text, then the tokens of each span are pooled. options: as in `encode`; with long_text="chunk" a text may
-        be longer than max_seq_len.
+        spans: for each text its spans, as [start, end) in characters. options: as in `encode`; with
+        long_text="chunk" a text may be longer than max_seq_len.
+
+        The method is late chunking (Günther et al. 2024): one forward pass over the whole text, then the tokens of
+        each span are pooled.
         """
         check_spans(spans, len(texts))
         prepared = self.prepare(checked_texts(texts), options_from_json(options), spans=spans)
         return self._forward_or_raise(_all_prepared(prepared))
 
-    # -- in two steps, for a pipeline ------------------------------------------------------------------
+    # -- the two steps of encoding ---------------------------------------------------------------------
 
     def prepare(
         self,
@@ -236,7 +244,7 @@ class Encoder:
         return found
 
     def forward(self, prepared: Sequence[PreparedText]) -> list[Rows | EncodingError]:
-        """Return the rows of each text, float32. Rows that are not finite are computed again in float32."""
+        """Return the rows of each text, float32. A text whose rows are not finite is computed again in float32."""
         rows = self._forward_on(self._loaded.transformer, prepared)
         bad = [i for i, each in enumerate(rows) if not np.isfinite(each).all()]
         found: list[Rows | EncodingError] = list(rows)
@@ -269,7 +277,7 @@ class Encoder:
 
     @property
     def parity(self) -> float:
-        """The smallest cosine of a probe text's vector with that of the padded float32 model."""
+        """The smallest cosine between a probe text's vector and its vector from the padded float32 model."""
         return self._loaded.parity
 
     @property
@@ -279,12 +287,12 @@ class Encoder:
 
     @property
     def num_padding(self) -> int:
-        """Padding tokens computed so far."""
+        """The number of padding tokens computed so far."""
         return self._loaded.transformer.num_padding + (self._exact.num_padding if self._exact else 0)
 
     @property
     def dimension(self) -> int:
-        """Components of a vector, for a request without options."""
+        """The number of components of a vector, for a request without options."""
         return self._loaded.planner.default.width
 
     @property
@@ -294,7 +302,7 @@ class Encoder:
 
     @property
     def kind(self) -> str:
-        """What the model is made for: "embedding", "splade", "classifier", or "reranker", which has one label."""
+        """What the model is made for: "embedding", "splade", "classifier", or "reranker" (one label)."""
         if self._loaded.transformer.sparse_head is not None:
             return "splade"
         if not self.labels:
@@ -314,7 +322,7 @@ class Encoder:
 
     @property
     def splits_specials(self) -> bool:
-        """Whether a special token's name in a text, such as [SEP], is read as words."""
+        """Whether the name of a special token in a text, such as [SEP], is read as ordinary words."""
         return self._loaded.tokenizer.splits_specials
 
     def tokens(self, text: TokenizedText) -> list[str]:
@@ -322,13 +330,13 @@ class Encoder:
         return self._loaded.tokenizer.tokens(text.ids)
 
     def save_tokenizer(self, path: Path) -> None:
-        """Write the tokenizer to a file that the tokenizers library reads."""
+        """Write the tokenizer to a file that the tokenizers library can read."""
         self._loaded.tokenizer.save(path)
 
     # -- inside ----------------------------------------------------------------------------------------
 
     def _forward_or_raise(self, prepared: Sequence[PreparedText]) -> list[Rows]:
-        """Return the rows of each text. Raises EncodingError that names the first text with an error."""
+        """Return the rows of each text. Raises EncodingError for the first text with an error."""
         found = []
         for i, rows in enumerate(self.forward(prepared)):
             if isinstance(rows, EncodingError):
@@ -346,7 +354,7 @@ class Encoder:
         return self._exact
 
     def _prompt(self, options: EncodeOptions) -> str:
-        """Return the text that precedes each text. Raises RequestError for an unknown name of a prompt."""
+        """Return the text that precedes each text. Raises RequestError for an unknown prompt name."""
         if options.prompt is not None:
             return options.prompt
         config = self._loaded.sentence_transformers
@@ -361,7 +369,7 @@ class Encoder:
         return prompts[options.prompt_name]
 
     def _beyond_limits(self, prepared: PreparedText) -> str | None:
-        """Return why a text cannot be computed, or would need too much memory; None if it can."""
+        """Return why the model cannot compute a text, or would need too much memory for it; else None."""
         text, num_ids = prepared.text, self._loaded.num_ids
         if num_ids is not None and max(max(s.ids) for s in text.sequences) >= num_ids:
             return f"the tokenizer has tokens that the model has no embedding for: it has {num_ids} embeddings"
@@ -375,7 +383,7 @@ class Encoder:
 
 
 def _all_prepared(prepared: Sequence[PreparedText | RequestError]) -> list[PreparedText]:
-    """Return the texts. Raises RequestError that names the first text with an error, or if there is no text."""
+    """Return the texts. Raises RequestError for the first text with an error, or if there is no text."""
     found = []
     for i, each in enumerate(prepared):
         if isinstance(each, RequestError):

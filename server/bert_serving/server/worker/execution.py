@@ -1,7 +1,7 @@
 """Chooses, at load time, how a model runs: packed or padded, in which dtype, with which kernels.
 
 The reference is the model as Transformers runs it: padded, in float32, with eager attention. Every choice is
-tested against it on a few probe texts, or by a forward pass that must not fail.
+tested: its vectors of a few probe texts are compared with those of the reference, or a forward pass must not fail.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from .transformer import Execution, InputFormat, Transformer
 
 log = logging.getLogger(__name__)
 
-_MAX_DEVIATION = 1e-4  # of packed float32 from padded float32, relative to the largest value; rounding is 1e-6
-_MIN_COSINE = 0.99  # between the chosen dtype and float32; bfloat16 and float16 have 0.9999 or more
+_MAX_DEVIATION = 1e-4  # of packed float32 from padded float32, relative to the largest value; rounding alone: 1e-6
+_MIN_COSINE = 0.99  # between the chosen dtype and float32; bfloat16 and float16 reach 0.9999
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenExecution:
     """How a model runs, and what the probes showed.
 
-    parity: the smallest cosine between a probe's mean vector and that of the reference. hidden_size: the width of
-    the hidden states.
+    parity: the smallest cosine between a probe's mean vector and its mean vector from the reference. hidden_size:
+    the width of the hidden states.
     """
 
     execution: Execution
@@ -43,7 +43,7 @@ class ChosenExecution:
 def choose_execution(
     model: PreTrainedModel, inputs: InputFormat, probes: Sequence[TokenSequence], dtype: torch.dtype
 ) -> ChosenExecution:
-    """Choose how a float32 model runs in the dtype, and change the model accordingly.
+    """Choose how a model that is loaded in float32 runs in the dtype, and change the model accordingly.
 
     Raises ModelError if the vectors in this dtype are too far from the reference.
     """
@@ -53,7 +53,7 @@ def choose_execution(
     execution = Execution(padded_because=_why_not_packed(trial, reference))
     if execution.padded_because is not None:
         log.warning("this model runs padded, which is slower: %s", execution.padded_because)
-        # Attention of a user's own model may not use Transformers' registry.
+        # A user's own model may not take its attention function from Transformers' registry.
         has_sdpa = getattr(model, "_supports_sdpa", False)
         model.set_attn_implementation(attention.PADDED if has_sdpa else attention.REFERENCE)
     execution = _choose_precision(trial, execution, dtype)
@@ -88,7 +88,7 @@ def _why_not_packed(trial: _Trial, reference: Tensor) -> str | None:
         trial.model.set_attn_implementation(attention.PACKED)
         packed = trial.vectors(Execution())
     except Exception as exc:  # a model's own code may fail in any way on a packed row
-        return f"a packed row is not accepted ({one_line(exc)[:100]})"
+        return f"it does not accept a packed row ({one_line(exc)[:100]})"
     deviation = float((packed - reference).abs().max() / reference.abs().max())
     if deviation <= _MAX_DEVIATION:
         return None
@@ -120,10 +120,11 @@ def _choose_precision(trial: _Trial, execution: Execution, dtype: torch.dtype) -
 
 
 def _convert_to(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> None:
-    """Make a model compute in a smaller dtype: all of it on a GPU, only the linear layers on a CPU.
+    """Make a model compute in a smaller dtype: the whole model on a GPU, only its linear layers on a CPU.
 
     On a CPU, float32 between the matrix products keeps every row at cosine >= 0.9999 with the reference
-    (tests/model/test_parity.py); with everything in bfloat16, some rows of short texts fall below.
+    (tests/model/test_parity.py); with everything in bfloat16, some rows of short texts have a lower
+    cosine.
     """
     if device.type != "cpu":
         model.to(dtype)
@@ -140,7 +141,7 @@ def _cast_input(module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tens
 
 
 def _can_varlen(trial: _Trial, execution: Execution, dtype: torch.dtype) -> bool:
-    """Return whether one kernel can attend within all sequences: not every GPU and head width supports it."""
+    """Return whether one kernel call can attend within all sequences. Not every GPU and head width allows it."""
     if trial.inputs.device.type != "cuda" or dtype is torch.float32 or execution.padded_because is not None:
         return False
     try:

@@ -1,8 +1,9 @@
 """Linear layers whose weights are stored in the memory layout of the CPU's matrix product.
 
 oneDNN reorders a plain weight on every call, and PyTorch computes float32 products with another library, which is
-slow on some processors. Reordering the weights once, at load time, avoids both, and lets GELU be part of the
-product. PyTorch's own compiler emits the same operators; if a build lacks them, the layers stay as they are.
+slow on some processors. Reordering the weights once, at load time, avoids both, and lets the same operator
+compute GELU too. PyTorch's own compiler emits these operators; if a PyTorch build lacks them, the layers are not
+replaced.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def prepack(model: nn.Module, dtype: torch.dtype) -> Prepacking | None:
 
 
 def _is_dense_and_gelu(module: nn.Module) -> bool:
-    """Return whether a module is the first half of a feed-forward block, by the names in BERT's family."""
+    """Return whether a module is the first half of a feed-forward block, judged by the names in BERT's family."""
     children: dict[str, nn.Module] = dict(module.named_children())
     return (
         children.keys() == {"dense", "intermediate_act_fn"}

@@ -1,4 +1,4 @@
-"""From a spec to a model that is ready to run: `load` does everything that is done once, in order."""
+"""Loads the model of a spec. `load` does, in order, everything that has to be done only once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from .transformer import Heads, InputFormat, Transformer
 
 log = logging.getLogger(__name__)
 
-# Short and long, of equal and of different length, one longer than the window of local attention, and a pair.
+# Probe texts: short and long, of equal and of different length, one longer than the window of local attention, and
+# a pair.
 _PROBES = ["a", "Hello world!", "one two three", "four five six", "The quick brown fox jumps. " * 4, "word " * 600]
 _PROBES += ["the first ||| and the second"]
 
@@ -37,12 +38,12 @@ _PROBES += ["the first ||| and the second"]
 class LoadedModel:
     """A model, ready to run.
 
-    transformer: in `dtype`. tokenizer: makes its token ids. planner: makes the pooling plans of requests.
-    sentence_transformers: the folder's configuration, if any. max_seq_len: in tokens. micro_batch_tokens: most
-    tokens of a forward pass. hidden_size: components of a hidden state. parity: the smallest cosine of a probe's
-    vector with that of the padded float32 model. num_ids: the number of token ids with an embedding, if the
-    tokenizer has more; else None. labels: of the classification head, if any. load_in_float32: loads the
-    transformer once more, in float32.
+    transformer: runs in `dtype`. tokenizer: makes the token ids. planner: makes the pooling plans of requests.
+    sentence_transformers: the configuration for sentence-transformers in the model folder, if any. max_seq_len: in
+    tokens. micro_batch_tokens: the largest number of tokens in a forward pass. hidden_size: the width of a hidden
+    state. parity: the smallest cosine between a probe's vector and its vector from the padded float32 model.
+    num_ids: the number of token ids that have an embedding, if the tokenizer has more ids; else None. labels: the
+    labels of the classification head, if any. load_in_float32: loads the transformer again, in float32.
     """
 
     transformer: Transformer
@@ -60,7 +61,7 @@ class LoadedModel:
 
 
 def load(spec: ModelSpec) -> LoadedModel:
-    """Return the model of a spec. Raises ModelError, in one line, for anything that makes this impossible."""
+    """Return the model of a spec. Raises ModelError, with a message of one line, if this fails."""
     folder = ModelFolder.of(spec)
     if spec.model_module is not None:
         import_model_module(spec.model_module)
@@ -105,9 +106,9 @@ def load(spec: ModelSpec) -> LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class _TransformerLoader:
-    """Loads the transformer of a spec, anew in each call of `load`.
+    """Loads the transformer of a spec. Each call of `load` loads it again.
 
-    pooling: the default one, which decides what is loaded. probes: the texts that execution is chosen with.
+    pooling: the default pooling, which decides what is loaded. probes: the texts for `choose_execution`.
     """
 
     spec: ModelSpec
@@ -117,7 +118,7 @@ class _TransformerLoader:
     probes: Sequence[TokenSequence]
 
     def load(self, dtype: torch.dtype) -> tuple[Transformer, Heads, ChosenExecution]:
-        """Return the transformer as it runs in the dtype, its heads, and how its execution was chosen."""
+        """Return the transformer in the dtype, its heads, and the execution that was chosen for it."""
         model, heads = self._load_model()
         if self.spec.no_position_embeddings:
             drop_position_embeddings(model)
@@ -125,11 +126,11 @@ class _TransformerLoader:
         return Transformer(model, self.inputs, chosen.execution, heads), heads, chosen
 
     def load_in_float32(self) -> Transformer:
-        """Return the transformer in float32, loaded once more."""
+        """Load the transformer again, in float32, and return it."""
         return self.load(torch.float32)[0]
 
     def _load_model(self) -> tuple[PreTrainedModel, Heads]:
-        """Return the encoder in float32, and what was loaded with it: for classification, SPLADE, or neither."""
+        """Return the encoder in float32, and the heads that were loaded with it."""
         highest = self._highest_layer()
         is_sparse = "SPLADE" in self.pooling.strategies
         with_head = None if is_sparse else self._load_classifier()
@@ -151,7 +152,10 @@ class _TransformerLoader:
         return num_layers - 1 if needs_top else highest
 
     def _load_classifier(self) -> tuple[PreTrainedModel, Classifier] | None:
-        """Return the whole model for sequence classification and its head, if it is one, or must be one."""
+        """Return the model for sequence classification and its head, or None if the checkpoint has no usable head.
+
+        Raises ModelError instead of returning None if the pooling needs this head.
+        """
         is_needed = needs_classifier(self.pooling.strategies)
         if not is_needed and not self.checkpoint.is_classifier:
             return None
@@ -207,9 +211,9 @@ def _probes(tokenizer: Tokenizer) -> list[TokenSequence]:
 def _micro_batch_tokens(
     spec: ModelSpec, transformer: Transformer, layers: frozenset[int], padding: TokenSequence
 ) -> int:
-    """Return the most tokens of a forward pass: what the GPU's memory or the CPU's caches hold.
+    """Return the largest number of tokens in a forward pass: as many as the GPU's memory or the CPU's caches hold.
 
-    layers: that are read by default. padding: a sequence of the longest length.
+    layers: the layers that are read by default. padding: a sequence of max_seq_len padding tokens.
     """
     if transformer.device.type != "cuda":
         return min(spec.max_batch_tokens, CPU_MICRO_BATCH_TOKENS)

@@ -1,4 +1,4 @@
-"""Strings to word ids. Of a long string, only as many characters are tokenized as its sequence needs."""
+"""Turns strings into word ids. Of a long string, it tokenizes only as many characters as the sequence needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .sequences import WordIds
 from .sources import SourceString
 
 _CHARS_PER_TOKEN = 16  # first guess of the characters needed for a token; most texts have about 4
-_MARGIN_TOKENS = 16  # tokens to read beyond those needed: the last ones before a cut may be wrong
+_MARGIN_TOKENS = 16  # tokens to read beyond those needed, because the last ones before a cut may be wrong
 _LONGEST_WORD = 1 << 20
 _WHITE_SPACE = re.compile(r"[ \t\r\n]")
 
@@ -21,8 +21,8 @@ def tokenize_strings(
 ) -> list[WordIds]:
     """Return the word ids of each string.
 
-    Of a long string, at least num_tokens at its beginning, or at its end if from_end. with_offsets: find the
-    characters that each token stands for.
+    For a long string, these are at least num_tokens ids from its beginning, or from its end if from_end.
+    with_offsets: also find the characters that each token stands for.
     """
     encode = rust.encode_batch if with_offsets else rust.encode_batch_fast
     cut = _ending if from_end else _beginning
@@ -52,7 +52,7 @@ def _beginning(text: str, size: int) -> str:
     Tokenizers treat words one by one, so text after a white space does not change the tokens well before it.
     The text is cut only at characters that every tokenizer treats as white space. (BERT's tokenizer removes other
     control characters instead of splitting there.)
-    If there is no white space within a million characters, the text is cut there.
+    If no white space follows within a million characters, the text is cut after them.
     """
     if len(text) <= size:
         return text

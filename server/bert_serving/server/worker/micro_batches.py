@@ -1,4 +1,4 @@
-"""Computes the finished vectors of prepared texts, in micro-batches; returns them in the order of the texts.
+"""Computes the rows of prepared texts in micro-batches, and returns them in the order of the texts.
 
     run_micro_batches    plan -> one forward pass for each micro-batch -> finish
     _forward_and_pool    one forward pass, then the output of each sequence in it
@@ -38,7 +38,7 @@ class PreparedText:
 
     @property
     def keeps_token_vectors(self) -> bool:
-        """Whether the vectors of all tokens are needed at the end: for NONE, and to pool spans."""
+        """Whether the vectors of all tokens are kept after the forward pass: for NONE, and to pool spans."""
         return self.plan.is_token_level or self.text.spans is not None
 
     @property
@@ -65,8 +65,8 @@ class Budget:
 class _BatchedSequence:
     """A sequence in a micro-batch.
 
-    output: None until its forward pass has run, then its pooled vector (D,), the weight of each term (V,), or the
-    vectors of the tokens that it keeps (T, D).
+    output: None until the forward pass has run; then the pooled vector (D,), the weight of each term (V,), or the
+    vectors of the kept tokens (T, D).
     """
 
     sequence: TokenSequence
@@ -82,7 +82,7 @@ class _BatchedSequence:
 def run_micro_batches(
     transformer: Transformer, texts: Sequence[PreparedText], budget: Budget, *, hide_specials: bool = False
 ) -> list[Rows]:
-    """Return the rows of each text, finite or not. hide_specials: pooling leaves special tokens out."""
+    """Return the rows of each text, even if they are not finite. hide_specials: do not pool special tokens."""
     sequences_of = [[_BatchedSequence(s, prepared) for s in prepared.text.sequences] for prepared in texts]
     sequences = [sequence for of_text in sequences_of for sequence in of_text]
     is_padded = transformer.padded_because is not None
@@ -90,7 +90,7 @@ def run_micro_batches(
         [sequence.length for sequence in sequences],
         budget.tokens,
         padded=is_padded,
-        # With special tokens hidden, a row may be fully masked, and a fully masked row attends to padding.
+        # In some models (DeBERTa), a hidden special token sees only masked tokens, so it also attends to padding.
         # Sequences of equal length need no padding.
         equal=is_padded and hide_specials,
     )
@@ -104,7 +104,7 @@ def run_micro_batches(
         except torch.OutOfMemoryError:
             if len(micro_batch) == 1:
                 raise
-        # Outside of the handler: within it, the traceback keeps the failed pass's tensors alive.
+        # This is outside of the except block: inside, the traceback would keep the tensors of the failed pass.
         torch.cuda.empty_cache()
         budget.shrink(sum(sequence.length for sequence in micro_batch))
         half = len(indices) // 2
@@ -159,7 +159,8 @@ def _segments(
 ) -> Segments:
     """Return which rows of the hidden states are pooled for each sequence.
 
-    starts: the row at which each sequence begins. pools_all: whether every row is pooled, except those of prompts.
+    starts: the row at which each sequence begins. pools_all: whether all rows except those of prompts are
+    pooled.
     """
     if pools_all and not any(s.num_prompt for s in sequences):
         return whole_segments([len(s.ids) for s in sequences], device)
@@ -168,13 +169,13 @@ def _segments(
         left_out = set(sequence.specials) if hide_specials else set()
         rows.append([start + i for i in range(sequence.num_prompt, len(sequence.ids)) if i not in left_out])
         first.append(start + min(sequence.num_prompt, len(sequence.ids) - 1))
-        # bert-as-service takes row (sum of the mask - 1), even if masked tokens precede it.
+        # bert-as-service takes row (sum of the mask - 1) as the last one, even if masked tokens come before it.
         last.append(start + max(0, len(sequence.ids) - len(left_out) - 1))
     return partial_segments(rows, first=first, last=last, origin=starts, device=device)
 
 
 def _kept_tokens(sequence: TokenSequence, tokens: Tensor, hide_specials: bool) -> Tensor:
-    """Return a copy of the vectors that the text takes from this sequence; zero for hidden tokens."""
+    """Return a copy of the vectors that the text takes from this sequence, with zeros for hidden tokens."""
     tokens = tokens.clone()  # a view would keep the token vectors of the whole micro-batch in memory
     if hide_specials:
         tokens[list(sequence.specials)] = 0
@@ -215,7 +216,7 @@ def _finish_tokens(prepared: PreparedText, windows: Sequence[_BatchedSequence], 
 
 
 def _mean_of_windows(windows: Sequence[_BatchedSequence]) -> Tensor:
-    """Return (D,), the mean of the windows' vectors weighted by their numbers of tokens without special ones."""
+    """Return the mean of the windows' vectors, (D,), weighted by their numbers of non-special tokens."""
     if len(windows) == 1:
         return _output(windows[0])
     rows = torch.stack([_output(window) for window in windows])  # (number of windows, D)

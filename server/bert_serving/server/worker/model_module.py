@@ -1,4 +1,4 @@
-"""The user's own architecture: a module that registers it with Transformers' Auto classes when it is imported."""
+"""Imports a user's module, which registers an architecture with Transformers' Auto classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..model.errors import ModelError, one_line
 
 
 def import_model_module(name: str) -> ModuleType:
-    """Import a module by its name or by the path of its .py file, once in a process. Raises ModelError."""
+    """Import a module by its name or by the path of its .py file, at most once in a process. Raises ModelError."""
     try:
         return _import_file(Path(name).expanduser()) if name.endswith(".py") else importlib.import_module(name)
     except Exception as exc:  # the user's code may raise anything
@@ -22,7 +22,7 @@ def import_model_module(name: str) -> ModuleType:
 
 def _import_file(path: Path) -> ModuleType:
     path = path.resolve()
-    # The name is unique: several folders may have a file of this name, and it may be an installed module's too.
+    # The name must be unique: files in other folders, or an installed module, may have the same name.
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]

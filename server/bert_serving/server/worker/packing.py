@@ -1,8 +1,9 @@
-"""Which sequences share a forward pass, and how they lie in a packed row.
+"""Decides which sequences share a forward pass, and how they lie in a packed row.
 
 A packed row has no padding: its sequences lie end to end as T tokens. They are sorted by length, so sequences of
 equal length are neighbours and form a group. A group is a view of the row with shape (count, length), and
-attention runs group by group. All other layers treat each token alone and do not need the sequences' borders.
+attention runs group by group. All other layers process each token separately and do not need to know where
+sequences begin.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Group:
 
     @property
     def stop(self) -> int:
-        """The token of the row after the last one of the group."""
+        """The index in the row of the token after the group's last one."""
         return self.start + self.count * self.length
 
 
@@ -30,8 +31,8 @@ def plan_micro_batches(
 ) -> list[list[int]]:
     """Return the indices of `lengths`, divided into micro-batches of similar lengths, longest first.
 
-    A micro-batch has at most `max_tokens` tokens, or holds a single sequence. padded: count each sequence as long
-    as the longest of its micro-batch. equal: put only sequences of equal length into one micro-batch.
+    A micro-batch has at most `max_tokens` tokens, or holds a single sequence. padded: count each sequence with
+    the length of the longest in its micro-batch. equal: put only sequences of equal length into one micro-batch.
     The longest come first, so that a lack of memory shows in the first forward pass and not in the last.
     """
     plan: list[list[int]] = []
@@ -49,7 +50,7 @@ def plan_micro_batches(
 
 
 def groups_of(lengths: Sequence[int]) -> list[Group]:
-    """Return the groups of neighbours of equal length. lengths: sorted, in either direction."""
+    """Return the groups of neighbours of equal length. lengths: sorted in either direction."""
     groups: list[Group] = []
     start = first = 0
     for i in range(1, len(lengths) + 1):

@@ -1,4 +1,4 @@
-"""The parts of a batch, each with its own options, through the encoder in the same forward passes."""
+"""Encodes the parts of a batch, each with its own options, in the same forward passes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,14 @@ class TokenizedPart:
 
 
 def tokenize_parts(encoder: Encoder, parts: Sequence[Part]) -> list[TokenizedPart | Rejected]:
-    """Return each part with its texts prepared, or why it is rejected. Parts with equal options share one call."""
+    """Return each part with its texts prepared, or why it is rejected.
+
+    Parts with equal options share one call of `Encoder.prepare`.
+    """
     found: dict[int, TokenizedPart | Rejected] = {}
     alike: dict[tuple[EncodeOptions, int | None], list[int]] = {}
     for i, part in enumerate(parts):
-        # A part with spans gets a call to itself.
+        # A part with spans gets a separate call.
         alike.setdefault((part.options, None if part.spans is None else i), []).append(i)
     for (options, _), indices in alike.items():
         texts = [text for i in indices for text in parts[i].texts]
@@ -63,7 +66,7 @@ def _tokenized_or_rejected(part: Part, texts: list[PreparedText | RequestError])
 def part_results(
     encoder: Encoder, parts: Sequence[TokenizedPart | Rejected], dtype: np.dtype[np.floating]
 ) -> list[PartResult]:
-    """Compute all parts in the same forward passes and return their results. dtype: of the vectors."""
+    """Compute all parts in the same forward passes and return their results. dtype: the dtype of the vectors."""
     prepared = [text for part in parts if isinstance(part, TokenizedPart) for text in part.prepared]
     rows = iter(encoder.forward(prepared))
     return [

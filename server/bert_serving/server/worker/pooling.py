@@ -1,7 +1,7 @@
 """Pooling strategies: each turns the token vectors of a text into one vector.
 
-The texts of a micro-batch lie end to end in `hidden`, (T, H) float32, without padding; `Segments` says which rows
-belong to which text. Each strategy returns (B, H) float32; REDUCE_MEAN_MAX returns (B, 2H). Sources:
+The texts of a micro-batch lie end to end in `hidden`, (T, H) float32, without padding; `Segments` holds the row
+numbers of each text. Each strategy returns (B, H) float32; REDUCE_MEAN_MAX returns (B, 2H). Sources:
 bert-as-service's graph.py; sentence-transformers' Pooling for MEAN_SQRT_LEN and WEIGHTED_MEAN.
 """
 
@@ -21,8 +21,8 @@ class Segments:
     """Which of the T rows are pooled together, for each of B texts. All fields are int64.
 
     rows: the row numbers, text after text. starts: (B,), where each text begins in `rows`. first, last: (B,), the
-    rows that FIRST_TOKEN and LAST_TOKEN take. origin: (B,), the row of each text's first token; positions are
-    counted from it.
+    rows that FIRST_TOKEN and LAST_TOKEN return. origin: (B,), the row of each text's first token; positions are
+    counted from this row.
     """
 
     rows: Tensor
@@ -44,7 +44,7 @@ class Segments:
 
 
 def whole_segments(lengths: Sequence[int], device: torch.device) -> Segments:
-    """Return segments that pool all rows of the texts. lengths: of the texts, which lie end to end."""
+    """Return segments that pool all rows of texts that lie end to end. lengths: numbers of tokens of the texts."""
     ends = list(accumulate(lengths))
     starts = torch.tensor([0, *ends[:-1]], device=device)
     last = torch.tensor(ends, device=device) - 1
@@ -74,12 +74,12 @@ def mean(hidden: Tensor, segments: Segments) -> Tensor:
 
 def maximum(hidden: Tensor, segments: Segments) -> Tensor:
     """Largest value of each component over the tokens."""
-    # The maximum of embedding_bag ignores NaN. Adding 0 * mean makes a NaN or infinite token visible.
+    # The maximum of embedding_bag ignores NaN. Adding 0 * mean gives NaN for a NaN or infinite token.
     return embedding_bag(segments.rows, hidden, segments.starts, mode="max") + 0 * mean(hidden, segments)
 
 
 def mean_and_max(hidden: Tensor, segments: Segments) -> Tensor:
-    """Mean, then maximum: (B, 2H)."""
+    """Mean and maximum, concatenated: (B, 2H)."""
     return torch.cat([mean(hidden, segments), maximum(hidden, segments)], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""What to compute from hidden states, for the options of a request."""
+"""Plans what to compute from hidden states for the options of a request."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .sequences import RequestError
 _TOKENS = ("NONE",)
 _TERMS = ("SPLADE",)
 _NEEDS_CLASSIFIER = {"CLASSIFICATION", "REGRESSION", "LOGITS"}
-#: Strategies that read the last layer's first token, for any pooling_layer, and have their own weights.
+#: Strategies with their own weights. They read the last layer's first token and ignore pooling_layer.
 FROM_FIRST = {"CLS_POOLED", *_NEEDS_CLASSIFIER}
-#: Strategies that read the last layer.
+#: Strategies that read the last layer and ignore pooling_layer.
 _FROM_TOP = FROM_FIRST | {*_TERMS}
-#: Computes rows, (B, D) float32, from the last layer's vectors of first tokens, (B, H).
+#: Computes rows, (B, D) float32, from the vectors of first tokens in the last layer, (B, H).
 Head: TypeAlias = "Callable[[Tensor], Tensor]"
 
 _REQUIRES = {
@@ -39,12 +39,13 @@ _MAX_WIDTH = 1 << 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PoolingPlan:
-    """From hidden states to vectors.
+    """How hidden states become vectors.
 
-    layers: counted from 0, concatenated in this order. reads: all layers that are needed.
-    poolings: strategies, concatenated; NONE alone: a row for each token; SPLADE alone: one for each term.
-    modules: the Dense and Normalize modules after the pooling, if any. dimensions: number of leading components
-    that are kept, before `normalize` divides by the L2 norm. width: components of a vector.
+    layers: indices from 0; their hidden states are concatenated in this order. reads: indices of all layers whose
+    hidden states are needed. poolings: strategies whose vectors are concatenated; NONE is always alone and gives a
+    row for each token; SPLADE is always alone and gives a row for each term. modules: the Dense and Normalize
+    modules after the pooling, if any. dimensions: number of leading components to keep; None: all. normalize: then
+    divide by the L2 norm. width: number of components of a vector.
     """
 
     layers: tuple[int, ...]
@@ -62,7 +63,7 @@ class PoolingPlan:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether the strategy is SPLADE: a text gets weights of terms."""
+        """Whether the strategy is SPLADE: a text gets a weight for each term."""
         return self.poolings == _TERMS
 
     def token_vectors(self, hidden: dict[int, Tensor]) -> Tensor:
@@ -73,11 +74,11 @@ class PoolingPlan:
     def pool(self, hidden: dict[int, Tensor], of: Segments, heads: Mapping[str, Head]) -> Tensor:
         """Return the pooled rows, (B, D) float32.
 
-        hidden: (T, H) by layer. heads: for the strategies in FROM_FIRST.
+        hidden: hidden states (T, H) by layer. heads: by strategy, for those in FROM_FIRST.
         """
         if not FROM_FIRST & set(self.poolings):
             return self.pool_tokens(self.token_vectors(hidden), of)
-        # Heads read the last layer, and its first token even if a prompt is left out of the pooling.
+        # Heads read the first token of the last layer, even if the pooling leaves it out together with a prompt.
         first = hidden[max(self.reads)][of.origin]
         tokens = None if set(self.poolings) <= FROM_FIRST else self.token_vectors(hidden)
         rows = [
@@ -87,11 +88,11 @@ class PoolingPlan:
         return torch.cat(rows, dim=1)
 
     def pool_tokens(self, tokens: Tensor, of: Segments) -> Tensor:
-        """Return the pooled rows of token vectors, (B, D) float32; for the strategies in STRATEGIES."""
+        """Return the pooled rows of token vectors, (B, D) float32. Works for the strategies in STRATEGIES."""
         return torch.cat([STRATEGIES[name](tokens, of) for name in self.poolings], dim=1)
 
     def finish(self, rows: Tensor) -> Tensor:
-        """Return the rows as they are sent, (B, width)."""
+        """Return the rows after `modules`, `dimensions` and `normalize`, (B, width)."""
         if self.modules is not None and not self.is_token_level:
             rows = self.modules(rows)
         if self.dimensions is not None:
@@ -101,7 +102,10 @@ class PoolingPlan:
 
 @dataclass(frozen=True, slots=True)
 class AfterPooling:
-    """What a model folder computes after its pooling: modules of this output width, then normalization."""
+    """What a model folder is configured to compute after its pooling: modules, then normalization.
+
+    width: number of components of a row after the modules; None: the modules do not change it.
+    """
 
     modules: Callable[[Tensor], Tensor] | None = None
     width: int | None = None
@@ -112,8 +116,8 @@ class AfterPooling:
 class ModelShape:
     """Sizes of a loaded model.
 
-    num_layers: layers of the whole model. num_loaded: how many of them are loaded, counted from the bottom.
-    hidden_size: components of a hidden state. head_widths: components of a head's rows, by strategy.
+    num_layers: number of layers of the whole model. num_loaded: how many of them are loaded, counted from the
+    bottom. hidden_size: the width of a hidden state. head_widths: the widths of the heads' rows, by strategy.
     """
 
     num_layers: int
@@ -125,8 +129,8 @@ class ModelShape:
 class PoolingPlanner:
     """Makes the pooling plans of one model, and caches them.
 
-    rules: decide which strategies and layers a request gets. after: follows the pooling configured in the model
-    folder. normalize: the server's option; None: as configured in the model folder.
+    rules: decide which strategies and layers a request gets. after: is computed only after the pooling configured
+    in the model folder. normalize: the server's setting; None: as configured in the model folder.
     Raises ModelError if the model cannot compute its default pooling.
     """
 
@@ -144,7 +148,7 @@ class PoolingPlanner:
             raise ModelError(str(exc)) from exc
 
     def __call__(self, options: EncodeOptions) -> PoolingPlan:
-        """Return the plan for a request. Raises RequestError for what this model cannot compute."""
+        """Return the plan for a request. Raises RequestError for options that this model cannot compute."""
         key = EncodeOptions(options.pooling_strategy, options.pooling_layer, options.normalize, options.dimensions)
         plan = self._plans.get(key)
         if plan is None:
@@ -185,30 +189,30 @@ class PoolingPlanner:
             raise RequestError(str(exc)) from exc
 
     def _check_loaded(self, layers: set[int], poolings: Sequence[str]) -> None:
-        """Raise RequestError if a head or a layer is not loaded."""
+        """Raise RequestError if a head or a layer that is needed is not loaded."""
         num_layers, num_loaded = self._shape.num_layers, self._shape.num_loaded
         if missing := [name for name in poolings if name in _FROM_TOP and name not in self._shape.head_widths]:
             raise RequestError(f"{missing[0]} needs {_REQUIRES[missing[0]]}")
         if max(layers) >= num_loaded:
             raise RequestError(
-                f"layer {max(layers) - num_layers} is not loaded, since the server needs none above "
+                f"layer {max(layers) - num_layers} is not loaded, since the server loads none above "
                 f"{num_loaded - 1 - num_layers}: start it with -all_layers"
             )
 
     def _width(self, poolings: Sequence[str], num_layers: int) -> int:
-        """Return the number of components of these poolings, over this number of layers."""
+        """Return the number of components that these poolings give for this number of layers."""
         of_layers = self._shape.hidden_size * num_layers
         widths = {"REDUCE_MEAN_MAX": 2 * of_layers, **self._shape.head_widths}
         return sum(widths.get(name, of_layers) for name in poolings)
 
 
 def needs_classifier(strategies: Sequence[str]) -> bool:
-    """Return whether strategies need a classification head."""
+    """Return whether one of the strategies needs a classification head."""
     return bool(_NEEDS_CLASSIFIER & set(strategies))
 
 
 def reads_top_layer(strategies: Sequence[str]) -> bool:
-    """Return whether strategies read the last layer, for any pooling_layer."""
+    """Return whether one of the strategies reads the last layer and ignores pooling_layer."""
     return bool(_FROM_TOP & set(strategies))
 
 

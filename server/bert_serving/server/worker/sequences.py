@@ -1,7 +1,7 @@
 """Turns word ids into the sequences that the model sees: truncation, windows, special tokens, spans.
 
-The tokenizer adds no special tokens. They are added here, at the end. So truncation on either side, truncation of
-pairs by bert-as-service's rule, and windows work on lists of ids without special tokens.
+The tokenizer adds no special tokens; this module adds them as its last step. Therefore truncation (on either side,
+or of pairs by bert-as-service's rule) and windows work on lists of ids without special tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .windows import windows
 Range: TypeAlias = "tuple[int, int]"
 
 MAX_CHUNKED_TOKENS = 1 << 17  # of one text that is encoded in windows
-NO_OFFSETS = (0, 0)  # of tokens that stand for no character of the text: special tokens, and those of a prompt
+NO_OFFSETS = (0, 0)  # of tokens that stand for no character of the text: special tokens, and tokens of a prompt
 
 
 class RequestError(ValueError):
@@ -31,7 +31,8 @@ class RequestError(ValueError):
 class TokenSequence:
     """One sequence of token ids as the model sees it.
 
-    kept: positions whose vectors the text takes from this sequence: all of them, except where windows overlap.
+    kept: range of positions whose vectors the text takes from this sequence: all positions, except where windows
+    overlap.
     type_ids: None if all are 0. specials: positions of the special tokens. num_prompt: number of leading tokens
     that pooling leaves out.
     """
@@ -49,7 +50,7 @@ class TokenizedText:
 
     truncated: whether part of the text was cut off. offsets: the characters of the text that each of `ids` stands
     for; None if the request does not need them, or if the text came as tokens. lost: the characters that were cut
-    off; filled in only together with offsets. spans: positions in `ids` of the spans that the request asks for.
+    off, known only if the offsets are. spans: positions in `ids` of the spans that the request asks for.
     """
 
     sequences: tuple[TokenSequence, ...]
@@ -60,7 +61,7 @@ class TokenizedText:
 
     @property
     def ids(self) -> list[int]:
-        """The token ids of the text, special tokens included, each token once."""
+        """The token ids of the text, special tokens included; each token once, even if windows overlap."""
         return [i for s in self.sequences for i in s.ids[slice(*s.kept)]]
 
     @property
@@ -74,7 +75,7 @@ class WordIds:
     """The token ids of one string, or of one list of tokens, without special tokens.
 
     offsets: the characters of the text that each token stands for. unread: the characters of a long string that
-    were not tokenized, because the others fill the sequence.
+    were not tokenized, because the rest of the string fills the sequence.
     """
 
     ids: list[int]
@@ -94,12 +95,13 @@ def build_sequences(
     max_seq_len: int,
     num_prompt: int,
 ) -> TokenizedText:
-    """Return the sequences that the model sees of a text. word_ids: of its string, or of both strings of a pair.
+    """Return a text as the sequences that the model sees.
 
-    num_prompt: number of leading tokens, special tokens included, that pooling leaves out. Raises RequestError
-    if the options do not allow a text of this length.
+    word_ids: one element for the string of the text, or two for the strings of a pair. num_prompt: number of
+    leading tokens, special tokens included, that pooling leaves out. Raises RequestError if the options do not
+    allow a text of this length.
     """
-    room = max(0, max_seq_len - special_tokens.num_specials)  # a pair of RoBERTa has four special tokens
+    room = max(0, max_seq_len - special_tokens.num_specials)  # the least max_seq_len is 3, a pair of RoBERTa has 4
     length = sum(len(w.ids) for w in word_ids)
     truncated = length > room
     is_chunked = truncated and options.long_text == "chunk" and len(word_ids) == 1
@@ -125,7 +127,7 @@ def build_sequences(
 
 
 def _truncated(word_ids: list[WordIds], room: int, *, from_left: bool) -> list[WordIds]:
-    """Return what fits of a string or a pair.
+    """Return a string or a pair, cut to `room` tokens.
 
     In a pair, tokens are removed from the longer string, and from the second one if both are equally long.
     """
@@ -187,9 +189,9 @@ def _offsets(word_ids: list[WordIds], special_tokens: SpecialTokens) -> list[Ran
 
 
 def _in_windows(word_ids: WordIds, special_tokens: SpecialTokens, room: int, num_prompt: int) -> TokenizedText:
-    """Return a long text as overlapping windows of `room` words, each with special tokens around it.
+    """Return a long text as overlapping windows of `room` tokens, with special tokens added around each.
 
-    The special tokens before the text are kept in the first window, those after it in the last.
+    The special tokens before the text are kept only in the first window, those after the text only in the last.
     """
     if word_ids.unread or len(word_ids.ids) > MAX_CHUNKED_TOKENS:
         raise RequestError(f"long_text chunk reads at most {MAX_CHUNKED_TOKENS} tokens, this text has more")
@@ -213,12 +215,12 @@ def with_spans(text: TokenizedText, spans: Sequence[Sequence[int]], num_chars: i
     """
     assert text.offsets is not None, "offsets are computed whenever spans are requested"
     positions = [i for i, (start, stop) in enumerate(text.offsets) if stop > start]  # not the special tokens
-    # Both lists are sorted, so that a span's first and last token are found by bisection.
+    # Both lists are sorted, so a span's first and last token can be found by bisection.
     starts, stops = [text.offsets[i][0] for i in positions], [text.offsets[i][1] for i in positions]
     found = []
     for start, end in spans:
         if end > num_chars:
-            raise RequestError(f"span [{start}, {end}] ends after the end of the text, at {num_chars} characters")
+            raise RequestError(f"span [{start}, {end}] ends after the text, which has {num_chars} characters")
         if any(start < lost_stop and end > lost_start for lost_start, lost_stop in text.lost):
             raise RequestError(
                 f"span [{start}, {end}] lies in the part of the text that was cut off; see the option long_text"

@@ -1,4 +1,4 @@
-"""Texts split into their sources of word ids: a string, a list of tokens or ids, or two of them for a pair."""
+"""Splits texts into sources of word ids. A source is a string, or a list of tokens or ids; a pair has two."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SourceString(NamedTuple):
 
     start: index in the text of the string's first character; negative if a prompt precedes the text.
     original_indices: maps each lower-cased character to its index in the string before lower-casing; None if
-    both have the same length.
+    both strings have the same length.
     """
 
     string: str
@@ -25,7 +25,7 @@ class SourceString(NamedTuple):
     original_indices: list[int] | None = None
 
     def range_in_text(self, start: int, stop: int) -> Range:
-        """Return the characters of the text for a range of the string; NO_OFFSETS if it lies in the prompt."""
+        """Return the characters of the text for a range of the string; NO_OFFSETS if it lies in a prompt."""
         if stop <= start:
             return NO_OFFSETS
         if self.original_indices is not None:
@@ -39,9 +39,9 @@ Source: TypeAlias = SourceString | list[str] | list[int]
 
 
 def split_text(text: Text, *, prompt: str, pairs: bool, lower: bool) -> Sequence[Source]:
-    """Return the one source of a text, or the two of a pair.
+    """Return the one source of a text, or the two sources of a pair.
 
-    prompt: precedes the (first) string. pairs: whether `|||` separates the strings of a pair. lower: lower-case
+    prompt: put before the (first) string. pairs: whether `|||` separates the strings of a pair. lower: lower-case
     strings. The rules for `|||` are those of bert-as-service (extract_features.py).
     """
     if isinstance(text, dict):
@@ -52,8 +52,8 @@ def split_text(text: Text, *, prompt: str, pairs: bool, lower: bool) -> Sequence
             at = text.index(_SEPARATOR)  # type: ignore[arg-type]
             return [text[:at], text[at + 1 :]]
         return [text]
-    # bert-as-service matches ^(.*) \|\|\| (.*)$ on the stripped text: the last separator counts, and there is no
-    # pair in a text of several lines, since a dot does not match a newline.
+    # bert-as-service matches ^(.*) \|\|\| (.*)$ on the stripped text. So the last separator divides the text, and
+    # a text of several lines is not a pair, since a dot does not match a newline.
     if pairs and f" {_SEPARATOR} " in text and "\n" not in (stripped := text.strip()):
         before, separator, after = stripped.rpartition(f" {_SEPARATOR} ")
         if separator:

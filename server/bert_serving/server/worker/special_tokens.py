@@ -12,7 +12,8 @@ from ..model.errors import ModelError
 class TypeIds(NamedTuple):
     """Token type ids.
 
-    before, between, after: one for each special token. first, second: the one for all words of that string.
+    before, between, after: a type id for each special token. first, second: the type id of all words of
+    the first and of the second string.
     """
 
     before: list[int]
@@ -34,7 +35,7 @@ class SpecialTokens(NamedTuple):
     type_ids: TypeIds
 
     def without_type_ids(self) -> SpecialTokens:
-        """Return the same tokens with all type ids 0, for a model that takes none."""
+        """Return the same tokens with all type ids 0, for a model without type ids."""
         before, between, after = ([0] * len(ids) for ids in (self.before, self.between, self.after))
         return self._replace(type_ids=TypeIds(before, 0, between, 0, after))
 
@@ -44,14 +45,14 @@ class SpecialTokens(NamedTuple):
         return len(self.before) + len(self.between) + len(self.after)
 
 
-#: For lists of tokens with no_special_token.
+#: For texts that are lists of tokens, if no_special_token is set.
 NO_SPECIAL_TOKENS = SpecialTokens([], [], [], TypeIds([], 0, [], 0, []))
 
 
 def special_tokens_of(encoding: Encoding) -> SpecialTokens:
-    """Return the special tokens that a tokenizer added to a string, or to a pair of strings, of one word each.
+    """Return the special tokens in the encoding of one word, or of a pair of one-word strings.
 
-    Raises ModelError if the words have no token.
+    Raises ModelError if the encoding has no other tokens.
     """
     ids, types = encoding.ids, encoding.type_ids
     words = [i for i, is_special in enumerate(encoding.special_tokens_mask) if not is_special]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..model.errors import ModelError
 
-_MAX_LOGITS = 1 << 25  # at once, 128 MiB: logits are about a hundred times as wide as hidden states
+_MAX_LOGITS = 1 << 25  # computed at once, 128 MiB: logits are about a hundred times as wide as hidden states
 
 
 class SpladeHead:
@@ -21,16 +21,17 @@ class SpladeHead:
     """
 
     def __init__(self, model: PreTrainedModel, *, squashes_twice: bool = False) -> None:
-        # A copy: its last layer often is the embedding table, whose dtype may change together with the encoder's.
+        # A copy, because the last layer is often the embedding table, whose dtype may change with the encoder's.
         self._logits, self._dtype = _head_of(model if model.device.type == "cpu" else copy.deepcopy(model))
         self._squashes_twice = squashes_twice
         self.num_terms = int(model.config.vocab_size)
 
     @torch.inference_mode()
     def __call__(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Return the weight of each term in each text, (B, V) float32: the largest over its tokens.
+        """Return the weight of each term in each text, (B, V) float32: the largest one over the tokens.
 
-        hidden: (T, H), of the last layer, the texts end to end. lengths: their numbers of tokens, T in total.
+        hidden: hidden states of the last layer, (T, H), the texts end to end. lengths: the number of tokens of
+        each text, T in total.
         """
         weights = hidden.new_full((len(lengths), self.num_terms), -torch.inf, dtype=torch.float32)
         owner = torch.repeat_interleave(torch.tensor(lengths))
@@ -45,7 +46,7 @@ class SpladeHead:
 
 
 def nonzero_terms(weights: Tensor) -> Tensor:
-    """Return (index, weight) of the terms with a weight, (n, 2) float32. An index is exact up to 2**24."""
+    """Return (index, weight) of the terms whose weight is not 0, (n, 2) float32. Indices are exact up to 2**24."""
     (index,) = weights.nonzero(as_tuple=True)
     return torch.stack([index.to(weights.dtype), weights[index]], dim=1)
 

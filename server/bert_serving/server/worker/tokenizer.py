@@ -38,10 +38,10 @@ class Tokenizer:
     """A tokenizer whose sequences have at most `max_seq_len` tokens.
 
     do_lower_case: lower-case texts before the tokenizer sees them. cased: remove the tokenizer's lower-casing and
-    accent-stripping. no_special_token: add no special tokens to texts that come as tokens. model_type: the
+    accent-stripping. no_special_token: add no special tokens to texts that are lists of tokens. model_type: the
     tokenizer's family, if the folder does not name it.
 
-    May be used by one thread at a time. The Rust code runs without the GIL.
+    Only one thread may use it at a time. The Rust code runs without the GIL.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class Tokenizer:
         pool_prompt: bool = True,
         spans: Sequence[Sequence[Sequence[int]]] | None = None,
     ) -> list[TokenizedText | RequestError]:
-        """Return each text tokenized, in order, or an error for a text that cannot be tokenized.
+        """Return the tokenized texts in order; a text that cannot be tokenized has an error in its place.
 
-        Tokens in a list are looked up in the vocabulary; ids are taken as given. prompt: precedes every string.
-        pool_prompt: whether pooling includes the prompt's tokens. spans: for each text its spans, each
-        [start, end) in characters.
+        Tokens in a list are looked up in the vocabulary; ids are used as given. prompt: put before every text that
+        is not a list. pool_prompt: whether pooling includes the prompt's tokens. spans: for each text its spans,
+        each [start, end) in characters.
         """
         sources = [
             split_text(text, prompt=prompt, pairs=options.pairs, lower=self._do_lower_case) for text in texts
@@ -159,11 +159,11 @@ class Tokenizer:
         num_prompt: int,
         spans: Sequence[Sequence[int]] | None,
     ) -> TokenizedText | RequestError:
-        """Return the text tokenized, or the error for it. inputs: word ids of strings, and lists to look up."""
+        """Return the tokenized text, or its error. inputs: word ids of strings, and lists of tokens or ids."""
         try:
             word_ids = [one if isinstance(one, WordIds) else self._vocabulary.look_up(one) for one in inputs]
             if len(word_ids) == 2 and not word_ids[1].ids and not isinstance(text, dict):
-                word_ids = word_ids[:1]  # nothing is after the separator: not a pair, as in bert-as-service
+                word_ids = word_ids[:1]  # nothing follows the separator: not a pair, as in bert-as-service
             special_tokens = self._special_tokens(word_ids, is_tokenized=isinstance(text, list))
             tokenized = build_sequences(
                 word_ids, special_tokens, options, max_seq_len=self._max_seq_len, num_prompt=num_prompt
@@ -194,7 +194,7 @@ def _cased(rust: RustTokenizer) -> RustTokenizer:
 
 
 def _cased_normalizer(normalizer: dict[str, object] | None) -> dict[str, object] | None:
-    """Return a normalizer, as it stands in tokenizer.json, without lower-casing and accent-stripping."""
+    """Return a normalizer in the format of tokenizer.json, without lower-casing and accent-stripping."""
     kind = (normalizer or {}).get("type")
     if normalizer is None or kind in ("Lowercase", "StripAccents"):
         return None

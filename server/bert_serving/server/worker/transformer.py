@@ -1,4 +1,4 @@
-"""The model on its device: sequences of token ids in, hidden states out.
+"""Runs the model on its device: turns sequences of token ids into hidden states.
 
 A forward pass is packed (no padding) or padded, as execution.py chose at load time. In both cases the hidden
 states come back without padding: (T, H), the sequences end to end.
@@ -50,10 +50,10 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """What a model computes from its last layer, beyond hidden states.
+    """What a model computes from its last layer, in addition to hidden states.
 
-    by_strategy: from first tokens (B, H) to rows (B, D) float32, by pooling strategy. labels: of a classification
-    head. sparse: the masked-language-model head, for SPLADE.
+    by_strategy: functions from first tokens (B, H) to rows (B, D) float32, by pooling strategy. labels: the labels
+    of a classification head. sparse: the masked-language-model head, for SPLADE.
     """
 
     by_strategy: Mapping[str, Head] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Transformer:
         self.heads = heads.by_strategy
         self.sparse_head = heads.sparse
         self.num_layers: int = model.config.num_hidden_layers
-        #: Padding tokens computed so far.
+        #: Number of padding tokens computed so far.
         self.num_padding = 0
 
     @property
@@ -153,7 +153,7 @@ class Transformer:
         autocast = self._execution.autocast
         with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
             output = self._model(**inputs, output_hidden_states=layers != {top})
-        # hidden_states[0] is the embedding
+        # hidden_states[0] is the output of the embeddings
         return {i: output.last_hidden_state if i == top else output.hidden_states[i + 1] for i in layers}
 
 
@@ -163,7 +163,7 @@ def _row(lists: Iterable[list[int]]) -> Tensor:
 
 
 def _visible(sequence: TokenSequence) -> Tensor:
-    """Return (T,) bool: the tokens that are not special; all tokens if every one of them is special."""
+    """Return (T,) bool, True for tokens that are not special. If all tokens are special, all are True."""
     visible = torch.ones(len(sequence.ids), dtype=torch.bool)
     if len(sequence.specials) < len(sequence.ids):
         visible[list(sequence.specials)] = False

@@ -13,23 +13,23 @@ from .special_tokens import SpecialTokens
 class Vocabulary:
     """The tokens and ids that a tokenizer knows.
 
-    special_tokens: those around a single string. unknown_id: of the token for unknown words; None if the
-    vocabulary has no such token.
+    special_tokens: those around a single string. unknown_id: id of the token for unknown words; None if
+    the vocabulary has no such token.
     """
 
     def __init__(self, rust: RustTokenizer, *, special_tokens: SpecialTokens, unknown_id: int | None) -> None:
         self._rust = rust
         self._special_tokens = special_tokens
         self._unknown_id = unknown_id
-        #: The largest token id plus one, added tokens included. Not every smaller id must have a token.
+        #: The largest token id plus one, added tokens included. Some smaller ids may have no token.
         self.num_ids: int = max(rust.get_vocab(with_added_tokens=True).values()) + 1
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """Return the token of each id as the vocabulary spells it; empty for an id without a token."""
+        """Return the token of each id as the vocabulary spells it; "" for an id without a token."""
         return [self._rust.id_to_token(i) or "" for i in ids]
 
     def look_up(self, tokens: list[str] | list[int]) -> WordIds:
-        """Return the word ids of a list of tokens, or of a list of ids. Raises RequestError for an unknown one."""
+        """Return the word ids of a list of tokens, or of a list of ids. Raises RequestError if one is unknown."""
         if ids := [token for token in tokens if isinstance(token, int)]:
             return WordIds(self._without_specials(ids))
         return WordIds([self._id_of(str(token)) for token in tokens])

@@ -23,7 +23,7 @@ class Window:
 
 
 def windows(num_tokens: int, size: int) -> list[Window]:
-    """Return evenly spaced windows of `size` tokens that cover num_tokens, which must be at least `size`."""
+    """Return evenly spaced windows of `size` tokens that cover num_tokens. num_tokens: at least `size`."""
     overlap = size // _OVERLAP
     count = max(1, -(-(num_tokens - overlap) // (size - overlap)))  # rounded up
     last = num_tokens - size

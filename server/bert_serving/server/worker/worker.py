@@ -124,7 +124,7 @@ class Worker:
             thread.join()
 
     def _serve_batches(self, encoder: Encoder) -> None:
-        """Compute batches from the inbox and pass their results to the io thread, until the inbox ends."""
+        """Compute batches from the inbox and pass their results to the io thread, until the inbox holds None."""
         io = self._io
         while True:
             try:
@@ -144,12 +144,12 @@ class Worker:
 class _IoThread:
     """The worker's socket, and the loop that serves it in the io thread.
 
-    inbox: tokenized batches for the main thread, at most two; None ends it. Set by the main thread: forward_at,
-    when its last successful forward pass ended; is_closing, once it has stopped computing.
+    inbox: tokenized batches for the main thread, at most two; None tells it to stop. forward_at: when the last
+    successful forward pass ended. is_closing: the main thread has stopped computing. The main thread sets both.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes, endpoint: str) -> None:
-        self.inbox: queue.SimpleQueue[_TokenizedBatch | None] = queue.SimpleQueue()  # the broker bounds it
+        self.inbox: queue.SimpleQueue[_TokenizedBatch | None] = queue.SimpleQueue()  # the broker limits its length
         self.forward_at = time.monotonic()
         self.is_closing = False
         self._runtime_dir = Path(endpoint.removeprefix("ipc://")).parent
@@ -246,7 +246,7 @@ class _TokenizedBatch:
 
 
 def _result_of(encoder: Encoder, batch: _TokenizedBatch, dtype: np.dtype[np.floating]) -> Result | Failed:
-    """Compute a batch and return its result, or the message that it failed."""
+    """Compute a batch and return its result, or Failed if an error occurs."""
     start, padding = time.perf_counter(), encoder.num_padding
     try:
         results = part_results(encoder, batch.parts, dtype)
