@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 
 log = logging.getLogger(__name__)
 
@@ -11,17 +12,17 @@ _EVERY_S = 10.0
 
 
 class SparseLog:
-    """Logs at most one warning in ten seconds, with the number of warnings that it skipped before."""
+    """Logs each kind of warning at most once in ten seconds, with the number of those that it skipped."""
 
     def __init__(self) -> None:
-        self._next = 0.0
-        self._num_skipped = 0
+        self._next: dict[str, float] = {}  # by message: when it may be logged again
+        self._num_skipped: Counter[str] = Counter()
 
     def warning(self, message: str, *args: object) -> None:
-        """Log a warning, or count it as skipped."""
+        """Log a warning, or count it as skipped. Warnings with the same message are of one kind."""
         now = time.monotonic()
-        if now < self._next:
-            self._num_skipped += 1
+        if now < self._next.get(message, 0.0):
+            self._num_skipped[message] += 1
             return
-        log.warning(f"{message} (%d more since the last warning)", *args, self._num_skipped)  # noqa: G004
-        self._next, self._num_skipped = now + _EVERY_S, 0
+        log.warning(f"{message} (%d more since the last warning)", *args, self._num_skipped.pop(message, 0))  # noqa: G004
+        self._next[message] = now + _EVERY_S
