@@ -104,7 +104,7 @@ def drive(server: RunningServer, tmp_path: Path) -> Drive:
             text=True,
             timeout=HANG_S,
             cwd=tmp_path,
-            # Without proxies and tokens, and without HF_HUB_OFFLINE, with which huggingface_hub sends no request.
+            # No proxies, no tokens, and no HF_HUB_OFFLINE: with it, huggingface_hub sends no request.
             env={"PATH": os.defpath, "HOME": str(tmp_path), "LANG": "C.UTF-8"},
             check=False,
         )

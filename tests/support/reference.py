@@ -102,7 +102,7 @@ def pool(name: str, tokens: Array, mask: Sequence[int] | None = None) -> Array:
 
 
 def deviation(rows: npt.ArrayLike, expected: npt.ArrayLike) -> float:
-    """The largest difference. If the largest value is above 10, the difference is divided by a tenth of it."""
+    """The largest difference; divided by a tenth of the largest expected value if that value is above 10."""
     rows, expected = np.asarray(rows), np.asarray(expected)
     assert rows.shape == expected.shape
     return float(np.abs(rows - expected).max() / max(1.0, np.abs(expected).max() / 10))

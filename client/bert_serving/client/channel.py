@@ -57,7 +57,7 @@ class Channel:
         with self._entered():
             connection = self._connect()
             if not self._is_receiving:
-                self._receive(0)  # record an earlier loss of the connection: it must not fail this request
+                self._receive(0)  # record an earlier loss now; recorded later, it would fail this request too
             while True:
                 self._refuse_closed()
                 self._maintain(connection)

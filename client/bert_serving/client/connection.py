@@ -7,8 +7,9 @@ Rules of this file:
 - ZeroMQ connects the receiver, and connects it again after a loss. Its monitor reports each handshake and each
   loss.
 - The sender has no monitor, because a monitor needs two more file descriptors. The sender is connected while it
-  is writable. Only `maintain_sender` connects it again, after it has recorded the loss. Otherwise a loss could
-  stay unnoticed, and calls would wait without end for requests that were lost.
+  is writable. After a loss, ZeroMQ does not connect the sender again: `maintain_sender` first records the loss,
+  then connects it. Otherwise a loss could stay unnoticed, and calls would wait without end for requests that were
+  lost.
 """
 
 from __future__ import annotations

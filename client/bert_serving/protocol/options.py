@@ -39,7 +39,7 @@ _ALSO_CALLED = {
 _ALONE = {"NONE", "SPLADE"}  # their number of rows differs from text to text
 _CHOICES = {"truncate": ("right", "left", "error"), "long_text": ("truncate", "chunk")}
 _MAX_LIST = 32
-_MAX_SPANS = 1024  # most spans of one text; the reply has one vector for each span
+_MAX_SPANS = 1024  # limit for the number of spans of one text; the reply has one vector for each span
 _MAX_PROMPT_CHARS = 4096
 
 

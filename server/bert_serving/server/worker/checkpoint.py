@@ -173,8 +173,8 @@ class Checkpoint:
 
 _HOW_TO_LOAD = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
 
-# Model types that return the output of their top layer unchanged. Other types apply a final norm to it, so a model
-# with fewer layers would return normalized vectors instead of the hidden states of its top layer.
+# Model types that return the output of their top layer unchanged. If only the layers up to N are loaded, they
+# return the hidden states of layer N. Other types would apply their final norm to these hidden states.
 _NO_LAST_NORM = {
     *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "mpnet", "nomic_bert"),
     *("deberta", "deberta-v2", "ernie", "convbert", "roc_bert", "squeezebert", "data2vec-text"),

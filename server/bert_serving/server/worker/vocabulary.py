@@ -13,8 +13,8 @@ from .special_tokens import SpecialTokens
 class Vocabulary:
     """The tokens and ids that a tokenizer knows.
 
-    special_tokens: those around a single string. unknown_id: id of the token for unknown words; None if
-    the vocabulary has no such token.
+    special_tokens: the special tokens around a text that is not a pair. unknown_id: id of the token for unknown
+    words; None if the vocabulary has no such token.
     """
 
     def __init__(self, rust: RustTokenizer, *, special_tokens: SpecialTokens, unknown_id: int | None) -> None:
