@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import psutil
 import zmq
-from bert_serving.protocol import (
+from bert_serving.protocol.workers import (
     Batch,
     ModelFacts,
     Ready,

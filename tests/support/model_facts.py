@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from bert_serving.protocol import ModelFacts
+from bert_serving.protocol.workers import ModelFacts
 
 _FACTS = ModelFacts(
     pid=1,

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pytest
 from bert_serving.protocol import (
     MAX_IDENTITY_BYTES,
-    Batch,
     Command,
     CommandRequest,
     DeadlineExceeded,
@@ -22,32 +21,36 @@ from bert_serving.protocol import (
     EncodeReply,
     EncodeRequest,
     ErrorReply,
-    Failed,
     Frames,
-    Heartbeat,
     InfoReply,
     InvalidRequest,
-    ModelFacts,
     Overloaded,
-    Part,
     PayloadTooLarge,
-    Ready,
-    Refused,
-    Rejected,
-    Result,
     ServingError,
-    Stop,
     Unauthorized,
     Unavailable,
     Usage,
-    Vectors,
     WorkerFailed,
     codec,
+    encoding,
     reply_from_frames,
     reply_to_frames,
     request_from_frames,
     request_to_frames,
     sender_of,
+)
+from bert_serving.protocol.workers import (
+    Batch,
+    Failed,
+    Heartbeat,
+    ModelFacts,
+    Part,
+    Ready,
+    Refused,
+    Rejected,
+    Result,
+    Stop,
+    Vectors,
     worker_message_from_frames,
     worker_message_to_frames,
 )
@@ -564,13 +567,19 @@ def test_every_batch_survives_a_round_trip(batch: Batch) -> None:
 def codec_without_orjson(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Return the codec module, imported as if orjson were not installed."""
     monkeypatch.setitem(sys.modules, "orjson", None)
-    assert codec.__file__ is not None
-    spec = importlib.util.spec_from_file_location("bert_serving.protocol.codec_without_orjson", codec.__file__)
+    monkeypatch.setitem(sys.modules, encoding.__name__, imported_again(encoding))
+    return imported_again(codec)
+
+
+def imported_again(module: ModuleType) -> ModuleType:
+    """Return a second copy of a module, which sees the present sys.modules."""
+    assert module.__file__ is not None
+    spec = importlib.util.spec_from_file_location(f"{module.__name__}_again", module.__file__)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    return copy
 
 
 def test_server_reads_what_a_client_without_orjson_writes(codec_without_orjson: ModuleType) -> None:

@@ -17,22 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 from bert_serving.protocol import (
-    Batch,
     DeadlineExceeded,
     EncodeOptions,
     EncodeRequest,
     InvalidRequest,
-    ModelFacts,
     Overloaded,
     PayloadTooLarge,
-    Rejected,
-    Result,
     Text,
     TextPair,
     Unavailable,
-    Vectors,
     WorkerFailed,
 )
+from bert_serving.protocol.workers import Batch, ModelFacts, Rejected, Result, Vectors
 from bert_serving.server.broker.job import Job
 from bert_serving.server.broker.scheduler import Failure, Scheduler
 from hypothesis import given, settings

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bert_serving.protocol import Heartbeat, ModelFacts
+from bert_serving.protocol.workers import Heartbeat, ModelFacts
 from bert_serving.server.broker.metrics import BrokerMetrics
 from bert_serving.server.broker.statistic import Statistic
 from bert_serving.server.broker.status import StatusReport

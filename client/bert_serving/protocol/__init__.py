@@ -1,20 +1,20 @@
-"""The messages between clients, broker and workers, and the errors and options in them.
+"""The messages between clients and the broker, and the errors and options in them.
+
+`bert_serving.protocol.workers` has the messages between the broker and its workers. Clients do not import it.
 
 Nothing here opens a socket or imports torch.
 """
 
 from .codec import (
     MAX_IDENTITY_BYTES,
-    Frames,
     parse_json,
     reply_from_frames,
     reply_to_frames,
     request_from_frames,
     request_to_frames,
     sender_of,
-    worker_message_from_frames,
-    worker_message_to_frames,
 )
+from .encoding import Frames
 from .errors import (
     ERROR_CODES,
     DeadlineExceeded,
@@ -29,36 +29,22 @@ from .errors import (
 )
 from .messages import (
     WIRE_VERSION,
-    Batch,
-    BrokerMessage,
     Command,
     CommandRequest,
     EncodeReply,
     EncodeRequest,
     ErrorReply,
-    Failed,
-    Heartbeat,
     InfoReply,
     JsonObject,
-    ModelFacts,
-    Part,
-    PartResult,
-    Ready,
-    Refused,
-    Rejected,
     Reply,
     Request,
-    Result,
     Rows,
     Spans,
-    Stop,
     Text,
     TextPair,
     Texts,
     TokenVectors,
     Usage,
-    Vectors,
-    WorkerMessage,
     split_rows,
 )
 from .options import (
@@ -76,8 +62,6 @@ __all__ = [
     "MAX_IDENTITY_BYTES",
     "POOLING_STRATEGIES",
     "WIRE_VERSION",
-    "Batch",
-    "BrokerMessage",
     "Command",
     "CommandRequest",
     "DeadlineExceeded",
@@ -86,27 +70,17 @@ __all__ = [
     "EncodeReply",
     "EncodeRequest",
     "ErrorReply",
-    "Failed",
     "Frames",
-    "Heartbeat",
     "InfoReply",
     "InvalidRequest",
     "JsonObject",
-    "ModelFacts",
     "Overloaded",
-    "Part",
-    "PartResult",
     "PayloadTooLarge",
-    "Ready",
-    "Refused",
-    "Rejected",
     "Reply",
     "Request",
-    "Result",
     "Rows",
     "ServingError",
     "Spans",
-    "Stop",
     "Text",
     "TextPair",
     "Texts",
@@ -114,9 +88,7 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "Usage",
-    "Vectors",
     "WorkerFailed",
-    "WorkerMessage",
     "check_spans",
     "check_texts",
     "error_from_info",
@@ -130,6 +102,4 @@ __all__ = [
     "request_to_frames",
     "sender_of",
     "split_rows",
-    "worker_message_from_frames",
-    "worker_message_to_frames",
 ]

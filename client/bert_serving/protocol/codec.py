@@ -10,67 +10,32 @@ ignores the additions:
 
 The old client passes the invalid dtype to numpy, which raises an error that contains our message.
 
-The broker and its workers send `kind | header | array ...`. The header is a JSON object. An array is sent as raw
-little-endian bytes in C order; its dtype and shape are in the JSON. Nothing is pickled.
+`workers` has the messages between the broker and its workers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-
+from .encoding import Frame, Frames, array_frame, array_from_frame, array_info, dump_json, load_json
 from .errors import InvalidRequest, error_from_info
 from .messages import (
-    Batch,
-    BrokerMessage,
     Command,
     CommandRequest,
     EncodeReply,
     EncodeRequest,
     ErrorReply,
-    Failed,
-    Heartbeat,
     InfoReply,
     JsonObject,
-    ModelFacts,
-    Part,
-    PartResult,
-    Ready,
-    Refused,
-    Rejected,
     Reply,
     Request,
-    Result,
-    Rows,
-    Stop,
     Usage,
-    Vectors,
-    WorkerMessage,
 )
-from .options import EncodeOptions, check_spans, options_from_json
+from .options import check_spans, options_from_json
 from .texts import check_texts
-
-#: A frame of a message, sent or received.
-Frame: TypeAlias = "bytes | memoryview"
-Frames: TypeAlias = list[Frame]
-
-try:  # orjson is faster; a server installs it, a client does not need it
-    import orjson
-
-    _dumps = orjson.dumps
-    _loads = orjson.loads
-except ImportError:
-
-    def _dumps(value: object) -> bytes:  # type: ignore[misc]
-        return json.dumps(value, separators=(",", ":")).encode()
-
-    def _loads(text: Frame) -> Any:  # type: ignore[misc]
-        return json.loads(bytes(text))
-
 
 _COMMANDS = {command.value: command for command in Command}
 MAX_IDENTITY_BYTES = 255  # ZeroMQ has the same limit; a server stores the identity of each client
@@ -93,7 +58,7 @@ def request_to_frames(request: Request) -> Frames:
         body["deadline_ms"] = request.deadline_ms
     # If there are only texts, the body is a list, as the old client sends it.
     plain = body if len(body) > 1 else request.texts
-    return [request.identity, _dumps(plain), request.request_id, b"%d" % len(request.texts)]
+    return [request.identity, dump_json(plain), request.request_id, b"%d" % len(request.texts)]
 
 
 def sender_of(frames: Sequence[Frame]) -> tuple[bytes, bytes] | None:
@@ -152,7 +117,7 @@ def _deadline(value: object) -> int | None:
 def parse_json(body: Frame) -> object:
     """Return the JSON value in the body. Raises InvalidRequest if the body is not JSON."""
     try:
-        return _loads(body)
+        return load_json(body)
     except ValueError:
         # orjson refuses lone surrogates with a vague message. json reads them, and later check_texts refuses
         # them with an error that names the text.
@@ -172,7 +137,7 @@ def _is_number(frame: Frame) -> bool:
 def reply_to_frames(reply: Reply) -> Frames:
     """Return the frames of a reply. The old client can read them too."""
     if isinstance(reply, InfoReply):
-        return [reply.identity, _dumps(reply.info), reply.request_id]
+        return [reply.identity, dump_json(reply.info), reply.request_id]
     if isinstance(reply, ErrorReply):
         error = reply.error.to_info()
         # bert-serving-client 1.10.0 passes dtype to numpy, which raises "data type '...' not understood" with
@@ -180,18 +145,18 @@ def reply_to_frames(reply: Reply) -> Frames:
         dtype = f"{error['code']}: {error['message']}".replace(",", ";")
         return [
             reply.identity,
-            _dumps({"dtype": dtype, "shape": [0], "tokens": "", "error": error}),
+            dump_json({"dtype": dtype, "shape": [0], "tokens": "", "error": error}),
             b"",
             reply.request_id,
         ]
-    info = _array_info(reply.rows)
+    info = array_info(reply.rows)
     info["tokens"] = "" if reply.tokens is None else reply.tokens
     for name in ("truncated", "counts", "offsets"):
         if value := getattr(reply, name):
             info[name] = value
     if reply.usage is not None:
         info["usage"] = asdict(reply.usage)
-    return [reply.identity, _dumps(info), _array_frame(reply.rows), reply.request_id]
+    return [reply.identity, dump_json(info), array_frame(reply.rows), reply.request_id]
 
 
 def reply_from_frames(frames: Sequence[Frame]) -> Reply:
@@ -199,13 +164,13 @@ def reply_from_frames(frames: Sequence[Frame]) -> Reply:
     if len(frames) not in (3, 4):
         raise ValueError(f"a reply has 3 or 4 frames, got {len(frames)}")
     identity, request_id = bytes(frames[0]), bytes(frames[-1])
-    info = _loads(frames[1])
+    info = load_json(frames[1])
     if len(frames) == 3:
         return InfoReply(identity, request_id, info)
     try:
         if "error" in info:
             return ErrorReply(identity, request_id, error_from_info(info["error"]))
-        rows = _array(info, frames[2])
+        rows = array_from_frame(info, frames[2])
         tokens, usage = info.get("tokens"), info.get("usage")
         usage = None if usage is None else Usage(**usage)
     except (AttributeError, KeyError, TypeError) as exc:
@@ -220,96 +185,3 @@ def reply_from_frames(frames: Sequence[Frame]) -> Reply:
         info.get("offsets"),
         usage,
     )
-
-
-# -- broker and workers --------------------------------------------------------------------------------
-
-_KINDS: dict[bytes, type[Any]] = {
-    cls.__name__.upper().encode(): cls for cls in (Ready, Refused, Result, Failed, Heartbeat, Batch, Stop)
-}
-
-
-def worker_message_to_frames(message: WorkerMessage | BrokerMessage) -> Frames:
-    """Return `kind | header`, followed by one array for each part of a Result that has vectors."""
-    kind = type(message).__name__.upper().encode()
-    header = {name: getattr(message, name) for name in message.__slots__}
-    arrays: Frames = []
-    if isinstance(message, Batch):
-        header["parts"] = [_part_to_json(part) for part in message.parts]
-    elif isinstance(message, Result):
-        header["part_results"] = [_part_result_to_json(part_result) for part_result in message.part_results]
-        arrays = [
-            _array_frame(part_result.rows)
-            for part_result in message.part_results
-            if isinstance(part_result, Vectors)
-        ]
-    elif isinstance(message, Ready):
-        header["facts"] = asdict(message.facts)
-    return [kind, _dumps(header), *arrays]
-
-
-def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | BrokerMessage:
-    """Return the message in the frames.
-
-    Both processes belong to the same server, so unreadable frames are a bug, and the exception may be of any type.
-    """
-    cls = _KINDS[bytes(frames[0])]
-    header = _loads(frames[1])
-    if cls is Batch:
-        header["parts"] = [_part_from_json(part) for part in header["parts"]]
-    elif cls is Result:
-        arrays = iter(frames[2:])
-        header["part_results"] = [
-            _part_result_from_json(part_result, arrays) for part_result in header["part_results"]
-        ]
-    elif cls is Ready:
-        header["facts"] = ModelFacts(**header["facts"])
-    message: WorkerMessage | BrokerMessage = cls(**header)
-    return message
-
-
-def _part_to_json(part: Part) -> JsonObject:
-    value: JsonObject = {"texts": part.texts}
-    if options := part.options.to_json():
-        value["options"] = options
-    if part.spans is not None:
-        value["spans"] = part.spans
-    return value
-
-
-def _part_from_json(value: JsonObject) -> Part:
-    options = value.get("options")
-    return Part(value["texts"], options_from_json(options) if options else EncodeOptions(), value.get("spans"))
-
-
-def _part_result_to_json(part_result: PartResult) -> dict[str, Any]:
-    if isinstance(part_result, Rejected):
-        return {"error": part_result.error.to_info(), "index": part_result.index}
-    names = ("num_tokens", "truncated", "counts", "tokens", "offsets")
-    value = {name: getattr(part_result, name) for name in names if getattr(part_result, name)}
-    return {"array": _array_info(part_result.rows), **value}
-
-
-def _part_result_from_json(value: JsonObject, arrays: Iterator[Frame]) -> PartResult:
-    if "error" in value:
-        return Rejected(error_from_info(value["error"]), value["index"])
-    rows = _array(value.pop("array"), next(arrays))
-    return Vectors(rows=rows, **value)
-
-
-# -- arrays --------------------------------------------------------------------------------------------
-
-
-def _array_info(rows: Rows) -> JsonObject:
-    return {"dtype": rows.dtype.name, "shape": list(rows.shape)}
-
-
-def _array_frame(rows: Rows) -> memoryview:
-    little_endian = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
-    return np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8).data
-
-
-def _array(info: JsonObject, frame: Frame) -> Rows:
-    dtype = np.dtype(str(info["dtype"])).newbyteorder("<")
-    rows: Rows = np.frombuffer(frame, dtype=dtype).reshape(info["shape"])
-    return rows

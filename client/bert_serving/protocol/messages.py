@@ -1,16 +1,14 @@
-"""The messages between two processes: one frozen dataclass for each kind of message.
+"""The messages between clients and the broker: one frozen dataclass for each kind of message.
 
     client  -> broker   EncodeRequest, CommandRequest
     broker  -> client   EncodeReply, InfoReply, ErrorReply
-    worker  -> broker   Ready, Refused, Result, Failed, Heartbeat
-    broker  -> worker   Batch, Stop
 
-`codec` turns each of them into frames and back. This file does not use sockets.
+`codec` turns each of them into frames and back. `workers` has the messages between the broker and its workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeAlias, TypedDict
@@ -157,135 +155,5 @@ class ErrorReply:
     error: ServingError
 
 
-# -- broker and workers --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What a worker reports about its process and its model when it is ready.
-
-    device: the name that torch gives it. dtype: number format of the forward pass. dimension: length of a vector.
-    kind: "embedding", "splade", "classifier" or "reranker".
-    poolings: the strategies that are used if a request names none.
-    splits_specials: the tokenizer treats the name of a special token in a text as ordinary text.
-    prompts: the text of each prompt, by its name. labels: the labels of the classification head, if there is one.
-    max_seq_len: longest sequence in tokens. forward: "packed" or "padded".
-    parity: lowest cosine between a vector of this model and its float32 reference.
-    tokens_per_s: speed during the warm-up. max_batch_tokens: most tokens in one batch.
-    """
-
-    pid: int
-    device: str
-    dtype: str
-    dimension: int
-    kind: str
-    poolings: Sequence[str]
-    splits_specials: bool
-    prompts: Mapping[str, str]
-    labels: Sequence[str]
-    max_seq_len: int
-    forward: str
-    parity: float
-    tokens_per_s: float
-    max_batch_tokens: int
-
-    def to_info(self) -> dict[str, object]:
-        """Return the facts by name. Empty `labels` are left out."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "labels" or self.labels}
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A worker has loaded its model and warmed it up."""
-
-    facts: ModelFacts
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A worker cannot serve its model. A new attempt would fail for the same reason."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Texts of one request in a batch, and the options of that request."""
-
-    texts: Sequence[Text]
-    options: EncodeOptions = EncodeOptions()  # noqa: RUF009
-    spans: Sequence[Spans] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Texts of any number of requests, merged for one worker."""
-
-    batch_id: int
-    parts: Sequence[Part]
-
-
-@dataclass(frozen=True, slots=True)
-class Vectors:
-    """The vectors of a part, in the order of its texts.
-
-    rows: (R, D), one row for each text, or counts[i] rows for text i. num_tokens: tokens that the model
-    computed for each text, special tokens included. truncated: indices of the texts that were cut.
-    """
-
-    rows: Rows
-    num_tokens: Sequence[int]
-    truncated: Sequence[int] = ()
-    counts: Sequence[int] | None = None
-    tokens: Sequence[Sequence[str]] | None = None
-    offsets: Sequence[Sequence[Sequence[int]] | None] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A part that cannot be encoded. index: the index of the wrong text; None: the options are wrong."""
-
-    error: ServingError
-    index: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The results of a batch, one for each part, in the order of the parts.
-
-    tokenize_ms, compute_ms: duration of each stage. padding_tokens: the number of padding tokens that were
-    computed in addition to the tokens of the texts.
-    """
-
-    batch_id: int
-    part_results: Sequence[PartResult]
-    tokenize_ms: float = 0.0
-    compute_ms: float = 0.0
-    padding_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A batch raised an exception. The worker continues with the next batch."""
-
-    batch_id: int
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """Sent every second. forward_age_s: time since the last forward pass that succeeded."""
-
-    forward_age_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """The worker must end at once. The broker sends this message when it no longer waits for results."""
-
-
-PartResult: TypeAlias = "Vectors | Rejected"
 Request: TypeAlias = EncodeRequest | CommandRequest
 Reply: TypeAlias = EncodeReply | InfoReply | ErrorReply
-WorkerMessage: TypeAlias = Ready | Refused | Result | Failed | Heartbeat
-BrokerMessage: TypeAlias = Batch | Stop

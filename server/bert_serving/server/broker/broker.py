@@ -12,24 +12,20 @@ from collections.abc import Sequence
 
 import zmq
 from bert_serving.protocol import (
-    Batch,
     Command,
     CommandRequest,
     EncodeRequest,
     ErrorReply,
-    Failed,
     Frames,
     InfoReply,
     PayloadTooLarge,
-    Ready,
-    Result,
     ServingError,
     Unauthorized,
     Unavailable,
     request_from_frames,
     sender_of,
-    worker_message_to_frames,
 )
+from bert_serving.protocol.workers import Batch, Failed, Ready, Result, worker_message_to_frames
 
 from ..settings import Settings
 from .job import Job

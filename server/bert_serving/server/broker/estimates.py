@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from bert_serving.protocol import Text, Vectors
+from bert_serving.protocol import Text
+from bert_serving.protocol.workers import Vectors
 
 from .job import Slice
 

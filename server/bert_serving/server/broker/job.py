@@ -7,17 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from bert_serving.protocol import (
-    EncodeOptions,
-    EncodeReply,
-    EncodeRequest,
-    Part,
-    PayloadTooLarge,
-    Rows,
-    Text,
-    Usage,
-    Vectors,
-)
+from bert_serving.protocol import EncodeOptions, EncodeReply, EncodeRequest, PayloadTooLarge, Rows, Text, Usage
+from bert_serving.protocol.workers import Part, Vectors
 
 from .job_result import JobResult
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from bert_serving.protocol import Rows, Vectors, split_rows
+from bert_serving.protocol import Rows, split_rows
+from bert_serving.protocol.workers import Vectors
 
 
 @dataclass(slots=True)

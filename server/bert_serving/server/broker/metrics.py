@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bert_serving.protocol import ERROR_CODES, Result, Vectors
+from bert_serving.protocol import ERROR_CODES
+from bert_serving.protocol.workers import Result, Vectors
 from prometheus_client import (
     CollectorRegistry,
     Counter,

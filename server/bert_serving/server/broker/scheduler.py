@@ -25,19 +25,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from bert_serving.protocol import (
-    Batch,
     DeadlineExceeded,
     EncodeRequest,
-    ModelFacts,
     Overloaded,
     PayloadTooLarge,
-    Rejected,
-    Result,
     ServingError,
     Unavailable,
-    Vectors,
     WorkerFailed,
 )
+from bert_serving.protocol.workers import Batch, ModelFacts, Rejected, Result, Vectors
 
 from .batching import BatchBuilder, InFlightBatch, halve
 from .estimates import RateEstimate, TokenEstimate

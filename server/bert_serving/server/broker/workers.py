@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import zmq
-from bert_serving.protocol import (
+from bert_serving.protocol import Frames
+from bert_serving.protocol.workers import (
     Failed,
-    Frames,
     Heartbeat,
     ModelFacts,
     Ready,

@@ -7,16 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from bert_serving.protocol import (
-    EncodeOptions,
-    InvalidRequest,
-    Part,
-    PartResult,
-    Rejected,
-    Rows,
-    Vectors,
-    WorkerFailed,
-)
+from bert_serving.protocol import EncodeOptions, InvalidRequest, Rows, WorkerFailed
+from bert_serving.protocol.workers import Part, PartResult, Rejected, Vectors
 
 from .encoder import Encoder, EncodingError
 from .micro_batches import PreparedText

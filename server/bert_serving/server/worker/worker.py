@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import zmq
-from bert_serving.protocol import (
+from bert_serving.protocol.workers import (
     Batch,
     Failed,
     Heartbeat,

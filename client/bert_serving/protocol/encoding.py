@@ -1,0 +1,50 @@
+"""JSON and arrays as frames.
+
+An array is sent as raw little-endian bytes in C order. Its dtype and its shape are sent as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .messages import JsonObject, Rows
+
+#: A frame of a message, sent or received.
+Frame: TypeAlias = "bytes | memoryview"
+Frames: TypeAlias = list[Frame]
+
+try:  # orjson is faster; a server installs it, a client does not need it
+    import orjson
+
+    dump_json = orjson.dumps
+    load_json = orjson.loads
+except ImportError:
+
+    def dump_json(value: object) -> bytes:  # type: ignore[misc]
+        """Return a value as JSON."""
+        return json.dumps(value, separators=(",", ":")).encode()
+
+    def load_json(text: Frame) -> Any:  # type: ignore[misc]
+        """Return the value in JSON."""
+        return json.loads(bytes(text))
+
+
+def array_info(rows: Rows) -> JsonObject:
+    """Return the dtype and shape of an array."""
+    return {"dtype": rows.dtype.name, "shape": list(rows.shape)}
+
+
+def array_frame(rows: Rows) -> memoryview:
+    """Return the bytes of an array."""
+    little_endian = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
+    return np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8).data
+
+
+def array_from_frame(info: JsonObject, frame: Frame) -> Rows:
+    """Return the array of `array_info` and `array_frame`. It is read-only."""
+    dtype = np.dtype(str(info["dtype"])).newbyteorder("<")
+    rows: Rows = np.frombuffer(frame, dtype=dtype).reshape(info["shape"])
+    return rows

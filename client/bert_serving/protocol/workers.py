@@ -1,0 +1,219 @@
+"""Messages between the broker and its workers, and their frames. Clients do not import this module.
+
+    worker -> broker   Ready, Refused, Result, Failed, Heartbeat
+    broker -> worker   Batch, Stop
+
+A message is sent as `kind | header | array ...`. The header is a JSON object. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from .encoding import Frame, Frames, array_frame, array_from_frame, array_info, dump_json, load_json
+from .errors import ServingError, error_from_info
+from .messages import JsonObject, Rows, Spans, Text
+from .options import EncodeOptions, options_from_json
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a worker reports about its process and its model when it is ready.
+
+    device: the name that torch gives it. dtype: number format of the forward pass. dimension: length of a vector.
+    kind: "embedding", "splade", "classifier" or "reranker".
+    poolings: the strategies that are used if a request names none.
+    splits_specials: the tokenizer treats the name of a special token in a text as ordinary text.
+    prompts: the text of each prompt, by its name. labels: the labels of the classification head, if there is one.
+    max_seq_len: longest sequence in tokens. forward: "packed" or "padded".
+    parity: lowest cosine between a vector of this model and its float32 reference.
+    tokens_per_s: speed during the warm-up. max_batch_tokens: most tokens in one batch.
+    """
+
+    pid: int
+    device: str
+    dtype: str
+    dimension: int
+    kind: str
+    poolings: Sequence[str]
+    splits_specials: bool
+    prompts: Mapping[str, str]
+    labels: Sequence[str]
+    max_seq_len: int
+    forward: str
+    parity: float
+    tokens_per_s: float
+    max_batch_tokens: int
+
+    def to_info(self) -> dict[str, object]:
+        """Return the facts by name. Empty `labels` are left out."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "labels" or self.labels}
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker has loaded its model and warmed it up."""
+
+    facts: ModelFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A worker cannot serve its model. A new attempt would fail for the same reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Texts of one request in a batch, and the options of that request."""
+
+    texts: Sequence[Text]
+    options: EncodeOptions = EncodeOptions()  # noqa: RUF009
+    spans: Sequence[Spans] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Texts of any number of requests, merged for one worker."""
+
+    batch_id: int
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The vectors of a part, in the order of its texts.
+
+    rows: (R, D), one row for each text, or counts[i] rows for text i. num_tokens: tokens that the model
+    computed for each text, special tokens included. truncated: indices of the texts that were cut.
+    """
+
+    rows: Rows
+    num_tokens: Sequence[int]
+    truncated: Sequence[int] = ()
+    counts: Sequence[int] | None = None
+    tokens: Sequence[Sequence[str]] | None = None
+    offsets: Sequence[Sequence[Sequence[int]] | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A part that cannot be encoded. index: the index of the wrong text; None: the options are wrong."""
+
+    error: ServingError
+    index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The results of a batch, one for each part, in the order of the parts.
+
+    tokenize_ms, compute_ms: duration of each stage. padding_tokens: the number of padding tokens that were
+    computed in addition to the tokens of the texts.
+    """
+
+    batch_id: int
+    part_results: Sequence[PartResult]
+    tokenize_ms: float = 0.0
+    compute_ms: float = 0.0
+    padding_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A batch raised an exception. The worker continues with the next batch."""
+
+    batch_id: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Sent every second. forward_age_s: time since the last forward pass that succeeded."""
+
+    forward_age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The worker must end at once. The broker sends this message when it no longer waits for results."""
+
+
+PartResult: TypeAlias = "Vectors | Rejected"
+WorkerMessage: TypeAlias = Ready | Refused | Result | Failed | Heartbeat
+BrokerMessage: TypeAlias = Batch | Stop
+
+_KINDS: dict[bytes, type[Any]] = {
+    cls.__name__.upper().encode(): cls for cls in (Ready, Refused, Result, Failed, Heartbeat, Batch, Stop)
+}
+
+
+def worker_message_to_frames(message: WorkerMessage | BrokerMessage) -> Frames:
+    """Return `kind | header`, followed by one array for each part of a Result that has vectors."""
+    kind = type(message).__name__.upper().encode()
+    header = {name: getattr(message, name) for name in message.__slots__}
+    arrays: Frames = []
+    if isinstance(message, Batch):
+        header["parts"] = [_part_to_json(part) for part in message.parts]
+    elif isinstance(message, Result):
+        header["part_results"] = [_part_result_to_json(part_result) for part_result in message.part_results]
+        arrays = [
+            array_frame(part_result.rows)
+            for part_result in message.part_results
+            if isinstance(part_result, Vectors)
+        ]
+    elif isinstance(message, Ready):
+        header["facts"] = asdict(message.facts)
+    return [kind, dump_json(header), *arrays]
+
+
+def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | BrokerMessage:
+    """Return the message in the frames.
+
+    Both processes belong to the same server, so unreadable frames are a bug, and the exception may be of any type.
+    """
+    cls = _KINDS[bytes(frames[0])]
+    header = load_json(frames[1])
+    if cls is Batch:
+        header["parts"] = [_part_from_json(part) for part in header["parts"]]
+    elif cls is Result:
+        arrays = iter(frames[2:])
+        header["part_results"] = [
+            _part_result_from_json(part_result, arrays) for part_result in header["part_results"]
+        ]
+    elif cls is Ready:
+        header["facts"] = ModelFacts(**header["facts"])
+    message: WorkerMessage | BrokerMessage = cls(**header)
+    return message
+
+
+def _part_to_json(part: Part) -> JsonObject:
+    value: JsonObject = {"texts": part.texts}
+    if options := part.options.to_json():
+        value["options"] = options
+    if part.spans is not None:
+        value["spans"] = part.spans
+    return value
+
+
+def _part_from_json(value: JsonObject) -> Part:
+    options = value.get("options")
+    return Part(value["texts"], options_from_json(options) if options else EncodeOptions(), value.get("spans"))
+
+
+def _part_result_to_json(part_result: PartResult) -> dict[str, Any]:
+    if isinstance(part_result, Rejected):
+        return {"error": part_result.error.to_info(), "index": part_result.index}
+    names = ("num_tokens", "truncated", "counts", "tokens", "offsets")
+    value = {name: getattr(part_result, name) for name in names if getattr(part_result, name)}
+    return {"array": array_info(part_result.rows), **value}
+
+
+def _part_result_from_json(value: JsonObject, arrays: Iterator[Frame]) -> PartResult:
+    if "error" in value:
+        return Rejected(error_from_info(value["error"]), value["index"])
+    rows = array_from_frame(value.pop("array"), next(arrays))
+    return Vectors(rows=rows, **value)
