@@ -47,7 +47,7 @@ class AsyncBertClient:
 
     Arguments and errors are those of BertClient. The first call connects the client and binds it to the running
     event loop. While this loop runs, a call under another event loop raises RuntimeError. After this loop has
-    ended, the client may be used under another one.
+    ended, the client may be used under another loop.
 
     >>> async with AsyncBertClient() as client:
     ...     vectors = await client.encode(["First do it", "then do it right"])
@@ -148,7 +148,7 @@ class AsyncBertClient:
     ) -> list[Rows]:
         """Return one array for each text: the vectors of its spans, (number of spans, D) float32.
 
-        spans: for each text, one or more (start, end) in characters; see BertClient.encode_spans.
+        spans: for each text, one or more pairs (start, end) in characters; see BertClient.encode_spans.
         """
         check_request(texts, is_tokenized=False)
         check_spans(spans, len(texts))
@@ -188,7 +188,8 @@ class AsyncBertClient:
 
     async def ask(self, command: Command) -> JsonObject:
         """Return the reply of the server to a command."""
-        # Without a timeout, wait at most for connect_timeout: the broker replies even if its workers are busy.
+        # If there is no timeout, connect_timeout is the limit. It is long enough, because the broker replies even
+        # if its workers are busy.
         limit_s = (self.timeout if self.timeout >= 0 else self.connect_timeout) / 1000
         deadline = time.monotonic() + limit_s
         request_id = await self._send(lambda now: self._session.command(command, now), deadline)

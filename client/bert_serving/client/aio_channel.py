@@ -4,7 +4,7 @@ The event loop calls `_receive` when a socket has something to read. `_receive` 
 tasks whose replies have arrived. All state belongs to the event loop of the first request. Other event loops and
 other threads must not use the channel.
 
-Channel is the counterpart for a blocking client: its methods have the same names and the same meaning.
+Channel does the same for a blocking client. Methods with the same name have the same meaning in both classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bert_serving.protocol import Reply, Unavailable
 from .connection import Connection
 from .session import MakeRequest, Session
 
-_RETRY_S = 0.005  # between two attempts to send a request
+_RETRY_S = 0.005  # pause between two attempts to send a request
 _PROBE_EVERY_S = 1.0
 
 
@@ -37,7 +37,7 @@ class AsyncChannel:
         self._ip, self._port, self._port_out = ip, port, port_out
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
-        self._arrivals: dict[int, asyncio.Future[None]] = {}  # request number -> set when its reply is here
+        self._arrivals: dict[int, asyncio.Future[None]] = {}  # request number -> done when the reply is here
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
         self._prober: asyncio.Task[None] | None = None
@@ -61,12 +61,12 @@ class AsyncChannel:
         self._connection = None
 
     def abandon(self) -> None:
-        """Close the sockets after the end of the event loop. A forked child leaves them to the parent process."""
+        """Close the sockets after the event loop has ended. In a forked child, leave them open for the parent."""
         if self._connection is not None and self._pid == os.getpid():
             self._connection.close()
 
     async def send(self, make: MakeRequest, deadline: float) -> int:
-        """Send the request that `make` returns, as soon as the channel is connected. Return its number."""
+        """Send the request that `make` returns, as soon as the channel is connected. Return the request id."""
         connection = self._connect()
         self._receive()  # record an earlier loss of the connection now, so that it does not fail this request
         while True:

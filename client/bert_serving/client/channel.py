@@ -5,11 +5,11 @@ others wait until this thread has received something. The lock in `_changed` gua
 side of the connection, which belongs to the thread that set `_is_receiving`.
 
 A signal handler may interrupt a call and call the client again in the same thread. The interrupted call holds the
-lock and the connection, so a request in the handler would wait without end. Therefore the request raises
+lock and the connection, so a second call in the handler would wait without end. Therefore the second call raises
 RuntimeError. Only `close` works in the handler: it marks the channel as closed, and the interrupted call closes
 the connection.
 
-AsyncChannel is the counterpart for an asyncio client: its methods have the same names and the same meaning.
+AsyncChannel does the same for an asyncio client. Methods with the same name have the same meaning in both classes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Channel:
         self._connection: Connection | None = None
         self._changed = threading.Condition(threading.Lock())
         self._is_receiving = False
-        self._inside: set[int] = set()  # the threads that are in a call of this channel
+        self._inside: set[int] = set()  # the ids of the threads that are in a call of this channel
 
     def close(self) -> None:
         """Close the connection. Calls that wait raise Unavailable."""
@@ -53,11 +53,11 @@ class Channel:
             self._changed.notify_all()
 
     def send(self, make: MakeRequest, deadline: float) -> int:
-        """Send the request that `make` returns, as soon as the channel is connected. Return its number."""
+        """Send the request that `make` returns, as soon as the channel is connected. Return the request id."""
         with self._entered():
             connection = self._connect()
             if not self._is_receiving:
-                self._receive(0)  # record an earlier loss now; recorded later, it would fail this request too
+                self._receive(0)  # record an earlier loss now, so that it does not fail this request
             while True:
                 self._refuse_closed()
                 self._maintain(connection)
@@ -81,7 +81,7 @@ class Channel:
             raise
 
     def next_reply(self, deadline: float) -> tuple[int, Reply] | None:
-        """Return (request id, reply) of the next request to fetch, or None if no request is left to fetch."""
+        """Return the next reply to fetch as (request id, reply), or None if no reply is left to fetch."""
         with self._entered():
             self._refuse_closed()
             while (found := self._session.take_any()) is None and self._session.has_to_fetch:

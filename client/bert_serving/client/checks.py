@@ -36,7 +36,7 @@ _OF_REPLIES = {"ragged", "show_tokens", "show_offsets", "show_usage"}
 class Response(NamedTuple):
     """The result of one request.
 
-    id: the number of the request. embedding: its vectors, as an array (B, D), or as nested lists if the client
+    id: the number of the request. embedding: the vectors, as an array (B, D), or as nested lists if the client
     was created with output_fmt="list". tokens: the tokens of each text if the request had show_tokens, else "".
     """
 
@@ -125,7 +125,7 @@ def show_config(config: Mapping[str, object]) -> None:
 
 
 def check_version_of(config: Mapping[str, object]) -> None:
-    """Raise AttributeError if the server with this configuration has another wire version."""
+    """Raise AttributeError if the server with this configuration does not use the client's wire version."""
     found = config.get("server_version")
     if found != WIRE_VERSION:
         raise AttributeError(

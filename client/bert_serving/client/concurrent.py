@@ -18,11 +18,11 @@ class ConcurrentBertClient(BertClient):
     All threads share one connection, because the server merges the requests that arrive together. Results cannot
     be fetched later, because threads would take each other's results: `encode(blocking=False)`, `fetch`,
     `fetch_all` and `encode_async` raise NotImplementedError.
-    timeout: how many milliseconds a call may wait until it can start, and also how many it may then take. After
-    that it raises TimeoutError. Other arguments and errors are those of BertClient.
+    timeout: the limit in milliseconds for the wait until a call can start, and again for the call itself. A call
+    that exceeds one of these limits raises TimeoutError. Other arguments and errors are those of BertClient.
     """
 
-    def __init__(self, max_concurrency: int = 10, **kwargs: Any) -> None:  # kwargs: those of BertClient
+    def __init__(self, max_concurrency: int = 10, **kwargs: Any) -> None:  # kwargs: arguments of BertClient
         if max_concurrency < 1:
             raise ValueError(f"max_concurrency must be at least 1, got {max_concurrency}")
         self.max_concurrency = max_concurrency
@@ -74,8 +74,8 @@ class ConcurrentBertClient(BertClient):
 
     @contextmanager
     def _permit(self) -> Iterator[None]:
-        self._channel.refuse_reentry()  # in a signal handler, the interrupted call may hold the last permit
-        permits = self._permits  # a fork replaces them
+        self._channel.refuse_reentry()  # in a signal handler: the interrupted call may hold the last permit
+        permits = self._permits  # a fork replaces the queue in self._permits
         try:
             permits.get(timeout=self.timeout / 1000 if self.timeout >= 0 else None)
         except Empty:

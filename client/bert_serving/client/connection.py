@@ -4,12 +4,11 @@ One thread at a time may call `wait` and `receive`. One thread at a time may cal
 another thread is in `wait` or `receive`.
 
 Rules of this file:
-- ZeroMQ connects the receiver, and connects it again after a loss. Its monitor reports each handshake and each
-  loss.
+- ZeroMQ connects the receiver, and connects it again after a loss. The receiver's monitor reports each handshake
+  and each loss of the connection.
 - The sender has no monitor, because a monitor needs two more file descriptors. The sender is connected while it
-  is writable. After a loss, ZeroMQ does not connect the sender again: `maintain_sender` first records the loss,
-  then connects it. Otherwise a loss could stay unnoticed, and calls would wait without end for requests that were
-  lost.
+  is writable. After a loss, `maintain_sender` records the loss and then connects the sender again. ZeroMQ must not
+  do this by itself: a loss could stay unnoticed, and calls would wait without end for requests that were lost.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ _HEARTBEAT_TIMEOUT_MS = 10_000
 _RECONNECT_MAX_MS = 1_000
 _SENDER_RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of the sender to connect
 
-_NUM_FILES = 6  # that a connection opens: two for TCP, four with which ZeroMQ wakes its threads
-_NUM_FILES_TO_OPEN = _NUM_FILES + 8  # eight more for the context; libzmq aborts if it cannot open them
+_NUM_FILES = 6  # files that a connection opens: two for TCP, four with which ZeroMQ wakes its threads
+_NUM_FILES_TO_OPEN = _NUM_FILES + 8  # the context needs eight more; libzmq aborts if it cannot open them
 
 
 @lru_cache(1)
@@ -107,7 +106,7 @@ class Connection:
         return messages
 
     def maintain_sender(self, now: float) -> None:
-        """Check whether the sender is connected. If it is not and the receiver is, connect it."""
+        """Check whether the sender is connected. If only the receiver is connected, connect the sender too."""
         could_send, self._can_send = self._can_send, bool(_state(self._sender) & zmq.POLLOUT)
         if self._can_send:
             self._retry_s, self._connect_again_at = _SENDER_RETRY_S[0], 0.0
@@ -116,7 +115,7 @@ class Connection:
             self._is_lost = True
             self._sender_trouble = "the connection to port was lost"
         if self._can_receive and now >= self._connect_again_at:
-            with suppress(zmq.ZMQError):  # the sender has no connection to drop
+            with suppress(zmq.ZMQError):  # raised if the sender has no connection to drop
                 self._sender.disconnect(f"tcp://{self._sender_address}")
             self._sender.connect(f"tcp://{self._sender_address}")
             self._connect_again_at = now + self._retry_s
@@ -125,7 +124,7 @@ class Connection:
     def take_loss(self) -> Unavailable | None:
         """Return an error if the connection was lost since the last call, else None.
 
-        Requests that were sent before the loss may not arrive. The caller fails them with this error.
+        Requests that were sent before the loss may not arrive. The caller ends these requests with this error.
         """
         if not self._is_lost:
             return None
@@ -184,7 +183,7 @@ def _state(socket: zmq.Socket[bytes]) -> int:
 
 
 def _check_files_left() -> None:
-    """Raise OSError if a connection cannot open its files; libzmq would abort the process or retry endlessly."""
+    """Raise OSError if a connection could not open its files. libzmq itself would abort or retry without end."""
     opened: list[int] = []
     try:
         for _ in range(_NUM_FILES_TO_OPEN):

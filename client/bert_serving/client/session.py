@@ -5,7 +5,7 @@ Rules of this file:
 - A reply to a request that is not pending is ignored: it is late, or it belongs to another client with the same
   identity.
 - If requests are pending and no message arrived for PROBE_AFTER_S, the session sends SHOW_CONFIG as a probe. A
-  server replies to it even if all workers are busy. If no reply arrives within PROBE_TIMEOUT_S, all pending
+  server replies to a probe even if all workers are busy. If no reply arrives within PROBE_TIMEOUT_S, all pending
   requests fail.
 """
 
@@ -45,7 +45,7 @@ MakeRequest: TypeAlias = "Callable[[float], tuple[int, Frames]]"
 class Session:
     """Numbers requests and matches replies to them. `now` is a monotonic time in seconds.
 
-    is_shared: other clients may use the same identity; then each client receives the replies to all of them.
+    is_shared: other clients may use the same identity; then each of these clients receives the replies to all.
     In this case the request numbers on the wire start at a random number, so that a reply matches only one client.
     """
 
@@ -56,7 +56,7 @@ class Session:
         self._base = secrets.randbelow(10**9) * 10**9 if is_shared else 0
         self.num_request = 0
         self._pending: set[int] = set()
-        self._to_fetch: set[int] = set()  # requests for `take_any`, pending or with a reply
+        self._to_fetch: set[int] = set()  # requests whose replies `take_any` returns
         self._replies: dict[int, Reply] = {}
         self._received_at = 0.0
         self._probe: tuple[int, float] | None = None
@@ -96,7 +96,7 @@ class Session:
         deadline_ms: int | None = None,
         to_fetch: bool = False,
     ) -> tuple[int, Frames]:
-        """Return (request id, frames) of a request for vectors. to_fetch: `take_any` will return its reply."""
+        """Return (request id, frames) of a request for vectors. to_fetch: let `take_any` return the reply."""
         request_id = self._begin(now)
         if to_fetch:
             self._to_fetch.add(request_id)
@@ -109,7 +109,7 @@ class Session:
         return request_id, request_to_frames(CommandRequest(self.identity, self._wire_id(request_id), command))
 
     def probe(self, now: float) -> Frames | None:
-        """Return the frames of a probe if it is time for one, else None. Call it about once a second.
+        """Return the frames of a probe if a probe is due, else None. Call it about once a second.
 
         If the previous probe had no reply in time, all pending requests fail with Unavailable.
         """
@@ -130,7 +130,7 @@ class Session:
 
     def _begin(self, now: float) -> int:
         if not self._pending:
-            self._received_at = now  # while nothing is pending, no message is expected
+            self._received_at = now  # before this request, no message was expected
         self.num_request += 1
         self._pending.add(self.num_request)
         return self.num_request
@@ -138,7 +138,7 @@ class Session:
     # -- receiving -------------------------------------------------------------------------------------
 
     def receive(self, frames: Frames, now: float) -> int | None:
-        """Process a message. Return the number of the request that it replies to, or None if it is ignored."""
+        """Process a message. Return the id of the request that it answers, or None if the message is ignored."""
         self._received_at = now
         try:
             reply = reply_from_frames(frames)
@@ -154,16 +154,16 @@ class Session:
         return request_id
 
     def take(self, request_id: int) -> Reply | None:
-        """Return the reply to a request, or None if it has not arrived. An ErrorReply is raised as its error."""
+        """Return the reply to a request, or None if none has arrived. Raises the error in an ErrorReply."""
         reply = self._replies.pop(request_id, None)
         if isinstance(reply, ErrorReply):
             raise reply.error
         return reply
 
     def take_any(self) -> tuple[int, Reply] | None:
-        """Return (request id, reply) of a request to fetch, in order of arrival, or None if none has arrived.
+        """Return the earliest reply to fetch as (request id, reply), or None if no such reply has arrived.
 
-        An ErrorReply is raised as its error.
+        Raises the error in an ErrorReply.
         """
         for request_id in self._replies:
             if request_id in self._to_fetch:

@@ -50,10 +50,10 @@ if TYPE_CHECKING:
     from bert_serving.protocol import EncodeOptionsDict
     from typing_extensions import Self, Unpack
 
-_POLL_S = 0.01  # how often encode_async checks whether it has a request to fetch, while there is none
+_POLL_S = 0.01  # pause of encode_async before it looks again for a reply, while no request is pending
 _ASK_AGAIN_S = 2.0  # a command is sent again if no reply arrives within this time
 _ASYNC_POLL_S = 0.05  # how often encode_async checks whether its thread has ended, while it waits for a reply
-_ASYNC_WINDOW = 16  # the most batches that encode_async sends ahead; more would only fill the server's queue
+_ASYNC_WINDOW = 16  # how many batches encode_async sends ahead; more would only fill the server's queue
 
 
 _clients: weakref.WeakSet[BertClient] = weakref.WeakSet()
@@ -71,25 +71,25 @@ class BertClient:
     """A client of one server. Threads may share it, and a child process may use it after a fork.
 
     ip, port, port_out: the address of the server.
-    output_fmt: "ndarray" returns vectors as arrays, "list" as nested lists. The type hints of all methods are
-    those of arrays.
+    output_fmt: "ndarray" returns vectors as arrays, "list" as nested lists. The type hints of all methods
+    show arrays.
     show_server_config: print the configuration of the server.
     identity: the name by which the server knows this client; default: a new UUID. Clients with the same identity
     receive each other's replies.
-    check_version: request the configuration of the server, and raise AttributeError if the server has another wire
-    version. check_length: request the configuration, set length_limit, and warn if the server cut texts.
+    check_version: request the configuration of the server, and raise AttributeError if its wire version is not the
+    client's. check_length: request the configuration, set length_limit, and warn if the server cut texts.
     check_token_info: request the configuration and set token_info_available.
     ignore_all_checks: skip all these checks.
-    timeout: milliseconds that a call may take; -1: no limit while the server replies to probes.
+    timeout: milliseconds that a call may take; -1: no limit, as long as the server replies to the client's probes.
     connect_timeout: milliseconds that a call may wait for the connection to the server.
 
     Attributes: length_limit is the server's max_seq_len in tokens; 0 without check_length. token_info_available
-    says whether the server was started with -show_tokens_to_client; False without check_token_info.
+    is True if the server was started with -show_tokens_to_client; it is False without check_token_info.
 
     In a signal handler that interrupts a call, only `close` may be called; all other calls raise RuntimeError.
 
     Calls raise TimeoutError if the server cannot be reached or a timeout passes. They raise Unavailable (a
-    ConnectionError) if the server stops or the client is closed. Errors that the server sends are raised as other
+    ConnectionError) if the server stops or the client is closed. Errors that the server sends are raised as
     ServingErrors.
 
     >>> with BertClient() as client:
@@ -208,9 +208,9 @@ class BertClient:
         texts: a list of strings that are not blank, or of pairs {"text": ..., "text_pair": ...}. With
         is_tokenized: a list of lists of tokens, as strings or as ids.
         blocking: wait for the vectors. False: return None at once; `fetch` and `fetch_all` return the vectors.
-        show_tokens: return (vectors, tokens): the tokens of each text, as the model received them.
+        show_tokens: return (vectors, tokens), with the tokens of each text as the model received them.
         options: pooling_strategy, pooling_layer, normalize, dimensions, truncate, long_text, prompt, prompt_name
-        and pairs; bert_serving.protocol.EncodeOptions says what they mean. Default: the settings of the server.
+        and pairs; bert_serving.protocol.EncodeOptions explains them. Default: the settings of the server.
         With pooling_strategy="NONE" the vectors are (B, T, D), filled with zeros after the last token of a text.
 
         Raises TypeError or ValueError if the texts or an option are wrong. See BertClient for the other errors.
@@ -238,8 +238,8 @@ class BertClient:
     ) -> list[Rows]:
         """Return one array for each text: the vectors of its spans, (number of spans, D) float32.
 
-        spans: for each text, one or more (start, end) in characters. The model reads the whole text once; then
-        the tokens of each span are pooled ("late chunking"). Options and errors are those of `encode`.
+        spans: for each text, one or more pairs (start, end) in characters. The model reads the whole text once;
+        then the token vectors of each span are pooled ("late chunking"). Options and errors are those of `encode`.
         """
         check_request(texts, is_tokenized=False)
         check_spans(spans, len(texts))
@@ -287,7 +287,7 @@ class BertClient:
     def fetch_all(self, sort: bool = True, concat: bool = False) -> list[Rows] | Rows | None:
         """Return the vectors of all calls of `encode(..., blocking=False)`, or None if no request is pending.
 
-        sort: order the results by request, not by arrival. concat: join the vectors into one array (or list).
+        sort: order the results by request id, not by arrival. concat: join the vectors into one array (or list).
 
         If a request failed, its error is raised; call `fetch_all` again for the other results.
         """
@@ -351,7 +351,7 @@ class BertClient:
             try:
                 found = self._channel.next_reply(time.monotonic() + _ASYNC_POLL_S if is_producing else deadline)
             except TimeoutError as exc:
-                # Continue if only this short wait has ended. If the client's timeout has ended, or if the server
+                # Continue if only this short wait has ended. If the client's timeout has passed, or if the server
                 # sent DeadlineExceeded (a ServingError), raise the error.
                 if is_producing and time.monotonic() < deadline and not isinstance(exc, ServingError):
                     continue
@@ -399,7 +399,8 @@ class BertClient:
 
     def ask(self, command: Command) -> JsonObject:
         """Return the reply of the server to a command."""
-        # Without a timeout, wait at most for connect_timeout: the broker replies even if its workers are busy.
+        # If there is no timeout, connect_timeout is the limit. It is long enough, because the broker replies even
+        # if its workers are busy.
         limit_s = (self.timeout if self.timeout >= 0 else self.connect_timeout) / 1000
         deadline = time.monotonic() + limit_s
         while True:

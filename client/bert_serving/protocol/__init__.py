@@ -2,7 +2,7 @@
 
 `bert_serving.protocol.workers` has the messages between the broker and its workers. Clients do not import it.
 
-Nothing here opens a socket or imports torch.
+No module of this package opens a socket or imports torch.
 """
 
 from .codec import (

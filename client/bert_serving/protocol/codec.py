@@ -38,7 +38,7 @@ from .options import check_spans, options_from_json
 from .texts import check_texts
 
 _COMMANDS = {command.value: command for command in Command}
-MAX_IDENTITY_BYTES = 255  # ZeroMQ has the same limit; a server stores the identity of each client
+MAX_IDENTITY_BYTES = 255  # as in ZeroMQ; without a limit, a server would store identities of any size
 _MAX_NUMBER_DIGITS = 20
 _MAX_DEADLINE_MS = 2**53
 
@@ -56,7 +56,7 @@ def request_to_frames(request: Request) -> Frames:
         body["spans"] = request.spans
     if request.deadline_ms is not None:
         body["deadline_ms"] = request.deadline_ms
-    # If there are only texts, the body is a list, as the old client sends it.
+    # A request without options, spans and deadline has a list as body, as the old client sends it.
     plain = body if len(body) > 1 else request.texts
     return [request.identity, dump_json(plain), request.request_id, b"%d" % len(request.texts)]
 
@@ -80,7 +80,7 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
         )
     identity, body, request_id, num_texts = frames
     command = _COMMANDS.get(bytes(body)) if len(body) <= 16 else None
-    if command is Command.TERMINATION:  # it gets no reply, and the oldest clients send empty frames with it
+    if command is Command.TERMINATION:  # not checked: it gets no reply, and old clients send empty frames
         return CommandRequest(bytes(identity), bytes(request_id), command)
     if not 1 <= len(identity) <= MAX_IDENTITY_BYTES:
         raise InvalidRequest(f"identity must have 1 to {MAX_IDENTITY_BYTES} bytes, got {len(identity)}")
@@ -141,7 +141,7 @@ def reply_to_frames(reply: Reply) -> Frames:
     if isinstance(reply, ErrorReply):
         error = reply.error.to_info()
         # bert-serving-client 1.10.0 passes dtype to numpy, which raises "data type '...' not understood" with
-        # this message in it. numpy would read a text with a comma as a list of formats.
+        # this message in it. Commas are replaced, because numpy would read a list of formats.
         dtype = f"{error['code']}: {error['message']}".replace(",", ";")
         return [
             reply.identity,

@@ -28,7 +28,7 @@ except ImportError:
         return json.dumps(value, separators=(",", ":")).encode()
 
     def load_json(text: Frame) -> Any:  # type: ignore[misc]
-        """Return the value in JSON."""
+        """Return the value of a JSON text."""
         return json.loads(bytes(text))
 
 
@@ -44,7 +44,7 @@ def array_frame(rows: Rows) -> memoryview:
 
 
 def array_from_frame(info: JsonObject, frame: Frame) -> Rows:
-    """Return the array of `array_info` and `array_frame`. It is read-only."""
+    """Return the array that these results of `array_info` and `array_frame` describe. It is read-only."""
     dtype = np.dtype(str(info["dtype"])).newbyteorder("<")
     rows: Rows = np.frombuffer(frame, dtype=dtype).reshape(info["shape"])
     return rows

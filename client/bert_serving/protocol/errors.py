@@ -10,7 +10,7 @@
      └── DeadlineExceeded        504  the deadline passed before the vectors were ready
 
 Each class has a code for the wire and an HTTP status. A class that means the same as a built-in exception is a
-subclass of it too, so `except TimeoutError` also catches DeadlineExceeded.
+subclass of that exception too, so `except TimeoutError` also catches DeadlineExceeded.
 """
 
 from __future__ import annotations

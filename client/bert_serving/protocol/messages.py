@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .errors import ServingError
 from .options import EncodeOptions
 
-#: bert-serving-client 1.10.0 accepts only a server that reports this version of the wire as `server_version`.
+#: bert-serving-client 1.10.0 accepts only a server that reports this wire version as `server_version`.
 WIRE_VERSION = "1.10.0"
 
 
@@ -125,9 +125,9 @@ class EncodeReply:
 class Usage:
     """The tokens and the time that a request took.
 
-    num_tokens: tokens of each text, special tokens included. total_ms: from the arrival of the request to its
-    reply. queue_ms: from its arrival until its first text went to a worker. tokenize_ms, compute_ms: how
-    long the batches with its texts took to tokenize and to compute.
+    num_tokens: number of tokens of each text, special tokens included. total_ms: time from the arrival of the
+    request to its reply. queue_ms: time from the arrival of the request until its first text was sent to a worker.
+    tokenize_ms, compute_ms: how long the batches with texts of the request took to tokenize and to compute.
     """
 
     num_tokens: Sequence[int]

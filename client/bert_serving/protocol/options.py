@@ -36,7 +36,7 @@ _ALSO_CALLED = {
     "MEAN_SQRT_LEN_TOKENS": "MEAN_SQRT_LEN",
     "WEIGHTEDMEAN": "WEIGHTED_MEAN",
 }
-_ALONE = {"NONE", "SPLADE"}  # their number of rows differs from text to text
+_ALONE = {"NONE", "SPLADE"}  # strategies whose number of rows differs from text to text
 _CHOICES = {"truncate": ("right", "left", "error"), "long_text": ("truncate", "chunk")}
 _MAX_LIST = 32
 _MAX_SPANS = 1024  # limit for the number of spans of one text; the reply has one vector for each span
@@ -59,7 +59,7 @@ def pooling_name(name: str) -> str:
 class EncodeOptionsDict(TypedDict, total=False):
     """The options that a call of a client may set, as keyword arguments of `encode`.
 
-    An option that is missing or None has its default. EncodeOptions says what each option means.
+    An option that is missing or None has its default. EncodeOptions explains each option.
     """
 
     pooling_strategy: str | Sequence[str] | None
@@ -77,17 +77,17 @@ class EncodeOptionsDict(TypedDict, total=False):
 class EncodeOptions:
     """The options of a request. None means the setting that the server was started with.
 
-    pooling_strategy: names of POOLING_STRATEGIES; the vectors of several are concatenated in this order.
+    pooling_strategy: names in POOLING_STRATEGIES; vectors of several strategies are concatenated in this order.
     "auto": the pooling configured in the model folder. NONE: a vector for each token. SPLADE: rows of
     (index, value), one for each term of the vocabulary whose value is not zero.
-    pooling_layer: numbers of layers; their hidden states are concatenated in this order. 0: the first layer;
+    pooling_layer: the layers to pool; their hidden states are concatenated in this order. 0: the first layer;
     -1: the last.
     normalize: divide each vector by its L2 norm.
     dimensions: shorten each vector to its first `dimensions` numbers, before it is normalized. The model must be
     trained for this.
     truncate: cut texts that are too long at their "right" or "left" end; "error": refuse them (InvalidRequest).
     long_text: "chunk": split a text that is too long into overlapping windows and return the mean of their
-    vectors, weighted by length. "truncate": cut it as the option `truncate` says.
+    vectors, weighted by length. "truncate": cut the text; see the option `truncate`.
     prompt: text to put in front of each text. prompt_name: the name of a prompt configured in the model folder.
     pairs: read "a ||| b" as a pair of sentences.
     ragged: return the vectors of tokens without padding.
@@ -112,7 +112,7 @@ class EncodeOptions:
     show_usage: bool = False
 
     def __post_init__(self) -> None:
-        # A single name or number becomes a list of one, so that equal options compare equal.
+        # A single name or number becomes a tuple of one item, so that "MEAN" and ["MEAN"] make equal options.
         if self.pooling_strategy is not None:
             names = _strings("pooling_strategy", self.pooling_strategy)
             known = None if [n.lower() for n in names] == ["auto"] else tuple(map(pooling_name, names))
@@ -139,7 +139,7 @@ class EncodeOptions:
                 raise TypeError(f"{name} must be a string, got {value!r}")
             if value is not None and has_lone_surrogate(value):
                 raise ValueError(f"{name} contains a lone surrogate, which is not Unicode text")
-        if self.prompt is not None and len(self.prompt) > _MAX_PROMPT_CHARS:  # each text gets a copy
+        if self.prompt is not None and len(self.prompt) > _MAX_PROMPT_CHARS:  # each text gets a copy of the prompt
             raise ValueError(f"prompt must have at most {_MAX_PROMPT_CHARS} characters, got {len(self.prompt)}")
         if self.prompt is not None and self.prompt_name is not None:
             raise ValueError("set prompt or prompt_name, not both")

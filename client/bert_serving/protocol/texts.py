@@ -25,7 +25,7 @@ def check_texts(texts: object) -> bool:
                 raise ValueError(f"texts[{i}] has no token")
             if set(map(type, tokens)) != {int}:
                 _check_strings(tokens, f"texts[{i}]")
-            elif not -(2**63) <= min(tokens) <= max(tokens) < 2**63:  # JSON libraries read 64 bits
+            elif not -(2**63) <= min(tokens) <= max(tokens) < 2**63:  # JSON libraries read 64-bit numbers
                 raise ValueError(f"texts[{i}] contains a number that is not a token id")
         return True
     if isinstance(texts[0], dict):
@@ -40,7 +40,7 @@ def check_texts(texts: object) -> bool:
 
 
 def _check_strings(strings: list[object], name: str) -> None:
-    # These checks read the whole list in C code. If one fails, the wrong item is searched for.
+    # These checks are fast, because C code reads the whole list. Only a failed check searches for the wrong item.
     if not _are_strings(strings):
         i = next(i for i, s in enumerate(strings) if not isinstance(s, str))
         raise TypeError(f"{name}[{i}] must be a string, got {_kind(strings[i])}")

@@ -22,14 +22,14 @@ from .options import EncodeOptions, options_from_json
 class ModelFacts:
     """What a worker reports about its process and its model when it is ready.
 
-    device: the name that torch gives it. dtype: number format of the forward pass. dimension: length of a vector.
+    device: torch's name of the device. dtype: number format of the forward pass. dimension: length of a vector.
     kind: "embedding", "splade", "classifier" or "reranker".
-    poolings: the strategies that are used if a request names none.
+    poolings: the strategies that are used if a request names no strategy.
     splits_specials: the tokenizer treats the name of a special token in a text as ordinary text.
     prompts: the text of each prompt, by its name. labels: the labels of the classification head, if there is one.
     max_seq_len: longest sequence in tokens. forward: "packed" or "padded".
-    parity: lowest cosine between a vector of this model and its float32 reference.
-    tokens_per_s: speed during the warm-up. max_batch_tokens: most tokens in one batch.
+    parity: lowest cosine between a vector of this model and the float32 reference of that vector.
+    tokens_per_s: speed during the warm-up. max_batch_tokens: limit for the tokens in a batch.
     """
 
     pid: int
@@ -124,7 +124,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A batch raised an exception. The worker continues with the next batch."""
+    """The computation of a batch raised an exception. The worker continues with the next batch."""
 
     batch_id: int
     message: str
@@ -132,7 +132,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Sent every second. forward_age_s: time since the last forward pass that succeeded."""
+    """A worker sends this message every second. forward_age_s: time since the last forward pass that succeeded."""
 
     forward_age_s: float
 

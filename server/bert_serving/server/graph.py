@@ -1,4 +1,4 @@
-"""`bert_serving.server.graph`, which programs for bert-as-service import. See compat/pooling_strategy.py."""
+"""This module exists because programs for bert-as-service import it. See compat/pooling_strategy.py."""
 
 from .compat.pooling_strategy import PoolingStrategy
 

@@ -2,8 +2,8 @@
 
 `Settings` defines the server's own options and inherits those of the model (see model/spec.py). The name, type,
 default and help text of an option are defined only in one of these two places. Flags, `BERT_SERVING_...`
-variables, `--help` and the table that is printed at start are all made from them. A flag overrides a variable, and
-a variable overrides the default.
+variables, `--help` and the table that is printed at start are all made from these definitions. A flag overrides a
+variable, and a variable overrides the default.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Settings(ModelOptions, BaseSettings):
     served_model_name: str | None = Field(
         None, description="name of the model in HTTP replies; default: the name of its folder"
     )
-    max_batch_size: int = Field(256, ge=1, description="most texts in one batch of a worker")
+    max_batch_size: int = Field(256, ge=1, description="largest number of texts in one batch of a worker")
     priority_batch_size: int = Field(
         16, ge=0, description="requests of at most this many texts overtake larger ones"
     )
@@ -83,14 +83,15 @@ class Settings(ModelOptions, BaseSettings):
     queue_capacity: int = Field(
         262_144,
         ge=1,
-        description="most texts that may wait in total, and most in one request; a request beyond this is refused",
+        description="largest number of texts that may wait in total, and largest number in one request; a request "
+        "beyond these limits is refused",
     )
-    queue_mb: int = Field(2048, ge=1, description="most MiB of requests that have no reply yet")
+    queue_mb: int = Field(2048, ge=1, description="limit, in MiB, for all requests that have no reply yet")
     max_message_mb: int = Field(256, ge=1, le=2047, description="largest request in MiB")
-    outbox_mb: int = Field(1024, ge=1, description="most MiB of replies that wait for their client")
+    outbox_mb: int = Field(1024, ge=1, description="limit, in MiB, for all replies that wait for their client")
     outbox_age: float = Field(300, gt=0, description="seconds that a reply waits for its client")
     worker_timeout: float = Field(
-        120, gt=0, description="seconds that a batch may take; then its worker is replaced"
+        120, gt=0, description="seconds that a batch may take; after that, its worker is replaced"
     )
     drain_timeout: float = Field(5, ge=0, description="seconds in which accepted work may finish after SIGTERM")
     allow_remote_termination: bool = Field(
@@ -166,7 +167,7 @@ class OneLineParser(argparse.ArgumentParser):
     """A parser that reports errors in one line, and accepts the abbreviations that bert-as-service accepted."""
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:  # argparse's private tuples
-        """Return the flags that match an abbreviation. If exactly one is bert-as-service's, return only that."""
+        """Return the flags that match an abbreviation. If only one is bert-as-service's, return only this flag."""
         found: list[Any] = super()._get_option_tuples(option_string)
         originals = [match for match in found if match[0].dest in _ORIGINAL_FLAGS]
         return originals if len({match[0].dest for match in originals}) == 1 else found
@@ -177,7 +178,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse_settings(argv: Sequence[str] | None = None, *, prog: str = "bert-serving-start") -> Settings:
-    """Return the settings from flags and environment. Prints one line and exits with 2 if one is invalid."""
+    """Return the settings from flags and environment. Prints one line and exits with 2 if a value is invalid."""
     parser = settings_parser(prog)
     flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     try:
@@ -187,7 +188,7 @@ def parse_settings(argv: Sequence[str] | None = None, *, prog: str = "bert-servi
 
 
 def settings_parser(prog: str, kind: type[OneLineParser] = OneLineParser) -> OneLineParser:
-    """Return a parser with `-name` and `--name` for every field. A flag that is not given is None."""
+    """Return a parser with `-name` and `--name` for every field. A flag that is not given has the value None."""
     parser = kind(
         prog=prog,
         description="Serve sentence vectors over ZeroMQ and HTTP.",

@@ -11,6 +11,6 @@ from .start import main as start
 from .status import main as status
 from .terminate import main as terminate
 
-main = start  # bert-as-service's name for it
+main = start  # bert-as-service's name for `start`
 
 __all__ = ["benchmark", "main", "start", "status", "terminate"]

@@ -10,7 +10,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _start(argv)
     except KeyboardInterrupt:
-        return 0  # the server was not started yet
+        return 0  # Ctrl-C before the server was started is not a failure
 
 
 def _start(argv: list[str] | None) -> int:
@@ -28,7 +28,7 @@ def _start(argv: list[str] | None) -> int:
     try:
         serve(parse_settings(argv), on_start=lambda settings, _: _print(settings.table()))
     except StartError:
-        return 1  # `serve` has logged it
+        return 1  # `serve` has logged the error
     return 0
 
 

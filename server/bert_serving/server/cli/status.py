@@ -10,7 +10,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _status(argv)
     except KeyboardInterrupt:
-        return 0  # -watch ends this way
+        return 0  # Ctrl-C is the way to end -watch
 
 
 def _status(argv: list[str] | None) -> int:
@@ -33,7 +33,7 @@ def _status(argv: list[str] | None) -> int:
         "--watch",
         type=float,
         metavar="SECONDS",
-        help="show the status again after so many seconds, until Ctrl-C; default: show it once",
+        help="show the status again every SECONDS seconds, until Ctrl-C; default: show it once",
     )
     parser.add_argument("-json", "--json", action="store_true", help="show the whole status, as JSON")
     args = parser.parse_args(argv)

@@ -1,6 +1,6 @@
 """The status of a running server as a table.
 
-`Snapshot`, `rates` and `table` decide what is shown; `show` requests the status and prints.
+`Snapshot`, `rates` and `table` decide what is shown; `show` requests the status and prints the table.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Snapshot:
 
     @property
     def uptime_s(self) -> float | None:
-        """How long the server has run, by its own clock; None if the status does not say."""
+        """How long the server has run, by its own clock; None if the status does not contain it."""
         with suppress(KeyError, TypeError, ValueError):
             started, current = (
                 datetime.fromisoformat(self.info[key]) for key in ("server_start_time", "server_current_time")
@@ -58,15 +58,15 @@ class Snapshot:
         return None
 
     def follows(self, other: Snapshot) -> bool:
-        """Whether the server was not restarted between the other snapshot and this one."""
+        """Whether the server ran without a restart between the other snapshot and this one."""
         return self.info.get("server_start_time") == other.info.get("server_start_time")
 
 
 def rates(now: Snapshot, before: Snapshot | None) -> tuple[dict[str, float | None], str]:
     """Return (growth of each total per second, the period in words).
 
-    The period begins with `before`. If `before` is None or the server was restarted since, the period begins with
-    the start of the server.
+    The period begins with `before`. If `before` is None or the server was restarted after it, the period begins
+    with the last start of the server.
     """
     if before is not None and now.follows(before):
         seconds: float | None = now.at - before.at
@@ -141,7 +141,7 @@ def _ask(client: BertClient) -> Snapshot:
 
 
 def _in_place(text: str) -> str:
-    """Return the text so that it replaces the previous text in a terminal and follows it elsewhere."""
+    """Return what to print: in a terminal, it replaces the previous text; elsewhere, it follows that text."""
     if not sys.stdout.isatty():
         return f"{text}\n\n"
     width = shutil.get_terminal_size().columns

@@ -32,7 +32,7 @@ class ArgsParser(OneLineParser):
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Return the parser of bert-serving-start. Its result can be passed to BertServer, changed or not."""
+    """Return the parser of bert-serving-start. Its result can be passed to BertServer, also after changes."""
     return settings_parser("bert-serving-start", ArgsParser)
 
 
@@ -88,7 +88,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def _plain(value: object) -> Any:
-    """Return a PoolingStrategy as its name, a path as a string, and other values unchanged; lists item by item."""
+    """Return a PoolingStrategy as its name and a path as a string, also in lists; other values are unchanged."""
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, os.PathLike):

@@ -46,12 +46,12 @@ os.register_at_fork(after_in_child=_forget_all)
 class BertServer(threading.Thread):
     """A server with bert-as-service's interface.
 
-    args: what `helper.get_args_parser().parse_args(...)` returned, changed or not.
+    args: what `helper.get_args_parser().parse_args(...)` returned, with or without changes.
     is_ready: an Event that is set while the server is ready.
 
-    As a context manager, it starts the server and waits until it is ready. The constructor raises ValueError for
-    bad arguments and for a model that cannot be found. `with` and `wait_ready` raise RuntimeError if the server
-    cannot serve for another reason.
+    `with` starts the server, waits until the server is ready, and stops it at the end. The constructor raises
+    ValueError for bad arguments and for a model that cannot be found. `with` and `wait_ready` raise RuntimeError
+    if the server cannot serve for another reason.
 
     >>> args = get_args_parser().parse_args(["-port", "5555", "-port_out", "5556", "-cpu"])
     >>> with BertServer(args):
@@ -117,14 +117,17 @@ class BertServer(threading.Thread):
         self._has_started.set()
 
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Wait until the server is ready. Raises RuntimeError if it fails, TimeoutError after `timeout` s."""
+        """Wait until the server is ready. timeout: the limit in seconds; None: no limit.
+
+        Raises TimeoutError after the timeout, and RuntimeError if the server cannot serve.
+        """
         if not self._has_started.wait(timeout):
             raise TimeoutError(f"the server was not ready within {timeout:g} s")
         if not self.is_ready.is_set():
             raise RuntimeError(self._failure)
 
     def close(self) -> None:
-        """Stop the server. It first finishes the requests that it has accepted."""
+        """Stop the server. The server first finishes the requests that it has accepted."""
         process = self._process
         if process is None:
             return
@@ -156,7 +159,7 @@ class BertServer(threading.Thread):
     ) -> None:
         """Stop the server at an address. Raises TerminateError.
 
-        args: as returned by the parser of `get_shutdown_parser`, or the port. timeout: milliseconds to wait for
+        args: what the parser of `get_shutdown_parser` returned, or the port. timeout: milliseconds to wait for
         the end of the server.
         """
         from .termination import terminate_server
@@ -176,7 +179,7 @@ def main() -> int:
     from ..supervisor.supervisor import Supervisor
 
     parent = os.getppid()
-    control, report = io.FileIO(0), sys.stdout.buffer  # unbuffered: `select` does not see what a buffer holds
+    control, report = io.FileIO(0), sys.stdout.buffer  # unbuffered: `select` cannot see bytes in a buffer
 
     def wait_for_stop(_settings: Settings, supervisor: Supervisor) -> None:
         args = (control, parent, supervisor.request_stop)

@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class PoolingStrategy(Enum):
-    """bert-as-service's strategies with its numbers. Later strategies have no number; see EncodeOptions."""
+    """bert-as-service's strategies and their numbers. Newer strategies have no number; see EncodeOptions."""
 
     NONE = 0
     REDUCE_MAX = 1

@@ -19,5 +19,5 @@ def code_references(transformer_dir: Path) -> list[str]:
         auto_map = read_json_if_present(transformer_dir / name).get("auto_map") or {}
         found = [auto_map.get(kind) for kind in kinds] if isinstance(auto_map, dict) else [auto_map]
         for each in found:
-            references += each if isinstance(each, list) else [each]  # list: slow and fast tokenizer
+            references += each if isinstance(each, list) else [each]  # a list has the slow and the fast tokenizer
     return [reference for reference in references if isinstance(reference, str)]

@@ -18,7 +18,7 @@ DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 def find_demo_model() -> Path:
     """Return the folder of the demo model in this Python environment. Raises ModelError.
 
-    Only the package's files are used. Its metadata says where they are; its code is never imported.
+    The metadata of the package lists its files; the code of the package is never imported.
     """
     try:
         files = distribution(DEMO_DISTRIBUTION).files or []

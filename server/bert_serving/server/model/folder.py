@@ -89,7 +89,10 @@ class ModelFolder:
             raise ModelError(f"model_dir has no tokenizer (tokenizer.json or vocab.txt): {self.path}")
 
     def refuse_code(self) -> None:
-        """Raise ModelError if Python code in the folder defines the model: without it, vectors would be wrong."""
+        """Raise ModelError if Python code in the folder defines the model.
+
+        Without this code, the vectors would be wrong.
+        """
         references = code_references(self.transformer_dir)
         if code := next((reference for reference in references if "--" not in reference), None):
             raise ModelError(
@@ -100,7 +103,7 @@ class ModelFolder:
 
     @cached_property
     def transformer_dir(self) -> Path:
-        """The folder with config and tokenizer: `path`, or the folder of the Transformer module in it."""
+        """The folder with config and tokenizer: `path`, or the folder of the Transformer module in `path`."""
         return self.path / transformer_path(self.path)
 
     @property
@@ -117,9 +120,9 @@ class ModelFolder:
 
     @property
     def unnamed_model_type(self) -> str | None:
-        """The model type, if Transformers would not find the config by itself; None if it would.
+        """The model type to load, or None if Transformers finds the config, with its model type, by itself.
 
-        Google's configs do not contain the model type; it is "bert".
+        Google's configs do not contain the model type; then it is "bert".
         """
         path = self.config_path
         is_found = path == self.transformer_dir / _CONFIGS[0]

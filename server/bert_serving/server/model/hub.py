@@ -14,7 +14,7 @@ _UNWANTED = ["onnx/*", "openvino/*"]
 
 
 def looks_like_hub_name(name: str) -> bool:
-    """Return whether a name may be a model's name on the hub: `name` or `owner/name`, and no path."""
+    """Return whether a name may be a model's name on the hub: `name` or `owner/name`, and not a path."""
     parts = name.split("/")
     return len(parts) <= 2 and all(part and not part.startswith((".", "~")) for part in parts)
 

@@ -29,7 +29,7 @@ def read_json_list(path: Path) -> list[object]:
 
 
 def whole_number(config: JsonObject, key: str, path: Path) -> int | None:
-    """Return a number from a file's object, None if it is absent or null. path: the path of the file."""
+    """Return the number at a key of a file's JSON object; None if the key is absent or null. path: the file."""
     value = config.get(key)
     if value is None:
         return None

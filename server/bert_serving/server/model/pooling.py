@@ -21,7 +21,7 @@ _FOLDER_LAYERS = (-1,)
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """The strategies and the layers of a pooling. Their vectors are concatenated in this order.
+    """The strategies and the layers of a pooling. The vectors are concatenated in this order.
 
     layers: -1 is the last layer.
     is_folders: whether this is the pooling configured in the model folder; Dense and Normalize modules may follow.
@@ -79,7 +79,7 @@ class PoolingRules:
 
 
 def layer_index(layer: int, num_layers: int) -> int:
-    """Return the layer's number from 0, the lowest. A negative `layer` counts from the top. Raises ValueError."""
+    """Return the layer's number; the lowest is 0. A negative `layer` counts from the top. Raises ValueError."""
     if not -num_layers <= layer < num_layers:
         raise ValueError(f"pooling_layer must be in {-num_layers}..{num_layers - 1} for this model, got {layer}")
     return layer % num_layers

@@ -10,7 +10,7 @@ from .json_files import JsonObject, read_json, read_json_if_present, read_json_l
 
 _TRANSFORMERS = ("Transformer", "MLMTransformer")
 
-# The boolean keys of older folders, in the order in which sentence-transformers concatenates them.
+# The boolean keys in older folders. sentence-transformers concatenates the vectors of the poolings in this order.
 _OLD_POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -101,7 +101,7 @@ def read_modules(folder: Path) -> list[tuple[str, str]] | None:
 
 
 def transformer_path(folder: Path) -> str:
-    """Return the path of the Transformer module in the folder, or "" if it is the folder itself."""
+    """Return the path of the Transformer module in the folder, or "" if the module is in the folder itself."""
     return next((path for kind, path in read_modules(folder) or [] if kind in _TRANSFORMERS), "")
 
 

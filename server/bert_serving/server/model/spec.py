@@ -1,7 +1,8 @@
 """Every option of a model: its name, type, default and help text.
 
 `ModelOptions` is the only place where these options are defined. `Settings` inherits them, so they are also
-flags and environment variables of the server. `ModelSpec` adds the device; the server sends one to each worker.
+flags and environment variables of the server. `ModelSpec` adds the device; the server sends a `ModelSpec` to each
+worker.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class ModelOptions(BaseModel):
     max_batch_tokens: int = Field(
         16384,
         ge=64,
-        description="most tokens in a batch of a worker and in one forward pass; on a CPU a pass has at most 2048",
+        description="largest number of tokens in a batch of a worker and in one forward pass; on a CPU a pass "
+        "has at most 2048",
     )
     pooling_strategy: tuple[str, ...] = Field(
         ("auto",),
@@ -98,7 +100,7 @@ class ModelOptions(BaseModel):
     )
     no_position_embeddings: bool = Field(False, description="leave out the position embeddings")
     cased_tokenization: bool = Field(
-        False, description="do not lower-case texts, even if the model's tokenizer is configured to"
+        False, description="do not lower-case texts, even if the model's tokenizer is configured to do so"
     )
 
     @field_validator("model_dir", "tuned_model_dir", "model_module", mode="before")

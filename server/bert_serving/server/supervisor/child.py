@@ -1,4 +1,4 @@
-"""The entry point of every child process. This file imports little: every child and the server import it."""
+"""The entry point of every child process. This file imports little, because all processes import it."""
 
 from __future__ import annotations
 

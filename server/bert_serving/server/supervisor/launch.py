@@ -22,10 +22,10 @@ _MAX_IPC_PATH = 100  # the system allows 107 bytes for the path of a socket
 
 
 class Launch:
-    """The parts of one server: its folder, its ports, its broker, and its child processes before their start.
+    """The parts of one server: its folder, its ports, its broker, and its child processes, not started yet.
 
-    settings, token_rows: as in Supervisor. Raises StartError if a port is in use, after it has removed what it had
-    created.
+    settings, token_rows: as in Supervisor. If a port is in use, the constructor removes what it has created and
+    raises StartError.
     """
 
     def __init__(self, settings: Settings, *, token_rows: int | None) -> None:
@@ -129,10 +129,10 @@ class Launch:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket for the gateways. It stays open when they restart, so no client is refused."""
+    """Return a listening socket for the gateways. It stays open when gateways restart, so no client is refused."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only if the protocol is given. With this algorithm, a small response
-    # takes 40 ms.
+    # The protocol is given explicitly, because otherwise asyncio does not turn off Nagle's algorithm. With this
+    # algorithm, a small response takes 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -23,8 +23,9 @@ spawn_context = multiprocessing.get_context("spawn")
 class ChildProcess:
     """One child, which may be started many times.
 
-    target: `module:function` that it runs, with the arguments in kwargs. scratch_dir, env: see `child.run`.
-    started_at, restart_at: monotonic seconds. num_early_deaths: how often in a row it died before it was ready.
+    target: the function that the child runs with kwargs, as `module:function`. scratch_dir, env: see `child.run`.
+    started_at, restart_at: monotonic seconds. num_early_deaths: how many times in a row the child
+    died before it was ready.
     """
 
     name: str
@@ -80,7 +81,7 @@ class ChildProcess:
             self._process.join()
 
     def wait(self, deadline: float) -> bool:
-        """Wait for the end of the process until a monotonic time; return whether it ended."""
+        """Wait until the process ends or the deadline (monotonic seconds) passes; return whether it has ended."""
         if self._process is not None:
             self._process.join(max(0.0, deadline - time.monotonic()))
         return not self.is_alive

@@ -21,8 +21,8 @@ def serve(
 ) -> None:
     """Set up logging and serve until a signal, TERMINATION or `Supervisor.request_stop`. Main thread only.
 
-    asked: the settings as the user gave them. on_start: called with the settings in force when all ports are
-    open. on_ready: called once, when everything is ready. Raises StartError, which is logged already.
+    asked: the settings as the user gave them. on_start: called when all ports are open, with the settings in
+    force. on_ready: called once, when everything is ready. Raises StartError, which is logged already.
     """
     set_up_logging("server", verbose=asked.verbose)
     for line in asked.without_effect():

@@ -18,14 +18,14 @@ class StartError(Exception):
 
 
 def resolve(settings: Settings) -> Settings:
-    """Return the settings with the defaults filled in that depend on the machine and the model.
+    """Return the settings, with the defaults that depend on the machine and the model filled in.
 
     A max_seq_len of "NONE" stays as it is, because the server reports this value to clients. Raises StartError.
     """
     try:
         folder = ModelFolder.of(settings)
         max_seq_len = folder.max_seq_len(settings.max_seq_len)
-        read_sentence_transformers(folder.path)  # so that its errors are reported once, not by each worker
+        read_sentence_transformers(folder.path)  # reports errors once; each worker would repeat them
     except ModelError as exc:
         raise StartError(str(exc)) from exc
     gpus = () if settings.cpu else settings.device_map or tuple(range(_count_gpus()))
@@ -44,7 +44,7 @@ def worker_spec(resolved: Settings, index: int) -> ModelSpec:
     """Return what worker number `index` loads, and on which device."""
     gpus = resolved.device_map
     device = "cpu" if resolved.cpu else f"cuda:{gpus[index % len(gpus)]}" if gpus else "auto"
-    # The resolved folder already contains the files of this revision.
+    # A revision is valid only with a hub name; the resolved folder already contains the files of the revision.
     return ModelSpec.of(resolved.model_copy(update={"revision": None}), device=device)
 
 
@@ -56,8 +56,9 @@ def max_seq_len_in_force(resolved: Settings) -> int:
 def token_rows(asked: Settings, resolved: Settings) -> int | None:
     """Return the number of rows for each text when the vectors of all tokens are returned as one array.
 
-    As in bert-as-service, this is max_seq_len if it was given as a number; with -fixed_embed_length, it is the
-    model's number of positions. None: as many rows as the longest text of the request has tokens.
+    With -fixed_embed_length, this number is the model's number of positions. Otherwise, as in bert-as-service, it
+    is max_seq_len if the user gave max_seq_len as a number. None: each text gets as many rows as the longest text
+    of the request has tokens.
     """
     if asked.fixed_embed_length:
         return _folder(resolved).position_limit

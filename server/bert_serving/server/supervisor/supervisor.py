@@ -2,9 +2,9 @@
 
     run:   start children -> main loop -> drain -> stop children -> close
 
-This process never loads torch, so that no model can end it. A child that dies is started again: at once if it
-had been ready, otherwise after a pause that grows. If a child dies three times in a row before it is ready, and
-no worker is ready, the server gives up: another attempt would fail too, and the user must see the reason.
+This process never loads torch, so that no model can crash it. A child that dies is started again: at once if the
+child had been ready, otherwise after a pause that grows. If a child dies three times in a row before it is ready,
+and no worker is ready, the server gives up: another attempt would fail too, and the user must see the reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .startup import StartError
 log = logging.getLogger(__name__)
 
 _POLL_MS = 500
-_SILENT_S = 30.0  # a worker sends a heartbeat every second; only a very long text in the tokenizer delays it
+_SILENT_S = 30.0  # heartbeats come every second; only a very long text in the tokenizer delays them
 _START_S = 600.0
 _STOP_S = 2.0
 _MAX_EARLY_DEATHS = 3
@@ -36,7 +36,7 @@ class Supervisor:
 
     settings: as returned by `startup.resolve`. token_rows: as returned by `startup.token_rows`. on_ready: called
     once, when all children are ready for the first time. The constructor opens all ports and raises StartError
-    if one is in use.
+    if a port is in use.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class Supervisor:
     def _release_dead_children(self) -> None:
         """Release dead children without replacing them.
 
-        The descriptor of a dead child stays readable, so without this each `step` would return at once.
+        The descriptor of a dead child stays readable, so without this method each `step` would return at once.
         """
         for child in self._children:
             if child.is_started and not child.is_alive:

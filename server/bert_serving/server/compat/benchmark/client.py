@@ -1,7 +1,7 @@
 """One client of the benchmark, as a process: `python -m ...compat.benchmark.client TASK`.
 
 The client prints `ready` and waits for a line, so that all clients begin together. Then it sends its requests and
-prints the seconds that each of them took, as a JSON list. If the input ends without the line, the benchmark has
+prints the seconds that each request took, as a JSON list. If the input ends without the line, the benchmark has
 ended, so the client ends too.
 """
 

@@ -1,8 +1,8 @@
 """What bert-serving-benchmark measures, and how its results are written. This file does no I/O.
 
 An experiment varies one value and keeps the others. Flags, defaults and tables are those of bert-as-service. In
-its protocol, all sentences have the maximum length. In a second protocol, sentences have mixed lengths, which
-shows the gain from computing without padding.
+bert-as-service's protocol, all sentences have the maximum length. In a second protocol, sentences have mixed
+lengths, which shows the gain from computing without padding.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole run. flags: the flags given for the server. is_half: whether they select float16."""
+    """A whole run. flags: the flags given for the server. is_half: whether these flags select float16."""
 
     experiments: Mapping[str, Sequence[int]]
     base: Point
@@ -64,7 +64,7 @@ class Plan:
     is_half: bool
 
     def points(self, name: str) -> Iterator[tuple[int, Point]]:
-        """Yield each value of an experiment and its measurement."""
+        """Yield each value of an experiment and the Point to measure with it."""
         for value in self.experiments[name]:
             yield value, _varied(self.base, name, value)
 
@@ -148,7 +148,7 @@ def benchmark_parser(kind: type[OneLineParser] = OneLineParser) -> argparse.Argu
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Measure the speed of a server on this machine, with bert-as-service's experiments."
     parser.epilog = _HELP
-    group = parser.add_argument_group("benchmark", f"without -max_seq_len the servers start with {_MAX_SEQ_LEN}")
+    group = parser.add_argument_group("benchmark", f"here, the default of -max_seq_len is {_MAX_SEQ_LEN}")
 
     def add(name: str, description: str, *, default: int | str, metavar: str = "N") -> None:
         text = f"{description} (default: %(default)s)"

@@ -29,8 +29,8 @@ _POLL_S = 0.1
 _REPLY_MS = 2_000
 _STOP_S = 15.0  # more than the server's drain time
 
-# Signals are blocked from the start of a process until the `try` that ends the process. A signal in between would
-# leave the process running.
+# Signals are blocked while a process is started, up to the `try` block that ends the process. Otherwise a signal
+# before this block would leave the process running.
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 _hold_interrupts = partial(signal.pthread_sigmask, signal.SIG_BLOCK, _INTERRUPTS)
 _let_interrupts = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _INTERRUPTS)
@@ -46,8 +46,8 @@ class BenchmarkError(Exception):
 def run(plan: Plan) -> None:
     """Measure all points, print the tables and append them to a file. Raises BenchmarkError.
 
-    If a server does not start or a client fails, the table has a dash for this measurement, and the others go on.
-    Raises if the first server does not start, because the others would not start either.
+    If a server does not start or a client fails, the table has a dash, and the next measurement begins.
+    Raises if the first server does not start, because the next servers would not start either.
     """
     _check_vocabulary(plan.vocab_file)
     file: Path | None = None
@@ -160,7 +160,7 @@ def _server(plan: Plan, point: Point) -> Iterator[_Server]:
 
 
 def _measure(plan: Plan, point: Point, server: _Server, protocol: str) -> Speeds:
-    """Return the speed of each client. Raises BenchmarkError if one fails."""
+    """Return the speed of each client. Raises BenchmarkError if a client fails."""
     with ExitStack() as stack:
         clients = [
             stack.enter_context(
@@ -213,7 +213,7 @@ def _client(task: Task) -> Iterator[subprocess.Popen[str]]:
         _let_interrupts()
         yield client
     finally:
-        client.kill()  # does nothing if it has ended
+        client.kill()  # does nothing if the client has ended
         client.wait()
         for pipe in (client.stdin, client.stdout, client.stderr):
             with suppress(BrokenPipeError):

@@ -22,8 +22,8 @@ _HEAD = ("output_weights", "output_bias")
 class GoogleBert:
     """One checkpoint of Google's BERT, or of a classifier that run_classifier.py trained on it.
 
-    prefix: the path of its files, without `.index`. Raises ModelError if they cannot be read or hold an ALBERT.
-    All arrays are copies, because a loaded model must not change when its file changes.
+    prefix: the path of its files, without `.index`. Raises ModelError if the files cannot be read, or if the model
+    is an ALBERT. All arrays are copies, because a loaded model must not change when its file changes.
     """
 
     def __init__(self, prefix: Path) -> None:
@@ -68,7 +68,7 @@ class GoogleBert:
 
     def _read(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Return a weight in Transformers' layout. name: Google's name. shape: the shape in Transformers."""
-        is_kernel = name.endswith("/kernel")  # (in, out) here, (out, in) in Transformers
+        is_kernel = name.endswith("/kernel")  # (in, out) in the checkpoint, (out, in) in Transformers
         expected, found = shape[::-1] if is_kernel else shape, self._bundle.shape(name)
         if found != expected:
             raise ModelError(

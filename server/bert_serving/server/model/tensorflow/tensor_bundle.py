@@ -27,10 +27,11 @@ from ..errors import ModelError
 
 _FOOTER_SIZE = 48
 _MAGIC = 0xDB4775248B80FB57
-_TRAILER_SIZE = 5  # after a block: the kind of compression and the checksum
+_TRAILER_SIZE = 5  # bytes after each block: the kind of compression and the checksum
 _VERSION = 1  # the version of the format that this module reads
 
-# Far larger than the index of any language model (BERT's has about 20 KB), and small enough to be read at once.
+# The index of any language model is far smaller (BERT's has about 20 KB), and a file of this size can be read at
+# once.
 _MAX_INDEX_BYTES = 16 << 20
 _MAX_TENSORS = 100_000
 _MAX_NAME_BYTES = 1024
@@ -59,7 +60,7 @@ class TensorBundle:
         with _named(path):
             values = dict(_table(_read_index(path)))
             self._num_shards = _num_shards(values.pop(b"", None))
-            # A key that begins with a zero byte belongs to a slice of a tensor.
+            # Keys that begin with a zero byte belong to slices of tensors, which are not supported.
             self._entries = {_text(key): _entry(value) for key, value in values.items() if key[:1] != b"\0"}
         self._shards: dict[int, npt.NDArray[np.uint8]] = {}
 
@@ -101,7 +102,7 @@ class TensorBundle:
         raw = shard[entry.offset : stop]
         if _masked_crc32c(raw) != entry.crc32c:
             raise _Damaged(f"{name} has a wrong checksum")
-        # A tensor may begin at any byte, so the array may have to be aligned.
+        # A tensor may begin at any byte. If its array is not aligned, np.require returns an aligned copy.
         values = np.require(np.frombuffer(raw, dtype), requirements="A").reshape(entry.shape)
         return (values.astype("<u4") << 16).view("<f4") if entry.dtype == _BFLOAT16 else values
 
