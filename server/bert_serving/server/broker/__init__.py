@@ -1,1 +1,1 @@
-"""Owns every request from its arrival to its reply."""
+"""The broker: owns every request from its arrival to its reply."""

@@ -13,8 +13,8 @@ from .job import Slice, TextCost
 class InFlightBatch:
     """The broker's record of a batch.
 
-    tokens: the estimated number of tokens. sent_at: when the batch was sent to its worker; if the worker still
-    computed another batch then, this becomes the time when that batch was done.
+    tokens: the estimated number of tokens. sent_at: when the batch was sent to its worker; if the worker was
+    still computing another batch, `sent_at` becomes the time when that batch is done.
 
     A suspect is a batch whose worker died. It is sent again with the same slices and no others, so that the text
     that kills workers can be found.
@@ -43,12 +43,12 @@ class BatchBuilder:
     num_texts: int = 0
 
     def take(self, queue: FairQueue, share: float = 1.0) -> float:
-        """Take texts from a queue, up to a share of the batch (0 to 1); return the share that they fill."""
+        """Take texts from a queue, up to a share of the batch (0 to 1); return the share that the texts fill."""
         texts = min(self.max_texts - self.num_texts, math.floor(self.max_texts * share))
         tokens = min(self.max_tokens - self.tokens, self.max_tokens * share)
         if texts < 1:
             return 0.0
-        # A text that is larger than a batch gets a batch of its own.
+        # A text with more tokens than a full batch is sent alone.
         takes_oversized = share == 1.0 and not self.slices
         slices, taken_tokens = queue.take(
             max_tokens=tokens, max_texts=texts, cost=self.cost, at_least_one=takes_oversized
@@ -61,7 +61,7 @@ class BatchBuilder:
 
 
 def halve(slices: list[Slice], count: int) -> tuple[list[Slice], list[Slice]]:
-    """Return the first `count` texts of the slices, and the other texts."""
+    """Divide slices into two lists: the first `count` texts, and the other texts."""
     head: list[Slice] = []
     tail: list[Slice] = []
     for slice_ in slices:

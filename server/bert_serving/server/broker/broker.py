@@ -49,9 +49,9 @@ class Broker:
     """Owns every request from its arrival to its reply.
 
     worker_endpoint: address that workers connect to. max_seq_len: the longest sequence, in tokens. token_rows:
-    number of rows of each text when the vectors of all tokens are padded to one array; None: as many rows as the
-    longest text has. observers: are called for every request. Raises PortInUse. Only the thread of the server's
-    loop calls the methods.
+    when the vectors of tokens are padded to one array, each text gets at least this many rows; None: as many rows
+    as the longest text has. observers: are called for every request. Raises PortInUse. Only the thread of the
+    server's loop may call the methods.
     """
 
     def __init__(
@@ -106,13 +106,13 @@ class Broker:
         return f"<Broker {self._scheduler!r} {self._replies!r} {self._workers!r}>"
 
     def step(self, timeout_ms: int) -> None:
-        """Wait at most `timeout_ms` until there is something to do, then do all of it."""
+        """Wait at most `timeout_ms` for messages; handle those that arrived, then send batches and replies."""
         self._ports.poll(self._replies.poll_ms(timeout_ms))
         now = time.monotonic()
         self._read_subscriptions(now)
         self._read_worker_messages(now)
         self._read_requests(now)
-        self._fail_expired_jobs(now)  # before batches are sent, so that no expired text is computed
+        self._fail_expired_jobs(now)  # before batches are sent, so that they contain no expired texts
         self._replies.expire(now)
         self._send_batches(now)
         self._replies.deliver()
@@ -120,7 +120,7 @@ class Broker:
     # -- for the supervisor ----------------------------------------------------------------------------
 
     def watch(self, descriptor: int) -> None:
-        """Let `step` also return early when a file descriptor is readable."""
+        """Let `step` stop waiting when a file descriptor becomes readable."""
         self._ports.watch(descriptor)
 
     def unwatch(self, descriptor: int) -> None:
@@ -129,7 +129,7 @@ class Broker:
 
     def worker_lost(self, name: str) -> str | None:
         """Take back the batches of a dead worker; return why the worker refused to serve, or None."""
-        self._metrics.worker_restarts.inc(self._is_accepting)  # a server that is stopping replaces no worker
+        self._metrics.worker_restarts.inc(self._is_accepting)  # a stopping server does not replace workers
         refusal = self._workers.lost(name)
         self._fail(self._scheduler.worker_lost(name), time.monotonic())
         return refusal
@@ -201,7 +201,7 @@ class Broker:
             if request is None:
                 self._notify_arrived(None)
             self._refuse(frames, error, now)
-        except Exception:  # the outermost place where an error can be limited to one request
+        except Exception:  # an unexpected error must fail only this request
             log.exception("cannot handle a request")
             self._refuse(frames, ServingError("internal error"), now)
 

@@ -1,4 +1,4 @@
-"""Estimates that the scheduler plans with: the tokens of a text, and the speed of a worker.
+"""Estimates for the scheduler: the tokens of a text, and the speed of a worker.
 
 The broker does not tokenize. It estimates tokens from the length of a text, and corrects its estimates with what
 the workers report about each batch.
@@ -42,13 +42,13 @@ class TokenEstimate:
         return sum(slice_.job.tokens_of(text, self.of_text) for slice_ in slices for text in slice_.texts)
 
     def learn(self, computed: Sequence[ComputedTexts], num_tokens: int) -> None:
-        """Correct the estimate with a batch of at least one text. num_tokens: sum over all texts of the batch."""
+        """Correct the estimate with a batch of at least one text. num_tokens: tokens of the whole batch."""
         num_texts = sum(len(texts) for texts, _ in computed)
         self.tokens_per_text += _SMOOTHING * (num_tokens / num_texts - self.tokens_per_text)
         self._learn_chars_per_token(computed)
 
     def _learn_chars_per_token(self, computed: Sequence[ComputedTexts]) -> None:
-        # For a truncated text, the number of tokens of the whole text is not known.
+        # Skip truncated texts: it is not known how many tokens they would have without truncation.
         whole = [
             (len(text), num_tokens)
             for texts, vectors in computed
@@ -65,11 +65,11 @@ class TokenEstimate:
 
 @dataclass(slots=True)
 class RateEstimate:
-    """Running estimate of a worker's speed. tokens_per_s: at first, the rate measured at the warm-up.
+    """Running estimate of a worker's speed. tokens_per_s: at first, the speed during the warm-up.
 
     floor_tokens_per_s: the estimate never falls below this rate. Small batches run at a lower rate. Without a
-    floor, small batches would lower the estimate, a lower estimate would make batches smaller, and they would
-    never grow again.
+    floor, small batches would lower the estimate, a lower estimate would make batches smaller, and the
+    batches would never grow again.
     """
 
     tokens_per_s: float

@@ -1,8 +1,8 @@
 """Jobs that wait for a worker, and the order in which they are taken: fair among flows. Does no I/O.
 
-Start-time fair queueing (Goyal et al. 1996): each flow has a clock. When tokens are taken from the flow, its clock
-advances by their number. The flow with the lowest clock goes next. The clock of a new flow starts at the current
-time of the queue: a new flow has no debt and no credit.
+Start-time fair queueing (Goyal et al. 1996): each flow has a clock. When tokens are taken from a flow, its clock
+advances by their number. The flow with the lowest clock goes next, and this clock becomes the time of the queue.
+The clock of a new flow starts at the time of the queue: a new flow has no debt and no credit.
 
 The caller decides what a flow is: jobs with the same `Job.flow` are in one flow.
 """
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from .job import Job, Slice, TextCost
 
-# Tokens that may be taken from a flow before the next flow's turn. With fewer, slices would have so few texts that
-# they cost more time in the broker than in the worker.
+# Tokens that may be taken from a flow before the next flow's turn. With a smaller number, slices would have so few
+# texts that they cost more time in the broker than in the worker.
 _QUANTUM_TOKENS = 256.0
 
 
@@ -25,8 +25,8 @@ _QUANTUM_TOKENS = 256.0
 class _Flow:
     key: bytes
     clock: float
-    # By job_id. A deque would be slow: the flow of all unsubscribed clients may hold 100,000 jobs, and any job may
-    # end and must be removed.
+    # By job_id. A deque would be slow: the flow of all unsubscribed clients may hold 100,000 jobs, and a job that
+    # ends must be removed from any place in the flow.
     jobs: OrderedDict[int, Job] = field(default_factory=OrderedDict)
 
     @property
@@ -41,7 +41,7 @@ class FairQueue:
         self._flows: dict[bytes, _Flow] = {}
         self._heap: list[tuple[float, int, _Flow]] = []  # lowest clock first
         self._now = 0.0
-        self._left: dict[bytes, float] = {}  # clocks of empty flows that were ahead of the queue's time
+        self._left: dict[bytes, float] = {}  # clocks of empty flows: a flow that returns keeps its debt
         self._ticket = itertools.count()
 
     def __bool__(self) -> bool:
@@ -70,7 +70,7 @@ class FairQueue:
     def take(
         self, *, max_tokens: float, max_texts: int, cost: TextCost, at_least_one: bool = True
     ) -> tuple[list[Slice], float]:
-        """Take texts with at most `max_tokens` in total; return the slices and their tokens.
+        """Take texts with at most `max_tokens` in total; return the slices and the number of their tokens.
 
         at_least_one: take the first text even if it has more than `max_tokens`.
         """

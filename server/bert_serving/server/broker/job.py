@@ -22,9 +22,10 @@ class Job:
 
     job_id: the broker's own number, because two clients may use the same identity and request_id. flow: key of the
     job's flow in the fair queue; it is the client's identity, or the key that all unsubscribed clients share.
-    options: the options of the request, and what the server adds to every request. max_text_tokens: limit for the
-    tokens of one text. num_taken: texts that were given to workers. begun_at: when the first text was given to a
-    worker. tokenize_ms, compute_ms: sums over all batches with texts of this job.
+    options: the options of the request, and those that the server sets for every request. max_text_tokens: limit
+    for the estimated tokens of one text. num_taken: number of texts that were given to workers. begun_at: when the
+    first text was given to a worker. tokenize_ms, compute_ms: sums of the times of all batches with texts of this
+    job.
     """
 
     job_id: int
@@ -60,7 +61,7 @@ class Job:
 
     @property
     def num_waiting(self) -> int:
-        """Texts that were not given to a worker yet."""
+        """The number of texts that were not given to a worker yet."""
         return len(self.texts) - self.num_taken if self.is_open else 0
 
     @property
@@ -78,7 +79,10 @@ class Job:
         return min(cost(text), self.max_text_tokens)
 
     def reach(self, max_tokens: float, max_texts: int, cost: TextCost) -> tuple[int, float]:
-        """Return (index after the last text within the limits, tokens). At least one text is taken."""
+        """Return (index after the last waiting text within the limits, tokens up to this index).
+
+        The first waiting text is included even if it exceeds the limit.
+        """
         first = self.num_taken
         last = min(len(self.texts), first + max_texts)
         tokens = self.tokens_of(self.texts[first], cost)
@@ -103,7 +107,7 @@ class Job:
         self.num_done += len(vectors.num_tokens)
 
     def queue_s(self, now: float) -> float:
-        """Return the seconds from arrival until a worker got the first text, or until now if none has got one."""
+        """Return the seconds from arrival until a worker got the first text, or until `now` if no worker has."""
         return (now if self.begun_at is None else self.begun_at) - self.arrived_at
 
     def usage(self, now: float) -> Usage:
@@ -119,8 +123,8 @@ class Job:
     def to_reply(self, usage: Usage, *, token_rows: int | None, max_bytes: int) -> EncodeReply:
         """Return the reply. The job must be done. Raises PayloadTooLarge.
 
-        token_rows: number of rows of each text when the vectors of tokens are padded to one array; None: as many
-        rows as the longest text has. max_bytes: limit for the padded array.
+        token_rows: when the vectors of tokens are padded to one array, each text gets at least this many rows;
+        None: as many rows as the longest text has. max_bytes: limit for the padded array.
         """
         options, result = self.options, self.result
         rows, counts = self._reply_rows(token_rows, max_bytes)
@@ -166,7 +170,7 @@ class Slice:
         return self.job.texts[self.start : self.stop]
 
     def to_part(self) -> Part:
-        """Return the texts as they are sent to a worker."""
+        """Return the slice as a part of the message to a worker."""
         spans = self.job.request.spans
         return Part(self.texts, self.job.options, None if spans is None else spans[self.start : self.stop])
 

@@ -1,4 +1,4 @@
-"""Every open job, and the texts that wait for a worker: which texts go first, and how many may wait.
+"""Stores every open job; decides which waiting texts go to a worker first, and how many texts may wait.
 
 Small requests (up to `priority_batch_size` texts) go first. Large requests get a quarter of every batch, so that
 they do not starve. Among the small requests, and among the large ones, each flow gets an equal share of the
@@ -25,7 +25,8 @@ _UNSUBSCRIBED = b""  # the flow that all unsubscribed clients share; no identity
 class JobQueue:
     """Owns every job from its arrival to its end. For the arguments, see Scheduler.
 
-    num_waiting: texts that were not given to a worker yet. open_bytes: bytes of all open requests, as received.
+    num_waiting: number of texts that were not given to a worker yet. open_bytes: bytes of all open requests, as
+    received.
     """
 
     def __init__(
@@ -61,18 +62,18 @@ class JobQueue:
         return list(self._jobs.values())
 
     def oldest_age_s(self, now: float) -> float:
-        """Return the age of the oldest request of which no worker has got a text yet; 0 if there is none."""
+        """Return the age of the oldest request that waits for its first batch; 0 if there is none."""
         return max((now - job.arrived_at for job in self._jobs.values() if job.begun_at is None), default=0.0)
 
     # -- arrival ---------------------------------------------------------------------------------------
 
     def full_because(self, num_texts: int, num_bytes: int) -> str | None:
-        """Return why there is no room for a request now, or None. Raises PayloadTooLarge if it can never fit."""
+        """Return why there is no room for a request, or None. Raises PayloadTooLarge if it has too many texts."""
         if num_texts > self._queue_capacity:
             raise PayloadTooLarge(f"a request holds at most {self._queue_capacity} texts, got {num_texts}")
         if self.num_waiting + num_texts > self._queue_capacity:
             return f"{self.num_waiting} texts wait, the limit is {self._queue_capacity}"
-        # If no other request is open, a request may exceed this limit: its size is limited where it is received.
+        # If no other request is open, a request may exceed this limit: Ports limits the size of each message.
         if self._jobs and self.open_bytes + num_bytes > self._queue_bytes:
             return f"requests of {self.open_bytes} bytes are open, the limit is {self._queue_bytes}"
         return None
@@ -104,7 +105,7 @@ class JobQueue:
         return job
 
     def client_subscribed(self, identity: bytes) -> None:
-        """Give the jobs of an identity their own flow, because a client has subscribed to this identity."""
+        """Move the jobs of an identity to their own flow, because a client has subscribed to the identity."""
         for job in self._unsubscribed.pop(identity, {}).values():
             queue = self._queue_of(job)
             queue.discard(job)

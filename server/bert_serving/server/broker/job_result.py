@@ -16,8 +16,8 @@ class JobResult:
     """What workers have returned for the texts of a job.
 
     num_bytes: size of the vectors that are stored so far. rows: one row for each text. ragged: one array for each
-    text; used instead of `rows` if the vectors come with counts. tokens, offsets: one entry for each text, if the
-    worker sends them. truncated: indices of the truncated texts. num_tokens: one number for each text.
+    text; used instead of `rows` if `Vectors.counts` is set. tokens, offsets: one entry for each text, if the
+    worker sends them. truncated: indices of the truncated texts. num_tokens: number of tokens of each text.
     """
 
     num_texts: int
@@ -33,9 +33,9 @@ class JobResult:
         self.num_tokens = [0] * self.num_texts
 
     def bytes_with(self, vectors: Vectors) -> int:
-        """Return the size in bytes of the vectors of all texts.
+        """Return the size in bytes that the vectors of all texts will have, judging by `vectors`.
 
-        If the vectors have counts, only the stored vectors and `vectors` are included: the rest is not known yet.
+        If `vectors` has counts, only the stored vectors and `vectors` are included: the other sizes are not known.
         """
         if vectors.counts is not None:
             return self.num_bytes + vectors.rows.nbytes
@@ -63,12 +63,12 @@ class JobResult:
         self.num_bytes += vectors.rows.nbytes
 
     def padded_bytes(self, length: int | None) -> int:
-        """Return the bytes of `padded(length)`."""
+        """Return the size in bytes of the array that `padded(length)` would return."""
         assert self.ragged is not None
         return math.prod(self._padded_shape(length)) * self.ragged[0].itemsize
 
     def padded(self, length: int | None) -> Rows:
-        """Return ragged rows as (B, T, D), padded with zeros. T: rows of the longest text, at least `length`."""
+        """Return ragged rows as (B, T, D), padded with zeros. T: rows of the longest text, or `length` if more."""
         assert self.ragged is not None
         rows = np.zeros(self._padded_shape(length), self.ragged[0].dtype)
         for i, of_text in enumerate(self.ragged):
@@ -81,6 +81,6 @@ class JobResult:
         return len(self.ragged), max(longest, length or 0), self.ragged[0].shape[1]
 
     def joined(self) -> tuple[Rows, list[int]]:
-        """Return (ragged rows concatenated, number of rows of each text)."""
+        """Return (the ragged rows of all texts in one array, number of rows of each text)."""
         assert self.ragged is not None
         return np.concatenate(self.ragged), list(map(len, self.ragged))

@@ -1,11 +1,11 @@
 """Finds clients that subscribed too late to receive the reply to their first request. Does no I/O.
 
-A client sends requests over one connection and subscribes over another, and either may arrive first. The
-outbox holds a reply until a client has subscribed to its identity. But several clients may share an identity.
-Then the outbox publishes the reply as soon as any of them has subscribed. If the sender of the request has not
-subscribed yet, it never gets the reply. Therefore each client's first request is matched with a subscription to
-its identity. If the subscription arrives after the request, `subscribe` returns the request, and the caller can
-answer it again.
+A client sends requests over one connection and subscribes over another, and the request or the subscription may
+arrive first. The outbox holds a reply until a client has subscribed to the identity of the request. But several
+clients may share an identity. Then the outbox publishes the reply as soon as any of them has subscribed. If the
+sender of the request has not subscribed yet, it never gets the reply. Therefore each client's first request is
+matched with a subscription to its identity. If the subscription arrives after the request, `subscribe` returns the
+request, and the caller can answer the request again.
 
 A subscription does not name its client, and some clients subscribe but send nothing. The subscription of such a
 client must not be matched with the request of a later client. Therefore a subscription waits only one second for
@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_REQUEST_S = 60.0  # usually both arrive within milliseconds; the network or a machine may be very slow
+_REQUEST_S = 60.0  # usually both arrive within milliseconds, but a network or a machine may be very slow
 _SUBSCRIPTION_S = 1.0
 _MAX_IDENTITIES = 10_000  # clients can invent any number of identities; above the limit, the oldest are forgotten
 _MAX_PER_IDENTITY = 16
@@ -44,7 +44,7 @@ class LateSubscribers(Generic[T]):
             self._requests.add(identity, request, now)
 
     def subscribe(self, identity: bytes, now: float) -> list[T]:
-        """Note a subscription; return the request that arrived before it, or an empty list."""
+        """Note a subscription; return a list with the request that arrived before it, or an empty list."""
         missed = self._requests.take(identity, now)
         if not missed:
             self._subscriptions.add(identity, None, now)
@@ -52,11 +52,11 @@ class LateSubscribers(Generic[T]):
 
 
 class _Recent(Generic[T]):
-    """Items by identity, oldest first. Each is kept for `within_s` seconds. Their number is limited."""
+    """Items by identity, oldest first. Each item is kept for `within_s` seconds. Their total number is limited."""
 
     def __init__(self, within_s: float) -> None:
         self._within_s = within_s
-        self._items: dict[bytes, deque[tuple[float, T]]] = {}  # in the order of their last addition
+        self._items: dict[bytes, deque[tuple[float, T]]] = {}  # ordered by the time of the newest item
 
     def __len__(self) -> int:
         return len(self._items)
@@ -70,7 +70,7 @@ class _Recent(Generic[T]):
             del self._items[next(iter(self._items))]
 
     def take(self, identity: bytes, now: float) -> list[T]:
-        """Remove and return the oldest recent item of an identity, or an empty list."""
+        """Remove the oldest item that is recent enough; return a list with this item, or an empty list."""
         items = self._items.get(identity, deque())
         while items and now - items[0][0] > self._within_s:
             items.popleft()

@@ -30,7 +30,7 @@ class BrokerMetrics:
     """What the broker counts. All series exist from the start, with the value zero.
 
     latency: time from the arrival of a request to its reply. queue: time from the arrival of a request until a
-    worker gets its first text. tokenize, compute: time of each stage of a batch.
+    worker gets the first text of the request. tokenize, compute: time to tokenize or to compute a batch.
     """
 
     def __init__(self, worker_names: Iterable[str] = ()) -> None:
@@ -86,7 +86,7 @@ class BrokerMetrics:
             self.worker_state.labels(name, each).set(each == state)
 
     def count_batch(self, worker: str, result: Result) -> tuple[int, int]:
-        """Count a computed batch; return its texts and tokens."""
+        """Count a computed batch; return its number of texts and its number of tokens."""
         computed = [part for part in result.part_results if isinstance(part, Vectors)]
         num_texts = sum(len(vectors.num_tokens) for vectors in computed)
         num_tokens = sum(sum(vectors.num_tokens) for vectors in computed)

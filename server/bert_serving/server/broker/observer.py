@@ -8,7 +8,10 @@ from bert_serving.protocol import EncodeRequest, ServingError, Usage
 
 
 class BrokerObserver(Protocol):
-    """Called once when a request arrives, and once when its reply is known. Must return quickly."""
+    """Methods that the broker calls once when a request arrives, and once when its reply is known.
+
+    They must return quickly, because the broker waits for them.
+    """
 
     def request_arrived(self, request: EncodeRequest | None) -> None:
         """A request for vectors has arrived. None: the message cannot be read, so the request will fail."""

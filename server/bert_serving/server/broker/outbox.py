@@ -1,10 +1,10 @@
 """Replies that wait for their subscriber. Does no I/O.
 
-A PUB socket drops a message if no client has subscribed to its topic yet, and a client's request often arrives
-before its subscription (20 of 30 new clients lost their first reply that way). So a reply is held here until
-its topic has a subscriber whose pipe has room. Held replies are limited in bytes and in age. If a reply is
-dropped and its client is still connected, the client gets an error reply instead, so that it does not wait for a
-reply that cannot come.
+A PUB socket drops a message if no client has subscribed to the topic of the message. But the first request of a
+client often arrives before its subscription: with PUB, 20 of 30 new clients lost their first reply. So a reply is
+held here until its topic has a subscriber, and until libzmq has room for the reply. Held replies are limited in
+bytes and in age. If a reply is dropped while its client is connected, the client gets an error reply instead, so
+that the client does not wait for the dropped reply.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 from bert_serving.protocol import Frames
 
-# By default, clients choose a UUID as their identity. No UUID is a prefix of another.
+# By default, clients choose a UUID as their identity. All UUIDs have the same length, so none is a prefix of
+# another, and their topics need no secret suffix (see `topic_of`).
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
-_REPLY_OVERHEAD_BYTES = 1024  # for the Python objects of a reply, so that many small replies are limited too
+_REPLY_OVERHEAD_BYTES = 1024  # for the Python objects of a reply: the capacity must limit many small replies too
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Dropped:
 class Outbox:
     """Holds the replies of each topic in order. `now` is a monotonic time in seconds.
 
-    capacity_bytes: limit for all held replies; above it, the oldest are dropped, first those without a subscriber.
+    capacity_bytes: limit for all held replies; above it, the oldest are dropped, those without a subscriber first.
     max_age_s: how long a reply is held. substitute: gets the frames of a dropped reply and the reason, and returns
     the error reply that is sent instead.
     """
@@ -55,7 +56,8 @@ class Outbox:
         self._substitute = substitute
         self._suffix = b"\0" + secrets.token_bytes(16)
         self._subscribers: Counter[bytes] = Counter()
-        # topic -> its replies, oldest first; at least one. The topics are in the order of their first reply.
+        # topic -> its replies, oldest first. A topic without replies is removed. The topics are in the order of
+        # their first reply.
         self._without_subscriber: dict[bytes, deque[_Held]] = {}
         self._deliverable: dict[bytes, deque[_Held]] = {}
         self.held_bytes = 0
@@ -66,7 +68,7 @@ class Outbox:
 
     @property
     def has_deliverable(self) -> bool:
-        """Whether a topic with a subscriber has replies that wait."""
+        """Whether any held reply has a topic with a subscriber."""
         return bool(self._deliverable)
 
     @property
@@ -76,7 +78,7 @@ class Outbox:
 
     @property
     def num_subscribers(self) -> int:
-        """Identities with at least one subscriber."""
+        """The number of identities with at least one subscriber."""
         return len(self._subscribers)
 
     def topic_of(self, identity: bytes) -> bytes:
@@ -84,13 +86,13 @@ class Outbox:
 
         The topic of a UUID is the UUID itself; the topic of any other identity has a secret suffix. A SUB socket
         receives every topic that begins with its subscription. Without the suffix, a client would also get the
-        replies to other identities that begin with its own. For example, a client named `embedding-client` got
-        vectors of a client named `embedding-client-2` in 46 of 50 calls.
+        replies to every identity that begins with the client's identity. For example, a client named
+        `embedding-client` got vectors of a client named `embedding-client-2` in 46 of 50 calls.
         """
         return identity if _UUID.fullmatch(identity) else identity + self._suffix
 
     def subscribe(self, identity: bytes) -> bytes | None:
-        """Count a subscriber; return its topic, or None for an empty identity, which would match all topics."""
+        """Count a subscriber; return its topic, or None if the identity is empty: it would match all topics."""
         if not identity:
             return None
         topic = self.topic_of(identity)
@@ -100,7 +102,7 @@ class Outbox:
         return topic
 
     def unsubscribe(self, identity: bytes) -> bool:
-        """Remove a subscriber; return whether it was the last of its identity.
+        """Remove a subscriber; return whether it was the last subscriber of the identity.
 
         If it was the last, drop the replies to the identity.
         """
@@ -120,11 +122,11 @@ class Outbox:
         return self.topic_of(identity) in self._subscribers
 
     def holds_unsubscribed(self, identity: bytes) -> bool:
-        """Whether replies to an identity wait for its first subscriber."""
+        """Whether replies to the identity are held because no client has subscribed to it."""
         return self.topic_of(identity) in self._without_subscriber
 
     def post(self, frames: Frames, now: float) -> None:
-        """Hold a reply, whose first frame is the identity. Call `deliver` and `trim` afterwards."""
+        """Hold a reply. Its first frame is the identity. The caller must call `deliver` and `trim` afterwards."""
         topic = self.topic_of(bytes(frames[0]))
         held = self._deliverable if topic in self._subscribers else self._without_subscriber
         reply = _held(now, [topic, *frames[1:]])
@@ -132,7 +134,7 @@ class Outbox:
         self.held_bytes += reply.num_bytes
 
     def deliver(self, send: Callable[[Frames], bool]) -> None:
-        """Send the replies that have a subscriber. If `send` returns False, the topic's other replies wait."""
+        """Send the replies that have a subscriber. If `send` returns False, the topic's replies stay held."""
         for topic in list(self._deliverable):
             while topic in self._deliverable and send(self._deliverable[topic][0].frames):
                 self._pop(self._deliverable, topic)
@@ -166,7 +168,7 @@ class Outbox:
         return dropped
 
     def _replace(self, topic: bytes, reason: str) -> bool:
-        """Replace the oldest reply of a topic by an error reply; return False if all were replaced already."""
+        """Replace the oldest reply of a topic by an error reply; return False if none is left to replace."""
         replies = self._deliverable[topic]
         i = next((i for i, reply in enumerate(replies) if not reply.is_substitute), None)
         if i is None:

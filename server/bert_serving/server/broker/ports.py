@@ -1,4 +1,4 @@
-"""The broker's sockets. Opens, binds and limits them; decides nothing.
+"""The broker's sockets: opens and binds them, sets their limits, and receives messages.
 
     requests   PULL     from clients
     replies    XPUB     to clients, in manual mode: the broker decides which subscriptions are accepted
@@ -19,7 +19,9 @@ from bert_serving.protocol import MAX_IDENTITY_BYTES
 # Room for an identity and the command name SUBSCRIBE. A limit is needed because libzmq keeps a tree node for every
 # byte of a subscription.
 _MAX_SUBSCRIPTION_BYTES = 16 + MAX_IDENTITY_BYTES
-_REPLIES_IN_PIPE = 16  # for each client, inside libzmq; more replies wait in the outbox, which limits their bytes
+# libzmq queues at most this many replies for each client. Further replies wait in the outbox, which limits their
+# bytes.
+_REPLIES_IN_PIPE = 16
 _KEEPALIVE_S = 30  # a silent peer is probed after this time, and disconnected after three probes without reply
 _LINGER_MS = 1_000
 _MESSAGES_PER_STEP = 512
@@ -49,7 +51,7 @@ class Ports:
         self.replies.sndhwm = _REPLIES_IN_PIPE
         self.workers = self._open(zmq.ROUTER)
         self.workers.router_mandatory = 1
-        self.workers.sndhwm = 0  # no limit is needed: a worker has two batches at most
+        self.workers.sndhwm = 0  # no limit is needed: a worker has at most two batches
         self._poller = zmq.Poller()
         for socket in (self.requests, self.replies, self.workers):
             self._poller.register(socket, zmq.POLLIN)
@@ -62,7 +64,7 @@ class Ports:
             raise
 
     def poll(self, timeout_ms: int) -> None:
-        """Wait until there is something to receive."""
+        """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable."""
         self._poller.poll(timeout_ms)
 
     def watch(self, descriptor: int) -> None:
@@ -100,7 +102,7 @@ def receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
 
 
 def receive_some(socket: zmq.Socket[bytes]) -> Iterator[list[zmq.Frame]]:
-    """Yield the messages that have arrived, but not so many that the other sockets have to wait long."""
+    """Yield messages that have arrived. Their number is limited, so that other sockets do not wait long."""
     for _ in range(_MESSAGES_PER_STEP):
         message = receive(socket)
         if message is None:

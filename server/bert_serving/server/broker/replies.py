@@ -30,7 +30,7 @@ _FIRST_REQUEST_ID = b"1"  # bert-serving-client numbers its requests from 1
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """A client has subscribed. missed: a command whose reply was sent too early and must be sent again."""
+    """A client has subscribed. missed: a command whose reply was sent before that and must be sent again."""
 
     identity: bytes
     missed: CommandRequest | None
@@ -44,7 +44,7 @@ class Unsubscribed:
 
 
 class Replies:
-    """Holds every reply until its client has subscribed and can take it.
+    """Holds every reply until its client has subscribed and can receive the reply.
 
     capacity_bytes, max_age_s: limits for held replies.
     """
@@ -72,7 +72,7 @@ class Replies:
 
     @property
     def num_subscribers(self) -> int:
-        """Identities with at least one subscriber."""
+        """The number of identities with at least one subscriber."""
         return self._outbox.num_subscribers
 
     @property
@@ -86,7 +86,7 @@ class Replies:
         return not self._outbox.has_deliverable
 
     def poll_ms(self, timeout_ms: int) -> int:
-        """Return how long the broker may wait for messages. The time is short if a reply must be retried."""
+        """Return how long the broker may wait for messages. The time is short if a reply could not be sent yet."""
         return min(timeout_ms, _RETRY_MS) if self._outbox.has_deliverable else timeout_ms
 
     def has_subscriber(self, identity: bytes) -> bool:
@@ -113,7 +113,7 @@ class Replies:
         had_refused = self._subscriptions.has_refused(connection)
         if not self._subscriptions.add(connection, identity):
             if not had_refused and self._subscriptions.has_refused(connection):
-                self._sparse_log.warning("ignored a subscription: its connection has too many")
+                self._sparse_log.warning("ignored a subscription: its connection has too many subscriptions")
             return None
         missed = self._late_subscribers.subscribe(identity, now)
         is_held = self._outbox.holds_unsubscribed(identity)
@@ -139,14 +139,14 @@ class Replies:
     # -- replies ---------------------------------------------------------------------------------------
 
     def post(self, reply: Reply, now: float) -> None:
-        """Hold a reply until `deliver`; if too many bytes are held, send or drop some now."""
+        """Hold a reply until `deliver` is called. If too many bytes are held, send or drop some replies now."""
         self._outbox.post(reply_to_frames(reply), now)
         if self._outbox.is_over_capacity:
             self._outbox.deliver(self._send)
             self._note_dropped(self._outbox.trim())
 
     def deliver(self) -> None:
-        """Send every reply whose client can take it."""
+        """Send every reply whose client has subscribed and can receive the reply."""
         self._outbox.deliver(self._send)
 
     def expire(self, now: float) -> None:

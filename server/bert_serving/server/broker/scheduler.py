@@ -1,18 +1,18 @@
 """Decides which texts go to which worker, and when. Does no I/O and reads no clock.
 
 Rules of this file:
-- A batch holds the texts that wait at the moment when a worker can take a batch. No timer delays it: under load,
-  batches grow by themselves; an idle server starts at once.
+- A batch holds the texts that wait at the moment when a worker can take a batch. No timer delays a batch: under
+  load, batches grow by themselves; an idle server starts at once.
 - A worker has at most two batches: the one that it computes, and the next one. The next batch is sent only when
-  it has as many tokens as the batch that is being computed, or half as many as a full batch. Until then, waiting
-  costs nothing and lets the batch grow.
+  it has as many tokens as the batch that is being computed, or half as many as a full batch. Until then, the
+  worker is busy anyway, and the batch can grow.
 - A batch has at most as many tokens as its worker computes in BATCH_S seconds. So an urgent text waits at most
   that long for each batch that was sent before it.
 - job_queue.py decides which texts go first: small requests before large ones, and fairly among flows.
 - The batches of a lost worker return to the front of the queue and become suspects. A suspect is sent only to a
   worker without other batches. If a second worker is lost while it has a suspect, or if a batch raises an error,
-  the batch is split in halves, until one text is left. Only the request with that text fails.
-- Every job ends exactly once: done, failed, expired or cancelled. Later results for it are ignored.
+  the batch is split into halves. This is repeated until one text is left. Only the request with that text fails.
+- Every job ends exactly once: done, failed, expired or cancelled. Results that arrive after its end are ignored.
 
 This file knows nothing about sockets, processes or models. All times are monotonic seconds.
 """
@@ -40,7 +40,8 @@ from .estimates import RateEstimate, TokenEstimate
 from .job import Job, Slice
 from .job_queue import JobQueue
 
-BATCH_S = 0.08  # on a CPU, 1,000 to 2,000 tokens, which fit into its caches; on a GPU, a full micro-batch
+# In this time, a CPU computes 1,000 to 2,000 tokens, which fit into its caches; a GPU computes a full micro-batch.
+BATCH_S = 0.08
 _MIN_BATCH_TOKENS = 256
 _MAX_IN_FLIGHT = 2
 _MAX_LOST_WORKERS = 2
@@ -56,7 +57,7 @@ class Failure:
 
 @dataclass(slots=True)
 class _Worker:
-    """What the scheduler knows of a ready worker: its limits, and its batches by batch_id."""
+    """What the scheduler knows about a ready worker: its limits, and its batches by batch_id."""
 
     name: str
     max_batch_tokens: int
@@ -79,9 +80,9 @@ class Scheduler:
 
     queue_capacity: limit for the number of texts that wait, and for the number of texts in one request.
     queue_bytes: limit for the bytes of all open requests, as received. max_batch_size: limit for the number of
-    texts in a batch.
-    priority_batch_size: requests of up to this many texts overtake larger ones. max_seq_len: limit for the
-    estimated tokens of a text. result_bytes: limit for the bytes of the vectors of one request.
+    texts in a batch. priority_batch_size: requests of up to this many texts overtake larger ones. max_seq_len:
+    limit for the estimated tokens of a text, because longer texts are truncated. result_bytes: limit for the bytes
+    of the vectors of one request.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Texts that were not given to a worker yet."""
+        """The number of texts that were not given to a worker yet."""
         return self._queue.num_waiting
 
     @property
@@ -137,12 +138,12 @@ class Scheduler:
         return self._queue.open_bytes
 
     def oldest_age_s(self, now: float) -> float:
-        """Return the age of the oldest request of which no worker has got a text yet; 0 if there is none."""
+        """Return the age of the oldest request that waits for its first batch; 0 if there is none."""
         return self._queue.oldest_age_s(now)
 
     @property
     def tokens_per_s(self) -> float:
-        """The measured rates of all workers, added up."""
+        """The sum of the measured rates of all workers."""
         return sum(worker.rate.tokens_per_s for worker in self._workers.values())
 
     # -- jobs ------------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ class Scheduler:
         return self._queue.add(request, now, num_bytes=num_bytes, is_unsubscribed=is_unsubscribed)
 
     def client_subscribed(self, identity: bytes) -> None:
-        """Note that a client has subscribed to an identity. Requests with this identity may have come before."""
+        """Note that a client has subscribed to an identity. Requests with this identity may be open already."""
         self._queue.client_subscribed(identity)
 
     def cancel(self, identity: bytes) -> list[Job]:
@@ -192,7 +193,7 @@ class Scheduler:
 
     def worker_ready(self, name: str, facts: ModelFacts) -> list[Failure]:
         """Add a worker, or replace an earlier process of the same name; return the jobs that fail."""
-        failures = self.worker_lost(name)  # takes back the batches of an earlier process
+        failures = self.worker_lost(name)  # if there was an earlier process, takes back its batches
         rate = RateEstimate(facts.tokens_per_s)
         self._workers[name] = _Worker(name, facts.max_batch_tokens, rate)
         return failures
@@ -230,7 +231,7 @@ class Scheduler:
         return Batch(batch_id, [slice_.to_part() for slice_ in batch.slices])
 
     def next_batches(self, now: float) -> Iterable[tuple[str, Batch]]:
-        """Yield (worker name, batch) until no worker can take more, the least loaded worker first."""
+        """Yield (worker name, batch) until no worker gets another batch, the least loaded worker first."""
         progress = True
         while progress:
             progress = False
@@ -247,7 +248,7 @@ class Scheduler:
             return []
         worker = self._workers[name]
         for ahead in worker.in_flight.values():
-            ahead.sent_at = now  # the worker begins to compute this batch now
+            ahead.sent_at = now  # the worker begins to compute its other batch now
         self._learn(worker, batch, result)
         ended: list[Job | Failure] = []
         for slice_, part_result in zip(batch.slices, result.part_results, strict=True):
@@ -278,8 +279,8 @@ class Scheduler:
     def overdue(self, now: float, timeout_s: float) -> list[str]:
         """Return the workers whose oldest batch takes longer than the timeout.
 
-        A long text that is not truncated may need a batch of more than max_batch_tokens. Then the time that the
-        extra tokens should take is added to the timeout.
+        A long text that is not truncated may need a batch of more than max_batch_tokens. Then the timeout is
+        longer by the time that the extra tokens should take.
         """
         late = []
         for worker in self._workers.values():
@@ -302,7 +303,7 @@ class Scheduler:
         return None
 
     def _merge(self, worker: _Worker) -> InFlightBatch | None:
-        """Return up to a full batch of waiting texts; None if no text waits or the batch should grow first."""
+        """Return a batch of waiting texts; None if no text waits, or if the batch is still too small to send."""
         full = worker.full_batch_tokens
         if worker.in_flight:
             in_work = sum(batch.tokens for batch in worker.in_flight.values())
@@ -348,7 +349,7 @@ class Scheduler:
     # -- inside: jobs ----------------------------------------------------------------------------------
 
     def _retry_after_ms(self, num_texts: int) -> int:
-        """Return in how many milliseconds there will be room for the texts, at the measured rate."""
+        """Return the estimated milliseconds until the queue has room for the texts."""
         excess, rate = self._queue.excess_texts(num_texts), self.tokens_per_s
         return 1000 if rate == 0 else max(1, round(excess * self._estimate.tokens_per_text / rate * 1000))
 

@@ -12,10 +12,10 @@ _EVERY_S = 10.0
 
 
 class SparseLog:
-    """Logs each kind of warning at most once in ten seconds, with the number of those that it skipped."""
+    """Logs each kind of warning at most once in ten seconds, with the number of skipped warnings of this kind."""
 
     def __init__(self) -> None:
-        self._next: dict[str, float] = {}  # by message: when it may be logged again
+        self._next: dict[str, float] = {}  # message -> when it may be logged again
         self._num_skipped: Counter[str] = Counter()
 
     def warning(self, message: str, *args: object) -> None:

@@ -11,8 +11,8 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-#: Largest number of clients that are counted one by one. Beyond it, the least recent clients are forgotten: only a
-#: summary of their counts is kept.
+#: At most this many clients are counted one by one. If there are more, the clients that have sent nothing for the
+#: longest time are forgotten: only a summary of their counts is kept.
 MAX_CLIENTS = 4096
 
 _NUM_INTERVALS = 200
@@ -32,11 +32,11 @@ class Statistic:
         self._num_seq = 0
         self._smallest = 0
         self._largest = 0
-        # As in bert-as-service, the first interval begins when the server starts, so that all keys have a value
-        # after one request.
+        # As in bert-as-service, the first interval begins when the server starts, so that the report has
+        # all keys after one request.
         self._last_data_at = now
         self._intervals: deque[float] = deque(maxlen=_NUM_INTERVALS)
-        # Both are ordered by the last request of each client, the oldest first.
+        # Both dicts are ordered by the time of each client's last request, oldest first.
         self._requests_of: OrderedDict[bytes, int] = OrderedDict()
         self._data_at: OrderedDict[bytes, float] = OrderedDict()
         self._forgotten = _Forgotten()
@@ -46,7 +46,7 @@ class Statistic:
 
     @property
     def num_clients(self) -> int:
-        """Clients that have sent a request."""
+        """The number of clients that have sent a request."""
         return self._forgotten.num + len(self._requests_of)
 
     def count_command(self, client: bytes) -> None:
@@ -113,12 +113,12 @@ class Statistic:
     def _sizes(self) -> dict[str, float]:
         if not self._num_data:
             return {}
-        # Both counts are 1: bert-as-service counts distinct sizes, and only one is the smallest or the largest.
+        # Both counts are 1: bert-as-service counts distinct sizes, so there is one smallest and one largest size.
         return _family("size_per_request", self._num_seq / self._num_data, (self._smallest, 1), (self._largest, 1))
 
 
 class _Forgotten:
-    """The smallest and largest number of requests of a forgotten client, and how many clients sent that many."""
+    """The smallest and largest number of requests of a forgotten client, and how many clients had that number."""
 
     def __init__(self) -> None:
         self.num = 0

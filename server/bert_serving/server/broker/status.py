@@ -19,8 +19,8 @@ from .metrics import BrokerMetrics, value_of
 from .statistic import Statistic
 from .workers import WorkerView
 
-#: Values that bert-as-service reports for settings that were not given. They are only reported: this server finds
-#: the real values itself.
+#: Values that bert-as-service reports for settings that were not given. This server reports them too, but does not
+#: use them: it finds the real values itself.
 _ORIGINAL_DEFAULTS = {"ckpt_name": "bert_model.ckpt", "config_name": "bert_config.json", "num_labels": 2}
 
 
@@ -50,7 +50,7 @@ class StatusReport:
         }
 
     def config(self, client: bytes) -> dict[str, object]:
-        """Return the settings in force and the versions of the software. client: identity of the sender."""
+        """Return the current settings and the versions of the software. client: identity of the sender."""
         labels = next((list(w.facts.labels) for w in self._workers.values() if w.facts and w.facts.labels), None)
         return {
             **self._fixed,
@@ -77,7 +77,7 @@ class StatusReport:
 
 
 def _settings_info(settings: Settings) -> dict[str, object]:
-    """Return the settings under bert-as-service's names, and with the types that it reports."""
+    """Return the settings under bert-as-service's names, and with bert-as-service's types."""
     pooling = _default_pooling(settings)
     strategy = PoolingStrategy.__members__.get(pooling.strategies[0]) if len(pooling.strategies) == 1 else None
     return {

@@ -1,4 +1,4 @@
-"""Which connection has subscribed to which identities. Does no I/O.
+"""Stores which connection has subscribed to which identities. Does no I/O.
 
 libzmq reports the connection of every subscription. But when a connection breaks, libzmq reports only the
 identities that the connection had subscribed to, not the connection itself. Therefore all subscriptions are stored
@@ -12,10 +12,11 @@ import itertools
 from collections import Counter
 
 _MAX_IDENTITIES = 256  # per connection: a client has one or two, a proxy has one for each of its clients
-# The next two limit the memory for all connections together. File descriptors limit the number of connections.
-_MANY = 50_000  # accepted subscriptions of all connections; above this number, the next limit applies
+# The next two constants limit the memory for all connections together. File descriptors limit the number of
+# connections.
+_MANY = 50_000  # accepted subscriptions of all connections; above this number, the next constant is the limit
 _MAX_IDENTITIES_IF_MANY = 2  # per connection
-_MAX_REFUSED = 100_000  # refused subscriptions that are stored
+_MAX_REFUSED = 100_000  # at most this many refused subscriptions are stored
 
 
 class Subscriptions:
@@ -25,7 +26,7 @@ class Subscriptions:
     """
 
     def __init__(self) -> None:
-        self._holders: dict[bytes, dict[int, bool]] = {}  # identity -> {connection: whether it was accepted}
+        self._holders: dict[bytes, dict[int, bool]] = {}  # identity -> {connection: True if accepted}
         self._num_accepted: Counter[int] = Counter()
         self._num_refused: Counter[int] = Counter()
         self._total_accepted = 0

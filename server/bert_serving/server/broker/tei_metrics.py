@@ -35,7 +35,7 @@ _DURATIONS = tuple(1.5e-5 * 1.5**i for i in range(35))
 _LENGTHS = tuple(float(2**i) for i in range(21))
 _STAGES = ("duration", "tokenization_duration", "queue_duration", "inference_duration")
 
-#: TEI's name for each of our errors.
+#: Error code of this server -> TEI's name for such a failure.
 _FAILURES = {
     Overloaded.code: "overloaded",
     PayloadTooLarge.code: "batch_size",
@@ -82,7 +82,7 @@ class _Buckets:
 class TeiMetrics(Collector):
     """Counts requests as TEI does. The broker calls it as a BrokerObserver.
 
-    Some metrics of TEI exist in BrokerMetrics under other names; those are copied.
+    Some metrics of TEI exist in BrokerMetrics under other names; they are copied from there.
     """
 
     def __init__(self, ours: BrokerMetrics) -> None:
@@ -118,7 +118,7 @@ class TeiMetrics(Collector):
         self._failures[_FAILURES[error.code]] += 1
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all families."""
+        """Yield all metric families."""
         yield _untyped("te_request_count", "Requests that arrived", "method", self._requests)
         yield _untyped("te_request_success", "Requests that got their vectors", "method", self._successes)
         yield _untyped("te_request_failure", "Requests that got an error", "err", self._failures)

@@ -24,7 +24,7 @@ from .ports import receive
 
 log = logging.getLogger(__name__)
 
-_RECENT_FORWARD_S = 60.0  # an idle worker runs its model more often than this
+_RECENT_FORWARD_S = 60.0  # even an idle worker runs its model more often than once in this time
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class WorkerView:
         return self.routing_id is not None
 
     def has_recent_forward(self, now: float) -> bool:
-        """Whether the worker is ready and its last successful forward pass was a short time ago."""
+        """Whether the worker is ready and its last successful forward pass was less than a minute ago."""
         return self.is_ready and self._forward_age_s(now) < _RECENT_FORWARD_S
 
     def state(self, now: float) -> str:
@@ -92,7 +92,7 @@ class Workers:
         return sum(view.is_ready for view in self._views.values())
 
     def have_recent_forwards(self, now: float) -> bool:
-        """Whether every worker is ready and has computed something a short time ago."""
+        """Whether every worker is ready and has computed something less than a minute ago."""
         return all(view.has_recent_forward(now) for view in self._views.values())
 
     def silent(self, now: float, silent_s: float) -> list[str]:
@@ -103,7 +103,7 @@ class Workers:
         """Read the socket; yield (worker name, message) for each message that the scheduler needs."""
         while (frames := receive(self._socket)) is not None:
             routing_id = frames[0].bytes
-            name = routing_id.decode().partition("#")[0]  # the rest is the process id
+            name = routing_id.decode().partition("#")[0]  # a routing id is "<name>#<process id>"
             message = worker_message_from_frames([frame.buffer for frame in frames[1:]])
             view = self._views[name]
             view.heard_at = now
@@ -130,7 +130,7 @@ class Workers:
             log.warning("cannot send to %s: %s", name, exc)
 
     def lost(self, name: str) -> str | None:
-        """Forget a worker process; return why it could not serve, if it reported a reason."""
+        """Forget a worker process; return why it could not serve, or None if it gave no reason."""
         refusal = self._views[name].refusal
         self._views[name] = WorkerView(name)
         return refusal

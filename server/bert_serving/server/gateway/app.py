@@ -51,9 +51,9 @@ def main(
 ) -> None:
     """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
 
-    ready: receives a message when the gateway begins to serve. cors: the origin whose web pages may send requests;
-    "*" allows every origin. drain_timeout_s: how long requests may continue after SIGTERM. For the other
-    arguments, see Service.
+    ready: the gateway sends a message on this connection when it begins to serve. cors: the origin whose web pages
+    may send requests; "*" allows every origin. drain_timeout_s: how long requests may continue after SIGTERM. For
+    the other arguments, see Service.
     """
     service = Service(
         AsyncBertClient(host, port, port_out, check_length=False),
@@ -83,8 +83,8 @@ async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
         loop.remove_reader(parent.sentinel)
         server.should_exit = True
 
-    loop.add_reader(parent.sentinel, stop)  # readable once the server process has ended
-    with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again: it cancels this task
+    loop.add_reader(parent.sentinel, stop)  # becomes readable when the server process ends
+    with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again; this cancels the task
         await server.serve(sockets=[http_socket])
 
 
@@ -123,7 +123,8 @@ def _empty_app(service: Service, on_ready: Callable[[], None]) -> FastAPI:
 def _add_dialects(router: APIRouter, service: Service) -> None:
     """Add the routes of every dialect. To remove a dialect, delete its file and every use of its name here.
 
-    Infinity shares /models with OpenAI, and /rerank and /health with TEI: its functions change their replies.
+    Infinity shares /models with OpenAI, and /rerank and /health with TEI: Infinity's functions change the replies
+    of these routes.
     """
     bert_as_service.add_routes(router, service)
     openai.add_routes(router, service, extra_model_fields=infinity.model_fields)
@@ -139,7 +140,7 @@ def _add_dialects(router: APIRouter, service: Service) -> None:
 
 
 def _add_middleware(app: FastAPI, service: Service, metrics: GatewayMetrics, cors: str) -> None:
-    """Add the middleware that every request passes through. What is added last is the outermost."""
+    """Add the middleware that every request passes through. The middleware added last is the outermost."""
     app.add_middleware(MaxBodySize, max_bytes=service.max_body_bytes, streams=stream.PATHS)
     app.add_middleware(
         CORSMiddleware, allow_origins=[cors], allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]

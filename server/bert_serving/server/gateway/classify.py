@@ -1,4 +1,4 @@
-"""From the logits of a classification head to probabilities, labels and rankings."""
+"""Converts the logits of a classification head to probabilities, labels and rankings."""
 
 from __future__ import annotations
 

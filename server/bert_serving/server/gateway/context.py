@@ -1,4 +1,4 @@
-"""One HTTP request as a handler sees it: its body decompressed and validated, its response compressed."""
+"""One HTTP request: decompresses and validates its body, and compresses its response."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RequestContext:
     def __init__(self, request: Request, service: Service) -> None:
         self.request = request
         self.service = service
-        self._parsed: tuple[object] | None = None  # a tuple, because the JSON value itself may be null
+        self._parsed: tuple[object] | None = None  # None: not parsed yet; a tuple, because the JSON may be null
 
     async def raw(self) -> bytes:
         """Return the body, decompressed. Raises UnreadableBody or PayloadTooLarge."""
@@ -46,7 +46,7 @@ class RequestContext:
     async def body(self, model: type[_Body]) -> _Body:
         """Return the JSON body as an instance of the model. Further calls do not parse the JSON again.
 
-        Raises UnreadableBody, or Unprocessable with the name of the field.
+        Raises UnreadableBody, or Unprocessable with the name of the wrong field.
         """
         if self._parsed is None:
             self._parsed = (_parse_json(await self.raw()),)
@@ -58,11 +58,11 @@ class RequestContext:
     async def json(
         self, content: object, *, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> Response:
-        """Return a JSON response. A large one is compressed if the client accepts gzip."""
+        """Return a JSON response. A large response is compressed if the client accepts gzip."""
         data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
         if len(data) < _MIN_GZIP_BYTES or not self._accepts_gzip:
             return Response(data, status, headers, "application/json")
-        # In a thread: compression takes long, and other requests are served meanwhile.
+        # In a thread: compression takes long and must not delay other requests.
         data = await asyncio.to_thread(gzip.compress, data, _GZIP_LEVEL)
         headers = {**(headers or {}), "content-encoding": "gzip", "vary": "Accept-Encoding"}
         return Response(data, status, headers, "application/json")

@@ -82,7 +82,7 @@ class Dialect:
                 check_api_key(context.request, context.service.api_keys)
             return await handler(context)
         except ClientDisconnect:
-            return Response(status_code=400)  # no client reads it: the client disconnected while it sent the body
+            return Response(status_code=400)  # not received: the client disconnected while it sent the body
         except (ServingError, TimeoutError) as exc:
             error = exc
         except asyncio.CancelledError:
@@ -94,7 +94,7 @@ class Dialect:
         return self.error_response(error)
 
     def error_response(self, error: ServingError | TimeoutError) -> Response:
-        """Return the response that describes the error, with headers that say when to try again."""
+        """Return the response that describes the error. Headers contain the retry time, if there is one."""
         if not isinstance(error, ServingError):
             error = Unavailable(str(error))  # a TimeoutError means that the broker does not answer
         status, content = self.describe_error(error)

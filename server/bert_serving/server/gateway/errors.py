@@ -1,4 +1,4 @@
-"""Errors in HTTP bodies, and bert-as-service's format of errors, which is the default."""
+"""Error types for faulty HTTP bodies, and bert-as-service's error format, which is the default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class UnreadableBody(InvalidRequest):
 
 
 class Unprocessable(InvalidRequest):
-    """The body is JSON, but a field is missing or has a wrong value. Dialects use 422 or 400."""
+    """The body is JSON, but a field is missing or has a wrong value. The dialect decides: status 422 or 400."""
 
     http_status = 422
 

@@ -1,4 +1,4 @@
-"""What happens to every HTTP request, in all dialects. Plain ASGI: no body is held in memory here."""
+"""Middleware for the requests of all dialects. It is plain ASGI, so it holds no body in memory."""
 
 from __future__ import annotations
 

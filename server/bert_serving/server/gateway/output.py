@@ -1,4 +1,4 @@
-"""Vectors in the number format and the container that the caller asks for."""
+"""Converts vectors to the number format and the container that the caller requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from starlette.responses import Response
 
 from .errors import Unprocessable
 
-#: float: JSON numbers; base64: the bytes of each vector; raw: the bytes of all vectors; npy: NumPy's file format.
+#: float: JSON numbers; base64: the bytes of each vector, as base64 in JSON; raw: the bytes of all vectors; npy:
+#: NumPy's file format.
 Container = Literal["float", "base64", "raw", "npy"]
 #: int8: each vector is scaled so that its largest absolute component is 127; uint8: int8 plus 128. ubinary: one
 #: bit for each component, 1 if the component is above zero; 8 bits form a byte, and the first component is the
@@ -22,7 +23,7 @@ Container = Literal["float", "base64", "raw", "npy"]
 Dtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
-#: Vectors in one of these formats.
+#: Vectors in one of the formats of Dtype.
 Numbers: TypeAlias = npt.NDArray[np.generic]
 
 _BY_MEDIA_TYPE: dict[str, Container] = {
@@ -51,9 +52,10 @@ def _accepted(accept: str) -> list[str]:
 
 
 def convert(rows: Rows, dtype: Dtype | None) -> Numbers:
-    """Return vectors (..., D) in the number format, little-endian and contiguous. None keeps the format of `rows`.
+    """Return vectors (..., D) in a number format, little-endian and contiguous.
 
-    Raises Unprocessable if a component is too large for the format.
+    dtype: the number format; None: the format of `rows` is kept. Raises Unprocessable if a component is too large
+    for the format.
     """
     if dtype is None:
         return np.ascontiguousarray(rows)
@@ -63,7 +65,7 @@ def convert(rows: Rows, dtype: Dtype | None) -> Numbers:
         return np.ascontiguousarray(rows, dtype=dtype)
     if dtype in ("int8", "uint8"):
         largest = np.abs(rows).max(axis=-1, keepdims=True).astype(np.float32)
-        largest[largest == 0] = 1  # a vector of zeros stays zeros
+        largest[largest == 0] = 1  # avoids a division by zero
         scaled: npt.NDArray[np.int8] = np.rint(rows / largest * 127).astype(np.int8)
         return scaled if dtype == "int8" else (scaled.astype(np.int16) + 128).astype(np.uint8)
     bits = np.packbits(rows > 0, axis=-1)

@@ -1,4 +1,4 @@
-"""Ranking texts by their relevance to a query. Dialects differ in the shape of the reply."""
+"""Ranks texts by their relevance to a query. Dialects differ in the shape of the reply."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .usage import num_chars, usage_headers
 
 
 def _document(value: object) -> object:
-    """Return the text of a document, which may be an object."""
+    """Return the text of a document. A document is a string, or an object with the field "text"."""
     return value.get("text") if isinstance(value, dict) else value
 
 
@@ -26,8 +26,10 @@ Document = Annotated[str, BeforeValidator(_document)]
 
 class RerankBody(Body):
     query: str
-    texts: list[str] | None = Field(None, description="the texts, as TEI names them")
-    documents: list[Document] | None = Field(None, description="the texts, as Cohere, Jina and Infinity name them")
+    texts: list[str] | None = Field(None, description="the texts to rank, in TEI's requests")
+    documents: list[Document] | None = Field(
+        None, description="the texts to rank, in requests of Cohere, Jina and Infinity"
+    )
     truncate: bool | None = None
     truncation_direction: Side = None
     raw_scores: bool | None = False

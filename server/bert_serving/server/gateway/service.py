@@ -29,7 +29,7 @@ STATUS_TIMEOUT_S = 5.0
 
 
 class WorkerStatus(TypedDict, total=False):
-    """The fields of a worker in the broker's status that the gateway reads.
+    """The fields that the gateway reads from a worker's entry in the broker's status.
 
     A worker that is not ready has only `name` and `state`. Only models with a classification head have `labels`.
     """
@@ -49,7 +49,7 @@ class WorkerStatus(TypedDict, total=False):
 
 
 class ServerStatus(TypedDict):
-    """The fields of the broker's status (the reply to SHOW_STATUS) that the gateway reads."""
+    """The fields that the gateway reads from the broker's status, which is the reply to SHOW_STATUS."""
 
     ready: bool
     workers: list[WorkerStatus]
@@ -65,7 +65,7 @@ class ServerStatus(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The model that is served. facts: what a ready worker reports. server: the broker's status at that time."""
+    """The model that is served. server: the broker's status, read once. facts: a ready worker's entry in it."""
 
     facts: WorkerStatus
     server: ServerStatus
@@ -77,7 +77,7 @@ class Model:
 
     @property
     def labels(self) -> Sequence[str]:
-        """The labels of a classification head; none for other models."""
+        """The labels of a classification head; empty for other models."""
         return self.facts.get("labels", ())
 
     @property
@@ -88,7 +88,7 @@ class Model:
 
 @dataclass(slots=True)
 class Service:
-    """The server behind a gateway.
+    """A gateway's access to the broker and to facts about the model.
 
     model_name: the name of the model in replies. tokenizer_path: file with the model's tokenizer; the first worker
     writes this file. api_keys: a request must have one of these keys; if there are none, no API key is required.
@@ -135,7 +135,7 @@ class Service:
                 "this server returns several vectors per text (-pooling_strategy NONE or SPLADE): "
                 "use /encode, /embed_all or /embed_sparse"
             )
-        return reply.rows.astype(np.float32, copy=False), reply  # float16 under -fp16
+        return reply.rows.astype(np.float32, copy=False), reply  # rows are float16 if -fp16 is set
 
     async def model(self) -> Model:
         """Return what is known about the model. Raises Unavailable until a worker has loaded it."""

@@ -43,16 +43,16 @@ log = logging.getLogger(__name__)
 PATHS = frozenset({"/encode/stream"})
 
 _CHUNK_LINES = 256
-_CHUNK_LINES_OF_TOKENS = 16  # if each line gets many vectors
+_CHUNK_LINES_OF_TOKENS = 16  # lines in a chunk if each line gets many vectors
 _CONTAINERS: tuple[Container, ...] = ("float", "base64")
-_REPLY_OPTIONS = ("ragged", "show_tokens", "show_offsets", "show_usage")  # they concern a reply as a whole
-_MAX_CHUNKS = 4  # chunks that are computed or wait to be written
+_REPLY_OPTIONS = ("ragged", "show_tokens", "show_offsets", "show_usage")  # refused: they concern a whole reply
+_MAX_CHUNKS = 4  # number of chunks that are computed or wait to be written
 _MAX_LINE_BYTES = 16 << 20
-_MAX_STALL_S = 60.0  # if the caller reads nothing for this time, the stream is closed
+_MAX_STALL_S = 60.0  # if the caller reads nothing for this long, the stream is closed
 
 _T = TypeVar("_T", bound=str)
 
-#: The vector or vectors of a text, and whether the text was truncated; or the error of a text that has no vector.
+#: The vector or vectors of a text, and whether the text was truncated; or the error, if the text has no vector.
 #: Errors are not raised: a traceback would keep all lines of the chunk in memory.
 _Result: TypeAlias = "tuple[Rows, bool] | ServingError"
 
@@ -66,7 +66,7 @@ class Line(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A line after it was parsed. error: why the line has no text."""
+    """A parsed line. error: why the line has no text."""
 
     line_id: object
     text: Text | None
@@ -109,7 +109,7 @@ async def encode_stream(context: RequestContext) -> Response:
             while (work := await queue.get()) is not None:
                 yield await work
             await reader
-        finally:  # also when the caller has disconnected
+        finally:  # this also runs when the caller has disconnected
             reader.cancel()
             while not queue.empty():
                 if (work := queue.get_nowait()) is not None:
@@ -119,7 +119,7 @@ async def encode_stream(context: RequestContext) -> Response:
 
 
 class _StreamResponse(Response):
-    """A response that is sent while the body is still being received.
+    """A response that is sent while the body of the request is still being received.
 
     Starlette's StreamingResponse also reads from the body, to notice when the caller disconnects. The handler
     would lose the lines that StreamingResponse reads.
@@ -217,7 +217,7 @@ def _parse(line: bytes, number: int) -> _Line:
 
 
 async def _encode(service: Service, lines: list[_Line], options: _Options) -> bytes:
-    """Return the lines of the response for some lines of the body."""
+    """Return the lines of the response to the lines of one chunk."""
     texts = [line.text for line in lines if line.error is None and line.text is not None]
     computed = iter(await _vectors(service, texts, options.encode))
     results = [line.error if line.error is not None else next(computed) for line in lines]
@@ -247,7 +247,7 @@ async def _vectors(service: Service, texts: list[Text], options: EncodeOptions) 
         try:
             reply = await service.encode_reply(texts, options)
             break
-        except Overloaded as exc:  # a stream can wait
+        except Overloaded as exc:  # a stream waits and tries again
             await asyncio.sleep((exc.retry_after_ms or 1000) / 1000)
         except (InvalidRequest, WorkerFailed) as exc:
             if len(texts) == 1:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bert_serving.protocol import EncodeReply, Usage
 
-_MAX_LISTED = 256  # indices in x-truncated: servers and proxies limit a header to a few kilobytes
+_MAX_LISTED = 256  # number of indices in x-truncated: servers and proxies limit a header to a few kilobytes
 
 
 def num_chars(texts: Sequence[object]) -> int:
@@ -38,5 +38,5 @@ def usage_headers(reply: EncodeReply, num_chars: int) -> dict[str, str]:
 
 
 def _usage_of(reply: EncodeReply) -> Usage:
-    assert reply.usage is not None, "Service.encode_reply asks for it"
+    assert reply.usage is not None, "Service.encode_reply requests the usage"
     return reply.usage

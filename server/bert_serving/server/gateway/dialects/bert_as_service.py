@@ -55,7 +55,8 @@ class EncodeBody(BaseModel):  # it only documents the route: `_parse` does the c
         examples=[{"pooling_strategy": ["REDUCE_MEAN", "CLS_TOKEN"], "normalize": True}],
     )
     spans: list[list[tuple[int, int]]] | None = Field(
-        None, description="per text, spans [start, end] in characters; one vector for each span (late chunking)"
+        None,
+        description="for each text, spans [start, end] in characters; one vector for each span (late chunking)",
     )
     encoding_format: Container | None = None
     output_dtype: Dtype | None = None
@@ -63,7 +64,7 @@ class EncodeBody(BaseModel):  # it only documents the route: `_parse` does the c
 
 @dataclass(frozen=True, slots=True)
 class _Encode:
-    """A body of /encode that has been checked. identifier: the "id" of the body, as it is returned."""
+    """A body of /encode that has been checked. identifier: the "id" of the body, as it will be returned."""
 
     identifier: orjson.Fragment
     texts: Sequence[Text]
@@ -142,7 +143,7 @@ async def _json_of(context: RequestContext) -> bytes:
         if not all(isinstance(value, str) for _, value in form.multi_items()):
             raise InvalidRequest("a form must contain only text fields, got a file")
         fields: dict[str, object] = {name: form[name] for name in form if name != "texts"}
-        if "texts" in form:  # this field may be repeated, with one text each time
+        if "texts" in form:  # a form may repeat this field, once for each text
             fields["texts"] = form.getlist("texts")
     if isinstance(flag := fields.get("is_tokenized"), str):
         fields["is_tokenized"] = flag.strip().lower() not in ("", "0", "false", "no")

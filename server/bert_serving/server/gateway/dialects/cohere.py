@@ -57,7 +57,7 @@ class EmbedBody(Body):
 
     @property
     def strings(self) -> list[str]:
-        """The texts: `texts`, or else the texts of `inputs`."""
+        """The texts to encode: those of `texts`, or else those of `inputs`."""
         return self.texts or [" ".join(part.text or "" for part in each.content) for each in self.inputs or ()]
 
 

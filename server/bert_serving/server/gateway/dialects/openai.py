@@ -24,7 +24,7 @@ class EmbeddingsBody(Body):
     model: object = None
     encoding_format: Container | None = None
     output_dtype: Dtype | None = None
-    # 0 from Infinity's client means all components. LiteLLM sends output_dimension to Infinity servers.
+    # Infinity's client sends 0 to request all components. LiteLLM sends output_dimension to Infinity servers.
     dimensions: Annotated[Dimensions, BeforeValidator(lambda value: None if value == 0 else value)] = Field(
         None, validation_alias=AliasChoices("dimensions", "output_dimension")
     )
@@ -41,7 +41,10 @@ def add_routes(
     *,
     extra_model_fields: Callable[[Service], Awaitable[Mapping[str, object]]] = _no_fields,
 ) -> None:
-    """Add the routes to the router. extra_model_fields: what another dialect adds to an entry of /v1/models."""
+    """Add the routes to the router.
+
+    extra_model_fields: returns the fields that another dialect adds to an entry of /v1/models.
+    """
 
     async def models(context: RequestContext) -> Response:
         """Return the one model that is served."""
@@ -58,7 +61,7 @@ async def embeddings(context: RequestContext) -> Response:
     body = await context.body(EmbeddingsBody)
     container = container_for(context.request.headers, body.encoding_format)
     rows, reply = await context.service.vectors(body.input, normalize=True, dimensions=body.dimensions)
-    vectors = convert(rows, body.output_dtype or "float32")  # clients decode base64 as float32, even under -fp16
+    vectors = convert(rows, body.output_dtype or "float32")  # clients decode base64 as float32, even with -fp16
     headers = usage_headers(reply, num_chars(body.input))
     if (response := binary_response(vectors, container, headers)) is not None:
         return response

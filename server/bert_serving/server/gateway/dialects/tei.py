@@ -107,7 +107,8 @@ def _predict_inputs(value: object) -> _Inputs:
 
 
 class PredictBody(_Truncating):
-    # An _Inputs. Declared as object, because before Python 3.12 pydantic refuses TextPair, a typing.TypedDict.
+    # The value is an _Inputs. The type is object, because pydantic refuses TextPair, a typing.TypedDict, before
+    # Python 3.12.
     inputs: Annotated[
         object, BeforeValidator(_predict_inputs), WithJsonSchema({}), Field(examples=["I like it", [["a", "b"]]])
     ]
@@ -298,7 +299,7 @@ async def decode(context: RequestContext) -> Response:
 
 
 async def info(context: RequestContext) -> Response:
-    """Return the model that is served, and the limits of a request."""
+    """Return facts about the model that is served, and the limits of a request."""
     model = await context.service.model()
     facts, server = model.facts, model.server
     ids = {str(i): label for i, label in enumerate(model.labels)}
