@@ -1,4 +1,4 @@
-"""A device's name, a clock that waits for its work, and the time that a model's matrix products take on it."""
+"""A device's name, a clock that waits until the device is done, and the time of a model's matrix products."""
 
 from __future__ import annotations
 

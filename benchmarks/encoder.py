@@ -4,9 +4,9 @@
 
 Each way of encoding gets the same sentences, whose lengths differ as in natural text. All ways run in one process
 and take turns; each figure is the median of the rounds. The column "of the bound" is the time of the model's
-matrix products alone, as a fraction of the measured time. For this bound, the matrix products run at the best rate
-that the device reaches with the same shapes and dtype, with PyTorch's plain product or, on a CPU, with oneDNN's
-product and prepacked weights. --shape base uses a model with the shape of BERT-base and random weights.
+matrix products alone, as a fraction of the measured time. The bound is the shortest time of these products
+with the same shapes and dtype. They are computed with PyTorch's plain product and, on a CPU, also with
+oneDNN's product and prepacked weights. --shape base uses a model with the shape of BERT-base and random weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SINGLE_CHARS = range(40, 121)  # the lengths, in characters, of sentences that a
 
 
 def padded_transformers(folder: Path, device: torch.device) -> Way:
-    """Return plain Transformers, as many programs use it: texts sorted by length, batches of 32, mean pooling."""
+    """Return what many programs do: plain Transformers, texts sorted by length, batches of 32, mean pooling."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval().to(device)
 

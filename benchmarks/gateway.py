@@ -1,9 +1,9 @@
-"""Measures the HTTP gateway alone, in front of a fake worker that returns fixed vectors at once.
+"""Measures the HTTP gateway alone, with a fake worker that returns fixed vectors at once.
 
     python -m benchmarks.gateway [--seconds 5] [--http_workers 1]
 
 The load generator, the gateway, the broker and the fake worker share the machine. Therefore each rate is also
-given per core: divided by the CPU time of the gateway processes.
+given "per core": the number of requests or MB, divided by the CPU time of the gateway processes.
 """
 
 from __future__ import annotations

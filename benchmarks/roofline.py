@@ -33,7 +33,7 @@ from tests.support.tiny_models import make_tokenizer
 SHAPES = {"base": Shape(768, 3072, 12), "minilm": Shape(384, 1536, 6)}
 LENGTHS = (16, 64, 128, 512)
 BATCHES = {"cpu": (1, 8, 64), "cuda": (1, 8, 64, 512)}
-MAX_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 17}  # in one measurement
+MAX_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 17}  # limit of one measurement
 COPY_BYTES = 256 << 20
 
 

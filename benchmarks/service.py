@@ -29,7 +29,7 @@ NUM_CLIENTS = 16
 
 
 def many_clients(server: RunningServer, texts: list[str]) -> None:
-    """Encode the texts with several clients at once. Each sends its share, one text per request."""
+    """Encode the texts with several clients at once. Each client sends its share, one text per request."""
 
     def run(share: list[str]) -> None:
         with BertClient(**server.ports, ignore_all_checks=True) as client:

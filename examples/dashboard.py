@@ -54,7 +54,7 @@ def cards(status: dict[str, Any]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", nargs="?", default="http://127.0.0.1:8125")
-    parser.add_argument("-every", type=float, metavar="SECONDS", help="time between lines; the page used 60")
+    parser.add_argument("-every", type=float, metavar="SECONDS", help="seconds between lines; the page used 60")
     args = parser.parse_args()
     status = read(args.url)
     for title, value in cards(status).items():

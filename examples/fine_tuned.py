@@ -2,9 +2,9 @@
 
     python examples/fine_tuned.py
 
-It starts a server itself. The training changes all weights and adds a classification head. It saves a folder as
-other training programs do, and the server loads this folder. To get vectors instead of probabilities, start the
-server with another -pooling_strategy, or pass the folder as -tuned_model_dir together with the original
+It starts a server itself. The training changes all weights and adds a classification head. The script saves a
+folder as other training programs do, and the server loads this folder. To get vectors instead of probabilities,
+start the server with another -pooling_strategy, or pass the folder as -tuned_model_dir together with the original
 -model_dir.
 """
 

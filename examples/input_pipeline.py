@@ -20,7 +20,7 @@ NUM_IN_FLIGHT = 4
 
 
 def encoded(client: ConcurrentBertClient, batches: Iterable[list[str]]) -> Iterator[np.ndarray]:
-    """Yield the vectors of each batch in order, while the server computes the next ones."""
+    """Yield the vectors of each batch in order, while the server computes the next batches."""
     with ThreadPoolExecutor(NUM_IN_FLIGHT) as pool:
         pending: deque[Future[np.ndarray]] = deque()
         for batch in batches:

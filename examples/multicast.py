@@ -3,7 +3,7 @@
     bert-serving-start & python examples/multicast.py [-port 5555] [-port_out 5556]
 
 It prints how many replies each subscriber received. A reply reaches only subscribers that have subscribed
-before the reply is sent, so they connect before the first request.
+before the reply is sent, so the subscribers connect before the first request.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
         heard = 0
         while listener.poll(500):
             frames = listener.recv_multipart()
-            heard += len(frames) == 4  # vectors; the reply to the client's version check has three frames
+            heard += len(frames) == 4  # frames of a reply with vectors; the version check's reply has three
         print(f"listener {number} received {heard} replies")
         listener.close()
 

@@ -1,4 +1,4 @@
-"""Writes vectors to a file batch by batch, and reads one without loading the whole file. Needs a server.
+"""Writes vectors to a file batch by batch, and reads one vector without loading the whole file. Needs a server.
 
     bert-serving-start & python examples/vectors_on_disk.py [-port 5555] [-port_out 5556]
 

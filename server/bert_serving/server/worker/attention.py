@@ -44,7 +44,7 @@ _current_row: ContextVar[PackedRow] = ContextVar("current packed row")
 
 @contextmanager
 def packed_row(row: PackedRow) -> Iterator[None]:
-    """Tell `packed_attention` which packed row the forward passes within this context compute."""
+    """Make the row known to `packed_attention` for the forward passes within this context."""
     token = _current_row.set(row)
     try:
         yield
@@ -74,8 +74,8 @@ def packed_attention(
     that are less than this number of positions away, on either side.
     """
     row = _current_row.get()
-    # The token dimension comes first, so that a group is a view. Rotary embeddings may have turned queries and
-    # keys into float32, so both are converted to the dtype of the values.
+    # The token dimension comes first, so that a group's tokens can be viewed as (B, T, N, D) without a copy.
+    # Rotary embeddings may have turned queries and keys into float32, so both get the dtype of the values.
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # (T, N, D)
     if row.cu_seqlens is not None:
         return _varlen(q, k, v, row, scaling, sliding_window)[None], None

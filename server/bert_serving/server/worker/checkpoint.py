@@ -24,7 +24,7 @@ from ..model.folder import ModelFolder
 from ..model.json_files import read_json
 from ..model.tensorflow.google_bert import GoogleBert
 
-# Transformers' loading_info: maps a kind of problem, such as missing_keys, to the names of the weights with it.
+# Transformers' loading_info: maps a kind of problem, such as missing_keys, to the names of the affected weights.
 _Report: TypeAlias = "dict[str, object]"
 _Loaded: TypeAlias = "tuple[PreTrainedModel, _Report]"
 
@@ -33,7 +33,7 @@ _Loaded: TypeAlias = "tuple[PreTrainedModel, _Report]"
 class Checkpoint:
     """Loads the model in a folder, with or without a head.
 
-    Every method raises ModelError for files that it cannot read.
+    Every method raises ModelError for a file that cannot be read.
     """
 
     folder: ModelFolder
@@ -72,11 +72,11 @@ class Checkpoint:
         """Return the encoder on the device, in float32 and evaluation mode.
 
         num_layers: build only this many transformer layers, counted from the bottom; None: all. The model has no
-        pooler if the weights for it are missing. Raises ModelError with the name of a weight that is missing or
+        pooler if the pooler's weights are missing. Raises ModelError with the name of a weight that is missing or
         has the wrong shape.
         """
         model, report = self._load(AutoModel, num_layers=num_layers)
-        # Checkpoints often lack the pooler. It computes from hidden states, so only CLS_POOLED needs it.
+        # Checkpoints often lack the pooler. It does not change the hidden states, so only CLS_POOLED needs it.
         _check_complete(self.folder.weights_dir, report, ignore="pooler.")
         if any(
             "pooler." in name for name in [*_names(report, "missing_keys"), *_names(report, "mismatched_keys")]
@@ -85,14 +85,14 @@ class Checkpoint:
         return model.eval().requires_grad_(False).to(device)
 
     def load_classifier(self, *, device: torch.device, num_labels: int | None = None) -> PreTrainedModel:
-        """Return the model for sequence classification, encoder and head.
+        """Return the model for sequence classification, with encoder and head.
 
-        It is on the device, in float32 and evaluation mode. num_labels: the number of labels that the head must
-        have; None: any number. Raises ModelError as `load` does, and also if weights of the head or the pooler are
-        missing.
+        The model is on the device, in float32 and evaluation mode. num_labels: the number of labels that the head
+        must have; None: any number. Raises ModelError as `load` does, and also if weights of the head or the
+        pooler are missing.
         """
         labels = self.folder.tuned_config.get("id2label")
-        # The config of a tuned folder without label names does not contain the number of labels.
+        # If a tuned folder's config has no label names, it does not contain the number of labels either.
         count = num_labels if labels is None and self.folder.tuned_dir is not None else None
         model, report = self._load(AutoModelForSequenceClassification, labels=labels, num_labels=count)
         _check_complete(self.folder.weights_dir, report)
@@ -102,9 +102,9 @@ class Checkpoint:
         return model.eval().requires_grad_(False).to(device)
 
     def load_masked(self, *, device: torch.device) -> PreTrainedModel:
-        """Return the model for masked language modelling, encoder and head.
+        """Return the model for masked language modelling, with encoder and head.
 
-        It is on the device, in float32 and evaluation mode.
+        The model is on the device, in float32 and evaluation mode.
         """
         model, report = self._load(AutoModelForMaskedLM)
         _check_complete(self.folder.weights_dir, report)
@@ -119,7 +119,7 @@ class Checkpoint:
 
         loader: one of Transformers' Auto classes. labels, num_labels: replace the values in the config.
         """
-        transformers_logging.set_verbosity_error()  # the important ones of its warnings are errors here
+        transformers_logging.set_verbosity_error()  # important problems raise ModelError here instead of a warning
         transformers_logging.disable_progress_bar()
         config = self._config()
         if num_layers is not None:
@@ -142,7 +142,8 @@ class Checkpoint:
     def _from_pretrained(self, config: PreTrainedConfig, loader: Any) -> _Loaded:
         trust = self.folder.trust_remote_code
         if self.folder.tuned_dir is not None and trust:
-            with torch.device("meta"):  # the Auto class itself would look for the code in the weights' folder
+            # The code is in the folder of the config; the Auto class would look for it in the weights' folder.
+            with torch.device("meta"):
                 loader = type(loader.from_config(config, trust_remote_code=True))
         return loader.from_pretrained(  # type: ignore[no-any-return]
             self.folder.weights_dir,
@@ -163,7 +164,7 @@ class Checkpoint:
             )
         except ModelError:
             raise
-        except Exception as exc:  # see _load
+        except Exception as exc:  # damaged files, as in _load
             wants_code = not folder.trust_remote_code and "custom code" in str(exc)
             hint = " Pass -trust_remote_code to run it." if wants_code else ""
             raise ModelError(
@@ -182,7 +183,7 @@ _NO_LAST_NORM = {
 
 
 def drop_position_embeddings(model: PreTrainedModel) -> None:
-    """Set the position embeddings of a model to zero. Raises ModelError if the model has no table of them."""
+    """Set a model's table of position embeddings to zero. Raises ModelError if there is no such table."""
     found = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "position_embeddings"]
     tables = [module for module in found if isinstance(module, torch.nn.Embedding)]
     if not tables:

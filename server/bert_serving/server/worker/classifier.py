@@ -63,7 +63,7 @@ class Classifier:
 def classifier_of(model: PreTrainedModel) -> Classifier:
     """Return the head of one of Transformers' models for sequence classification.
 
-    Raises ModelError for a family whose head reads anything other than first tokens.
+    Raises ModelError for a head that is not supported, such as one that also reads other tokens than the first.
     """
     labels = tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))
     return Classifier(_head_of(model), labels)

@@ -28,7 +28,7 @@ class Normalize(nn.Module):
 
 
 class Dense(nn.Module):
-    """A linear layer and its activation. The attributes are named like sentence-transformers' weights."""
+    """A linear layer and its activation. The attributes have the names of sentence-transformers' weights."""
 
     def __init__(
         self, in_features: int, out_features: int, *, bias: bool, use_residual: bool, activation: nn.Module
@@ -59,7 +59,7 @@ def load_after_pooling(config: SentenceTransformersConfig | None, device: torch.
     Raises ModelError for files or weights that are missing or do not fit.
     """
     kinds = () if config is None else config.modules_after_pooling
-    # A Normalize at the end is left to the pooling plan: a request may turn it off, or shorten the vector first.
+    # The pooling plan does the last Normalize: a request may turn it off, or shorten the vector before it.
     normalizes = bool(kinds) and kinds[-1][0] == "Normalize"
     modules = _load_modules(kinds[:-1] if normalizes else kinds, device)
     width = next((layer.linear.out_features for layer in reversed(modules) if isinstance(layer, Dense)), None)
@@ -67,7 +67,10 @@ def load_after_pooling(config: SentenceTransformersConfig | None, device: torch.
 
 
 def _load_modules(modules: Sequence[tuple[str, Path]], device: torch.device) -> nn.Sequential:
-    """Return the modules as one, for pooled rows (B, D) in float32. modules: (kind, folder) of each, in order."""
+    """Return the modules as one module, which maps pooled rows (B, D) in float32.
+
+    modules: the kind and the folder of each module, in order.
+    """
     loaded = nn.Sequential(*(load_dense(folder) if kind == "Dense" else Normalize() for kind, folder in modules))
     return loaded.eval().requires_grad_(False).to(device)
 
@@ -96,7 +99,7 @@ def _size(config: JsonObject, key: str, folder: Path) -> int:
 
 
 def _activation(dotted: object, folder: Path) -> nn.Module:
-    """Return a new activation from torch.nn. The name comes with the model, so nothing is imported by it."""
+    """Return a new activation from torch.nn. The name comes with the model, so it must not cause an import."""
     module, _, name = str(dotted).rpartition(".")
     kind = getattr(nn, name, None)
     is_known = isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == module

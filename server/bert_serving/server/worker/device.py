@@ -79,10 +79,10 @@ def allowed_cpus() -> int:
 
 
 def _cgroup_cpus() -> float | None:
-    try:  # version 2: "max 100000" or "150000 100000", in microseconds
+    try:  # cgroup version 2: quota and period in microseconds, such as "150000 100000" or "max 100000"
         quota, period = (_CGROUP / "cpu.max").read_text().split()
     except (OSError, ValueError):
-        try:  # version 1: -1 means no quota
+        try:  # cgroup version 1: -1 means no quota
             quota = (_CGROUP / "cpu/cpu.cfs_quota_us").read_text().strip()
             period = (_CGROUP / "cpu/cpu.cfs_period_us").read_text().strip()
         except OSError:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MAX_SPAN_TOKENS = 1 << 18  # in all spans of a text together; a token in several spans counts once for each
+_MAX_SPAN_TOKENS = 1 << 18  # limit for all spans of a text together; a token in two spans counts twice
 _MAX_TOKEN_BYTES = 512 << 20
 
 
@@ -79,7 +79,7 @@ class Encoder:
     no_special_token: add no special tokens to texts that are lists of tokens.
     no_position_embeddings: leave out the position embeddings.
     cased_tokenization: do not lower-case texts, even if the model's tokenizer is configured to do so.
-    device: "auto", "cpu" or "cuda:N"; "auto": the first GPU, or the CPU.
+    device: "auto", "cpu" or "cuda:N"; "auto": the first GPU, or the CPU if there is no GPU.
 
     Raises ModelError, with a message of one line, if the model cannot be used in this way.
 
@@ -117,7 +117,7 @@ class Encoder:
         self._exact: Transformer | None = None
         self._budget = Budget(self._loaded.micro_batch_tokens)
         self._hides_specials = spec.mask_cls_sep
-        self.encode(["a"])  # parts that do not fit together fail here, not in the first request
+        self.encode(["a"])  # parts of the model that do not fit together cause an error here, not in a request
 
     @classmethod
     def from_spec(cls, spec: ModelSpec) -> Encoder:
@@ -302,7 +302,7 @@ class Encoder:
 
     @property
     def kind(self) -> str:
-        """What the model is made for: "embedding", "splade", "classifier", or "reranker" (one label)."""
+        """What the model is made for: "embedding", "splade", "classifier" or "reranker" (has one label)."""
         if self._loaded.transformer.sparse_head is not None:
             return "splade"
         if not self.labels:

@@ -1,7 +1,8 @@
 """Chooses, at load time, how a model runs: packed or padded, in which dtype, with which kernels.
 
 The reference is the model as Transformers runs it: padded, in float32, with eager attention. Every choice is
-tested: its vectors of a few probe texts are compared with those of the reference, or a forward pass must not fail.
+tested on a few probe texts: either its vectors are compared with those of the reference, or the test is only that
+a forward pass does not fail.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from .transformer import Execution, InputFormat, Transformer
 
 log = logging.getLogger(__name__)
 
-_MAX_DEVIATION = 1e-4  # of packed float32 from padded float32, relative to the largest value; rounding alone: 1e-6
-_MIN_COSINE = 0.99  # between the chosen dtype and float32; bfloat16 and float16 reach 0.9999
+# Largest allowed deviation of packed vectors from padded ones, both in float32, relative to the largest value.
+# Rounding alone gives 1e-6.
+_MAX_DEVIATION = 1e-4
+_MIN_COSINE = 0.99  # between vectors in the chosen dtype and in float32; bfloat16 and float16 reach 0.9999
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenExecution:
     """How a model runs, and what the probes showed.
 
-    parity: the smallest cosine between a probe's mean vector and its mean vector from the reference. hidden_size:
+    parity: the smallest cosine between a probe's mean vector in this execution and in the reference. hidden_size:
     the width of the hidden states.
     """
 
@@ -141,7 +144,10 @@ def _cast_input(module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tens
 
 
 def _can_varlen(trial: _Trial, execution: Execution, dtype: torch.dtype) -> bool:
-    """Return whether one kernel call can attend within all sequences. Not every GPU and head width allows it."""
+    """Return whether one kernel call can compute the attention of all sequences.
+
+    This depends on the GPU and on the width of the attention heads.
+    """
     if trial.inputs.device.type != "cuda" or dtype is torch.float32 or execution.padded_because is not None:
         return False
     try:

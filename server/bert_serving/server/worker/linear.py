@@ -18,7 +18,7 @@ from ..model.errors import one_line
 
 log = logging.getLogger(__name__)
 
-_EXPECTED_TOKENS = 1024  # oneDNN chooses the layout for this number of rows; any other number works too
+_EXPECTED_TOKENS = 1024  # oneDNN chooses the layout for this number of rows; other numbers of rows work too
 
 
 class PrepackedLinear(nn.Module):
@@ -69,7 +69,7 @@ class Prepacking:
 
 
 def prepack(model: nn.Module, dtype: torch.dtype) -> Prepacking | None:
-    """Replace the model's linear layers by prepacked ones; return None if this PyTorch build cannot."""
+    """Replace the model's linear layers by prepacked ones; return None if PyTorch does not support them."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -84,7 +84,7 @@ def prepack(model: nn.Module, dtype: torch.dtype) -> Prepacking | None:
 
 
 def _is_dense_and_gelu(module: nn.Module) -> bool:
-    """Return whether a module is the first half of a feed-forward block, judged by the names in BERT's family."""
+    """Return whether a module is the first half of a feed-forward block, judged by the layers' names and types."""
     children: dict[str, nn.Module] = dict(module.named_children())
     return (
         children.keys() == {"dense", "intermediate_act_fn"}

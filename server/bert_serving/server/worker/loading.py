@@ -1,4 +1,4 @@
-"""Loads the model of a spec. `load` does, in order, everything that has to be done only once."""
+"""Loads the model of a spec. `load` does, in order, everything that must be done once before texts are encoded."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def load(spec: ModelSpec) -> LoadedModel:
 class _TransformerLoader:
     """Loads the transformer of a spec. Each call of `load` loads it again.
 
-    pooling: the default pooling, which decides what is loaded. probes: the texts for `choose_execution`.
+    pooling: the default pooling, which decides which layers and heads are loaded. probes: the tokenized texts that
+    `choose_execution` encodes.
     """
 
     spec: ModelSpec
@@ -199,7 +200,7 @@ def _load_tokenizer(spec: ModelSpec, folder: ModelFolder, max_seq_len: int) -> T
 
 
 def _num_ids_if_fewer(transformer: Transformer, tokenizer: Tokenizer) -> int | None:
-    """Return the number of token ids with an embedding, if the tokenizer has more; else None."""
+    """Return the number of token ids with an embedding, if the tokenizer has more ids; else None."""
     num_ids = transformer.num_ids
     return num_ids if num_ids is not None and num_ids < tokenizer.num_ids else None
 
@@ -213,7 +214,7 @@ def _micro_batch_tokens(
 ) -> int:
     """Return the largest number of tokens in a forward pass: as many as the GPU's memory or the CPU's caches hold.
 
-    layers: the layers that are read by default. padding: a sequence of max_seq_len padding tokens.
+    layers: the layers that the default pooling reads. padding: a sequence of max_seq_len padding tokens.
     """
     if transformer.device.type != "cuda":
         return min(spec.max_batch_tokens, CPU_MICRO_BATCH_TOKENS)

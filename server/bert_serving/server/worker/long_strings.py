@@ -10,8 +10,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from .sequences import WordIds
 from .sources import SourceString
 
-_CHARS_PER_TOKEN = 16  # first guess of the characters needed for a token; most texts have about 4
-_MARGIN_TOKENS = 16  # tokens to read beyond those needed, because the last ones before a cut may be wrong
+_CHARS_PER_TOKEN = 16  # first guess, higher than usual: most texts have about 4 characters per token
+_MARGIN_TOKENS = 16  # tokens to read in addition, because the last tokens before a cut may be wrong
 _LONGEST_WORD = 1 << 20
 _WHITE_SPACE = re.compile(r"[ \t\r\n]")
 
@@ -52,7 +52,7 @@ def _beginning(text: str, size: int) -> str:
     Tokenizers treat words one by one, so text after a white space does not change the tokens well before it.
     The text is cut only at characters that every tokenizer treats as white space. (BERT's tokenizer removes other
     control characters instead of splitting there.)
-    If no white space follows within a million characters, the text is cut after them.
+    If the next million characters have no white space, the text is cut after these characters.
     """
     if len(text) <= size:
         return text

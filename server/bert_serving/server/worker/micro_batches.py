@@ -43,7 +43,7 @@ class PreparedText:
 
     @property
     def is_ragged(self) -> bool:
-        """Whether the number of rows differs from text to text: one for each token, span or term."""
+        """Whether texts have different numbers of rows: a text has one row for each token, span or term."""
         return self.keeps_token_vectors or self.plan.is_sparse
 
 
@@ -90,8 +90,8 @@ def run_micro_batches(
         [sequence.length for sequence in sequences],
         budget.tokens,
         padded=is_padded,
-        # In some models (DeBERTa), a hidden special token sees only masked tokens, so it also attends to padding.
-        # Sequences of equal length need no padding.
+        # In some models (DeBERTa), all tokens are masked for a hidden special token. It then attends to all of
+        # them, padding included. Sequences of equal length need no padding.
         equal=is_padded and hide_specials,
     )
     pending.reverse()  # so that pop() takes the longest first
@@ -169,13 +169,13 @@ def _segments(
         left_out = set(sequence.specials) if hide_specials else set()
         rows.append([start + i for i in range(sequence.num_prompt, len(sequence.ids)) if i not in left_out])
         first.append(start + min(sequence.num_prompt, len(sequence.ids) - 1))
-        # bert-as-service takes row (sum of the mask - 1) as the last one, even if masked tokens come before it.
+        # In bert-as-service, the last token is number (sum of the mask - 1), even if masked ones come before it.
         last.append(start + max(0, len(sequence.ids) - len(left_out) - 1))
     return partial_segments(rows, first=first, last=last, origin=starts, device=device)
 
 
 def _kept_tokens(sequence: TokenSequence, tokens: Tensor, hide_specials: bool) -> Tensor:
-    """Return a copy of the vectors that the text takes from this sequence, with zeros for hidden tokens."""
+    """Return a copy of the vectors of a sequence's kept tokens, with zeros for hidden tokens."""
     tokens = tokens.clone()  # a view would keep the token vectors of the whole micro-batch in memory
     if hide_specials:
         tokens[list(sequence.specials)] = 0
@@ -216,7 +216,7 @@ def _finish_tokens(prepared: PreparedText, windows: Sequence[_BatchedSequence], 
 
 
 def _mean_of_windows(windows: Sequence[_BatchedSequence]) -> Tensor:
-    """Return the mean of the windows' vectors, (D,), weighted by their numbers of non-special tokens."""
+    """Return the mean of the windows' vectors, (D,), weighted by the numbers of their non-special tokens."""
     if len(windows) == 1:
         return _output(windows[0])
     rows = torch.stack([_output(window) for window in windows])  # (number of windows, D)
@@ -226,5 +226,5 @@ def _mean_of_windows(windows: Sequence[_BatchedSequence]) -> Tensor:
 
 
 def _output(item: _BatchedSequence) -> Tensor:
-    assert item.output is not None, "every sequence is in the plan"
+    assert item.output is not None, "every sequence is in a micro-batch"
     return item.output

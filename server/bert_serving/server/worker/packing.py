@@ -22,7 +22,7 @@ class Group:
 
     @property
     def stop(self) -> int:
-        """The index in the row of the token after the group's last one."""
+        """The index, in the row, of the first token after the group."""
         return self.start + self.count * self.length
 
 
@@ -31,9 +31,10 @@ def plan_micro_batches(
 ) -> list[list[int]]:
     """Return the indices of `lengths`, divided into micro-batches of similar lengths, longest first.
 
-    A micro-batch has at most `max_tokens` tokens, or holds a single sequence. padded: count each sequence with
-    the length of the longest in its micro-batch. equal: put only sequences of equal length into one micro-batch.
-    The longest come first, so that a lack of memory shows in the first forward pass and not in the last.
+    A micro-batch has at most `max_tokens` tokens, or holds a single sequence. padded: count each sequence as if it
+    were as long as the longest one in its micro-batch. equal: put only sequences of equal length into one
+    micro-batch. The longest sequences come first, so that a lack of memory shows in the first forward pass and not
+    in the last.
     """
     plan: list[list[int]] = []
     room = 0
@@ -50,7 +51,7 @@ def plan_micro_batches(
 
 
 def groups_of(lengths: Sequence[int]) -> list[Group]:
-    """Return the groups of neighbours of equal length. lengths: sorted in either direction."""
+    """Return the groups of neighbours of equal length. lengths: in ascending or descending order."""
     groups: list[Group] = []
     start = first = 0
     for i in range(1, len(lengths) + 1):

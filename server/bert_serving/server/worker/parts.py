@@ -31,7 +31,7 @@ def tokenize_parts(encoder: Encoder, parts: Sequence[Part]) -> list[TokenizedPar
     found: dict[int, TokenizedPart | Rejected] = {}
     alike: dict[tuple[EncodeOptions, int | None], list[int]] = {}
     for i, part in enumerate(parts):
-        # A part with spans gets a separate call.
+        # A part with spans gets a separate call, because these spans belong to its texts only.
         alike.setdefault((part.options, None if part.spans is None else i), []).append(i)
     for (options, _), indices in alike.items():
         texts = [text for i in indices for text in parts[i].texts]
@@ -46,7 +46,7 @@ def tokenize_parts(encoder: Encoder, parts: Sequence[Part]) -> list[TokenizedPar
 
 
 def _tokenized_or_rejected(part: Part, texts: list[PreparedText | RequestError]) -> TokenizedPart | Rejected:
-    """Return the part with its texts, or its rejection if one of them has an error."""
+    """Return the part with its texts, or its rejection if one of the texts has an error."""
     prepared = []
     for i, text in enumerate(texts):
         if isinstance(text, RequestError):

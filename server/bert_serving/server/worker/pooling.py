@@ -59,7 +59,7 @@ def partial_segments(
     origin: Sequence[int],
     device: torch.device,
 ) -> Segments:
-    """Return segments of the given rows for each text. A text without rows gets zeros as mean and as maximum."""
+    """Return segments that pool the given rows of each text. The mean and maximum of no rows are zeros."""
     starts = [0, *accumulate(map(len, rows))][:-1]
     flat = [i for of_text in rows for i in of_text]
     return Segments(

@@ -44,8 +44,8 @@ class PoolingPlan:
     layers: indices from 0; their hidden states are concatenated in this order. reads: indices of all layers whose
     hidden states are needed. poolings: strategies whose vectors are concatenated; NONE is always alone and gives a
     row for each token; SPLADE is always alone and gives a row for each term. modules: the Dense and Normalize
-    modules after the pooling, if any. dimensions: number of leading components to keep; None: all. normalize: then
-    divide by the L2 norm. width: number of components of a vector.
+    modules after the pooling, if any. dimensions: number of leading components to keep; None: all. normalize:
+    after that, divide by the L2 norm. width: number of components of a vector.
     """
 
     layers: tuple[int, ...]
@@ -74,11 +74,11 @@ class PoolingPlan:
     def pool(self, hidden: dict[int, Tensor], of: Segments, heads: Mapping[str, Head]) -> Tensor:
         """Return the pooled rows, (B, D) float32.
 
-        hidden: hidden states (T, H) by layer. heads: by strategy, for those in FROM_FIRST.
+        hidden: hidden states (T, H) by layer. heads: the heads of those strategies that are in FROM_FIRST.
         """
         if not FROM_FIRST & set(self.poolings):
             return self.pool_tokens(self.token_vectors(hidden), of)
-        # Heads read the first token of the last layer, even if the pooling leaves it out together with a prompt.
+        # Heads read the first token of the last layer, even if the pooling leaves out the prompt and this token.
         first = hidden[max(self.reads)][of.origin]
         tokens = None if set(self.poolings) <= FROM_FIRST else self.token_vectors(hidden)
         rows = [
@@ -129,8 +129,9 @@ class ModelShape:
 class PoolingPlanner:
     """Makes the pooling plans of one model, and caches them.
 
-    rules: decide which strategies and layers a request gets. after: is computed only after the pooling configured
-    in the model folder. normalize: the server's setting; None: as configured in the model folder.
+    rules: decide which strategies and layers a request gets. after: the steps that follow the pooling configured
+    in the model folder; any other pooling skips these steps. normalize: the server's setting; None: as configured
+    in the model folder.
     Raises ModelError if the model cannot compute its default pooling.
     """
 

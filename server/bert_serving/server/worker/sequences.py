@@ -19,8 +19,8 @@ from .windows import windows
 #: [start, stop): characters of a text, or positions in a list of ids.
 Range: TypeAlias = "tuple[int, int]"
 
-MAX_CHUNKED_TOKENS = 1 << 17  # of one text that is encoded in windows
-NO_OFFSETS = (0, 0)  # of tokens that stand for no character of the text: special tokens, and tokens of a prompt
+MAX_CHUNKED_TOKENS = 1 << 17  # limit for one text that is encoded in windows
+NO_OFFSETS = (0, 0)  # for tokens without characters in the text: special tokens, and tokens of a prompt
 
 
 class RequestError(ValueError):
@@ -31,8 +31,8 @@ class RequestError(ValueError):
 class TokenSequence:
     """One sequence of token ids as the model sees it.
 
-    kept: range of positions whose vectors the text takes from this sequence: all positions, except where windows
-    overlap.
+    kept: range of positions whose vectors are used. These are all positions, except where windows overlap: there,
+    each token is kept in one window only.
     type_ids: None if all are 0. specials: positions of the special tokens. num_prompt: number of leading tokens
     that pooling leaves out.
     """
@@ -49,8 +49,8 @@ class TokenizedText:
     """A text as one sequence, or as several windows that overlap.
 
     truncated: whether part of the text was cut off. offsets: the characters of the text that each of `ids` stands
-    for; None if the request does not need them, or if the text came as tokens. lost: the characters that were cut
-    off, known only if the offsets are. spans: positions in `ids` of the spans that the request asks for.
+    for; None if the request does not need them, or if the text is a list. lost: the characters that were cut off;
+    empty if the offsets are not known. spans: positions in `ids` of the spans that the request asks for.
     """
 
     sequences: tuple[TokenSequence, ...]
@@ -101,7 +101,7 @@ def build_sequences(
     leading tokens, special tokens included, that pooling leaves out. Raises RequestError if the options do not
     allow a text of this length.
     """
-    room = max(0, max_seq_len - special_tokens.num_specials)  # the least max_seq_len is 3, a pair of RoBERTa has 4
+    room = max(0, max_seq_len - special_tokens.num_specials)  # max_seq_len may be 3; RoBERTa adds 4 to a pair
     length = sum(len(w.ids) for w in word_ids)
     truncated = length > room
     is_chunked = truncated and options.long_text == "chunk" and len(word_ids) == 1
@@ -214,7 +214,7 @@ def with_spans(text: TokenizedText, spans: Sequence[Sequence[int]], num_chars: i
     for a span that contains no token, or that lies outside of what the model sees of the text.
     """
     assert text.offsets is not None, "offsets are computed whenever spans are requested"
-    positions = [i for i, (start, stop) in enumerate(text.offsets) if stop > start]  # not the special tokens
+    positions = [i for i, (start, stop) in enumerate(text.offsets) if stop > start]  # without NO_OFFSETS
     # Both lists are sorted, so a span's first and last token can be found by bisection.
     starts, stops = [text.offsets[i][0] for i in positions], [text.offsets[i][1] for i in positions]
     found = []

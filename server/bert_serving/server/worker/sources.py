@@ -1,4 +1,4 @@
-"""Splits texts into sources of word ids. A source is a string, or a list of tokens or ids; a pair has two."""
+"""Splits texts into sources of word ids. A source is a string, or a list of tokens or ids. A pair has two."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SourceString(NamedTuple):
     original_indices: list[int] | None = None
 
     def range_in_text(self, start: int, stop: int) -> Range:
-        """Return the characters of the text for a range of the string; NO_OFFSETS if it lies in a prompt."""
+        """Return the characters of the text for a range of the string; NO_OFFSETS if all of it is prompt."""
         if stop <= start:
             return NO_OFFSETS
         if self.original_indices is not None:

@@ -26,7 +26,7 @@ class TypeIds(NamedTuple):
 class SpecialTokens(NamedTuple):
     """The ids of the special tokens before, between and after the words, and the type ids of all tokens.
 
-    between: empty unless these are the special tokens of a pair.
+    between: empty for a text that is not a pair.
     """
 
     before: list[int]
@@ -45,14 +45,14 @@ class SpecialTokens(NamedTuple):
         return len(self.before) + len(self.between) + len(self.after)
 
 
-#: For texts that are lists of tokens, if no_special_token is set.
+#: The special tokens of texts that are lists of tokens, if no_special_token is set.
 NO_SPECIAL_TOKENS = SpecialTokens([], [], [], TypeIds([], 0, [], 0, []))
 
 
 def special_tokens_of(encoding: Encoding) -> SpecialTokens:
     """Return the special tokens in the encoding of one word, or of a pair of one-word strings.
 
-    Raises ModelError if the encoding has no other tokens.
+    Raises ModelError if the encoding has only special tokens.
     """
     ids, types = encoding.ids, encoding.type_ids
     words = [i for i, is_special in enumerate(encoding.special_tokens_mask) if not is_special]

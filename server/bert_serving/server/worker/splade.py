@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..model.errors import ModelError
 
-_MAX_LOGITS = 1 << 25  # computed at once, 128 MiB: logits are about a hundred times as wide as hidden states
+_MAX_LOGITS = 1 << 25  # logits computed at once (128 MiB); they are about a hundred times as wide as hidden states
 
 
 class SpladeHead:
@@ -21,14 +21,14 @@ class SpladeHead:
     """
 
     def __init__(self, model: PreTrainedModel, *, squashes_twice: bool = False) -> None:
-        # A copy, because the last layer is often the embedding table, whose dtype may change with the encoder's.
+        # A copy on a GPU: the last layer is often the embedding table, whose dtype may change with the encoder's.
         self._logits, self._dtype = _head_of(model if model.device.type == "cpu" else copy.deepcopy(model))
         self._squashes_twice = squashes_twice
         self.num_terms = int(model.config.vocab_size)
 
     @torch.inference_mode()
     def __call__(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Return the weight of each term in each text, (B, V) float32: the largest one over the tokens.
+        """Return the weight of each term in each text, (B, V) float32: the maximum over the text's tokens.
 
         hidden: hidden states of the last layer, (T, H), the texts end to end. lengths: the number of tokens of
         each text, T in total.

@@ -41,7 +41,7 @@ class Tokenizer:
     accent-stripping. no_special_token: add no special tokens to texts that are lists of tokens. model_type: the
     tokenizer's family, if the folder does not name it.
 
-    Only one thread may use it at a time. The Rust code runs without the GIL.
+    Only one thread may use a tokenizer at a time. The Rust code runs without the GIL, so other threads continue.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Tokenizer:
 
     @property
     def splits_specials(self) -> bool:
-        """Whether a special token that is written in a text is split into words. `save` does not store this."""
+        """Whether the name of a special token in a text is split into words. `save` does not store this fact."""
         return bool(self._rust.encode_special_tokens)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:

@@ -26,7 +26,7 @@ class InputFormat:
     """How sequences become a model's inputs.
 
     first_position: the position id of a sequence's first token. pad_id: the token id of padding.
-    hide_specials: no token attends to special tokens.
+    hide_specials: let no token attend to special tokens.
     """
 
     device: torch.device
@@ -110,7 +110,7 @@ class Transformer:
     def hidden(self, sequences: Sequence[TokenSequence], layers: Iterable[int]) -> dict[int, Tensor]:
         """Return the hidden states of the layers, counted from 0: (T, H) each.
 
-        Fastest for sequences that are sorted by length.
+        This is fastest if the sequences are sorted by length.
         """
         run = self._packed if self.padded_because is None else self._padded
         return run(sequences, frozenset(layers))

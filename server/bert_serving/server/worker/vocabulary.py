@@ -29,13 +29,13 @@ class Vocabulary:
         return [self._rust.id_to_token(i) or "" for i in ids]
 
     def look_up(self, tokens: list[str] | list[int]) -> WordIds:
-        """Return the word ids of a list of tokens, or of a list of ids. Raises RequestError if one is unknown."""
+        """Return the word ids of a list of tokens or of ids. Raises RequestError for an unknown token or id."""
         if ids := [token for token in tokens if isinstance(token, int)]:
             return WordIds(self._without_specials(ids))
         return WordIds([self._id_of(str(token)) for token in tokens])
 
     def _without_specials(self, ids: list[int]) -> list[int]:
-        """Return ids without the special tokens around them, which are added again later."""
+        """Return the ids without the special tokens at both ends, which are added again later."""
         if unknown := [i for i in ids if not 0 <= i < self.num_ids]:
             raise RequestError(
                 f"token id {unknown[0]} is not in this model's vocabulary of {self.num_ids}: these ids come from "

@@ -10,7 +10,7 @@ _OVERLAP = 8  # neighbouring windows share at least 1/8 of their tokens
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Tokens [start, stop) of a text. The text takes the vectors of [kept_start, kept_stop) from this window.
+    """Tokens [start, stop) of a text. Of this window, only the vectors of [kept_start, kept_stop) are used.
 
     Windows overlap, but each token is kept in one window only. The border lies in the middle of an overlap, so
     that a kept token has context on both sides.

@@ -92,7 +92,7 @@ class Worker:
         self, context: zmq.Context[zmq.Socket[bytes]], name: str, endpoint: str, dtype: np.dtype[np.floating]
     ) -> None:
         self._dtype = dtype
-        # The process id is part of the name, so that the broker can tell a worker from the one that replaces it.
+        # The process id is part of the name, so that the broker can tell a worker from its replacement.
         self._io = _IoThread(context, f"{name}#{os.getpid()}".encode(), endpoint)
         self._results = context.socket(zmq.PUSH)
         self._results.connect(_INPROC)
@@ -144,8 +144,9 @@ class Worker:
 class _IoThread:
     """The worker's socket, and the loop that serves it in the io thread.
 
-    inbox: tokenized batches for the main thread, at most two; None tells it to stop. forward_at: when the last
-    successful forward pass ended. is_closing: the main thread has stopped computing. The main thread sets both.
+    inbox: tokenized batches for the main thread, at most two; None tells the main thread to stop. forward_at: when
+    the last successful forward pass ended. is_closing: whether the main thread has stopped computing. The main
+    thread sets forward_at and is_closing.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes, endpoint: str) -> None:
