@@ -104,7 +104,7 @@ def drive(server: RunningServer, tmp_path: Path) -> Drive:
             text=True,
             timeout=HANG_S,
             cwd=tmp_path,
-            # No proxies, no tokens, and no HF_HUB_OFFLINE: with it, huggingface_hub sends no request.
+            # Without proxies and tokens. Without HF_HUB_OFFLINE, because huggingface_hub would send no request.
             env={"PATH": os.defpath, "HOME": str(tmp_path), "LANG": "C.UTF-8"},
             check=False,
         )

@@ -1,8 +1,8 @@
 """Unmodified third-party clients work with a running server.
 
-Each driver in drivers/ uses one client and prints the results. `vectors` are those of all TEXTS or of the first
-text, `short` are vectors of 64 components, and `refusals` are the client's error messages. Tests that are marked
-slow_clients run only with `make clients`.
+Each driver in drivers/ uses one client and prints the results: `vectors` contains the vectors of all TEXTS or only
+of the first text, `short` contains vectors of 64 components, and `refusals` contains the client's error messages.
+Tests that are marked slow_clients run only with `make clients`.
 """
 
 from __future__ import annotations

@@ -524,7 +524,7 @@ def test_other_methods_and_paths(model_servers: ModelServers) -> None:
 
 
 def test_while_the_model_loads_routes_that_need_it_say_so(tiny: Path) -> None:
-    """The worker is paused while the gateway already serves. Later, base64 is float32 in spite of -fp16."""
+    """The worker is paused while the gateway replies. After loading, base64 is float32 in spite of -fp16."""
     with RunningServer("-model_dir", tiny, "-fp16") as running:
         worker = _first_worker(running)
         worker.send_signal(signal.SIGSTOP)

@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "server": {"compat", "worker", "settings"},
 }
 
-#: Packages that only these parts may import, even inside functions.
+#: Packages that only the listed parts may import. The rule also holds inside functions.
 HEAVY = {
     "torch": {"worker", "model.tensorflow.google_bert"},
     "transformers": {"worker", "model.tensorflow.google_bert"},
