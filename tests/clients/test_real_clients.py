@@ -167,7 +167,7 @@ def test_haystack(
 
     answers = drive("haystack", "frameworks", ranker_url=ranker, splade_url=sparse_server)
     assert_vectors(answers["vectors"], expected)
-    *modules, _ = reference  # without the last module, which normalizes
+    *modules, _ = reference  # drops the last module, which normalizes the vectors
     assert_vectors(answers["plain"], np.asarray(SentenceTransformer(modules=modules, device="cpu").encode(TEXTS)))
     terms = SparseEncoder(str(sparse_folder), device="cpu").encode(DOCUMENTS, convert_to_sparse_tensor=False)
     for (indices, values), row in zip(answers["sparse"], terms.numpy(), strict=True):

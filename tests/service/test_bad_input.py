@@ -144,7 +144,7 @@ def test_a_client_gets_an_error_in_place_of_a_dropped_reply() -> None:
     with RunningServer("-outbox_mb", "1") as running, BertClient(**running.wait_ready().ports) as other:
         slow = RawClient(running, rcvhwm=1)
         slow.ask(b"SHOW_CONFIG", b"1", b"0")
-        wide = {"pooling_strategy": ["REDUCE_MEAN_MAX"] * 32, "pooling_layer": -1}  # 96 KiB for each text
+        wide = {"pooling_strategy": ["REDUCE_MEAN_MAX"] * 32, "pooling_layer": -1}  # each vector has 96 KiB
         body = json.dumps({"texts": ["word"] * 32, "options": wide}).encode()
         for i in range(2, 52):
             slow.send(slow.identity, body, b"%d" % i, b"32")

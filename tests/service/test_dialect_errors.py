@@ -141,7 +141,7 @@ def test_a_compressed_body_that_cannot_be_decompressed(model_servers: ModelServe
 def test_a_body_that_is_too_large_before_or_after_decompression(
     model_servers: ModelServers, path: str, say: Say
 ) -> None:
-    """A body of 200 kB that would decompress to 200 MB must not be decompressed either."""
+    """A body of 200 kB that would decompress to 200 MB must also be refused."""
     http, limit = model_servers.prompted.http, 1 << 20
     whole = b'{"a": "' + b"x" * limit + b'"}'
     for reply in (http.post(path, content=whole), http.post(path, content=iter([whole[:9], whole[9:]]))):

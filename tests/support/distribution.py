@@ -19,8 +19,8 @@ _FILES = {
 }
 _SERVERS = {file: servers for servers, files in _FILES.items() for file in files}
 
-#: The files that take longest, the slowest first. They start before the others; otherwise the process that gets
-#: one of them near the end would run for a long time after the other processes have finished.
+#: The files that take longest, the slowest first. They start before all other files. Otherwise a process could
+#: start one of them near the end, and run for a long time after the other processes have finished.
 _SLOWEST = (
     "test_clients",
     *_FILES["model_servers"],

@@ -1,4 +1,4 @@
-"""Checks in the source code which part of the program imports which other parts."""
+"""Each part of the program imports only the parts that it may import. The tests read the source code."""
 
 from __future__ import annotations
 
