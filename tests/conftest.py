@@ -1,4 +1,4 @@
-"""For all tests: no access to the hub, the demo model's folder, and one process for tests that share servers."""
+"""For all tests: access to the hub is disabled, and tests that share the same servers run in the same process."""
 
 from __future__ import annotations
 

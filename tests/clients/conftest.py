@@ -104,7 +104,8 @@ def drive(server: RunningServer, tmp_path: Path) -> Drive:
             text=True,
             timeout=HANG_S,
             cwd=tmp_path,
-            # No proxies, no tokens, and no HF_HUB_OFFLINE: with it, huggingface_hub sends no request.
+            # The driver gets no proxies and no tokens. It also gets no HF_HUB_OFFLINE, because huggingface_hub
+            # sends no request if this variable is set.
             env={"PATH": os.defpath, "HOME": str(tmp_path), "LANG": "C.UTF-8"},
             check=False,
         )

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-#: The packages of each environment, by the name of the environment.
+#: The packages of each environment. The keys are the names of the environments.
 REQUIREMENTS: dict[str, list[str]] = {
     "light": [
         "cohere==7.3.1",
@@ -30,8 +30,8 @@ REQUIREMENTS: dict[str, list[str]] = {
         "llama-index-postprocessor-tei-rerank==0.6.0",
         "pymilvus-model==0.3.4",
     ],
-    "litellm": ["litellm==1.106.2"],  # requires an older huggingface_hub than the others
-    "infinity": ["infinity_client==0.0.78"],  # requires an older httpx than the others
+    "litellm": ["litellm==1.106.2"],  # requires an older huggingface_hub than the other clients
+    "infinity": ["infinity_client==0.0.78"],  # requires an older httpx than the other clients
 }
 
 

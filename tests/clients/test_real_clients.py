@@ -1,8 +1,8 @@
 """Unmodified third-party clients work with a running server.
 
-Each driver in drivers/ uses one client and prints the results. `vectors` are those of all TEXTS or of the first
-text, `short` are vectors of 64 components, and `refusals` are the client's error messages. Tests that are marked
-slow_clients run only with `make clients`.
+Each driver in drivers/ uses one client and prints the results: `vectors` contains the vectors of all TEXTS or only
+of the first text, `short` contains vectors of 64 components, and `refusals` contains the client's error messages.
+Tests that are marked slow_clients run only with `make clients`.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def test_haystack(
 
     answers = drive("haystack", "frameworks", ranker_url=ranker, splade_url=sparse_server)
     assert_vectors(answers["vectors"], expected)
-    *modules, _ = reference  # without the last module, which normalizes
+    *modules, _ = reference  # drops the last module, which normalizes the vectors
     assert_vectors(answers["plain"], np.asarray(SentenceTransformer(modules=modules, device="cpu").encode(TEXTS)))
     terms = SparseEncoder(str(sparse_folder), device="cpu").encode(DOCUMENTS, convert_to_sparse_tensor=False)
     for (indices, values), row in zip(answers["sparse"], terms.numpy(), strict=True):

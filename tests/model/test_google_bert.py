@@ -158,7 +158,7 @@ def test_missing_weights_are_named(google: Path) -> None:
     write_bundle(google / "bert_model.ckpt", weights)
     said = r"missing in .*bert_model\.ckpt: bert/encoder/layer_0/attention/output/LayerNorm/gamma$"
     with pytest.raises(ModelError, match=said):
-        encode(google)  # layer -2 is the first of two layers, so layer_1 is not needed
+        encode(google)  # layer -2 is the first of two layers, so the second, layer_1, is not needed
     with pytest.raises(ModelError, match="LayerNorm/gamma and 1 more"):
         encode(google, pooling_layer=[-1])
 

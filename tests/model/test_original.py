@@ -116,10 +116,10 @@ def test_the_error_for_a_model_without_a_pooler_names_cls_pooled(folders: dict[s
 
 
 def hidden_without_specials(reference: Reference, texts: list[str]) -> tuple[list[Array], list[list[int]]]:
-    """Return (hidden states, attention masks) of the texts, when no token attends to special tokens."""
+    """Return the hidden states of the texts, computed with masks that hide special tokens, and these masks."""
     ids = [reference.single(text) for text in texts]
     masks = [[0] + [1] * (len(i) - 2) + [0] for i in ids]
-    # Computed one by one, because fully masked rows in a padded batch of DeBERTa would attend to padding.
+    # One text at a time, because fully masked rows in a padded batch of DeBERTa would attend to padding.
     return [reference.hidden([i], seen=[m])[0] for i, m in zip(ids, masks, strict=True)], masks
 
 

@@ -43,7 +43,7 @@ def own(example: ModuleType, tmp_path: Path) -> Path:
 
 
 def run(code: str, *args: object) -> str:
-    """Return what the code prints in a process that has registered no architecture yet."""
+    """Run the code in a new process, in which no architecture is registered yet; return the printed text."""
     command = [sys.executable, "-c", code, *map(str, args)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=HANG_S, check=False, stdin=subprocess.DEVNULL

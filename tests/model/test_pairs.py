@@ -174,7 +174,7 @@ def test_mask_cls_sep_hides_all_three_special_tokens_of_a_pair(folders: dict[str
     ids, types = zip(*(original(reference, text) for text in texts), strict=True)
     specials = {reference.tokenizer.cls_token_id, reference.tokenizer.sep_token_id}
     masks = [[int(i not in specials) for i in sequence] for sequence in ids]
-    # Computed one by one, because fully masked rows in a padded batch of DeBERTa would attend to padding.
+    # One pair at a time, because fully masked rows in a padded batch of DeBERTa would attend to padding.
     hidden = [reference.hidden([i], types=[t], seen=[m])[0] for i, t, m in zip(ids, types, masks, strict=True)]
     for name in STRATEGIES:
         rows = mine.encode(texts, pooling_strategy=name)

@@ -1,4 +1,4 @@
-"""Each option of a request gives the vectors of its formula, alone and in a batch with other options."""
+"""With each option of a request, vectors equal a formula, alone and in a batch of requests with other options."""
 
 from __future__ import annotations
 

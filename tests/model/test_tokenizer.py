@@ -1,4 +1,4 @@
-"""A long text is tokenized only as far as needed. Its ids equal those of the whole text, cut after tokenizing."""
+"""A long text is tokenized only as far as needed. The ids are those of the whole text, cut after tokenizing."""
 
 from __future__ import annotations
 

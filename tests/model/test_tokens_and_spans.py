@@ -203,9 +203,9 @@ def windows_of(mine: Encoder, text: str) -> list[list[int]]:
 
 
 def starts_of(windows: list[list[int]], words: list[int]) -> list[int]:
-    """Return the position in the whole text at which each window begins.
+    """Return the index of the token in the whole text at which each window begins.
 
-    The windows are evenly spaced, and neighbors overlap by at least 1/8 of a window.
+    Checks that the windows are evenly spaced, and that neighbors overlap by at least 1/8 of a window.
     """
     size = len(windows[0]) - 2
     count = int(np.ceil((len(words) - size // 8) / (size - size // 8)))
@@ -247,9 +247,10 @@ def test_every_token_of_a_long_text_is_returned_once(
 
 
 def kept_rows(reference: Reference, windows: list[list[int]], words: list[int]) -> Array:
-    """Return each token's vector from the window in which the token is further from the window's border.
+    """Return the vector of each token.
 
-    If the distances are equal, the later window is used.
+    If a token is in two windows, its vector comes from the window in which the token is further from the border.
+    If both distances are equal, the vector comes from the later window.
     """
     starts, hidden = starts_of(windows, words), reference.hidden(windows)
     stops = [start + len(w) - 2 for start, w in zip(starts, windows, strict=True)]

@@ -59,7 +59,7 @@ def raw(server: RunningServer) -> Iterator[RawClient]:
     ("body", "num_texts", "said"),
     [
         (b"not json", b"1", "the body is not JSON"),
-        (b"not json", b"1000", "the body is not JSON"),  # more texts than a batch may hold
+        (b"not json", b"1000", "the body is not JSON"),  # 1000 texts are more than a batch may hold
         (b'["a", "b"]', b"1", "announces 1 texts but holds 2"),
         (b'["a"]', b"3", "announces 3 texts but holds 1"),
         (b'["a"]', b"many", "number of texts must be 1 to 20 decimal digits"),
@@ -144,7 +144,7 @@ def test_a_client_gets_an_error_in_place_of_a_dropped_reply() -> None:
     with RunningServer("-outbox_mb", "1") as running, BertClient(**running.wait_ready().ports) as other:
         slow = RawClient(running, rcvhwm=1)
         slow.ask(b"SHOW_CONFIG", b"1", b"0")
-        wide = {"pooling_strategy": ["REDUCE_MEAN_MAX"] * 32, "pooling_layer": -1}  # 96 KiB for each text
+        wide = {"pooling_strategy": ["REDUCE_MEAN_MAX"] * 32, "pooling_layer": -1}  # each vector has 96 KiB
         body = json.dumps({"texts": ["word"] * 32, "options": wide}).encode()
         for i in range(2, 52):
             slow.send(slow.identity, body, b"%d" % i, b"32")
@@ -218,7 +218,7 @@ def test_queued_work_of_a_client_that_goes_away_is_removed(server: RunningServer
 
 
 def test_the_oldest_clients_termination_is_obeyed() -> None:
-    """Clients older than 1.9.1 send TERMINATION, and all other frames are empty."""
+    """Clients older than 1.9.1 send the command TERMINATION, and leave all other frames empty."""
     with RunningServer("-cpu") as server:
         server.wait_ready()
         with zmq.Context() as context, context.socket(zmq.PUSH) as pusher:

@@ -33,7 +33,7 @@ def command(folder: Path, **experiments: str) -> list[str]:
 
 
 def test_two_experiments_in_both_protocols(tmp_path: Path) -> None:
-    argv = command(tmp_path, num_client="2", pooling_layer="-12")  # the demo model has 6 layers
+    argv = command(tmp_path, num_client="2", pooling_layer="-12")  # layer -12 fails: the demo model has 6
     done = subprocess.run(
         [*argv, "-mixed"], cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, check=False
     )

@@ -409,7 +409,7 @@ def test_an_unreachable_server_is_a_timeout_error_with_host_and_port() -> None:
     start = time.monotonic()
     with pytest.raises(TimeoutError, match=f"localhost:{port}.*localhost:{port_out}"):
         BertClient(port=port, port_out=port_out, connect_timeout=1000)
-    assert time.monotonic() - start < 8  # the default is ten seconds
+    assert time.monotonic() - start < 8  # the default timeout is ten seconds
 
 
 def test_the_default_connect_timeout_is_at_most_ten_seconds() -> None:

@@ -141,7 +141,7 @@ def test_a_compressed_body_that_cannot_be_decompressed(model_servers: ModelServe
 def test_a_body_that_is_too_large_before_or_after_decompression(
     model_servers: ModelServers, path: str, say: Say
 ) -> None:
-    """A body of 200 kB that would decompress to 200 MB must not be decompressed either."""
+    """A body of 200 kB that would decompress to 200 MB must also be refused."""
     http, limit = model_servers.prompted.http, 1 << 20
     whole = b'{"a": "' + b"x" * limit + b'"}'
     for reply in (http.post(path, content=whole), http.post(path, content=iter([whole[:9], whole[9:]]))):
@@ -524,7 +524,7 @@ def test_other_methods_and_paths(model_servers: ModelServers) -> None:
 
 
 def test_while_the_model_loads_routes_that_need_it_say_so(tiny: Path) -> None:
-    """The worker is paused while the gateway already serves. Later, base64 is float32 in spite of -fp16."""
+    """The worker is paused while the gateway replies. After loading, base64 is float32 in spite of -fp16."""
     with RunningServer("-model_dir", tiny, "-fp16") as running:
         worker = _first_worker(running)
         worker.send_signal(signal.SIGSTOP)

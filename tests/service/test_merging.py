@@ -28,7 +28,7 @@ def test_single_sentences_of_16_clients_merge_and_never_mix(server: RunningServe
             wrong = 0
             for i in range(NUM_REQUESTS):
                 row = client.encode([texts[c * 4 + i % 4]])[0]
-                # The vector of the same text is the nearest one, and equal except for rounding.
+                # Of all expected vectors, that of the same text must be nearest, and equal except for rounding.
                 nearest = int(np.argmax(expected.reshape(len(texts), -1) @ row))
                 wrong += nearest != c * 4 + i % 4 or float(row @ expected[c, i % 4]) < 0.9999
             return wrong
@@ -44,9 +44,9 @@ def test_single_sentences_of_16_clients_merge_and_never_mix(server: RunningServe
 
 
 def test_a_large_job_delays_a_single_sentence_by_the_batches_in_flight_only(server: RunningServer) -> None:
-    """The delay is counted in batches, not in seconds. At most two are in flight when the single text arrives.
+    """The delay is counted in batches, not seconds. At most two batches are in flight when a sentence arrives.
 
-    The large job has 40 batches. It is not finished when the last of the five single sentences is done.
+    The large job has 40 batches, so it must still be running when the last of the five single sentences is done.
     """
     done = threading.Event()
 
@@ -67,10 +67,10 @@ def test_a_large_job_delays_a_single_sentence_by_the_batches_in_flight_only(serv
         for i in range(5):
             before = client.server_status["num_batch"]
             client.encode([f"urgent {i}"])
-            # 2 batches in flight, 1 with this text, and 1 that may end before the status arrives.
+            # At most 4 batches: 2 in flight, 1 with this text, and 1 that may end before the status arrives.
             waited.append(client.server_status["num_batch"] - before)
             assert not done.is_set()
-        # The median is checked, because a busy machine may stop this process for the time of some batches.
+        # The median, because the server may compute more batches while a busy machine pauses this process.
         assert statistics.median(waited) <= 2 + 1 + 1, waited
     large.join()
     assert done.is_set()

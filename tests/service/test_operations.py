@@ -47,7 +47,7 @@ def read(text: str) -> dict[str, float]:
 def check_metrics(text: str) -> None:
     """Check the text with Prometheus' promtool, which must find nothing wrong."""
     promtool = shutil.which("promtool", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    assert promtool, "promtool is missing: `make test` takes it from Debian's package prometheus; put it on PATH"
+    assert promtool, "promtool is missing from PATH: `make test` gets it from Debian's package prometheus"
     found = subprocess.run(
         [promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=HANG_S, check=False
     )
@@ -68,7 +68,7 @@ def _connections(served: Served, process: psutil.Process) -> set[str]:
 
 
 def new_connections(served: Served) -> httpx.Client:
-    """Return a caller that opens a connection for each request. Any gateway process may accept the connection."""
+    """Return an HTTP client that opens a connection for each request. Any gateway process may accept it."""
     limits = httpx.Limits(max_keepalive_connections=0)
     headers = {"Authorization": "Bearer one"}
     return httpx.Client(base_url=served.running.url, headers=headers, limits=limits, timeout=HANG_S)

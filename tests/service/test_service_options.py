@@ -154,7 +154,7 @@ def test_http_takes_options_too(exact_server: RunningServer, encoder: Encoder) -
 @pytest.mark.parametrize(
     ("flags", "length", "told"),
     [
-        ([], 5, 512),  # the length of the longest text of the request
+        ([], 5, 512),  # length: the tokens of the longest text of the request
         (["-max_seq_len", 10], 10, 10),
         (["-max_seq_len", "NONE"], 5, None),
         (["-max_seq_len", "NONE", "-fixed_embed_length"], 512, None),

@@ -220,7 +220,7 @@ def test_code_of_a_model_runs_only_with_the_flag(tmp_path: Path, demo_model: Pat
 
 
 def test_googles_checkpoint_is_served(tmp_path: Path) -> None:
-    """-config_name, -ckpt_name and -tuned_model_dir reach the workers, which find files at unusual places."""
+    """-config_name, -ckpt_name and -tuned_model_dir reach the workers, which find files in unusual places."""
     model, tuned = tmp_path / "model", tmp_path / "tuned"
     for folder in (model, tuned):
         folder.mkdir()

@@ -107,7 +107,7 @@ def test_accepted_work_is_finished_before_the_end() -> None:
         running.wait_ready()
         with BertClient(**running.ports) as client:
             client.encode(["one sentence to wait for"] * 300, blocking=False)
-            client.server_status  # noqa: B018  # the reply comes after the texts were accepted
+            client.server_status  # noqa: B018  # the reply shows that the texts were accepted
             running.signal(signal.SIGTERM)
             (rows,) = client.fetch_all()
             assert rows.shape == (300, 384)

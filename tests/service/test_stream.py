@@ -273,7 +273,7 @@ def test_a_caller_that_leaves_in_the_middle_harms_no_other_caller(served: Served
         stream.socket.close()
     reader = RawStream(served.running)
     reader.write(b'"a line"\n')
-    reader.socket.shutdown(socket.SHUT_WR)  # stops sending in the middle of the body
+    reader.socket.shutdown(socket.SHUT_WR)  # this caller stops sending in the middle of the body
     while reader.socket.recv(1 << 16):
         pass
     reader.socket.close()

@@ -21,7 +21,7 @@ _PRINTED = re.compile(r"^.*\bprint\(.*\)  # (.+)$", re.M)
 class CodeBlock:
     """A fenced code block.
 
-    reason: why the tests do not run it, from the comment `<!-- not run: REASON -->` above it.
+    reason: why the tests do not run the block. It is written above the block in `<!-- not run: REASON -->`.
     """
 
     place: str
@@ -39,7 +39,7 @@ class CodeBlock:
 
 
 def code_blocks(path: Path) -> Iterator[CodeBlock]:
-    """Yield the code blocks of a Markdown file whose fences name a language."""
+    """Yield the code blocks of a Markdown file. A block without the name of a language is skipped."""
     text = path.read_text()
     for found in _BLOCK.finditer(text):
         line = text.count("\n", 0, found.start("language")) + 1

@@ -10,7 +10,7 @@ from tests.support.waiting import wait_until
 
 
 class Proxy:
-    """Listens on `port` and forwards everything to `target_port`; a context manager.
+    """A context manager that listens on `port` and forwards everything to `target_port`.
 
     is_discarding: whether the proxy discards what clients send. num_discarded: the number of discarded bytes.
     """
@@ -33,13 +33,13 @@ class Proxy:
         self.cut()
 
     def lose(self, num_bytes: int) -> None:
-        """Wait until num_bytes bytes were discarded, close all connections, and stop discarding."""
+        """Wait until at least num_bytes bytes were discarded, close all connections, and stop discarding."""
         wait_until(lambda: self.num_discarded >= num_bytes, f"fewer than {num_bytes} bytes were sent")
         self.cut()
         self.is_discarding, self.num_discarded = False, 0
 
     def cut(self) -> None:
-        """Close all present connections on both sides."""
+        """Close all current connections, both to the clients and to the server."""
         while self._connections:
             with suppress(OSError):
                 self._connections.pop().shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Which tests run in the same process of pytest-xdist."""
+"""Decides which tests run in the same process of pytest-xdist, and which test files start first."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import PurePath, PurePosixPath
 
 from xdist.scheduler import LoadScopeScheduling
 
-#: The test files that use the same servers, by a name for these servers. One process starts the servers and runs
-#: all tests of these files. Each of the other tests runs in whichever process is free.
+#: The test files that use the same servers. Each key is a name for these servers. One process starts the servers
+#: and runs all tests of these files. Each of the other tests runs in whichever process is free.
 _FILES = {
     "model_servers": ("test_dialects", "test_dialect_errors", "test_formats", "test_operations", "test_stream"),
     "server with a small queue": ("test_clients",),
@@ -19,8 +19,8 @@ _FILES = {
 }
 _SERVERS = {file: servers for servers, files in _FILES.items() for file in files}
 
-#: The files that take longest, the slowest first. They start before the others; otherwise the process that gets
-#: one of them near the end would run for a long time after the other processes have finished.
+#: The files that take longest, the slowest first. They start before all other files. Otherwise a process could
+#: start one of them near the end, and run for a long time after the other processes have finished.
 _SLOWEST = (
     "test_clients",
     *_FILES["model_servers"],
@@ -36,12 +36,12 @@ _SLOWEST = (
 
 
 def slowest_files_first(path: PurePath) -> int:
-    """Return the sort key of a test file: its place among the slowest files; the others come after them."""
+    """Return the sort key of a test file: its index in _SLOWEST, or a larger number for other files."""
     return _SLOWEST.index(path.stem) if path.stem in _SLOWEST else len(_SLOWEST)
 
 
 class SharedServersScheduling(LoadScopeScheduling):
-    """Gives a process all tests that use the same servers, or one other test."""
+    """Assigns all tests that use the same servers to one process together, and every other test alone."""
 
     def _split_scope(self, nodeid: str) -> str:
         return _SERVERS.get(PurePosixPath(nodeid.partition("::")[0]).stem, nodeid)

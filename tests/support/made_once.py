@@ -11,7 +11,7 @@ import pytest
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return a folder of this test run. The first process that asks for it fills it with `make`; others wait."""
+    """Return the folder `name` of this test run. The first process fills the folder with `make`; others wait."""
     base = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # pytest-xdist gives each process a folder inside the run's folder
         base = base.parent

@@ -26,5 +26,5 @@ _FACTS = ModelFacts(
 
 
 def model_facts(**changes: Any) -> ModelFacts:
-    """Return plausible facts, with these changes."""
+    """Return plausible facts, in which `changes` replace some values."""
     return replace(_FACTS, **changes)

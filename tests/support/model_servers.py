@@ -46,7 +46,7 @@ class ModelServers:
 
 @contextmanager
 def running_model_servers(base: Path, demo_model: Path) -> Iterator[ModelServers]:
-    """Write the models to the folder and start their servers."""
+    """Write each model to a folder in `base`, and start a server for each model."""
     names = dict(enumerate(LABELS))
     ids = {label: i for i, label in names.items()}
     folders = {
@@ -84,7 +84,7 @@ def running_model_servers(base: Path, demo_model: Path) -> Iterator[ModelServers
 
 
 def with_prompts(folder: Path, model: Path) -> Path:
-    """Fill the folder with links to a model's files and a configuration of PROMPTS; return the folder."""
+    """Make a folder with links to a model's files and with a new configuration of PROMPTS; return the folder."""
     folder.mkdir()
     for path in model.iterdir():
         (folder / path.name).symlink_to(path)

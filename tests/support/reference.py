@@ -1,6 +1,6 @@
-"""The reference for an Encoder: Transformers' padded model, and the poolings of the papers and bert-as-service.
+"""The reference for an Encoder: Transformers' padded model, with poolings as in papers and bert-as-service.
 
-This file uses no code of the server. The model runs in float32 with eager attention. The masks are made here.
+This file uses no code of the server and makes the masks itself. The model runs in float32 with eager attention.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STRATEGIES = [
 
 
 class Reference:
-    """The model in a folder. positions: False sets its position embeddings to zero."""
+    """The model in a folder. positions: False sets the model's position embeddings to zero."""
 
     def __init__(self, folder: Path, *, positions: bool = True) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -31,18 +31,18 @@ class Reference:
             self.model.embeddings.position_embeddings.weight.data.zero_()
 
     def words(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens."""
+        """The token ids of a text, without special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def single(self, text: str | list[str], *, longest: int = 512) -> list[int]:
-        """The ids of [CLS] text [SEP], cut on the right. A list of tokens is not tokenized again."""
+        """The ids of [CLS] text [SEP], cut on the right to `longest` ids. Tokens are not tokenized again."""
         words = self.words(text) if isinstance(text, str) else self.tokenizer.convert_tokens_to_ids(text)
         return [self.tokenizer.cls_token_id, *words[: longest - 2], self.tokenizer.sep_token_id]
 
     def pair(self, first: list[int], second: list[int], *, longest: int = 512) -> tuple[list[int], list[int]]:
         """The ids and type ids of [CLS] first [SEP] second [SEP].
 
-        As in bert-as-service, the longer text is cut first.
+        As in bert-as-service, a pair that is too long loses tokens one by one, from the end of the longer text.
         """
         first, second = list(first), list(second)
         while len(first) + len(second) > longest - 3:
@@ -59,7 +59,7 @@ class Reference:
         types: Sequence[list[int]] | None = None,
         seen: Sequence[list[int]] | None = None,
     ) -> list[Array]:
-        """The hidden states of each sequence, (layers, T, H). seen: 1 for a token that others attend to."""
+        """The hidden states (layers, T, H) of each sequence. seen: attention masks, 1 for a token to attend to."""
         inputs = {
             "input_ids": _padded(ids, self.tokenizer.pad_token_id),
             "attention_mask": _padded(seen or [[1] * len(i) for i in ids], 0),
@@ -74,14 +74,14 @@ class Reference:
         ]
 
     def pooled(self, first: Array) -> Array:
-        """The output of BERT's pooler (dense layer and tanh). first: the last layer's first token."""
+        """The output of BERT's pooler (dense layer and tanh). first: the last hidden state of the first token."""
         pooler = getattr(self.model.pooler, "dense", self.model.pooler)  # ALBERT's pooler is the layer itself
         weight, bias = (p.detach().double().numpy() for p in (pooler.weight, pooler.bias))
         return np.asarray(np.tanh(weight @ first + bias))
 
 
 def layers_of(hidden: Array, layers: Sequence[int]) -> Array:
-    """The layers concatenated in this order: (T, H * len(layers))."""
+    """The hidden states of these layers, concatenated in this order: (T, H * len(layers))."""
     return np.concatenate([hidden[layer] for layer in layers], axis=1)
 
 
@@ -102,7 +102,7 @@ def pool(name: str, tokens: Array, mask: Sequence[int] | None = None) -> Array:
 
 
 def deviation(rows: npt.ArrayLike, expected: npt.ArrayLike) -> float:
-    """The largest difference; divided by a tenth of the largest expected value if that value is above 10."""
+    """The largest difference. If the largest expected value m is above 10, the difference is divided by m / 10."""
     rows, expected = np.asarray(rows), np.asarray(expected)
     assert rows.shape == expected.shape
     return float(np.abs(rows - expected).max() / max(1.0, np.abs(expected).max() / 10))

@@ -19,7 +19,7 @@ import psutil
 
 from tests.support.waiting import HANG_S, wait_until
 
-#: These ports are below 32768, where the ports that Linux gives to outgoing connections begin.
+#: Linux gives ports from 32768 on to outgoing connections, so these ports are lower.
 _PORTS = range(12_000, 32_000)
 _BLOCK_SIZE = 400
 
@@ -34,7 +34,7 @@ def free_ports(count: int) -> list[int]:
 
 @functools.cache
 def _ports_of_this_process() -> Iterator[int]:
-    """Claim a block of ports for this process until it ends; return its ports in turn, again and again.
+    """Claim a block of ports until this process ends; return an endless iterator over the block.
 
     A port is chosen some time before a server listens on it. If each test process looked for any free port, two of
     them could choose the same one. The lock's file stays open, so the lock is held until the process ends.

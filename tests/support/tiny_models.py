@@ -42,7 +42,7 @@ _SIZES = {
     "intermediate_size": 128,
     "max_position_embeddings": 512,
 }
-# Options that a family needs in addition to _SIZES, or instead. The keys are Transformers' model types.
+# Options of each family, which add to _SIZES or override its values. The keys are Transformers' model types.
 FAMILIES: dict[str, dict[str, object]] = {
     "bert": {},
     "roberta": {"max_position_embeddings": 514},
@@ -101,7 +101,7 @@ def _save(model: PreTrainedModel, folder: Path) -> Path:
 
 def _randomize(model: PreTrainedModel) -> None:
     # The standard deviation is large, so that every part of the model changes the vectors noticeably.
-    # The scales of norms are drawn around 1. Around 0, all texts would get equal vectors.
+    # The scales of norms are drawn around 1: with scales around 0, all texts would get equal vectors.
     for name, parameter in model.named_parameters():
         is_scale = "norm" in name.lower() and name.endswith("weight")
         parameter.data.normal_(1 if is_scale else 0, 0.1)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-#: Seconds after which a test fails, because what it waits for seems to hang. The limit does not test speed: on two
-#: cores, the longest wait of a test takes less than a fifth of it, and slower machines run the same tests.
+#: After this number of seconds, a waiting test fails: the process that it waits for seems to hang. The limit does
+#: not test speed. On two cores, the longest wait takes less than a fifth of HANG_S; slower machines need longer.
 HANG_S = 300
 
 
 def wait_until(condition: Callable[[], object], what: Callable[[], object] | str = "") -> None:
     """Return when the condition is true.
 
-    Raises AssertionError with `what` (or what it returns) if that takes longer than HANG_S.
+    Raises AssertionError if the condition is still false after HANG_S. The message is `what` or its return value.
     """
     deadline = time.monotonic() + HANG_S
     while not condition():

@@ -1,4 +1,4 @@
-"""The bytes of the messages of bert-serving-client 1.10.0 and of our clients, and between broker and workers."""
+"""The bytes of messages to and from bert-serving-client 1.10.0, our clients and the workers."""
 
 from __future__ import annotations
 
@@ -572,7 +572,7 @@ def codec_without_orjson(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def imported_again(module: ModuleType) -> ModuleType:
-    """Return a second copy of a module, which sees the present sys.modules."""
+    """Import a module a second time, with the current sys.modules; return the new copy."""
     assert module.__file__ is not None
     spec = importlib.util.spec_from_file_location(f"{module.__name__}_again", module.__file__)
     assert spec is not None

@@ -88,7 +88,7 @@ def test_a_gzip_body_is_decompressed() -> None:
 
 
 def packed(data: bytes) -> bytes:
-    """Return the data in gzip's format, without the time.
+    """Return the data in gzip's format, without a timestamp.
 
     The result is part of a test's name, which must be the same in every process of pytest-xdist.
     """

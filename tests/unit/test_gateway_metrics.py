@@ -12,7 +12,8 @@ from prometheus_client import values
 def test_processes_share_counts_even_if_the_folder_is_set_after_the_import(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(values, "ValueClass", values.MutexValue)  # as if imported before the variable was set
+    # This class is in use if prometheus_client was imported before the variable was set.
+    monkeypatch.setattr(values, "ValueClass", values.MutexValue)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     metrics = GatewayMetrics(["/embed"])
     metrics.observe("/embed", 200, 0.1)

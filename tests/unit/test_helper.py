@@ -141,7 +141,7 @@ def test_arguments_are_added_to_a_namespace_that_is_given() -> None:
 
 def test_other_names_of_the_original_exist() -> None:
     assert bert_serving.server.__version__ == own_version()
-    assert cli.main is cli.start  # programs set sys.argv and call main
+    assert cli.main is cli.start  # programs for bert-as-service set sys.argv and call main
 
 
 def test_error_for_bad_arguments_is_one_line() -> None:

@@ -1,4 +1,4 @@
-"""Checks in the source code which part of the program imports which other parts."""
+"""Each part of the program imports only the parts that it may import. The tests read the source code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "server": {"compat", "worker", "settings"},
 }
 
-#: Packages that only these parts may import, even inside functions.
+#: Packages that only the listed parts may import. The rule also holds inside functions.
 HEAVY = {
     "torch": {"worker", "model.tensorflow.google_bert"},
     "transformers": {"worker", "model.tensorflow.google_bert"},

@@ -1,4 +1,4 @@
-"""A client's first request is matched with its subscription, in either order. Unmatched ones are forgotten."""
+"""A client's first request is matched with its subscription, in either order. Unmatched items are forgotten."""
 
 from __future__ import annotations
 

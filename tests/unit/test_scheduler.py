@@ -38,8 +38,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.support.model_facts import model_facts
 
 ALICE, BOB, CAROL = b"alice-0123456789", b"bob-0123456789ab", b"carol-0123456789"
-FULL_BATCH = 100  # texts of 16 tokens
-SMALL = 16  # texts of the largest request that overtakes others
+FULL_BATCH = 100  # number of texts of 16 tokens in a full batch
+SMALL = 16  # number of texts in the largest request that may overtake others
 
 _unique = itertools.count(1)
 
@@ -231,7 +231,7 @@ def test_a_rejected_text_fails_only_its_request_and_is_named_by_its_index_there(
 
 def test_the_bytes_of_vectors_of_a_request_are_limited() -> None:
     scheduler = make_scheduler(result_bytes=16, max_batch_size=2)
-    submit(scheduler, ALICE, 4)  # each vector has 8 bytes: the total is known after the first batch
+    submit(scheduler, ALICE, 4)  # a vector has 8 bytes; after one batch it is clear that 4 are too many
     (failure,) = scheduler.complete("w0", computed(next_batch(scheduler)), 0.0)
     assert isinstance(failure, Failure)
     assert isinstance(failure.error, PayloadTooLarge)

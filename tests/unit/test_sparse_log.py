@@ -1,4 +1,4 @@
-"""Warnings are limited in number for each kind, so that one kind does not hide another."""
+"""The number of warnings is limited separately for each kind, so that one kind does not hide another."""
 
 from __future__ import annotations
 

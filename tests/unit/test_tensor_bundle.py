@@ -135,7 +135,7 @@ def test_a_changed_byte_of_a_tensor_is_an_error_that_names_it(types: Path) -> No
         for i in range(len(content)):
             shard.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
             errors = [error for name in TYPES if (error := error_of(types, name)) is not None]
-            assert len(errors) <= 1  # no error: the byte belongs to a tensor that is not read
+            assert len(errors) <= 1  # none if the byte belongs to a tensor that is not read
             assert all(str(shard) in error and "has a wrong checksum" in error for error in errors)
         shard.write_bytes(content)
 

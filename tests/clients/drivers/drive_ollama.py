@@ -1,4 +1,4 @@
-"""ollama, with and without asyncio."""
+"""The package ollama, called with and without asyncio."""
 
 import asyncio
 

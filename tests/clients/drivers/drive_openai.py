@@ -1,4 +1,4 @@
-"""openai, with and without asyncio."""
+"""The package openai, called with and without asyncio."""
 
 import asyncio
 

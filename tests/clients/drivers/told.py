@@ -30,5 +30,5 @@ def refusal(call: Callable[[], Any]) -> str:
 
 def say(**answers: Any) -> None:
     """Print the answers as one line of JSON."""
-    print()  # some clients print a line without its end
+    print()  # some clients print text without a line break at the end
     print(json.dumps(answers, default=lambda array: array.tolist()))
