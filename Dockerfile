@@ -17,7 +17,7 @@ COPY client client
 RUN python -m venv /opt/venv
 RUN /opt/venv/bin/pip install --no-cache-dir -c constraints.txt uv
 RUN /opt/venv/bin/uv pip install --no-cache --no-deps --python /opt/venv --torch-backend=${TORCH_BACKEND} -c constraints.txt torch
-RUN /opt/venv/bin/pip install --no-cache-dir -c constraints.txt ".[server,demo]"
+RUN /opt/venv/bin/uv pip install --no-cache --python /opt/venv -c constraints.txt ".[server,demo]"
 
 FROM python:${PYTHON_VERSION}-slim
 COPY --from=build /opt/venv /opt/venv
