@@ -42,7 +42,7 @@ def device_name(device: torch.device) -> str:
 
 @torch.inference_mode()
 def matmul_seconds(dtype: torch.dtype, num_tokens: int, shape: Shape, device: torch.device) -> float:
-    """Return the seconds that the model's matrix products take for this number of tokens at the best rate."""
+    """Return the seconds that the model's matrix products take for num_tokens, at the best rate measured."""
     row = 2048 if device.type == "cpu" else 16384  # tokens in a micro-batch of the encoder
     total = 0.0
     sizes = ((shape.hidden, shape.hidden, 4), (shape.hidden, shape.inner, 1), (shape.inner, shape.hidden, 1))

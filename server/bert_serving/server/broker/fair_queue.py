@@ -92,7 +92,7 @@ class FairQueue:
         return slices, max_tokens - room_tokens
 
     def _lead(self, clock: float) -> float:
-        """Return by how many tokens the clock of the first flow is behind the clock of the second."""
+        """Return how many tokens `clock`, the lowest, is behind the next clock; inf if there is only one."""
         others = [entry[0] for entry in self._heap[1:3]]
         return min(others) - clock if others else float("inf")
 

@@ -22,7 +22,8 @@ _MAX_REFUSED = 100_000  # at most this many refused subscriptions are stored
 class Subscriptions:
     """Accepts or refuses subscriptions: each connection may have only a limited number of them.
 
-    connection: a number that no other open connection has; None: the connection is already closed.
+    The methods take a connection as a number that no other open connection has, or as None if the connection is
+    already closed.
     """
 
     def __init__(self) -> None:

@@ -59,9 +59,10 @@ class ChildProcess:
         """Start the process."""
         args = (self.target, self.name, self.verbose, self.scratch_dir, self.kwargs, self.env)
         self._process = spawn_context.Process(target=child.run, args=args, name=self.name)
+        # Starting the resource tracker unblocks SIGINT in this process. So start it before the block below.
+        resource_tracker.ensure_running()
         # Ctrl-C sends SIGINT to the whole process group, but only the server decides when its children end. The
         # child inherits the blocked signal, so that not even its first imports can be interrupted.
-        resource_tracker.ensure_running()  # otherwise `start` starts the tracker, which unblocks SIGINT
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
