@@ -173,13 +173,13 @@ def test_the_configuration_is_printed_on_request(
 def test_a_timeout_holds_for_fetching_too_and_costs_no_result(server: RunningServer) -> None:
     with BertClient(**server.ports) as client:
         client.timeout = 5
-        client.encode(["a long sentence " * 30] * 30, blocking=False)
+        client.encode(["a long sentence " * 30] * 600, blocking=False)
         for fetch in (client.fetch_all, lambda: next(client.fetch())):
             with pytest.raises(TimeoutError, match="did not reply in time"):
                 fetch()
         client.timeout = -1
         (rows,) = client.fetch_all()
-        assert rows.shape == (30, 384)
+        assert rows.shape == (600, 384)
 
 
 @pytest.mark.parametrize(
@@ -249,14 +249,14 @@ def test_concurrent_client_tells_how_many_may_call_and_waits_no_longer_than_its_
 ) -> None:
     with ConcurrentBertClient(max_concurrency=2, **server.ports) as client, ThreadPoolExecutor(2) as pool:
         assert client.available_bc == [client, client]
-        busy = [pool.submit(client.encode, ["a long sentence " * 30] * 20) for _ in range(2)]
+        busy = [pool.submit(client.encode, ["a long sentence " * 30] * 300) for _ in range(2)]
         while len(client.pending_request) < 2:
             time.sleep(0.001)
         assert client.available_bc == []
         client.timeout = 5
         with pytest.raises(TimeoutError, match="too many concurrent calls: max_concurrency=2"):
             client.encode(TEXTS)
-        assert [future.result(HANG_S).shape for future in busy] == [(20, 384)] * 2
+        assert [future.result(HANG_S).shape for future in busy] == [(300, 384)] * 2
         assert len(client.available_bc) == 2
 
 
