@@ -72,6 +72,7 @@ clean:
 
 # torch is installed first: TORCH chooses its build, and the later steps keep it.
 $(VENV)/.torch: constraints.txt
+	@echo "install: packages into $(VENV), a minute or two after their download"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
 	touch $@

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.distribution import SharedServersScheduling, slowest_files_first
+from tests.support.distribution import slowest_files_first
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
@@ -20,7 +20,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
     """Run tests that share servers in one process if pytest-xdist was started with --dist loadscope."""
-    return SharedServersScheduling(config, log) if config.getvalue("dist") == "loadscope" else None
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from tests.support.scheduling import SharedServersScheduling
+
+    return SharedServersScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from tests.support.running_server import RunningServer
 
 NUM_CLIENTS = 16
 NUM_REQUESTS = 100
-LARGE = 40 * 256
+LARGE = 80 * 256
 
 
 def test_single_sentences_of_16_clients_merge_and_never_mix(server: RunningServer) -> None:
@@ -46,7 +45,7 @@ def test_single_sentences_of_16_clients_merge_and_never_mix(server: RunningServe
 def test_a_large_job_delays_a_single_sentence_by_the_batches_in_flight_only(server: RunningServer) -> None:
     """The delay is counted in batches, not seconds. At most two batches are in flight when a sentence arrives.
 
-    The large job has 40 batches, so it must still be running when the last of the five single sentences is done.
+    The large job has 80 batches, so it must still be running when the last of the ten single sentences is done.
     """
     done = threading.Event()
 
@@ -64,13 +63,13 @@ def test_a_large_job_delays_a_single_sentence_by_the_batches_in_flight_only(serv
         while client.server_status["num_batch"] < first + 3:
             time.sleep(0.01)
         waited = []
-        for i in range(5):
+        for i in range(10):
             before = client.server_status["num_batch"]
             client.encode([f"urgent {i}"])
             # At most 4 batches: 2 in flight, 1 with this text, and 1 that may end before the status arrives.
             waited.append(client.server_status["num_batch"] - before)
             assert not done.is_set()
-        # The median, because the server may compute more batches while a busy machine pauses this process.
-        assert statistics.median(waited) <= 2 + 1 + 1, waited
+        # All but one, because the server may compute more batches while a busy machine pauses this process.
+        assert sorted(waited)[-2] <= 2 + 1 + 1, waited
     large.join()
     assert done.is_set()

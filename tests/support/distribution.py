@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath, PurePosixPath
-
-from xdist.scheduler import LoadScopeScheduling
+from pathlib import PurePath
 
 #: The test files that use the same servers. Each key is a name for these servers. One process starts the servers
 #: and runs all tests of these files. Each of the other tests runs in whichever process is free.
@@ -17,7 +15,7 @@ _FILES = {
     "wheel and sdist": ("test_distributions",),
     "GPU": ("test_encoder",),
 }
-_SERVERS = {file: servers for servers, files in _FILES.items() for file in files}
+SERVERS = {file: servers for servers, files in _FILES.items() for file in files}
 
 #: The files that take longest, the slowest first. They start before all other files. Otherwise a process could
 #: start one of them near the end, and run for a long time after the other processes have finished.
@@ -38,10 +36,3 @@ _SLOWEST = (
 def slowest_files_first(path: PurePath) -> int:
     """Return the sort key of a test file: its index in _SLOWEST, or a larger number for other files."""
     return _SLOWEST.index(path.stem) if path.stem in _SLOWEST else len(_SLOWEST)
-
-
-class SharedServersScheduling(LoadScopeScheduling):
-    """Assigns all tests that use the same servers to one process together, and every other test alone."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return _SERVERS.get(PurePosixPath(nodeid.partition("::")[0]).stem, nodeid)

@@ -5,7 +5,7 @@ arrive first. The outbox holds a reply until a client has subscribed to the iden
 clients may share an identity. Then the outbox publishes the reply as soon as any of them has subscribed. If the
 sender of the request has not subscribed yet, it never gets the reply. Therefore each client's first request is
 matched with a subscription to its identity. If the subscription arrives after the request, `subscribe` returns the
-request, and the caller can answer the request again.
+request, and the caller can reply to the request again.
 
 A subscription does not name its client, and some clients subscribe but send nothing. The subscription of such a
 client must not be matched with the request of a later client. Therefore a subscription waits only one second for

@@ -26,7 +26,10 @@ class GatewayMetrics:
         values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         self.requests = Counter(
-            "bert_serving_http_requests", "HTTP requests answered", ["route", "status"], registry=registry
+            "bert_serving_http_requests",
+            "HTTP requests that got a response",
+            ["route", "status"],
+            registry=registry,
         )
         self.latency = Histogram(
             "bert_serving_http_request_seconds",
@@ -36,7 +39,7 @@ class GatewayMetrics:
             registry=registry,
         )
         self.errors = Counter(
-            "bert_serving_http_errors", "HTTP requests answered with an error", ["code"], registry=registry
+            "bert_serving_http_errors", "HTTP requests that got an error response", ["code"], registry=registry
         )
         # Create every series now: it must exist with the value zero before its first event.
         for code in ERROR_CODES:
@@ -48,7 +51,7 @@ class GatewayMetrics:
         MultiProcessCollector(self._all)  # type: ignore[no-untyped-call]
 
     def observe(self, route: str, status: int, seconds: float, error_code: str | None = None) -> None:
-        """Count a request that was answered. error_code: None if there was no error."""
+        """Count a request that got its response. error_code: None if there was no error."""
         self.requests.labels(route, str(status)).inc()
         if error_code is not None:
             self.errors.labels(error_code).inc()

@@ -193,8 +193,8 @@ class Supervisor:
 
     def _on_death(self, child: ChildProcess) -> None:
         """Release a dead child, so that it is started again. Raises StartError if a new start would not help."""
-        self._broker.step(0)  # the broker may not have read the child's last messages yet
         was_ready = self._is_ready(child)
+        self._broker.step(0)  # the broker may not have read the child's last messages yet
         exit_code = self._release(child, died_early=not was_ready)
         refusal = self._broker.worker_lost(child.name) if child.name in self._workers else None
         if refusal is not None and not was_ready and not self._has_been_ready:

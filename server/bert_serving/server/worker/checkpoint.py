@@ -177,8 +177,22 @@ _HOW_TO_LOAD = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output
 # Model types that return the output of their top layer unchanged. If only the layers up to N are loaded, they
 # return the hidden states of layer N. Other types would apply their final norm to these hidden states.
 _NO_LAST_NORM = {
-    *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "mpnet", "nomic_bert"),
-    *("deberta", "deberta-v2", "ernie", "convbert", "roc_bert", "squeezebert", "data2vec-text"),
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "distilbert",
+    "electra",
+    "albert",
+    "mpnet",
+    "nomic_bert",
+    "deberta",
+    "deberta-v2",
+    "ernie",
+    "convbert",
+    "roc_bert",
+    "squeezebert",
+    "data2vec-text",
 }
 
 
