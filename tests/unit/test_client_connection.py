@@ -6,15 +6,28 @@ import asyncio
 import threading
 from _thread import interrupt_main
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zmq.auth
-from bert_serving.client import AsyncBertClient, BertClient
+from bert_serving.client import AsyncBertClient, BertClient, ConcurrentBertClient
 from bert_serving.client.address import CurveKeys
-from bert_serving.protocol import Command, CommandRequest, EncodeRequest
+from bert_serving.protocol import (
+    Command,
+    CommandRequest,
+    EncodeReply,
+    EncodeRequest,
+    ErrorReply,
+    Overloaded,
+    Reply,
+    ServingError,
+    Unavailable,
+)
 
 from tests.support.bare_server import BareServer
+from tests.support.cutting_proxy import Proxy
 from tests.support.waiting import HANG_S, wait_until
 
 
@@ -27,12 +40,7 @@ def assert_cancelled(server: BareServer, request: EncodeRequest | CommandRequest
 
 
 def test_call_that_times_out_cancels_its_request() -> None:
-    with (
-        BareServer() as server,
-        BertClient(**server.ports, ignore_all_checks=True, timeout=HANG_S * 1000) as client,
-    ):
-        client.encode(["connects the client"], blocking=False)
-        server.next_request()
+    with BareServer() as server, BertClient(**server.ports) as client:
         client.timeout = 50
         with pytest.raises(TimeoutError, match="did not reply in time"):
             client.encode(["a"])
@@ -47,7 +55,7 @@ def test_interrupted_call_cancels_its_request() -> None:
         wait_until(lambda: client._channel._is_receiving, "the call does not wait for its reply")
         interrupt_main()
 
-    with BareServer() as server, BertClient(**server.ports, ignore_all_checks=True) as client:
+    with BareServer() as server, BertClient(**server.ports) as client:
         interrupter = threading.Thread(target=interrupt, args=(server,))
         interrupter.start()
         with pytest.raises(KeyboardInterrupt):
@@ -57,20 +65,19 @@ def test_interrupted_call_cancels_its_request() -> None:
 
 
 def test_command_that_times_out_is_not_cancelled() -> None:
-    with BareServer() as server, BertClient(**server.ports, ignore_all_checks=True, connect_timeout=500) as client:
+    with BareServer() as server, BertClient(**server.ports) as client:
+        client.timeout = 50
         with pytest.raises(TimeoutError):
-            client.server_config  # noqa: B018
+            client.server_status  # noqa: B018
         client.encode(["a"], blocking=False)
-        commands = [server.next_request(), server.next_request()]
-        assert [type(each) for each in commands] == [CommandRequest, EncodeRequest]
+        assert [type(server.next_request()) for _ in range(2)] == [CommandRequest, EncodeRequest]
 
 
 @pytest.mark.parametrize("timeout_ms", [None, 50])
 def test_asyncio_call_that_is_cancelled_or_times_out_cancels_its_request(timeout_ms: int | None) -> None:
     async def main(server: BareServer) -> EncodeRequest | CommandRequest:
         async with AsyncBertClient(**server.ports) as client:
-            await client._channel.send(lambda now: client._session.command(Command.SHOW_CONFIG, now), float("inf"))
-            await asyncio.to_thread(server.next_request)
+            await client.server_config()
             call = asyncio.create_task(client.encode_reply(["a"], timeout_ms=timeout_ms))
             request = await asyncio.to_thread(server.next_request)
             if timeout_ms is None:
@@ -84,6 +91,106 @@ def test_asyncio_call_that_is_cancelled_or_times_out_cancels_its_request(timeout
         request = asyncio.run(main(server))
     assert isinstance(request, EncodeRequest)
     assert request.deadline_ms == timeout_ms
+
+
+# -- subscriptions ---------------------------------------------------------------------------------------
+
+
+def test_request_is_sent_only_after_the_server_has_read_the_subscription() -> None:
+    with BareServer(num_silent=2) as server, BertClient(**server.ports, ignore_all_checks=True) as client:
+        client.encode(["a"], blocking=False)
+        server.next_request()
+        assert server.num_configs >= 3
+
+
+def test_asyncio_request_is_sent_only_after_the_server_has_read_the_subscription() -> None:
+    async def main(server: BareServer) -> None:
+        async with AsyncBertClient(**server.ports) as client:
+            call = asyncio.create_task(client.encode(["a"]))
+            await asyncio.to_thread(server.next_request)
+            call.cancel()
+
+    with BareServer(num_silent=1) as server:
+        asyncio.run(main(server))
+        assert server.num_configs >= 2
+
+
+def test_broken_connection_for_replies_alone_fails_the_waiting_call_and_the_next_one_works() -> None:
+    with (
+        BareServer(answer_texts({"b"})) as server,
+        Proxy(server.port_out) as proxy,
+        BertClient(port=server.port, port_out=proxy.port) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(client.encode, ["a"])
+        server.next_request()
+        proxy.cut()
+        with pytest.raises(ConnectionError, match="went away"):
+            waiting.result(HANG_S)
+        before = server.num_configs
+        assert client.encode(["b"]).shape == (1, 1)
+        assert server.num_configs > before  # the new subscription was checked too
+
+
+# -- refused requests ------------------------------------------------------------------------------------
+
+
+def answer_texts(known: set[str]) -> Callable[[EncodeRequest | CommandRequest], Reply | None]:
+    """Return a function that replies to requests for these texts."""
+
+    def answer(request: EncodeRequest | CommandRequest) -> Reply | None:
+        if isinstance(request, CommandRequest) or not set(map(str, request.texts)) <= known:
+            return None
+        return EncodeReply(request.identity, request.request_id, np.zeros((len(request.texts), 1), np.float32))
+
+    return answer
+
+
+class Busy:
+    """Refuses each request once, then replies to it."""
+
+    def __init__(self, error: ServingError) -> None:
+        self._error = error
+        self._refused: set[bytes] = set()
+
+    def __call__(self, request: EncodeRequest | CommandRequest) -> Reply | None:
+        if request.request_id in self._refused:
+            return answer_texts({"a"})(request)
+        self._refused.add(request.request_id)
+        return ErrorReply(request.identity, request.request_id, self._error)
+
+
+REFUSALS = [Overloaded("the queue is full", retry_after_ms=20), Unavailable("no worker", retry_after_ms=20)]
+
+
+@pytest.mark.parametrize("error", REFUSALS)
+def test_refused_request_is_sent_again(error: ServingError) -> None:
+    with BareServer(Busy(error)) as server:
+        with BertClient(**server.ports) as client:
+            assert client.encode(["a"]).shape == (1, 1)
+            client.encode(["a"], blocking=False)
+            assert client.fetch_all(concat=True).shape == (1, 1)
+            assert [len(each.embedding) for each in client.encode_async([["a"]] * 3)] == [1, 1, 1]
+        with ConcurrentBertClient(**server.ports) as concurrent:
+            assert concurrent.encode(["a"]).shape == (1, 1)
+
+
+@pytest.mark.parametrize("error", REFUSALS)
+def test_refused_request_of_the_asyncio_client_is_sent_again(error: ServingError) -> None:
+    async def main(server: BareServer) -> list[object]:
+        async with AsyncBertClient(**server.ports) as client:
+            return [rows.shape for rows in await asyncio.gather(*(client.encode(["a"]) for _ in range(3)))]
+
+    with BareServer(Busy(error)) as server:
+        assert asyncio.run(main(server)) == [(1, 1)] * 3
+
+
+def test_refusal_is_raised_at_once_without_retry_and_without_time_for_it() -> None:
+    with BareServer(Busy(Overloaded("the queue is full", retry_after_ms=3_600_000))) as server:
+        with BertClient(**server.ports, retry=False) as client, pytest.raises(Overloaded):
+            client.encode(["a"])
+        with BertClient(**server.ports, timeout=HANG_S * 1000) as client, pytest.raises(Overloaded):
+            client.encode(["a"])
 
 
 # -- keys ------------------------------------------------------------------------------------------------
@@ -123,6 +230,22 @@ def test_client_with_the_right_keys_is_served(curve_dir: Path, keys: CurveKeys, 
         request = server.next_request()
         assert isinstance(request, EncodeRequest)
         assert request.texts == ["a"]
+
+
+def test_client_that_was_refused_is_served_as_soon_as_its_key_is_allowed(
+    curve_dir: Path, keys: CurveKeys, server_secret: bytes
+) -> None:
+    with (
+        BareServer(secret=server_secret) as server,
+        BertClient(
+            **server.ports, ignore_all_checks=True, curve_dir=str(curve_dir), connect_timeout=300
+        ) as client,
+    ):
+        with pytest.raises(TimeoutError, match="server refused the key"):
+            client.server_config  # noqa: B018
+        server.allowed = [keys.public]
+        client.connect_timeout = HANG_S * 1000
+        assert client.server_config["server_version"] == "1.10.0"
 
 
 @pytest.mark.parametrize("ask", ASK.values(), ids=ASK.keys())

@@ -56,7 +56,8 @@ def main(
     the other arguments, see Service.
     """
     service = Service(
-        AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False),
+        # A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
+        AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False, retry=False),
         model_name,
         Path(tokenizer_path),
         max_body_bytes,
