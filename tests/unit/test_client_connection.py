@@ -186,7 +186,7 @@ def test_refused_request_of_the_asyncio_client_is_sent_again(error: ServingError
 
 
 def test_refusal_is_raised_at_once_without_retry_and_without_time_for_it() -> None:
-    with BareServer(Busy(Overloaded("the queue is full", retry_after_ms=3_600_000))) as server:
+    with BareServer(Busy(Overloaded("the queue is full", retry_after_ms=10**12))) as server:
         with BertClient(**server.ports, retry=False) as client, pytest.raises(Overloaded):
             client.encode(["a"])
         with BertClient(**server.ports, timeout=HANG_S * 1000) as client, pytest.raises(Overloaded):
