@@ -155,7 +155,7 @@ class AsyncChannel:
         if connection is None:
             return
         now = time.monotonic()
-        for frames in connection.receive():
+        for frames in connection.receive(now):
             request_id = self._session.receive(frames, now)
             if request_id is not None:
                 self._wake([request_id])

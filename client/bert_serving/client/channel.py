@@ -153,7 +153,7 @@ class Channel:
         self._changed.release()
         try:
             connection.wait(timeout_s)
-            messages = connection.receive()
+            messages = connection.receive(time.monotonic())
         finally:
             self._changed.acquire()
             self._is_receiving = False

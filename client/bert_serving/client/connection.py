@@ -5,7 +5,7 @@ another thread is in `wait` or `receive`.
 
 Rules of this file:
 - ZeroMQ connects the receiver, and connects it again after a loss. The receiver's monitor reports each handshake
-  and each loss of the connection. If the server refuses the key, ZeroMQ gives up; then `maintain` connects the
+  and each loss of the connection. If the server refuses the key, ZeroMQ gives up; then `receive` connects the
   receiver again.
 - The sender has no monitor, because a monitor needs two more file descriptors. The sender is connected while it
   is writable. After a loss, `maintain` records the loss and then connects the sender again. ZeroMQ must not
@@ -33,7 +33,7 @@ _RECONNECT_MAX_MS = 1_000
 _HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
-_RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of `maintain` to connect a socket
+_RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of this file to connect a socket
 
 _NUM_FILES = 6  # files that a connection opens: two for TCP, four with which ZeroMQ wakes its threads
 _NUM_FILES_TO_OPEN = _NUM_FILES + 8  # the context needs eight more; libzmq aborts if it cannot open them
@@ -106,21 +106,23 @@ class Connection:
         """Return when one of the descriptors is readable, or after the timeout in seconds."""
         self._poller.poll(round(timeout_s * 1000))
 
-    def receive(self) -> list[Frames]:
-        """Return the messages that have arrived, and read from the monitor whether the receiver is connected."""
+    def receive(self, now: float) -> list[Frames]:
+        """Return the messages that have arrived, and read from the monitor whether the receiver is connected.
+
+        Connect the receiver again if ZeroMQ has given up.
+        """
         while _state(self._monitor) & zmq.POLLIN:
             event = recv_monitor_message(self._monitor)
             self._note(event["event"], event["value"])
+        if self._is_given_up and self._receiver_attempts.connect(now):
+            self._is_given_up = False
         messages: list[Frames] = []
         while _state(self._receiver) & zmq.POLLIN:
             messages.append(list(self._receiver.recv_multipart(zmq.NOBLOCK)))
         return messages
 
     def maintain(self, now: float) -> None:
-        """Check whether the sender is connected. If only the receiver is connected, connect the sender too.
-
-        Connect the receiver again if ZeroMQ has given up.
-        """
+        """Check whether the sender is connected. If only the receiver is connected, connect the sender too."""
         could_send, self._can_send = self._can_send, bool(_state(self._sender) & zmq.POLLOUT)
         if could_send and not self._can_send:
             self._is_lost = True
@@ -129,10 +131,6 @@ class Connection:
             self._sender_attempts.reset()
         elif self._can_receive:
             self._sender_attempts.connect(now)
-        if self._can_receive:
-            self._receiver_attempts.reset()
-        elif self._is_given_up and self._receiver_attempts.connect(now):
-            self._is_given_up = False
 
     def take_loss(self) -> Unavailable | None:
         """Return an error if the connection was lost since the last call, else None.
@@ -171,6 +169,7 @@ class Connection:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._can_receive = True
             self._key_trouble = None
+            self._receiver_attempts.reset()
             return
         if event & _HANDSHAKE_FAILED:  # DISCONNECTED follows
             self._key_trouble = _key_trouble(event, value, has_key=self._address.curve is not None)
