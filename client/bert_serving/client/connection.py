@@ -30,7 +30,7 @@ from .address import Address
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
 _RECONNECT_MAX_MS = 1_000
-_HANDSHAKE_FAILED = (
+HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
 _RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of this file to connect a socket
@@ -76,7 +76,7 @@ class Connection:
         self._receiver.rcvhwm = 0
         self._receiver.subscribe(identity)
         self._monitor = self._receiver.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILED
         )
         self._receiver.connect(address.replies)
         self._receiver_attempts = _Attempts(self._receiver, address.replies)
@@ -171,9 +171,10 @@ class Connection:
             self._key_trouble = None
             self._receiver_attempts.reset()
             return
-        if event & _HANDSHAKE_FAILED:  # DISCONNECTED follows
-            self._key_trouble = _key_trouble(event, value, has_key=self._address.curve is not None)
+        if event & HANDSHAKE_FAILED:  # DISCONNECTED follows
             self._is_given_up = event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            if self._is_given_up or self._key_trouble is None:  # a known reason is not replaced by an unknown one
+                self._key_trouble = key_trouble(event, value, has_key=self._address.curve is not None)
             return
         if self._can_receive:
             self._is_lost = True
@@ -209,25 +210,27 @@ class _Attempts:
         return True
 
 
-def _key_trouble(event: int, value: int, *, has_key: bool) -> str | None:
-    """Return what a failed handshake says about the keys; None if it says nothing."""
+def key_trouble(event: int, value: int, *, has_key: bool) -> str:
+    """Return what a failed handshake says about the keys. event, value: one of HANDSHAKE_FAILED, and its value."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "the server refused the key of this client (client.key_secret)"
-    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:  # one side uses CURVE, the other does not
+    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
         return (
             "the server uses no keys; leave out curve_dir" if has_key else "the server requires a key (curve_dir)"
         )
+    # The server closed the connection first, so its reason is not known.
     if has_key:
-        return "the server closed the encrypted connection; is server.key the key of this server?"
-    return None
+        return "the handshake failed; is server.key the key of this server? Or the server uses no keys"
+    return (
+        "the handshake failed; is port_out a server's port for results? Or the server requires a key (curve_dir)"
+    )
 
 
 def _open(kind: int, address: Address) -> zmq.Socket[bytes]:
     socket = _context().socket(kind)
     socket.ipv6 = address.is_ipv6
     if address.curve is not None:
-        socket.curve_serverkey = address.curve.server
-        socket.curve_publickey, socket.curve_secretkey = address.curve.public, address.curve.secret
+        address.curve.apply_to(socket)
     socket.linger = 0
     socket.heartbeat_ivl = _HEARTBEAT_MS
     socket.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS
