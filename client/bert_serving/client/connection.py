@@ -147,7 +147,7 @@ class Connection:
         return Unavailable(f"the server at {self._address.requests_name} went away")
 
     def timeout_error(self, *, is_subscribed: bool) -> TimeoutError:
-        """Return the error for a call whose deadline passed. is_subscribed: whether the server replied to a hello."""
+        """Return the error for a call whose deadline passed. is_subscribed: see Session."""
         if not self.is_connected:
             return TimeoutError(f"cannot reach the server: {self.trouble}")
         if not is_subscribed:
