@@ -91,9 +91,12 @@ class EncodeOptions:
     trained for this.
     truncate: cut texts that are too long at their "right" or "left" end; "error": refuse them (InvalidRequest).
     long_text: "chunk": split a text that is too long into overlapping windows and return the mean of their
-    vectors, weighted by length. "truncate": cut the text; see the option `truncate`.
-    prompt: text to put in front of each text. prompt_name: the name of a prompt configured in the model folder.
-    pairs: read "a ||| b" as a pair of sentences.
+    vectors. The weight of a window is the number of tokens that it adds to the windows before it. "truncate": cut
+    the text; see the option `truncate`.
+    prompt: text to put in front of each text and of each window. prompt_name: the name of a prompt configured in
+    the model folder.
+    pairs: read "a ||| b" as a pair of sentences. Set this to false if texts may contain " ||| " with another
+    meaning: the reply does not show which texts were read as pairs.
     ragged: return the vectors of tokens without padding.
     show_tokens, show_offsets: return the tokens of each text, and their positions in the text in characters.
     show_usage: return the number of tokens and the time that the request took.
