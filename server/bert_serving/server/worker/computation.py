@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from .encoder import Encoder
 from .parts import TokenizedPart, part_results
 
 log = logging.getLogger(__name__)
+
+_MAX_MESSAGE_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +63,24 @@ class Computation:
         except torch.AcceleratorError:
             raise  # the CUDA context is broken; only a new process can use the GPU again
         except Exception as exc:  # an error of any type fails this batch, not the worker
-            log.exception("cannot compute batch id=%d", self._batch.batch_id)
-            return Failed(self._batch.batch_id, one_line(exc))
+            return failed(self._batch.batch_id, exc, "compute")
         self._compute_ms += (time.perf_counter() - start) * 1000
         self._num_padding += self._encoder.num_padding - padding
         if results is None:
             return None
         batch = self._batch
         return Result(batch.batch_id, results, batch.tokenize_ms, self._compute_ms, self._num_padding)
+
+
+def failed(batch_id: int, exc: Exception, verb: str) -> Failed:
+    """Log an error and return the message about it. verb: what the worker tried to do with the batch.
+
+    The log has the place of the error, but not its message, which may quote a text of a user. Only that user gets
+    the message, because the broker sends a failed batch again in halves, until it has a single text.
+    """
+    place = "".join(traceback.format_tb(exc.__traceback__))
+    log.error("cannot %s batch id=%d error=%s\n%s", verb, batch_id, type(exc).__name__, place)
+    return Failed(batch_id, one_line(exc)[:_MAX_MESSAGE_CHARS])
 
 
 class Turns:
