@@ -39,7 +39,7 @@ from bert_serving.server.broker.ports import PrivateEndpoints
 from bert_serving.server.broker.tei_metrics import TeiMetrics
 from bert_serving.server.settings import Settings
 from bert_serving.server.supervisor import child
-from bert_serving.server.supervisor.launch import listen
+from bert_serving.server.supervisor.launch import body_limits, connection_limits, listen
 
 from benchmarks.common import cpu_name
 from tests.support.running_server import free_ports
@@ -174,7 +174,9 @@ def main() -> None:
             "http_socket": listener,
             "requests_endpoint": endpoints.requests,
             "replies_endpoint": endpoints.replies,
-            "max_body_bytes": 1 << 28,
+            "connection_limits": connection_limits(Settings()),
+            "body_limits": body_limits(Settings()),
+            "trusted_proxies": "",
             "cors": "*",
             "model_name": "fake",
             "tokenizer_path": "",

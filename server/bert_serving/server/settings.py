@@ -85,17 +85,19 @@ class Settings(ModelOptions, BaseSettings):
     http_keep_alive: float = Field(
         75, gt=0, description="seconds that an HTTP connection stays open between two requests"
     )
-    http_bodies_mb: int | None = Field(
+    http_memory_mb: int | None = Field(
         None,
         ge=1,
-        description="memory of one HTTP process, in MiB, for the bodies of requests that have no response yet; "
-        "beyond it: 429, and for a body that alone needs more than half of it: 413; default: 8 times max_message_mb",
+        description="memory of one HTTP process, in MiB, for large bodies and replies; beyond it: 429, and for a "
+        "request that alone needs more than half of it: 413; default: 8 times max_message_mb",
     )
     http_max_form_fields: int = Field(
         1000, ge=1, description="largest number of fields in an HTML form; beyond it: 400"
     )
     http_max_tokenize_chars: int = Field(
-        1 << 20, ge=1, description="largest number of characters, or of ids, in /tokenize and /decode; beyond it: 413"
+        1 << 20,
+        ge=1,
+        description="largest number of characters, or of ids, in /tokenize and /decode; beyond it: 413",
     )
     http_trusted_proxies: str = Field(
         "", description="addresses of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8; default: none"

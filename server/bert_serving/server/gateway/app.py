@@ -9,13 +9,15 @@ operations.py (GET /live, /ready, /metrics).
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import multiprocessing
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socket
+from typing import Any
 
 import uvicorn
 from bert_serving.client import Address, AsyncBertClient
@@ -30,8 +32,11 @@ from . import operations, stream
 from .dialect import BERT_AS_SERVICE
 from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei
 from .errors import default_response
+from .http_protocol import ConnectionPool
+from .limits import BodyLimits, ConnectionLimits
+from .memory import GatewayMemory
 from .metrics import GatewayMetrics
-from .middleware import CountRequests, MaxBodySize
+from .middleware import CountRequests
 from .service import Service
 
 
@@ -41,7 +46,9 @@ def main(
     ready: Connection,
     requests_endpoint: str,
     replies_endpoint: str,
-    max_body_bytes: int,
+    connection_limits: Mapping[str, Any],
+    body_limits: Mapping[str, int],
+    trusted_proxies: str,
     cors: str,
     model_name: str,
     tokenizer_path: str,
@@ -51,30 +58,44 @@ def main(
     """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
 
     ready: the gateway sends a message on this connection when it begins to serve. requests_endpoint,
-    replies_endpoint: the broker's private addresses for gateways. cors: the origin whose web pages
-    may send requests; "*" allows every origin. drain_timeout_s: how long requests may continue after SIGTERM. For
-    the other arguments, see Service.
+    replies_endpoint: the broker's private addresses for gateways. connection_limits, body_limits: the fields of
+    ConnectionLimits and BodyLimits. trusted_proxies: addresses whose X-Forwarded-For is believed. cors: the origin
+    whose web pages may send requests; "*" allows every origin. drain_timeout_s: how long requests may continue
+    after SIGTERM. For the other arguments, see Service.
     """
+    limits = BodyLimits(**body_limits)
     service = Service(
         AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False),
         model_name,
         Path(tokenizer_path),
-        max_body_bytes,
+        limits,
+        GatewayMemory(limits.held_bytes),
         api_keys,
     )
     app = create_app(service, cors=cors, on_ready=lambda: ready.send_bytes(b"ready"))
+    pool = ConnectionPool(
+        ConnectionLimits(**connection_limits).within_open_files(),
+        on_refusal=app.state.metrics.count_refusal,
+        slow_paths=stream.PATHS,
+    )
+    # uvicorn warns of each message that is not HTTP. Anybody could fill the log with these lines.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
+        http=pool.new_connection,  # type: ignore[arg-type]  # uvicorn only calls it
+        ws="none",
         log_config=None,
         access_log=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=trusted_proxies,
+        timeout_keep_alive=pool.limits.keep_alive_s,  # type: ignore[arg-type]  # seconds may have a fraction
         timeout_graceful_shutdown=max(1, math.ceil(drain_timeout_s)),
         server_header=False,
     )
-    server = uvicorn.Server(config)
-    asyncio.run(_serve(server, http_socket))
+    asyncio.run(_serve(uvicorn.Server(config), http_socket, pool))
 
 
-async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
+async def _serve(server: uvicorn.Server, http_socket: socket, pool: ConnectionPool) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     loop = asyncio.get_running_loop()
@@ -84,8 +105,10 @@ async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
         server.should_exit = True
 
     loop.add_reader(parent.sentinel, stop)  # becomes readable when the server process ends
+    checks = asyncio.create_task(pool.check_forever())
     with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again; this cancels the task
         await server.serve(sockets=[http_socket])
+    checks.cancel()
 
 
 def create_app(service: Service, *, cors: str = "*", on_ready: Callable[[], None] = lambda: None) -> FastAPI:
@@ -96,9 +119,10 @@ def create_app(service: Service, *, cors: str = "*", on_ready: Callable[[], None
     stream.add_routes(router, service)
     app.include_router(router)
     metrics = GatewayMetrics([*operations.PATHS, *(route.path for route in router.routes)])  # type: ignore[attr-defined]
+    app.state.metrics = metrics
     app.include_router(operations.create_router(service, metrics))
     _add_error_handlers(app)
-    _add_middleware(app, service, metrics, cors)
+    _add_middleware(app, metrics, cors)
     return app
 
 
@@ -139,9 +163,8 @@ def _add_dialects(router: APIRouter, service: Service) -> None:
     ollama.add_routes(router, service)
 
 
-def _add_middleware(app: FastAPI, service: Service, metrics: GatewayMetrics, cors: str) -> None:
+def _add_middleware(app: FastAPI, metrics: GatewayMetrics, cors: str) -> None:
     """Add the middleware that every request passes through. The middleware added last is the outermost."""
-    app.add_middleware(MaxBodySize, max_bytes=service.max_body_bytes, streams=stream.PATHS)
     app.add_middleware(
         CORSMiddleware, allow_origins=[cors], allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
     )

@@ -21,7 +21,8 @@ from starlette.requests import ClientDisconnect
 
 from .context import RequestContext
 from .errors import default_error
-from .openapi import request_body
+from .http_protocol import ENDED_WITH
+from .openapi import ERROR_RESPONSES, request_body
 from .service import Service
 
 #: Key under which the error code of a failed request is stored in the request's ASGI scope, for the metrics.
@@ -70,6 +71,7 @@ class Dialect:
                 operation_id=f"{handler.__name__}{path}".replace("/", "_"),
                 tags=[self.tag],
                 openapi_extra=None if body is None else request_body(body),
+                responses=ERROR_RESPONSES,
                 include_in_schema=path == paths[0],
             )
             if body is None:  # health probes use HEAD
@@ -80,17 +82,21 @@ class Dialect:
         try:
             if not is_public:
                 check_api_key(context.request, context.service.api_keys)
+            context.begin()
             return await handler(context)
         except ClientDisconnect:
             return Response(status_code=400)  # not received: the client disconnected while it sent the body
         except (ServingError, TimeoutError) as exc:
             error = exc
         except asyncio.CancelledError:
+            if ENDED_WITH in context.request.scope:  # nobody waits for a response
+                raise
             error = Unavailable("the server is shutting down")
         except Exception:  # caught here, because the application's error handler does not know the dialect
-            log.exception("cannot handle request path=%s", context.request.url.path)
+            log.exception("cannot handle request trace=%s", context.service.call.trace)
             error = ServingError("internal error")
-        context.request.scope[ERROR_CODE] = getattr(error, "code", Unavailable.code)
+        code = context.request.scope[ERROR_CODE] = getattr(error, "code", Unavailable.code)
+        log.debug("refused request trace=%s error=%s", context.service.call.trace, code)
         return self.error_response(error)
 
     def error_response(self, error: ServingError | TimeoutError) -> Response:

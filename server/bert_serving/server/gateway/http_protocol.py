@@ -19,7 +19,7 @@ from http import HTTPStatus
 from typing import Any, Literal
 
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .errors import default_response
 from .limits import MIN_BYTES_PER_S, ConnectionLimits
@@ -104,7 +104,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._pool = pool
         self._limits = pool.limits
         self._app, self.app = self.app, self._run
-        self._running: tuple[asyncio.Task[Any], Scope] | None = None
+        self._running: tuple[asyncio.Task[Any], RequestResponseCycle] | None = None
         self._receives: Literal["nothing", "head", "body"] = "nothing"
         self._head_begun_at = time.monotonic()
         self._head_bytes = 0
@@ -115,11 +115,13 @@ class LimitedConnection(HttpToolsProtocol):
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application for one request, in a task that `_end_request` can cancel."""
+        if self._is_ending:
+            return
         task = asyncio.current_task()
         assert task is not None
-        self._running = task, scope
+        self._running = task, send.__self__  # type: ignore[attr-defined]  # a method of the request's cycle
         try:
-            await self._app(scope, receive, send)  # type: ignore[arg-type]
+            await self._app(scope, receive, send)
         except asyncio.CancelledError:
             if ENDED_WITH not in scope:
                 raise
@@ -172,6 +174,8 @@ class LimitedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the request, or refuse it."""
+        if self._is_ending:
+            return
         if len(self.headers) > self._limits.max_headers:
             self._refuse(431, f"a request may have at most {self._limits.max_headers} headers")
         elif len(self.pipeline) >= _MAX_PIPELINED:
@@ -236,11 +240,15 @@ class LimitedConnection(HttpToolsProtocol):
         """Whether a head has begun, or nothing at all has arrived on this connection."""
         return self._receives == "head" or (self._receives == "nothing" and self.cycle is None)
 
+    @property
+    def _has_request(self) -> bool:
+        """Whether a request waits for its response."""
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _note_wait(self) -> None:
         """Move this connection to the end of those that wait for their caller, or remove it from them."""
         self._pool.waiting.pop(self, None)
-        has_request = self.cycle is not None and not self.cycle.response_complete
-        is_computing = has_request and self._receives == "nothing"
+        is_computing = self._has_request and self._receives == "nothing"
         if not is_computing and not self._is_ending:
             self._pool.waiting[self] = None
 
@@ -274,16 +282,18 @@ class LimitedConnection(HttpToolsProtocol):
     def _refuse(self, status: int, description: str) -> None:
         """Respond with an error, and close the connection when the caller had time to read it."""
         log.debug("connection refused peer=%s status=%d: %s", self.client, status, description)
-        is_responding = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
-        is_of_next_request = self._receives != "body" and self._running is not None
+        is_responding = self._has_request and self.cycle.response_started
+        is_of_next_request = self._has_request and self._receives != "body"
         self._refused_at = time.monotonic()
         self._pool.waiting.pop(self, None)
-        if self._running is None:
+        if is_of_next_request or self._running is None:
             self._pool.on_refusal(status)
-        self._end_request(status)
+        self._end_request(LEFT if is_of_next_request else status)
         if is_responding or is_of_next_request:  # this response would become a part of another one
             self.transport.abort()
             return
+        if self._has_request:
+            self.cycle.disconnected = True  # its task may not have begun yet
         self.transport.write(_error_message(status, description))
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -293,9 +303,9 @@ class LimitedConnection(HttpToolsProtocol):
         """Cancel the request that is running, if there is one. status: what the metrics count for it."""
         if self._running is None:
             return
-        task, scope = self._running
-        scope.setdefault(ENDED_WITH, status)
-        self.cycle.disconnected = True  # nothing more is sent for this request
+        task, cycle = self._running
+        cycle.scope.setdefault(ENDED_WITH, status)  # type: ignore[misc]  # a key of our own
+        cycle.disconnected = True  # nothing more is sent for this request
         task.cancel()
 
 

@@ -45,8 +45,8 @@ class BodyLimits:
     """Limits for the bodies of requests.
 
     max_bytes: one body, after decompression. max_items: texts in one request. max_form_fields: fields of an HTML
-    form. max_tokenize_chars: characters or ids in /tokenize and /decode. held_bytes: memory for all bodies that
-    one gateway holds at the same time.
+    form. max_tokenize_chars: characters or ids in /tokenize and /decode. held_bytes: memory of one gateway
+    for all large bodies and replies.
     """
 
     max_bytes: int

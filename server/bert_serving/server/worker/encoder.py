@@ -24,6 +24,7 @@ from bert_serving.protocol import (
     TokenVectors,
     check_spans,
     options_from_json,
+    shown,
 )
 
 from ..model.spec import ModelSpec
@@ -364,7 +365,7 @@ class Encoder:
         if options.prompt_name not in prompts:
             known = f"it has {', '.join(prompts)}" if prompts else "it has none"
             raise RequestError(
-                f"prompt_name must be one of the model's prompts; {known}, got {options.prompt_name!r}"
+                f"prompt_name must be one of the model's prompts; {known}, got {shown(options.prompt_name)}"
             )
         return prompts[options.prompt_name]
 
