@@ -55,7 +55,6 @@ from .options import (
     options_from_json,
     pooling_name,
 )
-from .shown import shown
 from .texts import check_texts, has_lone_surrogate
 
 __all__ = [
@@ -102,6 +101,5 @@ __all__ = [
     "request_from_frames",
     "request_to_frames",
     "sender_of",
-    "shown",
     "split_rows",
 ]

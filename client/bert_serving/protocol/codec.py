@@ -35,7 +35,6 @@ from .messages import (
     Usage,
 )
 from .options import check_spans, options_from_json
-from .shown import shown
 from .texts import check_texts
 
 _COMMANDS = {command.value: command for command in Command}
@@ -122,7 +121,7 @@ def _deadline(value: object) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not 0 <= value <= _MAX_DEADLINE_MS:
-        raise InvalidRequest(f"deadline_ms must be a whole number of milliseconds, got {shown(value)}")
+        raise InvalidRequest(f"deadline_ms must be a whole number of milliseconds, got {value!r}")
     return value
 
 
@@ -131,7 +130,7 @@ def _name(key: str, value: object) -> str | None:
         return None
     if not isinstance(value, str) or not 1 <= len(value) <= _MAX_NAME_CHARS or not value.isprintable():
         raise InvalidRequest(
-            f"{key} must be a string of 1 to {_MAX_NAME_CHARS} printable characters, got {shown(value)}"
+            f"{key} must be a string of 1 to {_MAX_NAME_CHARS} printable characters, got {value!r:.80}"
         )
     return value
 
@@ -140,7 +139,7 @@ def _share(value: object) -> float | None:
     if value is None:
         return None
     if type(value) not in (int, float) or not 0 < value <= 1:  # type: ignore[operator]
-        raise InvalidRequest(f"flow_share must be a number above 0 and at most 1, got {shown(value)}")
+        raise InvalidRequest(f"flow_share must be a number above 0 and at most 1, got {value!r:.80}")
     return float(value)  # type: ignore[arg-type]
 
 

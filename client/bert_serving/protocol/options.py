@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, TypedDict, TypeGuard, TypeVar
 
-from .shown import shown
 from .texts import has_lone_surrogate
 
 _T = TypeVar("_T")
@@ -53,9 +52,7 @@ def pooling_name(name: str) -> str:
     upper = name.upper()
     upper = _ALSO_CALLED.get(upper, upper)
     if upper not in POOLING_STRATEGIES:
-        raise ValueError(
-            f"pooling_strategy must be one of auto, {', '.join(POOLING_STRATEGIES)}, got {shown(name)}"
-        )
+        raise ValueError(f"pooling_strategy must be one of auto, {', '.join(POOLING_STRATEGIES)}, got {name!r}")
     return upper
 
 
@@ -127,19 +124,19 @@ class EncodeOptions:
         for name in ("normalize", "pairs", "ragged", "show_tokens", "show_offsets", "show_usage"):
             value = getattr(self, name)
             if not (isinstance(value, bool) or (value is None and name == "normalize")):
-                raise TypeError(f"{name} must be true or false, got {shown(value)}")
+                raise TypeError(f"{name} must be true or false, got {value!r}")
         if self.dimensions is not None and (type(self.dimensions) is not int or self.dimensions < 1):
-            raise ValueError(f"dimensions must be a whole number from 1, got {shown(self.dimensions)}")
+            raise ValueError(f"dimensions must be a whole number from 1, got {self.dimensions!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {shown(getattr(self, name))}")
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         self._check_prompts()
 
     def _check_prompts(self) -> None:
         for name in ("prompt", "prompt_name"):
             value = getattr(self, name)
             if not isinstance(value, str | None):
-                raise TypeError(f"{name} must be a string, got {shown(value)}")
+                raise TypeError(f"{name} must be a string, got {value!r}")
             if value is not None and has_lone_surrogate(value):
                 raise ValueError(f"{name} contains a lone surrogate, which is not Unicode text")
         if self.prompt is not None and len(self.prompt) > _MAX_PROMPT_CHARS:  # each text gets a copy of the prompt
@@ -160,7 +157,7 @@ def options_from_json(value: object) -> EncodeOptions:
     if not isinstance(value, Mapping):
         raise TypeError(f"options must be a JSON object, got {type(value).__name__}")
     if unknown := sorted(value.keys() - _DEFAULTS.keys()):
-        raise ValueError(f"unknown option {shown(unknown[0])}; the options are {', '.join(_DEFAULTS)}")
+        raise ValueError(f"unknown option {unknown[0]!r}; the options are {', '.join(_DEFAULTS)}")
     return EncodeOptions(**{name: v for name, v in value.items() if v is not None})
 
 
@@ -174,22 +171,20 @@ def check_spans(spans: object, num_texts: int) -> None:
         for span in of_text:
             pair = isinstance(span, list | tuple) and len(span) == 2 and all(type(x) is int for x in span)
             if not pair or not 0 <= span[0] < span[1]:
-                raise ValueError(
-                    f"spans[{i}] must hold [start, end] in characters, start < end, got {shown(span)}"
-                )
+                raise ValueError(f"spans[{i}] must hold [start, end] in characters, start < end, got {span!r}")
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:
     values = (value,) if isinstance(value, str) else value
     if not _is_short_list_of(values, str):
-        raise TypeError(f"{name} must be a name or a list of names, got {shown(value)}")
+        raise TypeError(f"{name} must be a name or a list of names, got {value!r}")
     return tuple(values)
 
 
 def _whole_numbers(name: str, value: object) -> tuple[int, ...]:
     values = (value,) if isinstance(value, int) else value
     if not _is_short_list_of(values, int):
-        raise TypeError(f"{name} must be a whole number or a list of them, got {shown(value)}")
+        raise TypeError(f"{name} must be a whole number or a list of them, got {value!r}")
     return tuple(values)
 
 

@@ -24,7 +24,6 @@ from bert_serving.protocol import (
     TokenVectors,
     check_spans,
     options_from_json,
-    shown,
 )
 
 from ..model.spec import ModelSpec
@@ -365,7 +364,7 @@ class Encoder:
         if options.prompt_name not in prompts:
             known = f"it has {', '.join(prompts)}" if prompts else "it has none"
             raise RequestError(
-                f"prompt_name must be one of the model's prompts; {known}, got {shown(options.prompt_name)}"
+                f"prompt_name must be one of the model's prompts; {known}, got {options.prompt_name!r}"
             )
         return prompts[options.prompt_name]
 

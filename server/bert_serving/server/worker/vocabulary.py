@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bert_serving.protocol import shown
 from tokenizers import Tokenizer as RustTokenizer
 
 from .sequences import RequestError, WordIds
@@ -52,7 +51,5 @@ class Vocabulary:
         found = self._rust.token_to_id(token)
         found = self._unknown_id if found is None else found
         if found is None:
-            raise RequestError(
-                f"token {shown(token)} is not in the vocabulary, which has no token for unknown words"
-            )
+            raise RequestError(f"token {token!r} is not in the vocabulary, which has no token for unknown words")
         return int(found)
