@@ -33,11 +33,16 @@ class InFlightBatch:
 
 @dataclass(slots=True)
 class BatchBuilder:
-    """A batch that is being filled, and its limits. cost: returns the estimated tokens of a text."""
+    """A batch that is being filled, and its limits.
+
+    cost: returns the estimated tokens of a text. max_text_tokens: a text with more tokens stays in the queue, and
+    texts of other flows overtake it. A text with more than max_tokens, but not more than this, is a batch alone.
+    """
 
     max_tokens: float
     max_texts: int
     cost: TextCost
+    max_text_tokens: float = math.inf
     slices: list[Slice] = field(default_factory=list)
     tokens: float = 0.0
     num_texts: int = 0
@@ -51,7 +56,11 @@ class BatchBuilder:
         # A text with more tokens than a full batch is sent alone.
         takes_oversized = share == 1.0 and not self.slices
         slices, taken_tokens = queue.take(
-            max_tokens=tokens, max_texts=texts, cost=self.cost, at_least_one=takes_oversized
+            max_tokens=tokens,
+            max_texts=texts,
+            cost=self.cost,
+            at_least_one=takes_oversized,
+            max_text_tokens=self.max_text_tokens,
         )
         taken_texts = sum(map(len, slices))
         self.slices += slices

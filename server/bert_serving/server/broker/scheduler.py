@@ -8,6 +8,9 @@ Rules of this file:
   worker is busy anyway, and the batch can grow.
 - A batch has at most as many tokens as its worker computes in BATCH_S seconds. So an urgent text waits at most
   that long for each batch that was sent before it.
+- A text with more tokens than that is a batch alone. With more than twice as many, it is a long batch. The worker
+  computes long batches in turns with others, so they do not count when the next batch is chosen. A worker has at
+  most two of them; while it has two, other texts overtake the next long text.
 - job_queue.py decides which texts go first: small requests before large ones, and fairly among flows.
 - The batches of a lost worker return to the front of the queue and become suspects. A suspect is sent only to a
   worker without other batches. If a second worker is lost while it has a suspect, or if a batch raises an error,
@@ -20,6 +23,7 @@ This file knows nothing about sockets, processes or models. All times are monoto
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -43,7 +47,8 @@ from .job_queue import JobQueue
 # In this time, a CPU computes 1,000 to 2,000 tokens, which fit into its caches; a GPU computes a full micro-batch.
 BATCH_S = 0.08
 _MIN_BATCH_TOKENS = 256
-_MAX_IN_FLIGHT = 2
+_MAX_IN_FLIGHT = 2  # for long batches, and for other batches
+_LONG = 2  # a batch with more tokens than this many full batches is long
 _MAX_LOST_WORKERS = 2
 
 
@@ -68,11 +73,20 @@ class _Worker:
     def full_batch_tokens(self) -> float:
         return min(self.max_batch_tokens, max(_MIN_BATCH_TOKENS, self.rate.tokens_per_s * BATCH_S))
 
+    @property
+    def longest_ordinary_tokens(self) -> float:
+        return _LONG * self.full_batch_tokens
+
+    @property
+    def ordinary(self) -> list[InFlightBatch]:
+        """The batches in flight that are not long."""
+        return [batch for batch in self.in_flight.values() if batch.tokens <= self.longest_ordinary_tokens]
+
     def can_take(self, *, suspect: bool) -> bool:
         """Whether the worker has room for a batch. A suspect needs a worker without other batches."""
         if suspect or any(batch.is_suspect for batch in self.in_flight.values()):
             return not self.in_flight
-        return len(self.in_flight) < _MAX_IN_FLIGHT
+        return len(self.ordinary) < _MAX_IN_FLIGHT
 
 
 class Scheduler:
@@ -311,12 +325,18 @@ class Scheduler:
 
     def _merge(self, worker: _Worker) -> InFlightBatch | None:
         """Return a batch of waiting texts; None if no text waits, or if the batch is still too small to send."""
-        full = worker.full_batch_tokens
-        if worker.in_flight:
-            in_work = sum(batch.tokens for batch in worker.in_flight.values())
+        full, ordinary = worker.full_batch_tokens, worker.ordinary
+        if ordinary:
+            in_work = sum(batch.tokens for batch in ordinary)
             if self.num_waiting * self._estimate.tokens_per_text < min(in_work, full / 2):
                 return None
-        builder = BatchBuilder(full, self._max_batch_size, self._estimate.of_text)
+        takes_long = len(worker.in_flight) - len(ordinary) < _MAX_IN_FLIGHT
+        builder = BatchBuilder(
+            full,
+            self._max_batch_size,
+            self._estimate.of_text,
+            max_text_tokens=math.inf if takes_long else worker.longest_ordinary_tokens,
+        )
         self._queue.fill(builder)
         if not builder.slices:
             return None

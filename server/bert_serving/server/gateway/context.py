@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import ParamSpec, TypeVar
 
-from bert_serving.protocol import InvalidRequest, PayloadTooLarge, shown
+from bert_serving.protocol import InvalidRequest, PayloadTooLarge, shortened
 from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
@@ -174,4 +174,5 @@ def _validation_error(exc: ValidationError) -> InvalidRequest:
         return Unprocessable("the body must be a JSON object")
     if not name:
         return Unprocessable(message)
-    return Unprocessable(f"{name}: {message[0].lower()}{message[1:]}, got {shown(problem['input'])}")
+    got = "null" if problem["input"] is None else shortened(problem["input"])
+    return Unprocessable(f"{name}: {message[0].lower()}{message[1:]}, got {got}")

@@ -23,7 +23,7 @@ from bert_serving.protocol import (
     WorkerFailed,
     check_texts,
     options_from_json,
-    shown,
+    shortened,
     split_rows,
 )
 from fastapi import APIRouter, Response
@@ -163,7 +163,7 @@ def _choice(name: str, value: str, choices: tuple[_T, ...]) -> _T:
     for choice in choices:
         if choice == value:
             return choice
-    raise Unprocessable(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {shown(value)}")
+    raise Unprocessable(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {shortened(value)}")
 
 
 def _json_value(name: str, value: str) -> object:

@@ -19,7 +19,7 @@ from bert_serving.protocol import (
     check_texts,
     options_from_json,
     parse_json,
-    shown,
+    shortened,
     split_rows,
 )
 from fastapi import APIRouter, Request, Response
@@ -225,4 +225,4 @@ def _choice(choices: TypeAdapter[_T], name: str, value: object) -> _T:
     try:
         return choices.validate_python(value)
     except ValidationError as exc:
-        raise InvalidRequest(f"{name}: {exc.errors()[0]['msg']}, got {shown(value)}") from exc
+        raise InvalidRequest(f"{name}: {exc.errors()[0]['msg']}, got {shortened(value)}") from exc

@@ -18,7 +18,7 @@ from bert_serving.protocol import (
     Unauthorized,
     Unavailable,
     WorkerFailed,
-    shown,
+    shortened,
     split_rows,
 )
 from fastapi import APIRouter, Response
@@ -295,7 +295,7 @@ async def tokenize(context: RequestContext) -> Response:
     if body.prompt_name is not None and body.prompt_name not in prompts:
         known = f"it has {', '.join(prompts) or 'none'}"
         raise Unprocessable(
-            f"prompt_name must be one of the model's prompts; {known}, got {shown(body.prompt_name)}"
+            f"prompt_name must be one of the model's prompts; {known}, got {shortened(body.prompt_name)}"
         )
     texts = [prompts.get(body.prompt_name or "", "") + text for text in body.inputs]
     _check_size(context, sum(map(len, texts)) + len(texts), "characters")
