@@ -43,7 +43,6 @@ from .workers import Workers
 log = logging.getLogger(__name__)
 
 _NUM_REQUEST_FRAMES = 4
-_FIRST_BYTES_OF_WARNING = 40
 
 
 class Broker:
@@ -205,9 +204,10 @@ class Broker:
         except ServingError as error:
             if request is None:
                 self._notify_arrived(None)
+            log.debug("refused request trace=%s error=%s", getattr(request, "trace", None), error)
             self._refuse(frames, error, now)
         except Exception:  # an unexpected error must fail only this request
-            log.exception("cannot handle a request")
+            log.exception("cannot handle a request trace=%s", getattr(request, "trace", None))
             self._refuse(frames, ServingError("internal error"), now)
 
     def _on_encode(self, request: EncodeRequest, num_bytes: int, now: float) -> None:
@@ -260,12 +260,8 @@ class Broker:
         # many frames as a request.
         if sender is None or not (len(frames) == _NUM_REQUEST_FRAMES or self._replies.has_subscriber(sender[0])):
             self._metrics.malformed.inc()
-            start = bytes(frames[0][:_FIRST_BYTES_OF_WARNING]) if frames else b""
-            self._sparse_log.warning(
-                "ignored a message that is not a request: %s; it begins with %r", error, start
-            )
+            self._sparse_log.warning("ignored a message that is not a request: it has %d frames", len(frames))
             return
-        log.debug("refused request error=%s", error)
         self._post_error(*sender, error, now)
 
     def _fail_expired_jobs(self, now: float) -> None:
@@ -274,6 +270,7 @@ class Broker:
     def _fail(self, failures: Sequence[Failure], now: float) -> None:
         for failure in failures:
             request = failure.job.request
+            log.debug("request failed trace=%s error=%s", request.trace, failure.error)
             self._post_error(request.identity, request.request_id, failure.error, now)
 
     def _post_error(self, identity: bytes, request_id: bytes, error: ServingError, now: float) -> None:
@@ -303,7 +300,9 @@ class Broker:
             if isinstance(message, Result):
                 self._on_result(name, message, now)
             elif isinstance(message, Failed):
-                log.error("batch failed worker=%s id=%d error=%s", name, message.batch_id, message.message)
+                traces = self._scheduler.traces(name, message.batch_id)
+                log.error("batch failed worker=%s id=%d trace=%s", name, message.batch_id, traces)
+                log.debug("batch failed id=%d error=%s", message.batch_id, message.message)
                 self._fail(self._scheduler.fail(name, message.batch_id, message.message), now)
             else:
                 self._on_ready(name, message, now)
@@ -315,9 +314,10 @@ class Broker:
 
     def _on_result(self, name: str, result: Result, now: float) -> None:
         num_texts, num_tokens = self._metrics.count_batch(name, result)
+        traces = self._scheduler.traces(name, result.batch_id) if log.isEnabledFor(logging.DEBUG) else ""
         log.debug(
-            "batch done worker=%s id=%d texts=%d tokens=%d tokenize_ms=%.1f compute_ms=%.1f",
-            name, result.batch_id, num_texts, num_tokens, result.tokenize_ms, result.compute_ms,
+            "batch done worker=%s id=%d texts=%d tokens=%d tokenize_ms=%.1f compute_ms=%.1f trace=%s",
+            name, result.batch_id, num_texts, num_tokens, result.tokenize_ms, result.compute_ms, traces,
         )  # fmt: skip
         for ended in self._scheduler.complete(name, result, now):
             if isinstance(ended, Failure):
@@ -346,7 +346,7 @@ class Broker:
         try:
             frames = worker_message_to_frames(batch)
         except Exception:  # an accepted request cannot be written as frames: only that request must fail
-            log.exception("cannot write batch id=%d", batch.batch_id)
+            log.exception("cannot write batch id=%d trace=%s", batch.batch_id, batch.traces)
             self._fail(self._scheduler.fail(name, batch.batch_id, "the request cannot be sent to a worker"), now)
             return
         self._workers.send(name, frames)

@@ -20,11 +20,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TokenizedBatch:
-    """A batch whose texts are ready for the model."""
+    """A batch whose texts are ready for the model. traces: the names of its requests in a log line."""
 
     batch_id: int
     parts: Sequence[TokenizedPart | Rejected]
     tokenize_ms: float
+    traces: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -60,7 +61,7 @@ class Computation:
         except torch.AcceleratorError:
             raise  # the CUDA context is broken; only a new process can use the GPU again
         except Exception as exc:  # an error of any type fails this batch, not the worker
-            log.exception("cannot compute batch id=%d", self._batch.batch_id)
+            log.exception("cannot compute batch id=%d trace=%s", self._batch.batch_id, self._batch.traces)
             return Failed(self._batch.batch_id, one_line(exc))
         self._compute_ms += (time.perf_counter() - start) * 1000
         self._num_padding += self._encoder.num_padding - padding

@@ -218,10 +218,11 @@ class _IoThread:
         try:
             parts = tokenize_parts(encoder, batch.parts)
         except Exception as exc:  # an error of any type fails this batch, not the worker
-            log.exception("cannot tokenize batch id=%d", batch.batch_id)
+            log.exception("cannot tokenize batch id=%d trace=%s", batch.batch_id, batch.traces)
             self.send(Failed(batch.batch_id, one_line(exc)))
             return
-        self.inbox.put(TokenizedBatch(batch.batch_id, parts, (time.perf_counter() - start) * 1000))
+        tokenize_ms = (time.perf_counter() - start) * 1000
+        self.inbox.put(TokenizedBatch(batch.batch_id, parts, tokenize_ms, batch.traces))
 
     def _heartbeat(self) -> Heartbeat:
         return Heartbeat(time.monotonic() - self._forward_at, self._num_forwards)
