@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 from typing import Any
 
 import pytest
 from bert_serving.protocol import EncodeReply, Overloaded, PayloadTooLarge, Unauthorized, Usage
 from bert_serving.server.gateway.context import RequestContext
 from bert_serving.server.gateway.dialect import BERT_AS_SERVICE, check_api_key
+from bert_serving.server.gateway.dialects.cohere import EmbedBody as CohereEmbedBody
 from bert_serving.server.gateway.dialects.openai import EmbeddingsBody
-from bert_serving.server.gateway.dialects.tei import AnyBody, EmbedBody, PredictBody, SimilarityBody, TokenizeBody
+from bert_serving.server.gateway.dialects.tei import (
+    AnyBody,
+    DecodeBody,
+    EmbedBody,
+    PredictBody,
+    SimilarityBody,
+    TokenizeBody,
+)
 from bert_serving.server.gateway.errors import Unprocessable, UnreadableBody
 from bert_serving.server.gateway.rerank import RerankBody
+from bert_serving.server.gateway.stream import LineBuffer
 from bert_serving.server.gateway.usage import usage_headers
 from fastapi import Request
 from numpy import zeros
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.types import Message
 
@@ -239,3 +249,58 @@ def test_headers_have_the_times_and_the_truncated_texts() -> None:
     many = EncodeReply(b"a", b"1", zeros((2, 2)), truncated=list(range(100_000)), usage=usage)
     assert usage_headers(many, 11)["x-truncated-count"] == "100000"
     assert len(usage_headers(many, 11)["x-truncated"]) < 2000
+
+
+# -- a few kilobytes must not occupy a gateway ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (TokenizeBody, {"inputs": [1] * 10_000}),
+        (RerankBody, {"query": "a", "texts": [None] * 10_000}),
+        (RerankBody, {"query": "a", "documents": [{}] * 10_000}),
+        (SimilarityBody, {"inputs": {"source_sentence": "a", "sentences": [1] * 10_000}}),
+        (DecodeBody, {"ids": [["a"] * 10_000] * 2}),
+        (CohereEmbedBody, {"texts": [1] * 10_000}),
+        (CohereEmbedBody, {"inputs": [1] * 10_000}),
+        (CohereEmbedBody, {"inputs": [{"content": [1] * 10_000}]}),
+        (CohereEmbedBody, {"texts": ["a"], "embedding_types": [1] * 10_000}),
+    ],
+)
+def test_of_many_wrong_items_only_the_first_is_described(model: type[BaseModel], body: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(body)
+    assert caught.value.error_count() <= 2  # a wrong item, and a field that is missing because of it
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (TokenizeBody, {"inputs": [1] * 11}),
+        (EmbedBody, {"inputs": ["a"] * 11}),
+        (RerankBody, {"query": "a", "texts": ["a"] * 11}),
+        (SimilarityBody, {"inputs": {"source_sentence": "a", "sentences": ["a"] * 11}}),
+    ],
+)
+def test_the_number_of_items_is_checked_before_the_items(model: type[BaseModel], body: object) -> None:
+    context = RequestContext(request_with(json.dumps(body).encode()), make_service(max_items=10))
+    with pytest.raises(PayloadTooLarge, match="may have at most 10 texts, got 11"):
+        asyncio.run(context.body(model))
+
+
+def test_a_body_that_grows_when_it_is_parsed_is_refused_before() -> None:
+    body = b'{"inputs": [' + b"{}," * 500_000 + b"{}]}"  # 1.5 MB, which would become 32 MB
+    context = RequestContext(request_with(body), make_service(held_bytes=64 << 20))
+    with pytest.raises(PayloadTooLarge, match="needs more than 32 MiB"):
+        asyncio.run(context.body(EmbedBody))
+
+
+def test_lines_of_a_stream_are_found_without_searching_a_byte_twice() -> None:
+    buffer = LineBuffer()
+    line = b"x" * 500_000
+    lines = [each for i in range(len(line)) for each in buffer.feed(line[i : i + 1])]
+    lines += buffer.feed(b"\n\nsecond\nthi")
+    lines += buffer.feed(b"rd")
+    assert lines == [line, b"", b"second"]
+    assert buffer.rest() == b"third"

@@ -36,7 +36,7 @@ def run(
 
 
 class WithoutMessages(logging.Formatter):
-    """Writes the traceback of an exception without its message, because the message may contain a caller's text."""
+    """Writes the traceback of an exception without its message, which may contain a text of a caller."""
 
     def formatException(self, ei: SysExcInfoType) -> str:  # noqa: N802  # logging's name
         """Return where an exception was raised, and its type."""
