@@ -131,14 +131,24 @@ async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
             writer.write(message)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             assert head.startswith(b"http/1.1 200"), head
-            length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            await reader.readexactly(length)
             done[0] += 1
-            done[1] += length
+            done[1] += await read_body(reader, head)
         writer.close()
 
     await asyncio.gather(*(one_connection() for _ in range(NUM_CONNECTIONS if load.size == 1 else 2)))
     return done[0], done[1]
+
+
+async def read_body(reader: asyncio.StreamReader, head: bytes) -> int:
+    """Read the body of a response; return its number of bytes. A large body has its length before each piece."""
+    length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
+    if length:
+        return len(await reader.readexactly(int(length)))
+    total = 0
+    while size := int(await reader.readline(), 16):
+        total += len((await reader.readexactly(size + 2))[:-2])
+    await reader.readline()
+    return total
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:

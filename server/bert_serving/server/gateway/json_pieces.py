@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 _PIECE_BYTES = 256 << 10
-_SMALL_VALUES = 4096  # a value with at most this many numbers, strings and lists is written by one call
+_SMALL_VALUES = 8192  # a value with at most this many numbers, strings and lists is written by one call
 
 
 def json_pieces(value: object) -> Iterator[bytes]:
@@ -32,9 +32,9 @@ def _texts(value: object) -> Iterator[bytes]:
         yield dump(value)
     elif isinstance(value, Mapping):
         yield from _joined(b"{", (chain([dump(key) + b":"], _texts(each)) for key, each in value.items()), b"}")
-    elif isinstance(value, np.ndarray) and value.ndim == 1:
-        starts = range(0, len(value), _SMALL_VALUES)
-        yield from _joined(b"[", ([dump(value[i : i + _SMALL_VALUES])[1:-1]] for i in starts), b"]")
+    elif isinstance(value, np.ndarray) and value[0].size <= _SMALL_VALUES:
+        step = _SMALL_VALUES // value[0].size
+        yield from _joined(b"[", ([dump(value[i : i + step])[1:-1]] for i in range(0, len(value), step)), b"]")
     elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
         yield from _joined(b"[", map(_texts, value), b"]")
     else:
