@@ -8,12 +8,25 @@ import json
 from typing import Any
 
 import pytest
-from bert_serving.protocol import EncodeReply, Overloaded, PayloadTooLarge, Unauthorized, Usage
+from bert_serving.protocol import (
+    DeadlineExceeded,
+    EncodeReply,
+    Overloaded,
+    PayloadTooLarge,
+    ServingError,
+    Unauthorized,
+    Unavailable,
+    Usage,
+)
 from bert_serving.server.gateway.context import RequestContext
-from bert_serving.server.gateway.dialect import BERT_AS_SERVICE, check_api_key
+from bert_serving.server.gateway.dialect import BERT_AS_SERVICE, Dialect, check_api_key
+from bert_serving.server.gateway.dialects.cohere import COHERE
 from bert_serving.server.gateway.dialects.cohere import EmbedBody as CohereEmbedBody
-from bert_serving.server.gateway.dialects.openai import EmbeddingsBody
+from bert_serving.server.gateway.dialects.infinity import INFINITY
+from bert_serving.server.gateway.dialects.ollama import OLLAMA
+from bert_serving.server.gateway.dialects.openai import OPENAI, EmbeddingsBody
 from bert_serving.server.gateway.dialects.tei import (
+    TEI,
     AnyBody,
     DecodeBody,
     EmbedBody,
@@ -230,6 +243,27 @@ def test_an_error_says_when_to_retry() -> None:
     )
     assert BERT_AS_SERVICE.error_response(Unauthorized("no")).headers["www-authenticate"] == "Bearer"
     assert BERT_AS_SERVICE.error_response(TimeoutError("no answer")).status_code == 503
+
+
+@pytest.mark.parametrize("dialect", [BERT_AS_SERVICE, OPENAI, INFINITY, TEI, COHERE, OLLAMA], ids=lambda d: d.tag)
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [
+        (PayloadTooLarge("too large"), 413, None),
+        (Overloaded("full"), 429, "1"),
+        (Overloaded("full", retry_after_ms=2500), 429, "3"),
+        (Unavailable("starting", retry_after_ms=1000), 503, "1"),
+        (Unavailable("stopping"), 503, None),
+        (DeadlineExceeded("late"), 504, None),
+    ],
+    ids=str,
+)
+def test_every_dialect_has_the_status_and_the_retry_time(
+    dialect: Dialect, error: ServingError, status: int, retry_after: str | None
+) -> None:
+    response = dialect.error_response(error)
+    assert (response.status_code, response.headers.get("retry-after")) == (status, retry_after)
+    assert error.message in bytes(response.body).decode()
 
 
 def test_headers_have_the_times_and_the_truncated_texts() -> None:

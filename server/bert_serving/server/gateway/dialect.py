@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import orjson
-from bert_serving.protocol import ServingError, Unauthorized, Unavailable
+from bert_serving.protocol import Overloaded, ServingError, Unauthorized, Unavailable
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
@@ -27,6 +27,8 @@ from .service import Service
 
 #: Key under which the error code of a failed request is stored in the request's ASGI scope, for the metrics.
 ERROR_CODE = "bert_serving.error_code"
+
+_RETRY_AFTER_MS = 1000  # for an Overloaded that names no time
 
 Handler: TypeAlias = Callable[[RequestContext], Awaitable[Response]]
 
@@ -130,9 +132,12 @@ def check_api_key(request: Request, keys: Sequence[str]) -> None:
 
 def _error_headers(error: ServingError) -> dict[str, str]:
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
-    if error.retry_after_ms is not None:
+    retry_after_ms = error.retry_after_ms
+    if retry_after_ms is None and isinstance(error, Overloaded):
+        retry_after_ms = _RETRY_AFTER_MS
+    if retry_after_ms is not None:
         headers |= {
-            "Retry-After": str(-(-error.retry_after_ms // 1000)),  # in whole seconds, rounded up
-            "retry-after-ms": str(error.retry_after_ms),
+            "Retry-After": str(-(-retry_after_ms // 1000)),  # in whole seconds, rounded up
+            "retry-after-ms": str(retry_after_ms),
         }
     return headers
