@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import NoReturn
 
 import orjson
 from bert_serving.protocol import InvalidRequest
@@ -25,15 +24,10 @@ def echo(raw: bytes, identifier: object) -> orjson.Fragment:
         is_small = isinstance(identifier, int) and identifier.bit_length() < 64
         if not (is_small or isinstance(identifier, str | None)):
             # Parsing may have rounded a number in the id. Parse the id alone again, and keep each number as text.
-            identifier = json.loads(
-                _text_of_id(raw),
-                parse_int=orjson.Fragment,
-                parse_float=orjson.Fragment,
-                parse_constant=_NotJsonValue,
-            )
-        return orjson.Fragment(orjson.dumps(identifier, default=_NotJsonValue.refuse))
+            identifier = json.loads(_text_of_id(raw), parse_int=orjson.Fragment, parse_float=orjson.Fragment)
+        return orjson.Fragment(orjson.dumps(identifier))
     except (TypeError, RecursionError) as exc:
-        raise InvalidRequest(f"id cannot be returned: {exc.__cause__ or exc}") from exc
+        raise InvalidRequest(f"id cannot be returned: {exc}") from exc
 
 
 def _text_of_id(raw: bytes) -> str:
@@ -60,13 +54,3 @@ def _fields(text: str) -> Iterator[tuple[str, int, int]]:
             yield key, begin, token.start()
         if char in "}]":
             depth -= 1
-
-
-class _NotJsonValue:
-    """NaN, Infinity or -Infinity: Python's `json` accepts them, but JSON has no such values."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def refuse(self) -> NoReturn:
-        raise ValueError(f"{self._name} is not valid JSON")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import orjson
 from bert_serving.protocol import (
@@ -18,7 +19,6 @@ from bert_serving.protocol import (
     check_spans,
     check_texts,
     options_from_json,
-    parse_json,
     shortened,
     split_rows,
 )
@@ -39,7 +39,7 @@ from ..usage import num_chars, usage_headers
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _MAX_BLANKS = 1024
 _MAX_FORM_BYTES = 1 << 20
-_MAX_EXPLAINED_BYTES = 1 << 20  # JSON that is not valid is parsed a second time to say why, if it is no larger
+_MAX_SLOW_BYTES = 1 << 20  # limit for the slow parser
 
 _T = TypeVar("_T")
 
@@ -208,13 +208,23 @@ def _parse(raw: bytes, max_items: int) -> _Encode:
 
 
 def _parse_json(raw: bytes) -> object:
-    if len(raw) <= _MAX_EXPLAINED_BYTES:
-        return parse_json(raw)
+    """Return the JSON value of a body. Raises InvalidRequest."""
     try:
-        value: object = orjson.loads(raw)
-    except ValueError as exc:
+        try:
+            value: object = orjson.loads(raw)
+        except ValueError:
+            if len(raw) > _MAX_SLOW_BYTES:
+                raise
+            # Python's parser is slower, but reads what orjson refuses: numbers of any size, which may be in the
+            # id, and lone surrogates, which check_texts refuses with an error that names the text.
+            value = json.loads(raw.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
         raise InvalidRequest(f"the body is not JSON: {exc}") from exc
     return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
 
 
 _CONTAINER: TypeAdapter[Container | None] = TypeAdapter(Container | None)
