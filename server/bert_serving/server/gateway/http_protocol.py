@@ -31,6 +31,7 @@ LEFT = 499  # nginx's number for a caller that closed its connection before it g
 
 _CHECK_EVERY_S = 1.0
 _LINGER_S = 2.0  # a refused caller may still be sending; it reads the response only if the connection stays open
+_MAX_LINGERING = 64  # refused connections that stay open, in addition to max_connections
 _MAX_PIPELINED = 16  # requests on one connection that wait for the response to an earlier request
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,8 @@ class LimitedConnection(HttpToolsProtocol):
         self._pool.connections.add(self)
         if self._pool.make_room():
             self._note_wait()
+        elif len(self._pool.connections) > self._limits.max_connections + _MAX_LINGERING:
+            self.drop("too many connections have been refused just now")
         else:
             self._refuse(503, "all connections of this gateway are in use: try again later")
 
@@ -208,6 +211,7 @@ class LimitedConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Note that the connection is free for another request."""
         self._running = None
+        self._head_begun_at = time.monotonic()
         super().on_response_complete()
         self._note_wait()
 
@@ -237,8 +241,11 @@ class LimitedConnection(HttpToolsProtocol):
 
     @property
     def _waits_for_head(self) -> bool:
-        """Whether a head has begun, or nothing at all has arrived on this connection."""
-        return self._receives == "head" or (self._receives == "nothing" and self.cycle is None)
+        """Whether a head has begun, or nothing at all has arrived on this connection.
+
+        While an earlier request of the connection is being computed, its caller may take its time.
+        """
+        return self.cycle is None or (self._receives == "head" and not self._has_request)
 
     @property
     def _has_request(self) -> bool:
@@ -274,10 +281,10 @@ class LimitedConnection(HttpToolsProtocol):
             self._refuse(400, msg)
 
     def _refuse_slow(self, part: str, timeout_s: float) -> None:
-        if self._num_received:
+        if self._has_request or (self._receives == "head" and self._num_received):
             self._refuse(408, f"the {part} of the request did not arrive in time: the limit is {timeout_s:g} s")
-        else:
-            self.drop("nothing was sent")
+        else:  # nothing has arrived, or the rest of a body after its response
+            self.drop(f"no {part} has arrived")
 
     def _refuse(self, status: int, description: str) -> None:
         """Respond with an error, and close the connection when the caller had time to read it."""
