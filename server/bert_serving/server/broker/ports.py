@@ -131,11 +131,15 @@ def connection_of(frame: zmq.Frame) -> int | None:
 
 
 def is_loopback(peer: str) -> bool:
-    """Return whether the address is a loopback address."""
+    """Return whether the address, or the host name, is this machine's own. `localhost` is the only such name."""
     try:
-        return ipaddress.ip_address(peer).is_loopback
+        address = ipaddress.ip_address(peer)
     except ValueError:
-        return False
+        return peer == "localhost"
+    # An IPv6 socket reports IPv4 peers as ::ffff:a.b.c.d. In Python 3.11 and older, such
+    # an address is not a loopback address.
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 def _bind(socket: zmq.Socket[bytes], host: str, port: int) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import math
 import multiprocessing
-from collections.abc import AsyncIterator, Callable
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,14 +26,21 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+from ..keys import ApiKey
 from ..settings import own_version
 from . import operations, stream
 from .dialect import BERT_AS_SERVICE
 from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei
 from .errors import default_response
+from .keys import Keyring
 from .metrics import GatewayMetrics
 from .middleware import CountRequests, MaxBodySize
 from .service import Service
+
+#: The value of `cors` that allows only pages of web servers on the caller's own machine.
+LOOPBACK = "loopback"
+
+_LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
 def main(
@@ -46,21 +54,27 @@ def main(
     cors: str,
     model_name: str,
     tokenizer_path: str,
-    api_keys: tuple[str, ...],
+    api_keys: Sequence[ApiKey],
+    file_keys: Sequence[ApiKey],
+    api_key_file: str | None,
+    num_gateways: int,
+    protect_metrics: bool,
     drain_timeout_s: float,
 ) -> None:
     """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
 
     ready: the gateway sends a message on this connection when it begins to serve. cors: the origin whose web pages
-    may send requests; "*" allows every origin. drain_timeout_s: how long requests may continue after SIGTERM. For
-    the other arguments, see Service.
+    may send requests; "*" allows every origin, and LOOPBACK the pages of web servers on the caller's own machine.
+    api_keys, file_keys, api_key_file, num_gateways: see Keyring. drain_timeout_s: how long requests may continue
+    after SIGTERM. For the other arguments, see Service.
     """
     service = Service(
         AsyncBertClient(host, port, port_out, check_length=False),
         model_name,
         Path(tokenizer_path),
         max_body_bytes,
-        api_keys,
+        _keyring(api_keys, file_keys, api_key_file, num_gateways),
+        protect_metrics,
     )
     app = create_app(service, cors=cors, on_ready=lambda: ready.send_bytes(b"ready"))
     config = uvicorn.Config(
@@ -71,10 +85,20 @@ def main(
         server_header=False,
     )
     server = uvicorn.Server(config)
-    asyncio.run(_serve(server, http_socket))
+    asyncio.run(_serve(server, http_socket, service.keys))
 
 
-async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
+def _keyring(
+    api_keys: Sequence[ApiKey], file_keys: Sequence[ApiKey], path: str | None, num_gateways: int
+) -> Keyring:
+    keys = Keyring(
+        api_keys, from_file=file_keys, path=None if path is None else Path(path), num_gateways=num_gateways
+    )
+    keys.reload()  # this process may have been started long after the server read the file
+    return keys
+
+
+async def _serve(server: uvicorn.Server, http_socket: socket, keys: Keyring) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     loop = asyncio.get_running_loop()
@@ -83,19 +107,21 @@ async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
         loop.remove_reader(parent.sentinel)
         server.should_exit = True
 
+    loop.add_signal_handler(signal.SIGHUP, keys.reload)
     loop.add_reader(parent.sentinel, stop)  # becomes readable when the server process ends
     with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again; this cancels the task
         await server.serve(sockets=[http_socket])
 
 
-def create_app(service: Service, *, cors: str = "*", on_ready: Callable[[], None] = lambda: None) -> FastAPI:
+def create_app(service: Service, *, cors: str = LOOPBACK, on_ready: Callable[[], None] = lambda: None) -> FastAPI:
     """Return the HTTP application of a service. on_ready: called when the application begins to serve."""
     app = _empty_app(service, on_ready)
     router = APIRouter()
     _add_dialects(router, service)
     stream.add_routes(router, service)
     app.include_router(router)
-    metrics = GatewayMetrics([*operations.PATHS, *(route.path for route in router.routes)])  # type: ignore[attr-defined]
+    routes = [*operations.PATHS, *(route.path for route in router.routes)]  # type: ignore[attr-defined]
+    metrics = GatewayMetrics(routes, service.keys.names)
     app.include_router(operations.create_router(service, metrics))
     _add_error_handlers(app)
     _add_middleware(app, service, metrics, cors)
@@ -143,7 +169,12 @@ def _add_middleware(app: FastAPI, service: Service, metrics: GatewayMetrics, cor
     """Add the middleware that every request passes through. The middleware added last is the outermost."""
     app.add_middleware(MaxBodySize, max_bytes=service.max_body_bytes, streams=stream.PATHS)
     app.add_middleware(
-        CORSMiddleware, allow_origins=[cors], allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+        CORSMiddleware,
+        allow_origins=[] if cors == LOOPBACK else [cors],
+        allow_origin_regex=_LOOPBACK_ORIGIN if cors == LOOPBACK else None,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["*"],
     )
     app.add_middleware(CountRequests, metrics=metrics)
 

@@ -22,6 +22,8 @@ from bert_serving.protocol import (
     options_from_json,
 )
 
+from .keys import Keyring
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -91,14 +93,15 @@ class Service:
     """A gateway's access to the broker and to facts about the model.
 
     model_name: the name of the model in replies. tokenizer_path: file with the model's tokenizer; the first worker
-    writes this file. api_keys: a request must have one of these keys; if there are none, no API key is required.
+    writes this file. keys: the accepted API keys. protects_metrics: whether /metrics requires a key too.
     """
 
     client: AsyncBertClient
     model_name: str
     tokenizer_path: Path
     max_body_bytes: int
-    api_keys: tuple[str, ...] = ()
+    keys: Keyring = field(default_factory=Keyring)
+    protects_metrics: bool = False
     _model: Model | None = field(default=None, init=False)
     _tokenizer: Tokenizer | None = field(default=None, init=False)
 
@@ -119,8 +122,9 @@ class Service:
     ) -> EncodeReply:
         """Return the reply to texts that have already been checked, including its usage.
 
-        Raises ServingError or TimeoutError.
+        Raises ServingError or TimeoutError; Overloaded if the caller's API key has sent too many texts.
         """
+        self.keys.charge(len(texts))
         _, reply = await self.client.encode_reply(texts, replace(options, show_usage=True), spans)
         return reply
 
