@@ -179,6 +179,10 @@ def main() -> None:
             "model_name": "fake",
             "tokenizer_path": "",
             "api_keys": (),
+            "file_keys": (),
+            "api_key_file": None,
+            "num_gateways": args.http_workers,
+            "protect_metrics": False,
             "drain_timeout_s": 1.0,
         }
         children = [start(run_broker, settings, endpoint), start(run_fake_worker, endpoint)]

@@ -1,10 +1,12 @@
 """The folder of CURVE keys that bert-serving-keys makes. It never overwrites a file.
 
-DIR/server.key              the server's public key
-DIR/server.key_secret       the server's key pair; stays on the server
-DIR/clients/NAME.key        the public key of a client that may connect; stays on the server
-DIR/NAME/server.key         \\  the folder to hand over to the client, which gets it as curve_dir
-DIR/NAME/client.key_secret  /
+    DIR/server.key              the server's public key
+    DIR/server.key_secret       the server's key pair; stays on the server
+    DIR/clients/NAME.key        the public key of a client that may connect; stays on the server
+    DIR/NAME/server.key         the server's public key, for this client
+    DIR/NAME/client.key_secret  the client's key pair
+
+DIR/NAME is handed over to the client, which gets it as curve_dir.
 """
 
 from __future__ import annotations
