@@ -19,7 +19,7 @@ from bert_serving.server.gateway.keys import Keyring
 from bert_serving.server.gateway.rerank import RerankBody
 from bert_serving.server.gateway.service import Service
 from bert_serving.server.gateway.usage import usage_headers
-from bert_serving.server.keys import hash_of, unnamed_keys
+from bert_serving.server.keys import KeySource, hash_of, unnamed_keys
 from fastapi import Request
 from numpy import zeros
 from pydantic import BaseModel
@@ -43,7 +43,7 @@ def read(body: bytes, model: type[BaseModel] = EmbedBody, **headers: str) -> Any
 
 
 def keyring(*keys: str) -> Keyring:
-    return Keyring(unnamed_keys(map(hash_of, keys)))
+    return Keyring(KeySource(unnamed_keys(map(hash_of, keys))))
 
 
 # -- API keys ------------------------------------------------------------------------------------------

@@ -6,11 +6,20 @@ import logging
 from collections.abc import Callable
 from contextvars import copy_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bert_serving.protocol import Overloaded, Unauthorized
 from bert_serving.server.gateway.keys import API_KEY, Keyring, TokenBucket
-from bert_serving.server.keys import ApiKey, KeyFileError, hash_of, hash_of_sent, read_key_file, unnamed_keys
+from bert_serving.server.keys import (
+    ApiKey,
+    KeyFileError,
+    KeySource,
+    hash_of,
+    hash_of_sent,
+    read_key_file,
+    unnamed_keys,
+)
 from fastapi import Request
 
 FILE = """
@@ -32,6 +41,10 @@ def request_with(key: str = "") -> Request:
     return Request({"type": "http", "headers": [(b"x-api-key", key.encode())] if key else []})
 
 
+def keyring_of(path: Path, **source: Any) -> Keyring:
+    return Keyring(KeySource(file=path, from_file=read_key_file(path), **source))
+
+
 def admitted(keys: Keyring, key: str) -> ApiKey | None:
     """Return the key that the request's scope has after the check."""
     request = request_with(key)
@@ -46,7 +59,7 @@ def test_a_hash_can_stand_for_its_key_in_settings_but_not_in_a_request() -> None
     hashed = hash_of("secret")
     assert hash_of(hashed) == hashed
     assert hash_of_sent(hashed) != hashed
-    keys = Keyring(unnamed_keys([hashed]))
+    keys = Keyring(KeySource(unnamed_keys([hashed])))
     assert admitted(keys, "secret") is not None
     with pytest.raises(Unauthorized):
         admitted(keys, hashed)
@@ -108,7 +121,7 @@ def test_a_missing_file_and_a_binary_file_are_errors_that_name_the_file(tmp_path
 
 
 def test_the_scope_of_a_request_has_its_key(path: Path) -> None:
-    keys = Keyring(unnamed_keys([hash_of("plain")]), from_file=read_key_file(path), path=path)
+    keys = keyring_of(path, fixed=unnamed_keys([hash_of("plain")]))
     assert keys.names == ["api_key-1", "alice", "bob"]
     assert admitted(keys, "secret-of-alice") == read_key_file(path)[0]
     assert admitted(keys, "plain") == ApiKey("api_key-1", hash_of("plain"))
@@ -118,7 +131,7 @@ def test_the_scope_of_a_request_has_its_key(path: Path) -> None:
 
 
 def test_reload_takes_new_keys_and_forgets_removed_ones(path: Path) -> None:
-    keys = Keyring(from_file=read_key_file(path), path=path)
+    keys = keyring_of(path)
     path.write_text("carol secret-of-carol")
     keys.reload()
     assert admitted(keys, "secret-of-carol") is not None
@@ -130,7 +143,7 @@ def test_reload_takes_new_keys_and_forgets_removed_ones(path: Path) -> None:
 def test_a_bad_file_keeps_the_keys_and_logs_one_line(
     path: Path, text: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keys = Keyring(from_file=read_key_file(path), path=path)
+    keys = keyring_of(path)
     path.unlink()
     if text is not None:
         path.write_text(text)
@@ -149,7 +162,7 @@ def in_request(call: Callable[[], None]) -> None:
 
 
 def test_a_key_over_its_limit_is_overloaded_and_others_are_not(path: Path) -> None:
-    keys = Keyring(from_file=read_key_file(path), path=path)
+    keys = keyring_of(path)
 
     def send(key: str, num_texts: int) -> None:
         keys.check(request_with(key))
@@ -167,7 +180,7 @@ def test_a_key_over_its_limit_is_overloaded_and_others_are_not(path: Path) -> No
 
 
 def test_each_gateway_allows_its_part(path: Path) -> None:
-    keys = Keyring(from_file=read_key_file(path), path=path, num_gateways=2)
+    keys = keyring_of(path, num_gateways=2)
     keys.check(request_with("secret-of-alice"))
     keys.charge(30)
     with pytest.raises(Overloaded):

@@ -39,6 +39,20 @@ class ApiKey:
     share: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class KeySource:
+    """Where a gateway process gets its keys from.
+
+    fixed: the keys of the setting api_key. file: the key file. from_file: the keys that it had when the server
+    started. num_gateways: the number of gateway processes, which share the limits of each key.
+    """
+
+    fixed: tuple[ApiKey, ...] = ()
+    file: Path | None = None
+    from_file: tuple[ApiKey, ...] = ()
+    num_gateways: int = 1
+
+
 def hash_of(key: str) -> str:
     """Return `sha256:` and the hash of a key. A text of this form is a hash already, and comes back unchanged.
 

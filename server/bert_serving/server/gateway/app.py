@@ -12,21 +12,22 @@ import asyncio
 import math
 import multiprocessing
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+import uuid
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socket
 
 import uvicorn
-from bert_serving.client import AsyncBertClient
+from bert_serving.client import Address, AsyncBertClient
 from bert_serving.protocol import ServingError
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from ..keys import ApiKey
+from ..keys import KeySource
 from ..settings import own_version
 from . import operations, stream
 from .dialect import BERT_AS_SERVICE
@@ -47,33 +48,35 @@ def main(
     *,
     http_socket: socket,
     ready: Connection,
-    host: str,
-    port: int,
-    port_out: int,
+    requests_endpoint: str,
+    replies_endpoint: str,
     max_body_bytes: int,
     cors: str,
     model_name: str,
     tokenizer_path: str,
-    api_keys: Sequence[ApiKey],
-    file_keys: Sequence[ApiKey],
-    api_key_file: str | None,
-    num_gateways: int,
+    api_keys: KeySource,
     protect_metrics: bool,
     drain_timeout_s: float,
 ) -> None:
     """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
 
-    ready: the gateway sends a message on this connection when it begins to serve. cors: the origin whose web pages
-    may send requests; "*" allows every origin, and LOOPBACK the pages of web servers on the caller's own machine.
-    api_keys, file_keys, api_key_file, num_gateways: see Keyring. drain_timeout_s: how long requests may continue
-    after SIGTERM. For the other arguments, see Service.
+    ready: the gateway sends a message on this connection when it begins to serve. requests_endpoint,
+    replies_endpoint: the broker's private addresses for gateways. cors: the origin whose web pages may send
+    requests; "*" allows every origin, and LOOPBACK the pages of web servers on the caller's own machine.
+    api_keys: see Keyring. protect_metrics: whether /metrics requires a key too. drain_timeout_s: how long requests
+    may continue after SIGTERM. For the other arguments, see Service.
     """
+    keys = Keyring(api_keys)
+    keys.reload()  # this process may have been started long after the server read the file
+    address = Address(requests_endpoint, replies_endpoint)
     service = Service(
-        AsyncBertClient(host, port, port_out, check_length=False),
+        # A chosen identity makes the client number its requests from a random base, so that nobody can guess the
+        # ids of requests.
+        AsyncBertClient(address=address, identity=str(uuid.uuid4()), check_length=False),
         model_name,
         Path(tokenizer_path),
         max_body_bytes,
-        _keyring(api_keys, file_keys, api_key_file, num_gateways),
+        keys,
         protect_metrics,
     )
     app = create_app(service, cors=cors, on_ready=lambda: ready.send_bytes(b"ready"))
@@ -85,17 +88,7 @@ def main(
         server_header=False,
     )
     server = uvicorn.Server(config)
-    asyncio.run(_serve(server, http_socket, service.keys))
-
-
-def _keyring(
-    api_keys: Sequence[ApiKey], file_keys: Sequence[ApiKey], path: str | None, num_gateways: int
-) -> Keyring:
-    keys = Keyring(
-        api_keys, from_file=file_keys, path=None if path is None else Path(path), num_gateways=num_gateways
-    )
-    keys.reload()  # this process may have been started long after the server read the file
-    return keys
+    asyncio.run(_serve(server, http_socket, keys))
 
 
 async def _serve(server: uvicorn.Server, http_socket: socket, keys: Keyring) -> None:

@@ -11,12 +11,11 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from pathlib import Path
 
 from bert_serving.protocol import Overloaded, Unauthorized
 from fastapi import Request
 
-from ..keys import ApiKey, KeyFileError, hash_of_sent, read_key_file
+from ..keys import ApiKey, KeyFileError, KeySource, hash_of_sent, read_key_file
 
 #: Under this name, the ASGI scope of a request contains its ApiKey, if the server requires keys.
 API_KEY = "bert_serving.api_key"
@@ -28,25 +27,12 @@ _current_key: ContextVar[ApiKey | None] = ContextVar("api_key", default=None)
 
 
 class Keyring:
-    """The keys that a gateway process accepts. If there are none, no key is required.
+    """The keys that a gateway process accepts. If there are none, no key is required."""
 
-    keys: the keys when the server started. path: a file with more keys, which `reload` reads; the keys of the file
-    at the start are in from_file. num_gateways: the number of gateway processes.
-    """
-
-    def __init__(
-        self,
-        keys: Iterable[ApiKey] = (),
-        *,
-        from_file: Iterable[ApiKey] = (),
-        path: Path | None = None,
-        num_gateways: int = 1,
-    ) -> None:
-        self._fixed = tuple(keys)
-        self._path = path
-        self._num_gateways = num_gateways
+    def __init__(self, source: KeySource = KeySource()) -> None:  # noqa: B008
+        self._source = source
         self._buckets: dict[ApiKey, TokenBucket] = {}
-        self._use(from_file)
+        self._use(source.from_file)
 
     def __repr__(self) -> str:
         return f"<Keyring {' '.join(self.names) or '-'}>"
@@ -58,10 +44,10 @@ class Keyring:
 
     def reload(self) -> None:
         """Read the key file again. If the file has an error, log it and keep the keys."""
-        if self._path is None:
+        if self._source.file is None:
             return
         try:
-            self._use(read_key_file(self._path))
+            self._use(read_key_file(self._source.file))
         except KeyFileError as exc:
             log.error("kept the present API keys: %s", exc)
         else:
@@ -104,9 +90,9 @@ class Keyring:
         return found[0] if found else None
 
     def _use(self, from_file: Iterable[ApiKey]) -> None:
-        self._keys = (*self._fixed, *from_file)
+        self._keys = (*self._source.fixed, *from_file)
         self._buckets = {
-            key: self._buckets.get(key) or TokenBucket(key.texts_per_minute / self._num_gateways)
+            key: self._buckets.get(key) or TokenBucket(key.texts_per_minute / self._source.num_gateways)
             for key in self._keys
             if key.texts_per_minute is not None
         }
