@@ -29,7 +29,7 @@ from .address import Address
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
 _RECONNECT_MAX_MS = 1_000
-_HANDSHAKE_FAILED = (
+HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
 _SENDER_RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of the sender to connect
@@ -75,7 +75,7 @@ class Connection:
         self._receiver.rcvhwm = 0
         self._receiver.subscribe(identity)
         self._monitor = self._receiver.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILED
         )
         self._receiver.connect(address.replies)
         self._poller = select.poll()
@@ -167,8 +167,8 @@ class Connection:
             self._can_receive = True
             self._key_trouble = None
             return
-        if event & _HANDSHAKE_FAILED:
-            self._key_trouble = _key_trouble(event, value, has_key=self._address.curve is not None)
+        if event & HANDSHAKE_FAILED:
+            self._key_trouble = key_trouble(event, value, has_key=self._address.curve is not None)
             return  # a DISCONNECTED follows
         if self._can_receive:
             self._is_lost = True
@@ -180,7 +180,7 @@ class Connection:
         self._can_receive = False
 
 
-def _key_trouble(event: int, value: int, *, has_key: bool) -> str | None:
+def key_trouble(event: int, value: int, *, has_key: bool) -> str | None:
     """Return what a failed handshake says about the keys; None if it says nothing."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "the server refused the key of this client (client.key_secret)"
@@ -197,8 +197,7 @@ def _open(kind: int, address: Address) -> zmq.Socket[bytes]:
     socket = _context().socket(kind)
     socket.ipv6 = address.is_ipv6
     if address.curve is not None:
-        socket.curve_serverkey = address.curve.server
-        socket.curve_publickey, socket.curve_secretkey = address.curve.public, address.curve.secret
+        address.curve.apply_to(socket)
     socket.linger = 0
     socket.heartbeat_ivl = _HEARTBEAT_MS
     socket.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS

@@ -25,6 +25,8 @@ from .curve import CurveServer
 # Room for an identity and the command name SUBSCRIBE. A limit is needed because libzmq keeps a tree node for every
 # byte of a subscription.
 _MAX_SUBSCRIPTION_BYTES = 16 + MAX_IDENTITY_BYTES
+# With CURVE, the longest message of a handshake is INITIATE with about 290 bytes (https://rfc.zeromq.org/spec/26).
+_MAX_CURVE_BYTES = 512
 # libzmq queues at most this many replies for each client. Further replies wait in the outbox, which limits their
 # bytes.
 _REPLIES_IN_PIPE = 16
@@ -94,6 +96,7 @@ class Ports:
                 curve.start(self._context)
                 curve.protect(self.requests)
                 curve.protect(self.replies)
+                self.replies.maxmsgsize = _MAX_CURVE_BYTES
             _bind(self.requests, host, port)
             _bind(self.replies, host, port_out)
         except BaseException:

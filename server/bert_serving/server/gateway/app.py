@@ -101,6 +101,7 @@ async def _serve(server: uvicorn.Server, http_socket: socket, keys: Keyring) -> 
         server.should_exit = True
 
     loop.add_signal_handler(signal.SIGHUP, keys.reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # children may be started with it blocked
     loop.add_reader(parent.sentinel, stop)  # becomes readable when the server process ends
     with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again; this cancels the task
         await server.serve(sockets=[http_socket])
