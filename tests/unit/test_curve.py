@@ -125,7 +125,7 @@ def test_a_key_that_cannot_be_read_keeps_the_present_clients(
     protected.curve.reload()
     assert protected.lets_in(CurveKeys.load(folder / "alice"))
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert line.startswith("kept the present CURVE clients: cannot read the clients' keys in")
+    assert line.startswith("kept the present CURVE keys: cannot read the clients' keys in")
 
 
 def test_nobody_is_let_in_when_nobody_decides(protected: Protected, folder: Path) -> None:

@@ -44,7 +44,7 @@ class CurveServer:
         self._authenticator = ThreadAuthenticator(context, log=logging.getLogger("zmq.auth"))
         self._authenticator.certs[_DOMAIN] = self._public_keys
         self._authenticator.start()
-        log.info("CURVE is on: %d clients may connect", len(self._public_keys))
+        log.info("CURVE is on clients=%d", len(self._public_keys))
 
     def stop(self) -> None:
         """Accept no more connections."""
@@ -65,11 +65,11 @@ class CurveServer:
         try:
             self._public_keys = _public_keys(self._clients)
         except CurveError as exc:
-            log.error("kept the present CURVE clients: %s", exc)
+            log.error("kept the present CURVE keys: %s", exc)
             return
         if self._authenticator is not None:
             self._authenticator.certs[_DOMAIN] = self._public_keys  # one assignment, so the thread sees old or new
-        log.info("read the CURVE clients: %d clients may connect", len(self._public_keys))
+        log.info("read the CURVE keys clients=%d", len(self._public_keys))
 
 
 def _secret_key(path: Path) -> bytes:
