@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -166,8 +165,3 @@ def test_a_protected_server_gives_no_warning_and_an_open_one_names_both_ports(
         # Without CURVE and with the flag, the other host may stop it.
         Site(hosts, opened, site.keys).on_client("bert-serving-terminate")
         assert opened.wait_end() == 0
-
-
-def test_sigterm_ends_a_server_on_another_host(site: Site) -> None:
-    site.running.signal(signal.SIGTERM)
-    assert site.running.wait_end() == 0

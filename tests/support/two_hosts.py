@@ -1,4 +1,4 @@
-"""Two hosts with a line between them, made of Linux network namespaces. Needs no privileges where users may make them.
+"""Two hosts with a line between them, made of network namespaces. On many systems, every user may make them.
 
 Processes on the hosts share files and process ids with the tests, but not the network: even loopback is their own.
 """
@@ -22,10 +22,8 @@ def are_permitted() -> bool:
     """Return whether this process may make network namespaces and lines between them."""
     if not all(map(shutil.which, ("unshare", "nsenter", "ip"))):
         return False
-    make_line = "ip link add name a type veth peer name b"
-    return (
-        subprocess.run(["unshare", "-Urn", *make_line.split()], capture_output=True, check=False).returncode == 0
-    )
+    command = "unshare -Urn ip link add name a type veth peer name b"
+    return subprocess.run(command.split(), capture_output=True, check=False).returncode == 0
 
 
 class TwoHosts:

@@ -171,16 +171,10 @@ class Connection:
             self._key_trouble = None
             self._receiver_attempts.reset()
             return
-<<<<<<< HEAD
-        if event & HANDSHAKE_FAILED:
+        if event & HANDSHAKE_FAILED:  # DISCONNECTED follows
             self._key_trouble = key_trouble(event, value, has_key=self._address.curve is not None)
-            return  # a DISCONNECTED follows
-=======
-        if event & _HANDSHAKE_FAILED:  # DISCONNECTED follows
-            self._key_trouble = _key_trouble(event, value, has_key=self._address.curve is not None)
             self._is_given_up = event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
             return
->>>>>>> i11-clients
         if self._can_receive:
             self._is_lost = True
             self._receiver_trouble = "the connection to port_out was lost"
@@ -191,9 +185,6 @@ class Connection:
         self._can_receive = False
 
 
-<<<<<<< HEAD
-def key_trouble(event: int, value: int, *, has_key: bool) -> str | None:
-=======
 class _Attempts:
     """Connects a socket again, with growing pauses."""
 
@@ -218,8 +209,7 @@ class _Attempts:
         return True
 
 
-def _key_trouble(event: int, value: int, *, has_key: bool) -> str | None:
->>>>>>> i11-clients
+def key_trouble(event: int, value: int, *, has_key: bool) -> str | None:
     """Return what a failed handshake says about the keys; None if it says nothing."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "the server refused the key of this client (client.key_secret)"

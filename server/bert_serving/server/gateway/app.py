@@ -70,14 +70,9 @@ def main(
     keys.reload()  # this process may have been started long after the server read the file
     address = Address(requests_endpoint, replies_endpoint)
     service = Service(
-<<<<<<< HEAD
         # A chosen identity makes the client number its requests from a random base, so that nobody can guess the
-        # ids of requests.
-        AsyncBertClient(address=address, identity=str(uuid.uuid4()), check_length=False),
-=======
-        # A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
-        AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False, retry=False),
->>>>>>> i11-clients
+        # ids of requests. A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
+        AsyncBertClient(address=address, identity=str(uuid.uuid4()), check_length=False, retry=False),
         model_name,
         Path(tokenizer_path),
         max_body_bytes,
