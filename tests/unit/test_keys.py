@@ -156,6 +156,11 @@ def test_a_bad_file_keeps_the_keys_and_logs_one_line(
 # -- texts per minute ----------------------------------------------------------------------------------
 
 
+def send_texts(keys: Keyring, num_texts: int) -> None:
+    with keys.charge(num_texts):
+        pass
+
+
 def in_request(call: Callable[[], None]) -> None:
     """Call a function as a gateway does: each request has a context of its own."""
     copy_context().run(call)
@@ -166,14 +171,14 @@ def test_a_key_over_its_limit_is_overloaded_and_others_are_not(path: Path) -> No
 
     def send(key: str, num_texts: int) -> None:
         keys.check(request_with(key))
-        keys.charge(num_texts)
+        send_texts(keys, num_texts)
 
     in_request(lambda: send("secret-of-alice", 60))
     with pytest.raises(Overloaded, match="'alice' may send 60 texts per minute") as caught:
         in_request(lambda: send("secret-of-alice", 30))
     assert 29_000 < (caught.value.retry_after_ms or 0) <= 30_000
     in_request(lambda: send("secret-of-bob", 1000))
-    in_request(lambda: keys.charge(1000))  # without a key there is no limit
+    in_request(lambda: send_texts(keys, 1000))  # without a key there is no limit
     keys.reload()
     with pytest.raises(Overloaded):
         in_request(lambda: send("secret-of-alice", 30))
@@ -182,9 +187,17 @@ def test_a_key_over_its_limit_is_overloaded_and_others_are_not(path: Path) -> No
 def test_each_gateway_allows_its_part(path: Path) -> None:
     keys = keyring_of(path, num_gateways=2)
     keys.check(request_with("secret-of-alice"))
-    keys.charge(30)
+    send_texts(keys, 30)
     with pytest.raises(Overloaded):
-        keys.charge(1)
+        send_texts(keys, 1)
+
+
+def test_texts_that_the_server_is_too_busy_for_do_not_count(path: Path) -> None:
+    keys = keyring_of(path)
+    keys.check(request_with("secret-of-alice"))
+    with pytest.raises(Overloaded, match="the queue is full"), keys.charge(60):
+        raise Overloaded("the queue is full")
+    send_texts(keys, 60)
 
 
 def test_a_bucket_refills_and_pays_for_a_request_larger_than_itself() -> None:

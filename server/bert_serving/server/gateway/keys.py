@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 from bert_serving.protocol import Overloaded, Unauthorized
@@ -63,22 +65,28 @@ class Keyring:
         request.scope[API_KEY] = key
         _current_key.set(key)
 
-    def charge(self, num_texts: int) -> None:
-        """Count texts of the request that the current task handles.
+    @contextmanager
+    def charge(self, num_texts: int) -> Iterator[None]:
+        """Count texts of the request that the current task handles, unless they are Overloaded in this context.
 
-        Raises Overloaded, with the time until a retry, if its key has sent too many texts.
+        Raises Overloaded, with the time until a retry, if the key of the request has sent too many texts.
         """
         key = _current_key.get()
         bucket = None if key is None else self._buckets.get(key)
-        if bucket is None:
+        if key is None or bucket is None:
+            yield
             return
-        assert key is not None
         wait_s = bucket.take(num_texts, time.monotonic())
         if wait_s > 0:
             raise Overloaded(
                 f"the API key {key.name!r} may send {key.texts_per_minute} texts per minute",
-                retry_after_ms=round(wait_s * 1000),
+                retry_after_ms=math.ceil(wait_s * 1000),
             )
+        try:
+            yield
+        except Overloaded:  # the caller will send them again
+            bucket.give_back(num_texts)
+            raise
 
     def _sent_in(self, headers: Mapping[str, str]) -> ApiKey | None:
         authorization = headers.get("authorization", "")
@@ -121,3 +129,7 @@ class TokenBucket:
             return missing / self._per_s
         self._level -= num_texts
         return 0.0
+
+    def give_back(self, num_texts: int) -> None:
+        """Undo a successful `take`."""
+        self._level = min(self._capacity, self._level + num_texts)

@@ -124,8 +124,8 @@ class Service:
 
         Raises ServingError or TimeoutError; Overloaded if the caller's API key has sent too many texts.
         """
-        self.keys.charge(len(texts))
-        _, reply = await self.client.encode_reply(texts, replace(options, show_usage=True), spans)
+        with self.keys.charge(len(texts)):
+            _, reply = await self.client.encode_reply(texts, replace(options, show_usage=True), spans)
         return reply
 
     async def vectors(self, texts: Sequence[object], **options: object) -> tuple[Rows, EncodeReply]:
