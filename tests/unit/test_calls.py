@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from bert_serving.protocol import DeadlineExceeded, EncodeOptions, EncodeReply, Unavailable
-from bert_serving.server.gateway.calls import API_KEY, REQUEST_ID, Call, call_of, request_id_of
+from bert_serving.server.gateway.calls import REQUEST_ID, Call, call_of, request_id_of
 from bert_serving.server.gateway.errors import UnreadableBody
+from bert_serving.server.gateway.keys import API_KEY
 from fastapi import Request
 from numpy import zeros
 

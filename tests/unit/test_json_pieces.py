@@ -30,7 +30,7 @@ ROWS = np.random.default_rng(0).normal(size=(3000, 100)).astype(np.float32)
         [],
         "text",
     ],
-    ids=str,
+    ids=["rows", "flat", "cube", "reply", "list", "tokens", "texts", "no rows", "no fields", "no items", "text"],
 )
 def test_the_pieces_are_the_json_of_the_value(value: object) -> None:
     pieces = list(json_pieces(value))

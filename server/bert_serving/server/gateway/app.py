@@ -12,6 +12,8 @@ import asyncio
 import logging
 import math
 import multiprocessing
+import signal
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from multiprocessing.connection import Connection
@@ -27,17 +29,24 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+from ..keys import KeySource
 from ..settings import own_version
 from . import operations, stream
 from .dialect import BERT_AS_SERVICE
 from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei
 from .errors import default_response
 from .http_protocol import ConnectionPool
+from .keys import Keyring
 from .limits import BodyLimits, ConnectionLimits
 from .memory import GatewayMemory
 from .metrics import GatewayMetrics
 from .middleware import CountRequests
 from .service import Service
+
+#: The value of `cors` that allows only pages of web servers on the caller's own machine.
+LOOPBACK = "loopback"
+
+_LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
 def main(
@@ -52,7 +61,8 @@ def main(
     cors: str,
     model_name: str,
     tokenizer_path: str,
-    api_keys: tuple[str, ...],
+    api_keys: KeySource,
+    protect_metrics: bool,
     drain_timeout_s: float,
 ) -> None:
     """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
@@ -60,17 +70,24 @@ def main(
     ready: the gateway sends a message on this connection when it begins to serve. requests_endpoint,
     replies_endpoint: the broker's private addresses for gateways. connection_limits, body_limits: the fields of
     ConnectionLimits and BodyLimits. trusted_proxies: addresses whose X-Forwarded-For is believed. cors: the origin
-    whose web pages may send requests; "*" allows every origin. drain_timeout_s: how long requests may continue
-    after SIGTERM. For the other arguments, see Service.
+    whose web pages may send requests; "*" allows every origin, and LOOPBACK the pages of web servers on the
+    caller's own machine. api_keys: see Keyring. protect_metrics: whether /metrics requires a key too.
+    drain_timeout_s: how long requests may continue after SIGTERM. For the other arguments, see Service.
     """
+    keys = Keyring(api_keys)
+    keys.reload()  # this process may have been started long after the server read the file
+    address = Address(requests_endpoint, replies_endpoint)
     limits = BodyLimits(**body_limits)
     service = Service(
-        AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False),
+        # A chosen identity makes the client number its requests from a random base, so that nobody can guess the
+        # ids of requests. A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
+        AsyncBertClient(address=address, identity=str(uuid.uuid4()), check_length=False, retry=False),
         model_name,
         Path(tokenizer_path),
         limits,
         GatewayMemory(limits.held_bytes),
-        api_keys,
+        keys,
+        protect_metrics,
     )
     app = create_app(service, cors=cors, on_ready=lambda: ready.send_bytes(b"ready"))
     pool = ConnectionPool(
@@ -92,10 +109,10 @@ def main(
         timeout_graceful_shutdown=max(1, math.ceil(drain_timeout_s)),
         server_header=False,
     )
-    asyncio.run(_serve(uvicorn.Server(config), http_socket, pool))
+    asyncio.run(_serve(uvicorn.Server(config), http_socket, pool, keys))
 
 
-async def _serve(server: uvicorn.Server, http_socket: socket, pool: ConnectionPool) -> None:
+async def _serve(server: uvicorn.Server, http_socket: socket, pool: ConnectionPool, keys: Keyring) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     loop = asyncio.get_running_loop()
@@ -104,6 +121,8 @@ async def _serve(server: uvicorn.Server, http_socket: socket, pool: ConnectionPo
         loop.remove_reader(parent.sentinel)
         server.should_exit = True
 
+    loop.add_signal_handler(signal.SIGHUP, keys.reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # children may be started with it blocked
     loop.add_reader(parent.sentinel, stop)  # becomes readable when the server process ends
     checks = asyncio.create_task(pool.check_forever())
     with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again; this cancels the task
@@ -111,14 +130,15 @@ async def _serve(server: uvicorn.Server, http_socket: socket, pool: ConnectionPo
     checks.cancel()
 
 
-def create_app(service: Service, *, cors: str = "*", on_ready: Callable[[], None] = lambda: None) -> FastAPI:
+def create_app(service: Service, *, cors: str = LOOPBACK, on_ready: Callable[[], None] = lambda: None) -> FastAPI:
     """Return the HTTP application of a service. on_ready: called when the application begins to serve."""
     app = _empty_app(service, on_ready)
     router = APIRouter()
     _add_dialects(router, service)
     stream.add_routes(router, service)
     app.include_router(router)
-    metrics = GatewayMetrics([*operations.PATHS, *(route.path for route in router.routes)])  # type: ignore[attr-defined]
+    routes = [*operations.PATHS, *(route.path for route in router.routes)]  # type: ignore[attr-defined]
+    metrics = GatewayMetrics(routes, service.keys.names)
     app.state.metrics = metrics
     app.include_router(operations.create_router(service, metrics))
     _add_error_handlers(app)
@@ -166,7 +186,12 @@ def _add_dialects(router: APIRouter, service: Service) -> None:
 def _add_middleware(app: FastAPI, metrics: GatewayMetrics, cors: str) -> None:
     """Add the middleware that every request passes through. The middleware added last is the outermost."""
     app.add_middleware(
-        CORSMiddleware, allow_origins=[cors], allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+        CORSMiddleware,
+        allow_origins=[] if cors == LOOPBACK else [cors],
+        allow_origin_regex=_LOOPBACK_ORIGIN if cors == LOOPBACK else None,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["*"],
     )
     app.add_middleware(CountRequests, metrics=metrics)
 

@@ -13,10 +13,10 @@ from fastapi import Request
 from starlette.types import Scope
 
 from .errors import UnreadableBody
+from .keys import API_KEY
 
-#: Keys in the ASGI scope of a request: its id, and the API key that it was sent with.
+#: Key in the ASGI scope of a request: its id.
 REQUEST_ID = "bert_serving.request_id"
-API_KEY = "bert_serving.api_key"
 
 _MAX_ID_CHARS = 95  # so that a request id, a slash and a trace id fit into the 128 characters of a trace
 _MAX_FLOW_CHARS = 128

@@ -10,6 +10,7 @@ from .calls import REQUEST_ID, request_id_of
 from .context import HELD
 from .dialect import ERROR_CODE
 from .http_protocol import ENDED_WITH
+from .keys import API_KEY
 from .metrics import UNKNOWN_ROUTE, GatewayMetrics
 
 
@@ -46,5 +47,6 @@ class CountRequests:
                 scope[HELD].release()
             # Label with the route, not the path: otherwise any caller could create new series with unknown paths.
             route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
-            status = scope.get(ENDED_WITH, status)
-            self._metrics.observe(route, status, time.perf_counter() - start, scope.get(ERROR_CODE))
+            key_name = getattr(scope.get(API_KEY), "name", None)
+            seconds = time.perf_counter() - start
+            self._metrics.observe(route, scope.get(ENDED_WITH, status), seconds, scope.get(ERROR_CODE), key_name)

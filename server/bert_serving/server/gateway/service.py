@@ -23,6 +23,7 @@ from bert_serving.protocol import (
 )
 
 from .calls import Call
+from .keys import Keyring
 from .limits import BodyLimits
 from .memory import GatewayMemory, RequestMemory
 
@@ -103,8 +104,8 @@ class Service:
     """A gateway's access to the broker and to facts about the model.
 
     model_name: the name of the model in replies. tokenizer_path: file with the model's tokenizer; the first worker
-    writes this file. api_keys: a request must have one of these keys; if there are none, no API key is required.
-    memory: for the bodies and the replies of all requests. call: what the broker must know about the request that
+    writes this file. memory: for the bodies and the replies of all requests. keys: the accepted API keys.
+    protects_metrics: whether /metrics requires a key too. call: what the broker must know about the request that
     uses this object. held: the memory of that request, which must hold its replies; None: they are not counted.
     """
 
@@ -113,7 +114,8 @@ class Service:
     tokenizer_path: Path
     limits: BodyLimits
     memory: GatewayMemory
-    api_keys: tuple[str, ...] = ()
+    keys: Keyring = field(default_factory=Keyring)
+    protects_metrics: bool = False
     call: Call = Call()  # noqa: RUF009
     held: RequestMemory | None = None
     _known: _Known = field(default_factory=_Known)
@@ -145,20 +147,22 @@ class Service:
     ) -> EncodeReply:
         """Return the reply to texts that have already been checked, including its usage.
 
-        Raises ServingError or TimeoutError; DeadlineExceeded if the deadline of the request passes;
-        PayloadTooLarge or Overloaded if the gateway has no memory for the reply.
+        Raises ServingError or TimeoutError: among others, DeadlineExceeded if the deadline of the request passes,
+        Overloaded if the caller's API key has sent too many texts, and Overloaded or PayloadTooLarge if there is
+        no memory for the reply.
         """
         call = self.call
         try:
-            _, reply = await self.client.encode_reply(
-                texts,
-                replace(options, show_usage=True),
-                spans,
-                timeout_ms=call.remaining_ms(),
-                flow=call.flow,
-                flow_share=call.flow_share,
-                trace=call.trace,
-            )
+            with self.keys.charge(len(texts)):
+                _, reply = await self.client.encode_reply(
+                    texts,
+                    replace(options, show_usage=True),
+                    spans,
+                    timeout_ms=call.remaining_ms(),
+                    flow=call.flow,
+                    flow_share=call.flow_share,
+                    trace=call.trace,
+                )
         except TimeoutError:
             call.remaining_ms()  # raises DeadlineExceeded if it was the deadline that passed
             raise
