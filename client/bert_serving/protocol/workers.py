@@ -17,7 +17,6 @@ from .errors import ServingError, error_from_info
 from .messages import JsonObject, Rows, Spans, Text
 from .options import EncodeOptions, options_from_json
 
-
 _MAX_TRACES = 8
 
 
