@@ -114,6 +114,8 @@ async def encode_stream(context: RequestContext) -> Response:
         finally:  # this also runs when the caller has disconnected
             for task in (reader, *works):
                 task.cancel()
+            while not queue.empty():  # makes room for the last item that the reader puts
+                queue.get_nowait()
 
     return _StreamResponse(write())
 
