@@ -24,6 +24,7 @@ from bert_serving.protocol import (
 )
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.types import Message
@@ -210,15 +211,17 @@ def _parse(raw: bytes, max_items: int) -> _Encode:
 
 
 def _parse_json(raw: bytes) -> object:
-    """Return the JSON value of a body. Raises InvalidRequest."""
+    """Return the JSON value of a body. Raises InvalidRequest.
+
+    A small body that orjson refuses is read by Python's parser, which is slower. It reads numbers of any size, which
+    may be in the id. It also reads lone surrogates, which check_texts refuses with an error that names the text.
+    """
     try:
+        if len(raw) > _MAX_SLOW_BYTES:
+            return from_json(raw, allow_inf_nan=False)
         try:
             value: object = orjson.loads(raw)
         except ValueError:
-            if len(raw) > _MAX_SLOW_BYTES:
-                raise
-            # Python's parser is slower, but reads what orjson refuses: numbers of any size, which may be in the
-            # id, and lone surrogates, which check_texts refuses with an error that names the text.
             value = json.loads(raw.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as exc:
         raise InvalidRequest(f"the body is not JSON: {exc}") from exc
