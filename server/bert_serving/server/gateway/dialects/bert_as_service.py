@@ -213,8 +213,9 @@ def _parse(raw: bytes, max_items: int) -> _Encode:
 def _parse_json(raw: bytes) -> object:
     """Return the JSON value of a body. Raises InvalidRequest.
 
-    A small body that orjson refuses is read by Python's parser, which is slower. It reads numbers of any size, which
-    may be in the id. It also reads lone surrogates, which check_texts refuses with an error that names the text.
+    A small body that orjson refuses is read by Python's parser, which is slower. It reads numbers of any size,
+    which may be in the id. It also reads lone surrogates, which check_texts refuses with an error that names the
+    text.
     """
     try:
         if len(raw) > _MAX_SLOW_BYTES:
