@@ -22,6 +22,7 @@ from .service import Service
 #: Key in the ASGI scope of a request: its RequestMemory.
 HELD = "bert_serving.held"
 
+_MIN_GZIP_BYTES = 16 << 10  # compressing a smaller response costs more time than it saves
 _GZIP_IN, _GZIP_OUT = 64 << 10, 256 << 10  # bytes of one step of decompression
 _REFUSES_GZIP = re.compile(r"gzip\s*;\s*q\s*=\s*0(\.0*)?\s*(,|$)")
 
@@ -112,9 +113,12 @@ class RequestContext:
 
         A large response is written in pieces while it is sent, and at most one piece ahead of what is sent.
         """
-        if is_small(content):
-            return Response(dump(content), status, headers, "application/json")
-        return PiecesResponse(json_pieces(content), status, headers, gzip=self._accepts_gzip)
+        if not is_small(content):
+            return PiecesResponse(json_pieces(content), status, headers, gzip=self._accepts_gzip)
+        data = dump(content)
+        if len(data) < _MIN_GZIP_BYTES or not self._accepts_gzip:
+            return Response(data, status, headers, "application/json")
+        return PiecesResponse(iter([data]), status, headers, gzip=True)
 
     @property
     def _accepts_gzip(self) -> bool:
