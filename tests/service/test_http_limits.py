@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 from collections.abc import Iterator
 
@@ -33,9 +34,12 @@ def gateway() -> Iterator[SmallGateway]:
 
 
 @pytest.fixture(autouse=True)
-def _others_are_served(gateway: SmallGateway) -> Iterator[None]:
+def _others_are_served_and_no_error_is_logged(
+    gateway: SmallGateway, caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
     yield
     assert gateway.ask(ALIVE).startswith(b"HTTP/1.1 200 ")
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def status_of(response: bytes) -> int:
@@ -169,6 +173,13 @@ def test_the_request_of_a_caller_that_leaves_is_cancelled(gateway: SmallGateway,
     with gateway.connect(POST % (b"wait", size) + b"x" * size):
         wait_until(lambda: gateway.num_waiting == 1)
     wait_until(lambda: gateway.ended == [LEFT])
+
+
+def test_a_caller_that_leaves_at_once_is_no_error(gateway: SmallGateway) -> None:
+    for _ in range(100):
+        with gateway.connect(POST % (b"echo", 2) + b"ab") as caller:
+            caller.shutdown(socket.SHUT_WR)
+            read_all(caller)
 
 
 def test_a_caller_that_stays_gets_its_response_after_another_has_left(gateway: SmallGateway) -> None:

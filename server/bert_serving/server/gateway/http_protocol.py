@@ -116,11 +116,12 @@ class LimitedConnection(HttpToolsProtocol):
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application for one request, in a task that `_end_request` can cancel."""
-        if self._is_ending:
-            return
-        task = asyncio.current_task()
+        task, cycle = asyncio.current_task(), send.__self__  # type: ignore[attr-defined]  # a method of the cycle
         assert task is not None
-        self._running = task, send.__self__  # type: ignore[attr-defined]  # a method of the request's cycle
+        if self._is_ending:
+            cycle.disconnected = True
+            return
+        self._running = task, cycle
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
