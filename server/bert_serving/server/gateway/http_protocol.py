@@ -118,7 +118,7 @@ class LimitedConnection(HttpToolsProtocol):
         """Run the application for one request, in a task that `_end_request` can cancel."""
         task, cycle = asyncio.current_task(), send.__self__  # type: ignore[attr-defined]  # a method of the cycle
         assert task is not None
-        if self._is_ending:
+        if self._is_ending:  # the request was refused before its task began
             cycle.disconnected = True
             return
         self._running = task, cycle
@@ -300,8 +300,6 @@ class LimitedConnection(HttpToolsProtocol):
         if is_responding or is_of_next_request:  # this response would become a part of another one
             self.transport.abort()
             return
-        if self._has_request:
-            self.cycle.disconnected = True  # its task may not have begun yet
         self.transport.write(_error_message(status, description))
         if self.transport.can_write_eof():
             self.transport.write_eof()
