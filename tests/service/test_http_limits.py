@@ -39,7 +39,7 @@ def _others_are_served_and_no_error_is_logged(
 ) -> Iterator[None]:
     yield
     assert gateway.ask(ALIVE).startswith(b"HTTP/1.1 200 ")
-    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert [each for each in caplog.get_records("call") if each.levelno >= logging.ERROR] == []
 
 
 def status_of(response: bytes) -> int:
