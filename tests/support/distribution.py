@@ -12,6 +12,9 @@ _FILES = {
     "server in float32": ("test_service_options",),
     "servers of the clients' tests": ("test_real_clients",),
     "server of the documentation": ("test_docs",),
+    "server of the OpenAPI document": ("test_openapi",),
+    "server for callers of HTTP": ("test_http_callers",),
+    "gateway with small limits": ("test_http_limits",),
     "wheel and sdist": ("test_distributions",),
     "GPU": ("test_encoder",),
 }
@@ -22,6 +25,7 @@ SERVERS = {file: servers for servers, files in _FILES.items() for file in files}
 _SLOWEST = (
     "test_clients",
     *_FILES["model_servers"],
+    "test_openapi",
     "test_packaging",
     "test_examples",
     "test_bert_server",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from bert_serving.protocol.workers import joined_traces
+
 from .fair_queue import FairQueue
 from .job import Slice, TextCost
 
@@ -24,6 +26,11 @@ class InFlightBatch:
     tokens: float
     num_lost_workers: int = 0
     sent_at: float = 0.0
+
+    @property
+    def traces(self) -> str:
+        """The names of the requests in a log line."""
+        return joined_traces(slice_.job.request.trace for slice_ in self.slices)
 
     @property
     def is_suspect(self) -> bool:

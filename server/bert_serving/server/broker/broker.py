@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import zmq
 from bert_serving.protocol import (
@@ -29,6 +30,7 @@ from bert_serving.protocol import (
 from bert_serving.protocol.workers import Batch, Failed, Ready, Result, worker_message_to_frames
 
 from ..settings import Settings
+from .curve import CurveServer
 from .job import Job
 from .metrics import BrokerMetrics
 from .observer import BrokerObserver
@@ -43,7 +45,6 @@ from .workers import Workers
 log = logging.getLogger(__name__)
 
 _NUM_REQUEST_FRAMES = 4
-_FIRST_BYTES_OF_WARNING = 40
 
 
 class Broker:
@@ -51,8 +52,8 @@ class Broker:
 
     endpoints: the addresses for workers and gateways. max_seq_len: the longest sequence, in tokens. token_rows:
     when the vectors of tokens are padded to one array, each text gets at least this many rows; None: as many rows
-    as the longest text has. observers: are called for every request. Raises PortInUse. Only the thread of the
-    server's loop may call the methods.
+    as the longest text has. observers: are called for every request. Raises PortInUse or CurveError. Only the
+    thread of the server's loop may call the methods.
     """
 
     def __init__(
@@ -74,12 +75,14 @@ class Broker:
         self._max_reply_bytes = max(settings.outbox_mb, settings.max_message_mb) << 20
         self._is_accepting = True
         self._sparse_log = SparseLog()
+        self._curve = None if settings.curve_dir is None else CurveServer(Path(settings.curve_dir))
         self._ports = Ports(
             host=settings.host,
             port=settings.port,
             port_out=settings.port_out,
             endpoints=endpoints,
             max_message_bytes=settings.max_message_mb << 20,
+            curve=self._curve,
         )
         self._scheduler = Scheduler(
             queue_capacity=settings.queue_capacity,
@@ -127,6 +130,11 @@ class Broker:
     def unwatch(self, descriptor: int) -> None:
         """Undo `watch`."""
         self._ports.unwatch(descriptor)
+
+    def reload_keys(self) -> None:
+        """Read the CURVE keys of the clients again. Holds for connections that clients open afterwards."""
+        if self._curve is not None:
+            self._curve.reload()
 
     def worker_lost(self, name: str) -> str | None:
         """Take back the batches of a dead worker; return why the worker refused to serve, or None."""
@@ -205,9 +213,10 @@ class Broker:
         except ServingError as error:
             if request is None:
                 self._notify_arrived(None)
+            log.debug("refused request trace=%s error=%s", getattr(request, "trace", None), error)
             self._refuse(frames, error, now)
         except Exception:  # an unexpected error must fail only this request
-            log.exception("cannot handle a request")
+            log.exception("cannot handle a request trace=%s", getattr(request, "trace", None))
             self._refuse(frames, ServingError("internal error"), now)
 
     def _on_encode(self, request: EncodeRequest, num_bytes: int, now: float) -> None:
@@ -260,12 +269,8 @@ class Broker:
         # many frames as a request.
         if sender is None or not (len(frames) == _NUM_REQUEST_FRAMES or self._replies.has_subscriber(sender[0])):
             self._metrics.malformed.inc()
-            start = bytes(frames[0][:_FIRST_BYTES_OF_WARNING]) if frames else b""
-            self._sparse_log.warning(
-                "ignored a message that is not a request: %s; it begins with %r", error, start
-            )
+            self._sparse_log.warning("ignored a message that is not a request: it has %d frames", len(frames))
             return
-        log.debug("refused request error=%s", error)
         self._post_error(*sender, error, now)
 
     def _fail_expired_jobs(self, now: float) -> None:
@@ -274,6 +279,7 @@ class Broker:
     def _fail(self, failures: Sequence[Failure], now: float) -> None:
         for failure in failures:
             request = failure.job.request
+            log.debug("request failed trace=%s error=%s", request.trace, failure.error)
             self._post_error(request.identity, request.request_id, failure.error, now)
 
     def _post_error(self, identity: bytes, request_id: bytes, error: ServingError, now: float) -> None:
@@ -303,7 +309,9 @@ class Broker:
             if isinstance(message, Result):
                 self._on_result(name, message, now)
             elif isinstance(message, Failed):
-                log.error("batch failed worker=%s id=%d error=%s", name, message.batch_id, message.message)
+                traces = self._scheduler.traces(name, message.batch_id)
+                log.error("batch failed worker=%s id=%d trace=%s", name, message.batch_id, traces)
+                log.debug("batch failed id=%d error=%s", message.batch_id, message.message)
                 self._fail(self._scheduler.fail(name, message.batch_id, message.message), now)
             else:
                 self._on_ready(name, message, now)
@@ -315,9 +323,10 @@ class Broker:
 
     def _on_result(self, name: str, result: Result, now: float) -> None:
         num_texts, num_tokens = self._metrics.count_batch(name, result)
+        traces = self._scheduler.traces(name, result.batch_id) if log.isEnabledFor(logging.DEBUG) else ""
         log.debug(
-            "batch done worker=%s id=%d texts=%d tokens=%d tokenize_ms=%.1f compute_ms=%.1f",
-            name, result.batch_id, num_texts, num_tokens, result.tokenize_ms, result.compute_ms,
+            "batch done worker=%s id=%d texts=%d tokens=%d tokenize_ms=%.1f compute_ms=%.1f trace=%s",
+            name, result.batch_id, num_texts, num_tokens, result.tokenize_ms, result.compute_ms, traces,
         )  # fmt: skip
         for ended in self._scheduler.complete(name, result, now):
             if isinstance(ended, Failure):
@@ -346,7 +355,7 @@ class Broker:
         try:
             frames = worker_message_to_frames(batch)
         except Exception:  # an accepted request cannot be written as frames: only that request must fail
-            log.exception("cannot write batch id=%d", batch.batch_id)
+            log.exception("cannot write batch id=%d trace=%s", batch.batch_id, batch.traces)
             self._fail(self._scheduler.fail(name, batch.batch_id, "the request cannot be sent to a worker"), now)
             return
         self._workers.send(name, frames)

@@ -290,6 +290,12 @@ class Scheduler:
                 ended.append(job)
         return ended
 
+    def traces(self, name: str, batch_id: int) -> str:
+        """Return the names of the requests in a batch of a worker, for a log line."""
+        worker = self._workers.get(name)
+        batch = None if worker is None else worker.in_flight.get(batch_id)
+        return "" if batch is None else batch.traces
+
     def fail(self, name: str, batch_id: int, message: str) -> list[Failure]:
         """Take back a batch that raised an error; return the jobs that fail."""
         batch = self._take_in_flight(name, batch_id)

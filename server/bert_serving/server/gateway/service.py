@@ -22,6 +22,11 @@ from bert_serving.protocol import (
     options_from_json,
 )
 
+from .calls import Call
+from .keys import Keyring
+from .limits import BodyLimits
+from .memory import GatewayMemory, RequestMemory
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -87,20 +92,37 @@ class Model:
 
 
 @dataclass(slots=True)
+class _Known:
+    """What a gateway has learned about the model. It is None until the first request needs it."""
+
+    model: Model | None = None
+    tokenizer: Tokenizer | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """A gateway's access to the broker and to facts about the model.
 
     model_name: the name of the model in replies. tokenizer_path: file with the model's tokenizer; the first worker
-    writes this file. api_keys: a request must have one of these keys; if there are none, no API key is required.
+    writes this file. memory: for the bodies and the replies of all requests. keys: the accepted API keys.
+    protects_metrics: whether /metrics requires a key too. call: what the broker must know about the request that
+    uses this object. held: the memory of that request, which must hold its replies; None: they are not counted.
     """
 
     client: AsyncBertClient
     model_name: str
     tokenizer_path: Path
-    max_body_bytes: int
-    api_keys: tuple[str, ...] = ()
-    _model: Model | None = field(default=None, init=False)
-    _tokenizer: Tokenizer | None = field(default=None, init=False)
+    limits: BodyLimits
+    memory: GatewayMemory
+    keys: Keyring = field(default_factory=Keyring)
+    protects_metrics: bool = False
+    call: Call = Call()  # noqa: RUF009
+    held: RequestMemory | None = None
+    _known: _Known = field(default_factory=_Known)
+
+    def for_call(self, call: Call, held: RequestMemory | None) -> Service:
+        """Return this service for one request."""
+        return replace(self, call=call, held=held)
 
     async def encode(self, texts: Sequence[object], **options: object) -> EncodeReply:
         """Check the texts and the options; return the reply, including its usage.
@@ -108,20 +130,44 @@ class Service:
         Raises ServingError or TimeoutError.
         """
         try:
-            check_texts(texts)
+            await self._check_texts(texts)
             checked = options_from_json(options)
         except (TypeError, ValueError) as exc:
             raise InvalidRequest(str(exc)) from exc
         return await self.encode_reply(cast("Sequence[Text]", texts), checked)
+
+    async def _check_texts(self, texts: Sequence[object]) -> None:
+        if self.held is None:
+            check_texts(texts)
+        else:
+            await self.held.off_loop(check_texts, texts)
 
     async def encode_reply(
         self, texts: Sequence[Text], options: EncodeOptions, spans: Sequence[Spans] | None = None
     ) -> EncodeReply:
         """Return the reply to texts that have already been checked, including its usage.
 
-        Raises ServingError or TimeoutError.
+        Raises ServingError or TimeoutError: among others, DeadlineExceeded if the deadline of the request passes,
+        Overloaded if the caller's API key has sent too many texts, and Overloaded or PayloadTooLarge if there is
+        no memory for the reply.
         """
-        _, reply = await self.client.encode_reply(texts, replace(options, show_usage=True), spans)
+        call = self.call
+        try:
+            with self.keys.charge(len(texts)):
+                _, reply = await self.client.encode_reply(
+                    texts,
+                    replace(options, show_usage=True),
+                    spans,
+                    timeout_ms=call.remaining_ms(),
+                    flow=call.flow,
+                    flow_share=call.flow_share,
+                    trace=call.trace,
+                )
+        except TimeoutError:
+            call.remaining_ms()  # raises DeadlineExceeded if it was the deadline that passed
+            raise
+        if self.held is not None:
+            self.held.grow(reply.rows.nbytes)
         return reply
 
     async def vectors(self, texts: Sequence[object], **options: object) -> tuple[Rows, EncodeReply]:
@@ -139,13 +185,13 @@ class Service:
 
     async def model(self) -> Model:
         """Return what is known about the model. Raises Unavailable until a worker has loaded it."""
-        if self._model is None:
+        if self._known.model is None:
             status = await self.status()
             ready = next((worker for worker in status["workers"] if worker["state"] == "ready"), None)
             if ready is None:
                 raise Unavailable("the model is still loading", retry_after_ms=1000)
-            self._model = Model(ready, status)
-        return self._model
+            self._known.model = Model(ready, status)
+        return self._known.model
 
     async def status(self) -> ServerStatus:
         """Return the broker's status. Raises TimeoutError or Unavailable if the broker does not answer."""
@@ -157,11 +203,11 @@ class Service:
 
     async def tokenizer(self) -> Tokenizer:
         """Return the model's tokenizer. Raises Unavailable until a worker has loaded the model."""
-        if self._tokenizer is None:
+        if self._known.tokenizer is None:
             from tokenizers import Tokenizer  # imported late: it takes memory, and only some requests need it
 
             model = await self.model()
             tokenizer = await asyncio.to_thread(Tokenizer.from_file, str(self.tokenizer_path))
             tokenizer.encode_special_tokens = model.facts["splits_specials"]
-            self._tokenizer = tokenizer
-        return self._tokenizer
+            self._known.tokenizer = tokenizer
+        return self._known.tokenizer

@@ -7,25 +7,29 @@ import shutil
 import socket
 import tempfile
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 
 from ..broker.broker import Broker
+from ..broker.curve import CurveError
 from ..broker.metrics import BrokerMetrics
 from ..broker.ports import PortInUse, PrivateEndpoints
 from ..broker.tei_metrics import TeiMetrics
+from ..keys import KeyFileError, KeySource, read_key_file, unnamed_keys
 from ..settings import Settings
 from .process import ChildProcess, GatewayProcess, spawn_context
 from .startup import StartError, max_seq_len_in_force, worker_spec
 
 _BACKLOG = 2048
+_GATEWAY_MESSAGES = 8  # how many times -max_message_mb a gateway may hold, if -http_memory_mb is not set
 _MAX_FOLDER_PATH = 98  # the system allows 107 bytes for the path of a socket, such as FOLDER/requests
 
 
 class Launch:
     """The parts of one server: its folder, its ports, its broker, and its child processes, not started yet.
 
-    settings, token_rows: as in Supervisor. If a port is in use, the constructor removes what it has created and
-    raises StartError.
+    settings, token_rows: as in Supervisor. If a port is in use or a key cannot be read, the constructor removes
+    what it has created and raises StartError.
     """
 
     def __init__(self, settings: Settings, *, token_rows: int | None) -> None:
@@ -39,7 +43,7 @@ class Launch:
                 resources.callback(self.broker.close)
                 self.workers = {name: self._make_worker(i, name) for i, name in enumerate(self._worker_names)}
                 self.gateways = self._make_gateways(resources)
-            except PortInUse as exc:
+            except (PortInUse, CurveError, KeyFileError) as exc:
                 raise StartError(str(exc)) from exc
             self._resources = resources.pop_all()
 
@@ -84,11 +88,23 @@ class Launch:
             name, "bert_serving.server.worker.worker:main", kwargs, settings.verbose, str(self._folder)
         )
 
+    @cached_property
+    def _key_source(self) -> KeySource:
+        settings = self._settings
+        file = None if settings.api_key_file is None else Path(settings.api_key_file)
+        return KeySource(
+            fixed=unnamed_keys(key.get_secret_value() for key in settings.api_key),
+            file=file,
+            from_file=() if file is None else read_key_file(file),
+            num_gateways=settings.http_workers,
+        )
+
     def _make_gateways(self, resources: ExitStack) -> list[GatewayProcess]:
         """Return the gateways, which all accept connections from one listening socket."""
         if self._settings.http_port is None:
             return []
-        listener = resources.enter_context(listen(self._settings.host, self._settings.http_port))
+        http_host = self._settings.http_host or self._settings.host
+        listener = resources.enter_context(listen(http_host, self._settings.http_port))
         count = self._settings.http_workers
         names = ["gateway"] if count == 1 else [f"gateway-{i}" for i in range(count)]
         metrics_dir = self._folder / "metrics"
@@ -106,12 +122,15 @@ class Launch:
             "ready": child_end,
             "requests_endpoint": self._endpoints.requests,
             "replies_endpoint": self._endpoints.replies,
-            "max_body_bytes": settings.max_message_mb << 20,
+            "connection_limits": connection_limits(settings),
+            "body_limits": body_limits(settings),
+            "trusted_proxies": settings.http_trusted_proxies,
             "cors": settings.cors,
             "model_name": settings.served_model_name,
             "tokenizer_path": self._tokenizer_path,
             "drain_timeout_s": settings.drain_timeout,
-            "api_keys": tuple(key.get_secret_value() for key in settings.api_key),
+            "api_keys": self._key_source,
+            "protect_metrics": settings.protect_metrics,
         }
         return GatewayProcess(
             name=name,
@@ -122,6 +141,31 @@ class Launch:
             env={"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)},
             ready_pipe=ready_pipe,
         )
+
+
+def connection_limits(settings: Settings) -> dict[str, float]:
+    """Return the fields of the gateway's ConnectionLimits."""
+    return {
+        "max_connections": settings.http_max_connect,
+        "max_head_bytes": settings.http_max_head_kb << 10,
+        "max_headers": settings.http_max_headers,
+        "head_timeout_s": settings.http_head_timeout,
+        "body_timeout_s": settings.http_body_timeout,
+        "response_timeout_s": settings.http_response_timeout,
+        "keep_alive_s": settings.http_keep_alive,
+    }
+
+
+def body_limits(settings: Settings) -> dict[str, int]:
+    """Return the fields of the gateway's BodyLimits."""
+    memory_mb = settings.http_memory_mb or _GATEWAY_MESSAGES * settings.max_message_mb
+    return {
+        "max_bytes": settings.max_message_mb << 20,
+        "max_items": settings.queue_capacity,
+        "max_form_fields": settings.http_max_form_fields,
+        "max_tokenize_chars": settings.http_max_tokenize_chars,
+        "held_bytes": memory_mb << 20,
+    }
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Mapping
@@ -118,6 +119,11 @@ class GatewayProcess(ChildProcess):
         self.ready_pipe.recv_bytes()
         self.is_ready = True
         return True
+
+    def reload(self) -> None:
+        """Let a gateway that serves read its keys again. One that is being started reads them anyway."""
+        if self.is_ready and self._process is not None and self._process.pid is not None:
+            os.kill(self._process.pid, signal.SIGHUP)  # it is not reaped before `release`, so the pid is its own
 
     def release(self, *, died_early: bool) -> int | None:
         """See ChildProcess."""

@@ -46,6 +46,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._has_been_ready = False
         self._num_stop_requests = 0
+        self._is_reload_requested = False
         self._launch = Launch(settings, token_rows=token_rows)
         self._broker = self._launch.broker
         self._workers = self._launch.workers
@@ -75,6 +76,8 @@ class Supervisor:
 
     def _supervise(self) -> None:
         self._clear_wake_up()
+        if self._is_reload_requested:
+            self._reload()
         self._announce_readiness()
         self._replace_hung_workers()
         for child in self._children:
@@ -125,14 +128,21 @@ class Supervisor:
         with suppress(OSError):
             self._wake_write.send(b"\0")
 
+    def request_reload(self) -> None:
+        """Ask to read all keys again. Safe in signal handlers."""
+        self._is_reload_requested = True
+        with suppress(OSError):
+            self._wake_write.send(b"\0")
+
     @contextmanager
     def stop_on_signals(self) -> Iterator[None]:
-        """Stop on SIGINT and SIGTERM inside this context. Main thread only."""
+        """Stop on SIGINT and SIGTERM, and read the keys again on SIGHUP, inside this context. Main thread only."""
 
         def handle(signum: int, _frame: FrameType | None) -> None:
-            self.request_stop()
+            self.request_reload() if signum == signal.SIGHUP else self.request_stop()
 
-        previous = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        previous = {signum: signal.signal(signum, handle) for signum in signals}
         try:
             yield
         finally:
@@ -165,11 +175,18 @@ class Supervisor:
     def _announce_readiness(self) -> None:
         for gateway in self._gateways:
             if gateway.has_become_ready():
-                log.info("HTTP is ready on %s port %s", self._settings.host, self._settings.http_port)
+                host = self._settings.http_host or self._settings.host
+                log.info("HTTP is ready on %s port %s", host, self._settings.http_port)
         if not self._has_been_ready and all(self._is_ready(child) for child in self._children):
             self._has_been_ready = True
             log.info("all set, ready to serve request!")
             self._on_ready()
+
+    def _reload(self) -> None:
+        self._is_reload_requested = False
+        self._broker.reload_keys()
+        for gateway in self._gateways:
+            gateway.reload()
 
     def _replace_hung_workers(self) -> None:
         for name in self._broker.hung_workers(silent_s=_SILENT_S):

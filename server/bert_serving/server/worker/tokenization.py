@@ -45,5 +45,5 @@ class TokenizerThreads:
         try:
             parts = tokenize_parts(self._encoder, batch.parts)
         except Exception as exc:  # an error of any type fails this batch, not the worker
-            return failed(batch.batch_id, exc, "tokenize")
-        return TokenizedBatch(batch.batch_id, parts, (time.perf_counter() - start) * 1000)
+            return failed(batch, exc, "tokenize")
+        return TokenizedBatch(batch.batch_id, parts, (time.perf_counter() - start) * 1000, batch.traces)
