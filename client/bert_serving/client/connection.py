@@ -172,8 +172,9 @@ class Connection:
             self._receiver_attempts.reset()
             return
         if event & HANDSHAKE_FAILED:  # DISCONNECTED follows
-            self._key_trouble = key_trouble(event, value, has_key=self._address.curve is not None)
             self._is_given_up = event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            if self._is_given_up or self._key_trouble is None:  # a known reason is not replaced by an unknown one
+                self._key_trouble = key_trouble(event, value, has_key=self._address.curve is not None)
             return
         if self._can_receive:
             self._is_lost = True
@@ -209,17 +210,20 @@ class _Attempts:
         return True
 
 
-def key_trouble(event: int, value: int, *, has_key: bool) -> str | None:
-    """Return what a failed handshake says about the keys; None if it says nothing."""
+def key_trouble(event: int, value: int, *, has_key: bool) -> str:
+    """Return what a failed handshake says about the keys. event, value: one of HANDSHAKE_FAILED, and its value."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "the server refused the key of this client (client.key_secret)"
-    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:  # one side uses CURVE, the other does not
+    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
         return (
             "the server uses no keys; leave out curve_dir" if has_key else "the server requires a key (curve_dir)"
         )
+    # The server closed the connection first, so its reason is not known.
     if has_key:
-        return "the server closed the encrypted connection; is server.key the key of this server?"
-    return None
+        return "the handshake failed; is server.key the key of this server? Or the server uses no keys"
+    return (
+        "the handshake failed; is port_out a server's port for results? Or the server requires a key (curve_dir)"
+    )
 
 
 def _open(kind: int, address: Address) -> zmq.Socket[bytes]:
