@@ -95,7 +95,11 @@ class Connection:
         """Why the connection is not complete, for an error message."""
         # The receiver comes first: the sender does not try to connect before the receiver is connected.
         what = self._sender_trouble if self._can_receive else self._receiver_trouble
-        return f"{self._address.requests_name} (port), {self._address.replies_name} (port_out): {what}"
+        return f"{self._name}: {what}"
+
+    @property
+    def _name(self) -> str:
+        return f"{self._address.requests_name} (port), {self._address.replies_name} (port_out)"
 
     @property
     def descriptors(self) -> list[int]:
@@ -142,10 +146,12 @@ class Connection:
         self._is_lost = False
         return Unavailable(f"the server at {self._address.requests_name} went away")
 
-    def timeout_error(self) -> TimeoutError:
-        """Return the error for a call whose deadline passed."""
+    def timeout_error(self, *, is_subscribed: bool) -> TimeoutError:
+        """Return the error for a call whose deadline passed. is_subscribed: see Session."""
         if not self.is_connected:
             return TimeoutError(f"cannot reach the server: {self.trouble}")
+        if not is_subscribed:
+            return TimeoutError(f"no reply from {self._name}: do both ports belong to the same server?")
         return TimeoutError(
             f"the server at {self._address.requests_name} did not reply in time; "
             "is the client's timeout long enough for this request?"
@@ -181,7 +187,8 @@ class Connection:
             self._receiver_trouble = "the connection to port_out was lost"
         else:
             self._receiver_trouble = self._key_trouble or (
-                "port_out is not a server's port for results; are port and port_out right, or swapped?"
+                "port_out is not a server's port for results; are port and port_out right, or swapped? "
+                "Or the server requires a key (curve_dir)"
             )
         self._can_receive = False
 
@@ -210,20 +217,20 @@ class _Attempts:
         return True
 
 
-def key_trouble(event: int, value: int, *, has_key: bool) -> str:
-    """Return what a failed handshake says about the keys. event, value: one of HANDSHAKE_FAILED, and its value."""
+def key_trouble(event: int, value: int, *, has_key: bool) -> str | None:
+    """Return what a failed handshake says about the keys; None if it says nothing.
+
+    event, value: one of HANDSHAKE_FAILED, and its value.
+    """
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "the server refused the key of this client (client.key_secret)"
+    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH and has_key:
+        return "the server uses no keys; leave out curve_dir"
     if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
-        return (
-            "the server uses no keys; leave out curve_dir" if has_key else "the server requires a key (curve_dir)"
-        )
-    # The server closed the connection first, so its reason is not known.
-    if has_key:
+        return "the server requires a key (curve_dir)"
+    if has_key:  # the server closed the connection first, so its reason is not known
         return "the handshake failed; is server.key the key of this server? Or the server uses no keys"
-    return (
-        "the handshake failed; is port_out a server's port for results? Or the server requires a key (curve_dir)"
-    )
+    return None
 
 
 def _open(kind: int, address: Address) -> zmq.Socket[bytes]:
