@@ -30,6 +30,7 @@ from bert_serving.protocol import (
 )
 from bert_serving.protocol.workers import Batch, ModelFacts, Rejected, Result, Vectors
 from bert_serving.server.broker.job import Job
+from bert_serving.server.broker.loop_clock import LoopClock
 from bert_serving.server.broker.scheduler import Failure, Scheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -251,12 +252,15 @@ def test_the_bytes_of_token_vectors_are_limited_as_they_arrive() -> None:
 
 
 def test_a_long_text_that_is_not_truncated_gets_more_time() -> None:
-    scheduler = make_scheduler(tokens_per_s=1000, max_batch_tokens=1000)
-    texts = make_texts(1, num_tokens=101_000)
+    clock = LoopClock()
+    scheduler = make_scheduler(tokens_per_s=1000, max_batch_tokens=1000, clock=clock)
+    texts = make_texts(1, num_tokens=100_000)
     scheduler.submit(request(ALICE, texts, options=EncodeOptions(long_text="chunk")), 0.0)
     next_batch(scheduler)
-    assert scheduler.overdue(400.0, 120.0) == []  # limit: 120 s + 100,000 extra tokens / 250 tokens/s
-    assert scheduler.overdue(530.0, 120.0) == ["w0"]
+    clock.now = 519.0
+    assert scheduler.overdue(120.0) == []  # limit: 120 s + 100,000 tokens / 250 tokens/s
+    clock.now = 521.0
+    assert scheduler.overdue(120.0) == ["w0"]
 
 
 def test_usage_holds_the_tokens_and_times_of_a_request() -> None:
@@ -645,22 +649,23 @@ def test_suspect_that_is_computed_completes_like_any_other() -> None:
     assert run_all(scheduler) == [job]
 
 
-def test_second_lost_worker_splits_the_suspect_batch() -> None:
+def test_third_lost_worker_splits_the_suspect_batch() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 5)
-    for _ in range(2):
+    for _ in range(3):
         next_batch(scheduler)
         scheduler.worker_lost("w0")
         scheduler.worker_ready("w0", facts())
     assert [texts_of(turn(scheduler)), texts_of(turn(scheduler))] == [job.texts[:2], job.texts[2:]]
 
 
-def test_single_text_that_loses_a_second_worker_fails_with_worker_failed() -> None:
+def test_single_text_that_loses_a_third_worker_fails_with_worker_failed() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 1)
-    next_batch(scheduler)
-    assert scheduler.worker_lost("w0") == []
-    scheduler.worker_ready("w0", facts())
+    for _ in range(2):
+        next_batch(scheduler)
+        assert scheduler.worker_lost("w0") == []
+        scheduler.worker_ready("w0", facts())
     next_batch(scheduler)
     (failure,) = scheduler.worker_lost("w0")
     assert (failure.job, type(failure.error)) == (job, WorkerFailed)
@@ -855,7 +860,7 @@ def test_fail_all_ends_every_job_with_unavailable() -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, ALICE, 1), submit(scheduler, BOB, 500)]
     next_batch(scheduler)
-    failures = scheduler.fail_all("the server is shutting down")
+    failures = scheduler.fail_all(Unavailable("the server is shutting down"))
     assert [f.job for f in failures] == jobs
     assert all(isinstance(f.error, Unavailable) for f in failures)
     assert scheduler.is_idle
@@ -952,27 +957,49 @@ def test_request_larger_than_the_bytes_of_the_queue_is_accepted_if_it_is_alone()
 
 
 def test_worker_is_overdue_when_its_oldest_batch_is_overdue() -> None:
-    scheduler = make_scheduler(workers=2)
+    clock = LoopClock()
+    scheduler = make_scheduler(workers=2, clock=clock)
     submit(scheduler, ALICE, 150)
-    next_batch(scheduler, "w0", now=0.0)
-    next_batch(scheduler, "w1", now=60.0)
-    assert scheduler.overdue(120.5, timeout_s=120.0) == ["w0"]
+    next_batch(scheduler, "w0")
+    clock.now = 60.0
+    next_batch(scheduler, "w1")
+    clock.now = 120.5
+    assert scheduler.overdue(120.0) == ["w0"]
 
 
 def test_idle_worker_is_never_overdue() -> None:
-    scheduler = make_scheduler()
+    clock = LoopClock()
+    scheduler = make_scheduler(clock=clock)
     submit(scheduler, ALICE, 1)
     turn(scheduler)
-    assert scheduler.overdue(1e9, timeout_s=1.0) == []
+    clock.now = 1e9
+    assert scheduler.overdue(1.0) == []
 
 
 def test_the_time_in_which_a_batch_ahead_waits_does_not_make_it_overdue() -> None:
-    scheduler = make_scheduler()
+    clock = LoopClock()
+    scheduler = make_scheduler(clock=clock)
     submit(scheduler, ALICE, 200)
-    first = next_batch(scheduler, now=0.0)
-    next_batch(scheduler, now=0.0)
-    scheduler.complete("w0", computed(first), 100.0)
-    assert scheduler.overdue(150.0, timeout_s=120.0) == []
+    first = next_batch(scheduler)
+    next_batch(scheduler)
+    clock.now = 100.0
+    scheduler.complete("w0", computed(first), 0.0)
+    clock.now = 150.0
+    assert scheduler.overdue(120.0) == []
+
+
+def test_worker_that_computes_micro_batches_is_not_overdue() -> None:
+    clock = LoopClock()
+    scheduler = make_scheduler(clock=clock)
+    submit(scheduler, ALICE, 1)
+    next_batch(scheduler)
+    clock.now = 100.0
+    scheduler.worker_progressed("w0", 1)
+    clock.now = 220.0
+    assert scheduler.overdue(120.0) == []
+    scheduler.worker_progressed("w0", 1)  # the count has not grown
+    clock.now = 220.5
+    assert scheduler.overdue(120.0) == ["w0"]
 
 
 def test_repr_shows_the_counts() -> None:
