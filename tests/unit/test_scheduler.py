@@ -570,6 +570,23 @@ def test_all_unsubscribed_clients_together_have_the_share_of_one_client() -> Non
     assert served >= 0.4 * 2 * FULL_BATCH
 
 
+def test_flows_of_one_gateway_share_the_server_fairly() -> None:
+    scheduler = make_scheduler()
+    many = [submit(scheduler, ALICE, 16, flow="key:many", is_unsubscribed=i % 2 == 0) for i in range(20)]
+    scheduler.client_subscribed(ALICE)
+    few = submit(scheduler, ALICE, 16, flow="key:few")
+    batch = next_batch(scheduler)
+    assert share_of(few, batch) == 16
+    assert sum(share_of(job, batch) for job in many) < 20 * 16
+
+
+def test_no_identity_is_the_flow_of_a_gateway() -> None:
+    scheduler = make_scheduler()
+    named = submit(scheduler, ALICE, 1, flow="key:x")
+    flows = {submit(scheduler, identity, 1).flow for identity in (b"key:x", b"gateway:key:x", ALICE)}
+    assert len(flows | {named.flow}) == 4
+
+
 def test_unsubscribed_clients_are_not_starved_by_a_client_that_always_comes_back() -> None:
     scheduler = make_scheduler()
     unsubscribed = submit(scheduler, b"unsubscribed", 1, is_unsubscribed=True)
@@ -998,6 +1015,24 @@ def test_cancel_ends_the_jobs_of_one_client_only() -> None:
     other = submit(scheduler, BOB, 1)
     assert scheduler.cancel(ALICE) == mine
     assert run_all(scheduler) == [other]
+
+
+def test_one_request_is_cancelled_by_its_id_and_its_result_is_dropped() -> None:
+    scheduler = make_scheduler()
+    mine = submit(scheduler, ALICE, 1)
+    other = submit(scheduler, BOB, 1)  # with the same request id
+    batch = next_batch(scheduler)
+    assert scheduler.cancel_request(ALICE, b"1") is mine
+    assert scheduler.cancel_request(ALICE, b"1") is None
+    assert scheduler.complete("w0", computed(batch), 0.0) == [other]
+    assert scheduler.cancel_request(BOB, b"1") is None
+
+
+def test_cancel_by_id_ends_the_latest_of_equal_requests() -> None:
+    scheduler = make_scheduler()
+    first, second = submit(scheduler, ALICE, 1), submit(scheduler, ALICE, 1)
+    assert scheduler.cancel_request(ALICE, b"1") is second
+    assert run_all(scheduler) == [first]
 
 
 def test_cancelled_texts_leave_the_queue_at_once() -> None:

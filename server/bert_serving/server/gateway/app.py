@@ -18,7 +18,7 @@ from pathlib import Path
 from socket import socket
 
 import uvicorn
-from bert_serving.client import AsyncBertClient
+from bert_serving.client import Address, AsyncBertClient
 from bert_serving.protocol import ServingError
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -40,9 +40,8 @@ def main(
     *,
     http_socket: socket,
     heartbeat: Connection,
-    host: str,
-    port: int,
-    port_out: int,
+    requests_endpoint: str,
+    replies_endpoint: str,
     max_body_bytes: int,
     cors: str,
     model_name: str,
@@ -52,12 +51,14 @@ def main(
 ) -> None:
     """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
 
-    heartbeat: the gateway writes to this pipe when it begins to serve, and every second after that. cors: the
-    origin whose web pages may send requests; "*" allows every origin. drain_timeout_s: how long requests may
-    continue after SIGTERM. For the other arguments, see Service.
+    heartbeat: the gateway writes to this pipe when it begins to serve, and every second after that.
+    requests_endpoint, replies_endpoint: the broker's private addresses for gateways. cors: the origin whose web
+    pages may send requests; "*" allows every origin. drain_timeout_s: how long requests may continue after
+    SIGTERM. For the other arguments, see Service.
     """
     service = Service(
-        AsyncBertClient(host, port, port_out, check_length=False),
+        # A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
+        AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False, retry=False),
         model_name,
         Path(tokenizer_path),
         max_body_bytes,
