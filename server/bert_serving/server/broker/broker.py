@@ -273,7 +273,9 @@ class Broker:
             self._set_gauges(now)
             if request.command is Command.SHOW_STATUS:
                 is_ready = self._is_accepting and self._workers.have_recent_forwards()
-                info = self._report.status(request.identity, now, loop_now=self.clock.now, is_ready=is_ready)
+                info = self._report.status(
+                    request.identity, now, loop_now=self.clock.now, is_ready=is_ready, model=self._scheduler.model
+                )
             else:
                 info = {"text": self._metrics.text()}
         self._replies.post(InfoReply(request.identity, request.request_id, info), now)

@@ -70,6 +70,8 @@ class Scheduler:
     texts in a batch. priority_batch_size: requests of up to this many texts overtake larger ones. max_seq_len:
     limit for the estimated tokens of a text, because longer texts are truncated. result_bytes: limit for the bytes
     of the vectors of one request. clock: the loop's clock.
+
+    model: fingerprint of the newest model, the one that became ready last; empty until a worker is ready.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Scheduler:
         )
         self._to_send_again: deque[InFlightBatch] = deque()
         self._workers: dict[str, WorkerLoad] = {}
-        self._model = ""  # the fingerprint that became ready last
+        self.model = ""
         self._batch_ids = itertools.count(1)
         self._estimate = TokenEstimate()
 
@@ -191,7 +193,7 @@ class Scheduler:
     def worker_ready(self, name: str, facts: ModelFacts) -> None:
         """Add a worker, or replace the process that served under this name; its model is the newest one now."""
         self._take_back(name)
-        self._model = facts.fingerprint
+        self.model = facts.fingerprint
         rate = RateEstimate(facts.tokens_per_s)
         self._workers[name] = WorkerLoad(name, facts.fingerprint, facts.max_batch_tokens, rate)
 
@@ -218,12 +220,12 @@ class Scheduler:
     @property
     def outdated(self) -> list[str]:
         """The workers whose model is not the newest. They get no batches."""
-        return [worker.name for worker in self._workers.values() if worker.model != self._model]
+        return [worker.name for worker in self._workers.values() if worker.model != self.model]
 
     def next_batch(self, name: str, now: float) -> Batch | None:
         """Return the batch that the worker should get now, or None."""
         worker = self._workers.get(name)
-        if worker is None or worker.model != self._model or not worker.can_take(again=bool(self._to_send_again)):
+        if worker is None or worker.model != self.model or not worker.can_take(again=bool(self._to_send_again)):
             return None
         batch = self._next_to_send_again() or self._merge(worker)
         if batch is None:
