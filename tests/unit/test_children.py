@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from multiprocessing import Pipe
 
 import pytest
 from bert_serving.server.broker.loop_clock import LoopClock
 from bert_serving.server.settings import Settings
 from bert_serving.server.supervisor import children as children_module
 from bert_serving.server.supervisor.children import Children
-from bert_serving.server.supervisor.process import ChildProcess
+from bert_serving.server.supervisor.process import ChildProcess, GatewayProcess
 from bert_serving.server.supervisor.startup import StartError
 
 
@@ -258,6 +259,25 @@ def test_a_worker_that_is_not_ready_within_start_timeout_is_replaced() -> None:
     stage.turn(1.5)
     stage.turn(1.0)
     assert stage.alive == [3]
+
+
+def test_a_gateway_that_is_silent_is_replaced() -> None:
+    class Gateway(FakeProgram):
+        def spawn(self, now: float) -> ChildProcess:
+            super().spawn(now)
+            reader, writer = Pipe(duplex=False)
+            os.write(writer.fileno(), b"\0")
+            return GatewayProcess(self.processes[-1], now, reader)
+
+    stage = Stage()
+    stage.children = Children(stage.broker, Settings(), {}, [Gateway("gateway", stage.processes)])
+    stage.turn()
+    assert stage.children.are_ready
+    stage.turn(30.0)
+    assert stage.alive == [1]
+    stage.turn(0.5)
+    stage.turn()
+    assert stage.alive == [2]
 
 
 # -- replacing workers that run ------------------------------------------------------------------------
