@@ -191,7 +191,7 @@ def main() -> None:
             "trusted_proxies": "",
             "cors": "*",
             "model_name": "fake",
-            "tokenizer_path": "",
+            "tokenizer_dir": "",
             "api_keys": KeySource(),
             "protect_metrics": False,
             "drain_timeout_s": 1.0,

@@ -150,6 +150,20 @@ class Settings(ModelOptions, BaseSettings):
     worker_timeout: float = Field(
         120, gt=0, description="seconds that a batch may take; after that, its worker is replaced"
     )
+    start_timeout: float = Field(
+        600, gt=0, description="seconds in which a worker must load its model; after that, it is started again"
+    )
+    unavailable_after: float = Field(
+        120,
+        ge=0,
+        description="seconds without any worker after which requests are refused; until then, and during the "
+        "first start, they wait",
+    )
+    max_worker_rss: int | None = Field(
+        None,
+        ge=1,
+        description="memory of one worker process, in MiB, above which it is replaced; default: no limit",
+    )
     drain_timeout: float = Field(5, ge=0, description="seconds in which accepted work may finish after SIGTERM")
     allow_remote_termination: bool = Field(
         False, description="obey bert-serving-terminate from other machines too"

@@ -15,27 +15,20 @@ from .job import Slice, TextCost
 class InFlightBatch:
     """The broker's record of a batch.
 
-    tokens: the estimated number of tokens. sent_at: when the batch was sent to its worker; if the worker was
-    still computing another batch, `sent_at` becomes the time when that batch is done.
-
-    A suspect is a batch whose worker died. It is sent again with the same slices and no others, so that the text
-    that kills workers can be found.
+    tokens: the estimated number of tokens. num_lost_workers: how many workers died while they had this batch and
+    no other. is_suspect: a worker died while it had this batch. A suspect is sent again with the same slices, to a
+    worker without other batches, so that the text that kills workers can be found.
     """
 
     slices: list[Slice]
     tokens: float
     num_lost_workers: int = 0
-    sent_at: float = 0.0
+    is_suspect: bool = False
 
     @property
     def traces(self) -> str:
         """The names of the requests in a log line."""
         return joined_traces(slice_.job.request.trace for slice_ in self.slices)
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether a worker died while it had this batch."""
-        return self.num_lost_workers > 0
 
 
 @dataclass(slots=True)

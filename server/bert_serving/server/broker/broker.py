@@ -27,11 +27,12 @@ from bert_serving.protocol import (
     request_from_frames,
     sender_of,
 )
-from bert_serving.protocol.workers import Batch, Failed, Ready, Result, worker_message_to_frames
+from bert_serving.protocol.workers import Batch, Failed, Heartbeat, Ready, Result, worker_message_to_frames
 
 from ..settings import Settings
 from .curve import CurveServer
 from .job import Job
+from .loop_clock import LoopClock
 from .metrics import BrokerMetrics
 from .observer import BrokerObserver
 from .ports import Ports, PrivateEndpoints, is_loopback, peer_of, receive_some
@@ -40,11 +41,13 @@ from .scheduler import Failure, Scheduler
 from .sparse_log import SparseLog
 from .statistic import Statistic
 from .status import StatusReport
-from .workers import Workers
+from .workers import MessageForBroker, Unreadable, Workers
 
 log = logging.getLogger(__name__)
 
 _NUM_REQUEST_FRAMES = 4
+# A worker that has died is started again after at most 4 s, and a small model is loaded in a few seconds.
+_RETRY_DURING_OUTAGE_MS = 10_000
 
 
 class Broker:
@@ -52,8 +55,8 @@ class Broker:
 
     endpoints: the addresses for workers and gateways. max_seq_len: the longest sequence, in tokens. token_rows:
     when the vectors of tokens are padded to one array, each text gets at least this many rows; None: as many rows
-    as the longest text has. observers: are called for every request. Raises PortInUse or CurveError. Only the
-    thread of the server's loop may call the methods.
+    as the longest text has. observers: are called for every request. clock: the loop's clock. Raises PortInUse or
+    CurveError. Only the thread of the server's loop may call the methods.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Broker:
         self._observers = observers
         self._max_reply_bytes = max(settings.outbox_mb, settings.max_message_mb) << 20
         self._is_accepting = True
+        self.clock = LoopClock()
         self._sparse_log = SparseLog()
         self._curve = None if settings.curve_dir is None else CurveServer(Path(settings.curve_dir))
         self._ports = Ports(
@@ -92,6 +96,7 @@ class Broker:
             max_seq_len=max_seq_len,
             show_tokens=settings.show_tokens_to_client,
             result_bytes=self._max_reply_bytes,
+            clock=self.clock,
         )
         self._replies = Replies(
             self._ports.replies,
@@ -100,7 +105,7 @@ class Broker:
             capacity_bytes=settings.outbox_mb << 20,
             max_age_s=settings.outbox_age,
         )
-        self._workers = Workers(self._ports.workers, worker_names)
+        self._workers = Workers(self._ports.workers, worker_names, self.clock)
         self._statistic = Statistic(time.monotonic())
         self._report = StatusReport(
             settings, metrics, self._workers.views, self._statistic, worker_endpoint=endpoints.workers
@@ -111,12 +116,22 @@ class Broker:
 
     def step(self, timeout_ms: int) -> None:
         """Wait at most `timeout_ms` for messages; handle those that arrived, then send batches and replies."""
+        self.wait(timeout_ms)
+        self.handle_messages()
+
+    def wait(self, timeout_ms: int) -> None:
+        """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable."""
         self._ports.poll(self._replies.poll_ms(timeout_ms))
+
+    def handle_messages(self) -> None:
+        """Handle the messages that have arrived, then send batches and replies."""
         now = time.monotonic()
+        self.clock.turn(now)
         self._read_subscriptions(now)
         self._read_worker_messages(now)
         self._read_requests(now)
         self._fail_expired_jobs(now)  # before batches are sent, so that they contain no expired texts
+        self._fail_jobs_during_outage(now)
         self._replies.expire(now)
         self._send_batches(now)
         self._replies.deliver()
@@ -136,27 +151,35 @@ class Broker:
         if self._curve is not None:
             self._curve.reload()
 
-    def worker_lost(self, name: str) -> str | None:
-        """Take back the batches of a dead worker; return why the worker refused to serve, or None."""
+    def read_worker_messages(self) -> None:
+        """Read what workers have sent, without sending anything to them. Call this before `worker_lost`."""
+        self._read_worker_messages(time.monotonic())
+
+    def worker_lost(self, name: str, pid: int) -> None:
+        """Take back the batches of a process that is dead or is being killed, if it serves under this name."""
+        if self._workers.lost(name, pid):
+            self._fail(self._scheduler.worker_lost(name), time.monotonic())
+
+    def worker_ended(self, name: str, pid: int) -> str | None:
+        """Note that a process has ended; return why it refused to serve, or None."""
+        self.worker_lost(name, pid)
         self._metrics.worker_restarts.inc(self._is_accepting)  # a stopping server does not replace workers
-        refusal = self._workers.lost(name)
-        self._fail(self._scheduler.worker_lost(name), time.monotonic())
-        return refusal
+        return self._workers.take_refusal(pid)
 
-    def hung_workers(self, *, silent_s: float) -> list[str]:
-        """Return the workers that take too long for a batch or have sent nothing for `silent_s` seconds."""
-        now = time.monotonic()
-        silent = self._workers.silent(now, silent_s)
-        return sorted({*silent, *self._scheduler.overdue(now, self._settings.worker_timeout)})
-
-    def is_worker_ready(self, name: str) -> bool:
-        """Whether the worker has loaded its model and has not been lost since."""
-        return self._workers.views[name].is_ready
+    def hung_workers(self, *, silent_s: float) -> dict[str, str]:
+        """Return the workers that must be replaced, with the reasons: silent, too slow, or unreadable."""
+        timeout_s = self._settings.worker_timeout
+        overdue = dict.fromkeys(self._scheduler.overdue(timeout_s), "does not answer")
+        return overdue | self._workers.faulty(silent_s=silent_s)
 
     @property
-    def has_ready_worker(self) -> bool:
-        """Whether at least one worker is ready."""
-        return self._workers.num_ready > 0
+    def outdated_workers(self) -> list[str]:
+        """The workers whose model is not the newest. They get no batches."""
+        return self._scheduler.outdated
+
+    def ready_pid(self, name: str) -> int | None:
+        """Return the process id of the process that serves under this name, or None."""
+        return self._workers.views[name].pid
 
     @property
     def is_drained(self) -> bool:
@@ -169,7 +192,7 @@ class Broker:
 
     def fail_all(self, reason: str) -> None:
         """Reply to every open request with Unavailable."""
-        self._fail(self._scheduler.fail_all(reason), time.monotonic())
+        self._fail(self._scheduler.fail_all(Unavailable(reason)), time.monotonic())
         self._replies.deliver()
 
     def stop_workers(self) -> None:
@@ -227,6 +250,8 @@ class Broker:
         self._statistic.count_texts(request.identity, len(request.texts), time.monotonic())
         if not self._is_accepting:
             raise Unavailable("the server is shutting down")
+        if self._is_out_of_service:
+            raise self._out_of_service()
         is_unsubscribed = not self._replies.has_subscriber(request.identity)
         self._scheduler.submit(request, now, num_bytes=num_bytes, is_unsubscribed=is_unsubscribed)
 
@@ -256,8 +281,10 @@ class Broker:
         else:
             self._set_gauges(now)
             if request.command is Command.SHOW_STATUS:
-                is_ready = self._is_accepting and self._workers.have_recent_forwards(now)
-                info = self._report.status(request.identity, now, is_ready=is_ready)
+                is_ready = self._is_accepting and self._workers.have_recent_forwards()
+                info = self._report.status(
+                    request.identity, now, loop_now=self.clock.now, is_ready=is_ready, model=self._scheduler.model
+                )
             else:
                 info = {"text": self._metrics.text()}
         self._replies.post(InfoReply(request.identity, request.request_id, info), now)
@@ -275,6 +302,20 @@ class Broker:
 
     def _fail_expired_jobs(self, now: float) -> None:
         self._fail(self._scheduler.expire(now), now)
+
+    def _fail_jobs_during_outage(self, now: float) -> None:
+        if self._is_out_of_service:
+            self._fail(self._scheduler.fail_all(self._out_of_service()), now)
+
+    @property
+    def _is_out_of_service(self) -> bool:
+        """Whether the server has lost its last worker long ago. At the first start, requests wait instead."""
+        return self._workers.outage_s > self._settings.unavailable_after
+
+    def _out_of_service(self) -> Unavailable:
+        return Unavailable(
+            f"no worker has been ready for {self._workers.outage_s:.0f} s", retry_after_ms=_RETRY_DURING_OUTAGE_MS
+        )
 
     def _fail(self, failures: Sequence[Failure], now: float) -> None:
         for failure in failures:
@@ -297,7 +338,7 @@ class Broker:
         self._metrics.queue_age.set(self._scheduler.oldest_age_s(now))
         self._metrics.open_requests.set(self._scheduler.num_jobs)
         for name, worker in self._workers.views.items():
-            self._metrics.set_worker_state(name, worker.state(now))
+            self._metrics.set_worker_state(name, worker.state(self.clock.now))
         self._metrics.workers_ready.set(self._workers.num_ready)
         self._metrics.outbox_bytes.set(self._replies.held_bytes)
         self._metrics.clients.set(self._replies.num_subscribers)
@@ -305,19 +346,33 @@ class Broker:
     # -- workers ---------------------------------------------------------------------------------------
 
     def _read_worker_messages(self, now: float) -> None:
-        for name, message in self._workers.messages(now):
-            if isinstance(message, Result):
-                self._on_result(name, message, now)
-            elif isinstance(message, Failed):
-                traces = self._scheduler.traces(name, message.batch_id)
-                log.error("batch failed worker=%s id=%d trace=%s", name, message.batch_id, traces)
-                log.debug("batch failed id=%d error=%s", message.batch_id, message.message)
-                self._fail(self._scheduler.fail(name, message.batch_id, message.message), now)
-            else:
-                self._on_ready(name, message, now)
+        for name, message in self._workers.messages():
+            self._on_worker_message(name, message, now)
 
-    def _on_ready(self, name: str, ready: Ready, now: float) -> None:
-        self._fail(self._scheduler.worker_ready(name, ready.facts), now)
+    def _on_worker_message(self, name: str, message: MessageForBroker, now: float) -> None:
+        try:
+            self._handle_worker_message(name, message, now)
+        except Exception:  # an unexpected error must fail one batch, not the server
+            log.exception("cannot handle a message of %s", name)
+            self._fail(self._scheduler.fail_oldest(name, "internal error"), now)
+
+    def _handle_worker_message(self, name: str, message: MessageForBroker, now: float) -> None:
+        if isinstance(message, Result):
+            self._on_result(name, message, now)
+        elif isinstance(message, Heartbeat):
+            self._scheduler.worker_progressed(name, message.num_forwards)
+        elif isinstance(message, Failed):
+            traces = self._scheduler.traces(name, message.batch_id)
+            log.error("batch failed worker=%s id=%d trace=%s", name, message.batch_id, traces)
+            log.debug("batch failed id=%d error=%s", message.batch_id, message.message)
+            self._fail(self._scheduler.fail(name, message.batch_id, message.message), now)
+        elif isinstance(message, Unreadable):
+            self._fail(self._scheduler.fail_oldest(name, "the worker's message cannot be read"), now)
+        else:
+            self._on_ready(name, message)
+
+    def _on_ready(self, name: str, ready: Ready) -> None:
+        self._scheduler.worker_ready(name, ready.facts)
         facts = " ".join(f"{key}={value}" for key, value in ready.facts.to_info().items() if key != "prompts")
         log.info("%s is ready: %s", name, facts)
 
@@ -332,7 +387,14 @@ class Broker:
             if isinstance(ended, Failure):
                 self._fail([ended], now)
             else:
-                self._reply_to_job(ended, now)
+                self._end_job(ended, now)
+
+    def _end_job(self, job: Job, now: float) -> None:
+        try:
+            self._reply_to_job(job, now)
+        except Exception:  # an unexpected error must fail only this request
+            log.exception("cannot reply to %r", job)
+            self._fail([Failure(job, ServingError("internal error"))], now)
 
     def _reply_to_job(self, job: Job, now: float) -> None:
         usage = job.usage(now)

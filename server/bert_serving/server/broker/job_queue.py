@@ -129,6 +129,15 @@ class JobQueue:
         builder.take(self._large)
         self.num_waiting -= builder.num_texts
 
+    def restart(self, job: Job) -> None:
+        """Drop the vectors of an open job; all its texts wait again."""
+        was_waiting = job.is_waiting
+        self.num_waiting -= job.num_waiting
+        job.restart()
+        self.num_waiting += job.num_waiting
+        if not was_waiting:
+            self._queue_of(job).push(job)
+
     # -- end -------------------------------------------------------------------------------------------
 
     def jobs_of(self, identity: bytes) -> list[Job]:

@@ -13,9 +13,9 @@ import logging
 import math
 import multiprocessing
 import signal
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socket
@@ -35,13 +35,15 @@ from . import operations, stream
 from .dialect import BERT_AS_SERVICE
 from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei
 from .errors import default_response
+from .heartbeat import start_heartbeat
 from .http_protocol import ConnectionPool
 from .keys import Keyring
+from .known_models import KnownModels
 from .limits import BodyLimits, ConnectionLimits
 from .memory import GatewayMemory
 from .metrics import GatewayMetrics
 from .middleware import CountRequests
-from .service import Service
+from .service import Service, server_status
 
 #: The value of `cors` that allows only pages of web servers on the caller's own machine.
 LOOPBACK = "loopback"
@@ -52,7 +54,7 @@ _LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 def main(
     *,
     http_socket: socket,
-    ready: Connection,
+    heartbeat: Connection,
     requests_endpoint: str,
     replies_endpoint: str,
     connection_limits: Mapping[str, Any],
@@ -60,36 +62,36 @@ def main(
     trusted_proxies: str,
     cors: str,
     model_name: str,
-    tokenizer_path: str,
+    tokenizer_dir: str,
     api_keys: KeySource,
     protect_metrics: bool,
     drain_timeout_s: float,
 ) -> None:
     """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
 
-    ready: the gateway sends a message on this connection when it begins to serve. requests_endpoint,
-    replies_endpoint: the broker's private addresses for gateways. connection_limits, body_limits: the fields of
-    ConnectionLimits and BodyLimits. trusted_proxies: addresses whose X-Forwarded-For is believed. cors: the origin
-    whose web pages may send requests; "*" allows every origin, and LOOPBACK the pages of web servers on the
-    caller's own machine. api_keys: see Keyring. protect_metrics: whether /metrics requires a key too.
-    drain_timeout_s: how long requests may continue after SIGTERM. For the other arguments, see Service.
+    heartbeat: the gateway writes to this pipe when it begins to serve, and every second after that.
+    requests_endpoint, replies_endpoint: the broker's private addresses for gateways. connection_limits,
+    body_limits: the fields of ConnectionLimits and BodyLimits. trusted_proxies: addresses whose X-Forwarded-For
+    is believed. cors: the origin whose web pages may send requests; "*" allows every origin, and LOOPBACK the
+    pages of web servers on the caller's own machine. tokenizer_dir: see KnownModels. api_keys: see Keyring.
+    protect_metrics: whether /metrics requires a key too. drain_timeout_s: how long requests may continue after
+    SIGTERM. For the other arguments, see Service.
     """
     keys = Keyring(api_keys)
     keys.reload()  # this process may have been started long after the server read the file
-    address = Address(requests_endpoint, replies_endpoint)
     limits = BodyLimits(**body_limits)
+    # A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
+    client = AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False, retry=False)
     service = Service(
-        # A chosen identity makes the client number its requests from a random base, so that nobody can guess the
-        # ids of requests. A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
-        AsyncBertClient(address=address, identity=str(uuid.uuid4()), check_length=False, retry=False),
+        client,
         model_name,
-        Path(tokenizer_path),
+        KnownModels(partial(server_status, client), Path(tokenizer_dir)),
         limits,
         GatewayMemory(limits.held_bytes),
         keys,
         protect_metrics,
     )
-    app = create_app(service, cors=cors, on_ready=lambda: ready.send_bytes(b"ready"))
+    app = create_app(service, cors=cors, on_ready=lambda: start_heartbeat(heartbeat.fileno()))
     pool = ConnectionPool(
         ConnectionLimits(**connection_limits).within_open_files(),
         on_refusal=app.state.metrics.count_refusal,

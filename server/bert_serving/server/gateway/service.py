@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from bert_serving.client import AsyncBertClient
@@ -24,6 +23,7 @@ from bert_serving.protocol import (
 
 from .calls import Call
 from .keys import Keyring
+from .known_models import KnownModels, Model, ServerStatus
 from .limits import BodyLimits
 from .memory import GatewayMemory, RequestMemory
 
@@ -33,92 +33,25 @@ if TYPE_CHECKING:
 STATUS_TIMEOUT_S = 5.0
 
 
-class WorkerStatus(TypedDict, total=False):
-    """The fields that the gateway reads from a worker's entry in the broker's status.
-
-    A worker that is not ready has only `name` and `state`. Only models with a classification head have `labels`.
-    """
-
-    name: str
-    state: str
-    kind: str  # "embedding", "splade", "classifier" or "reranker"
-    labels: list[str]
-    prompts: dict[str, str]
-    poolings: list[str]
-    dtype: str
-    dimension: int
-    max_seq_len: int
-    max_batch_tokens: int
-    parity: float
-    splits_specials: bool
-
-
-class ServerStatus(TypedDict):
-    """The fields that the gateway reads from the broker's status, which is the reply to SHOW_STATUS."""
-
-    ready: bool
-    workers: list[WorkerStatus]
-    queue_texts: int
-    open_requests: int
-    model_dir: str
-    revision: str | None
-    queue_capacity: int
-    max_batch_size: int
-    num_worker: int
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """The model that is served. server: the broker's status, read once. facts: a ready worker's entry in it."""
-
-    facts: WorkerStatus
-    server: ServerStatus
-
-    @property
-    def kind(self) -> str:
-        """One of "embedding", "splade", "classifier" and "reranker"."""
-        return self.facts["kind"]
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """The labels of a classification head; empty for other models."""
-        return self.facts.get("labels", ())
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """The model's prompts by their names."""
-        return self.facts.get("prompts", {})
-
-
-@dataclass(slots=True)
-class _Known:
-    """What a gateway has learned about the model. It is None until the first request needs it."""
-
-    model: Model | None = None
-    tokenizer: Tokenizer | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Service:
     """A gateway's access to the broker and to facts about the model.
 
-    model_name: the name of the model in replies. tokenizer_path: file with the model's tokenizer; the first worker
-    writes this file. memory: for the bodies and the replies of all requests. keys: the accepted API keys.
-    protects_metrics: whether /metrics requires a key too. call: what the broker must know about the request that
-    uses this object. held: the memory of that request, which must hold its replies; None: they are not counted.
+    model_name: the name of the model in replies. models: what is known about the models that workers serve.
+    memory: for the bodies and the replies of all requests. keys: the accepted API keys. protects_metrics: whether
+    /metrics requires a key too. call: what the broker must know about the request that uses this object. held: the
+    memory of that request, which must hold its replies; None: they are not counted.
     """
 
     client: AsyncBertClient
     model_name: str
-    tokenizer_path: Path
+    models: KnownModels
     limits: BodyLimits
     memory: GatewayMemory
     keys: Keyring = field(default_factory=Keyring)
     protects_metrics: bool = False
     call: Call = Call()  # noqa: RUF009
     held: RequestMemory | None = None
-    _known: _Known = field(default_factory=_Known)
 
     def for_call(self, call: Call, held: RequestMemory | None) -> Service:
         """Return this service for one request."""
@@ -184,30 +117,27 @@ class Service:
         return reply.rows.astype(np.float32, copy=False), reply  # rows are float16 if -fp16 is set
 
     async def model(self) -> Model:
-        """Return what is known about the model. Raises Unavailable until a worker has loaded it."""
-        if self._known.model is None:
-            status = await self.status()
-            ready = next((worker for worker in status["workers"] if worker["state"] == "ready"), None)
-            if ready is None:
-                raise Unavailable("the model is still loading", retry_after_ms=1000)
-            self._known.model = Model(ready, status)
-        return self._known.model
+        """Return the model that computes new requests. Raises Unavailable until a worker has loaded it."""
+        return await self.models.newest()
+
+    async def model_of(self, reply: EncodeReply) -> Model:
+        """Return the model that has computed a reply. Raises Unavailable if the broker does not answer."""
+        assert reply.usage is not None, "every request of a gateway asks for the usage"
+        return await self.models.of(reply.usage.model)
 
     async def status(self) -> ServerStatus:
         """Return the broker's status. Raises TimeoutError or Unavailable if the broker does not answer."""
-        try:
-            status = await asyncio.wait_for(self.client.server_status(), STATUS_TIMEOUT_S)
-        except asyncio.TimeoutError:
-            raise Unavailable(f"the server did not answer within {STATUS_TIMEOUT_S:g} s") from None
-        return cast("ServerStatus", status)
+        return await server_status(self.client)
 
     async def tokenizer(self) -> Tokenizer:
         """Return the model's tokenizer. Raises Unavailable until a worker has loaded the model."""
-        if self._known.tokenizer is None:
-            from tokenizers import Tokenizer  # imported late: it takes memory, and only some requests need it
+        return await self.models.tokenizer()
 
-            model = await self.model()
-            tokenizer = await asyncio.to_thread(Tokenizer.from_file, str(self.tokenizer_path))
-            tokenizer.encode_special_tokens = model.facts["splits_specials"]
-            self._known.tokenizer = tokenizer
-        return self._known.tokenizer
+
+async def server_status(client: AsyncBertClient) -> ServerStatus:
+    """Return the broker's status. Raises TimeoutError or Unavailable if the broker does not answer."""
+    try:
+        status = await asyncio.wait_for(client.server_status(), STATUS_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        raise Unavailable(f"the server did not answer within {STATUS_TIMEOUT_S:g} s") from None
+    return cast("ServerStatus", status)

@@ -17,7 +17,7 @@ from ..broker.ports import PortInUse, PrivateEndpoints
 from ..broker.tei_metrics import TeiMetrics
 from ..keys import KeyFileError, KeySource, read_key_file, unnamed_keys
 from ..settings import Settings
-from .process import ChildProcess, GatewayProcess, spawn_context
+from .process import GatewayProgram, Program
 from .startup import StartError, max_seq_len_in_force, worker_spec
 
 _BACKLOG = 2048
@@ -26,7 +26,7 @@ _MAX_FOLDER_PATH = 98  # the system allows 107 bytes for the path of a socket, s
 
 
 class Launch:
-    """The parts of one server: its folder, its ports, its broker, and its child processes, not started yet.
+    """The parts of one server: its folder, its ports, its broker, and the programs of its child processes.
 
     settings, token_rows: as in Supervisor. If a port is in use or a key cannot be read, the constructor removes
     what it has created and raises StartError.
@@ -56,10 +56,6 @@ class Launch:
         assert self._settings.num_worker is not None
         return [f"worker-{i}" for i in range(self._settings.num_worker)]
 
-    @property
-    def _tokenizer_path(self) -> str:
-        return str(self._folder / "tokenizer.json")
-
     def _make_broker(self, token_rows: int | None) -> Broker:
         settings = self._settings
         assert settings.model_dir is not None
@@ -74,19 +70,17 @@ class Launch:
             observers=[TeiMetrics(metrics)],
         )
 
-    def _make_worker(self, index: int, name: str) -> ChildProcess:
+    def _make_worker(self, index: int, name: str) -> Program:
         settings = self._settings
         kwargs = {
             "name": name,
             "endpoint": self._endpoints.workers,
             "num_sharing_cpu": settings.num_worker,
             "float16": settings.fp16,
-            "tokenizer_path": None if settings.http_port is None else self._tokenizer_path,
+            "tokenizer_dir": None if settings.http_port is None else str(self._folder),
             "spec": worker_spec(settings, index),
         }
-        return ChildProcess(
-            name, "bert_serving.server.worker.worker:main", kwargs, settings.verbose, str(self._folder)
-        )
+        return Program(name, "bert_serving.server.worker.worker:main", kwargs, settings.verbose, str(self._folder))
 
     @cached_property
     def _key_source(self) -> KeySource:
@@ -99,7 +93,7 @@ class Launch:
             num_gateways=settings.http_workers,
         )
 
-    def _make_gateways(self, resources: ExitStack) -> list[GatewayProcess]:
+    def _make_gateways(self, resources: ExitStack) -> list[GatewayProgram]:
         """Return the gateways, which all accept connections from one listening socket."""
         if self._settings.http_port is None:
             return []
@@ -108,17 +102,12 @@ class Launch:
         names = ["gateway"] if count == 1 else [f"gateway-{i}" for i in range(count)]
         metrics_dir = self._folder / "metrics"
         metrics_dir.mkdir()
-        return [self._make_gateway(name, listener, metrics_dir, resources) for name in names]
+        return [self._make_gateway(name, listener, metrics_dir) for name in names]
 
-    def _make_gateway(
-        self, name: str, listener: socket.socket, metrics_dir: Path, resources: ExitStack
-    ) -> GatewayProcess:
+    def _make_gateway(self, name: str, listener: socket.socket, metrics_dir: Path) -> GatewayProgram:
         settings = self._settings
-        ready_pipe, child_end = spawn_context.Pipe(duplex=False)
-        resources.enter_context(ready_pipe)
         kwargs = {
             "http_socket": listener,
-            "ready": child_end,
             "requests_endpoint": self._endpoints.requests,
             "replies_endpoint": self._endpoints.replies,
             "connection_limits": connection_limits(settings),
@@ -126,19 +115,18 @@ class Launch:
             "trusted_proxies": settings.http_trusted_proxies,
             "cors": settings.cors,
             "model_name": settings.served_model_name,
-            "tokenizer_path": self._tokenizer_path,
+            "tokenizer_dir": str(self._folder),
             "drain_timeout_s": settings.drain_timeout,
             "api_keys": self._key_source,
             "protect_metrics": settings.protect_metrics,
         }
-        return GatewayProcess(
+        return GatewayProgram(
             name=name,
             target="bert_serving.server.gateway.app:main",
             kwargs=kwargs,
             verbose=settings.verbose,
             scratch_dir=str(self._folder),
             env={"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)},
-            ready_pipe=ready_pipe,
         )
 
 
