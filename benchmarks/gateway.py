@@ -49,6 +49,7 @@ NUM_CONNECTIONS = 16
 MANY = 4096
 FACTS = ModelFacts(
     pid=1,
+    fingerprint="none",
     device="none",
     dtype="float32",
     dimension=DIMENSION,

@@ -9,6 +9,7 @@ from bert_serving.protocol.workers import ModelFacts
 
 _FACTS = ModelFacts(
     pid=1,
+    fingerprint="0123456789abcdef",
     device="cpu",
     dtype="float32",
     dimension=384,

@@ -461,6 +461,7 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
             Ready(
                 ModelFacts(
                     pid=7,
+                    fingerprint="00ff",
                     device="cpu",
                     dtype="float32",
                     dimension=384,
@@ -478,7 +479,7 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
             ),
             [
                 b"READY",
-                b'{"facts":{"pid":7,"device":"cpu","dtype":"float32","dimension":384,"kind":"embedding",'
+                b'{"facts":{"pid":7,"fingerprint":"00ff","device":"cpu","dtype":"float32","dimension":384,"kind":"embedding",'
                 b'"poolings":["REDUCE_MEAN"],"splits_specials":false,"prompts":{"query":"query: "},"labels":[],'
                 b'"max_seq_len":512,"forward":"packed","parity":0.99999,"tokens_per_s":9.5,'
                 b'"max_batch_tokens":16384}}',
@@ -494,7 +495,7 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
             ],
         ),
         (Failed(5, "boom"), [b"FAILED", b'{"batch_id":5,"message":"boom"}']),
-        (Heartbeat(1.5), [b"HEARTBEAT", b'{"forward_age_s":1.5}']),
+        (Heartbeat(1.5, 7), [b"HEARTBEAT", b'{"forward_age_s":1.5,"num_forwards":7}']),
         (Stop(), [b"STOP", b"{}"]),
     ],
 )

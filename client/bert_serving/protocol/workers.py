@@ -22,6 +22,8 @@ from .options import EncodeOptions, options_from_json
 class ModelFacts:
     """What a worker reports about its process and its model when it is ready.
 
+    fingerprint: a hash of the weights, the tokenizer and the configuration. Workers with the same fingerprint
+    compute the same vectors.
     device: torch's name of the device. dtype: number format of the forward pass. dimension: length of a vector.
     kind: "embedding", "splade", "classifier" or "reranker".
     poolings: the strategies that are used if a request names no strategy.
@@ -33,6 +35,7 @@ class ModelFacts:
     """
 
     pid: int
+    fingerprint: str
     device: str
     dtype: str
     dimension: int
@@ -132,9 +135,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A worker sends this message every second. forward_age_s: time since the last forward pass that succeeded."""
+    """A worker sends this message every second.
+
+    forward_age_s: time since the last forward pass that succeeded. num_forwards: the number of forward passes
+    (micro-batches) since the worker became ready.
+    """
 
     forward_age_s: float
+    num_forwards: int = 0
 
 
 @dataclass(frozen=True, slots=True)

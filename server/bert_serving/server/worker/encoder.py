@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -245,12 +245,25 @@ class Encoder:
 
     def forward(self, prepared: Sequence[PreparedText]) -> list[Rows | EncodingError]:
         """Return the rows of each text, float32. A text whose rows are not finite is computed again in float32."""
-        rows = self._forward_on(self._loaded.transformer, prepared)
+        steps = self.forward_steps(prepared)
+        try:
+            while True:
+                next(steps)
+        except StopIteration as end:
+            found: list[Rows | EncodingError] = end.value
+            return found
+
+    def forward_steps(self, prepared: Sequence[PreparedText]) -> Generator[int, None, list[Rows | EncodingError]]:
+        """Do the same as `forward`, one micro-batch at a time, and yield the number of tokens of each micro-batch.
+
+        Between two micro-batches, other texts may be computed. Only one thread may compute.
+        """
+        rows = yield from self._steps_on(self._loaded.transformer, prepared)
         bad = [i for i, each in enumerate(rows) if not np.isfinite(each).all()]
         found: list[Rows | EncodingError] = list(rows)
         if bad and self.dtype is not torch.float32:
             log.warning("%d texts have no finite vector in %s, computing again in float32", len(bad), self.dtype)
-            again = self._forward_on(self._in_float32(), [prepared[i] for i in bad])
+            again = yield from self._steps_on(self._in_float32(), [prepared[i] for i in bad])
             for i, each in zip(bad, again, strict=True):
                 found[i] = rows[i] = each
         for i in bad:
@@ -279,6 +292,11 @@ class Encoder:
     def parity(self) -> float:
         """The smallest cosine between a probe text's vector and its vector from the padded float32 model."""
         return self._loaded.parity
+
+    @property
+    def fingerprint(self) -> str:
+        """A short value that two encoders share if they compute the same vectors, apart from rounding."""
+        return self._loaded.fingerprint
 
     @property
     def padded_because(self) -> str | None:
@@ -344,7 +362,9 @@ class Encoder:
             found.append(rows)
         return found
 
-    def _forward_on(self, transformer: Transformer, prepared: Sequence[PreparedText]) -> list[Rows]:
+    def _steps_on(
+        self, transformer: Transformer, prepared: Sequence[PreparedText]
+    ) -> Generator[int, None, list[Rows]]:
         return run_micro_batches(transformer, prepared, self._budget, hide_specials=self._hides_specials)
 
     def _in_float32(self) -> Transformer:

@@ -10,7 +10,7 @@ Shapes: B texts, T tokens, H hidden size, D components of a vector, V terms of t
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -19,6 +19,7 @@ import torch
 from bert_serving.protocol import Rows
 from torch import Tensor
 
+from .device import Pace
 from .packing import plan_micro_batches
 from .pooling import Segments, partial_segments, whole_segments
 from .pooling_plan import PoolingPlan
@@ -78,11 +79,13 @@ class _BatchedSequence:
         return len(self.sequence.ids)
 
 
-@torch.inference_mode()
 def run_micro_batches(
     transformer: Transformer, texts: Sequence[PreparedText], budget: Budget, *, hide_specials: bool = False
-) -> list[Rows]:
-    """Return the rows of each text, even if they are not finite. hide_specials: do not pool special tokens."""
+) -> Generator[int, None, list[Rows]]:
+    """Compute one micro-batch at a time, and yield its number of tokens; at the end, return the rows of each text.
+
+    Rows are returned even if they are not finite. hide_specials: do not pool special tokens.
+    """
     sequences_of = [[_BatchedSequence(s, prepared) for s in prepared.text.sequences] for prepared in texts]
     sequences = [sequence for of_text in sequences_of for sequence in of_text]
     is_padded = transformer.padded_because is not None
@@ -95,23 +98,39 @@ def run_micro_batches(
         equal=is_padded and hide_specials,
     )
     pending.reverse()  # so that pop() takes the longest first
+    pace = Pace(transformer.device)
     while pending:
         indices = pending.pop()
         micro_batch = [sequences[i] for i in indices]
-        try:
-            _forward_and_pool(transformer, micro_batch, hide_specials=hide_specials)
+        num_tokens = sum(sequence.length for sequence in micro_batch)
+        if _fits_in_memory(transformer, micro_batch, hide_specials=hide_specials):
+            pace.wait()
+            yield num_tokens
             continue
-        except torch.OutOfMemoryError:
-            if len(micro_batch) == 1:
-                raise
-        # This is outside of the except block: inside, the traceback would keep the tensors of the failed pass.
         torch.cuda.empty_cache()
-        budget.shrink(sum(sequence.length for sequence in micro_batch))
+        budget.shrink(num_tokens)
         half = len(indices) // 2
         pending += [indices[half:], indices[:half]]
     return _finish(texts, sequences_of, transformer.device)
 
 
+def _fits_in_memory(
+    transformer: Transformer, micro_batch: Sequence[_BatchedSequence], *, hide_specials: bool
+) -> bool:
+    """Compute a micro-batch and return True, or return False if the GPU has too little memory for it.
+
+    Raises OutOfMemoryError if the micro-batch is a single sequence.
+    """
+    try:
+        _forward_and_pool(transformer, micro_batch, hide_specials=hide_specials)
+        return True
+    except torch.OutOfMemoryError:
+        if len(micro_batch) == 1:
+            raise
+        return False
+
+
+@torch.inference_mode()
 def _forward_and_pool(
     transformer: Transformer, micro_batch: Sequence[_BatchedSequence], *, hide_specials: bool
 ) -> None:
@@ -182,6 +201,7 @@ def _kept_tokens(sequence: TokenSequence, tokens: Tensor, hide_specials: bool) -
     return tokens[slice(*sequence.kept)]
 
 
+@torch.inference_mode()
 def _finish(
     texts: Sequence[PreparedText], sequences_of: Sequence[Sequence[_BatchedSequence]], device: torch.device
 ) -> list[Rows]:

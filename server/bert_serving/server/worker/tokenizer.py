@@ -117,6 +117,10 @@ class Tokenizer:
         """The largest token id plus one, added tokens included."""
         return self._vocabulary.num_ids
 
+    def to_json(self) -> str:
+        """Return the model's own tokenizer in the format of tokenizer.json."""
+        return str(self._rust.to_str())
+
     def save(self, path: Path) -> None:
         """Write the tokenizer to a file that the tokenizers library reads."""
         rust = RustTokenizer.from_str(self._rust.to_str())

@@ -18,7 +18,6 @@ import shutil
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +30,6 @@ from bert_serving.protocol.workers import (
     ModelFacts,
     Ready,
     Refused,
-    Rejected,
-    Result,
     Stop,
     WorkerMessage,
     worker_message_from_frames,
@@ -41,9 +38,11 @@ from bert_serving.protocol.workers import (
 
 from ..model.errors import ModelError, one_line
 from ..model.spec import ModelSpec
+from .computation import Computation, TokenizedBatch, Turns
 from .device import allowed_cpus
 from .encoder import Encoder
-from .parts import TokenizedPart, part_results, tokenize_parts
+from .micro_batches import PreparedText
+from .parts import tokenize_parts
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ class Worker:
             log.debug("cannot start", exc_info=True)
             self._io.send(Refused(f"cannot start the model in {spec.model_dir}: {one_line(exc)}"))
             return
-        self._io.forward_at = time.monotonic()
+        self._io.count_forward()
         self._io.send(Ready(facts))
         thread = threading.Thread(target=self._io.run, args=(encoder,), name="io")
         thread.start()
@@ -125,34 +124,45 @@ class Worker:
 
     def _serve_batches(self, encoder: Encoder) -> None:
         """Compute batches from the inbox and pass their results to the io thread, until the inbox holds None."""
-        io = self._io
+        turns, canary = Turns(), _canary(encoder)
         while True:
             try:
-                batch = io.inbox.get(timeout=_CANARY_S)
+                # Wait only if there is nothing to compute.
+                batch = self._io.inbox.get(block=not turns, timeout=None if turns else _CANARY_S)
             except queue.Empty:
-                encoder.encode(["a"])
-                io.forward_at = time.monotonic()
+                if turns:
+                    self._step(turns)
+                else:
+                    encoder.forward(canary)
+                    self._io.count_forward()
                 continue
             if batch is None:
                 return
-            result = _result_of(encoder, batch, self._dtype)
-            if isinstance(result, Result):
-                io.forward_at = time.monotonic()
+            turns.add(Computation(encoder, batch, self._dtype))
+
+    def _step(self, turns: Turns) -> None:
+        """Compute a micro-batch; if it is the last one of its batch, pass the result to the io thread."""
+        computation = turns.next()
+        result = computation.step()
+        if not isinstance(result, Failed):
+            self._io.count_forward()
+        if result is not None:
+            turns.remove(computation)
             self._results.send_multipart(worker_message_to_frames(result), copy=False)
 
 
 class _IoThread:
     """The worker's socket, and the loop that serves it in the io thread.
 
-    inbox: tokenized batches for the main thread, at most two; None tells the main thread to stop. forward_at: when
-    the last successful forward pass ended. is_closing: whether the main thread has stopped computing. The main
-    thread sets forward_at and is_closing.
+    inbox: tokenized batches for the main thread; None tells the main thread to stop. is_closing: whether the main
+    thread has stopped computing; the main thread sets it.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes, endpoint: str) -> None:
-        self.inbox: queue.SimpleQueue[_TokenizedBatch | None] = queue.SimpleQueue()  # the broker limits its length
-        self.forward_at = time.monotonic()
+        self.inbox: queue.SimpleQueue[TokenizedBatch | None] = queue.SimpleQueue()  # the broker limits its length
         self.is_closing = False
+        self._forward_at = time.monotonic()
+        self._num_forwards = 0
         self._runtime_dir = Path(endpoint.removeprefix("ipc://")).parent
         self._socket = context.socket(zmq.DEALER)
         self._socket.routing_id = routing_id
@@ -163,6 +173,11 @@ class _IoThread:
     def send(self, message: WorkerMessage) -> None:
         """Send a message. The main thread may call this only before `run` has started."""
         self._socket.send_multipart(worker_message_to_frames(message), copy=False)
+
+    def count_forward(self) -> None:
+        """Note that a micro-batch was computed just now. Only the main thread may call this."""
+        self._forward_at = time.monotonic()
+        self._num_forwards += 1
 
     def run(self, encoder: Encoder) -> None:
         """Serve the socket until is_closing is set. When this thread ends, the main thread ends too."""
@@ -206,10 +221,10 @@ class _IoThread:
             log.exception("cannot tokenize batch id=%d", batch.batch_id)
             self.send(Failed(batch.batch_id, one_line(exc)))
             return
-        self.inbox.put(_TokenizedBatch(batch.batch_id, parts, (time.perf_counter() - start) * 1000))
+        self.inbox.put(TokenizedBatch(batch.batch_id, parts, (time.perf_counter() - start) * 1000))
 
     def _heartbeat(self) -> Heartbeat:
-        return Heartbeat(time.monotonic() - self.forward_at)
+        return Heartbeat(time.monotonic() - self._forward_at, self._num_forwards)
 
 
 def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
@@ -223,6 +238,7 @@ def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
         seconds.append(time.perf_counter() - start)
     return ModelFacts(
         pid=os.getpid(),
+        fingerprint=encoder.fingerprint,
         device=str(encoder.device),
         dtype=str(encoder.dtype).removeprefix("torch."),
         dimension=encoder.dimension,
@@ -239,22 +255,6 @@ def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _TokenizedBatch:
-    batch_id: int
-    parts: list[TokenizedPart | Rejected]
-    tokenize_ms: float
-
-
-def _result_of(encoder: Encoder, batch: _TokenizedBatch, dtype: np.dtype[np.floating]) -> Result | Failed:
-    """Compute a batch and return its result, or Failed if an error occurs."""
-    start, padding = time.perf_counter(), encoder.num_padding
-    try:
-        results = part_results(encoder, batch.parts, dtype)
-    except torch.AcceleratorError:
-        raise  # the CUDA context is broken; only a new process can use the GPU again
-    except Exception as exc:  # an error of any type fails this batch, not the worker
-        log.exception("cannot compute batch id=%d", batch.batch_id)
-        return Failed(batch.batch_id, one_line(exc))
-    compute_ms = (time.perf_counter() - start) * 1000
-    return Result(batch.batch_id, results, batch.tokenize_ms, compute_ms, encoder.num_padding - padding)
+def _canary(encoder: Encoder) -> list[PreparedText]:
+    """Return a short text, ready for a forward pass that shows whether the model still works."""
+    return [text for text in encoder.prepare(["a"]) if isinstance(text, PreparedText)]
