@@ -53,6 +53,7 @@ FACTS = ModelFacts(
     device="none",
     dtype="float32",
     dimension=DIMENSION,
+    hidden_size=DIMENSION,
     kind="embedding",
     poolings=("REDUCE_MEAN",),
     splits_specials=False,

@@ -25,6 +25,7 @@ class ModelFacts:
     fingerprint: a hash of the weights, the tokenizer and the configuration. Workers with the same fingerprint
     compute the same vectors.
     device: torch's name of the device. dtype: number format of the forward pass. dimension: length of a vector.
+    hidden_size: length of the hidden state of a token in one layer.
     kind: "embedding", "splade", "classifier" or "reranker".
     poolings: the strategies that are used if a request names no strategy.
     splits_specials: the tokenizer treats the name of a special token in a text as ordinary text.
@@ -39,6 +40,7 @@ class ModelFacts:
     device: str
     dtype: str
     dimension: int
+    hidden_size: int
     kind: str
     poolings: Sequence[str]
     splits_specials: bool

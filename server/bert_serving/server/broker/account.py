@@ -4,9 +4,9 @@ Nothing is held without a reservation. A reservation is made before the resource
 resource is free again; so the limits hold at every moment, and nothing has to be dropped later.
 
 Dynamic thresholds (Choudhury and Hahne 1998): a flow may hold at most a share of what the other flows leave free.
-With a share of 0.5, a flow that is alone may hold half of the account, two busy flows a third each, three a quarter.
-So there is always room for one more flow. Since this room shrinks with the number of busy flows, a reserve is kept:
-from it, a flow that holds little may always take a little more.
+With a share of 0.5, a flow that is alone may hold half of the account, two busy flows a third each, three a
+quarter. So there is always room for one more flow. But this room shrinks with the number of busy flows. Therefore a
+reserve is kept, from which a flow that holds little may take a little more.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Reservation:
         return f"<Reservation {self.amount} flow={self.flow!r}>"
 
     def resize(self, amount: int) -> None:
-        """Change the amount. A smaller amount is always possible; a larger one raises NoRoom if it does not fit."""
+        """Change the amount. A smaller one is always possible; a larger one raises NoRoom if it does not fit."""
         more = amount - self.amount
         if more > 0:
             self._account._check(self.flow, more, self._share)
