@@ -35,6 +35,7 @@ from bert_serving.protocol.workers import (
 )
 from bert_serving.server.broker.broker import Broker
 from bert_serving.server.broker.metrics import BrokerMetrics
+from bert_serving.server.broker.ports import PrivateEndpoints
 from bert_serving.server.broker.tei_metrics import TeiMetrics
 from bert_serving.server.settings import Settings
 from bert_serving.server.supervisor import child
@@ -69,13 +70,13 @@ FACTS = ModelFacts(
 _spawn = multiprocessing.get_context("spawn")
 
 
-def run_broker(settings: dict[str, Any], endpoint: str) -> None:
+def run_broker(settings: dict[str, Any], endpoints: PrivateEndpoints) -> None:
     """Run a broker for one worker. Does not return: the process must be killed."""
     names = ["worker-0"]
     metrics = BrokerMetrics(names)
     broker = Broker(
         Settings(**settings),
-        worker_endpoint=endpoint,
+        endpoints=endpoints,
         worker_names=names,
         max_seq_len=256,
         metrics=metrics,
@@ -169,13 +170,12 @@ def main() -> None:
     ]
     port, port_out, http_port = free_ports(3)
     with tempfile.TemporaryDirectory() as folder, listen("127.0.0.1", http_port) as listener:
-        endpoint = f"ipc://{folder}/workers"
+        endpoints = PrivateEndpoints.in_folder(folder)
         settings = {"port": port, "port_out": port_out, "http_port": http_port}
         gateway = {
             "http_socket": listener,
-            "host": "127.0.0.1",
-            "port": port,
-            "port_out": port_out,
+            "requests_endpoint": endpoints.requests,
+            "replies_endpoint": endpoints.replies,
             "max_body_bytes": 1 << 28,
             "cors": "*",
             "model_name": "fake",
@@ -183,7 +183,7 @@ def main() -> None:
             "api_keys": (),
             "drain_timeout_s": 1.0,
         }
-        children = [start(run_broker, settings, endpoint), start(run_fake_worker, endpoint)]
+        children = [start(run_broker, settings, endpoints), start(run_fake_worker, endpoints.workers)]
         gateways = []
         for _ in range(args.http_workers):
             ready, child_end = _spawn.Pipe(duplex=False)

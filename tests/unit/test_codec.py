@@ -82,6 +82,8 @@ OPTIONS = st.builds(
     show_offsets=st.booleans(),
     show_usage=st.booleans(),
 )
+NAMES = st.none() | st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=128)
+SHARES = st.none() | st.floats(0, 1, exclude_min=True)
 NUMBERS = st.integers(0, 10**18).map(lambda n: b"%d" % n)
 IDENTITIES = st.binary(min_size=1, max_size=MAX_IDENTITY_BYTES)
 
@@ -171,13 +173,36 @@ def test_request_with_every_field_is_read() -> None:
     assert request_from_frames([IDENTITY, body, b"1", b"1"]) == expected
 
 
+def test_flow_and_trace_are_in_the_body() -> None:
+    request = EncodeRequest(IDENTITY, b"1", ["a"], flow="key:alice", flow_share=0.5, trace="4bf92f35")
+    frames = request_to_frames(request)
+    assert frames[1] == b'{"texts":["a"],"flow":"key:alice","flow_share":0.5,"trace":"4bf92f35"}'
+    assert request_from_frames(frames) == request
+
+
+def test_cancel_names_the_request_by_its_id() -> None:
+    frames = request_to_frames(CommandRequest(IDENTITY, b"4", Command.CANCEL))
+    assert plain(frames) == [IDENTITY, b"CANCEL", b"4", b"0"]
+    assert request_from_frames(frames) == CommandRequest(IDENTITY, b"4", Command.CANCEL)
+
+
 def test_command_is_written_as_by_the_old_client() -> None:
     frames = request_to_frames(CommandRequest(IDENTITY, b"4", Command.SHOW_STATUS))
     assert plain(frames) == [IDENTITY, b"SHOW_STATUS", b"4", b"0"]
 
 
 @given(
-    st.builds(EncodeRequest, IDENTITIES, NUMBERS, TEXTS, OPTIONS, st.none() | st.integers(0, 2**53))
+    st.builds(
+        EncodeRequest,
+        IDENTITIES,
+        NUMBERS,
+        TEXTS,
+        OPTIONS,
+        st.none() | st.integers(0, 2**53),
+        flow=NAMES,
+        flow_share=SHARES,
+        trace=NAMES,
+    )
     | st.builds(CommandRequest, IDENTITIES, NUMBERS, st.sampled_from(Command))
 )
 def test_every_request_survives_a_round_trip(request_: EncodeRequest | CommandRequest) -> None:
@@ -223,6 +248,14 @@ def test_every_request_survives_a_round_trip(request_: EncodeRequest | CommandRe
         ([IDENTITY, b'{"texts": ["a"], "deadline_ms": 1.5}', b"1", b"1"], "deadline_ms must be"),
         ([IDENTITY, b'{"texts": ["a"], "deadline_ms": true}', b"1", b"1"], "deadline_ms must be"),
         ([IDENTITY, b'{"texts": ["a"], "deadline_ms": "5"}', b"1", b"1"], "deadline_ms must be"),
+        ([IDENTITY, b'{"texts": ["a"], "flow": 7}', b"1", b"1"], "flow must be a string of 1 to 128 .* got 7"),
+        ([IDENTITY, b'{"texts": ["a"], "flow": ""}', b"1", b"1"], "flow must be a string of 1 to 128"),
+        ([IDENTITY, b'{"texts": ["a"], "trace": "a\\n"}', b"1", b"1"], "trace must be .* printable"),
+        ([IDENTITY, b'{"texts": ["a"], "trace": "%s"}' % (b"x" * 129), b"1", b"1"], "trace must be"),
+        ([IDENTITY, b'{"texts": ["a"], "flow_share": 0}', b"1", b"1"], "flow_share must be .* got 0"),
+        ([IDENTITY, b'{"texts": ["a"], "flow_share": 1.1}', b"1", b"1"], "flow_share must be"),
+        ([IDENTITY, b'{"texts": ["a"], "flow_share": true}', b"1", b"1"], "flow_share must be"),
+        ([IDENTITY, b'{"texts": ["a"], "flow_share": NaN}', b"1", b"1"], "flow_share must be"),
     ],
 )
 def test_invalid_request_frames_are_refused_with_what_was_expected(frames: list[bytes], message: str) -> None:
@@ -488,11 +521,11 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
         ),
         (Refused("no GPU"), [b"REFUSED", b'{"reason":"no GPU"}']),
         (
-            Batch(5, [Part(["a"]), Part(["b"], EncodeOptions(normalize=True), [[[0, 1]]])]),
+            Batch(5, [Part(["a"]), Part(["b"], EncodeOptions(normalize=True), [[[0, 1]]], "t7")]),
             [
                 b"BATCH",
                 b'{"batch_id":5,"parts":[{"texts":["a"]},'
-                b'{"texts":["b"],"options":{"normalize":true},"spans":[[[0,1]]]}]}',
+                b'{"texts":["b"],"options":{"normalize":true},"spans":[[[0,1]]],"trace":"t7"}]}',
             ],
         ),
         (Failed(5, "boom"), [b"FAILED", b'{"batch_id":5,"message":"boom"}']),

@@ -140,6 +140,20 @@ def test_forgotten_request_is_no_longer_pending_and_its_reply_is_ignored(session
     assert session.receive(vectors(1), 0.1) is None
 
 
+def test_cancelled_request_is_forgotten_and_named_to_the_server(session: Session) -> None:
+    request_id, (_, _, wire_id, _) = session.encode(["a"], 0.0)
+    assert session.cancel(request_id) == [IDENTITY, b"CANCEL", wire_id, b"0"]
+    assert session.pending == set()
+
+
+def test_only_a_pending_request_for_vectors_is_named_to_the_server(session: Session) -> None:
+    session.command(Command.SHOW_STATUS, 0.0)
+    session.encode(["a"], 0.0)
+    session.receive(vectors(2), 0.1)
+    assert [session.cancel(number) for number in (1, 2, 3)] == [None, None, None]
+    assert session.take(2) is None
+
+
 @pytest.mark.parametrize("frames", [[IDENTITY, b"no JSON", b"1"], [IDENTITY, b"{}", b"", b"1"], [IDENTITY, b"1"]])
 def test_message_that_is_not_a_reply_is_logged_and_ignored(
     session: Session, frames: list[bytes], caplog: pytest.LogCaptureFixture

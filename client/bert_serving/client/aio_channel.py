@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from bert_serving.protocol import Reply, Unavailable
 
+from .address import Address
 from .connection import Connection
 from .session import MakeRequest, Session
 
@@ -31,10 +32,10 @@ class AsyncChannel:
     raise Unavailable if the channel is closed, or if the connection breaks and the request may be lost.
     """
 
-    def __init__(self, session: Session, ip: str, port: int, port_out: int) -> None:
+    def __init__(self, session: Session, address: Address) -> None:
         self.is_closed = False
         self._session = session
-        self._ip, self._port, self._port_out = ip, port, port_out
+        self._address = address
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
         self._arrivals: dict[int, asyncio.Future[None]] = {}  # request number -> done when the reply is here
@@ -79,14 +80,14 @@ class AsyncChannel:
             await asyncio.sleep(_RETRY_S)
 
     async def reply_to(self, request_id: int, deadline: float) -> Reply:
-        """Return the reply to a request. If no reply arrives before the deadline, forget the request."""
+        """Return the reply to a request. If no reply arrives before the deadline, cancel the request."""
         try:
             self._refuse_closed()
             while (reply := self._session.take(request_id)) is None:
                 await self._wait_for_reply(request_id, deadline)
             return reply
-        except BaseException:
-            self._session.forget(request_id)
+        except BaseException:  # also CancelledError
+            self._cancel(request_id)
             raise
 
     def belongs_to_other_loop(self) -> bool:
@@ -103,10 +104,16 @@ class AsyncChannel:
                 "create one client for each event loop"
             )
 
+    def _cancel(self, request_id: int) -> None:
+        """Forget a request. Ask the server to stop its computation if the request has no reply yet."""
+        frames = self._session.cancel(request_id)
+        if frames is not None and self._connection is not None and self._connection.is_connected:
+            self._connection.send(frames)
+
     def _connect(self) -> Connection:
         self._refuse_closed()
         if self._connection is None:
-            self._connection = Connection(self._session.identity, self._ip, self._port, self._port_out)
+            self._connection = Connection(self._session.identity, self._address)
             self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
             for descriptor in self._connection.descriptors:
                 self._loop.add_reader(descriptor, self._receive)

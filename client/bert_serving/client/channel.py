@@ -21,6 +21,7 @@ from contextlib import contextmanager
 
 from bert_serving.protocol import Reply, Unavailable
 
+from .address import Address
 from .connection import Connection
 from .session import MakeRequest, Session
 
@@ -34,10 +35,10 @@ class Channel:
     raise Unavailable if the channel is closed, or if the connection breaks and the request may be lost.
     """
 
-    def __init__(self, session: Session, ip: str, port: int, port_out: int) -> None:
+    def __init__(self, session: Session, address: Address) -> None:
         self.is_closed = False
         self._session = session
-        self._ip, self._port, self._port_out = ip, port, port_out
+        self._address = address
         self._connection: Connection | None = None
         self._changed = threading.Condition(threading.Lock())
         self._is_receiving = False
@@ -69,16 +70,16 @@ class Channel:
                 self._wait_for_messages(deadline)
 
     def reply_to(self, request_id: int, deadline: float) -> Reply:
-        """Return the reply to a request. If no reply arrives before the deadline, forget the request."""
-        try:
-            with self._entered():
+        """Return the reply to a request. If no reply arrives before the deadline, cancel the request."""
+        with self._entered():
+            try:
                 self._refuse_closed()
                 while (reply := self._session.take(request_id)) is None:
                     self._wait_for_messages(deadline)
                 return reply
-        except BaseException:
-            self._session.forget(request_id)
-            raise
+            except BaseException:  # also KeyboardInterrupt
+                self._cancel(request_id)
+                raise
 
     def next_reply(self, deadline: float) -> tuple[int, Reply] | None:
         """Return the next reply to fetch as (request id, reply), or None if no reply is left to fetch."""
@@ -117,10 +118,16 @@ class Channel:
         finally:
             self._inside.discard(threading.get_ident())
 
+    def _cancel(self, request_id: int) -> None:
+        """Forget a request. Ask the server to stop its computation if the request has no reply yet."""
+        frames = self._session.cancel(request_id)
+        if frames is not None and self._connection is not None and self._connection.is_connected:
+            self._connection.send(frames)
+
     def _connect(self) -> Connection:
         self._refuse_closed()
         if self._connection is None:
-            self._connection = Connection(self._session.identity, self._ip, self._port, self._port_out)
+            self._connection = Connection(self._session.identity, self._address)
         return self._connection
 
     def _refuse_closed(self) -> None:

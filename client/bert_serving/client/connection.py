@@ -24,9 +24,14 @@ import zmq
 from bert_serving.protocol import Frames, Unavailable
 from zmq.utils.monitor import recv_monitor_message
 
+from .address import Address
+
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
 _RECONNECT_MAX_MS = 1_000
+_HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
 _SENDER_RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of the sender to connect
 
 _NUM_FILES = 6  # files that a connection opens: two for TCP, four with which ZeroMQ wakes its threads
@@ -45,32 +50,34 @@ os.register_at_fork(after_in_child=_context.cache_clear)
 
 
 class Connection:
-    """A PUSH socket to ip:port and a SUB socket to ip:port_out. Both connect in the background.
+    """A PUSH socket for requests and a SUB socket for replies. Both connect in the background.
 
     Raises OSError (EMFILE) if the process may not open as many files as the sockets need.
     """
 
-    def __init__(self, identity: bytes, ip: str, port: int, port_out: int):
+    def __init__(self, identity: bytes, address: Address):
         _check_files_left()
-        host = f"[{ip}]" if ":" in ip else ip
-        self._sender_address, self._receiver_address = f"{host}:{port}", f"{host}:{port_out}"
+        self._address = address
         self._is_lost = False
         self._can_send = self._can_receive = False
         self._sender_trouble = "port accepts no requests; are port and port_out right?"
         self._receiver_trouble = "no server replies at port_out"
+        self._key_trouble: str | None = None
         self._retry_s, self._connect_again_at = _SENDER_RETRY_S[0], 0.0
-        self._sender = _open(zmq.PUSH, ip)
+        self._sender = _open(zmq.PUSH, address)
         # A request is sent only while the sender is connected. ZeroMQ must not keep a request and send it later,
         # for example to a server that was restarted.
         self._sender.immediate = 1
         self._sender.reconnect_ivl = -1
         self._sender.sndhwm = 0  # without a limit, the socket is writable exactly while it is connected
-        self._receiver = _open(zmq.SUB, ip)
+        self._receiver = _open(zmq.SUB, address)
         self._receiver.reconnect_ivl_max = _RECONNECT_MAX_MS
         self._receiver.rcvhwm = 0
         self._receiver.subscribe(identity)
-        self._monitor = self._receiver.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        self._receiver.connect(f"tcp://{self._receiver_address}")
+        self._monitor = self._receiver.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
+        )
+        self._receiver.connect(address.replies)
         self._poller = select.poll()
         for descriptor in self.descriptors:
             self._poller.register(descriptor, select.POLLIN)
@@ -85,7 +92,7 @@ class Connection:
         """Why the connection is not complete, for an error message."""
         # The receiver comes first: the sender does not try to connect before the receiver is connected.
         what = self._sender_trouble if self._can_receive else self._receiver_trouble
-        return f"{self._sender_address} (port), {self._receiver_address} (port_out): {what}"
+        return f"{self._address.requests_name} (port), {self._address.replies_name} (port_out): {what}"
 
     @property
     def descriptors(self) -> list[int]:
@@ -99,7 +106,8 @@ class Connection:
     def receive(self) -> list[Frames]:
         """Return the messages that have arrived, and read from the monitor whether the receiver is connected."""
         while _state(self._monitor) & zmq.POLLIN:
-            self._note(recv_monitor_message(self._monitor)["event"])
+            event = recv_monitor_message(self._monitor)
+            self._note(event["event"], event["value"])
         messages: list[Frames] = []
         while _state(self._receiver) & zmq.POLLIN:
             messages.append(list(self._receiver.recv_multipart(zmq.NOBLOCK)))
@@ -116,8 +124,8 @@ class Connection:
             self._sender_trouble = "the connection to port was lost"
         if self._can_receive and now >= self._connect_again_at:
             with suppress(zmq.ZMQError):  # raised if the sender has no connection to drop
-                self._sender.disconnect(f"tcp://{self._sender_address}")
-            self._sender.connect(f"tcp://{self._sender_address}")
+                self._sender.disconnect(self._address.requests)
+            self._sender.connect(self._address.requests)
             self._connect_again_at = now + self._retry_s
             self._retry_s = min(2 * self._retry_s, _SENDER_RETRY_S[1])
 
@@ -129,14 +137,14 @@ class Connection:
         if not self._is_lost:
             return None
         self._is_lost = False
-        return Unavailable(f"the server at {self._sender_address} went away")
+        return Unavailable(f"the server at {self._address.requests_name} went away")
 
     def timeout_error(self) -> TimeoutError:
         """Return the error for a call whose deadline passed."""
         if not self.is_connected:
             return TimeoutError(f"cannot reach the server: {self.trouble}")
         return TimeoutError(
-            f"the server at {self._sender_address} did not reply in time; "
+            f"the server at {self._address.requests_name} did not reply in time; "
             "is the client's timeout long enough for this request?"
         )
 
@@ -154,23 +162,43 @@ class Connection:
         for socket in (self._monitor, self._receiver, self._sender):
             socket.close(linger=0)
 
-    def _note(self, event: int) -> None:
+    def _note(self, event: int, value: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._can_receive = True
+            self._key_trouble = None
             return
+        if event & _HANDSHAKE_FAILED:
+            self._key_trouble = _key_trouble(event, value, has_key=self._address.curve is not None)
+            return  # a DISCONNECTED follows
         if self._can_receive:
             self._is_lost = True
             self._receiver_trouble = "the connection to port_out was lost"
         else:
-            self._receiver_trouble = (
+            self._receiver_trouble = self._key_trouble or (
                 "port_out is not a server's port for results; are port and port_out right, or swapped?"
             )
         self._can_receive = False
 
 
-def _open(kind: int, ip: str) -> zmq.Socket[bytes]:
+def _key_trouble(event: int, value: int, *, has_key: bool) -> str | None:
+    """Return what a failed handshake says about the keys; None if it says nothing."""
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        return "the server refused the key of this client (client.key_secret)"
+    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:  # one side uses CURVE, the other does not
+        return (
+            "the server uses no keys; leave out curve_dir" if has_key else "the server requires a key (curve_dir)"
+        )
+    if has_key:
+        return "the server closed the encrypted connection; is server.key the key of this server?"
+    return None
+
+
+def _open(kind: int, address: Address) -> zmq.Socket[bytes]:
     socket = _context().socket(kind)
-    socket.ipv6 = ":" in ip
+    socket.ipv6 = address.is_ipv6
+    if address.curve is not None:
+        socket.curve_serverkey = address.curve.server
+        socket.curve_publickey, socket.curve_secretkey = address.curve.public, address.curve.secret
     socket.linger = 0
     socket.heartbeat_ivl = _HEARTBEAT_MS
     socket.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS

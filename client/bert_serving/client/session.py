@@ -1,7 +1,7 @@
 """Session: numbers the requests of a client and matches replies to them. No sockets, no clock, no threads.
 
 Rules of this file:
-- A request is pending until its reply arrives, `forget` is called for it, or the connection is lost.
+- A request is pending until its reply arrives, `forget` or `cancel` is called for it, or the connection is lost.
 - A reply to a request that is not pending is ignored: it is late, or it belongs to another client with the same
   identity.
 - If requests are pending and no message arrived for PROBE_AFTER_S, the session sends SHOW_CONFIG as a probe. A
@@ -55,7 +55,7 @@ class Session:
         self.identity = identity
         self._base = secrets.randbelow(10**9) * 10**9 if is_shared else 0
         self.num_request = 0
-        self._pending: set[int] = set()
+        self._pending: dict[int, bool] = {}  # request number -> whether the request asks for vectors
         self._to_fetch: set[int] = set()  # requests whose replies `take_any` returns
         self._replies: dict[int, Reply] = {}
         self._received_at = 0.0
@@ -72,7 +72,7 @@ class Session:
     @property
     def outstanding(self) -> set[int]:
         """The numbers of the requests that are pending or whose reply was not fetched yet."""
-        return self._pending | self._to_fetch
+        return self._pending.keys() | self._to_fetch
 
     @property
     def has_to_fetch(self) -> bool:
@@ -94,19 +94,32 @@ class Session:
         options: EncodeOptions = EncodeOptions(),  # noqa: B008
         spans: Sequence[Spans] | None = None,
         deadline_ms: int | None = None,
+        flow: str | None = None,
+        flow_share: float | None = None,
+        trace: str | None = None,
         to_fetch: bool = False,
     ) -> tuple[int, Frames]:
         """Return (request id, frames) of a request for vectors. to_fetch: let `take_any` return the reply."""
-        request_id = self._begin(now)
+        request_id = self._begin(now, is_for_vectors=True)
         if to_fetch:
             self._to_fetch.add(request_id)
-        request = EncodeRequest(self.identity, self._wire_id(request_id), texts, options, deadline_ms, spans)
+        request = EncodeRequest(
+            self.identity,
+            self._wire_id(request_id),
+            texts,
+            options,
+            deadline_ms,
+            spans,
+            flow=flow,
+            flow_share=flow_share,
+            trace=trace,
+        )
         return request_id, request_to_frames(request)
 
     def command(self, command: Command, now: float) -> tuple[int, Frames]:
         """Return (request id, frames) of a command."""
-        request_id = self._begin(now)
-        return request_id, request_to_frames(CommandRequest(self.identity, self._wire_id(request_id), command))
+        request_id = self._begin(now, is_for_vectors=False)
+        return request_id, self._command_frames(request_id, command)
 
     def probe(self, now: float) -> Frames | None:
         """Return the frames of a probe if a probe is due, else None. Call it about once a second.
@@ -121,18 +134,20 @@ class Session:
         elif now - self._received_at > PROBE_AFTER_S:
             self.num_request += 1
             self._probe = self.num_request, now
-            wire_id = self._wire_id(self.num_request)
-            return request_to_frames(CommandRequest(self.identity, wire_id, Command.SHOW_CONFIG))
+            return self._command_frames(self.num_request, Command.SHOW_CONFIG)
         return None
+
+    def _command_frames(self, request_id: int, command: Command) -> Frames:
+        return request_to_frames(CommandRequest(self.identity, self._wire_id(request_id), command))
 
     def _wire_id(self, request_id: int) -> bytes:
         return b"%d" % (self._base + request_id)
 
-    def _begin(self, now: float) -> int:
+    def _begin(self, now: float, *, is_for_vectors: bool) -> int:
         if not self._pending:
             self._received_at = now  # before this request, no message was expected
         self.num_request += 1
-        self._pending.add(self.num_request)
+        self._pending[self.num_request] = is_for_vectors
         return self.num_request
 
     # -- receiving -------------------------------------------------------------------------------------
@@ -149,7 +164,7 @@ class Session:
         self._probe = None
         if request_id not in self._pending:
             return None
-        self._pending.remove(request_id)
+        del self._pending[request_id]
         self._replies[request_id] = reply
         return request_id
 
@@ -180,9 +195,15 @@ class Session:
 
     def forget(self, request_id: int) -> None:
         """Stop waiting for a request. Its reply will be ignored."""
-        self._pending.discard(request_id)
+        self._pending.pop(request_id, None)
         self._to_fetch.discard(request_id)
         self._replies.pop(request_id, None)
+
+    def cancel(self, request_id: int) -> Frames | None:
+        """Stop waiting for a request. Return the frames of CANCEL if it asks for vectors, else None."""
+        is_for_vectors = self._pending.get(request_id, False)
+        self.forget(request_id)
+        return self._command_frames(request_id, Command.CANCEL) if is_for_vectors else None
 
     def fail_pending(self, error: ServingError) -> list[int]:
         """End all pending requests with an error. Return their numbers."""

@@ -73,11 +73,12 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Texts of one request in a batch, and the options of that request."""
+    """Texts of one request in a batch, and the options of that request. trace: the name of the request in logs."""
 
     texts: Sequence[Text]
     options: EncodeOptions = EncodeOptions()  # noqa: RUF009
     spans: Sequence[Spans] | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,14 +205,20 @@ def _part_to_json(part: Part) -> JsonObject:
     value: JsonObject = {"texts": part.texts}
     if options := part.options.to_json():
         value["options"] = options
-    if part.spans is not None:
-        value["spans"] = part.spans
+    for name in ("spans", "trace"):
+        if (of_part := getattr(part, name)) is not None:
+            value[name] = of_part
     return value
 
 
 def _part_from_json(value: JsonObject) -> Part:
     options = value.get("options")
-    return Part(value["texts"], options_from_json(options) if options else EncodeOptions(), value.get("spans"))
+    return Part(
+        value["texts"],
+        options_from_json(options) if options else EncodeOptions(),
+        value.get("spans"),
+        value.get("trace"),
+    )
 
 
 def _part_result_to_json(part_result: PartResult) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import zmq
 from bert_serving.protocol import (
@@ -31,7 +32,7 @@ from ..settings import Settings
 from .job import Job
 from .metrics import BrokerMetrics
 from .observer import BrokerObserver
-from .ports import Ports, is_loopback, peer_of, receive_some
+from .ports import Ports, PrivateEndpoints, is_loopback, peer_of, receive_some
 from .replies import Replies, Unsubscribed
 from .scheduler import Failure, Scheduler
 from .sparse_log import SparseLog
@@ -48,7 +49,7 @@ _FIRST_BYTES_OF_WARNING = 40
 class Broker:
     """Owns every request from its arrival to its reply.
 
-    worker_endpoint: address that workers connect to. max_seq_len: the longest sequence, in tokens. token_rows:
+    endpoints: the addresses for workers and gateways. max_seq_len: the longest sequence, in tokens. token_rows:
     when the vectors of tokens are padded to one array, each text gets at least this many rows; None: as many rows
     as the longest text has. observers: are called for every request. Raises PortInUse. Only the thread of the
     server's loop may call the methods.
@@ -58,7 +59,7 @@ class Broker:
         self,
         settings: Settings,
         *,
-        worker_endpoint: str,
+        endpoints: PrivateEndpoints,
         worker_names: Sequence[str],
         max_seq_len: int,
         metrics: BrokerMetrics,
@@ -77,7 +78,7 @@ class Broker:
             host=settings.host,
             port=settings.port,
             port_out=settings.port_out,
-            worker_endpoint=worker_endpoint,
+            endpoints=endpoints,
             max_message_bytes=settings.max_message_mb << 20,
         )
         self._scheduler = Scheduler(
@@ -99,7 +100,7 @@ class Broker:
         self._workers = Workers(self._ports.workers, worker_names)
         self._statistic = Statistic(time.monotonic())
         self._report = StatusReport(
-            settings, metrics, self._workers.views, self._statistic, worker_endpoint=worker_endpoint
+            settings, metrics, self._workers.views, self._statistic, worker_endpoint=endpoints.workers
         )
 
     def __repr__(self) -> str:
@@ -185,10 +186,12 @@ class Broker:
                 self._reply_to_command(change.missed, now)
 
     def _read_requests(self, now: float) -> None:
+        for message in receive_some(self._ports.gateway_requests):
+            self._on_request(message, now, is_from_gateway=True)
         for message in receive_some(self._ports.requests):
-            self._on_request(message, now)
+            self._on_request(message, now, is_from_gateway=False)
 
-    def _on_request(self, message: list[zmq.Frame], now: float) -> None:
+    def _on_request(self, message: list[zmq.Frame], now: float, *, is_from_gateway: bool) -> None:
         frames: Frames = [frame.buffer for frame in message]
         request = None
         try:
@@ -196,6 +199,8 @@ class Broker:
             if isinstance(request, CommandRequest):
                 self._on_command(request, peer_of(message[0]), now)
             else:
+                if not is_from_gateway:
+                    request = replace(request, flow=None, flow_share=None)  # a client must not choose its share
                 self._on_encode(request, sum(map(len, frames)), now)
         except ServingError as error:
             if request is None:
@@ -217,6 +222,10 @@ class Broker:
         self._scheduler.submit(request, now, num_bytes=num_bytes, is_unsubscribed=is_unsubscribed)
 
     def _on_command(self, request: CommandRequest, peer: str, now: float) -> None:
+        if request.command is Command.CANCEL:
+            job = self._scheduler.cancel_request(request.identity, request.request_id)
+            self._metrics.cancelled.inc(job is not None)
+            return
         self._metrics.commands.inc()
         self._statistic.count_command(request.identity)
         if request.command is Command.TERMINATION:

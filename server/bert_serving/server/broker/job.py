@@ -21,7 +21,7 @@ class Job:
     """One encode request.
 
     job_id: the broker's own number, because two clients may use the same identity and request_id. flow: key of the
-    job's flow in the fair queue; it is the client's identity, or the key that all unsubscribed clients share.
+    job's flow in the fair queue; see JobQueue.
     options: the options of the request, and those that the server sets for every request. max_text_tokens: limit
     for the estimated tokens of one text. num_taken: number of texts that were given to workers. begun_at: when the
     first text was given to a worker. tokenize_ms, compute_ms: sums of the times of all batches with texts of this
@@ -172,7 +172,8 @@ class Slice:
     def to_part(self) -> Part:
         """Return the slice as a part of the message to a worker."""
         spans = self.job.request.spans
-        return Part(self.texts, self.job.options, None if spans is None else spans[self.start : self.stop])
+        spans = None if spans is None else spans[self.start : self.stop]
+        return Part(self.texts, self.job.options, spans, self.job.request.trace)
 
     def split(self, count: int) -> tuple[Slice, Slice]:
         """Return the first `count` texts and the rest."""

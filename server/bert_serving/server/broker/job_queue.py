@@ -2,7 +2,8 @@
 
 Small requests (up to `priority_batch_size` texts) go first. Large requests get a quarter of every batch, so that
 they do not starve. Among the small requests, and among the large ones, each flow gets an equal share of the
-tokens. All unsubscribed clients are one flow, because a client can invent any number of identities.
+tokens. A flow is an identity that a client has subscribed to, or the flow that a gateway names in a request. All
+unsubscribed clients are one flow, because a client can invent any number of identities.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .fair_queue import FairQueue
 from .job import Job
 
 _LARGE_SHARE = 0.25
-_UNSUBSCRIBED = b""  # the flow that all unsubscribed clients share; no identity is empty
+_UNSUBSCRIBED = b""  # the flow that all unsubscribed clients share
 
 
 class JobQueue:
@@ -49,6 +50,7 @@ class JobQueue:
         self._large = FairQueue()
         self._owed_to_large = 0.0  # the share of a batch that large requests should have got but did not get
         self._unsubscribed: dict[bytes, dict[int, Job]] = {}  # by identity and job_id
+        self._by_request: dict[tuple[bytes, bytes], Job] = {}  # by identity and request_id; the latest, if equal
         self._deadlines: list[tuple[float, int]] = []  # heap of (time, job_id)
         self.num_waiting = 0
         self.open_bytes = 0
@@ -88,13 +90,14 @@ class JobQueue:
             next(self._numbers),
             request,
             now,
-            _UNSUBSCRIBED if is_unsubscribed else request.identity,
+            _flow_of(request, is_unsubscribed=is_unsubscribed),
             replace(request.options, show_tokens=True) if self._show_tokens else request.options,
             num_bytes=num_bytes,
             max_text_tokens=math.inf if request.options.long_text == "chunk" else self._max_seq_len,
         )
         self._jobs[job.job_id] = job
-        if is_unsubscribed:
+        self._by_request[request.identity, request.request_id] = job
+        if job.flow == _UNSUBSCRIBED:
             self._unsubscribed.setdefault(request.identity, {})[job.job_id] = job
         self.open_bytes += num_bytes
         self.num_waiting += len(request.texts)
@@ -109,7 +112,7 @@ class JobQueue:
         for job in self._unsubscribed.pop(identity, {}).values():
             queue = self._queue_of(job)
             queue.discard(job)
-            job.flow = identity
+            job.flow = _flow_of(job.request, is_unsubscribed=False)
             if job.is_waiting:
                 queue.push(job)
 
@@ -132,6 +135,10 @@ class JobQueue:
         """Return the open jobs of an identity."""
         return [job for job in self._jobs.values() if job.identity == identity]
 
+    def job_of(self, identity: bytes, request_id: bytes) -> Job | None:
+        """Return the open job of a request, or None. If several requests have this id, return the latest."""
+        return self._by_request.get((identity, request_id))
+
     def past_deadline(self, now: float) -> list[Job]:
         """Return the open jobs whose deadline has passed. Each job is returned only once."""
         found = []
@@ -151,6 +158,9 @@ class JobQueue:
             self._forget_unsubscribed(job)
         job.is_open = False
         del self._jobs[job.job_id]
+        key = job.identity, job.request.request_id
+        if self._by_request.get(key) is job:
+            del self._by_request[key]
 
     def _forget_unsubscribed(self, job: Job) -> None:
         jobs = self._unsubscribed[job.identity]
@@ -166,3 +176,10 @@ class JobQueue:
 
     def _queue_of(self, job: Job) -> FairQueue:
         return self._small if len(job.texts) <= self._priority_batch_size else self._large
+
+
+def _flow_of(request: EncodeRequest, *, is_unsubscribed: bool) -> bytes:
+    """Return the key of a request's flow. The prefixes keep an identity from equal to a gateway's flow."""
+    if request.flow is not None:
+        return b"gateway:" + request.flow.encode()
+    return _UNSUBSCRIBED if is_unsubscribed else b"identity:" + request.identity

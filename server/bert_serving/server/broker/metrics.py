@@ -45,7 +45,9 @@ class BrokerMetrics:
         )
         self.truncated = self._counter("truncated_texts", "Texts that were truncated because they were too long")
         self.batches = self._counter("batches", "Batches computed")
-        self.cancelled = self._counter("cancelled_requests", "Requests whose client disconnected")
+        self.cancelled = self._counter(
+            "cancelled_requests", "Requests whose client disconnected or cancelled them"
+        )
         self.dropped_replies = self._counter(
             "dropped_replies", "Replies that were dropped because their client did not fetch them"
         )

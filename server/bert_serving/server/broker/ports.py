@@ -1,8 +1,10 @@
 """The broker's sockets: opens and binds them, sets their limits, and receives messages.
 
-    requests   PULL     from clients
-    replies    XPUB     to clients, in manual mode: the broker decides which subscriptions are accepted
-    workers    ROUTER   to and from workers, on a private ipc path
+    requests           PULL     from clients
+    gateway_requests   PULL     from gateways, on a private ipc path
+    replies            XPUB     to clients, and to gateways on a private ipc path. It is in manual mode: the broker
+                                decides which subscriptions are accepted
+    workers            ROUTER   to and from workers, on a private ipc path
 
 Every receive and send is non-blocking.
 """
@@ -12,6 +14,8 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import zmq
 from bert_serving.protocol import MAX_IDENTITY_BYTES
@@ -28,6 +32,20 @@ _MESSAGES_PER_STEP = 512
 _POLLIN = int(zmq.POLLIN)  # a plain number is faster than zmq's enum
 
 
+@dataclass(frozen=True, slots=True)
+class PrivateEndpoints:
+    """The addresses that only processes of this server use: they are in a folder that only its user may open."""
+
+    workers: str
+    requests: str
+    replies: str
+
+    @classmethod
+    def in_folder(cls, folder: str | Path) -> PrivateEndpoints:
+        """Return addresses of sockets in this folder."""
+        return cls(f"ipc://{folder}/workers", f"ipc://{folder}/requests", f"ipc://{folder}/replies")
+
+
 class PortInUse(Exception):
     """The server cannot listen on a port; the message says which port and why."""
 
@@ -39,10 +57,10 @@ class Ports:
     """
 
     def __init__(
-        self, *, host: str, port: int, port_out: int, worker_endpoint: str, max_message_bytes: int
+        self, *, host: str, port: int, port_out: int, endpoints: PrivateEndpoints, max_message_bytes: int
     ) -> None:
         self._context = zmq.Context()
-        self.requests = self._open(zmq.PULL)
+        self.requests, self.gateway_requests = self._open(zmq.PULL), self._open(zmq.PULL)
         self.requests.maxmsgsize = max_message_bytes
         self.replies = self._open(zmq.XPUB)
         self.replies.maxmsgsize = _MAX_SUBSCRIPTION_BYTES
@@ -53,12 +71,16 @@ class Ports:
         self.workers.router_mandatory = 1
         self.workers.sndhwm = 0  # no limit is needed: a worker has at most two batches
         self._poller = zmq.Poller()
-        for socket in (self.requests, self.replies, self.workers):
+        for socket in (self.requests, self.gateway_requests, self.replies, self.workers):
             self._poller.register(socket, zmq.POLLIN)
         try:
+            # The private addresses are bound first: an option that protects TCP, such as encryption, must not hold
+            # for them. An option holds for what is bound after it is set.
+            self.workers.bind(endpoints.workers)
+            self.gateway_requests.bind(endpoints.requests)
+            self.replies.bind(endpoints.replies)
             _bind(self.requests, host, port)
             _bind(self.replies, host, port_out)
-            self.workers.bind(worker_endpoint)
         except BaseException:
             self.close()
             raise

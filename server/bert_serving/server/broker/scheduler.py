@@ -174,6 +174,13 @@ class Scheduler:
             self._queue.close(job)
         return jobs
 
+    def cancel_request(self, identity: bytes, request_id: bytes) -> Job | None:
+        """End the job of one request; return the job, or None if there is no open job."""
+        job = self._queue.job_of(identity, request_id)
+        if job is not None:
+            self._queue.close(job)
+        return job
+
     def expire(self, now: float) -> list[Failure]:
         """End the jobs whose deadline has passed."""
         failures = []

@@ -18,7 +18,7 @@ from pathlib import Path
 from socket import socket
 
 import uvicorn
-from bert_serving.client import AsyncBertClient
+from bert_serving.client import Address, AsyncBertClient
 from bert_serving.protocol import ServingError
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -39,9 +39,8 @@ def main(
     *,
     http_socket: socket,
     ready: Connection,
-    host: str,
-    port: int,
-    port_out: int,
+    requests_endpoint: str,
+    replies_endpoint: str,
     max_body_bytes: int,
     cors: str,
     model_name: str,
@@ -51,12 +50,13 @@ def main(
 ) -> None:
     """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
 
-    ready: the gateway sends a message on this connection when it begins to serve. cors: the origin whose web pages
+    ready: the gateway sends a message on this connection when it begins to serve. requests_endpoint,
+    replies_endpoint: the broker's private addresses for gateways. cors: the origin whose web pages
     may send requests; "*" allows every origin. drain_timeout_s: how long requests may continue after SIGTERM. For
     the other arguments, see Service.
     """
     service = Service(
-        AsyncBertClient(host, port, port_out, check_length=False),
+        AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False),
         model_name,
         Path(tokenizer_path),
         max_body_bytes,

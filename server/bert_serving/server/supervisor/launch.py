@@ -11,14 +11,14 @@ from pathlib import Path
 
 from ..broker.broker import Broker
 from ..broker.metrics import BrokerMetrics
-from ..broker.ports import PortInUse
+from ..broker.ports import PortInUse, PrivateEndpoints
 from ..broker.tei_metrics import TeiMetrics
 from ..settings import Settings
 from .process import ChildProcess, GatewayProcess, spawn_context
 from .startup import StartError, max_seq_len_in_force, worker_spec
 
 _BACKLOG = 2048
-_MAX_IPC_PATH = 100  # the system allows 107 bytes for the path of a socket
+_MAX_FOLDER_PATH = 98  # the system allows 107 bytes for the path of a socket, such as FOLDER/requests
 
 
 class Launch:
@@ -33,6 +33,7 @@ class Launch:
         with ExitStack() as resources:
             self._folder = _make_private_folder()
             resources.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self._endpoints = PrivateEndpoints.in_folder(self._folder)
             try:
                 self.broker = self._make_broker(token_rows)
                 resources.callback(self.broker.close)
@@ -52,10 +53,6 @@ class Launch:
         return [f"worker-{i}" for i in range(self._settings.num_worker)]
 
     @property
-    def _worker_endpoint(self) -> str:
-        return f"ipc://{self._folder}/workers"
-
-    @property
     def _tokenizer_path(self) -> str:
         return str(self._folder / "tokenizer.json")
 
@@ -65,7 +62,7 @@ class Launch:
         metrics = BrokerMetrics(self._worker_names)
         return Broker(
             settings,
-            worker_endpoint=self._worker_endpoint,
+            endpoints=self._endpoints,
             worker_names=self._worker_names,
             max_seq_len=max_seq_len_in_force(settings),
             metrics=metrics,
@@ -77,7 +74,7 @@ class Launch:
         settings = self._settings
         kwargs = {
             "name": name,
-            "endpoint": self._worker_endpoint,
+            "endpoint": self._endpoints.workers,
             "num_sharing_cpu": settings.num_worker,
             "float16": settings.fp16,
             "tokenizer_path": None if settings.http_port is None else self._tokenizer_path,
@@ -107,9 +104,8 @@ class Launch:
         kwargs = {
             "http_socket": listener,
             "ready": child_end,
-            "host": _reachable(settings.host),
-            "port": settings.port,
-            "port_out": settings.port_out,
+            "requests_endpoint": self._endpoints.requests,
+            "replies_endpoint": self._endpoints.replies,
             "max_body_bytes": settings.max_message_mb << 20,
             "cors": settings.cors,
             "model_name": settings.served_model_name,
@@ -144,15 +140,10 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _reachable(host: str) -> str:
-    """Return the address that a process on this machine uses to connect to a port of `host`."""
-    return {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
 def _make_private_folder() -> Path:
-    """Return a new folder that only this user can read. It holds the workers' socket and temporary files."""
+    """Return a new folder that only this user can read. It holds the private sockets and temporary files."""
     folder = Path(tempfile.mkdtemp(prefix="bert-serving-", dir=os.environ.get("ZEROMQ_SOCK_TMP_DIR")))
-    if len(str(folder)) > _MAX_IPC_PATH:
+    if len(str(folder)) > _MAX_FOLDER_PATH:
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="bert-serving-", dir="/tmp"))
     return folder
