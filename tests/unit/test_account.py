@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-ALICE, BOB, CAROL = b"alice", b"bob", "key:carol"
+ALICE, BOB, CAROL = b"alice", b"bob", b"carol"
 
 
 def make_account(capacity: int = 1000, share: float = 0.5, reserve: int = 0, small: int = 0) -> Account:
@@ -121,7 +121,7 @@ def test_the_largest_amount_of_one_flow_is_known() -> None:
     assert account.held == 500
 
 
-FLOWS = st.sampled_from([ALICE, BOB, CAROL, b"%d", b"e", b"f"])
+FLOWS = st.sampled_from([ALICE, BOB, CAROL, b"d", b"e", b"f"])
 AMOUNTS = st.one_of(st.integers(0, 12), st.integers(0, 700))
 CAPACITY, RESERVE, SMALL, SHARE = 1000, 50, 10, 0.5
 
@@ -135,7 +135,7 @@ class AnyReservations(RuleBasedStateMachine):
         self.reservations: list[Reservation] = []
 
     @rule(flow=FLOWS, amount=AMOUNTS)
-    def reserve(self, flow: bytes | str, amount: int) -> None:
+    def reserve(self, flow: bytes, amount: int) -> None:
         is_newcomer = self.account.held_by(flow) == 0
         free = CAPACITY - self.account.held
         try:
@@ -156,7 +156,7 @@ class AnyReservations(RuleBasedStateMachine):
 
     @precondition(lambda self: self.reservations)
     @rule(data=st.data(), flow=FLOWS)
-    def move(self, data: st.DataObject, flow: bytes | str) -> None:
+    def move(self, data: st.DataObject, flow: bytes) -> None:
         try:
             data.draw(st.sampled_from(self.reservations)).move_to(flow)
         except NoRoom:
@@ -169,7 +169,7 @@ class AnyReservations(RuleBasedStateMachine):
 
     @invariant()
     def sums_are_right(self) -> None:
-        by_flow: Counter[bytes | str] = Counter()
+        by_flow: Counter[bytes] = Counter()
         for reservation in self.reservations:
             by_flow[reservation.flow] += reservation.amount
         assert self.account.held == sum(by_flow.values())

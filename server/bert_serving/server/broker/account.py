@@ -5,17 +5,11 @@ resource is free again; so the limits hold at every moment, and nothing has to b
 
 Dynamic thresholds (Choudhury and Hahne 1998): a flow may hold at most a share of what the other flows leave free.
 With a share of 0.5, a flow that is alone may hold half of the account, two busy flows a third each, three a
-quarter. So there is always room for one more flow. But this room shrinks with the number of busy flows. Therefore a
-reserve is kept, from which a flow that holds little may take a little more.
+quarter. So there is always room for one more flow. But this room shrinks with the number of busy flows. Therefore
+a reserve is kept, from which a flow that holds little may take a little more.
 """
 
 from __future__ import annotations
-
-from typing import TypeAlias
-
-#: The key of a flow. An identity of a ZeroMQ client is bytes; a flow that a gateway names is a string. So no
-#: client can choose an identity that equals the flow of an HTTP caller.
-Flow: TypeAlias = "bytes | str"
 
 
 class NoRoom(Exception):
@@ -44,7 +38,7 @@ class Account:
         self._share = share
         self._reserve = reserve
         self._small = small
-        self._held_by: dict[Flow, int] = {}  # a flow that holds nothing is removed
+        self._held_by: dict[bytes, int] = {}  # a flow that holds nothing is removed
         self.held = 0
 
     def __repr__(self) -> str:
@@ -60,19 +54,21 @@ class Account:
         """How much one flow may hold if no other flow holds anything."""
         return int(self._capacity * self._share)
 
-    def held_by(self, flow: Flow) -> int:
+    def held_by(self, flow: bytes) -> int:
         """Return how much a flow holds."""
         return self._held_by.get(flow, 0)
 
-    def reserve(self, flow: Flow, amount: int, *, share: float | None = None) -> Reservation:
+    def reserve(self, flow: bytes, amount: int, *, share: float | None = None) -> Reservation:
         """Return a reservation for a flow. Raises NoRoom. share: the share of this flow, if it is smaller."""
         share = self._share if share is None else min(share, self._share)
         self._check(flow, amount, share)
         self._add(flow, amount)
         return Reservation(self, flow, amount, share)
 
-    def _check(self, flow: Flow, more: int, share: float) -> None:
-        """Raise NoRoom if the flow may not hold so much more."""
+    def _check(self, flow: bytes, more: int, share: float) -> None:
+        """Raise NoRoom if the flow may not hold so much more. It may always hold less, even above its limit."""
+        if more <= 0:
+            return
         before = self._held_by.get(flow, 0)
         if before + more <= self._small:
             limit = self._capacity + self._reserve - (self.held - before)
@@ -82,7 +78,7 @@ class Account:
             is_possible = more <= max(self._small, int(share * self._capacity))
             raise NoRoom(limit=max(0, limit), missing=before + more - limit, is_possible=is_possible)
 
-    def _add(self, flow: Flow, amount: int) -> None:
+    def _add(self, flow: bytes, amount: int) -> None:
         self.held += amount
         after = self._held_by.get(flow, 0) + amount
         if after:
@@ -99,7 +95,7 @@ class Reservation:
 
     __slots__ = ("_account", "_share", "amount", "flow")
 
-    def __init__(self, account: Account, flow: Flow, amount: int, share: float) -> None:
+    def __init__(self, account: Account, flow: bytes, amount: int, share: float) -> None:
         self._account = account
         self._share = share
         self.flow = flow
@@ -111,12 +107,11 @@ class Reservation:
     def resize(self, amount: int) -> None:
         """Change the amount. A smaller one is always possible; a larger one raises NoRoom if it does not fit."""
         more = amount - self.amount
-        if more > 0:
-            self._account._check(self.flow, more, self._share)
+        self._account._check(self.flow, more, self._share)
         self._account._add(self.flow, more)
         self.amount = amount
 
-    def move_to(self, flow: Flow, *, share: float | None = None) -> None:
+    def move_to(self, flow: bytes, *, share: float | None = None) -> None:
         """Let another flow hold the reservation. Raises NoRoom; then nothing has changed."""
         if flow == self.flow:
             return
