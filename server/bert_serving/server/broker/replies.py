@@ -167,21 +167,20 @@ class Replies:
 
         is_lossy: publish it all the same; then only the subscribers with full pipes do not get it.
         """
-        topic, *others = reply.frames
         if is_lossy:
             self._socket.xpub_nodrop = 0
         try:
-            self._socket.send(topic, zmq.NOBLOCK | zmq.SNDMORE)  # libzmq refuses only the first frame of a reply
+            self._socket.send(reply.frames[0], zmq.NOBLOCK | zmq.SNDMORE)  # only a first frame may be refused
+            parts = [
+                zmq.Frame(frame, track=True, copy=False) if len(frame) >= LARGE_FRAME_BYTES else frame
+                for frame in reply.frames[1:]
+            ]
+            self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return False
         finally:
             if is_lossy:
                 self._socket.xpub_nodrop = 1
-        parts = [
-            zmq.Frame(frame, track=True, copy=False) if len(frame) >= LARGE_FRAME_BYTES else frame
-            for frame in others
-        ]
-        self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
         if reply.reservation is not None:
             trackers = [part.tracker for part in parts if isinstance(part, zmq.Frame)]
             if trackers:

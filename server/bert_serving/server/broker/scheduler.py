@@ -21,24 +21,25 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from bert_serving.protocol import (
     DeadlineExceeded,
     EncodeRequest,
-    Overloaded,
-    PayloadTooLarge,
     ServingError,
     Unavailable,
     WorkerFailed,
 )
 from bert_serving.protocol.workers import Batch, ModelFacts, Rejected, Result, Vectors
 
+from .account import Reservation
+from .admission import Admission
 from .batching import BatchBuilder, InFlightBatch, halve
 from .estimates import RateEstimate, TokenEstimate
 from .job import Job, Slice
-from .job_queue import JobQueue
+from .job_queue import JobQueue, flow_of
+from .sizes import ResultSizes
 
 # In this time, a CPU computes 1,000 to 2,000 tokens, which fit into its caches; a GPU computes a full micro-batch.
 BATCH_S = 0.08
@@ -78,37 +79,41 @@ class _Worker:
 class Scheduler:
     """Owns every job from its arrival to its end.
 
-    queue_capacity: limit for the number of texts that wait, and for the number of texts in one request.
-    queue_bytes: limit for the bytes of all open requests, as received. max_batch_size: limit for the number of
-    texts in a batch. priority_batch_size: requests of up to this many texts overtake larger ones. max_seq_len:
-    limit for the estimated tokens of a text, because longer texts are truncated. result_bytes: limit for the bytes
-    of the vectors of one request.
+    memory_bytes, queue_capacity, flow_share: limits for what all requests and one flow may hold; see Admission.
+    sizes: estimates what a request will need. max_batch_size: limit for the number of texts in a batch.
+    priority_batch_size: requests of up to this many texts overtake larger ones. max_seq_len: limit for the
+    estimated tokens of a text, because longer texts are truncated.
     """
 
     def __init__(
         self,
         *,
+        memory_bytes: int,
         queue_capacity: int,
-        queue_bytes: int,
+        flow_share: float,
+        sizes: ResultSizes,
         max_batch_size: int,
         priority_batch_size: int,
         max_seq_len: int,
         show_tokens: bool = False,
-        result_bytes: int = 1 << 30,
     ) -> None:
         self._max_batch_size = max_batch_size
-        self._result_bytes = result_bytes
         self._queue = JobQueue(
-            queue_capacity=queue_capacity,
-            queue_bytes=queue_bytes,
-            priority_batch_size=priority_batch_size,
-            max_seq_len=max_seq_len,
-            show_tokens=show_tokens,
+            priority_batch_size=priority_batch_size, max_seq_len=max_seq_len, show_tokens=show_tokens
         )
         self._to_send_again: deque[InFlightBatch] = deque()
         self._workers: dict[str, _Worker] = {}
         self._batch_ids = itertools.count(1)
         self._estimate = TokenEstimate()
+        self._sizes = sizes
+        self.admission = Admission(
+            memory_bytes=memory_bytes,
+            queue_capacity=queue_capacity,
+            flow_share=flow_share,
+            sizes=sizes,
+            cost=self._estimate.of_text,
+            wait_ms=self._wait_ms,
+        )
 
     def __repr__(self) -> str:
         in_flight = sum(len(worker.in_flight) for worker in self._workers.values())
@@ -130,12 +135,12 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """The number of texts that were not given to a worker yet."""
-        return self._queue.num_waiting
+        return self.admission.texts.held
 
     @property
-    def open_bytes(self) -> int:
-        """Bytes of the requests of all open jobs, as received."""
-        return self._queue.open_bytes
+    def next_deadline(self) -> float | None:
+        """When a deadline may pass next; None if no request has a deadline."""
+        return self._queue.next_deadline
 
     def oldest_age_s(self, now: float) -> float:
         """Return the age of the oldest request that waits for its first batch; 0 if there is none."""
@@ -149,30 +154,34 @@ class Scheduler:
     # -- jobs ------------------------------------------------------------------------------------------
 
     def submit(
-        self, request: EncodeRequest, now: float, *, num_bytes: int = 0, is_unsubscribed: bool = False
+        self, request: EncodeRequest, now: float, held: Reservation, *, is_unsubscribed: bool = False
     ) -> Job:
         """Queue a request. Raises PayloadTooLarge or Overloaded.
 
-        num_bytes: size of the request, as received. is_unsubscribed: no client has subscribed to the identity of
-        the request yet; call `client_subscribed` when a client subscribes.
+        held: what is reserved for the parsed request; it is released if the request is refused. is_unsubscribed: no
+        client has subscribed to the identity of the request yet; call `client_subscribed` when a client subscribes.
         """
-        reason = self._queue.full_because(len(request.texts), num_bytes)
-        if reason is not None:
-            raise Overloaded(
-                f"the queue is full: {reason}", retry_after_ms=self._retry_after_ms(len(request.texts))
-            )
-        return self._queue.add(request, now, num_bytes=num_bytes, is_unsubscribed=is_unsubscribed)
+        flow, num_bytes = flow_of(request, is_unsubscribed=is_unsubscribed), held.amount
+        try:
+            waiting = self.admission.reserve_job(request, flow, held)
+        except ServingError:
+            held.release()
+            raise
+        return self._queue.add(request, now, flow=flow, num_bytes=num_bytes, held=held, waiting=waiting)
 
-    def client_subscribed(self, identity: bytes) -> None:
-        """Note that a client has subscribed to an identity. Requests with this identity may be open already."""
-        self._queue.client_subscribed(identity)
+    def client_subscribed(self, identity: bytes) -> Iterator[None]:
+        """Move the open requests of an identity to its own flow, one in each step of the iterator."""
+        return self._queue.client_subscribed(identity)
 
-    def cancel(self, identity: bytes) -> list[Job]:
-        """End the jobs of a client that disconnected; return these jobs."""
-        jobs = self._queue.jobs_of(identity)
+    def cancel(self, identity: bytes) -> Iterator[Job]:
+        """End the jobs that a client has now, because it disconnected: one in each step of the iterator."""
+        return self._cancel(self._queue.take_jobs_of(identity))
+
+    def _cancel(self, jobs: Iterable[Job]) -> Iterator[Job]:
         for job in jobs:
-            self._queue.close(job)
-        return jobs
+            if job.is_open:
+                self._queue.close(job)
+                yield job
 
     def cancel_request(self, identity: bytes, request_id: bytes) -> Job | None:
         """End the job of one request; return the job, or None if there is no open job."""
@@ -181,16 +190,14 @@ class Scheduler:
             self._queue.close(job)
         return job
 
-    def expire(self, now: float) -> list[Failure]:
-        """End the jobs whose deadline has passed."""
-        failures = []
+    def expire(self, now: float) -> Iterator[Failure]:
+        """End the jobs whose deadline has passed, one in each step of the iterator."""
         for job in self._queue.past_deadline(now):
             waited_ms = round((now - job.arrived_at) * 1000)
             message = (
                 f"the deadline of {job.request.deadline_ms} ms has passed: the request has waited {waited_ms} ms"
             )
-            failures.append(self._fail_job(job, DeadlineExceeded(message)))
-        return failures
+            yield self._fail_job(job, DeadlineExceeded(message))
 
     def fail_all(self, reason: str) -> list[Failure]:
         """Fail every job, because the server shuts down or has no worker left."""
@@ -203,6 +210,7 @@ class Scheduler:
         failures = self.worker_lost(name)  # if there was an earlier process, takes back its batches
         rate = RateEstimate(facts.tokens_per_s)
         self._workers[name] = _Worker(name, facts.max_batch_tokens, rate)
+        self._sizes.learn(facts)
         return failures
 
     def worker_lost(self, name: str) -> list[Failure]:
@@ -265,8 +273,9 @@ class Scheduler:
             if isinstance(part_result, Rejected):
                 ended.append(self._fail_job(job, _error_in_request(part_result, slice_)))
                 continue
-            if job.result.bytes_with(part_result) > self._result_bytes:
-                ended.append(self._fail_job(job, self._too_large()))
+            error = self.admission.reserve_result(job, part_result)
+            if error is not None:
+                ended.append(self._fail_job(job, error))
                 continue
             job.store(slice_.start, part_result)
             job.tokenize_ms += result.tokenize_ms
@@ -355,15 +364,10 @@ class Scheduler:
 
     # -- inside: jobs ----------------------------------------------------------------------------------
 
-    def _retry_after_ms(self, num_texts: int) -> int:
-        """Return the estimated milliseconds until the queue has room for the texts."""
-        excess, rate = self._queue.excess_texts(num_texts), self.tokens_per_s
-        return 1000 if rate == 0 else max(1, round(excess * self._estimate.tokens_per_text / rate * 1000))
-
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(
-            f"the vectors of this request exceed the limit of {self._result_bytes >> 20} MiB: send fewer texts"
-        )
+    def _wait_ms(self, num_texts: int) -> int | None:
+        """Return the estimated milliseconds until so many texts are computed; None if no worker is ready."""
+        rate = self.tokens_per_s
+        return max(1, round(num_texts * self._estimate.tokens_per_text / rate * 1000)) if rate else None
 
     def _fail_job(self, job: Job, error: ServingError) -> Failure:
         self._queue.close(job)

@@ -15,6 +15,7 @@ from bert_serving.protocol.encoding import Frame
 from bert_serving.protocol.workers import ModelFacts
 
 from .job import TextCost
+from .job_result import OFFSET_BYTES, TOKEN_BYTES
 
 _CHUNK_BYTES = 1 << 20
 # The bytes that Python needs for a value, by the character before it. A list takes 56 bytes, an object with one
@@ -23,8 +24,6 @@ _VALUE_BYTES = {b",": 80, b"[": 64, b":": 64, b"{": 256}
 
 _JOB_BYTES = 2048  # the objects of one request: job, options, deadlines, places in queues
 _TEXT_BYTES = 48  # the number of tokens of a text, and its places in lists
-_TOKEN_BYTES = 160  # a token as a string, in the result and in the reply
-_OFFSET_BYTES = 240  # the start and the end of a token, in the result and in the reply
 _TERM_BYTES = 8
 _TERMS_PER_TEXT = 256  # terms of a SPLADE vector; an estimate
 _WIDTH_UNTIL_READY = 1024  # components of a vector of most models
@@ -88,7 +87,7 @@ class ResultSizes:
         """Return the estimated bytes of the job and the vectors of a request. cost: the tokens of a text."""
         options, texts = request.options, request.texts
         num_bytes = _JOB_BYTES + len(texts) * _TEXT_BYTES
-        shows = _TOKEN_BYTES * (options.show_tokens or self._show_tokens) + _OFFSET_BYTES * options.show_offsets
+        shows = TOKEN_BYTES * (options.show_tokens or self._show_tokens) + OFFSET_BYTES * options.show_offsets
         strategies = self._strategies(options)
         is_token_level = strategies == ("NONE",) and request.spans is None
         tokens = [min(cost(text), self._max_seq_len) for text in texts] if shows or is_token_level else []
