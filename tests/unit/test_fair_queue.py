@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from bert_serving.protocol import EncodeRequest, Text
+from bert_serving.server.broker.account import Account
 from bert_serving.server.broker.fair_queue import FairQueue
 from bert_serving.server.broker.job import Job, Slice
 from hypothesis import given
@@ -18,7 +19,9 @@ _numbers = itertools.count(1)
 
 def make_job(client: bytes, *lengths: int, flow: bytes | None = None) -> Job:
     request = EncodeRequest(client, b"1", ["x" * n for n in lengths])
-    return Job(next(_numbers), request, 0.0, client if flow is None else flow)
+    flow = client if flow is None else flow
+    held, waiting = (Account(10**9, share=1.0).reserve(flow, len(lengths)) for _ in range(2))
+    return Job(next(_numbers), request, 0.0, flow, held, waiting)
 
 
 def cost(text: Text) -> float:

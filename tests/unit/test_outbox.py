@@ -7,7 +7,14 @@ import uuid
 from collections import Counter
 
 import pytest
-from bert_serving.protocol import ErrorReply, Frames, InvalidRequest, Unavailable, reply_from_frames, reply_to_frames
+from bert_serving.protocol import (
+    ErrorReply,
+    Frames,
+    InvalidRequest,
+    Unavailable,
+    reply_from_frames,
+    reply_to_frames,
+)
 from bert_serving.server.broker.account import Account, NoRoom
 from bert_serving.server.broker.budget import Budget
 from bert_serving.server.broker.outbox import Dropped, HeldReply, Outbox

@@ -135,6 +135,7 @@ class Usage:
     num_tokens: number of tokens of each text, special tokens included. total_ms: time from the arrival of the
     request to its reply. queue_ms: time from the arrival of the request until its first text was sent to a worker.
     tokenize_ms, compute_ms: how long the batches with texts of the request took to tokenize and to compute.
+    model: fingerprint of the model that computed the vectors.
     """
 
     num_tokens: Sequence[int]
@@ -142,6 +143,7 @@ class Usage:
     queue_ms: float
     tokenize_ms: float
     compute_ms: float
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,8 @@ class Account:
         else:
             limit = int(share * (self._capacity - (self.held - before)))
         if before + more > limit:
-            is_possible = more <= max(self._small, int(share * self._capacity))
+            largest = max(self._small, int(share * self._capacity))
+            is_possible = more <= min(largest, self._capacity + self._reserve)
             raise NoRoom(limit=max(0, limit), missing=before + more - limit, is_possible=is_possible)
 
     def _add(self, flow: bytes, amount: int) -> None:

@@ -1,7 +1,7 @@
 """Decides whether there is room for a request: for its bytes, for its vectors, and for its texts in the queue.
 
-Everything that a request will need is reserved before the request is accepted. So an accepted request can always be
-computed and answered. Does no I/O.
+Everything that a request will need is reserved before the request is accepted. So an accepted request can always
+be computed and answered. Does no I/O.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _RETRY_MS = 1000  # if the time cannot be estimated: no worker is ready, or no t
 class Admission:
     """Reserves bytes and texts for requests.
 
-    memory_bytes: limit for all bytes that the server holds for its clients. queue_capacity: limit for the number of
-    texts that wait for a worker. flow_share: see Account. cost: estimates the tokens of a text. wait_ms: estimates
-    the milliseconds until this number of texts is computed; None: no worker is ready.
+    memory_bytes: limit for all bytes that the server holds for its clients. queue_capacity: limit for the number
+    of texts that wait for a worker. flow_share: see Account. cost: estimates the tokens of a text. wait_ms:
+    estimates the milliseconds until this number of texts is computed; None: no worker is ready.
     """
 
     def __init__(

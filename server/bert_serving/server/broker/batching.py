@@ -13,21 +13,19 @@ from .job import Slice, TextCost
 class InFlightBatch:
     """The broker's record of a batch.
 
-    tokens: the estimated number of tokens. sent_at: when the batch was sent to its worker; if the worker was
-    still computing another batch, `sent_at` becomes the time when that batch is done.
+    tokens: the estimated number of tokens. num_lost_workers: how many workers died while they computed this batch.
 
-    A suspect is a batch whose worker died. It is sent again with the same slices and no others, so that the text
-    that kills workers can be found.
+    A suspect is a batch that was computed when its worker died. It is sent again with the same slices and no
+    others, so that the text that kills workers can be found.
     """
 
     slices: list[Slice]
     tokens: float
     num_lost_workers: int = 0
-    sent_at: float = 0.0
 
     @property
     def is_suspect(self) -> bool:
-        """Whether a worker died while it had this batch."""
+        """Whether a worker died while it computed this batch."""
         return self.num_lost_workers > 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from bert_serving.protocol import EncodeOptions, EncodeReply, EncodeRequest, Rows, Text, Usage
@@ -23,10 +23,11 @@ class Job:
 
     job_id: the broker's own number, because two clients may use the same identity and request_id. flow: key of the
     job's flow in the fair queue; see JobQueue. reservation: the bytes of the job and of its vectors. waiting: the
-    texts that were not given to a worker yet. num_bytes: the bytes of the job without its vectors. options: the options of the request, and those that the server sets for every request. max_text_tokens: limit
-    for the estimated tokens of one text. num_taken: number of texts that were given to workers. begun_at: when the
-    first text was given to a worker. tokenize_ms, compute_ms: sums of the times of all batches with texts of this
-    job.
+    texts that were not given to a worker yet. options: the options of the request, and those that the server sets
+    for every request. num_bytes: the bytes of the job without its vectors. max_text_tokens: limit for the
+    estimated tokens of one text. attempt: how many times the job was started again. num_taken: number of texts
+    that were given to workers. begun_at: when the first text was given to a worker. tokenize_ms, compute_ms: sums
+    of the times of all batches with texts of this job.
     """
 
     job_id: int
@@ -39,6 +40,7 @@ class Job:
     num_bytes: int = 0
     max_text_tokens: float = math.inf
     is_open: bool = True
+    attempt: int = 0
     num_taken: int = 0
     num_done: int = 0
     begun_at: float | None = None
@@ -100,15 +102,29 @@ class Job:
 
     def take(self, stop: int) -> Slice:
         """Mark the texts up to `stop` as given to a worker; return them as a slice."""
-        taken = Slice(self, self.num_taken, stop)
+        taken = Slice(self, self.num_taken, stop, self.attempt)
         self.num_taken = stop
-        self.waiting.resize(len(self.texts) - stop)
+        self.waiting.resize(min(self.waiting.amount, len(self.texts) - stop))
         return taken
 
-    def store(self, start: int, vectors: Vectors) -> None:
-        """Store the vectors of consecutive texts, beginning with texts[start]."""
+    def mixes_models(self, model: str) -> bool:
+        """Whether the stored vectors are of another model than the one with this fingerprint."""
+        return self.result.model not in (None, model)
+
+    def store(self, start: int, vectors: Vectors, model: str = "") -> None:
+        """Store the vectors of consecutive texts, beginning with texts[start].
+
+        model: fingerprint of the model that computed them.
+        """
+        self.result.model = model
         self.result.store(start, vectors)
         self.num_done += len(vectors.num_tokens)
+
+    def restart(self) -> None:
+        """Drop the stored vectors. All texts wait again; the results of earlier slices will be ignored."""
+        self.attempt += 1
+        self.num_taken = self.num_done = 0
+        self.result = JobResult(len(self.texts))
 
     def queue_s(self, now: float) -> float:
         """Return the seconds from arrival until a worker got the first text, or until `now` if no worker has."""
@@ -122,6 +138,7 @@ class Job:
             queue_ms=self.queue_s(now) * 1000,
             tokenize_ms=self.tokenize_ms,
             compute_ms=self.compute_ms,
+            model=self.result.model or "",
         )
 
     def to_reply(self, usage: Usage, *, token_rows: int | None) -> EncodeReply:
@@ -156,14 +173,23 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The texts of a job from index `start` up to, but not including, `stop`."""
+    """The texts of a job from index `start` up to, but not including, `stop`.
+
+    attempt: the value of `Job.attempt` when the slice was taken.
+    """
 
     job: Job
     start: int
     stop: int
+    attempt: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether the job still waits for the vectors of this slice."""
+        return self.job.is_open and self.job.attempt == self.attempt
 
     @property
     def texts(self) -> Sequence[Text]:
@@ -179,4 +205,4 @@ class Slice:
     def split(self, count: int) -> tuple[Slice, Slice]:
         """Return the first `count` texts and the rest."""
         middle = self.start + count
-        return Slice(self.job, self.start, middle), Slice(self.job, middle, self.stop)
+        return replace(self, stop=middle), replace(self, start=middle)

@@ -70,7 +70,14 @@ class JobQueue:
     # -- arrival ---------------------------------------------------------------------------------------
 
     def add(
-        self, request: EncodeRequest, now: float, *, flow: bytes, num_bytes: int, held: Reservation, waiting: Reservation
+        self,
+        request: EncodeRequest,
+        now: float,
+        *,
+        flow: bytes,
+        num_bytes: int,
+        held: Reservation,
+        waiting: Reservation,
     ) -> Job:
         """Add a request as a job. held, waiting: its reservations; num_bytes: see Job."""
         job = Job(
@@ -97,7 +104,7 @@ class JobQueue:
         """Move the jobs of an identity to their own flow, one by one, because a client has subscribed to it."""
         for job in list(self._by_identity.get(identity, {}).values()):
             if job.is_open and job.flow == UNSUBSCRIBED:
-                self._move(job, flow_of(job.request, is_unsubscribed=False))
+                self._move(job, flow_of(identity, job.request.flow, is_unsubscribed=False))
             yield
 
     def _move(self, job: Job, flow: bytes) -> None:
@@ -120,6 +127,17 @@ class JobQueue:
             self._owed_to_large -= min(self._owed_to_large, builder.take(self._large, self._owed_to_large))
         builder.take(self._small)
         builder.take(self._large)
+
+    def restart(self, job: Job) -> None:
+        """Drop the vectors of an open job; all its texts wait again."""
+        was_waiting = job.is_waiting
+        job.restart()
+        with suppress(
+            NoRoom
+        ):  # it was accepted once, so it may wait again; then some of its texts are not counted
+            job.waiting.resize(job.num_waiting)
+        if not was_waiting:
+            self._queue_of(job).push(job)
 
     # -- end -------------------------------------------------------------------------------------------
 
@@ -173,8 +191,11 @@ class JobQueue:
         return self._small if len(job.texts) <= self._priority_batch_size else self._large
 
 
-def flow_of(request: EncodeRequest, *, is_unsubscribed: bool) -> bytes:
-    """Return the key of a request's flow. The prefixes keep an identity from equal to a gateway's flow."""
-    if request.flow is not None:
-        return b"gateway:" + request.flow.encode()
-    return UNSUBSCRIBED if is_unsubscribed else b"identity:" + request.identity
+def flow_of(identity: bytes, gateways_name: str | None, *, is_unsubscribed: bool) -> bytes:
+    """Return the key of a request's flow. gateways_name: the flow that a gateway names in the request, or None.
+
+    The prefixes keep an identity from being equal to a gateway's flow.
+    """
+    if gateways_name is not None:
+        return b"gateway:" + gateways_name.encode()
+    return UNSUBSCRIBED if is_unsubscribed else b"identity:" + identity

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from bert_serving.protocol import Rows, split_rows
@@ -13,17 +14,29 @@ from bert_serving.protocol.workers import Vectors
 TOKEN_BYTES = 160  # a token as a string, in the result and in the reply
 OFFSET_BYTES = 240  # the start and the end of a token, in the result and in the reply
 
+#: Whether each text may have several vectors, the shape of one vector, and the number format.
+Layout: TypeAlias = tuple[bool, tuple[int, ...], str]
+
+
+def layout_of(vectors: Vectors) -> Layout:
+    """Return what must be the same for all vectors of a job."""
+    return vectors.counts is not None, vectors.rows.shape[1:], vectors.rows.dtype.str
+
 
 @dataclass(slots=True)
 class JobResult:
     """What workers have returned for the texts of a job.
 
-    num_bytes: size of the vectors that are stored so far. num_more_bytes: size of their tokens and offsets. rows: one row for each text. ragged: one array for each
-    text; used instead of `rows` if `Vectors.counts` is set. tokens, offsets: one entry for each text, if the
-    worker sends them. truncated: indices of the truncated texts. num_tokens: number of tokens of each text.
+    model: fingerprint of the model that computed the vectors. layout: see `layout_of`. Both are None until the
+    first vectors are stored. num_bytes: size of the vectors that are stored so far. num_more_bytes: size of their
+    tokens and offsets. rows: one row for each text. ragged: one array for each text; used instead of `rows` if
+    `Vectors.counts` is set. tokens, offsets: one entry for each text, if the worker sends them. truncated: indices
+    of the truncated texts. num_tokens: number of tokens of each text.
     """
 
     num_texts: int
+    model: str | None = None
+    layout: Layout | None = None
     num_bytes: int = 0
     num_more_bytes: int = 0
     rows: Rows | None = None
@@ -49,6 +62,7 @@ class JobResult:
     def store(self, start: int, vectors: Vectors) -> None:
         """Copy the vectors of consecutive texts, beginning with text `start`."""
         stop = start + len(vectors.num_tokens)
+        self.layout = layout_of(vectors)
         if vectors.counts is None:
             if self.rows is None:
                 self.rows = np.empty((self.num_texts, *vectors.rows.shape[1:]), vectors.rows.dtype)

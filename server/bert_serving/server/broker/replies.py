@@ -83,7 +83,7 @@ class Replies:
         return not self._outbox.has_deliverable
 
     def poll_ms(self, timeout_ms: int) -> int:
-        """Return how long the broker may wait for messages. The time is short if there is something to try again."""
+        """Return how long the broker may wait for messages: not long if there is something to try again."""
         if self._outbox.is_behind:
             return 0
         if self._outbox.has_deliverable:

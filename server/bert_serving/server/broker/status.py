@@ -59,13 +59,13 @@ class StatusReport:
             "server_current_time": _now(),
         }
 
-    def status(self, client: bytes, now: float, *, is_ready: bool) -> dict[str, object]:
-        """Return the config, the counters and the state of each worker."""
+    def status(self, client: bytes, now: float, *, loop_now: float, is_ready: bool) -> dict[str, object]:
+        """Return the config, the counters and the state of each worker. loop_now: time of the loop's clock."""
         metrics = self._metrics
         return {
             **self.config(client),
             "ready": is_ready,
-            "workers": [worker.to_info(now) for worker in self._workers.values()],
+            "workers": [worker.to_info(loop_now) for worker in self._workers.values()],
             "queue_texts": int(value_of(metrics.queue_texts)),
             "open_requests": int(value_of(metrics.open_requests)),
             "connected_clients": int(value_of(metrics.clients)),

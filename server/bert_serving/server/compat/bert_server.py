@@ -29,7 +29,7 @@ from ..settings import Settings
 
 _READY = b"ready\n"
 _STOP = b"\n"
-_CLOSE_S = 15.0
+_CLOSE_MARGIN_S = 10.0  # after the drain time, a server ends its processes in a few seconds
 _ORPHAN_POLL_S = 1.0
 
 _servers: weakref.WeakSet[BertServer] = weakref.WeakSet()
@@ -137,7 +137,7 @@ class BertServer(threading.Thread):
                 process.stdin.write(_STOP)
                 process.stdin.close()
         try:
-            process.wait(_CLOSE_S)
+            process.wait(self._settings.drain_timeout + _CLOSE_MARGIN_S)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
         if self.is_alive():
@@ -178,6 +178,7 @@ def main() -> int:
     from ..supervisor.startup import StartError
     from ..supervisor.supervisor import Supervisor
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the supervisor handles it, there is nothing to reload
     parent = os.getppid()
     control, report = io.FileIO(0), sys.stdout.buffer  # unbuffered: `select` cannot see bytes in a buffer
 

@@ -30,6 +30,7 @@ from . import operations, stream
 from .dialect import BERT_AS_SERVICE
 from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei
 from .errors import default_response
+from .heartbeat import start_heartbeat
 from .metrics import GatewayMetrics
 from .middleware import CountRequests, MaxBodySize
 from .service import Service
@@ -38,7 +39,7 @@ from .service import Service
 def main(
     *,
     http_socket: socket,
-    ready: Connection,
+    heartbeat: Connection,
     requests_endpoint: str,
     replies_endpoint: str,
     max_body_bytes: int,
@@ -50,10 +51,10 @@ def main(
 ) -> None:
     """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
 
-    ready: the gateway sends a message on this connection when it begins to serve. requests_endpoint,
-    replies_endpoint: the broker's private addresses for gateways. cors: the origin whose web pages
-    may send requests; "*" allows every origin. drain_timeout_s: how long requests may continue after SIGTERM. For
-    the other arguments, see Service.
+    heartbeat: the gateway writes to this pipe when it begins to serve, and every second after that.
+    requests_endpoint, replies_endpoint: the broker's private addresses for gateways. cors: the origin whose web
+    pages may send requests; "*" allows every origin. drain_timeout_s: how long requests may continue after
+    SIGTERM. For the other arguments, see Service.
     """
     service = Service(
         AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False),
@@ -62,7 +63,7 @@ def main(
         max_body_bytes,
         api_keys,
     )
-    app = create_app(service, cors=cors, on_ready=lambda: ready.send_bytes(b"ready"))
+    app = create_app(service, cors=cors, on_ready=lambda: start_heartbeat(heartbeat.fileno()))
     config = uvicorn.Config(
         app,
         log_config=None,

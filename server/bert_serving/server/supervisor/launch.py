@@ -14,7 +14,7 @@ from ..broker.metrics import BrokerMetrics
 from ..broker.ports import PortInUse, PrivateEndpoints
 from ..broker.tei_metrics import TeiMetrics
 from ..settings import Settings
-from .process import ChildProcess, GatewayProcess, spawn_context
+from .process import GatewayProgram, Program
 from .startup import StartError, max_seq_len_in_force, worker_spec
 
 _BACKLOG = 2048
@@ -22,7 +22,7 @@ _MAX_FOLDER_PATH = 98  # the system allows 107 bytes for the path of a socket, s
 
 
 class Launch:
-    """The parts of one server: its folder, its ports, its broker, and its child processes, not started yet.
+    """The parts of one server: its folder, its ports, its broker, and the programs of its child processes.
 
     settings, token_rows: as in Supervisor. If a port is in use, the constructor removes what it has created and
     raises StartError.
@@ -70,7 +70,7 @@ class Launch:
             observers=[TeiMetrics(metrics)],
         )
 
-    def _make_worker(self, index: int, name: str) -> ChildProcess:
+    def _make_worker(self, index: int, name: str) -> Program:
         settings = self._settings
         kwargs = {
             "name": name,
@@ -80,11 +80,9 @@ class Launch:
             "tokenizer_path": None if settings.http_port is None else self._tokenizer_path,
             "spec": worker_spec(settings, index),
         }
-        return ChildProcess(
-            name, "bert_serving.server.worker.worker:main", kwargs, settings.verbose, str(self._folder)
-        )
+        return Program(name, "bert_serving.server.worker.worker:main", kwargs, settings.verbose, str(self._folder))
 
-    def _make_gateways(self, resources: ExitStack) -> list[GatewayProcess]:
+    def _make_gateways(self, resources: ExitStack) -> list[GatewayProgram]:
         """Return the gateways, which all accept connections from one listening socket."""
         if self._settings.http_port is None:
             return []
@@ -93,17 +91,12 @@ class Launch:
         names = ["gateway"] if count == 1 else [f"gateway-{i}" for i in range(count)]
         metrics_dir = self._folder / "metrics"
         metrics_dir.mkdir()
-        return [self._make_gateway(name, listener, metrics_dir, resources) for name in names]
+        return [self._make_gateway(name, listener, metrics_dir) for name in names]
 
-    def _make_gateway(
-        self, name: str, listener: socket.socket, metrics_dir: Path, resources: ExitStack
-    ) -> GatewayProcess:
+    def _make_gateway(self, name: str, listener: socket.socket, metrics_dir: Path) -> GatewayProgram:
         settings = self._settings
-        ready_pipe, child_end = spawn_context.Pipe(duplex=False)
-        resources.enter_context(ready_pipe)
         kwargs = {
             "http_socket": listener,
-            "ready": child_end,
             "requests_endpoint": self._endpoints.requests,
             "replies_endpoint": self._endpoints.replies,
             "max_body_bytes": settings.max_message_mb << 20,
@@ -113,14 +106,13 @@ class Launch:
             "drain_timeout_s": settings.drain_timeout,
             "api_keys": tuple(key.get_secret_value() for key in settings.api_key),
         }
-        return GatewayProcess(
+        return GatewayProgram(
             name=name,
             target="bert_serving.server.gateway.app:main",
             kwargs=kwargs,
             verbose=settings.verbose,
             scratch_dir=str(self._folder),
             env={"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)},
-            ready_pipe=ready_pipe,
         )
 
 
