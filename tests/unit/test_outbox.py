@@ -453,7 +453,7 @@ def test_reply_older_than_the_maximum_age_is_dropped() -> None:
     posts.outbox.expire(15.0, unlimited())
     assert posts.dropped == []
     posts.outbox.expire(15.1, unlimited())
-    assert posts.dropped == [Dropped(ALICE, "its client did not fetch it within 5 s")]
+    assert posts.dropped == [Dropped(ALICE, b"1", "its client did not fetch it within 5 s")]
     assert (posts.outbox.held_bytes, posts.account.held) == (0, 0)
 
 

@@ -68,6 +68,10 @@ class HeldReply:
         """The topic that the reply is published under."""
         return bytes(self.frames[0])
 
+    def dropped(self, reason: str) -> Dropped:
+        """Return what to report if the reply is dropped."""
+        return Dropped(self.topic, bytes(self.frames[-1]), reason)
+
 
 #: Sends a reply; returns False if a subscriber cannot receive it now. With the second argument True, sends it to
 #: those subscribers that can receive it.
@@ -79,6 +83,7 @@ class Dropped:
     """A reply that was dropped, and the reason."""
 
     topic: bytes
+    request_id: bytes
     reason: str
 
 
@@ -258,7 +263,7 @@ class Outbox:
         elif self._has_room_for(reply):
             self._hold(reply, self._small)
         else:
-            self._on_dropped(Dropped(reply.topic, "its client does not read its replies"))
+            self._on_dropped(reply.dropped("its client does not read its replies"))
 
     def post_note(self, frames: Frames, now: float) -> None:
         """Hold an error for a client whose connection is lost, until the client subscribes again."""
@@ -335,7 +340,7 @@ class Outbox:
             del self._topics[name]
             self._deliverable.pop(name, None)
             self._blocked.pop(name, None)
-        self._on_dropped(Dropped(name, reason))
+        self._on_dropped(reply.dropped(reason))
 
     def _drop_all(self, topic: _Topic, error: ServingError, now: float) -> Iterator[None]:
         """Drop the replies of a topic whose last subscriber has left; each leaves a note."""

@@ -191,4 +191,6 @@ class Replies:
 
     def _note_dropped(self, dropped: Dropped) -> None:
         self._metrics.dropped_replies.inc()
-        self._sparse_log.warning("dropped a reply topic=%r reason=%s", dropped.topic, dropped.reason)
+        self._sparse_log.warning(
+            "dropped a reply topic=%r id=%r reason=%s", dropped.topic, dropped.request_id, dropped.reason
+        )
