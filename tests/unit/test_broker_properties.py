@@ -31,8 +31,9 @@ from bert_serving.protocol import (
 from bert_serving.protocol.workers import Batch, Rejected, Result, Vectors
 from bert_serving.server.broker.account import NoRoom, Reservation
 from bert_serving.server.broker.budget import Budget
+from bert_serving.server.broker.held_reply import Dropped, HeldReply
 from bert_serving.server.broker.job import Job
-from bert_serving.server.broker.outbox import Dropped, HeldReply, Outbox
+from bert_serving.server.broker.outbox import Outbox
 from bert_serving.server.broker.pipes import Pipes
 from bert_serving.server.broker.scheduler import Failure, Scheduler
 from bert_serving.server.broker.sizes import ResultSizes

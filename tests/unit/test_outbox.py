@@ -17,7 +17,8 @@ from bert_serving.protocol import (
 )
 from bert_serving.server.broker.account import Account, NoRoom
 from bert_serving.server.broker.budget import Budget
-from bert_serving.server.broker.outbox import Dropped, HeldReply, Outbox
+from bert_serving.server.broker.held_reply import Dropped, HeldReply
+from bert_serving.server.broker.outbox import Outbox
 from hypothesis import given
 from hypothesis import strategies as st
 

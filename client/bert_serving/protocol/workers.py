@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from .encoding import Frame, Frames, array_frame, array_from_frame, array_info, dump_json, load_json
@@ -201,9 +202,16 @@ def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | Broke
     return message
 
 
+# Most requests have the same few options, and to_json takes longer than everything else in a small part. Callers
+# must not change the object.
+@lru_cache(maxsize=256)
+def _options_to_json(options: EncodeOptions) -> JsonObject:
+    return options.to_json()
+
+
 def _part_to_json(part: Part) -> JsonObject:
     value: JsonObject = {"texts": part.texts}
-    if options := part.options.to_json():
+    if options := _options_to_json(part.options):
         value["options"] = options
     for name in ("spans", "trace"):
         if (of_part := getattr(part, name)) is not None:

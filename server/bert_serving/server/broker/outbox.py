@@ -21,131 +21,30 @@ import re
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from bert_serving.protocol import ErrorReply, Frames, Overloaded, ServingError, reply_to_frames
 
 from .account import Reservation
 from .budget import Budget, Chores
+from .held_reply import Dropped, HeldReply, Shelf, Topic
 
 # By default, clients choose a UUID as their identity. All UUIDs have the same length, so none is a prefix of
 # another, and their topics need no secret suffix (see `topic_of`).
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
-_REPLY_OVERHEAD_BYTES = 1024  # for the Python objects of a reply: the limits must hold for many small replies too
 _MAX_SMALL_BYTES = 64 << 20  # for all subscribers together
 _MAX_SMALL_BYTES_PER_TOPIC = 4 << 20  # 3,000 errors: more than a client has requests in flight
 _MAX_STRANGER_BYTES = 2 << 20  # 1,500 errors: more new clients than a server gets in one second
-_STRANGER_S = (
-    10.0  # a subscription arrives within milliseconds of the first request, except on a very slow network
-)
+_STRANGER_S = 10.0  # except on a very slow network, a subscription arrives soon after the first request
 _MAX_NOTE_BYTES = 8 << 20  # 6,000 notes
 _NOTE_S = 60.0  # a client that has lost its connection connects again within seconds
 _BLOCKED_S = 2.0  # how long one subscriber that does not read may delay the replies to others with its identity
 _RETRIES = 64  # blocked topics that one call of `deliver` tries again
 
-
-class HeldReply:
-    """A reply that waits. Whoever drops or sends it releases its reservation.
-
-    frames: the topic is the first frame. reservation: the bytes that are reserved for it; None for a small reply.
-    """
-
-    __slots__ = ("frames", "num_bytes", "number", "reservation", "shelf", "siblings", "since")
-
-    def __init__(self, frames: Frames, since: float, reservation: Reservation | None = None) -> None:
-        self.frames = frames
-        self.since = since
-        self.reservation = reservation
-        self.num_bytes = held_bytes_of(frames)
-        self.number = 0
-        self.shelf: _Shelf
-        self.siblings: _Topic
-
-    @property
-    def topic(self) -> bytes:
-        """The topic that the reply is published under."""
-        return bytes(self.frames[0])
-
-    def dropped(self, reason: str) -> Dropped:
-        """Return what to report if the reply is dropped."""
-        return Dropped(self.topic, bytes(self.frames[-1]), reason)
-
-
 #: Sends a reply; returns False if a subscriber cannot receive it now. With the second argument True, sends it to
 #: those subscribers that can receive it.
 Send: TypeAlias = "Callable[[HeldReply, bool], bool]"
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A reply that was dropped, and the reason."""
-
-    topic: bytes
-    request_id: bytes
-    reason: str
-
-
-class _Shelf:
-    """Replies in the order of their arrival, with limits for their age and for their bytes."""
-
-    def __init__(self, max_age_s: float, max_bytes: float) -> None:
-        self.max_age_s = max_age_s
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        # An ordinary dict takes longer and longer to find its first item when items are removed from its front.
-        self._replies: OrderedDict[int, HeldReply] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._replies)
-
-    def add(self, reply: HeldReply) -> None:
-        reply.shelf = self
-        self._replies[reply.number] = reply
-        self.num_bytes += reply.num_bytes
-
-    def remove(self, reply: HeldReply) -> None:
-        del self._replies[reply.number]
-        self.num_bytes -= reply.num_bytes
-
-    @property
-    def oldest(self) -> HeldReply:
-        return next(iter(self._replies.values()))
-
-    def has_old(self, now: float) -> bool:
-        """Whether the oldest reply has waited too long."""
-        return bool(self._replies) and now - self.oldest.since > self.max_age_s
-
-    @property
-    def is_too_full(self) -> bool:
-        return self.num_bytes > self.max_bytes
-
-
-class _Topic:
-    """The held replies of one topic in order. blocked_since: when a subscriber first could not receive a reply."""
-
-    __slots__ = ("blocked_since", "replies", "small_bytes")
-
-    def __init__(self) -> None:
-        self.replies: OrderedDict[int, HeldReply] = OrderedDict()
-        self.small_bytes = 0
-        self.blocked_since: float | None = None
-
-    @property
-    def oldest(self) -> HeldReply:
-        return next(iter(self.replies.values()))
-
-    def add(self, reply: HeldReply) -> None:
-        reply.siblings = self
-        self.replies[reply.number] = reply
-        if reply.reservation is None:
-            self.small_bytes += reply.num_bytes
-
-    def remove(self, reply: HeldReply) -> None:
-        del self.replies[reply.number]
-        if reply.reservation is None:
-            self.small_bytes -= reply.num_bytes
 
 
 class Outbox:
@@ -158,15 +57,15 @@ class Outbox:
         self._on_dropped = on_dropped
         self._suffix = b"\0" + secrets.token_bytes(16)
         self._subscribers: Counter[bytes] = Counter()
-        self._vectors = _Shelf(max_age_s, float("inf"))
-        self._small = _Shelf(max_age_s, _MAX_SMALL_BYTES)
-        self._strangers = _Shelf(_STRANGER_S, _MAX_STRANGER_BYTES)
-        self._notes = _Shelf(_NOTE_S, _MAX_NOTE_BYTES)
+        self._vectors = Shelf(max_age_s, float("inf"))
+        self._small = Shelf(max_age_s, _MAX_SMALL_BYTES)
+        self._strangers = Shelf(_STRANGER_S, _MAX_STRANGER_BYTES)
+        self._notes = Shelf(_NOTE_S, _MAX_NOTE_BYTES)
         self._shelves = (self._vectors, self._small, self._strangers, self._notes)
-        self._topics: dict[bytes, _Topic] = {}  # a topic without replies is removed
+        self._topics: dict[bytes, Topic] = {}  # a topic without replies is removed
         # Topics with a subscriber and replies. A topic is blocked while a subscriber's pipe is full.
-        self._deliverable: OrderedDict[bytes, _Topic] = OrderedDict()
-        self._blocked: OrderedDict[bytes, _Topic] = OrderedDict()
+        self._deliverable: OrderedDict[bytes, Topic] = OrderedDict()
+        self._blocked: OrderedDict[bytes, Topic] = OrderedDict()
         self._chores = Chores()
         self._num_posted = 0
 
@@ -297,11 +196,11 @@ class Outbox:
         topic = self._topics.get(reply.topic)
         return topic is None or topic.small_bytes + reply.num_bytes <= _MAX_SMALL_BYTES_PER_TOPIC
 
-    def _hold(self, reply: HeldReply, shelf: _Shelf) -> None:
+    def _hold(self, reply: HeldReply, shelf: Shelf) -> None:
         self._num_posted += 1
         reply.number = self._num_posted
         name = reply.topic
-        topic = self._topics.setdefault(name, _Topic())
+        topic = self._topics.setdefault(name, Topic())
         topic.add(reply)
         shelf.add(reply)
         if name in self._subscribers and name not in self._blocked:
@@ -309,7 +208,7 @@ class Outbox:
         while shelf.is_too_full:
             self._drop(shelf.oldest, f"more than {round(shelf.max_bytes) >> 20} MiB of such replies waited")
 
-    def _deliver_topic(self, name: bytes, topic: _Topic, send: Send, now: float, budget: Budget) -> None:
+    def _deliver_topic(self, name: bytes, topic: Topic, send: Send, now: float, budget: Budget) -> None:
         """Send the replies of a topic that is on neither list; put it back on a list if some are left."""
         while topic.replies:
             if budget.is_spent:
@@ -323,7 +222,7 @@ class Outbox:
             reply.shelf.remove(reply)
         del self._topics[name]
 
-    def _try_to_send(self, reply: HeldReply, topic: _Topic, send: Send, now: float) -> bool:
+    def _try_to_send(self, reply: HeldReply, topic: Topic, send: Send, now: float) -> bool:
         if send(reply, False):
             topic.blocked_since = None
             return True
@@ -342,7 +241,7 @@ class Outbox:
             self._blocked.pop(name, None)
         self._on_dropped(reply.dropped(reason))
 
-    def _drop_all(self, topic: _Topic, error: ServingError, now: float) -> Iterator[None]:
+    def _drop_all(self, topic: Topic, error: ServingError, now: float) -> Iterator[None]:
         """Drop the replies of a topic whose last subscriber has left; each leaves a note."""
         while topic.replies:
             reply = topic.oldest
@@ -362,13 +261,3 @@ class Outbox:
         if not is_error:  # an error that was not sent stays as it is
             frames = reply_to_frames(ErrorReply(reply.topic, bytes(frames[-1]), error))
         self._hold(HeldReply(frames, now), self._notes)
-
-
-def bytes_of(frames: Frames) -> int:
-    """Return the number of bytes of all frames."""
-    return sum(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)
-
-
-def held_bytes_of(frames: Frames) -> int:
-    """Return the bytes that a held reply with these frames takes."""
-    return _REPLY_OVERHEAD_BYTES + bytes_of(frames)

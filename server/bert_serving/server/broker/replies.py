@@ -17,15 +17,16 @@ from bert_serving.protocol import (
 
 from .account import Reservation
 from .budget import Budget
+from .held_reply import Dropped, HeldReply
 from .late_subscribers import LateSubscribers
 from .metrics import BrokerMetrics
-from .outbox import Dropped, HeldReply, Outbox
+from .outbox import Outbox
 from .pipes import LARGE_FRAME_BYTES, Pipes
 from .ports import connection_of, receive_some
 from .sparse_log import SparseLog
 from .subscriptions import Subscriptions
 
-_RETRY_MS = 10
+_RETRY_MS = (1, 50)  # a pipe that is read is empty after a millisecond; other pipes are tried less and less often
 _COLLECT_MS = 100
 _LOST = Unavailable("the connection for replies was lost: send the request again", retry_after_ms=100)
 _FIRST_REQUEST_ID = b"1"  # bert-serving-client numbers its requests from 1
@@ -60,6 +61,7 @@ class Replies:
         self._sparse_log = sparse_log
         self._outbox = Outbox(max_age_s=max_age_s, on_dropped=self._note_dropped)
         self._pipes = Pipes()
+        self._retry_ms = _RETRY_MS[0]
         self._subscriptions = Subscriptions()
         # Only the reply to a command is sent again. None stands for a request for vectors.
         self._late_subscribers: LateSubscribers[CommandRequest | None] = LateSubscribers()
@@ -87,7 +89,7 @@ class Replies:
         if self._outbox.is_behind:
             return 0
         if self._outbox.has_deliverable:
-            return min(timeout_ms, _RETRY_MS)
+            return min(timeout_ms, self._retry_ms)
         return min(timeout_ms, _COLLECT_MS) if self._pipes else timeout_ms
 
     def has_subscriber(self, identity: bytes) -> bool:
@@ -155,6 +157,7 @@ class Replies:
 
     def deliver(self, now: float, budget: Budget) -> None:
         """Send the replies whose clients have subscribed and can receive them."""
+        self._retry_ms = min(2 * self._retry_ms, _RETRY_MS[1])
         self._outbox.deliver(self._send, now, budget)
         self._pipes.collect()
 
@@ -181,6 +184,7 @@ class Replies:
         finally:
             if is_lossy:
                 self._socket.xpub_nodrop = 1
+        self._retry_ms = _RETRY_MS[0]
         if reply.reservation is not None:
             trackers = [part.tracker for part in parts if isinstance(part, zmq.Frame)]
             if trackers:
