@@ -179,7 +179,7 @@ def main() -> None:
             "max_body_bytes": 1 << 28,
             "cors": "*",
             "model_name": "fake",
-            "tokenizer_path": "",
+            "tokenizer_dir": "",
             "api_keys": (),
             "drain_timeout_s": 1.0,
         }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,8 +74,8 @@ def make_scheduler(
     return scheduler
 
 
-def facts(tokens_per_s: float = 20_000, max_batch_tokens: int = 16_384) -> ModelFacts:
-    return model_facts(tokens_per_s=tokens_per_s, max_batch_tokens=max_batch_tokens)
+def facts(tokens_per_s: float = 20_000, max_batch_tokens: int = 16_384, model: str = "A") -> ModelFacts:
+    return model_facts(tokens_per_s=tokens_per_s, max_batch_tokens=max_batch_tokens, fingerprint=model)
 
 
 def request(client: bytes, texts: list[str], **options: Any) -> EncodeRequest:
@@ -111,6 +111,18 @@ def computed(batch: Batch, *, tokens_per_s: float = 20_000, factor: int = 1) -> 
 
 def vectors(texts: Sequence[Text], num_tokens: Sequence[int], **more: Any) -> Vectors:
     return Vectors(np.array([[number_of(text)] for text in texts], np.float64), num_tokens, **more)
+
+
+def computed_by(model: str, batch: Batch) -> Result:
+    """Return the result of a worker with this model. A row holds the number of its text and one of the model."""
+    part_results = [
+        Vectors(
+            np.array([[number_of(text), ord(model)] for text in part.texts], np.float64),
+            [tokens_of(text) for text in part.texts],
+        )
+        for part in batch.parts
+    ]
+    return Result(batch.batch_id, part_results, compute_ms=1.0)
 
 
 def next_batch(scheduler: Scheduler, name: str = "w0", now: float = 0.0) -> Batch:
@@ -571,6 +583,23 @@ def test_all_unsubscribed_clients_together_have_the_share_of_one_client() -> Non
     assert served >= 0.4 * 2 * FULL_BATCH
 
 
+def test_flows_of_one_gateway_share_the_server_fairly() -> None:
+    scheduler = make_scheduler()
+    many = [submit(scheduler, ALICE, 16, flow="key:many", is_unsubscribed=i % 2 == 0) for i in range(20)]
+    scheduler.client_subscribed(ALICE)
+    few = submit(scheduler, ALICE, 16, flow="key:few")
+    batch = next_batch(scheduler)
+    assert share_of(few, batch) == 16
+    assert sum(share_of(job, batch) for job in many) < 20 * 16
+
+
+def test_no_identity_is_the_flow_of_a_gateway() -> None:
+    scheduler = make_scheduler()
+    named = submit(scheduler, ALICE, 1, flow="key:x")
+    flows = {submit(scheduler, identity, 1).flow for identity in (b"key:x", b"gateway:key:x", ALICE)}
+    assert len(flows | {named.flow}) == 4
+
+
 def test_unsubscribed_clients_are_not_starved_by_a_client_that_always_comes_back() -> None:
     scheduler = make_scheduler()
     unsubscribed = submit(scheduler, b"unsubscribed", 1, is_unsubscribed=True)
@@ -622,6 +651,49 @@ def test_both_batches_of_a_lost_worker_return_in_their_order() -> None:
     scheduler.worker_lost("w0")
     scheduler.worker_ready("w0", facts())
     assert [texts_of(turn(scheduler)), texts_of(turn(scheduler))] == lost
+
+
+def test_only_the_batch_that_was_computed_becomes_a_suspect() -> None:
+    """The second batch of a lost worker may share its next worker."""
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 300)
+    next_batch(scheduler), next_batch(scheduler)
+    scheduler.worker_lost("w0")
+    scheduler.worker_ready("w0", facts())
+    turn(scheduler)  # the suspect
+    next_batch(scheduler)  # the batch that had waited behind it
+    assert scheduler.next_batch("w0", 0.0) is not None
+
+
+def test_batch_that_waits_behind_a_deadly_one_is_not_blamed() -> None:
+    scheduler = make_scheduler()
+    deadly, innocent = (submit(scheduler, client, FULL_BATCH) for client in (ALICE, BOB))
+    next_batch(scheduler), next_batch(scheduler)
+    failures = scheduler.worker_lost("w0")
+    scheduler.worker_ready("w0", facts())
+    done, more = deadly_run(scheduler, set(map(str, deadly.texts)), kills=True)
+    assert ([failure.job for failure in failures + more], done) == ([deadly], [innocent])
+
+
+def test_batches_of_a_replaced_worker_return_without_suspicion() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 1)
+    for _ in range(10):
+        next_batch(scheduler)
+        scheduler.worker_ready("w0", facts())  # the successor takes over
+    submit(scheduler, BOB, 50)
+    assert texts_of(next_batch(scheduler)) == job.texts
+    assert scheduler.next_batch("w0", 0.0) is not None  # the batch is no suspect: it shares the worker
+
+
+def test_batch_of_a_lost_worker_is_the_first_one_of_its_next_worker() -> None:
+    """Otherwise a text that kills workers could wait behind other batches, which would become suspects instead."""
+    scheduler = make_scheduler(workers=2)
+    submit(scheduler, ALICE, 400)
+    for name in ("w0", "w0", "w1"):
+        next_batch(scheduler, name)
+    scheduler.worker_ready("w0", facts())
+    assert scheduler.next_batch("w1", 0.0) is None
 
 
 def test_suspect_batch_is_not_sent_to_a_worker_that_has_another_batch() -> None:
@@ -766,6 +838,140 @@ def test_worker_that_is_ready_again_without_a_loss_keeps_no_batch() -> None:
     assert run_all(scheduler) == [job]
 
 
+# -- two models ----------------------------------------------------------------------------------------
+
+
+def rows_of(job: Job) -> list[list[float]]:
+    assert job.result.rows is not None
+    rows: list[list[float]] = job.result.rows.tolist()
+    return rows
+
+
+def test_worker_with_an_older_model_gets_no_batch() -> None:
+    scheduler = make_scheduler(workers=2)
+    assert scheduler.outdated == []
+    scheduler.worker_ready("w1", facts(model="B"))
+    submit(scheduler, ALICE, 1)
+    assert scheduler.outdated == ["w0"]
+    assert [name for name, _ in scheduler.next_batches(0.0)] == ["w1"]
+    scheduler.worker_ready("w0", facts(model="B"))
+    assert scheduler.outdated == []
+
+
+def test_job_with_vectors_of_an_older_model_is_computed_again() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 2 * FULL_BATCH)
+    assert scheduler.complete("w0", computed_by("A", next_batch(scheduler)), 0.0) == []
+    scheduler.worker_ready("w0", facts(model="B"))
+    assert scheduler.complete("w0", computed_by("B", next_batch(scheduler)), 0.0) == []
+    assert (job.num_waiting, job.num_done, scheduler.num_waiting) == (2 * FULL_BATCH, 0, 2 * FULL_BATCH)
+    ended: list[Any] = []
+    while not ended:
+        ended += scheduler.complete("w0", computed_by("B", next_batch(scheduler)), 0.0)
+    assert ended == [job]
+    assert rows_of(job) == [[number_of(text), ord("B")] for text in job.texts]
+    assert (job.usage(0.0).model, scheduler.is_idle, scheduler.num_waiting) == ("B", True, 0)
+
+
+def test_result_of_an_earlier_attempt_is_ignored() -> None:
+    scheduler = make_scheduler(workers=2)
+    job = submit(scheduler, ALICE, 2 * FULL_BATCH + 1)
+    old, late = next_batch(scheduler, "w0"), next_batch(scheduler, "w0")
+    scheduler.complete("w0", computed_by("A", old), 0.0)
+    scheduler.worker_ready("w1", facts(model="B"))
+    scheduler.complete("w1", computed_by("B", next_batch(scheduler, "w1")), 0.0)  # starts the job again
+    scheduler.complete("w0", computed_by("A", late), 0.0)
+    assert job.num_done == 0
+    ended: list[Any] = []
+    while not ended:
+        ended += scheduler.complete("w1", computed_by("B", next_batch(scheduler, "w1")), 0.0)
+    assert rows_of(job) == [[number_of(text), ord("B")] for text in job.texts]
+
+
+def test_job_that_fits_into_one_batch_keeps_the_vectors_of_an_older_model() -> None:
+    scheduler = make_scheduler(workers=2)
+    job = submit(scheduler, ALICE, 3)
+    batch = next_batch(scheduler, "w0")
+    scheduler.worker_ready("w1", facts(model="B"))
+    assert scheduler.complete("w0", computed_by("A", batch), 0.0) == [job]
+    assert job.usage(0.0).model == "A"
+
+
+# -- wrong results -------------------------------------------------------------------------------------
+
+
+def changed(batch: Batch, **changes: Any) -> Result:
+    """Return the result of a batch with other values for its first part."""
+    result = computed(batch)
+    first, *others = result.part_results
+    return replace(result, part_results=[replace(first, **changes), *others])
+
+
+WRONG_RESULTS: dict[str, Callable[[Batch], Result]] = {
+    "too few parts": lambda batch: Result(batch.batch_id, []),
+    "too many parts": lambda batch: Result(batch.batch_id, [*computed(batch).part_results] * 2),
+    "too many rows": lambda batch: changed(batch, rows=np.zeros((len(texts_of(batch)) + 1, 1))),
+    "no rows": lambda batch: changed(batch, rows=np.float64(1.0)),
+    "other counts": lambda batch: changed(batch, counts=[5] * len(batch.parts[0].texts)),
+    "tokens of other texts": lambda batch: changed(batch, tokens=[[]] * 999),
+    "a truncated text that is not there": lambda batch: changed(batch, truncated=[999]),
+    "a rejected text that is not there": lambda batch: Result(
+        batch.batch_id, [Rejected(InvalidRequest("no"), 999) for _ in batch.parts]
+    ),
+}
+
+
+@pytest.mark.parametrize("make_wrong", WRONG_RESULTS.values(), ids=WRONG_RESULTS)
+def test_a_wrong_result_fails_its_batch_and_nothing_else(make_wrong: Callable[[Batch], Result]) -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 2)
+    wrong = make_wrong(next_batch(scheduler))
+    other = submit(scheduler, BOB, 200)
+    assert scheduler.complete("w0", wrong, 0.0) == []
+    assert texts_of(turn(scheduler)) == job.texts[:1]  # the batch was halved
+    (failure,) = scheduler.complete("w0", make_wrong(next_batch(scheduler)), 0.0)
+    assert isinstance(failure, Failure)
+    assert (failure.job, type(failure.error)) == (job, WorkerFailed)
+    assert "wrong result" in failure.error.message
+    assert run_all(scheduler) == [other]
+    assert scheduler.is_idle
+
+
+def test_vectors_of_another_width_do_not_join_a_job() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, FULL_BATCH + 1)
+    turn(scheduler)
+    (failure,) = scheduler.complete("w0", changed(next_batch(scheduler), rows=np.zeros((1, 7))), 0.0)
+    assert isinstance(failure, Failure)
+    assert (failure.job, scheduler.is_idle) == (job, True)
+    assert "expected vectors like the others of the request" in failure.error.message
+
+
+def test_a_job_for_whose_vectors_there_is_no_memory_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    scheduler = make_scheduler()
+    jobs = [submit(scheduler, ALICE, 1), submit(scheduler, BOB, 1)]
+    batch = next_batch(scheduler)
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "store", no_memory)
+        failures = scheduler.complete("w0", computed(batch), 0.0)
+    assert [failure.job for failure in failures if isinstance(failure, Failure)] == jobs
+    job = submit(scheduler, ALICE, 1)
+    assert run_all(scheduler) == [job]
+
+
+def test_unreadable_result_fails_the_oldest_batch() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 1)
+    next_batch(scheduler)
+    (failure,) = scheduler.fail_oldest("w0", "the message cannot be read")
+    assert (failure.job, scheduler.is_idle) == (job, True)
+    assert scheduler.fail_oldest("w0", "the message cannot be read") == []  # the worker has no batch
+    assert scheduler.fail_oldest("w7", "the message cannot be read") == []
+
+
 # -- the end of a job ----------------------------------------------------------------------------------
 
 
@@ -822,6 +1028,24 @@ def test_cancel_ends_the_jobs_of_one_client_only() -> None:
     other = submit(scheduler, BOB, 1)
     assert list(scheduler.cancel(ALICE)) == mine
     assert run_all(scheduler) == [other]
+
+
+def test_one_request_is_cancelled_by_its_id_and_its_result_is_dropped() -> None:
+    scheduler = make_scheduler()
+    mine = submit(scheduler, ALICE, 1)
+    other = submit(scheduler, BOB, 1)  # with the same request id
+    batch = next_batch(scheduler)
+    assert scheduler.cancel_request(ALICE, b"1") is mine
+    assert scheduler.cancel_request(ALICE, b"1") is None
+    assert scheduler.complete("w0", computed(batch), 0.0) == [other]
+    assert scheduler.cancel_request(BOB, b"1") is None
+
+
+def test_cancel_by_id_ends_the_latest_of_equal_requests() -> None:
+    scheduler = make_scheduler()
+    first, second = submit(scheduler, ALICE, 1), submit(scheduler, ALICE, 1)
+    assert scheduler.cancel_request(ALICE, b"1") is second
+    assert run_all(scheduler) == [first]
 
 
 def test_cancelled_texts_leave_the_queue_at_once() -> None:
@@ -975,12 +1199,11 @@ def test_a_gateways_flow_may_have_a_smaller_share() -> None:
     submit(scheduler, ALICE, 100, flow="key:small", flow_share=0.1)
 
 
-def test_a_refused_request_leaves_what_was_reserved_to_the_caller() -> None:
+def test_nothing_stays_reserved_for_a_refused_request() -> None:
     scheduler = make_scheduler(queue_capacity=10)
     held = scheduler.admission.reserve_body(ALICE, b"x" * 100)
     with pytest.raises(PayloadTooLarge):
         scheduler.submit(request(ALICE, make_texts(11)), 0.0, held)
-    held.release()
     assert scheduler.admission.memory.held == 0
 
 
@@ -1082,7 +1305,7 @@ NAMES = st.sampled_from(["w0", "w1", "w2"])
 
 
 class AnyOrderOfEvents(RuleBasedStateMachine):
-    """In any order of events, every job ends once, every row is in its place, and the counters are right."""
+    """In any order of events, every job ends once, its rows are in their places, and the counters are right."""
 
     @initialize()
     def start(self) -> None:
@@ -1092,9 +1315,9 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         )
         self.jobs: list[Job] = []
         self.ends: Counter[int] = Counter()
-        self.ready: set[str] = set()
         self.in_flight: dict[str, list[Batch]] = {}
         self.old: list[tuple[str, Result]] = []
+        self.model_of: dict[str, str] = {}
 
     @rule(
         client=CLIENTS,
@@ -1118,17 +1341,19 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
             self.jobs.append(job)
         assert overload is None or (overload.retry_after_ms or 0) >= 1
 
-    @rule(name=NAMES, rate=st.sampled_from([500, 20_000, 1_000_000]))
-    def worker_ready(self, name: str, rate: int) -> None:
-        if name not in self.ready:
-            self.ready.add(name)
-            self.in_flight[name] = []
-            self.scheduler.worker_ready(name, facts(rate, 1024))
+    @rule(name=NAMES, rate=st.sampled_from([500, 20_000, 1_000_000]), model=st.sampled_from("AAAB"))
+    def worker_ready(self, name: str, rate: int, model: str) -> None:
+        """A worker becomes ready, or a successor takes its place."""
+        self.old += [(name, computed_by(self.model_of[name], batch)) for batch in self.in_flight.get(name, [])]
+        self.in_flight[name] = []
+        self.model_of[name] = self.newest = model
+        self.scheduler.worker_ready(name, facts(rate, 1024, model))
 
     @rule()
     def dispatch(self) -> None:
         for name, batch in self.scheduler.next_batches(self.now):
             self.in_flight[name].append(batch)
+            assert self.model_of[name] == self.newest
             assert len(self.in_flight[name]) <= 2
             assert 1 <= len(texts_of(batch)) <= 50
 
@@ -1136,11 +1361,17 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     @rule(data=st.data())
     def complete(self, data: st.DataObject) -> None:
         name, batch = self._pick(data)
-        result = computed(batch)
+        result = computed_by(self.model_of[name], batch)
         self.old.append((name, result))
         for job in self.scheduler.complete(name, result, self.now):
             self._check_rows(job)
             self._end(job)
+
+    @precondition(lambda self: any(self.in_flight.values()))
+    @rule(data=st.data(), make_wrong=st.sampled_from(sorted(WRONG_RESULTS)))
+    def complete_wrongly(self, data: st.DataObject, make_wrong: str) -> None:
+        name, batch = self._pick(data)
+        self._end_failed(self.scheduler.complete(name, WRONG_RESULTS[make_wrong](batch), self.now))
 
     @precondition(lambda self: any(self.in_flight.values()))
     @rule(data=st.data())
@@ -1150,8 +1381,8 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def worker_lost(self, name: str) -> None:
-        self.ready.discard(name)
-        self.old += [(name, computed(batch)) for batch in self.in_flight.pop(name, [])]
+        batches = self.in_flight.pop(name, [])
+        self.old += [(name, computed_by(self.model_of[name], batch)) for batch in batches]
         self._end_failed(self.scheduler.worker_lost(name))
 
     @precondition(lambda self: self.old)
@@ -1187,12 +1418,12 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         """Check that one worker that does not die can finish all jobs."""
         for name in ("w0", "w1", "w2"):
             self.worker_lost(name)
-        self.worker_ready("w0", 20_000)
+        self.worker_ready("w0", 20_000, "C")
         while True:
             self.dispatch()
             if not self.in_flight["w0"]:
                 break
-            for job in self.scheduler.complete("w0", computed(self.in_flight["w0"].pop(0)), self.now):
+            for job in self.scheduler.complete("w0", computed_by("C", self.in_flight["w0"].pop(0)), self.now):
                 self._check_rows(job)
                 self._end(job)
         assert {self.ends[job.job_id] for job in self.jobs} <= {1}
@@ -1205,8 +1436,9 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         return name, batches.pop(data.draw(st.integers(0, len(batches) - 1)))
 
     def _check_rows(self, job: Job) -> None:
-        assert job.result.rows is not None
-        assert job.result.rows[:, 0].tolist() == [number_of(text) for text in job.texts]
+        """Check that the rows are in their places, and that all come from one model."""
+        assert [row[0] for row in rows_of(job)] == [number_of(text) for text in job.texts]
+        assert {chr(int(row[1])) for row in rows_of(job)} == {job.result.model}
 
     def _end(self, job: Job) -> None:
         self.ends[job.job_id] += 1

@@ -77,6 +77,7 @@ OWN_CONFIG: dict[str, tuple[type, ...]] = {"version": (str,), "torch_version": (
 STATUS: dict[str, tuple[type, ...]] = {
     "statistic": (dict,),
     "ready": (bool,),
+    "model": (str,),
     "workers": (list,),
     "queue_texts": (int,),
     "open_requests": (int,),
@@ -147,7 +148,7 @@ def test_config_has_every_key_of_the_original_with_its_type() -> None:
 def test_status_adds_the_statistic_and_the_workers() -> None:
     statistic = Statistic(0.0)
     statistic.count_texts(b"some-client", 3, 2.5)
-    status = as_json(make_report(statistic).status(b"some-client", 3.0, loop_now=3.0, is_ready=True))
+    status = as_json(make_report(statistic).status(b"some-client", 3.0, loop_now=3.0, is_ready=True, model="A"))
     assert_types(status, ORIGINAL_CONFIG | STATUS)
     assert_types(status["statistic"], ORIGINAL_STATISTIC)
     assert status["statistic"].keys() == ORIGINAL_STATISTIC.keys()
@@ -264,7 +265,7 @@ def test_the_originals_dashboard_finds_every_value_that_it_reads() -> None:
     statistic.count_command(b"a")
     statistic.count_texts(b"a", 2, 4.0)
     statistic.count_texts(b"b", 1, 6.0)
-    status = as_json(make_report(statistic, cpu=True).status(b"a", 6.0, loop_now=6.0, is_ready=True))
+    status = as_json(make_report(statistic, cpu=True).status(b"a", 6.0, loop_now=6.0, is_ready=True, model="A"))
     found = status["statistic"]
     assert (found["num_data_request"], found["num_sys_request"], found["num_total_client"]) == (2, 1, 2)
     assert 1 / found["min_last_two_interval"] == 0.5

@@ -69,6 +69,7 @@ class AsyncBertClient:
         *,
         connect_timeout: int = 10_000,
         curve_dir: str | None = None,
+        retry: bool = True,
         address: Address | None = None,
     ) -> None:
         check_output_format(output_fmt)
@@ -76,6 +77,7 @@ class AsyncBertClient:
         self.output_fmt = output_fmt
         self.timeout = timeout
         self.connect_timeout = connect_timeout
+        self._retry = retry
         self._warns = check_length
         self._address = address or Address.tcp(ip, port, port_out, curve_keys(curve_dir))
         self._open(identity.encode() if isinstance(identity, str) else identity)
@@ -227,7 +229,7 @@ class AsyncBertClient:
 
     def _open(self, identity: bytes | None) -> None:
         """Begin a new session. The channel connects with the first request."""
-        self._session = Session(identity or str(uuid.uuid4()).encode(), is_shared=identity is not None)
+        self._session = Session(identity or str(uuid.uuid4()).encode(), retry=self._retry)
         self._channel = AsyncChannel(self._session, self._address)
 
     def _reopen_for_this_loop(self) -> None:

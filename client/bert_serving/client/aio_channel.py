@@ -42,6 +42,7 @@ class AsyncChannel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
         self._prober: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def close(self) -> None:
         """Close the connection. Calls that wait raise Unavailable."""
@@ -53,6 +54,8 @@ class AsyncChannel:
         loop = asyncio.get_running_loop()
         for descriptor in self._connection.descriptors:
             loop.remove_reader(descriptor)
+        if self._timer is not None:
+            self._timer.cancel()
         assert self._prober is not None
         self._prober.cancel()
         with suppress(asyncio.CancelledError):
@@ -159,14 +162,28 @@ class AsyncChannel:
         self._maintain(connection)
 
     def _maintain(self, connection: Connection) -> None:
-        """Connect the sender again if necessary, and fail the requests that were lost."""
-        connection.maintain_sender(time.monotonic())
+        """Connect again if necessary, fail the requests that were lost, and send what is due."""
+        now = time.monotonic()
+        connection.maintain(now)
         if (lost := connection.take_loss()) is not None:
-            self._wake(self._session.fail_pending(lost))
-        if connection.is_connected:
+            self._wake(self._session.connection_lost(lost))
+        if connection.is_connected and (hello := self._session.hello(now)) is not None:
+            connection.send(hello)
+        for frames in self._session.due(now):
+            connection.send(frames)
+        if connection.is_connected and self._session.is_subscribed:
             self._connected.set()
         else:
             self._connected.clear()
+        self._call_when_due(now)
+
+    def _call_when_due(self, now: float) -> None:
+        """Let the event loop call `_receive` when a refused request must be sent again."""
+        assert self._loop is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        left = self._session.next_due_s(now)
+        self._timer = None if left == float("inf") else self._loop.call_later(left, self._receive)
 
     def _wake(self, request_ids: Iterable[int]) -> None:
         for request_id in request_ids:

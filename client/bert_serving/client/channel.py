@@ -62,7 +62,7 @@ class Channel:
             while True:
                 self._refuse_closed()
                 self._maintain(connection)
-                if connection.is_connected:
+                if connection.is_connected and self._session.is_subscribed:
                     request_id, frames = make(time.monotonic())
                     if connection.send(frames):
                         return request_id
@@ -136,13 +136,14 @@ class Channel:
 
     def _wait_for_messages(self, deadline: float) -> None:
         """Return when messages have arrived, or after a short time. Releases the caller's lock while waiting."""
-        left = deadline - time.monotonic()
+        now = time.monotonic()
+        left = deadline - now
         if left <= 0:
             raise self._connect().timeout_error()
         if self._is_receiving:
             self._changed.wait(min(left, _POLL_S))
         else:
-            self._receive(min(left, _POLL_S))
+            self._receive(min(left, _POLL_S, self._session.next_due_s(now)))
         self._refuse_closed()
 
     def _receive(self, timeout_s: float) -> None:
@@ -166,7 +167,12 @@ class Channel:
             connection.send(probe)
 
     def _maintain(self, connection: Connection) -> None:
-        """Connect the sender again if necessary, and fail lost requests. The caller holds the lock."""
-        connection.maintain_sender(time.monotonic())
+        """Connect again if necessary, fail lost requests, and send what is due. The caller holds the lock."""
+        now = time.monotonic()
+        connection.maintain(now)
         if (lost := connection.take_loss()) is not None:
-            self._session.fail_pending(lost)
+            self._session.connection_lost(lost)
+        if connection.is_connected and (hello := self._session.hello(now)) is not None:
+            connection.send(hello)
+        for frames in self._session.due(now):
+            connection.send(frames)

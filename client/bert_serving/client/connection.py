@@ -5,9 +5,10 @@ another thread is in `wait` or `receive`.
 
 Rules of this file:
 - ZeroMQ connects the receiver, and connects it again after a loss. The receiver's monitor reports each handshake
-  and each loss of the connection.
+  and each loss of the connection. If the server refuses the key, ZeroMQ gives up; then `maintain` connects the
+  receiver again.
 - The sender has no monitor, because a monitor needs two more file descriptors. The sender is connected while it
-  is writable. After a loss, `maintain_sender` records the loss and then connects the sender again. ZeroMQ must not
+  is writable. After a loss, `maintain` records the loss and then connects the sender again. ZeroMQ must not
   do this by itself: a loss could stay unnoticed, and calls would wait without end for requests that were lost.
 """
 
@@ -32,7 +33,7 @@ _RECONNECT_MAX_MS = 1_000
 _HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
-_SENDER_RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of the sender to connect
+_RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of `maintain` to connect a socket
 
 _NUM_FILES = 6  # files that a connection opens: two for TCP, four with which ZeroMQ wakes its threads
 _NUM_FILES_TO_OPEN = _NUM_FILES + 8  # the context needs eight more; libzmq aborts if it cannot open them
@@ -63,13 +64,13 @@ class Connection:
         self._sender_trouble = "port accepts no requests; are port and port_out right?"
         self._receiver_trouble = "no server replies at port_out"
         self._key_trouble: str | None = None
-        self._retry_s, self._connect_again_at = _SENDER_RETRY_S[0], 0.0
         self._sender = _open(zmq.PUSH, address)
         # A request is sent only while the sender is connected. ZeroMQ must not keep a request and send it later,
         # for example to a server that was restarted.
         self._sender.immediate = 1
         self._sender.reconnect_ivl = -1
         self._sender.sndhwm = 0  # without a limit, the socket is writable exactly while it is connected
+        self._sender_attempts = _Attempts(self._sender, address.requests)
         self._receiver = _open(zmq.SUB, address)
         self._receiver.reconnect_ivl_max = _RECONNECT_MAX_MS
         self._receiver.rcvhwm = 0
@@ -78,13 +79,15 @@ class Connection:
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
         )
         self._receiver.connect(address.replies)
+        self._receiver_attempts = _Attempts(self._receiver, address.replies)
+        self._is_given_up = False  # whether ZeroMQ no longer tries to connect the receiver
         self._poller = select.poll()
         for descriptor in self.descriptors:
             self._poller.register(descriptor, select.POLLIN)
 
     @property
     def is_connected(self) -> bool:
-        """Whether both sockets were connected when `receive` and `maintain_sender` were last called."""
+        """Whether both sockets were connected when `receive` and `maintain` were last called."""
         return self._can_send and self._can_receive
 
     @property
@@ -96,7 +99,7 @@ class Connection:
 
     @property
     def descriptors(self) -> list[int]:
-        """The file descriptors that become readable when `receive` or `maintain_sender` should be called."""
+        """The file descriptors that become readable when `receive` or `maintain` should be called."""
         return [int(socket.fileno()) for socket in (self._sender, self._receiver, self._monitor)]
 
     def wait(self, timeout_s: float) -> None:
@@ -113,21 +116,23 @@ class Connection:
             messages.append(list(self._receiver.recv_multipart(zmq.NOBLOCK)))
         return messages
 
-    def maintain_sender(self, now: float) -> None:
-        """Check whether the sender is connected. If only the receiver is connected, connect the sender too."""
+    def maintain(self, now: float) -> None:
+        """Check whether the sender is connected. If only the receiver is connected, connect the sender too.
+
+        Connect the receiver again if ZeroMQ has given up.
+        """
         could_send, self._can_send = self._can_send, bool(_state(self._sender) & zmq.POLLOUT)
-        if self._can_send:
-            self._retry_s, self._connect_again_at = _SENDER_RETRY_S[0], 0.0
-            return
-        if could_send:
+        if could_send and not self._can_send:
             self._is_lost = True
             self._sender_trouble = "the connection to port was lost"
-        if self._can_receive and now >= self._connect_again_at:
-            with suppress(zmq.ZMQError):  # raised if the sender has no connection to drop
-                self._sender.disconnect(self._address.requests)
-            self._sender.connect(self._address.requests)
-            self._connect_again_at = now + self._retry_s
-            self._retry_s = min(2 * self._retry_s, _SENDER_RETRY_S[1])
+        if self._can_send:
+            self._sender_attempts.reset()
+        elif self._can_receive:
+            self._sender_attempts.connect(now)
+        if self._can_receive:
+            self._receiver_attempts.reset()
+        elif self._is_given_up and self._receiver_attempts.connect(now):
+            self._is_given_up = False
 
     def take_loss(self) -> Unavailable | None:
         """Return an error if the connection was lost since the last call, else None.
@@ -167,9 +172,10 @@ class Connection:
             self._can_receive = True
             self._key_trouble = None
             return
-        if event & _HANDSHAKE_FAILED:
+        if event & _HANDSHAKE_FAILED:  # DISCONNECTED follows
             self._key_trouble = _key_trouble(event, value, has_key=self._address.curve is not None)
-            return  # a DISCONNECTED follows
+            self._is_given_up = event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            return
         if self._can_receive:
             self._is_lost = True
             self._receiver_trouble = "the connection to port_out was lost"
@@ -178,6 +184,30 @@ class Connection:
                 "port_out is not a server's port for results; are port and port_out right, or swapped?"
             )
         self._can_receive = False
+
+
+class _Attempts:
+    """Connects a socket again, with growing pauses."""
+
+    def __init__(self, socket: zmq.Socket[bytes], endpoint: str) -> None:
+        self._socket = socket
+        self._endpoint = endpoint
+        self.reset()
+
+    def reset(self) -> None:
+        """Make the next attempt at once, because the socket was connected."""
+        self._pause_s, self._next_at = _RETRY_S[0], 0.0
+
+    def connect(self, now: float) -> bool:
+        """Connect the socket unless the latest attempt was too recent. Return whether this was an attempt."""
+        if now < self._next_at:
+            return False
+        with suppress(zmq.ZMQError):  # raised if the socket has no connection to drop
+            self._socket.disconnect(self._endpoint)
+        self._socket.connect(self._endpoint)
+        self._next_at = now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _RETRY_S[1])
+        return True
 
 
 def _key_trouble(event: int, value: int, *, has_key: bool) -> str | None:

@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 _POLL_S = 0.01  # pause of encode_async before it looks again for a reply, while no request is pending
-_ASK_AGAIN_S = 2.0  # a command is sent again if no reply arrives within this time
 _ASYNC_POLL_S = 0.05  # how often encode_async checks whether its thread has ended, while it waits for a reply
 _ASYNC_WINDOW = 16  # how many batches encode_async sends ahead; more would only fill the server's queue
 
@@ -86,6 +85,9 @@ class BertClient:
     curve_dir: a folder with the keys that encrypt the connection: the server's public key in `server.key` and the
     client's key pair in `client.key_secret`; the command bert-serving-keys makes them. Default: the folder in the
     environment variable BERT_SERVING_CURVE_DIR; if it is not set, the connection is not encrypted.
+    retry: send a request again if the server is too busy or has no worker, and says when to try again. The client
+    waits for a random time before each attempt. It raises Overloaded or Unavailable if the next attempt would be
+    after the timeout; without a timeout, after 60 s. False: raise the error at once.
 
     Attributes: length_limit is the server's max_seq_len in tokens; 0 without check_length. token_info_available
     is True if the server was started with -show_tokens_to_client; it is False without check_token_info.
@@ -118,12 +120,14 @@ class BertClient:
         *,
         connect_timeout: int = 10_000,
         curve_dir: str | None = None,
+        retry: bool = True,
     ) -> None:
         check_output_format(output_fmt)
         self.ip, self.port, self.port_out = ip, port, port_out
         self.output_fmt = output_fmt
         self.timeout = timeout
         self.connect_timeout = connect_timeout
+        self._retry = retry
         self.length_limit: int | None = 0
         self.token_info_available = False
         self._warns = check_length and not ignore_all_checks
@@ -288,7 +292,8 @@ class BertClient:
     def fetch(self, delay: float = 0.0) -> Iterator[Response]:
         """Yield the results of `encode(..., blocking=False)` in order of arrival, until no request is pending.
 
-        delay: seconds to wait before the first result.
+        delay: seconds to wait before the first result. While this method waits, refused requests are sent again as
+        in `encode`, each for at most 60 s.
 
         If a request failed, its error is raised instead of its result; call `fetch` again for the other results.
         """
@@ -424,24 +429,16 @@ class BertClient:
         # if its workers are busy.
         limit_s = (self.timeout if self.timeout >= 0 else self.connect_timeout) / 1000
         deadline = time.monotonic() + limit_s
-        while True:
-            request_id = self._send(lambda now: self._session.command(command, now), deadline)
-            try:
-                reply = self._channel.reply_to(request_id, min(deadline, time.monotonic() + _ASK_AGAIN_S))
-            except TimeoutError:
-                # If clients share an identity, the server may send the first reply before it knows that this
-                # client has subscribed. Then only the other clients receive the reply.
-                if time.monotonic() >= deadline:
-                    raise
-                continue
-            assert isinstance(reply, InfoReply)
-            return dict(reply.info)
+        request_id = self._send(lambda now: self._session.command(command, now), deadline)
+        reply = self._channel.reply_to(request_id, deadline)
+        assert isinstance(reply, InfoReply)
+        return dict(reply.info)
 
     # -- the channel -----------------------------------------------------------------------------------
 
     def _open(self, identity: bytes | None) -> None:
         """Begin a new session. The channel connects with the first request."""
-        self._session = Session(identity or str(uuid.uuid4()).encode(), is_shared=identity is not None)
+        self._session = Session(identity or str(uuid.uuid4()).encode(), retry=self._retry)
         self._channel = Channel(self._session, self._address)
 
     def _after_fork(self) -> None:

@@ -47,7 +47,9 @@ class Inspection:
             return {"text": self._text(now)}
         self._set_gauges(now)
         is_ready = is_accepting and self._workers.have_recent_forwards()
-        return self._report.status(request.identity, now, loop_now=self._clock.now, is_ready=is_ready)
+        return self._report.status(
+            request.identity, now, loop_now=self._clock.now, is_ready=is_ready, model=self._scheduler.model
+        )
 
     def _text(self, now: float) -> str:
         left = self._num_fresh_left + _FRESH_PER_S * (now - self._refilled_at)

@@ -70,6 +70,8 @@ class Scheduler:
     sizes: estimates what a request will need. max_batch_size: limit for the number of texts in a batch.
     priority_batch_size: requests of up to this many texts overtake larger ones. max_seq_len: limit for the
     estimated tokens of a text, because longer texts are truncated. clock: the loop's clock.
+
+    model: fingerprint of the newest model, the one that became ready last; empty until a worker is ready.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class Scheduler:
         )
         self._to_send_again: deque[InFlightBatch] = deque()
         self._workers: dict[str, WorkerLoad] = {}
-        self._model = ""  # the fingerprint that became ready last
+        self.model = ""
         self._batch_ids = itertools.count(1)
         self._estimate = TokenEstimate()
         self._sizes = sizes
@@ -146,7 +148,7 @@ class Scheduler:
     def submit(
         self, request: EncodeRequest, now: float, held: Reservation | None = None, *, is_unsubscribed: bool = False
     ) -> Job:
-        """Queue a request. Raises PayloadTooLarge or Overloaded; then the caller releases `held`.
+        """Queue a request. Raises PayloadTooLarge or Overloaded; then `held` is released.
 
         held: what is reserved for the parsed request already. is_unsubscribed: no client has subscribed to the
         identity of the request yet; call `client_subscribed` when a client subscribes.
@@ -154,7 +156,11 @@ class Scheduler:
         flow = flow_of(request.identity, request.flow, is_unsubscribed=is_unsubscribed)
         held = held or self.admission.reserve_body(flow, b"")
         num_bytes = held.amount
-        waiting = self.admission.reserve_job(request, flow, held)
+        try:
+            waiting = self.admission.reserve_job(request, flow, held)
+        except ServingError:
+            held.release()
+            raise
         return self._queue.add(request, now, flow=flow, num_bytes=num_bytes, held=held, waiting=waiting)
 
     def client_subscribed(self, identity: bytes) -> Iterator[None]:
@@ -197,7 +203,7 @@ class Scheduler:
     def worker_ready(self, name: str, facts: ModelFacts) -> None:
         """Add a worker, or replace the process that served under this name; its model is the newest one now."""
         self._take_back(name)
-        self._model = facts.fingerprint
+        self.model = facts.fingerprint
         rate = RateEstimate(facts.tokens_per_s)
         self._workers[name] = WorkerLoad(name, facts.fingerprint, facts.max_batch_tokens, rate)
         self._sizes.learn(facts)
@@ -225,12 +231,12 @@ class Scheduler:
     @property
     def outdated(self) -> list[str]:
         """The workers whose model is not the newest. They get no batches."""
-        return [worker.name for worker in self._workers.values() if worker.model != self._model]
+        return [worker.name for worker in self._workers.values() if worker.model != self.model]
 
     def next_batch(self, name: str, now: float) -> Batch | None:
         """Return the batch that the worker should get now, or None."""
         worker = self._workers.get(name)
-        if worker is None or worker.model != self._model or not worker.can_take(again=bool(self._to_send_again)):
+        if worker is None or worker.model != self.model or not worker.can_take(again=bool(self._to_send_again)):
             return None
         batch = self._next_to_send_again() or self._merge(worker)
         if batch is None:

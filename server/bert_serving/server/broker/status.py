@@ -59,12 +59,18 @@ class StatusReport:
             "server_current_time": _now(),
         }
 
-    def status(self, client: bytes, now: float, *, loop_now: float, is_ready: bool) -> dict[str, object]:
-        """Return the config, the counters and the state of each worker. loop_now: time of the loop's clock."""
+    def status(
+        self, client: bytes, now: float, *, loop_now: float, is_ready: bool, model: str
+    ) -> dict[str, object]:
+        """Return the config, the counters and the state of each worker.
+
+        loop_now: time of the loop's clock. model: fingerprint of the newest model.
+        """
         metrics = self._metrics
         return {
             **self.config(client),
             "ready": is_ready,
+            "model": model,
             "workers": [worker.to_info(loop_now) for worker in self._workers.values()],
             "queue_texts": int(value_of(metrics.queue_texts)),
             "open_requests": int(value_of(metrics.open_requests)),

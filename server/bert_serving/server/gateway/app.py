@@ -45,7 +45,7 @@ def main(
     max_body_bytes: int,
     cors: str,
     model_name: str,
-    tokenizer_path: str,
+    tokenizer_dir: str,
     api_keys: tuple[str, ...],
     drain_timeout_s: float,
 ) -> None:
@@ -57,9 +57,10 @@ def main(
     SIGTERM. For the other arguments, see Service.
     """
     service = Service(
-        AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False),
+        # A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
+        AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False, retry=False),
         model_name,
-        Path(tokenizer_path),
+        Path(tokenizer_dir),
         max_body_bytes,
         api_keys,
     )

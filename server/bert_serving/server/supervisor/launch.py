@@ -52,10 +52,6 @@ class Launch:
         assert self._settings.num_worker is not None
         return [f"worker-{i}" for i in range(self._settings.num_worker)]
 
-    @property
-    def _tokenizer_path(self) -> str:
-        return str(self._folder / "tokenizer.json")
-
     def _make_broker(self, token_rows: int | None) -> Broker:
         settings = self._settings
         assert settings.model_dir is not None
@@ -77,7 +73,7 @@ class Launch:
             "endpoint": self._endpoints.workers,
             "num_sharing_cpu": settings.num_worker,
             "float16": settings.fp16,
-            "tokenizer_path": None if settings.http_port is None else self._tokenizer_path,
+            "tokenizer_dir": None if settings.http_port is None else str(self._folder),
             "spec": worker_spec(settings, index),
         }
         return Program(name, "bert_serving.server.worker.worker:main", kwargs, settings.verbose, str(self._folder))
@@ -102,7 +98,7 @@ class Launch:
             "max_body_bytes": settings.max_message_mb << 20,
             "cors": settings.cors,
             "model_name": settings.served_model_name,
-            "tokenizer_path": self._tokenizer_path,
+            "tokenizer_dir": str(self._folder),
             "drain_timeout_s": settings.drain_timeout,
             "api_keys": tuple(key.get_secret_value() for key in settings.api_key),
         }

@@ -60,12 +60,12 @@ def main(
     num_sharing_cpu: int,
     spec: ModelSpec,
     float16: bool = False,
-    tokenizer_path: str | None = None,
+    tokenizer_dir: str | None = None,
 ) -> None:
     """Serve until the broker sends Stop or the server process has ended.
 
     num_sharing_cpu: number of workers that share the CPU's threads. spec: the model to load. float16: send
-    vectors as float16. tokenizer_path: where the tokenizer is written, for the gateways.
+    vectors as float16. tokenizer_dir: where the tokenizer is written, for the gateways.
     """
     # Ctrl-C reaches the whole process group, but only the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -76,7 +76,7 @@ def main(
     context = zmq.Context()
     try:
         Worker(context, name, endpoint, np.dtype(np.float16 if float16 else np.float32)).run(
-            spec, None if tokenizer_path is None else Path(tokenizer_path)
+            spec, None if tokenizer_dir is None else Path(tokenizer_dir)
         )
     finally:
         context.destroy(linger=500)
@@ -96,14 +96,16 @@ class Worker:
         self._results = context.socket(zmq.PUSH)
         self._results.connect(_INPROC)
 
-    def run(self, spec: ModelSpec, tokenizer_path: Path | None) -> None:
+    def run(self, spec: ModelSpec, tokenizer_dir: Path | None) -> None:
         """Load the model, warm up, report readiness, and serve batches."""
         try:
             encoder = Encoder.from_spec(spec)
-            if tokenizer_path is not None:
-                partial = tokenizer_path.with_suffix(f".{os.getpid()}")
+            if tokenizer_dir is not None:
+                partial = tokenizer_dir / f"tokenizer-{os.getpid()}.partial"
                 encoder.save_tokenizer(partial)
-                partial.rename(tokenizer_path)  # so that no gateway reads a half-written file
+                # A file for each model, because another worker may still serve an older one. It is renamed so that
+                # no gateway reads a half-written file.
+                partial.rename(tokenizer_dir / f"tokenizer-{encoder.fingerprint}.json")
             facts = warm_up(encoder, max_batch_tokens=spec.max_batch_tokens)
         except ModelError as exc:
             self._io.send(Refused(str(exc)))

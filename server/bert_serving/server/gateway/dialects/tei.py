@@ -265,9 +265,9 @@ async def similarity(context: RequestContext) -> Response:
 async def predict(context: RequestContext) -> Response:
     """Return the labels of each input with their scores, highest score first."""
     body = await context.body(PredictBody)
-    model = await context.service.model()
     texts, is_single = cast("_Inputs", body.inputs)
     logits, reply = await context.service.vectors(texts, pooling_strategy="LOGITS", **body.options())
+    model = await context.service.model_of(reply)
     labels = label_scores(logits if body.raw_scores else normalized(logits), model.labels)
     return await context.json(labels[0] if is_single else labels, headers=usage_headers(reply, num_chars(texts)))
 
