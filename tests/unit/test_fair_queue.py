@@ -151,6 +151,24 @@ def test_job_that_closes_between_two_takes_gives_no_more_texts() -> None:
     assert take(queue) == []
 
 
+def test_flows_that_come_and_go_while_nothing_is_taken_leave_nothing_behind() -> None:
+    queue = queue_of(make_job(ALICE, 5))
+    for i in range(10_000):
+        job = make_job(b"%d" % i, 5)
+        queue.push(job)
+        queue.discard(job)
+    assert len(queue._heap) < 300
+
+
+def test_flow_that_loses_its_jobs_and_returns_is_served() -> None:
+    gone, stays, returns = make_job(ALICE, 5), make_job(BOB, 5), make_job(ALICE, 5)
+    queue = queue_of(gone, stays)
+    queue.discard(gone)
+    queue.push(returns)
+    assert {part.job.job_id for part in take(queue)} == {stays.job_id, returns.job_id}
+    assert not queue
+
+
 def test_new_flow_has_no_debt_for_the_time_before_it() -> None:
     queue = queue_of(make_job(ALICE, *[64] * 1000))
     take(queue, max_tokens=20_000)

@@ -204,7 +204,9 @@ class Broker:
     def fail_all(self, reason: str) -> None:
         """Reply to every open request with Unavailable."""
         now = time.monotonic()
-        self._fail(self._scheduler.fail_all(Unavailable(reason)), now)
+        while not self._scheduler.is_idle:  # in portions, because only so many errors may wait for one client
+            self._fail(self._scheduler.fail_all(Unavailable(reason)), now, Budget(_PHASE_S))
+            self._replies.deliver(now, Budget(_PHASE_S))
         self._replies.deliver(now, Budget(_LAST_DELIVERY_S))
 
     def stop_workers(self) -> None:
