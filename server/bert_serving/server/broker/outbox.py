@@ -40,6 +40,7 @@ _STRANGER_S = 10.0  # except on a very slow network, a subscription arrives soon
 _MAX_NOTE_BYTES = 8 << 20  # 6,000 notes
 _NOTE_S = 60.0  # a client that has lost its connection connects again within seconds
 _BLOCKED_S = 2.0  # how long one subscriber that does not read may delay the replies to others with its identity
+_RETRY_DROPPED_MS = 1000
 _RETRIES = 64  # blocked topics that one call of `deliver` tries again
 
 #: Sends a reply; returns False if a subscriber cannot receive it now. With the second argument True, sends it to
@@ -188,7 +189,8 @@ class Outbox:
                 self._drop(reply, reason)
                 # A client that has subscribed waits for the reply. It gets an error when it can receive it.
                 if shelf is self._vectors and reply.topic in self._subscribers:
-                    self._leave_note(reply, Overloaded(f"the reply was dropped: {reason}"), now)
+                    error = Overloaded(f"the reply was dropped: {reason}", retry_after_ms=_RETRY_DROPPED_MS)
+                    self._leave_note(reply, error, now)
 
     # -- inside ----------------------------------------------------------------------------------------
 

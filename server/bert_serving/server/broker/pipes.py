@@ -14,7 +14,7 @@ from typing import Protocol
 from .account import Reservation
 
 #: A frame of at least this size is sent without a copy. Below it, a copy takes less time than to watch the frame.
-LARGE_FRAME_BYTES = 4096
+LARGE_FRAME_BYTES = 8192
 _LOOKS = 32  # replies that one call of `collect` looks at
 
 
