@@ -6,7 +6,8 @@ here, including the refused ones: when a refused subscription ends, an accepted 
 to the same identity must not be removed.
 
 libzmq stores every subscription until its connection ends, also a refused one, and cannot be told to close a
-connection. So a client that may connect can make libzmq use memory. Ports limits only the length of a subscription.
+connection. So a client that may connect can make libzmq use memory. Only the length of a subscription is limited
+(see ports.py).
 """
 
 from __future__ import annotations
