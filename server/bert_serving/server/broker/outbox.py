@@ -202,7 +202,9 @@ class Outbox:
         self._num_posted += 1
         reply.number = self._num_posted
         name = reply.topic
-        topic = self._topics.setdefault(name, Topic())
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = self._topics[name] = Topic()
         topic.add(reply)
         shelf.add(reply)
         if name in self._subscribers and name not in self._blocked:
