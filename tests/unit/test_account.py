@@ -60,6 +60,14 @@ def test_an_amount_that_can_never_fit_is_told_apart(amount: int, is_possible: bo
     assert caught.value.is_possible == is_possible
 
 
+def test_growth_that_can_never_fit_is_told_apart() -> None:
+    reservation = make_account().reserve(ALICE, 400)
+    for amount, is_possible in ((501, False), (1000, False)):
+        with pytest.raises(NoRoom) as caught:
+            reservation.resize(amount)
+        assert caught.value.is_possible == is_possible
+
+
 def test_a_flow_may_have_a_smaller_share_but_no_larger_one() -> None:
     account = make_account()
     with pytest.raises(NoRoom):

@@ -61,12 +61,15 @@ class Account:
     def reserve(self, flow: bytes, amount: int, *, share: float | None = None) -> Reservation:
         """Return a reservation for a flow. Raises NoRoom. share: the share of this flow, if it is smaller."""
         share = self._share if share is None else min(share, self._share)
-        self._check(flow, amount, share)
+        self._check(flow, amount, share, total=amount)
         self._add(flow, amount)
         return Reservation(self, flow, amount, share)
 
-    def _check(self, flow: bytes, more: int, share: float) -> None:
-        """Raise NoRoom if the flow may not hold so much more. It may always hold less, even above its limit."""
+    def _check(self, flow: bytes, more: int, share: float, *, total: int) -> None:
+        """Raise NoRoom if the flow may not hold so much more. It may always hold less, even above its limit.
+
+        total: what the reservation will have then.
+        """
         if more <= 0:
             return
         before = self._held_by.get(flow, 0)
@@ -75,9 +78,8 @@ class Account:
         else:
             limit = int(share * (self._capacity - (self.held - before)))
         if before + more > limit:
-            largest = max(self._small, int(share * self._capacity))
-            is_possible = more <= min(largest, self._capacity + self._reserve)
-            raise NoRoom(limit=max(0, limit), missing=before + more - limit, is_possible=is_possible)
+            largest = min(max(self._small, int(share * self._capacity)), self._capacity + self._reserve)
+            raise NoRoom(limit=max(0, limit), missing=before + more - limit, is_possible=total <= largest)
 
     def _add(self, flow: bytes, amount: int) -> None:
         self.held += amount
@@ -108,7 +110,7 @@ class Reservation:
     def resize(self, amount: int) -> None:
         """Change the amount. A smaller one is always possible; a larger one raises NoRoom if it does not fit."""
         more = amount - self.amount
-        self._account._check(self.flow, more, self._share)
+        self._account._check(self.flow, more, self._share, total=amount)
         self._account._add(self.flow, more)
         self.amount = amount
 

@@ -35,12 +35,12 @@ def parsed_bytes(body: Frame) -> int:
     `[]` takes 25 times as many bytes parsed as it takes in the body, so the length of the body is no limit. The
     estimate needs only a few passes over the body.
     """
-    total = 0
+    num_bytes, char_bytes = 0, 1
     for start in range(0, len(body), _CHUNK_BYTES):
         chunk = bytes(body[start : start + _CHUNK_BYTES + 2])  # an escape may lie across the end of a chunk
-        total += len(chunk) * _char_bytes(chunk)
-        total += sum(chunk.count(mark) * cost for mark, cost in _VALUE_BYTES.items())
-    return total
+        char_bytes = max(char_bytes, _char_bytes(chunk))  # the chunks may be parts of one string
+        num_bytes += sum(chunk.count(mark) * cost for mark, cost in _VALUE_BYTES.items())
+    return num_bytes + len(body) * char_bytes
 
 
 def _char_bytes(chunk: bytes) -> int:
