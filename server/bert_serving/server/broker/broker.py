@@ -193,6 +193,11 @@ class Broker:
         return self._workers.views[name].pid
 
     @property
+    def num_open(self) -> int:
+        """The number of requests without a reply."""
+        return self._scheduler.num_jobs
+
+    @property
     def is_drained(self) -> bool:
         """Whether every accepted request has a reply, and all replies to connected clients are sent."""
         return self._scheduler.is_idle and self._replies.are_sent
