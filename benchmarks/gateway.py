@@ -55,6 +55,7 @@ FACTS = ModelFacts(
     device="none",
     dtype="float32",
     dimension=DIMENSION,
+    hidden_size=DIMENSION,
     kind="embedding",
     poolings=("REDUCE_MEAN",),
     splits_specials=False,

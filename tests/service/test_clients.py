@@ -36,7 +36,7 @@ TEXTS = ["First do it", "then do it right", "then do it better"]
 
 @pytest.fixture(scope="module")
 def small_queue_server() -> Iterator[RunningServer]:
-    with RunningServer("-queue_capacity", "600") as running:
+    with RunningServer("-queue_capacity", "600", "-flow_share", "1") as running:
         yield running.wait_ready()
 
 

@@ -9,6 +9,7 @@ from pathlib import PurePath
 _FILES = {
     "model_servers": ("test_dialects", "test_dialect_errors", "test_formats", "test_operations", "test_stream"),
     "server with a small queue": ("test_clients",),
+    "server with small limits": ("test_bounds",),
     "server in float32": ("test_service_options",),
     "servers of the clients' tests": ("test_real_clients",),
     "server of the documentation": ("test_docs",),

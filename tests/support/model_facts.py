@@ -13,6 +13,7 @@ _FACTS = ModelFacts(
     device="cpu",
     dtype="float32",
     dimension=384,
+    hidden_size=384,
     kind="embedding",
     poolings=("REDUCE_MEAN",),
     splits_specials=False,

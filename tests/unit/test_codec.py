@@ -535,6 +535,7 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
                     device="cpu",
                     dtype="float32",
                     dimension=384,
+                    hidden_size=384,
                     kind="embedding",
                     poolings=["REDUCE_MEAN"],
                     splits_specials=False,
@@ -549,7 +550,8 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
             ),
             [
                 b"READY",
-                b'{"facts":{"pid":7,"fingerprint":"00ff","device":"cpu","dtype":"float32","dimension":384,"kind":"embedding",'
+                b'{"facts":{"pid":7,"fingerprint":"00ff","device":"cpu","dtype":"float32","dimension":384,'
+                b'"hidden_size":384,"kind":"embedding",'
                 b'"poolings":["REDUCE_MEAN"],"splits_specials":false,"prompts":{"query":"query: "},"labels":[],'
                 b'"max_seq_len":512,"forward":"packed","parity":0.99999,"tokens_per_s":9.5,'
                 b'"max_batch_tokens":16384}}',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from bert_serving.protocol import EncodeRequest, Text
+from bert_serving.server.broker.account import Account
 from bert_serving.server.broker.fair_queue import FairQueue
 from bert_serving.server.broker.job import Job, Slice
 from hypothesis import given
@@ -18,7 +19,9 @@ _numbers = itertools.count(1)
 
 def make_job(client: bytes, *lengths: int, flow: bytes | None = None) -> Job:
     request = EncodeRequest(client, b"1", ["x" * n for n in lengths])
-    return Job(next(_numbers), request, 0.0, client if flow is None else flow)
+    flow = client if flow is None else flow
+    held, waiting = (Account(10**9, share=1.0).reserve(flow, len(lengths)) for _ in range(2))
+    return Job(next(_numbers), request, 0.0, flow, held, waiting)
 
 
 def cost(text: Text) -> float:
@@ -155,6 +158,24 @@ def test_job_that_closes_between_two_takes_gives_no_more_texts() -> None:
     take(queue, max_texts=5)
     job.is_open = False
     assert take(queue) == []
+
+
+def test_flows_that_come_and_go_while_nothing_is_taken_leave_nothing_behind() -> None:
+    queue = queue_of(make_job(ALICE, 5))
+    for i in range(10_000):
+        job = make_job(b"%d" % i, 5)
+        queue.push(job)
+        queue.discard(job)
+    assert len(queue._heap) < 300
+
+
+def test_flow_that_loses_its_jobs_and_returns_is_served() -> None:
+    gone, stays, returns = make_job(ALICE, 5), make_job(BOB, 5), make_job(ALICE, 5)
+    queue = queue_of(gone, stays)
+    queue.discard(gone)
+    queue.push(returns)
+    assert {part.job.job_id for part in take(queue)} == {stays.job_id, returns.job_id}
+    assert not queue
 
 
 def test_new_flow_has_no_debt_for_the_time_before_it() -> None:

@@ -8,6 +8,7 @@ import sys
 import pytest
 from bert_serving.protocol import EncodeRequest
 from bert_serving.protocol.workers import Batch, Part, worker_message_from_frames, worker_message_to_frames
+from bert_serving.server.broker.account import Account
 from bert_serving.server.broker.batching import InFlightBatch
 from bert_serving.server.broker.job import Job, Slice
 from bert_serving.server.supervisor.child import WithoutMessages
@@ -49,5 +50,6 @@ def test_a_batch_has_the_names_of_its_requests(traces: list[str | None], said: s
     received = worker_message_from_frames(worker_message_to_frames(batch))
     assert isinstance(received, Batch)
     assert received.traces == said
-    jobs = [Job(1, EncodeRequest(b"a", b"1", ["text"], trace=trace), 0.0, b"") for trace in traces]
+    held = Account(1 << 20, share=1.0).reserve(b"", 1)
+    jobs = [Job(1, EncodeRequest(b"a", b"1", ["text"], trace=trace), 0.0, b"", held, held) for trace in traces]
     assert InFlightBatch([Slice(job, 0, 1) for job in jobs], 1.0).traces == said

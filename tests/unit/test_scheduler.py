@@ -32,6 +32,7 @@ from bert_serving.protocol.workers import Batch, ModelFacts, Rejected, Result, V
 from bert_serving.server.broker.job import Job
 from bert_serving.server.broker.loop_clock import LoopClock
 from bert_serving.server.broker.scheduler import Failure, Scheduler
+from bert_serving.server.broker.sizes import ResultSizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -60,7 +61,9 @@ def make_scheduler(
 ) -> Scheduler:
     defaults = {
         "queue_capacity": 100_000,
-        "queue_bytes": 1 << 30,
+        "memory_bytes": 1 << 30,
+        "flow_share": 1.0,
+        "sizes": ResultSizes(max_seq_len=512),
         "max_batch_size": 10_000,
         "priority_batch_size": SMALL,
         "max_seq_len": 512,
@@ -242,25 +245,35 @@ def test_a_rejected_text_fails_only_its_request_and_is_named_by_its_index_there(
     assert good in ended or run_all(scheduler) == [good]
 
 
-def test_the_bytes_of_vectors_of_a_request_are_limited() -> None:
-    scheduler = make_scheduler(result_bytes=16, max_batch_size=2)
-    submit(scheduler, ALICE, 4)  # a vector has 8 bytes; after one batch it is clear that 4 are too many
-    (failure,) = scheduler.complete("w0", computed(next_batch(scheduler)), 0.0)
+def test_a_request_whose_vectors_cannot_fit_is_refused() -> None:
+    scheduler = make_scheduler(memory_bytes=1 << 20, flow_share=0.5)
+    with pytest.raises(PayloadTooLarge, match="more memory than one client may use"):
+        submit(scheduler, ALICE, 400)  # 600 KiB of vectors with 384 components
+    assert scheduler.admission.memory.held == 0
+
+
+def test_vectors_that_are_larger_than_expected_fail_their_request() -> None:
+    scheduler = make_scheduler(memory_bytes=1 << 20, max_batch_size=2)
+    submit(scheduler, ALICE, 4)
+    batch = next_batch(scheduler)
+    wide = Vectors(np.zeros((2, 100_000), np.float32), [16, 16])  # after one batch it is clear that 4 are too many
+    (failure,) = scheduler.complete("w0", Result(batch.batch_id, [wide]), 0.0)
     assert isinstance(failure, Failure)
     assert isinstance(failure.error, PayloadTooLarge)
     fits = submit(scheduler, BOB, 2)
     assert run_all(scheduler) == [fits]
 
 
-def test_the_bytes_of_token_vectors_are_limited_as_they_arrive() -> None:
-    scheduler = make_scheduler(result_bytes=16, max_batch_size=1)
+def test_token_vectors_are_limited_as_they_arrive() -> None:
+    scheduler = make_scheduler(memory_bytes=1 << 20, max_batch_size=1)
     submit(scheduler, ALICE, 2)
     ends = []
     for _ in range(2):
-        part = Vectors(np.zeros((3, 1), np.float32), [16], counts=[3])
+        part = Vectors(np.zeros((150, 1000), np.float32), [16], counts=[150])
         ends.append(scheduler.complete("w0", Result(next_batch(scheduler).batch_id, [part]), 0.0))
     assert ends[0] == []
     assert isinstance(ends[1][0], Failure)
+    assert scheduler.admission.memory.held == 0
 
 
 def test_a_long_text_that_is_not_truncated_gets_more_time() -> None:
@@ -296,7 +309,7 @@ def test_pairs_and_token_ids_count_by_their_size() -> None:
     for texts in (pairs, ids):
         scheduler.submit(EncodeRequest(ALICE, b"1", texts), 0.0)
         assert len(texts_of(next_batch(scheduler))) == FULL_BATCH
-        scheduler.cancel(ALICE)
+        list(scheduler.cancel(ALICE))
         scheduler.worker_ready("w0", facts())
 
 
@@ -640,7 +653,7 @@ def test_client_that_subscribes_late_does_not_wait_behind_the_others(count: int)
     for i in range(1000):
         submit(scheduler, b"unsubscribed %d" % i, count, is_unsubscribed=True)
     late_subscriber = submit(scheduler, ALICE, count, is_unsubscribed=True)
-    scheduler.client_subscribed(ALICE)
+    list(scheduler.client_subscribed(ALICE))
     assert share_of(late_subscriber, next_batch(scheduler)) == count
 
 
@@ -648,9 +661,9 @@ def test_subscription_moves_only_waiting_texts_to_the_clients_flow() -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, ALICE, count, is_unsubscribed=True) for count in (1, 150, 30)]
     first = next_batch(scheduler)
-    scheduler.client_subscribed(ALICE)
-    scheduler.client_subscribed(ALICE)
-    scheduler.client_subscribed(BOB)
+    list(scheduler.client_subscribed(ALICE))
+    list(scheduler.client_subscribed(ALICE))
+    list(scheduler.client_subscribed(BOB))
     done = scheduler.complete("w0", computed(first), 0.0) + run_all(scheduler)
     assert sorted(done, key=lambda job: job.job_id) == jobs
     assert scheduler.is_idle
@@ -1026,7 +1039,7 @@ def test_job_is_done_once_its_last_row_arrives() -> None:
 def test_job_expires_at_its_deadline_and_not_before() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 1, now=10.0, deadline_ms=500)
-    assert scheduler.expire(10.49) == []
+    assert list(scheduler.expire(10.49)) == []
     (failure,) = scheduler.expire(10.5)
     assert isinstance(failure.error, DeadlineExceeded)
     assert "500 ms" in failure.error.message
@@ -1036,28 +1049,28 @@ def test_expired_job_is_never_computed() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 5, deadline_ms=100)
     alive = submit(scheduler, BOB, 5)
-    scheduler.expire(1.0)
+    list(scheduler.expire(1.0))
     assert texts_of(next_batch(scheduler, now=1.0)) == alive.texts
 
 
 def test_job_without_deadline_never_expires() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 1)
-    assert scheduler.expire(1e9) == []
+    assert list(scheduler.expire(1e9)) == []
 
 
 def test_job_that_is_done_does_not_expire() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 1, deadline_ms=100)
     run_all(scheduler)
-    assert scheduler.expire(1.0) == []
+    assert list(scheduler.expire(1.0)) == []
 
 
 def test_result_of_an_expired_job_is_ignored() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 1, deadline_ms=100)
     batch = next_batch(scheduler)
-    scheduler.expire(1.0)
+    list(scheduler.expire(1.0))
     assert scheduler.complete("w0", computed(batch), 1.1) == []
 
 
@@ -1065,7 +1078,7 @@ def test_cancel_ends_the_jobs_of_one_client_only() -> None:
     scheduler = make_scheduler()
     mine = [submit(scheduler, ALICE, 1), submit(scheduler, ALICE, 100)]
     other = submit(scheduler, BOB, 1)
-    assert scheduler.cancel(ALICE) == mine
+    assert list(scheduler.cancel(ALICE)) == mine
     assert run_all(scheduler) == [other]
 
 
@@ -1091,8 +1104,8 @@ def test_cancelled_texts_leave_the_queue_at_once() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 500)
     next_batch(scheduler)
-    scheduler.cancel(ALICE)
-    assert (scheduler.num_waiting, scheduler.open_bytes, scheduler.num_jobs) == (0, 0, 0)
+    list(scheduler.cancel(ALICE))
+    assert (scheduler.num_waiting, scheduler.admission.memory.held, scheduler.num_jobs) == (0, 0, 0)
 
 
 def test_cancelled_job_is_not_tried_again_after_a_lost_worker() -> None:
@@ -1102,7 +1115,7 @@ def test_cancelled_job_is_not_tried_again_after_a_lost_worker() -> None:
     next_batch(scheduler)
     scheduler.worker_lost("w0")
     scheduler.worker_ready("w0", facts())
-    scheduler.cancel(ALICE)
+    list(scheduler.cancel(ALICE))
     assert texts_of(next_batch(scheduler)) == kept.texts
 
 
@@ -1110,7 +1123,7 @@ def test_cancelled_job_cannot_fail() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 1)
     batch = next_batch(scheduler)
-    scheduler.cancel(ALICE)
+    list(scheduler.cancel(ALICE))
     assert scheduler.fail("w0", batch.batch_id, "too late") == []
 
 
@@ -1136,7 +1149,7 @@ def test_fail_all_ends_every_job_with_unavailable() -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, ALICE, 1), submit(scheduler, BOB, 500)]
     next_batch(scheduler)
-    failures = scheduler.fail_all(Unavailable("the server is shutting down"))
+    failures = list(scheduler.fail_all(Unavailable("the server is shutting down")))
     assert [f.job for f in failures] == jobs
     assert all(isinstance(f.error, Unavailable) for f in failures)
     assert scheduler.is_idle
@@ -1154,7 +1167,7 @@ def test_texts_of_an_ended_job_are_freed_even_without_a_worker(end: str, is_unsu
     scheduler.submit(request(ALICE, texts, deadline_ms=100), 0.0, is_unsubscribed=is_unsubscribed)
     watch = weakref.ref(texts)
     del texts
-    scheduler.expire(1.0) if end == "expire" else scheduler.cancel(ALICE)
+    list(scheduler.expire(1.0) if end == "expire" else scheduler.cancel(ALICE))
     assert watch() is None
 
 
@@ -1164,7 +1177,7 @@ def test_texts_of_an_ended_job_are_freed_even_without_a_worker(end: str, is_unsu
 def test_full_queue_rejects_with_overloaded() -> None:
     scheduler = make_scheduler(workers=0, queue_capacity=10)
     submit(scheduler, ALICE, 8)
-    with pytest.raises(Overloaded, match="8 texts wait, the limit is 10"):
+    with pytest.raises(Overloaded, match="8 texts wait, and there is room for 2"):
         submit(scheduler, BOB, 3)
 
 
@@ -1207,26 +1220,78 @@ def test_request_larger_than_the_queue_is_too_large_even_if_the_queue_is_empty()
         submit(scheduler, ALICE, 11)
 
 
-def test_requests_beyond_the_bytes_of_the_queue_are_rejected_with_overloaded() -> None:
-    scheduler = make_scheduler(queue_bytes=1000)
-    scheduler.submit(request(ALICE, make_texts(1)), 0.0, num_bytes=900)
-    with pytest.raises(Overloaded, match="900 bytes"):
-        scheduler.submit(request(BOB, make_texts(1)), 0.0, num_bytes=101)
+def test_one_client_cannot_fill_the_queue() -> None:
+    scheduler = make_scheduler(workers=0, queue_capacity=1000, flow_share=0.5)
+    submit(scheduler, ALICE, 500)
+    with pytest.raises(Overloaded):
+        submit(scheduler, ALICE, 1)
+    submit(scheduler, BOB, 250)
 
 
-def test_bytes_of_a_request_are_counted_until_its_reply() -> None:
-    scheduler = make_scheduler(queue_bytes=1000)
-    scheduler.submit(request(ALICE, make_texts(1)), 0.0, num_bytes=900)
-    batch = next_batch(scheduler)
-    assert scheduler.open_bytes == 900
-    scheduler.complete("w0", computed(batch), 0.0)
-    assert scheduler.open_bytes == 0
+def test_a_few_texts_are_accepted_from_the_reserve() -> None:
+    scheduler = make_scheduler(workers=0, queue_capacity=1600)
+    submit(scheduler, ALICE, 1600)
+    submit(scheduler, BOB, 64)
+    with pytest.raises(Overloaded):
+        submit(scheduler, BOB, 1)
 
 
-def test_request_larger_than_the_bytes_of_the_queue_is_accepted_if_it_is_alone() -> None:
-    scheduler = make_scheduler(queue_bytes=1000)
-    job = scheduler.submit(request(ALICE, make_texts(1)), 0.0, num_bytes=5000)
-    assert run_all(scheduler) == [job]
+def test_requests_beyond_the_memory_are_rejected_with_overloaded() -> None:
+    scheduler = make_scheduler(memory_bytes=10 << 20)
+    submit(scheduler, ALICE, 4000)
+    with pytest.raises(Overloaded, match="no room") as caught:
+        submit(scheduler, BOB, 4000)
+    assert (caught.value.retry_after_ms or 0) > 1
+
+
+def test_a_gateways_flow_may_have_a_smaller_share() -> None:
+    scheduler = make_scheduler(queue_capacity=1000, flow_share=0.5)
+    with pytest.raises(PayloadTooLarge):
+        submit(scheduler, ALICE, 101, flow="key:small", flow_share=0.1)
+    submit(scheduler, ALICE, 100, flow="key:small", flow_share=0.1)
+
+
+def test_nothing_stays_reserved_for_a_refused_request() -> None:
+    scheduler = make_scheduler(queue_capacity=10)
+    held = scheduler.admission.reserve_body(ALICE, b"x" * 100)
+    with pytest.raises(PayloadTooLarge):
+        scheduler.submit(request(ALICE, make_texts(11)), 0.0, held)
+    assert scheduler.admission.memory.held == 0
+
+
+def test_bytes_stay_reserved_until_the_reply_is_sent() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 1)
+    run_all(scheduler)
+    assert scheduler.admission.memory.held > 384 * 4
+    job.reservation.release()
+    assert scheduler.admission.memory.held == 0
+
+
+def test_a_client_that_subscribes_holds_its_requests_itself() -> None:
+    scheduler = make_scheduler(workers=0)
+    submit(scheduler, ALICE, 1, is_unsubscribed=True)
+    list(scheduler.client_subscribed(ALICE))
+    assert scheduler.admission.memory.held_by(b"identity:" + ALICE) == scheduler.admission.memory.held
+
+
+def test_the_next_deadline_is_known() -> None:
+    scheduler = make_scheduler()
+    assert scheduler.next_deadline is None
+    submit(scheduler, ALICE, 1, now=10.0, deadline_ms=500)
+    submit(scheduler, ALICE, 1, now=10.0, deadline_ms=200)
+    assert scheduler.next_deadline == 10.2
+
+
+def test_the_age_of_the_oldest_request_is_of_one_that_waits() -> None:
+    scheduler = make_scheduler(max_batch_size=1)
+    for now in (0.0, 1.0, 2.0):
+        submit(scheduler, ALICE, 1, now=now)
+    ages = [scheduler.oldest_age_s(5.0)]
+    turn(scheduler)
+    ages.append(scheduler.oldest_age_s(5.0))
+    list(scheduler.cancel(ALICE))
+    assert [*ages, scheduler.oldest_age_s(5.0)] == [5.0, 4.0, 0.0]
 
 
 # -- queries -------------------------------------------------------------------------------------------
@@ -1298,7 +1363,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def start(self) -> None:
         self.now = 0.0
         self.scheduler = make_scheduler(
-            workers=0, queue_capacity=400, queue_bytes=20_000, max_batch_size=50, priority_batch_size=4
+            workers=0, queue_capacity=400, memory_bytes=1 << 20, max_batch_size=50, priority_batch_size=4
         )
         self.jobs: list[Job] = []
         self.ends: Counter[int] = Counter()
@@ -1319,7 +1384,6 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
             job = self.scheduler.submit(
                 request(client, texts, deadline_ms=300 if deadline else None),
                 self.now,
-                num_bytes=10 * count,
                 is_unsubscribed=is_unsubscribed,
             )
         except Overloaded as caught:
@@ -1381,7 +1445,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     @rule(client=CLIENTS)
     def client_subscribed(self, client: bytes) -> None:
-        self.scheduler.client_subscribed(client)
+        list(self.scheduler.client_subscribed(client))
 
     @rule(client=CLIENTS)
     def cancel(self, client: bytes) -> None:
@@ -1399,7 +1463,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         open_jobs = [job for job in self.jobs if job.is_open]
         assert self.scheduler.num_jobs == len(open_jobs)
         assert self.scheduler.num_waiting == sum(job.num_waiting for job in open_jobs)
-        assert self.scheduler.open_bytes == sum(job.num_bytes for job in open_jobs)
+        assert self.scheduler.admission.memory.held == sum(job.reservation.amount for job in open_jobs)
         assert all(self.ends[job.job_id] == (not job.is_open) for job in self.jobs)
 
     def teardown(self) -> None:
@@ -1416,7 +1480,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
                 self._end(job)
         assert {self.ends[job.job_id] for job in self.jobs} <= {1}
         assert self.scheduler.is_idle
-        assert (self.scheduler.num_waiting, self.scheduler.open_bytes) == (0, 0)
+        assert (self.scheduler.num_waiting, self.scheduler.admission.memory.held) == (0, 0)
 
     def _pick(self, data: st.DataObject) -> tuple[str, Batch]:
         name = data.draw(st.sampled_from(sorted(n for n, batches in self.in_flight.items() if batches)))
@@ -1430,6 +1494,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     def _end(self, job: Job) -> None:
         self.ends[job.job_id] += 1
+        job.reservation.release()  # as when the reply is sent
         assert self.ends[job.job_id] == 1
 
     def _end_failed(self, failures: Iterable[Failure]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from .encoding import Frame, Frames, array_frame, array_from_frame, array_info, dump_json, load_json
@@ -27,6 +28,7 @@ class ModelFacts:
     fingerprint: a hash of the weights, the tokenizer and the configuration. Workers with the same fingerprint
     compute the same vectors.
     device: torch's name of the device. dtype: number format of the forward pass. dimension: length of a vector.
+    hidden_size: length of the hidden state of a token in one layer.
     kind: "embedding", "splade", "classifier" or "reranker".
     poolings: the strategies that are used if a request names no strategy.
     splits_specials: the tokenizer treats the name of a special token in a text as ordinary text.
@@ -41,6 +43,7 @@ class ModelFacts:
     device: str
     dtype: str
     dimension: int
+    hidden_size: int
     kind: str
     poolings: Sequence[str]
     splits_specials: bool
@@ -213,9 +216,16 @@ def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | Broke
     return message
 
 
+# Most requests have the same few options, and to_json takes longer than everything else in a small part. Callers
+# must not change the object.
+@lru_cache(maxsize=256)
+def _options_to_json(options: EncodeOptions) -> JsonObject:
+    return options.to_json()
+
+
 def _part_to_json(part: Part) -> JsonObject:
     value: JsonObject = {"texts": part.texts}
-    if options := part.options.to_json():
+    if options := _options_to_json(part.options):
         value["options"] = options
     for name in ("spans", "trace"):
         if (of_part := getattr(part, name)) is not None:

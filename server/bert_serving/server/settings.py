@@ -138,15 +138,26 @@ class Settings(ModelOptions, BaseSettings):
     )
     show_tokens_to_client: bool = Field(False, description="send the tokens with every reply")
     queue_capacity: int = Field(
-        262_144,
+        524_288,
         ge=1,
-        description="largest number of texts that may wait in total, and largest number in one request; a request "
-        "beyond these limits is refused",
+        description="largest number of texts that may wait in total; one client may have at most flow_share of "
+        "what others leave free, so one request of 262,144 texts fits into an empty queue",
     )
-    queue_mb: int = Field(2048, ge=1, description="limit, in MiB, for all requests that have no reply yet")
+    memory_mb: int = Field(
+        2048,
+        ge=16,
+        description="limit, in MiB, for everything that is held for clients: requests, vectors and replies that "
+        "wait; the default holds a million vectors of 384 components, or eight requests of 100 MB",
+    )
+    flow_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="largest part of the memory and of the queue, as far as others leave it free, that one client "
+        "or HTTP caller may use; with 0.5, there is always room for another one",
+    )
     max_message_mb: int = Field(256, ge=1, le=2047, description="largest request in MiB")
-    outbox_mb: int = Field(1024, ge=1, description="limit, in MiB, for all replies that wait for their client")
-    outbox_age: float = Field(300, gt=0, description="seconds that a reply waits for its client")
+    outbox_age: float = Field(300, gt=0, description="seconds that vectors wait for their client")
     worker_timeout: float = Field(
         120, gt=0, description="seconds that a batch may take; after that, its worker is replaced"
     )

@@ -7,8 +7,9 @@ process and blocks only in `step`: every send is non-blocking, and a reply that 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from bert_serving.protocol import (
     ErrorReply,
     Frames,
     InfoReply,
-    PayloadTooLarge,
     ServingError,
     Unauthorized,
     Unavailable,
@@ -30,14 +30,19 @@ from bert_serving.protocol import (
 from bert_serving.protocol.workers import Batch, Failed, Heartbeat, Ready, Result, worker_message_to_frames
 
 from ..settings import Settings
+from .account import NoRoom, Reservation
+from .budget import Budget, Chores
 from .curve import CurveServer
+from .inspection import Inspection
 from .job import Job
+from .job_queue import flow_of
 from .loop_clock import LoopClock
 from .metrics import BrokerMetrics
 from .observer import BrokerObserver
 from .ports import Ports, PrivateEndpoints, is_loopback, peer_of, receive_some
 from .replies import Replies, Unsubscribed
 from .scheduler import Failure, Scheduler
+from .sizes import ResultSizes
 from .sparse_log import SparseLog
 from .statistic import Statistic
 from .status import StatusReport
@@ -46,6 +51,8 @@ from .workers import MessageForBroker, Unreadable, Workers
 log = logging.getLogger(__name__)
 
 _NUM_REQUEST_FRAMES = 4
+_PHASE_S = 0.01  # so that a step with much to do in every phase takes a tenth of a second
+_LAST_DELIVERY_S = 1.0
 # A worker that has died is started again after at most 4 s, and a small model is loaded in a few seconds.
 _RETRY_DURING_OUTAGE_MS = 10_000
 
@@ -75,7 +82,6 @@ class Broker:
         self._metrics = metrics
         self._token_rows = token_rows
         self._observers = observers
-        self._max_reply_bytes = max(settings.outbox_mb, settings.max_message_mb) << 20
         self._is_accepting = True
         self.clock = LoopClock()
         self._sparse_log = SparseLog()
@@ -89,27 +95,30 @@ class Broker:
             curve=self._curve,
         )
         self._scheduler = Scheduler(
+            memory_bytes=settings.memory_mb << 20,
             queue_capacity=settings.queue_capacity,
-            queue_bytes=settings.queue_mb << 20,
+            flow_share=settings.flow_share,
+            sizes=ResultSizes(
+                itemsize=2 if settings.fp16 else 4,
+                num_layers=len(settings.pooling_layer or (-1,)),
+                max_seq_len=max_seq_len,
+                token_rows=token_rows,
+                show_tokens=settings.show_tokens_to_client,
+            ),
             max_batch_size=settings.max_batch_size,
             priority_batch_size=settings.priority_batch_size,
             max_seq_len=max_seq_len,
             show_tokens=settings.show_tokens_to_client,
-            result_bytes=self._max_reply_bytes,
             clock=self.clock,
         )
-        self._replies = Replies(
-            self._ports.replies,
-            metrics,
-            self._sparse_log,
-            capacity_bytes=settings.outbox_mb << 20,
-            max_age_s=settings.outbox_age,
-        )
+        self._replies = Replies(self._ports.replies, metrics, self._sparse_log, max_age_s=settings.outbox_age)
         self._workers = Workers(self._ports.workers, worker_names, self.clock)
         self._statistic = Statistic(time.monotonic())
-        self._report = StatusReport(
+        report = StatusReport(
             settings, metrics, self._workers.views, self._statistic, worker_endpoint=endpoints.workers
         )
+        self._inspection = Inspection(report, metrics, self._scheduler, self._replies, self._workers, self.clock)
+        self._chores = Chores()
 
     def __repr__(self) -> str:
         return f"<Broker {self._scheduler!r} {self._replies!r} {self._workers!r}>"
@@ -121,10 +130,20 @@ class Broker:
 
     def wait(self, timeout_ms: int) -> None:
         """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable."""
-        self._ports.poll(self._replies.poll_ms(timeout_ms))
+        self._ports.poll(0 if self._chores else self._replies.poll_ms(self._ms_to_deadline(timeout_ms)))
+
+    def _ms_to_deadline(self, timeout_ms: int) -> int:
+        deadline = self._scheduler.next_deadline
+        if deadline is None:
+            return timeout_ms
+        return min(timeout_ms, max(0, math.ceil((deadline - time.monotonic()) * 1000)))
 
     def handle_messages(self) -> None:
-        """Handle the messages that have arrived, then send batches and replies."""
+        """Handle the messages that have arrived, then send batches and replies.
+
+        Each phase stops when its budget is spent and continues in the next step. What workers have sent is always
+        read: each of them has at most two batches.
+        """
         now = time.monotonic()
         self.clock.turn(now)
         self._read_subscriptions(now)
@@ -132,9 +151,9 @@ class Broker:
         self._read_requests(now)
         self._fail_expired_jobs(now)  # before batches are sent, so that they contain no expired texts
         self._fail_jobs_during_outage(now)
-        self._replies.expire(now)
+        self._replies.expire(now, Budget(_PHASE_S))
         self._send_batches(now)
-        self._replies.deliver()
+        self._replies.deliver(now, Budget(_PHASE_S))
 
     # -- for the supervisor ----------------------------------------------------------------------------
 
@@ -182,6 +201,11 @@ class Broker:
         return self._workers.views[name].pid
 
     @property
+    def num_open(self) -> int:
+        """The number of requests without a reply."""
+        return self._scheduler.num_jobs
+
+    @property
     def is_drained(self) -> bool:
         """Whether every accepted request has a reply, and all replies to connected clients are sent."""
         return self._scheduler.is_idle and self._replies.are_sent
@@ -192,8 +216,11 @@ class Broker:
 
     def fail_all(self, reason: str) -> None:
         """Reply to every open request with Unavailable."""
-        self._fail(self._scheduler.fail_all(Unavailable(reason)), time.monotonic())
-        self._replies.deliver()
+        now = time.monotonic()
+        while not self._scheduler.is_idle:  # in portions, because only so many errors may wait for one client
+            self._fail(self._scheduler.fail_all(Unavailable(reason)), now, Budget(_PHASE_S))
+            self._replies.deliver(now, Budget(_PHASE_S))
+        self._replies.deliver(now, Budget(_LAST_DELIVERY_S))
 
     def stop_workers(self) -> None:
         """Tell every ready worker to end."""
@@ -206,33 +233,42 @@ class Broker:
     # -- clients ---------------------------------------------------------------------------------------
 
     def _read_subscriptions(self, now: float) -> None:
-        for change in self._replies.changes(now):
+        for change in self._replies.changes(now, Budget(_PHASE_S)):
             if isinstance(change, Unsubscribed):
-                cancelled = self._scheduler.cancel(change.identity)
-                self._metrics.cancelled.inc(len(cancelled))
+                self._chores.add(self._end_lost(self._scheduler.cancel(change.identity), now))
                 continue
             self._metrics.subscriptions.inc()
-            self._scheduler.client_subscribed(change.identity)
+            self._chores.add(self._scheduler.client_subscribed(change.identity))
             if change.missed is not None:
                 self._reply_to_command(change.missed, now)
+        self._chores.run(Budget(_PHASE_S))
+
+    def _end_lost(self, cancelled: Iterator[Job], now: float) -> Iterator[None]:
+        """Count the requests of a client that has left; if it only lost its connection, it finds an error."""
+        for job in cancelled:
+            self._metrics.cancelled.inc()
+            self._replies.post_lost(job.request, now)
+            yield
 
     def _read_requests(self, now: float) -> None:
-        for message in receive_some(self._ports.gateway_requests):
+        for message in receive_some(self._ports.gateway_requests, Budget(_PHASE_S)):
             self._on_request(message, now, is_from_gateway=True)
-        for message in receive_some(self._ports.requests):
+        for message in receive_some(self._ports.requests, Budget(_PHASE_S)):
             self._on_request(message, now, is_from_gateway=False)
 
     def _on_request(self, message: list[zmq.Frame], now: float, *, is_from_gateway: bool) -> None:
         frames: Frames = [frame.buffer for frame in message]
-        request = None
+        request = held = None
         try:
+            held = self._reserve(frames)
             request = request_from_frames(frames)
             if isinstance(request, CommandRequest):
                 self._on_command(request, peer_of(message[0]), now)
             else:
-                if not is_from_gateway:
+                if not is_from_gateway and (request.flow is not None or request.flow_share is not None):
                     request = replace(request, flow=None, flow_share=None)  # a client must not choose its share
-                self._on_encode(request, sum(map(len, frames)), now)
+                self._on_encode(request, held, now)
+                held = None  # it belongs to the job now
         except ServingError as error:
             if request is None:
                 self._notify_arrived(None)
@@ -241,8 +277,17 @@ class Broker:
         except Exception:  # an unexpected error must fail only this request
             log.exception("cannot handle a request trace=%s", getattr(request, "trace", None))
             self._refuse(frames, ServingError("internal error"), now)
+        finally:
+            if held is not None:
+                held.release()
 
-    def _on_encode(self, request: EncodeRequest, num_bytes: int, now: float) -> None:
+    def _reserve(self, frames: Frames) -> Reservation:
+        """Reserve what the parsed request will take. Raises PayloadTooLarge or Overloaded."""
+        identity, body = bytes(frames[0]), frames[1] if len(frames) == _NUM_REQUEST_FRAMES else b""
+        flow = flow_of(identity, None, is_unsubscribed=not self._replies.has_subscriber(identity))
+        return self._scheduler.admission.reserve_body(flow, body)
+
+    def _on_encode(self, request: EncodeRequest, held: Reservation, now: float) -> None:
         self._metrics.requests.inc()
         self._notify_arrived(request)
         self._replies.note_request(request, now)
@@ -253,7 +298,7 @@ class Broker:
         if self._is_out_of_service:
             raise self._out_of_service()
         is_unsubscribed = not self._replies.has_subscriber(request.identity)
-        self._scheduler.submit(request, now, num_bytes=num_bytes, is_unsubscribed=is_unsubscribed)
+        self._scheduler.submit(request, now, held, is_unsubscribed=is_unsubscribed)
 
     def _on_command(self, request: CommandRequest, peer: str, now: float) -> None:
         if request.command is Command.CANCEL:
@@ -275,18 +320,7 @@ class Broker:
         self._replies.note_request(request, now)
 
     def _reply_to_command(self, request: CommandRequest, now: float) -> None:
-        info: dict[str, object]
-        if request.command is Command.SHOW_CONFIG:
-            info = self._report.config(request.identity)
-        else:
-            self._set_gauges(now)
-            if request.command is Command.SHOW_STATUS:
-                is_ready = self._is_accepting and self._workers.have_recent_forwards()
-                info = self._report.status(
-                    request.identity, now, loop_now=self.clock.now, is_ready=is_ready, model=self._scheduler.model
-                )
-            else:
-                info = {"text": self._metrics.text()}
+        info = self._inspection.info(request, now, is_accepting=self._is_accepting)
         self._replies.post(InfoReply(request.identity, request.request_id, info), now)
 
     def _refuse(self, frames: Frames, error: ServingError, now: float) -> None:
@@ -301,11 +335,11 @@ class Broker:
         self._post_error(*sender, error, now)
 
     def _fail_expired_jobs(self, now: float) -> None:
-        self._fail(self._scheduler.expire(now), now)
+        self._fail(self._scheduler.expire(now), now, Budget(_PHASE_S))
 
     def _fail_jobs_during_outage(self, now: float) -> None:
         if self._is_out_of_service:
-            self._fail(self._scheduler.fail_all(self._out_of_service()), now)
+            self._fail(self._scheduler.fail_all(self._out_of_service()), now, Budget(_PHASE_S))
 
     @property
     def _is_out_of_service(self) -> bool:
@@ -317,11 +351,14 @@ class Broker:
             f"no worker has been ready for {self._workers.outage_s:.0f} s", retry_after_ms=_RETRY_DURING_OUTAGE_MS
         )
 
-    def _fail(self, failures: Sequence[Failure], now: float) -> None:
+    def _fail(self, failures: Iterable[Failure], now: float, budget: Budget | None = None) -> None:
+        """Reply to jobs that failed, until the budget is spent. The other jobs fail in the next step."""
         for failure in failures:
             request = failure.job.request
             log.debug("request failed trace=%s error=%s", request.trace, failure.error)
             self._post_error(request.identity, request.request_id, failure.error, now)
+            if budget is not None and budget.is_spent:
+                return
 
     def _post_error(self, identity: bytes, request_id: bytes, error: ServingError, now: float) -> None:
         self._metrics.errors.labels(error.code).inc()
@@ -332,16 +369,6 @@ class Broker:
     def _notify_arrived(self, request: EncodeRequest | None) -> None:
         for observer in self._observers:
             observer.request_arrived(request)
-
-    def _set_gauges(self, now: float) -> None:
-        self._metrics.queue_texts.set(self._scheduler.num_waiting)
-        self._metrics.queue_age.set(self._scheduler.oldest_age_s(now))
-        self._metrics.open_requests.set(self._scheduler.num_jobs)
-        for name, worker in self._workers.views.items():
-            self._metrics.set_worker_state(name, worker.state(self.clock.now))
-        self._metrics.workers_ready.set(self._workers.num_ready)
-        self._metrics.outbox_bytes.set(self._replies.held_bytes)
-        self._metrics.clients.set(self._replies.num_subscribers)
 
     # -- workers ---------------------------------------------------------------------------------------
 
@@ -392,9 +419,14 @@ class Broker:
     def _end_job(self, job: Job, now: float) -> None:
         try:
             self._reply_to_job(job, now)
+            return
+        except NoRoom as exc:
+            error = self._scheduler.admission.no_bytes(exc)
         except Exception:  # an unexpected error must fail only this request
             log.exception("cannot reply to %r", job)
-            self._fail([Failure(job, ServingError("internal error"))], now)
+            error = ServingError("internal error")
+        job.reservation.release()
+        self._fail([Failure(job, error)], now)
 
     def _reply_to_job(self, job: Job, now: float) -> None:
         usage = job.usage(now)
@@ -402,16 +434,14 @@ class Broker:
         self._metrics.queue.observe(usage.queue_ms / 1000)
         for observer in self._observers:
             observer.request_done(job.request, usage)
-        try:
-            reply = job.to_reply(usage, token_rows=self._token_rows, max_bytes=self._max_reply_bytes)
-        except PayloadTooLarge as error:
-            self._post_error(job.request.identity, job.request.request_id, error, now)
-            return
-        self._replies.post(reply, now)
+        self._replies.post(job.to_reply(usage, token_rows=self._token_rows), now, job.reservation)
 
     def _send_batches(self, now: float) -> None:
+        budget = Budget(_PHASE_S)
         for name, batch in self._scheduler.next_batches(now):
             self._send_batch(name, batch, now)
+            if budget.is_spent:
+                return
 
     def _send_batch(self, name: str, batch: Batch, now: float) -> None:
         try:

@@ -44,6 +44,9 @@ class FairQueue:
         self._now = 0.0
         self._left: dict[bytes, float] = {}  # clocks of empty flows: a flow that returns keeps its debt
         self._ticket = itertools.count()
+        # Flows that have lost their last job stay in the heap until they reach its top or are too many: to remove
+        # one of them from the middle, the heap must be built again.
+        self._num_empty = 0
 
     def __bool__(self) -> bool:
         self._skip_closed()
@@ -56,6 +59,8 @@ class FairQueue:
             clock = max(self._now, self._left.pop(job.flow, 0.0))
             flow = self._flows[job.flow] = _Flow(job.flow, clock)
             self._push_flow(flow)
+        elif not flow.jobs:
+            self._num_empty -= 1
         flow.jobs[job.job_id] = job
 
     def discard(self, job: Job) -> None:
@@ -64,9 +69,8 @@ class FairQueue:
         if flow is None or flow.jobs.pop(job.job_id, None) is None:
             return
         if not flow.jobs:
-            self._heap = [entry for entry in self._heap if entry[2] is not flow]
-            heapq.heapify(self._heap)
-            self._requeue(flow)
+            self._num_empty += 1
+            self._drop_empty_flows()
 
     def take(
         self,
@@ -119,10 +123,26 @@ class FairQueue:
         self._requeue(flow)
 
     def _skip_closed(self) -> None:
-        """Remove jobs that have ended from the front of the queue."""
-        while self._heap and not self._heap[0][2].first.is_waiting:
-            flow = heapq.heappop(self._heap)[2]
-            flow.jobs.popitem(last=False)
+        """Remove jobs that have ended from the front of the queue, and flows without jobs."""
+        while self._heap:
+            flow = self._heap[0][2]
+            if not flow.jobs:
+                self._num_empty -= 1
+            elif flow.first.is_waiting:
+                return
+            else:
+                flow.jobs.popitem(last=False)
+            heapq.heappop(self._heap)
+            self._requeue(flow)
+
+    def _drop_empty_flows(self) -> None:
+        if self._num_empty <= len(self._heap) // 2 + 64:
+            return
+        empty = [entry[2] for entry in self._heap if not entry[2].jobs]
+        self._heap = [entry for entry in self._heap if entry[2].jobs]
+        heapq.heapify(self._heap)
+        self._num_empty = 0
+        for flow in empty:
             self._requeue(flow)
 
     def _requeue(self, flow: _Flow) -> None:

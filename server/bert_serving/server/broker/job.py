@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from bert_serving.protocol import EncodeOptions, EncodeReply, EncodeRequest, PayloadTooLarge, Rows, Text, Usage
+from bert_serving.protocol import EncodeOptions, EncodeReply, EncodeRequest, Rows, Text, Usage
 from bert_serving.protocol.workers import Part, Vectors
 
+from .account import Reservation
 from .job_result import JobResult
 
 #: Estimates the tokens of a text.
@@ -21,17 +22,20 @@ class Job:
     """One encode request.
 
     job_id: the broker's own number, because two clients may use the same identity and request_id. flow: key of the
-    job's flow in the fair queue; see JobQueue.
-    options: the options of the request, and those that the server sets for every request. max_text_tokens: limit
-    for the estimated tokens of one text. attempt: how many times the job was started again. num_taken: number of
-    texts that were given to workers. begun_at: when the first text was given to a worker. tokenize_ms, compute_ms:
-    sums of the times of all batches with texts of this job.
+    job's flow in the fair queue; see JobQueue. reservation: the bytes of the job and of its vectors. waiting: the
+    texts that were not given to a worker yet. options: the options of the request, and those that the server sets
+    for every request. num_bytes: the bytes of the job without its vectors. max_text_tokens: limit for the
+    estimated tokens of one text. attempt: how many times the job was started again. num_taken: number of texts
+    that were given to workers. begun_at: when the first text was given to a worker. tokenize_ms, compute_ms: sums
+    of the times of all batches with texts of this job.
     """
 
     job_id: int
     request: EncodeRequest
     arrived_at: float
     flow: bytes
+    reservation: Reservation
+    waiting: Reservation
     options: EncodeOptions = EncodeOptions()  # noqa: RUF009
     num_bytes: int = 0
     max_text_tokens: float = math.inf
@@ -100,6 +104,7 @@ class Job:
         """Mark the texts up to `stop` as given to a worker; return them as a slice."""
         taken = Slice(self, self.num_taken, stop, self.attempt)
         self.num_taken = stop
+        self.waiting.resize(min(self.waiting.amount, len(self.texts) - stop))
         return taken
 
     def mixes_models(self, model: str) -> bool:
@@ -136,14 +141,14 @@ class Job:
             model=self.result.model or "",
         )
 
-    def to_reply(self, usage: Usage, *, token_rows: int | None, max_bytes: int) -> EncodeReply:
-        """Return the reply. The job must be done. Raises PayloadTooLarge.
+    def to_reply(self, usage: Usage, *, token_rows: int | None) -> EncodeReply:
+        """Return the reply. The job must be done. Raises NoRoom if the reply needs more than is reserved.
 
         token_rows: when the vectors of tokens are padded to one array, each text gets at least this many rows;
-        None: as many rows as the longest text has. max_bytes: limit for the padded array.
+        None: as many rows as the longest text has.
         """
         options, result = self.options, self.result
-        rows, counts = self._reply_rows(token_rows, max_bytes)
+        rows, counts = self._reply_rows(token_rows)
         return EncodeReply(
             self.request.identity,
             self.request.request_id,
@@ -155,18 +160,15 @@ class Job:
             usage if options.show_usage else None,
         )
 
-    def _reply_rows(self, token_rows: int | None, max_bytes: int) -> tuple[Rows, list[int] | None]:
+    def _reply_rows(self, token_rows: int | None) -> tuple[Rows, list[int] | None]:
         result = self.result
         if result.ragged is None:
             assert result.rows is not None
             return result.rows, None
-        if self.options.ragged:
-            return result.joined()
-        if result.padded_bytes(token_rows) > max_bytes:
-            raise PayloadTooLarge(
-                f"the padded token vectors exceed the limit of {max_bytes >> 20} MiB: send fewer texts"
-            )
-        return result.padded(token_rows), None
+        joined_bytes = result.num_bytes if self.options.ragged else result.padded_bytes(token_rows)
+        needed = self.num_bytes + result.num_bytes + joined_bytes  # for a moment, both arrays exist
+        self.reservation.resize(max(needed, self.reservation.amount))
+        return result.joined() if self.options.ragged else (result.padded(token_rows), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 import zmq
 from bert_serving.protocol import MAX_IDENTITY_BYTES
 
+from .budget import Budget
 from .curve import CurveServer
 
 # Room for an identity and the command name SUBSCRIBE. A limit is needed because libzmq keeps a tree node for every
@@ -32,7 +33,9 @@ _MAX_CURVE_BYTES = 512
 _REPLIES_IN_PIPE = 16
 _KEEPALIVE_S = 30  # a silent peer is probed after this time, and disconnected after three probes without reply
 _LINGER_MS = 1_000
-_MESSAGES_PER_STEP = 512
+# libzmq reads at most this many requests of each client in advance; further ones wait in the system's buffers and
+# in the client. A request may have -max_message_mb, and what is not read yet is not counted in -memory_mb.
+_UNREAD_REQUESTS = 4
 _POLLIN = int(zmq.POLLIN)  # a plain number is faster than zmq's enum
 
 
@@ -75,6 +78,7 @@ class Ports:
         self._curve = curve
         self.requests, self.gateway_requests = self._open(zmq.PULL), self._open(zmq.PULL)
         self.requests.maxmsgsize = max_message_bytes
+        self.requests.rcvhwm = _UNREAD_REQUESTS
         self.replies = self._open(zmq.XPUB)
         self.replies.maxmsgsize = _MAX_SUBSCRIPTION_BYTES
         self.replies.xpub_manual = 1
@@ -143,9 +147,9 @@ def receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
         return None
 
 
-def receive_some(socket: zmq.Socket[bytes]) -> Iterator[list[zmq.Frame]]:
-    """Yield messages that have arrived. Their number is limited, so that other sockets do not wait long."""
-    for _ in range(_MESSAGES_PER_STEP):
+def receive_some(socket: zmq.Socket[bytes], budget: Budget) -> Iterator[list[zmq.Frame]]:
+    """Yield messages that have arrived, until the budget is spent, so that other sockets do not wait long."""
+    while not budget.is_spent:
         message = receive(socket)
         if message is None:
             return

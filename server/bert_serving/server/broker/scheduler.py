@@ -30,26 +30,27 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from bert_serving.protocol import (
     DeadlineExceeded,
     EncodeRequest,
-    Overloaded,
-    PayloadTooLarge,
     ServingError,
     Unavailable,
     WorkerFailed,
 )
 from bert_serving.protocol.workers import Batch, ModelFacts, PartResult, Rejected, Result, Vectors
 
+from .account import Reservation
+from .admission import Admission
 from .batching import BatchBuilder, InFlightBatch, halve
 from .estimates import RateEstimate, TokenEstimate
 from .job import Job, Slice
-from .job_queue import JobQueue
+from .job_queue import JobQueue, flow_of
 from .loop_clock import LoopClock
 from .result_check import result_error
+from .sizes import ResultSizes
 from .worker_load import WorkerLoad
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,10 @@ class Failure:
 class Scheduler:
     """Owns every job from its arrival to its end.
 
-    queue_capacity: limit for the number of texts that wait, and for the number of texts in one request.
-    queue_bytes: limit for the bytes of all open requests, as received. max_batch_size: limit for the number of
-    texts in a batch. priority_batch_size: requests of up to this many texts overtake larger ones. max_seq_len:
-    limit for the estimated tokens of a text, because longer texts are truncated. result_bytes: limit for the bytes
-    of the vectors of one request. clock: the loop's clock.
+    memory_bytes, queue_capacity, flow_share: limits for what all requests and one flow may hold; see Admission.
+    sizes: estimates what a request will need. max_batch_size: limit for the number of texts in a batch.
+    priority_batch_size: requests of up to this many texts overtake larger ones. max_seq_len: limit for the
+    estimated tokens of a text, because longer texts are truncated. clock: the loop's clock.
 
     model: fingerprint of the newest model, the one that became ready last; empty until a worker is ready.
     """
@@ -80,30 +80,35 @@ class Scheduler:
     def __init__(
         self,
         *,
+        memory_bytes: int,
         queue_capacity: int,
-        queue_bytes: int,
+        flow_share: float,
+        sizes: ResultSizes,
         max_batch_size: int,
         priority_batch_size: int,
         max_seq_len: int,
         show_tokens: bool = False,
-        result_bytes: int = 1 << 30,
         clock: LoopClock | None = None,
     ) -> None:
         self._clock = clock or LoopClock()
         self._max_batch_size = max_batch_size
-        self._result_bytes = result_bytes
         self._queue = JobQueue(
-            queue_capacity=queue_capacity,
-            queue_bytes=queue_bytes,
-            priority_batch_size=priority_batch_size,
-            max_seq_len=max_seq_len,
-            show_tokens=show_tokens,
+            priority_batch_size=priority_batch_size, max_seq_len=max_seq_len, show_tokens=show_tokens
         )
         self._to_send_again: deque[InFlightBatch] = deque()
         self._workers: dict[str, WorkerLoad] = {}
         self.model = ""
         self._batch_ids = itertools.count(1)
         self._estimate = TokenEstimate()
+        self._sizes = sizes
+        self.admission = Admission(
+            memory_bytes=memory_bytes,
+            queue_capacity=queue_capacity,
+            flow_share=flow_share,
+            sizes=sizes,
+            cost=self._estimate.of_text,
+            wait_ms=self._wait_ms,
+        )
 
     def __repr__(self) -> str:
         in_flight = sum(len(worker.in_flight) for worker in self._workers.values())
@@ -125,12 +130,12 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """The number of texts that were not given to a worker yet."""
-        return self._queue.num_waiting
+        return self.admission.texts.held
 
     @property
-    def open_bytes(self) -> int:
-        """Bytes of the requests of all open jobs, as received."""
-        return self._queue.open_bytes
+    def next_deadline(self) -> float | None:
+        """When a deadline may pass next; None if no request has a deadline."""
+        return self._queue.next_deadline
 
     def oldest_age_s(self, now: float) -> float:
         """Return the age of the oldest request that waits for its first batch; 0 if there is none."""
@@ -144,30 +149,36 @@ class Scheduler:
     # -- jobs ------------------------------------------------------------------------------------------
 
     def submit(
-        self, request: EncodeRequest, now: float, *, num_bytes: int = 0, is_unsubscribed: bool = False
+        self, request: EncodeRequest, now: float, held: Reservation | None = None, *, is_unsubscribed: bool = False
     ) -> Job:
-        """Queue a request. Raises PayloadTooLarge or Overloaded.
+        """Queue a request. Raises PayloadTooLarge or Overloaded; then `held` is released.
 
-        num_bytes: size of the request, as received. is_unsubscribed: no client has subscribed to the identity of
-        the request yet; call `client_subscribed` when a client subscribes.
+        held: what is reserved for the parsed request already. is_unsubscribed: no client has subscribed to the
+        identity of the request yet; call `client_subscribed` when a client subscribes.
         """
-        reason = self._queue.full_because(len(request.texts), num_bytes)
-        if reason is not None:
-            raise Overloaded(
-                f"the queue is full: {reason}", retry_after_ms=self._retry_after_ms(len(request.texts))
-            )
-        return self._queue.add(request, now, num_bytes=num_bytes, is_unsubscribed=is_unsubscribed)
+        flow = flow_of(request.identity, request.flow, is_unsubscribed=is_unsubscribed)
+        held = held or self.admission.reserve_body(flow, b"")
+        num_bytes = held.amount
+        try:
+            waiting = self.admission.reserve_job(request, flow, held)
+        except ServingError:
+            held.release()
+            raise
+        return self._queue.add(request, now, flow=flow, num_bytes=num_bytes, held=held, waiting=waiting)
 
-    def client_subscribed(self, identity: bytes) -> None:
-        """Note that a client has subscribed to an identity. Requests with this identity may be open already."""
-        self._queue.client_subscribed(identity)
+    def client_subscribed(self, identity: bytes) -> Iterator[None]:
+        """Move the open requests of an identity to its own flow, one in each step of the iterator."""
+        return self._queue.client_subscribed(identity)
 
-    def cancel(self, identity: bytes) -> list[Job]:
-        """End the jobs of a client that disconnected; return these jobs."""
-        jobs = self._queue.jobs_of(identity)
+    def cancel(self, identity: bytes) -> Iterator[Job]:
+        """End the jobs that a client has now, because it disconnected: one in each step of the iterator."""
+        return self._cancel(self._queue.take_jobs_of(identity))
+
+    def _cancel(self, jobs: Iterable[Job]) -> Iterator[Job]:
         for job in jobs:
-            self._queue.close(job)
-        return jobs
+            if job.is_open:
+                self._queue.close(job)
+                yield job
 
     def cancel_request(self, identity: bytes, request_id: bytes) -> Job | None:
         """End the job of one request; return the job, or None if there is no open job."""
@@ -176,20 +187,19 @@ class Scheduler:
             self._queue.close(job)
         return job
 
-    def expire(self, now: float) -> list[Failure]:
-        """End the jobs whose deadline has passed."""
-        failures = []
+    def expire(self, now: float) -> Iterator[Failure]:
+        """End the jobs whose deadline has passed, one in each step of the iterator."""
         for job in self._queue.past_deadline(now):
             waited_ms = round((now - job.arrived_at) * 1000)
             message = (
                 f"the deadline of {job.request.deadline_ms} ms has passed: the request has waited {waited_ms} ms"
             )
-            failures.append(self._fail_job(job, DeadlineExceeded(message)))
-        return failures
+            yield self._fail_job(job, DeadlineExceeded(message))
 
-    def fail_all(self, error: Unavailable) -> list[Failure]:
-        """Fail every job, because the server shuts down or has no worker left."""
-        return [self._fail_job(job, error) for job in self._queue.jobs]
+    def fail_all(self, error: Unavailable) -> Iterator[Failure]:
+        """Fail every job, because the server stops or has no worker left: one in each step of the iterator."""
+        for job in self._queue.jobs:
+            yield self._fail_job(job, error)
 
     # -- workers ---------------------------------------------------------------------------------------
 
@@ -199,6 +209,7 @@ class Scheduler:
         self.model = facts.fingerprint
         rate = RateEstimate(facts.tokens_per_s)
         self._workers[name] = WorkerLoad(name, facts.fingerprint, facts.max_batch_tokens, rate)
+        self._sizes.learn(facts)
 
     def worker_lost(self, name: str) -> list[Failure]:
         """Remove a worker that died and take back its batches; return the jobs that fail."""
@@ -377,8 +388,8 @@ class Scheduler:
         if job.mixes_models(model):
             self._queue.restart(job)
             return None
-        if job.result.bytes_with(part_result) > self._result_bytes:
-            return self._fail_job(job, self._too_large())
+        if (no_room := self.admission.reserve_result(job, part_result)) is not None:
+            return self._fail_job(job, no_room)
         try:
             job.store(slice_.start, part_result, model)
         except MemoryError:
@@ -391,15 +402,10 @@ class Scheduler:
         self._queue.close(job)
         return job
 
-    def _retry_after_ms(self, num_texts: int) -> int:
-        """Return the estimated milliseconds until the queue has room for the texts."""
-        excess, rate = self._queue.excess_texts(num_texts), self.tokens_per_s
-        return 1000 if rate == 0 else max(1, round(excess * self._estimate.tokens_per_text / rate * 1000))
-
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(
-            f"the vectors of this request exceed the limit of {self._result_bytes >> 20} MiB: send fewer texts"
-        )
+    def _wait_ms(self, num_texts: int) -> int | None:
+        """Return the estimated milliseconds until so many texts are computed; None if no worker is ready."""
+        rate = self.tokens_per_s
+        return max(1, round(num_texts * self._estimate.tokens_per_text / rate * 1000)) if rate else None
 
     def _fail_job(self, job: Job, error: ServingError) -> Failure:
         self._queue.close(job)

@@ -52,6 +52,7 @@ class ServerStatus(TypedDict):
     model_dir: str
     revision: str | None
     queue_capacity: int
+    flow_share: float
     max_batch_size: int
     num_worker: int
     version: str

@@ -17,6 +17,7 @@ from types import FrameType
 
 from ..settings import Settings
 from .children import Children
+from .garbage import GarbageCollection
 from .launch import Launch
 
 log = logging.getLogger(__name__)
@@ -52,9 +53,11 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until `request_stop` or TERMINATION. Raises StartError if the children cannot be started."""
+        garbage = GarbageCollection(time.monotonic())
         try:
             while not self._should_stop:
                 self._turn()
+                garbage.run_if_due(time.monotonic(), self._broker.num_open)
             self._drain()
         finally:
             self._stop_children()

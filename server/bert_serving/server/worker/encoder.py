@@ -311,6 +311,11 @@ class Encoder:
         return self._loaded.transformer.num_padding + (self._exact.num_padding if self._exact else 0)
 
     @property
+    def hidden_size(self) -> int:
+        """The length of the hidden state of a token in one layer."""
+        return self._loaded.hidden_size
+
+    @property
     def dimension(self) -> int:
         """The number of components of a vector, for a request without options."""
         return self._loaded.planner.default.width

@@ -244,6 +244,7 @@ def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
         device=str(encoder.device),
         dtype=str(encoder.dtype).removeprefix("torch."),
         dimension=encoder.dimension,
+        hidden_size=encoder.hidden_size,
         kind=encoder.kind,
         poolings=encoder.poolings,
         splits_specials=encoder.splits_specials,

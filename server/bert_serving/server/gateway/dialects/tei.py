@@ -339,7 +339,7 @@ async def info(context: RequestContext) -> Response:
             "max_input_length": facts["max_seq_len"],
             "max_batch_tokens": facts["max_batch_tokens"],
             "max_batch_requests": server["max_batch_size"],
-            "max_client_batch_size": server["queue_capacity"],
+            "max_client_batch_size": int(server["queue_capacity"] * server["flow_share"]),
             "auto_truncate": True,
             "tokenization_workers": server["num_worker"],
             "version": server["version"],
