@@ -23,11 +23,12 @@ _MAX_MESSAGE_CHARS = 300
 
 @dataclass(frozen=True, slots=True)
 class TokenizedBatch:
-    """A batch whose texts are ready for the model."""
+    """A batch whose texts are ready for the model. traces: the names of its requests in a log line."""
 
     batch_id: int
     parts: Sequence[TokenizedPart | Rejected]
     tokenize_ms: float
+    traces: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -63,7 +64,7 @@ class Computation:
         except torch.AcceleratorError:
             raise  # the CUDA context is broken; only a new process can use the GPU again
         except Exception as exc:  # an error of any type fails this batch, not the worker
-            return failed(self._batch.batch_id, exc, "compute")
+            return failed(self._batch.batch_id, exc, "compute", self._batch.traces)
         self._compute_ms += (time.perf_counter() - start) * 1000
         self._num_padding += self._encoder.num_padding - padding
         if results is None:
@@ -72,14 +73,14 @@ class Computation:
         return Result(batch.batch_id, results, batch.tokenize_ms, self._compute_ms, self._num_padding)
 
 
-def failed(batch_id: int, exc: Exception, verb: str) -> Failed:
-    """Log an error and return the message about it. verb: what the worker tried to do with the batch.
+def failed(batch_id: int, exc: Exception, verb: str, traces: str = "") -> Failed:
+    """Log an error and return the message about it. verb: what the worker tried to do. traces: see TokenizedBatch.
 
     The log has the place of the error, but not its message, which may quote a text of a user. Only that user gets
     the message, because the broker sends a failed batch again in halves, until it has a single text.
     """
     place = "".join(traceback.format_tb(exc.__traceback__))
-    log.error("cannot %s batch id=%d error=%s\n%s", verb, batch_id, type(exc).__name__, place)
+    log.error("cannot %s batch id=%d trace=%s error=%s\n%s", verb, batch_id, traces, type(exc).__name__, place)
     return Failed(batch_id, one_line(exc)[:_MAX_MESSAGE_CHARS])
 
 
