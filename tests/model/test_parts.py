@@ -125,11 +125,11 @@ def test_an_error_is_logged_without_the_texts_of_users(
     parts = tokenize_parts(encoder, [GOOD])
     monkeypatch.setattr(Encoder, "forward_steps", _raise)
     with caplog.at_level(logging.INFO):
-        result = Computation(encoder, TokenizedBatch(7, parts, 0.0), np.dtype(np.float32)).step()
+        result = Computation(encoder, TokenizedBatch(7, parts, 0.0, "req-1"), np.dtype(np.float32)).step()
     assert isinstance(result, Failed)
     assert result.message.startswith("_Broken: cannot read")
     assert len(result.message) <= 300
-    assert "cannot compute batch id=7 error=_Broken" in caplog.text
+    assert "cannot compute batch id=7 trace=req-1 error=_Broken" in caplog.text
     assert "in _raise" in caplog.text
     assert "secret" not in caplog.text
 
