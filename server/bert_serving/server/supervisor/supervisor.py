@@ -70,8 +70,8 @@ class Supervisor:
         self._children.note_readiness()
         self._children.replace_hung()  # after messages were read: what arrived during a pause counts
         self._announce_readiness()
+        self._reload_if_requested()
         if self._children.has_been_ready:
-            self._reload_if_requested()
             self._children.replace_running()
 
     def _drain(self) -> None:
@@ -109,7 +109,8 @@ class Supervisor:
     def request_reload(self) -> None:
         """Ask for all workers to be replaced, one at a time, by workers that load the model's folder as it is now.
 
-        If not all children have been ready yet, this happens when they are. Safe in signal handlers and threads.
+        If not all children have been ready yet, this happens when they are. Gateways get SIGHUP at once. Safe in
+        signal handlers and threads.
         """
         self._reload_requested = True
         self._wake_up()
@@ -147,7 +148,7 @@ class Supervisor:
     def _reload_if_requested(self) -> None:
         if self._reload_requested:
             self._reload_requested = False
-            log.info("reloading the model: replacing the workers one at a time")
+            log.info("reload: replacing the workers one at a time")
             self._children.reload()
 
     # -- readiness -------------------------------------------------------------------------------------
