@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import zmq
 from bert_serving.protocol import (
@@ -29,6 +30,7 @@ from bert_serving.protocol import (
 from bert_serving.protocol.workers import Batch, Failed, Heartbeat, Ready, Result, worker_message_to_frames
 
 from ..settings import Settings
+from .curve import CurveServer
 from .job import Job
 from .loop_clock import LoopClock
 from .metrics import BrokerMetrics
@@ -54,8 +56,8 @@ class Broker:
 
     endpoints: the addresses for workers and gateways. max_seq_len: the longest sequence, in tokens. token_rows:
     when the vectors of tokens are padded to one array, each text gets at least this many rows; None: as many rows
-    as the longest text has. observers: are called for every request. clock: the loop's clock. Raises PortInUse.
-    Only the thread of the server's loop may call the methods.
+    as the longest text has. observers: are called for every request. clock: the loop's clock. Raises PortInUse or
+    CurveError. Only the thread of the server's loop may call the methods.
     """
 
     def __init__(
@@ -78,12 +80,14 @@ class Broker:
         self._is_accepting = True
         self.clock = LoopClock()
         self._sparse_log = SparseLog()
+        self._curve = None if settings.curve_dir is None else CurveServer(Path(settings.curve_dir))
         self._ports = Ports(
             host=settings.host,
             port=settings.port,
             port_out=settings.port_out,
             endpoints=endpoints,
             max_message_bytes=settings.max_message_mb << 20,
+            curve=self._curve,
         )
         self._scheduler = Scheduler(
             queue_capacity=settings.queue_capacity,
@@ -142,6 +146,11 @@ class Broker:
     def unwatch(self, descriptor: int) -> None:
         """Undo `watch`."""
         self._ports.unwatch(descriptor)
+
+    def reload_keys(self) -> None:
+        """Read the CURVE keys of the clients again. Holds for connections that clients open afterwards."""
+        if self._curve is not None:
+            self._curve.reload()
 
     def read_worker_messages(self) -> None:
         """Read what workers have sent, without sending anything to them. Call this before `worker_lost`."""

@@ -112,7 +112,7 @@ class Children:
         """Find out which processes have become ready; let a successor that is ready take over."""
         for gateway in self._gateways:
             if isinstance(gateway.process, GatewayProcess) and gateway.process.hear(self._now):
-                log.info("HTTP is ready on %s port %s", self._settings.host, self._settings.http_port)
+                log.info("HTTP is ready on %s port %s", self._settings.http_address, self._settings.http_port)
         for worker in self._workers.values():
             ready_pid = self._broker.ready_pid(worker.name)
             for process in worker.processes:
@@ -175,7 +175,8 @@ class Children:
     def reload(self) -> None:
         """Replace all workers, one at a time, so that they load the model's folder as it is now.
 
-        Gateways get SIGHUP too. The signal is blocked when a child starts, so it cannot end a gateway.
+        Gateways get SIGHUP too, and read their keys again. The signal is blocked when a child starts, so it cannot
+        end a gateway.
         """
         for name in self._workers:
             self._rollout.request(name, Reason.RELOAD)

@@ -107,10 +107,10 @@ class Supervisor:
         self._wake_up()
 
     def request_reload(self) -> None:
-        """Ask for all workers to be replaced, one at a time, by workers that load the model's folder as it is now.
+        """Ask to read all keys again, and to replace all workers, one at a time.
 
-        If not all children have been ready yet, this happens when they are. Gateways get SIGHUP at once. Safe in
-        signal handlers and threads.
+        The new workers load the model's folder as it is now. If not all children have been ready yet, the
+        replacement begins when they are. Safe in signal handlers and threads.
         """
         self._reload_requested = True
         self._wake_up()
@@ -148,7 +148,8 @@ class Supervisor:
     def _reload_if_requested(self) -> None:
         if self._reload_requested:
             self._reload_requested = False
-            log.info("reload: replacing the workers one at a time")
+            log.info("reload: reading the keys again, and replacing the workers one at a time")
+            self._broker.reload_keys()
             self._children.reload()
 
     # -- readiness -------------------------------------------------------------------------------------
