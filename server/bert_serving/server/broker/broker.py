@@ -120,9 +120,12 @@ class Broker:
         self.wait(timeout_ms)
         self.handle_messages()
 
-    def wait(self, timeout_ms: int) -> None:
-        """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable."""
-        self._ports.poll(self._replies.poll_ms(timeout_ms))
+    def wait(self, timeout_ms: int) -> bool:
+        """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable.
+
+        Return whether a watched file descriptor is readable.
+        """
+        return self._ports.poll(self._replies.poll_ms(timeout_ms))
 
     def handle_messages(self) -> None:
         """Handle the messages that have arrived, then send batches and replies."""
