@@ -128,9 +128,12 @@ class Broker:
         self.wait(timeout_ms)
         self.handle_messages()
 
-    def wait(self, timeout_ms: int) -> None:
-        """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable."""
-        self._ports.poll(0 if self._chores else self._replies.poll_ms(self._ms_to_deadline(timeout_ms)))
+    def wait(self, timeout_ms: int) -> bool:
+        """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable.
+
+        Return whether a watched file descriptor is readable.
+        """
+        return self._ports.poll(0 if self._chores else self._replies.poll_ms(self._ms_to_deadline(timeout_ms)))
 
     def _ms_to_deadline(self, timeout_ms: int) -> int:
         deadline = self._scheduler.next_deadline
@@ -381,7 +384,7 @@ class Broker:
             self._handle_worker_message(name, message, now)
         except Exception:  # an unexpected error must fail one batch, not the server
             log.exception("cannot handle a message of %s", name)
-            self._fail(self._scheduler.fail_oldest(name, "internal error"), now)
+            self._fail(self._scheduler.fail_in_flight(name, "internal error"), now)
 
     def _handle_worker_message(self, name: str, message: MessageForBroker, now: float) -> None:
         if isinstance(message, Result):
@@ -394,7 +397,7 @@ class Broker:
             log.debug("batch failed id=%d error=%s", message.batch_id, message.message)
             self._fail(self._scheduler.fail(name, message.batch_id, message.message), now)
         elif isinstance(message, Unreadable):
-            self._fail(self._scheduler.fail_oldest(name, "the worker's message cannot be read"), now)
+            self._fail(self._scheduler.fail_in_flight(name, "the worker's message cannot be read"), now)
         else:
             self._on_ready(name, message)
 

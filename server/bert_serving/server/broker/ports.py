@@ -107,9 +107,12 @@ class Ports:
             self.close()
             raise
 
-    def poll(self, timeout_ms: int) -> None:
-        """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable."""
-        self._poller.poll(timeout_ms)
+    def poll(self, timeout_ms: int) -> bool:
+        """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable.
+
+        Return whether a watched file descriptor is readable.
+        """
+        return any(isinstance(source, int) for source, _ in self._poller.poll(timeout_ms))
 
     def watch(self, descriptor: int) -> None:
         """Let `poll` also return when a file descriptor is readable."""
