@@ -95,7 +95,11 @@ class Connection:
         """Why the connection is not complete, for an error message."""
         # The receiver comes first: the sender does not try to connect before the receiver is connected.
         what = self._sender_trouble if self._can_receive else self._receiver_trouble
-        return f"{self._address.requests_name} (port), {self._address.replies_name} (port_out): {what}"
+        return f"{self._name}: {what}"
+
+    @property
+    def _name(self) -> str:
+        return f"{self._address.requests_name} (port), {self._address.replies_name} (port_out)"
 
     @property
     def descriptors(self) -> list[int]:
@@ -142,10 +146,12 @@ class Connection:
         self._is_lost = False
         return Unavailable(f"the server at {self._address.requests_name} went away")
 
-    def timeout_error(self) -> TimeoutError:
-        """Return the error for a call whose deadline passed."""
+    def timeout_error(self, *, is_subscribed: bool) -> TimeoutError:
+        """Return the error for a call whose deadline passed. is_subscribed: see Session."""
         if not self.is_connected:
             return TimeoutError(f"cannot reach the server: {self.trouble}")
+        if not is_subscribed:
+            return TimeoutError(f"no reply from {self._name}: do both ports belong to the same server?")
         return TimeoutError(
             f"the server at {self._address.requests_name} did not reply in time; "
             "is the client's timeout long enough for this request?"
@@ -172,15 +178,17 @@ class Connection:
             self._receiver_attempts.reset()
             return
         if event & HANDSHAKE_FAILED:  # DISCONNECTED follows
-            self._key_trouble = key_trouble(event, value, has_key=self._address.curve is not None)
             self._is_given_up = event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            if self._is_given_up or self._key_trouble is None:  # a known reason is not replaced by an unknown one
+                self._key_trouble = key_trouble(event, value, has_key=self._address.curve is not None)
             return
         if self._can_receive:
             self._is_lost = True
             self._receiver_trouble = "the connection to port_out was lost"
         else:
             self._receiver_trouble = self._key_trouble or (
-                "port_out is not a server's port for results; are port and port_out right, or swapped?"
+                "port_out is not a server's port for results; are port and port_out right, or swapped? "
+                "Or the server requires a key (curve_dir)"
             )
         self._can_receive = False
 
@@ -210,15 +218,18 @@ class _Attempts:
 
 
 def key_trouble(event: int, value: int, *, has_key: bool) -> str | None:
-    """Return what a failed handshake says about the keys; None if it says nothing."""
+    """Return what a failed handshake says about the keys; None if it says nothing.
+
+    event, value: one of HANDSHAKE_FAILED, and its value.
+    """
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "the server refused the key of this client (client.key_secret)"
-    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:  # one side uses CURVE, the other does not
-        return (
-            "the server uses no keys; leave out curve_dir" if has_key else "the server requires a key (curve_dir)"
-        )
-    if has_key:
-        return "the server closed the encrypted connection; is server.key the key of this server?"
+    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH and has_key:
+        return "the server uses no keys; leave out curve_dir"
+    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+        return "the server requires a key (curve_dir)"
+    if has_key:  # the server closed the connection first, so its reason is not known
+        return "the handshake failed; is server.key the key of this server? Or the server uses no keys"
     return None
 
 

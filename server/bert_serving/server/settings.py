@@ -202,6 +202,11 @@ class Settings(ModelOptions, BaseSettings):
         return self
 
     @property
+    def http_address(self) -> str:
+        """The address that http_port listens on."""
+        return self.http_host or self.host
+
+    @property
     def requires_key(self) -> bool:
         """Whether HTTP callers must send an API key."""
         return bool(self.api_key) or self.api_key_file is not None

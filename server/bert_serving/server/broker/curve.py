@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq
 from zmq.auth.certs import load_certificate, load_certificates
-from zmq.auth.thread import ThreadAuthenticator
+
+if TYPE_CHECKING:
+    from zmq.auth.thread import ThreadAuthenticator
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,10 @@ class CurveServer:
 
     def start(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Decide about connections to the sockets of this context."""
+        from zmq.auth.thread import (
+            ThreadAuthenticator,  # imported late: it loads asyncio, which nothing else needs
+        )
+
         self._authenticator = ThreadAuthenticator(context, log=logging.getLogger("zmq.auth"))
         self._authenticator.certs[_DOMAIN] = self._public_keys
         self._authenticator.start()

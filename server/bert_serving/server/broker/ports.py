@@ -178,8 +178,8 @@ def is_loopback(peer: str) -> bool:
         address = ipaddress.ip_address(peer)
     except ValueError:
         return peer == "localhost"
-    # An IPv6 socket reports IPv4 peers as ::ffff:a.b.c.d. In Python 3.11 and older, such
-    # an address is not a loopback address.
+    # An IPv6 socket reports IPv4 peers as ::ffff:a.b.c.d. Older versions of Python, such as 3.11, do not know that
+    # such an address may be a loopback address.
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
 

@@ -6,7 +6,7 @@
     DIR/NAME/server.key         the server's public key, for this client
     DIR/NAME/client.key_secret  the client's key pair
 
-DIR/NAME is handed over to the client, which gets it as curve_dir.
+DIR/NAME is moved to the client, which gets it as curve_dir.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class KeyFolder:
             lines = self._make_server()
             for name in names:
                 self._make_client(name)
-                lines.append(f"made {self._folder / name}: hand this folder over to the client")
+                lines.append(f"made {self._folder / name}: move this folder to the client")
         finally:
             os.umask(previous)
         return [*lines, *self._next_steps(names)]

@@ -86,11 +86,11 @@ def _accepts(ip: str, port: int) -> bool:
 
 def _handshake_trouble(monitor: zmq.Socket[bytes], timeout_s: float, *, has_key: bool) -> str | None:
     """Wait for the end of the handshake; return why it failed, or None."""
-    trouble = None
     if monitor.poll(round(min(_HANDSHAKE_S, timeout_s) * 1000)):
-        event = recv_monitor_message(monitor)
-        if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        message = recv_monitor_message(monitor)
+        event, value = message["event"], message["value"]
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             return None
-        if event["event"] & HANDSHAKE_FAILED:
-            trouble = key_trouble(event["event"], event["value"], has_key=has_key)
-    return trouble or "it is not an embedding server, because it does not use the ZeroMQ protocol"
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH or value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+            return key_trouble(event, value, has_key=has_key)
+    return "it does not use the ZeroMQ protocol, or it requires another key (-curve_dir)"

@@ -14,10 +14,9 @@ def exposures(settings: Settings) -> list[str]:
             f"ZeroMQ listens on {settings.host} without encryption: every machine that reaches ports "
             f"{settings.port} and {settings.port_out} can use this server; see -curve_dir, or use -host 127.0.0.1"
         )
-    http_host = settings.http_host or settings.host
-    if settings.http_port is not None and not is_loopback(http_host) and not settings.requires_key:
+    if settings.http_port is not None and not is_loopback(settings.http_address) and not settings.requires_key:
         lines.append(
-            f"HTTP listens on {http_host} without an API key: every machine that reaches port "
+            f"HTTP listens on {settings.http_address} without an API key: every machine that reaches port "
             f"{settings.http_port} can use this server; see -api_key_file, or use -http_host 127.0.0.1"
         )
     return lines

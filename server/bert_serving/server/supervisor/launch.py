@@ -103,8 +103,7 @@ class Launch:
         """Return the gateways, which all accept connections from one listening socket."""
         if self._settings.http_port is None:
             return []
-        http_host = self._settings.http_host or self._settings.host
-        listener = resources.enter_context(listen(http_host, self._settings.http_port))
+        listener = resources.enter_context(listen(self._settings.http_address, self._settings.http_port))
         count = self._settings.http_workers
         names = ["gateway"] if count == 1 else [f"gateway-{i}" for i in range(count)]
         metrics_dir = self._folder / "metrics"

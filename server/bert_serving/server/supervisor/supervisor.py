@@ -175,8 +175,7 @@ class Supervisor:
     def _announce_readiness(self) -> None:
         for gateway in self._gateways:
             if gateway.has_become_ready():
-                host = self._settings.http_host or self._settings.host
-                log.info("HTTP is ready on %s port %s", host, self._settings.http_port)
+                log.info("HTTP is ready on %s port %s", self._settings.http_address, self._settings.http_port)
         if not self._has_been_ready and all(self._is_ready(child) for child in self._children):
             self._has_been_ready = True
             log.info("all set, ready to serve request!")
