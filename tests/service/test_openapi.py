@@ -15,7 +15,7 @@ from tests.support.tiny_models import make_classifier
 from tests.support.waiting import HANG_S
 
 #: Examples for each route. More find more, but take longer: `make test` must stay short.
-_MAX_EXAMPLES = 8
+_MAX_EXAMPLES = 20
 
 
 @pytest.fixture(scope="module")

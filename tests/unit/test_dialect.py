@@ -28,16 +28,15 @@ from bert_serving.server.gateway.dialects.openai import OPENAI, EmbeddingsBody
 from bert_serving.server.gateway.dialects.tei import (
     TEI,
     AnyBody,
-    DecodeBody,
     EmbedBody,
     PredictBody,
     SimilarityBody,
-    TokenizeBody,
 )
 from bert_serving.server.gateway.errors import Unprocessable, UnreadableBody
 from bert_serving.server.gateway.keys import Keyring
 from bert_serving.server.gateway.rerank import RerankBody
 from bert_serving.server.gateway.stream import LineBuffer
+from bert_serving.server.gateway.tokenizing import DecodeBody, TokenizeBody
 from bert_serving.server.gateway.usage import usage_headers
 from bert_serving.server.keys import KeySource, hash_of, unnamed_keys
 from fastapi import Request

@@ -53,7 +53,11 @@ class RequestContext:
     # -- the body --------------------------------------------------------------------------------------
 
     async def raw(self) -> bytes:
-        """Return the body, decompressed. Raises UnreadableBody, PayloadTooLarge or Overloaded."""
+        """Return the body, decompressed. Raises UnreadableBody, PayloadTooLarge or Overloaded.
+
+        While the body arrives, the memory is held that the body will take, also as parsed JSON. So a body that is
+        too large is refused before all of it is here.
+        """
         coding = self.request.headers.get("content-encoding", "identity").lower()
         if coding not in ("gzip", "identity"):
             raise UnreadableBody(f"content-encoding must be gzip, got {coding!r:.80}")
@@ -63,10 +67,10 @@ class RequestContext:
         async for piece in self.request.stream():
             num_bytes += len(piece)
             self._check_size(num_bytes)
-            self._held.grow(len(piece))
+            self._held.grow(len(piece) if coding == "gzip" else len(piece) + parsed_bytes(piece))
             pieces.append(piece)
         body = b"".join(pieces)
-        return body if coding == "identity" else await self._decompressed(body)
+        return await self._decompressed(body) if coding == "gzip" else body
 
     async def body(self, model: type[_Body]) -> _Body:
         """Return the JSON body as an instance of the model. Further calls do not parse the JSON again.
@@ -75,17 +79,11 @@ class RequestContext:
         """
         if self._parsed is None:
             raw = await self.raw()
-            self.expect_parsed(raw)
             self._parsed = (await self.off_loop(_parse_json, raw, self._limits.max_items),)
         try:
             return await self.off_loop(model.model_validate, self._parsed[0])
         except ValidationError as exc:
             raise _validation_error(exc) from exc
-
-    def expect_parsed(self, raw: bytes) -> None:
-        """Hold the memory that the parsed body will take. Raises PayloadTooLarge or Overloaded."""
-        if self._held.is_large:
-            self._held.grow(parsed_bytes(raw))
 
     async def off_loop(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call a function: in a thread if the body or the reply is large, so that other requests go on."""
@@ -96,7 +94,7 @@ class RequestContext:
         while (piece := await self.off_loop(next, inflated, None)) is not None:
             num_bytes += len(piece)
             self._check_size(num_bytes, " when decompressed")
-            self._held.grow(len(piece))
+            self._held.grow(len(piece) + parsed_bytes(piece))
             pieces.append(piece)
         return b"".join(pieces)
 

@@ -91,7 +91,7 @@ class RequestMemory:
         self._needed = self._held = 0
 
 
-def parsed_bytes(raw: bytes) -> int:
-    """Return an upper limit for the bytes that JSON takes when it is parsed, in addition to its own bytes."""
-    containers = raw.count(b"[") + raw.count(b"{")
-    return containers * _BYTES_PER_CONTAINER + raw.count(b",") * _BYTES_PER_VALUE
+def parsed_bytes(piece: bytes) -> int:
+    """Return an upper limit for the bytes that a piece of JSON takes when it is parsed, in addition to its own."""
+    containers = piece.count(b"[") + piece.count(b"{")
+    return containers * _BYTES_PER_CONTAINER + piece.count(b",") * _BYTES_PER_VALUE

@@ -92,7 +92,6 @@ def add_routes(router: APIRouter, service: Service) -> None:
 async def encode(context: RequestContext) -> Response:
     """Return a vector for each text; with spans or pooling_strategy NONE, a list of vectors for each text."""
     raw = await _json_of(context)
-    context.expect_parsed(raw)
     body = await context.off_loop(_parse, raw, context.service.limits.max_items)
     container = container_for(context.request.headers, body.container)
     reply = await context.service.encode_reply(body.texts, body.options, body.spans)

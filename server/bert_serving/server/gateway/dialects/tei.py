@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
@@ -18,7 +17,6 @@ from bert_serving.protocol import (
     Unauthorized,
     Unavailable,
     WorkerFailed,
-    shortened,
     split_rows,
 )
 from fastapi import APIRouter, Response
@@ -32,10 +30,11 @@ from ..fields import Body, Dimensions, Side, Texts
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
 from ..rerank import Ranking, RankingContent, RerankBody, rank
 from ..service import Service
+from ..tokenizing import DecodeBody, TokenizeBody, decode, tokenize
 from ..usage import num_chars, usage_headers
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    pass
 
 _ERROR_TYPES: dict[type[ServingError], tuple[int, str]] = {
     UnreadableBody: (400, "Validation"),
@@ -45,8 +44,6 @@ _ERROR_TYPES: dict[type[ServingError], tuple[int, str]] = {
     WorkerFailed: (424, "Backend"),
     Unavailable: (503, "Unhealthy"),
 }
-
-_MAX_SMALL_TOKENS = 256  # more tokens than this are described while the response is sent
 
 #: TEI's names for pooling strategies.
 _POOLINGS = {"REDUCE_MEAN": "mean", "CLS_TOKEN": "cls", "FIRST_TOKEN": "cls", "LAST_TOKEN": "last-token"}
@@ -117,28 +114,6 @@ class PredictBody(_Truncating):
         object, BeforeValidator(_predict_inputs), WithJsonSchema({}), Field(examples=["I like it", [["a", "b"]]])
     ]
     raw_scores: bool | None = False
-
-
-class TokenizeBody(Body):
-    inputs: Annotated[
-        list[str],
-        Field(fail_fast=True),
-        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-    ]
-    add_special_tokens: bool | None = True
-    prompt_name: str | None = None
-
-
-def _lists_of_ids(value: object) -> object:
-    return [value] if isinstance(value, list) and value and type(value[0]) is int else value
-
-
-_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(fail_fast=True)]
-
-
-class DecodeBody(Body):
-    ids: Annotated[list[_Ids], Field(fail_fast=True), BeforeValidator(_lists_of_ids)]
-    skip_special_tokens: bool | None = True
 
 
 class AnyBody(Body):
@@ -288,38 +263,6 @@ async def predict(context: RequestContext) -> Response:
     return await context.json(labels[0] if is_single else labels, headers=usage_headers(reply, num_chars(texts)))
 
 
-async def tokenize(context: RequestContext) -> Response:
-    """Return the tokens of each input. start and stop are positions in characters."""
-    body = await context.body(TokenizeBody)
-    prompts = (await context.service.model()).prompts
-    if body.prompt_name is not None and body.prompt_name not in prompts:
-        known = f"it has {', '.join(prompts) or 'none'}"
-        raise Unprocessable(
-            f"prompt_name must be one of the model's prompts; {known}, got {shortened(body.prompt_name)}"
-        )
-    texts = [prompts.get(body.prompt_name or "", "") + text for text in body.inputs]
-    _check_size(context, sum(map(len, texts)) + len(texts), "characters")
-    tokenizer = await context.service.tokenizer()
-    encodings = await asyncio.to_thread(
-        tokenizer.encode_batch, texts, add_special_tokens=body.add_special_tokens is not False
-    )
-    tokens = map(_tokens, texts, encodings)
-    is_small = sum(map(len, encodings)) <= _MAX_SMALL_TOKENS
-    return await context.json(list(tokens) if is_small else tokens)
-
-
-async def decode(context: RequestContext) -> Response:
-    """Return the text of each list of token ids."""
-    body = await context.body(DecodeBody)
-    _check_size(context, sum(map(len, body.ids)) + len(body.ids), "ids")
-    tokenizer = await context.service.tokenizer()
-    size = tokenizer.get_vocab_size()
-    if unknown := [largest for ids in body.ids if (largest := max(ids, default=0)) >= size]:
-        raise Unprocessable(f"token id {unknown[0]} is not in this model's vocabulary of {size}")
-    skip = body.skip_special_tokens is not False
-    return await context.json(await asyncio.to_thread(tokenizer.decode_batch, body.ids, skip_special_tokens=skip))
-
-
 async def info(context: RequestContext) -> Response:
     """Return facts about the model that is served, and the limits of a request."""
     model = await context.service.model()
@@ -350,24 +293,6 @@ async def info(context: RequestContext) -> Response:
             "prompts": model.prompts,
         }
     )
-
-
-def _check_size(context: RequestContext, size: int, unit: str) -> None:
-    """Raise PayloadTooLarge if a request has too much for the tokenizer. size: with one more for each text."""
-    most = context.service.limits.max_tokenize_chars
-    if size > most:
-        raise PayloadTooLarge(f"this route accepts at most {most} {unit} in one request, got {size}")
-
-
-def _tokens(text: str, encoding: Encoding) -> list[dict[str, object]]:
-    tokens: list[dict[str, object]] = []
-    columns = (encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask)
-    for i, token, (start, stop), is_special in zip(*columns, strict=True):
-        where = {"start": None, "stop": None} if is_special else {"start": start, "stop": stop}
-        tokens.append(
-            {"id": i, "text": token if is_special else text[start:stop], "special": bool(is_special), **where}
-        )
-    return tokens
 
 
 def _describe_error(error: ServingError) -> tuple[int, object]:
