@@ -207,3 +207,13 @@ def test_tuned_weights_that_do_not_fit_are_named(
     with pytest.raises(ModelError, match=said) as caught:
         encode_tuned(plain, tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_overwriting_the_weights_changes_nothing_in_a_model_that_runs(tmp_path: Path) -> None:
+    """A loader may map the file into memory. Then the vectors would change, or SIGBUS would end the process."""
+    encoder = Encoder(make_model(tmp_path, "bert"), device="cpu", dtype="float32")
+    before = encoder.encode(TEXTS)
+    weights = tmp_path / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.write(bytes(weights.stat().st_size))
+    assert np.array_equal(encoder.encode(TEXTS), before)

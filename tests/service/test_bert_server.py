@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import subprocess
 import sys
 import textwrap
@@ -39,12 +40,26 @@ def test_a_server_is_ready_inside_its_context_and_has_ended_after_it(tiny: Path)
         assert server.is_ready.is_set()
         with pytest.raises(RuntimeError, match="started only once"):
             server.start()
+        assert server._process is not None
+        server._process.send_signal(signal.SIGHUP)  # asks for a reload; must not end the server
         with BertClient(**ports(args)) as client:
             assert client.encode(["hello world"]).shape == (1, 64)
+    assert server._process.returncode == 0
     assert not server.is_ready.is_set()
     assert not server.is_alive()
     with pytest.raises(TimeoutError):
         BertClient(**ports(args), connect_timeout=300)
+
+
+def test_close_waits_longer_than_the_drain_time(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    with BertServer(arguments(tiny, "-drain_timeout", 77)) as server:
+        assert server._process is not None
+        wait = server._process.wait
+        monkeypatch.setattr(
+            server._process, "wait", lambda timeout=None: (waits.append(timeout), wait(timeout))[1]
+        )
+    assert max(filter(None, waits)) > 77
 
 
 def test_one_program_may_start_and_close_servers_one_after_the_other_with_changed_arguments(tiny: Path) -> None:

@@ -6,15 +6,19 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 from bert_serving.client import BertClient, WorkerFailed
 
 from tests.support.running_server import RunningServer
 from tests.support.tiny_models import make_model
-from tests.support.waiting import HANG_S
+from tests.support.waiting import HANG_S, wait_until
+
+_PAUSE_S = 35  # a child is silent after 30 s
 
 
 def test_work_of_a_killed_worker_is_done_by_its_successor() -> None:
@@ -33,6 +37,56 @@ def test_work_of_a_killed_worker_is_done_by_its_successor() -> None:
         assert "worker-0 died, exit code -9" in running.log
         running.signal(signal.SIGTERM)
         assert running.wait_end() == 0
+
+
+def test_a_server_whose_workers_are_killed_again_and_again_recovers(tiny: Path) -> None:
+    """Three processes in a row are killed before they are ready. A request waits until one of them survives."""
+    with RunningServer("-model_dir", tiny, "-cpu") as running, BertClient(**running.wait_ready().ports) as client:
+        known = children_of(running)
+        (worker,) = running.worker_pids()
+        replies: list[np.ndarray] = []
+        asking = threading.Thread(target=lambda: replies.append(client.encode(["who answers?"])))
+        for number in range(4):
+            os.kill(worker, signal.SIGKILL)
+            wait_until(lambda: running.log.count("worker-0 died, exit code -9") > number, lambda: running.log)  # noqa: B023
+            if number == 0:
+                assert httpx.get(f"{running.url}/ready", timeout=HANG_S).status_code == 503
+                asking.start()
+            if number < 3:
+                wait_until(lambda: children_of(running) - known, lambda: running.log)
+                (worker,) = children_of(running) - known
+                known.add(worker)
+        asking.join(HANG_S)
+        assert [rows.shape for rows in replies] == [(1, 64)]
+        assert httpx.get(f"{running.url}/ready", timeout=HANG_S).status_code == 200
+
+
+def children_of(running: RunningServer) -> set[int]:
+    return {process.pid for process in psutil.Process(running.process.pid).children()}
+
+
+def test_a_pause_of_the_whole_server_kills_nobody(tiny: Path) -> None:
+    """A pause is longer than the time after which a child is silent. A gateway that pauses alone is replaced."""
+    with RunningServer("-model_dir", tiny, "-cpu", "-worker_timeout", 20) as running, ThreadPoolExecutor() as pool:
+        pids = running.wait_ready().worker_pids()
+        with BertClient(**running.ports) as client:
+            reply = pool.submit(client.encode, ["the quick brown fox"] * 2000)
+            os.killpg(running.process.pid, signal.SIGSTOP)
+            time.sleep(_PAUSE_S)
+            os.killpg(running.process.pid, signal.SIGCONT)
+            assert reply.result(HANG_S).shape == (2000, 64)
+        assert running.worker_pids() == pids
+        assert "does not answer" not in running.log
+        (gateway,) = [
+            process
+            for process in running.family
+            if "spawn_main" in " ".join(process.cmdline()) and process.pid not in pids
+        ]
+        gateway.suspend()
+        running.wait_for("gateway does not answer: replacing it")
+        wait_until(lambda: running.log.count("HTTP is ready") == 2, lambda: running.log)
+        assert httpx.get(f"{running.url}/ready", timeout=HANG_S).status_code == 200
+        assert running.worker_pids() == pids
 
 
 def test_a_hung_worker_is_replaced_and_readiness_tells() -> None:

@@ -58,17 +58,19 @@ FAMILIES: dict[str, dict[str, object]] = {
 }
 
 
-def make_model(folder: Path, model_type: str, *, poison: str | None = None, **options: object) -> Path:
+def make_model(
+    folder: Path, model_type: str, *, poison: str | None = None, seed: int = 0, **options: object
+) -> Path:
     """Write a random checkpoint and its tokenizer to the folder; return the folder.
 
-    poison: a word whose embedding is NaN.
+    poison: a word whose embedding is NaN. seed: models with different seeds have different weights.
     """
     pad_id = 1 if "max_position_embeddings" in FAMILIES[model_type] else 0  # RoBERTa and its relatives pad with 1
     tokenizer = make_tokenizer(pad_id)
     sizes = _SIZES | FAMILIES[model_type] | options
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, f"{name}_token")) for name in
            ("pad", "cls", "sep", "bos", "eos")}  # fmt: skip
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = AutoConfig.for_model(model_type, **sizes, **ids)
     model = AutoModel.from_config(config)
     _randomize(model)

@@ -115,6 +115,13 @@ def test_asyncio_request_is_sent_only_after_the_server_has_read_the_subscription
         assert server.num_configs >= 2
 
 
+def test_ports_of_two_servers_are_an_error_that_says_so() -> None:
+    with BareServer() as one, BareServer() as other:
+        ports = rf"localhost:{one.port} \(port\), localhost:{other.port_out} \(port_out\)"
+        with pytest.raises(TimeoutError, match=f"no reply from {ports}: do both ports belong to the same server"):
+            BertClient(port=one.port, port_out=other.port_out, connect_timeout=500)
+
+
 def test_broken_connection_for_replies_alone_fails_the_waiting_call_and_the_next_one_works() -> None:
     with (
         BareServer(answer_texts({"b"})) as server,
@@ -274,5 +281,5 @@ def test_missing_key_is_named_as_the_reason(ask: Callable[..., object], server_s
 
 @pytest.mark.parametrize("ask", ASK.values(), ids=ASK.keys())
 def test_server_without_keys_is_named_as_the_reason(ask: Callable[..., object], curve_dir: Path) -> None:
-    with BareServer() as server, pytest.raises(TimeoutError, match="server uses no keys; leave out curve_dir"):
+    with BareServer() as server, pytest.raises(TimeoutError, match="server uses no keys"):
         ask(**server.ports, curve_dir=str(curve_dir), connect_timeout=500)

@@ -962,14 +962,17 @@ def test_a_job_for_whose_vectors_there_is_no_memory_fails(monkeypatch: pytest.Mo
     assert run_all(scheduler) == [job]
 
 
-def test_unreadable_result_fails_the_oldest_batch() -> None:
+def test_unreadable_result_fails_the_batches_of_its_worker() -> None:
     scheduler = make_scheduler()
-    job = submit(scheduler, ALICE, 1)
+    one = submit(scheduler, ALICE, 1)
     next_batch(scheduler)
-    (failure,) = scheduler.fail_oldest("w0", "the message cannot be read")
-    assert (failure.job, scheduler.is_idle) == (job, True)
-    assert scheduler.fail_oldest("w0", "the message cannot be read") == []  # the worker has no batch
-    assert scheduler.fail_oldest("w7", "the message cannot be read") == []
+    many = submit(scheduler, BOB, FULL_BATCH)
+    next_batch(scheduler)
+    (failure,) = scheduler.fail_in_flight("w0", "the message cannot be read")
+    assert failure.job == one
+    assert run_all(scheduler) == [many]
+    assert scheduler.fail_in_flight("w0", "the message cannot be read") == []  # the worker has no batch
+    assert scheduler.fail_in_flight("w7", "the message cannot be read") == []
 
 
 # -- the end of a job ----------------------------------------------------------------------------------
@@ -1288,6 +1291,21 @@ def test_worker_that_computes_micro_batches_is_not_overdue() -> None:
     assert scheduler.overdue(120.0) == []
     scheduler.worker_progressed("w0", 1)  # the count has not grown
     clock.now = 220.5
+    assert scheduler.overdue(120.0) == ["w0"]
+
+
+def test_worker_with_a_batch_that_is_stuck_behind_others_is_overdue_in_the_end() -> None:
+    clock = LoopClock()
+    scheduler = make_scheduler(clock=clock)
+    submit(scheduler, ALICE, 300)
+    next_batch(scheduler)
+    while clock.now < 1200:
+        assert scheduler.overdue(120.0) == []
+        scheduler.complete("w0", computed(next_batch(scheduler)), 0.0)
+        submit(scheduler, ALICE, FULL_BATCH)
+        clock.now += 60.0
+    clock.now += 60.0
+    scheduler.worker_progressed("w0", 1)
     assert scheduler.overdue(120.0) == ["w0"]
 
 

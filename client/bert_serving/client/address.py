@@ -44,6 +44,11 @@ class CurveKeys:
             raise ValueError(f"{Path(folder) / _CLIENT_FILE} must have a secret-key of {_KEY_CHARS} characters")
         return cls(server, public, secret)
 
+    def apply_to(self, socket: zmq.Socket[bytes]) -> None:
+        """Encrypt the connections that the socket opens from now on."""
+        socket.curve_serverkey = self.server
+        socket.curve_publickey, socket.curve_secretkey = self.public, self.secret
+
 
 @dataclass(frozen=True, slots=True)
 class Address:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ class AsyncBertClient:
         timeout: int = -1,
         *,
         connect_timeout: int = 10_000,
-        curve_dir: str | None = None,
+        curve_dir: str | os.PathLike[str] | None = None,
         retry: bool = True,
         address: Address | None = None,
     ) -> None:

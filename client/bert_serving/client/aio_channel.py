@@ -130,12 +130,12 @@ class AsyncChannel:
     async def _wait_until_connected(self, connection: Connection, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise connection.timeout_error()
+            raise self._timeout_error(connection)
         if not self._connected.is_set():
             try:
                 await asyncio.wait_for(self._connected.wait(), left)
             except asyncio.TimeoutError:
-                raise connection.timeout_error() from None
+                raise self._timeout_error(connection) from None
         self._refuse_closed()
 
     async def _wait_for_reply(self, request_id: int, deadline: float) -> None:
@@ -145,9 +145,12 @@ class AsyncChannel:
             left = deadline - time.monotonic()
             await asyncio.wait_for(arrival, None if left == float("inf") else max(0.0, left))
         except asyncio.TimeoutError:
-            raise connection.timeout_error() from None
+            raise self._timeout_error(connection) from None
         finally:
             del self._arrivals[request_id]
+
+    def _timeout_error(self, connection: Connection) -> TimeoutError:
+        return connection.timeout_error(is_subscribed=self._session.is_subscribed)
 
     def _receive(self) -> None:
         """Read all messages that have arrived, because a ZeroMQ descriptor reports each change only once."""
@@ -155,7 +158,7 @@ class AsyncChannel:
         if connection is None:
             return
         now = time.monotonic()
-        for frames in connection.receive():
+        for frames in connection.receive(now):
             request_id = self._session.receive(frames, now)
             if request_id is not None:
                 self._wake([request_id])

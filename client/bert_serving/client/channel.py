@@ -139,7 +139,7 @@ class Channel:
         now = time.monotonic()
         left = deadline - now
         if left <= 0:
-            raise self._connect().timeout_error()
+            raise self._connect().timeout_error(is_subscribed=self._session.is_subscribed)
         if self._is_receiving:
             self._changed.wait(min(left, _POLL_S))
         else:
@@ -153,7 +153,7 @@ class Channel:
         self._changed.release()
         try:
             connection.wait(timeout_s)
-            messages = connection.receive()
+            messages = connection.receive(time.monotonic())
         finally:
             self._changed.acquire()
             self._is_receiving = False

@@ -5,7 +5,7 @@ another thread is in `wait` or `receive`.
 
 Rules of this file:
 - ZeroMQ connects the receiver, and connects it again after a loss. The receiver's monitor reports each handshake
-  and each loss of the connection. If the server refuses the key, ZeroMQ gives up; then `maintain` connects the
+  and each loss of the connection. If the server refuses the key, ZeroMQ gives up; then `receive` connects the
   receiver again.
 - The sender has no monitor, because a monitor needs two more file descriptors. The sender is connected while it
   is writable. After a loss, `maintain` records the loss and then connects the sender again. ZeroMQ must not
@@ -30,10 +30,10 @@ from .address import Address
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
 _RECONNECT_MAX_MS = 1_000
-_HANDSHAKE_FAILED = (
+HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
-_RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of `maintain` to connect a socket
+_RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of this file to connect a socket
 
 _NUM_FILES = 6  # files that a connection opens: two for TCP, four with which ZeroMQ wakes its threads
 _NUM_FILES_TO_OPEN = _NUM_FILES + 8  # the context needs eight more; libzmq aborts if it cannot open them
@@ -76,7 +76,7 @@ class Connection:
         self._receiver.rcvhwm = 0
         self._receiver.subscribe(identity)
         self._monitor = self._receiver.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILED
         )
         self._receiver.connect(address.replies)
         self._receiver_attempts = _Attempts(self._receiver, address.replies)
@@ -95,7 +95,11 @@ class Connection:
         """Why the connection is not complete, for an error message."""
         # The receiver comes first: the sender does not try to connect before the receiver is connected.
         what = self._sender_trouble if self._can_receive else self._receiver_trouble
-        return f"{self._address.requests_name} (port), {self._address.replies_name} (port_out): {what}"
+        return f"{self._name}: {what}"
+
+    @property
+    def _name(self) -> str:
+        return f"{self._address.requests_name} (port), {self._address.replies_name} (port_out)"
 
     @property
     def descriptors(self) -> list[int]:
@@ -106,21 +110,23 @@ class Connection:
         """Return when one of the descriptors is readable, or after the timeout in seconds."""
         self._poller.poll(round(timeout_s * 1000))
 
-    def receive(self) -> list[Frames]:
-        """Return the messages that have arrived, and read from the monitor whether the receiver is connected."""
+    def receive(self, now: float) -> list[Frames]:
+        """Return the messages that have arrived, and read from the monitor whether the receiver is connected.
+
+        Connect the receiver again if ZeroMQ has given up.
+        """
         while _state(self._monitor) & zmq.POLLIN:
             event = recv_monitor_message(self._monitor)
             self._note(event["event"], event["value"])
+        if self._is_given_up and self._receiver_attempts.connect(now):
+            self._is_given_up = False
         messages: list[Frames] = []
         while _state(self._receiver) & zmq.POLLIN:
             messages.append(list(self._receiver.recv_multipart(zmq.NOBLOCK)))
         return messages
 
     def maintain(self, now: float) -> None:
-        """Check whether the sender is connected. If only the receiver is connected, connect the sender too.
-
-        Connect the receiver again if ZeroMQ has given up.
-        """
+        """Check whether the sender is connected. If only the receiver is connected, connect the sender too."""
         could_send, self._can_send = self._can_send, bool(_state(self._sender) & zmq.POLLOUT)
         if could_send and not self._can_send:
             self._is_lost = True
@@ -129,10 +135,6 @@ class Connection:
             self._sender_attempts.reset()
         elif self._can_receive:
             self._sender_attempts.connect(now)
-        if self._can_receive:
-            self._receiver_attempts.reset()
-        elif self._is_given_up and self._receiver_attempts.connect(now):
-            self._is_given_up = False
 
     def take_loss(self) -> Unavailable | None:
         """Return an error if the connection was lost since the last call, else None.
@@ -144,10 +146,12 @@ class Connection:
         self._is_lost = False
         return Unavailable(f"the server at {self._address.requests_name} went away")
 
-    def timeout_error(self) -> TimeoutError:
-        """Return the error for a call whose deadline passed."""
+    def timeout_error(self, *, is_subscribed: bool) -> TimeoutError:
+        """Return the error for a call whose deadline passed. is_subscribed: see Session."""
         if not self.is_connected:
             return TimeoutError(f"cannot reach the server: {self.trouble}")
+        if not is_subscribed:
+            return TimeoutError(f"no reply from {self._name}: do both ports belong to the same server?")
         return TimeoutError(
             f"the server at {self._address.requests_name} did not reply in time; "
             "is the client's timeout long enough for this request?"
@@ -171,17 +175,20 @@ class Connection:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._can_receive = True
             self._key_trouble = None
+            self._receiver_attempts.reset()
             return
-        if event & _HANDSHAKE_FAILED:  # DISCONNECTED follows
-            self._key_trouble = _key_trouble(event, value, has_key=self._address.curve is not None)
+        if event & HANDSHAKE_FAILED:  # DISCONNECTED follows
             self._is_given_up = event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            if self._is_given_up or self._key_trouble is None:  # a known reason is not replaced by an unknown one
+                self._key_trouble = key_trouble(event, value, has_key=self._address.curve is not None)
             return
         if self._can_receive:
             self._is_lost = True
             self._receiver_trouble = "the connection to port_out was lost"
         else:
             self._receiver_trouble = self._key_trouble or (
-                "port_out is not a server's port for results; are port and port_out right, or swapped?"
+                "port_out is not a server's port for results; are port and port_out right, or swapped? "
+                "Or the server requires a key (curve_dir)"
             )
         self._can_receive = False
 
@@ -210,16 +217,19 @@ class _Attempts:
         return True
 
 
-def _key_trouble(event: int, value: int, *, has_key: bool) -> str | None:
-    """Return what a failed handshake says about the keys; None if it says nothing."""
+def key_trouble(event: int, value: int, *, has_key: bool) -> str | None:
+    """Return what a failed handshake says about the keys; None if it says nothing.
+
+    event, value: one of HANDSHAKE_FAILED, and its value.
+    """
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "the server refused the key of this client (client.key_secret)"
-    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:  # one side uses CURVE, the other does not
-        return (
-            "the server uses no keys; leave out curve_dir" if has_key else "the server requires a key (curve_dir)"
-        )
-    if has_key:
-        return "the server closed the encrypted connection; is server.key the key of this server?"
+    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH and has_key:
+        return "the server uses no keys; leave out curve_dir"
+    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+        return "the server requires a key (curve_dir)"
+    if has_key:  # the server closed the connection first, so its reason is not known
+        return "the handshake failed; is server.key the key of this server? Or the server uses no keys"
     return None
 
 
@@ -227,8 +237,7 @@ def _open(kind: int, address: Address) -> zmq.Socket[bytes]:
     socket = _context().socket(kind)
     socket.ipv6 = address.is_ipv6
     if address.curve is not None:
-        socket.curve_serverkey = address.curve.server
-        socket.curve_publickey, socket.curve_secretkey = address.curve.public, address.curve.secret
+        address.curve.apply_to(socket)
     socket.linger = 0
     socket.heartbeat_ivl = _HEARTBEAT_MS
     socket.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS

@@ -95,9 +95,10 @@ class BertClient:
     In a signal handler that interrupts a call, only `close` may be called; all other calls raise RuntimeError.
 
     Calls raise TimeoutError if the server cannot be reached, if it refuses the client's key, or if a timeout
-    passes. They raise Unavailable (a ConnectionError) if the server stops or the client is closed. Errors that
-    the server sends are raised as ServingErrors. A call that ends before its reply arrives, for example because of
-    a timeout or KeyboardInterrupt, cancels its request.
+    passes. They raise Unavailable (a ConnectionError) if the server stops, if one of the two connections to it
+    breaks while they wait, or if the client is closed; later calls connect again. Errors that the server sends are
+    raised as ServingErrors. A call that ends before its reply arrives, for example because of a timeout or
+    KeyboardInterrupt, cancels its request.
 
     >>> with BertClient() as client:
     ...     client.encode(["First do it", "then do it right"]).shape
@@ -119,7 +120,7 @@ class BertClient:
         timeout: int = -1,
         *,
         connect_timeout: int = 10_000,
-        curve_dir: str | None = None,
+        curve_dir: str | os.PathLike[str] | None = None,
         retry: bool = True,
     ) -> None:
         check_output_format(output_fmt)

@@ -141,8 +141,8 @@ class Failed:
 class Heartbeat:
     """A worker sends this message every second.
 
-    forward_age_s: time since the last forward pass that succeeded. num_forwards: the number of forward passes
-    (micro-batches) since the worker became ready.
+    forward_age_s: time since the last forward pass that succeeded. num_forwards: the number of micro-batches of
+    batches since the worker became ready.
     """
 
     forward_age_s: float

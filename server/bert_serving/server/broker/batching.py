@@ -14,6 +14,7 @@ class InFlightBatch:
     """The broker's record of a batch.
 
     tokens: the estimated number of tokens. num_lost_workers: how many workers died while they computed this batch.
+    sent_at: when it was sent to its worker, in seconds of the loop's clock.
 
     A suspect is a batch that was computed when its worker died. It is sent again with the same slices and no
     others, so that the text that kills workers can be found.
@@ -22,6 +23,7 @@ class InFlightBatch:
     slices: list[Slice]
     tokens: float
     num_lost_workers: int = 0
+    sent_at: float = 0.0
 
     @property
     def is_suspect(self) -> bool:

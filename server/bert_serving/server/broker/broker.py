@@ -375,7 +375,7 @@ class Broker:
             self._handle_worker_message(name, message, now)
         except Exception:  # an unexpected error must fail one batch, not the server
             log.exception("cannot handle a message of %s", name)
-            self._fail(self._scheduler.fail_oldest(name, "internal error"), now)
+            self._fail(self._scheduler.fail_in_flight(name, "internal error"), now)
 
     def _handle_worker_message(self, name: str, message: MessageForBroker, now: float) -> None:
         if isinstance(message, Result):
@@ -386,7 +386,7 @@ class Broker:
             log.error("batch failed worker=%s id=%d error=%s", name, message.batch_id, message.message)
             self._fail(self._scheduler.fail(name, message.batch_id, message.message), now)
         elif isinstance(message, Unreadable):
-            self._fail(self._scheduler.fail_oldest(name, "the worker's message cannot be read"), now)
+            self._fail(self._scheduler.fail_in_flight(name, "the worker's message cannot be read"), now)
         else:
             self._on_ready(name, message)
 

@@ -246,6 +246,7 @@ class Scheduler:
         for slice_ in batch.slices:
             if slice_.job.begun_at is None:
                 slice_.job.begun_at = now
+        batch.sent_at = self._clock.now
         batch_id = next(self._batch_ids)
         worker.in_flight[batch_id] = batch
         return Batch(batch_id, [slice_.to_part() for slice_ in batch.slices])
@@ -290,12 +291,11 @@ class Scheduler:
             return []
         return self._split(batch, WorkerFailed(message), num_lost_workers=batch.num_lost_workers)
 
-    def fail_oldest(self, name: str, message: str) -> list[Failure]:
-        """Take back the oldest batch of a worker, because its result cannot be read; return the jobs that fail."""
+    def fail_in_flight(self, name: str, message: str) -> list[Failure]:
+        """Take back all batches of a worker, because a result cannot be read; return the jobs that fail."""
         worker = self._workers.get(name)
-        if worker is None or not worker.in_flight:
-            return []
-        return self.fail(name, next(iter(worker.in_flight)), message)
+        batch_ids = [] if worker is None else list(worker.in_flight)
+        return [failure for batch_id in reversed(batch_ids) for failure in self.fail(name, batch_id, message)]
 
     def overdue(self, timeout_s: float) -> list[str]:
         """Return the workers that have a batch and have computed nothing for too long."""

@@ -11,6 +11,7 @@ from .estimates import RateEstimate
 BATCH_S = 0.08
 _MIN_BATCH_TOKENS = 256
 _MAX_IN_FLIGHT = 2
+_MAX_LIMITS = 10  # a batch may take this many times the limit for one micro-batch
 
 
 @dataclass(slots=True)
@@ -54,7 +55,11 @@ class WorkerLoad:
         """Whether the worker has a batch and has computed nothing for too long. now: as `progress_at`.
 
         Too long is the timeout and the time that the tokens of its batches should take: a long text that is not
-        truncated may need a batch of more than max_batch_tokens.
+        truncated may need a batch of more than max_batch_tokens. A worker is also overdue if a batch is much older
+        than that, because the batch may be stuck while the worker computes others.
         """
+        if not self.in_flight:
+            return False
         limit_s = timeout_s + self.tokens_in_flight / self.rate.floor_tokens_per_s
-        return bool(self.in_flight) and now - self.progress_at > limit_s
+        oldest_sent_at = min(batch.sent_at for batch in self.in_flight.values())
+        return now - self.progress_at > limit_s or now - oldest_sent_at > _MAX_LIMITS * limit_s

@@ -39,7 +39,7 @@ _MAX_UNREADABLE = 3  # a process that has sent so many unreadable messages is re
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A message that cannot be read. It may be the result of the worker's oldest batch."""
+    """A message that cannot be read. It may be the result of any batch of its worker."""
 
 
 #: What `Workers.messages` passes to the broker.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -82,7 +83,7 @@ class Checkpoint:
             "pooler." in name for name in [*_names(report, "missing_keys"), *_names(report, "mismatched_keys")]
         ):
             model.pooler = None  # Transformers filled it with random weights
-        return model.eval().requires_grad_(False).to(device)
+        return _placed(model, device)
 
     def load_classifier(self, *, device: torch.device, num_labels: int | None = None) -> PreTrainedModel:
         """Return the model for sequence classification, with encoder and head.
@@ -99,7 +100,7 @@ class Checkpoint:
         found: int = model.config.num_labels
         if num_labels not in (None, found):
             raise ModelError(f"num_labels must be {found}, as in {self.folder.weights_dir}, got {num_labels}")
-        return model.eval().requires_grad_(False).to(device)
+        return _placed(model, device)
 
     def load_masked(self, *, device: torch.device) -> PreTrainedModel:
         """Return the model for masked language modelling, with encoder and head.
@@ -108,7 +109,7 @@ class Checkpoint:
         """
         model, report = self._load(AutoModelForMaskedLM)
         _check_complete(self.folder.weights_dir, report)
-        return model.eval().requires_grad_(False).to(device)
+        return _placed(model, device)
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -194,6 +195,19 @@ _NO_LAST_NORM = {
     "squeezebert",
     "data2vec-text",
 }
+
+
+def _placed(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Return the model on the device, in evaluation mode, with weights that no longer depend on the files.
+
+    On the CPU, the loader maps the files into memory. If a mapped file were overwritten, the weights of the
+    running model would change, or the system would kill the process (SIGBUS).
+    """
+    model = model.eval().requires_grad_(False).to(device)
+    if device.type == "cpu":
+        for tensor in itertools.chain(model.parameters(), model.buffers()):
+            tensor.data = tensor.data.clone()
+    return model
 
 
 def drop_position_embeddings(model: PreTrainedModel) -> None:

@@ -136,7 +136,7 @@ class Worker:
                     self._step(turns)
                 else:
                     encoder.forward(canary)
-                    self._io.count_forward()
+                    self._io.note_canary()
                 continue
             if batch is None:
                 return
@@ -180,6 +180,10 @@ class _IoThread:
         """Note that a micro-batch was computed just now. Only the main thread may call this."""
         self._forward_at = time.monotonic()
         self._num_forwards += 1
+
+    def note_canary(self) -> None:
+        """Note that the model works. This is no progress with a batch. Only the main thread may call this."""
+        self._forward_at = time.monotonic()
 
     def run(self, encoder: Encoder) -> None:
         """Serve the socket until is_closing is set. When this thread ends, the main thread ends too."""
