@@ -3,8 +3,8 @@
     make neighbours       or: python -m tests.hostile.neighbours [--seconds 20] [--only TEXT]
 
 For each bad neighbour, it starts a server with the demo model. Beside the neighbour, a victim sends one short text
-again and again, over ZeroMQ and over HTTP. The script prints a row for each neighbour and each way. It ends with exit
-code 1 if the victim got an error, if its p99 was above one second, or if the server lost a process or grew too much.
+again and again, over ZeroMQ and over HTTP. The script prints a row for each neighbour and each way. The exit code
+is 1 if the victim got an error, if its p99 was above one second, or if the server lost a process or grew too much.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class RawClient:
     """A PUSH socket, and a SUB socket that is subscribed to `identity`. One thread.
 
     reads: False makes the SUB socket take only a few replies off the connection, so that the server must keep the
-    others. If the server does not read for _SEND_TIMEOUT_MS, the client drops the message, so its memory is bounded.
+    others. If the server does not read for _SEND_TIMEOUT_MS, the client drops the message: its memory is bounded.
     """
 
     def __init__(self, target: Target, identity: bytes | None = None, *, reads: bool = True) -> None:

@@ -44,8 +44,8 @@ class Target:
 class Family:
     """The processes of a server.
 
-    A gateway has the listening HTTP socket from the moment when it is spawned; a worker never has it. So they can be
-    told apart even while they start.
+    A gateway has the listening HTTP socket from the moment when it is spawned; a worker never has it. So they can
+    be told apart even while they start.
     """
 
     def __init__(self, target: Target) -> None:

@@ -56,8 +56,8 @@ def floods_with_garbage(target: Target, until: float) -> None:
 
 
 def explodes_by_duplicates(target: Target, until: float) -> None:
-    """Ask for vectors of as many components as repeated layers and strategies allow."""
-    options = {"pooling_layer": [-1] * 32, "pooling_strategy": ["REDUCE_MEAN_MAX"] * 32}
+    """Ask for vectors of the same layer and strategy 120 times over."""
+    options = {"pooling_layer": [-1] * 30, "pooling_strategy": ["REDUCE_MEAN"] * 4}
     _ask_again_and_again(target, until, _body(["a"] * 3000, options), 3000)
 
 
