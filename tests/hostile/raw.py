@@ -57,10 +57,6 @@ class RawClient:
             while self._sub.poll(0):
                 yield self._sub.recv_multipart()
 
-    def subscribe(self, identity: bytes) -> None:
-        """Subscribe to one more identity."""
-        self._sub.subscribe(identity)
-
     def close(self) -> None:
         """Close the sockets at once. Messages that were not sent yet are dropped."""
         self._context.destroy(linger=0)

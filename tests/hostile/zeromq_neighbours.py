@@ -108,12 +108,16 @@ def sends_containers(target: Target, until: float) -> None:
 
 
 def subscribes(target: Target, until: float) -> None:
-    """Subscribe to more than ten thousand identities, disconnect, and do it again."""
+    """Subscribe to ten thousand identities over a hundred connections, disconnect, and do it again."""
     while time.monotonic() < until:
-        with RawClient(target) as client:
-            for _ in range(_NUM_SUBSCRIPTIONS):
-                client.subscribe(str(uuid.uuid4()).encode())
-            time.sleep(0.5)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        for _ in range(100):
+            socket = context.socket(zmq.SUB)
+            for _ in range(_NUM_SUBSCRIPTIONS // 100):
+                socket.subscribe(str(uuid.uuid4()).encode())
+            socket.connect(f"tcp://127.0.0.1:{target.port_out}")
+        time.sleep(1)
+        context.destroy(linger=0)
 
 
 def leaves(target: Target, until: float) -> None:

@@ -1,0 +1,163 @@
+"""Harms workers and gateways at random while eight clients check every reply.
+
+    make chaos            or: python -m tests.hostile.chaos [--seconds 60] [options]
+
+A random worker gets SIGKILL every 2 s, also while it starts, and a random gateway every 5 s. The exit code is 1 if
+a request was lost, or answered wrongly, twice or with an error, or if the server was not ready again within 15 s of
+the last harm. A client sends a request again if it got Overloaded or Unavailable (over HTTP: 429 or 503), or if its
+HTTP connection broke because its gateway was killed. Encoding has no side effects, so sending again is safe.
+
+    --signal STOP   stop processes for 3 s instead, and once the whole process group for --group_s seconds
+    --files 256     give each process of the server this many descriptors, and open more connections than that
+    --disk-full     fill the disk that the server uses for temporary files (needs Linux user namespaces)
+    --clock-jumps   let the wall clock jump by hours (needs libfaketime, or apt-get to download it)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+
+import httpx
+import psutil
+
+from tests.hostile.checked_clients import CheckedClients, Pool, Tally
+from tests.hostile.conditions import JumpingClock, crowd, enter_small_disk, filled_disk
+from tests.hostile.harm import Harm, kill, pause, pause_group
+from tests.hostile.target import Family, Target
+from tests.support.running_server import RunningServer
+
+SERVER_FLAGS = ("-num_worker", 2, "-cpu")
+MAX_READY_S = 15.0
+_LIMIT_S = 120.0  # a request without a reply after this time is lost
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened. ready_s: seconds from the last harm until the server was ready; infinity if it was not."""
+
+    tallies: list[Tally]
+    num_harmed: dict[str, int]
+    ready_s: float
+    extra_faults: list[str] = field(default_factory=list)
+
+    @property
+    def num_answered(self) -> int:
+        """How many requests got their vectors."""
+        return sum(tally.num_answered for tally in self.tallies)
+
+    def faults(self) -> list[str]:
+        """Return a line for everything that should not have happened, times excepted."""
+        lines = [f"{tally.name}: {fault}" for tally in self.tallies for fault in tally.faults]
+        return [*lines, *self.extra_faults, *["the server was not ready again"] * (self.ready_s == float("inf"))]
+
+
+def kill_at_random(server: RunningServer, seconds: float, limit_s: float) -> Outcome:
+    """Kill workers and gateways for some seconds. limit_s: how long a request or the readiness may take."""
+    target = Target.of(server)
+    family, pool = Family(target), Pool.from_server(target)
+    with CheckedClients(target, pool, limit_s) as clients:
+        with Harm(family, kill) as harm:
+            _sleep_while_running(server, seconds)
+        ready_s = _seconds_until_ready(target, harm.ended_at, limit_s)
+    return Outcome(clients.tallies, harm.num_harmed, ready_s)
+
+
+def stop_at_random(server: RunningServer, seconds: float, limit_s: float, group_s: float) -> Outcome:
+    """Stop workers and gateways for a while each, and in the middle all processes for group_s seconds.
+
+    No process may be replaced, because none of them was silent for long by its own fault.
+    """
+    target = Target.of(server)
+    family, pool = Family(target), Pool.from_server(target)
+    before = _pids(family)
+    with CheckedClients(target, pool, limit_s) as clients:
+        for pause_after in (True, False):
+            with Harm(family, pause) as harm:
+                _sleep_while_running(server, seconds / 2)
+            if pause_after:
+                pause_group(server.process.pid, group_s)
+        ready_s = _seconds_until_ready(target, harm.ended_at, limit_s)
+    replaced = [f"process {pid} was replaced" for pid in before - _pids(family)]
+    return Outcome(clients.tallies, harm.num_harmed, ready_s, replaced)
+
+
+def _pids(family: Family) -> set[int]:
+    return {process.pid for process in family.members().values()}
+
+
+def _sleep_while_running(server: RunningServer, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and server.process.poll() is None:
+        time.sleep(0.1)
+
+
+def _seconds_until_ready(target: Target, since: float, limit_s: float) -> float:
+    """Wait for /ready; return the seconds since `since` (monotonic), or infinity if limit_s passes."""
+    with httpx.Client(base_url=target.url, timeout=limit_s) as http:
+        while time.monotonic() - since < limit_s:
+            try:
+                if http.get("/ready").status_code == 200:
+                    return time.monotonic() - since
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+    return float("inf")
+
+
+def main() -> None:
+    """Start a server with two workers, harm it, and print what happened."""
+    args = _arguments()
+    if args.disk_full:
+        enter_small_disk()
+    with ExitStack() as stack:
+        clock = stack.enter_context(JumpingClock()) if args.clock_jumps else None
+        server = stack.enter_context(RunningServer(*SERVER_FLAGS, env=clock.env if clock else None))
+        if args.files:
+            _limit_files(server, args.files)
+        target = Target.of(server.wait_ready())
+        stack.enter_context(crowd(target, 2 * args.files) if args.files else nullcontext())
+        stack.enter_context(filled_disk() if args.disk_full else nullcontext())
+        if args.signal == "STOP":
+            outcome = stop_at_random(server, args.seconds, _LIMIT_S, args.group_s)
+        else:
+            outcome = kill_at_random(server, args.seconds, _LIMIT_S)
+        has_ended = server.process.poll()
+        if has_ended is not None:
+            print(f"the server ended with exit code {has_ended}:", *server.log.splitlines()[-5:], sep="\n")
+    sys.exit(_report(outcome))
+
+
+def _report(outcome: Outcome) -> int:
+    """Print the outcome; return the exit code."""
+    print("| client | answered | sent again | faults |\n|---|---|---|---|")
+    for tally in outcome.tallies:
+        print(f"| {tally.name} | {tally.num_answered} | {tally.num_told} | {len(tally.faults)} |")
+    print(f"\nharmed: {outcome.num_harmed}; ready {outcome.ready_s:.1f} s after the last harm\n")
+    late = [f"ready later than {MAX_READY_S:g} s after the last harm"] * (outcome.ready_s > MAX_READY_S)
+    faults = outcome.faults() + late
+    print("\n".join(faults))
+    return int(bool(faults))
+
+
+def _limit_files(server: RunningServer, count: int) -> None:
+    """Set the limit for descriptors while the server still loads its code. Its children inherit the limit."""
+    psutil.Process(server.process.pid).rlimit(psutil.RLIMIT_NOFILE, (count, count))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--signal", choices=("KILL", "STOP"), default="KILL")
+    parser.add_argument("--group_s", type=float, default=35.0)
+    parser.add_argument("--files", type=int, default=0)
+    parser.add_argument("--disk-full", action="store_true")
+    parser.add_argument("--clock-jumps", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
