@@ -3,8 +3,8 @@
     make chaos            or: python -m tests.hostile.chaos [--seconds 60] [options]
 
 A random worker gets SIGKILL every 2 s, also while it starts, and a random gateway every 5 s. The exit code is 1 if
-a request was lost, or answered wrongly, twice or with an error, or if the server was not ready again within 15 s of
-the last harm. A client sends a request again if it got Overloaded or Unavailable (over HTTP: 429 or 503), or if its
+a request was lost, or answered wrongly, twice or with an error, or if the server was not ready within 15 s of the
+last harm. A client sends a request again if it got Overloaded or Unavailable (over HTTP: 429 or 503), or if its
 HTTP connection broke because its gateway was killed. Encoding has no side effects, so sending again is safe.
 
     --signal STOP   stop processes for 3 s instead, and once the whole process group for --group_s seconds

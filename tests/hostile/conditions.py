@@ -64,7 +64,7 @@ def crowd(target: Target, count: int) -> Iterator[None]:
 
 
 class JumpingClock:
-    """Lets the wall clock of programs with `env` jump at random, inside its context, but not their monotonic clock.
+    """Lets the wall clock of programs with `env` jump inside its context. Their monotonic clock does not jump.
 
     If libfaketime is not installed, Debian's package is downloaded and unpacked into a temporary folder.
     """
