@@ -65,14 +65,13 @@ def leaves(target: Target, until: float) -> None:
 
 def sends_gzip_bombs(target: Target, until: float) -> None:
     """Send a few hundred kilobytes that become a list of 50 million wrong items."""
-    middle = gzip.compress(b"1.5," * 1_000_000, 9) * 50  # a gzip file may have several members
-    body = gzip.compress(b'{"model":"m","input":[') + middle + gzip.compress(b"1.5]}")
-    _post_in_threads(target, until, "/v1/embeddings", body, {"Content-Encoding": "gzip"}, num_threads=2)
+    body = gzip.compress(b'{"inputs":[' + b"1," * 50_000_000 + b"1]}", 6)
+    _post_in_threads(target, until, "/tokenize", body, {"Content-Encoding": "gzip"}, num_threads=2)
 
 
 def sends_wrong_items(target: Target, until: float) -> None:
     """Send lists of three million wrong items, each of which would be an error of its own."""
-    _post_in_threads(target, until, "/embed", b'{"inputs":[' + b"{}," * 3_000_000 + b"{}]}", num_threads=2)
+    _post_in_threads(target, until, "/tokenize", b'{"inputs":[' + b"1," * 3_000_000 + b"1]}", num_threads=2)
 
 
 def sends_odd_ids(target: Target, until: float) -> None:

@@ -1,0 +1,193 @@
+"""Serves mixed clients that come and go for half an hour, and checks that nothing grows.
+
+    make soak             or: python -m tests.hostile.soak [--minutes 30]
+
+Samples the memory, the descriptors and the threads of every process of the server, and the p50 and p99 of a client
+that sends one short text again and again. Fits a line to each of these series. The exit code is 1 if a client saw
+a fault, or if a line rises by more than its tolerance over the whole run. The result is written to
+benchmarks/results/soak.json, and its summary is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from bert_serving.server.settings import own_version
+
+from benchmarks.common import cpu_name
+from tests.hostile.checked_clients import CheckedClients, Pool
+from tests.hostile.target import Family, Target, rss_mb
+from tests.hostile.victim import Calls, Victim
+from tests.support.running_server import RunningServer
+
+RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "soak.json"
+SERVER_FLAGS = ("-num_worker", 2, "-cpu")
+_SAMPLE_S = 2.0
+_VISIT_S = (3.0, 15.0)  # how long the clients of each of the two groups stay
+_LIMIT_S = 120.0
+_WARM_UP = 0.1  # the share of the run that is not judged
+
+#: How much a series may rise over the whole run, by the end of its name: a part of its level, and an amount.
+TOLERANCES = {
+    "memory MiB": (0.05, 5.0),
+    "descriptors": (0.0, 2.0),
+    "threads": (0.0, 1.0),
+    "p50 ms": (0.2, 10.0),
+    "p99 ms": (0.3, 50.0),
+}
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A line fitted to a series of medians, one for each minute: its values at both ends."""
+
+    name: str
+    first: float
+    last: float
+
+    @classmethod
+    def of(cls, name: str, minutes: list[float]) -> Trend:
+        """Fit a line to the values after the warm-up."""
+        judged = minutes[int(len(minutes) * _WARM_UP) :]
+        if len(judged) < 2:
+            return cls(name, judged[0], judged[0])
+        slope, start = np.polyfit(np.arange(len(judged)), judged, 1)
+        return cls(name, float(start), float(start + slope * (len(judged) - 1)))
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the line rises by no more than the tolerance."""
+        part, amount = next(limits for end, limits in TOLERANCES.items() if self.name.endswith(end))
+        return self.last - self.first <= part * self.first + amount
+
+
+class Series:
+    """Samples of many values. Each value gets its median for each period, which is a minute in long runs."""
+
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self._began = time.monotonic()
+        self._samples: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, name: str, value: float) -> None:
+        """Add a sample, taken now."""
+        self._samples[name][int((time.monotonic() - self._began) / self._period_s)].append(value)
+
+    def medians(self) -> dict[str, list[float]]:
+        """Return the medians of each value. Periods without a sample are left out."""
+        return {
+            name: [round(statistics.median(periods[i]), 3) for i in sorted(periods)]
+            for name, periods in self._samples.items()
+        }
+
+
+def soak(target: Target, seconds: float, period_s: float) -> tuple[dict[str, list[float]], list[str], int]:
+    """Run clients beside a victim; return medians by name, faults, and the number of answered requests."""
+    family, pool, series = Family(target), Pool.from_server(target), Series(period_s)
+    visitors = Visitors(target, pool)
+    until = time.monotonic() + seconds
+    with Victim(target, _LIMIT_S) as victim, visitors:
+        next_period, num_seen = time.monotonic() + period_s, [0, 0]
+        while time.monotonic() < until:
+            time.sleep(_SAMPLE_S)
+            _sample(family, series)
+            if time.monotonic() >= next_period or time.monotonic() >= until:
+                next_period += period_s
+                num_seen = [_add_times(series, *each) for each in zip(victim.calls, num_seen, strict=True)]
+    num_answered = visitors.num_answered + sum(len(calls.seconds) for calls in victim.calls)
+    return series.medians(), visitors.faults + victim.errors, num_answered
+
+
+def _sample(family: Family, series: Series) -> None:
+    for name, process in family.members().items():
+        series.add(f"{name} memory MiB", rss_mb(process))
+        series.add(f"{name} descriptors", process.num_fds())
+        series.add(f"{name} threads", process.num_threads())
+
+
+def _add_times(series: Series, calls: Calls, num_seen: int) -> int:
+    """Add the percentiles of the calls since num_seen; return the number of calls so far."""
+    recent = Calls(calls.name, calls.seconds[num_seen:])
+    if recent.seconds:
+        for percent in (50, 99):
+            series.add(f"{calls.name} p{percent} ms", recent.percentile_ms(percent))
+    return num_seen + len(recent.seconds)
+
+
+class Visitors:
+    """Two groups of clients, inside its context. Each group stays for some seconds; then a new one comes."""
+
+    def __init__(self, target: Target, pool: Pool) -> None:
+        self._target, self._pool = target, pool
+        self._should_stop = threading.Event()
+        self._threads = [threading.Thread(target=self._receive, args=(stay,)) for stay in _VISIT_S]
+        self.num_answered = 0
+        self.faults: list[str] = []
+
+    def __enter__(self) -> Visitors:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._should_stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _receive(self, stay_s: float) -> None:
+        while not self._should_stop.is_set():
+            with CheckedClients(self._target, self._pool, _LIMIT_S) as clients:
+                self._should_stop.wait(stay_s)
+            self.num_answered += clients.num_answered
+            self.faults += clients.faults
+
+
+def main() -> None:
+    """Run the soak, write the result, and print its summary."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    args = parser.parse_args()
+
+    with RunningServer(*SERVER_FLAGS) as server:
+        target = Target.of(server.wait_ready())
+        period_s = min(60.0, 6 * args.minutes)
+        medians, faults, num_answered = soak(target, args.minutes * 60, period_s)
+    trends = [Trend.of(name, values) for name, values in medians.items()]
+    grown = [
+        f"{trend.name} rose from {trend.first:.1f} to {trend.last:.1f}" for trend in trends if not trend.is_flat
+    ]
+    machine = f"{cpu_name()}, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    summary = f"{args.minutes:g} minutes on {machine}: {num_answered} requests, {len(faults)} faults"
+    _write(summary, trends, medians, [*faults, *grown])
+    print(f"{summary}\n\n| value | at first | at last |\n|---|---|---|")
+    for trend in trends:
+        print(f"| {trend.name} | {trend.first:.1f} | {trend.last:.1f} |")
+    print("\n".join(["", *faults, *grown]))
+    sys.exit(bool(faults or grown))
+
+
+def _write(summary: str, trends: list[Trend], medians: dict[str, list[float]], faults: list[str]) -> None:
+    content = {
+        "summary": summary,
+        "version": own_version(),
+        "faults": faults,
+        "ends": {trend.name: [round(trend.first, 2), round(trend.last, 2)] for trend in trends},
+        "medians": medians,
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
