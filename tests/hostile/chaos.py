@@ -28,7 +28,7 @@ from tests.hostile.checked_clients import CheckedClients, Pool, Tally
 from tests.hostile.conditions import JumpingClock, crowd, enter_small_disk, filled_disk
 from tests.hostile.harm import Harm, kill, pause, pause_group
 from tests.hostile.target import Family, Target
-from tests.support.running_server import RunningServer
+from tests.support.running_server import RunningServer, is_alive
 
 SERVER_FLAGS = ("-num_worker", 2, "-cpu")
 MAX_READY_S = 15.0
@@ -96,9 +96,13 @@ def _sleep_while_running(server: RunningServer, seconds: float) -> None:
 
 
 def _seconds_until_ready(target: Target, since: float, limit_s: float) -> float:
-    """Wait for /ready; return the seconds since `since` (monotonic), or infinity if limit_s passes."""
+    """Wait for /ready; return the seconds since `since` (monotonic).
+
+    Returns infinity if limit_s passes or the server ends.
+    """
+    server = psutil.Process(target.pid)
     with httpx.Client(base_url=target.url, timeout=limit_s) as http:
-        while time.monotonic() - since < limit_s:
+        while time.monotonic() - since < limit_s and is_alive(server):
             try:
                 if http.get("/ready").status_code == 200:
                     return time.monotonic() - since

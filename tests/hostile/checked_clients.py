@@ -14,11 +14,13 @@ from typing import TypeAlias
 import httpx
 import numpy as np
 import numpy.typing as npt
+import psutil
 from bert_serving.client import BertClient, Overloaded, ServingError, Unavailable
 from bert_serving.protocol import EncodeReply, ErrorReply, reply_from_frames
 
 from tests.hostile.raw import RawClient
 from tests.hostile.target import Target
+from tests.support.running_server import is_alive
 from tests.support.sentences import sentences
 
 Vectors = npt.NDArray[np.floating]
@@ -87,11 +89,12 @@ class Tally:
 class CheckedClients:
     """Clients of all kinds, each in a thread, inside its context. On exit they finish the requests that they sent.
 
-    limit_s: a request without a reply after this time is lost.
+    limit_s: a request without a reply after this time is lost. If the server has ended, it is lost at once.
     """
 
     def __init__(self, target: Target, pool: Pool, limit_s: float) -> None:
         self._target, self._pool, self._limit_s = target, pool, limit_s
+        self._server = psutil.Process(target.pid)
         self._should_stop = threading.Event()
         kinds: list[_Kind] = [
             self._raw,
@@ -165,10 +168,10 @@ class CheckedClients:
             tally.faults.append(f"failed: {reply!r:.300}")
 
     def _drop_lost(self, sent: dict[int, tuple[list[int], float]], tally: Tally) -> None:
-        now = time.monotonic()
-        for request_id in [i for i, (_, since) in sent.items() if now - since > self._limit_s]:
+        now, limit_s = time.monotonic(), self._limit_s if is_alive(self._server) else 0.0
+        for request_id in [i for i, (_, since) in sent.items() if now - since > limit_s]:
             del sent[request_id]
-            tally.faults.append(f"lost: no reply to request {request_id} within {self._limit_s:g} s")
+            tally.faults.append(f"lost: no reply to request {request_id} within {limit_s:g} s")
 
     def _library(self, tally: Tally, rng: random.Random) -> None:
         """Call BertClient.encode. A request that got Overloaded or Unavailable is sent again."""
