@@ -7,8 +7,8 @@ a request was lost, or answered wrongly, twice or with an error, or if the serve
 last harm. A client sends a request again if it got Overloaded or Unavailable (over HTTP: 429 or 503), or if its
 HTTP connection broke because its gateway was killed. Encoding has no side effects, so sending again is safe.
 
-    --signal STOP   stop processes for 3 s instead, and once the whole process group for --group_s seconds
-    --files 256     give each process of the server this many descriptors, and open more connections than that
+    --signal STOP   stop processes for a second instead, and once the whole process group for --group_s seconds
+    --files 256     give each process of the server this many descriptors; for a while, more clients connect
     --disk-full     fill the disk that the server uses for temporary files (needs Linux user namespaces)
     --clock-jumps   let the wall clock jump by hours (needs libfaketime, or apt-get to download it)
 """
@@ -16,17 +16,19 @@ HTTP connection broke because its gateway was killed. Encoding has no side effec
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import httpx
 import psutil
 
 from tests.hostile.checked_clients import CheckedClients, Pool, Tally
-from tests.hostile.conditions import JumpingClock, crowd, enter_small_disk, filled_disk
+from tests.hostile.conditions import JumpingClock, enter_small_disk, filled_disk, receive_crowd
 from tests.hostile.harm import Harm, kill, pause, pause_group
+from tests.hostile.scripts import end_on_sigterm, finish, parser_of, print_head
 from tests.hostile.target import Family, Target
 from tests.support.running_server import RunningServer, is_alive
 
@@ -55,38 +57,42 @@ class Outcome:
         return [*lines, *self.extra_faults, *["the server was not ready again"] * (self.ready_s == float("inf"))]
 
 
-def kill_at_random(server: RunningServer, seconds: float, limit_s: float) -> Outcome:
-    """Kill workers and gateways for some seconds. limit_s: how long a request or the readiness may take."""
-    target = Target.of(server)
-    family, pool = Family(target), Pool.from_server(target)
-    with CheckedClients(target, pool, limit_s) as clients:
-        with Harm(family, kill) as harm:
-            _sleep_while_running(server, seconds)
-        ready_s = _seconds_until_ready(target, harm.ended_at, limit_s)
-    return Outcome(clients.tallies, harm.num_harmed, ready_s)
+def harmed(
+    server: RunningServer,
+    seconds: float,
+    limit_s: float,
+    *,
+    harm: Callable[[psutil.Process], None] = kill,
+    in_the_middle: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """Harm workers and gateways for some seconds while eight clients check every reply.
 
-
-def stop_at_random(server: RunningServer, seconds: float, limit_s: float, group_s: float) -> Outcome:
-    """Stop workers and gateways for a while each, and in the middle all processes for group_s seconds.
-
-    No process may be replaced, because none of them was silent for long by its own fault.
+    limit_s: how long a request may take, and how long the server may take to be ready. in_the_middle: called after
+    half of the time.
     """
     target = Target.of(server)
     family, pool = Family(target), Pool.from_server(target)
-    before = _pids(family)
     with CheckedClients(target, pool, limit_s) as clients:
-        for pause_after in (True, False):
-            with Harm(family, pause) as harm:
-                _sleep_while_running(server, seconds / 2)
-            if pause_after:
-                pause_group(server.process.pid, group_s)
-        ready_s = _seconds_until_ready(target, harm.ended_at, limit_s)
-    replaced = [f"process {pid} was replaced" for pid in before - _pids(family)]
-    return Outcome(clients.tallies, harm.num_harmed, ready_s, replaced)
+        with Harm(family, harm) as harming:
+            _sleep_while_running(server, seconds / 2)
+            in_the_middle()
+            _sleep_while_running(server, seconds / 2)
+        ready_s = _seconds_until_ready(target, harming.ended_at, limit_s)
+    return Outcome(clients.tallies, harming.num_harmed, ready_s)
 
 
-def _pids(family: Family) -> set[int]:
-    return {process.pid for process in family.members().values()}
+def stopped(server: RunningServer, seconds: float, limit_s: float, group_s: float) -> Outcome:
+    """Stop workers and gateways for a second each, and in the middle all processes for group_s seconds.
+
+    No process may be replaced, because none of them was silent for long by its own fault.
+    """
+    family = Family(Target.of(server))
+    before = family.members()
+    outcome = harmed(
+        server, seconds, limit_s, harm=pause, in_the_middle=lambda: pause_group(server.process.pid, group_s)
+    )
+    replaced = [f"{name} was replaced" for name, process in before.items() if not is_alive(process)]
+    return replace(outcome, extra_faults=replaced)
 
 
 def _sleep_while_running(server: RunningServer, seconds: float) -> None:
@@ -115,6 +121,7 @@ def _seconds_until_ready(target: Target, since: float, limit_s: float) -> float:
 def main() -> None:
     """Start a server with two workers, harm it, and print what happened."""
     args = _arguments()
+    end_on_sigterm()
     if args.disk_full:
         enter_small_disk()
     with ExitStack() as stack:
@@ -122,29 +129,32 @@ def main() -> None:
         server = stack.enter_context(RunningServer(*SERVER_FLAGS, env=clock.env if clock else None))
         if args.files:
             _limit_files(server, args.files)
-        target = Target.of(server.wait_ready())
-        stack.enter_context(crowd(target, 2 * args.files) if args.files else nullcontext())
-        stack.enter_context(filled_disk() if args.disk_full else nullcontext())
-        if args.signal == "STOP":
-            outcome = stop_at_random(server, args.seconds, _LIMIT_S, args.group_s)
-        else:
-            outcome = kill_at_random(server, args.seconds, _LIMIT_S)
-        has_ended = server.process.poll()
-        if has_ended is not None:
-            print(f"the server ended with exit code {has_ended}:", *server.log.splitlines()[-5:], sep="\n")
-    sys.exit(_report(outcome))
+        server.wait_ready()
+        if args.disk_full:
+            stack.enter_context(filled_disk())
+        outcome = _harm(server, args)
+        if (exit_code := server.process.poll()) is not None:
+            print(f"the server ended with exit code {exit_code}:", *server.log.splitlines()[-5:], sep="\n")
+    _print_table(outcome)
+    late = [f"ready later than {MAX_READY_S:g} s after the last harm"] * (outcome.ready_s > MAX_READY_S)
+    finish(outcome.faults() + late)
 
 
-def _report(outcome: Outcome) -> int:
-    """Print the outcome; return the exit code."""
-    print("| client | answered | sent again | faults |\n|---|---|---|---|")
+def _harm(server: RunningServer, args: argparse.Namespace) -> Outcome:
+    if args.signal == "STOP":
+        return stopped(server, args.seconds, _LIMIT_S, args.group_s)
+    if args.files:
+        target = Target.of(server)
+        in_the_middle = partial(receive_crowd, target, args.files, args.seconds / 2)
+        return harmed(server, args.seconds, _LIMIT_S, in_the_middle=in_the_middle)
+    return harmed(server, args.seconds, _LIMIT_S)
+
+
+def _print_table(outcome: Outcome) -> None:
+    print_head("client", "answered", "sent again", "faults")
     for tally in outcome.tallies:
         print(f"| {tally.name} | {tally.num_answered} | {tally.num_told} | {len(tally.faults)} |")
-    print(f"\nharmed: {outcome.num_harmed}; ready {outcome.ready_s:.1f} s after the last harm\n")
-    late = [f"ready later than {MAX_READY_S:g} s after the last harm"] * (outcome.ready_s > MAX_READY_S)
-    faults = outcome.faults() + late
-    print("\n".join(faults))
-    return int(bool(faults))
+    print(f"\nharmed: {outcome.num_harmed}; ready {outcome.ready_s:.1f} s after the last harm")
 
 
 def _limit_files(server: RunningServer, count: int) -> None:
@@ -153,7 +163,7 @@ def _limit_files(server: RunningServer, count: int) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--signal", choices=("KILL", "STOP"), default="KILL")
     parser.add_argument("--group_s", type=float, default=35.0)

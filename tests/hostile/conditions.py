@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import random
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,18 +25,15 @@ _MAX_JUMP_H = 48
 def enter_small_disk() -> None:
     """Run this program again in a mount namespace in which temporary files are on a disk of a few MB.
 
-    Returns in the new program. Needs user namespaces, but no root.
+    Returns in the new program. Needs user namespaces, but no root. /var/tmp becomes the small disk: it exists on
+    every machine, and these tests do not use it otherwise.
     """
     if _SMALL_DISK in os.environ:
-        tempfile.tempdir = os.environ[_SMALL_DISK]
         return
-    with tempfile.TemporaryDirectory() as folder:
-        mount = f'mount -t tmpfs -o size={_DISK_MB}m none "$0" && exec "$@"'
-        command = [*sys.orig_argv[:1], "-m", "tests.hostile.chaos", *sys.argv[1:]]
-        unshare = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, folder]
-        sys.exit(
-            subprocess.run([*unshare, *command], env={**os.environ, _SMALL_DISK: folder}, check=False).returncode
-        )
+    mount = f'mount -t tmpfs -o size={_DISK_MB}m none /var/tmp && exec "$0" "$@"'
+    unshare = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount]
+    env = {**os.environ, _SMALL_DISK: "1", "TMPDIR": "/var/tmp"}
+    os.execvpe("unshare", [*unshare, *sys.orig_argv], env)
 
 
 @contextmanager
@@ -52,15 +49,14 @@ def filled_disk() -> Iterator[None]:
         path.unlink()
 
 
-@contextmanager
-def crowd(target: Target, count: int) -> Iterator[None]:
-    """Hold this many idle connections to each port of the server. Some may be refused."""
+def receive_crowd(target: Target, count: int, seconds: float) -> None:
+    """Hold this many idle connections to each port of the server for a while. Some may be refused."""
     with ExitStack() as stack:
         for port in (target.port, target.port_out, target.http_port):
             for _ in range(count):
                 with suppress(OSError):
                     stack.enter_context(socket.create_connection(("127.0.0.1", port), 5, ("127.0.0.2", 0)))
-        yield
+        time.sleep(seconds)
 
 
 class JumpingClock:

@@ -8,21 +8,22 @@ code is 1 if the server process grew by 30 MB, or if the client beside it got an
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
 import multiprocessing
+import os
 import random
 import socket
 import struct
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from benchmarks.common import cpu_name
 from tests.hostile.garbage_messages import garbage_messages
 from tests.hostile.raw import RawClient
+from tests.hostile.scripts import CALLS_HEAD, delays, end_on_sigterm, finish, parser_of, print_head
 from tests.hostile.target import Family, Target
 from tests.hostile.victim import Calls, Victim
 from tests.support.running_server import RunningServer
@@ -123,23 +124,23 @@ def _run(act: Callable[[Target, int], None], target: Target, count: int) -> None
 
 def main() -> None:
     """Start a server, send the garbage, and print what happened."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--connections", type=int, default=20_000)
     args = parser.parse_args()
+    end_on_sigterm()
 
-    began = time.monotonic()
     with RunningServer() as server:
-        outcome = pelted(Target.of(server.wait_ready()), args.messages, args.connections, timeout_s=30)
-    print(f"{args.messages} messages and {args.connections} connections in {time.monotonic() - began:.0f} s")
+        target, began = Target.of(server.wait_ready()), time.monotonic()
+        outcome = pelted(target, args.messages, args.connections, timeout_s=30)
+        seconds = time.monotonic() - began
+    print(f"{cpu_name()}, {os.cpu_count()} cores")
+    print(f"{args.messages} messages and {args.connections} connections in {seconds:.0f} s")
     print(f"the server process grew by {outcome.growth_mb:.1f} MiB\n")
-    print("| way | calls | errors | p50 ms | p99 ms | max ms |\n" + "|---" * 6 + "|")
+    print_head(CALLS_HEAD)
     for calls in outcome.calls:
         print(f"| {calls.row()} |")
-    slow = [f"{calls.name}: p99 is too long" for calls in outcome.calls if calls.percentile_ms(99) > MAX_P99_MS]
-    faults = outcome.faults() + slow
-    print("\n".join(["", *faults]))
-    sys.exit(bool(faults))
+    finish(outcome.faults() + delays(outcome.calls, MAX_P99_MS))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tests.hostile.target import Family
 
 _WORKER_EVERY_S = 2.0
 _GATEWAY_EVERY_S = 5.0
-_STOP_S = 3.0
+_STOP_S = 1.0
 
 
 class Harm:
@@ -66,7 +66,7 @@ def kill(process: psutil.Process) -> None:
 
 
 def pause(process: psutil.Process) -> None:
-    """Send SIGSTOP, and after a few seconds SIGCONT."""
+    """Send SIGSTOP, and a second later SIGCONT."""
     process.send_signal(signal.SIGSTOP)
     try:
         time.sleep(_STOP_S)

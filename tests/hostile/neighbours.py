@@ -9,10 +9,8 @@ is 1 if the victim got an error, if its p99 was above one second, or if the serv
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import TypeAlias
 
 from benchmarks.common import cpu_name
 from tests.hostile import http_neighbours, zeromq_neighbours
+from tests.hostile.scripts import CALLS_HEAD, delays, end_on_sigterm, finish, parser_of, print_head
 from tests.hostile.target import Family, Target
 from tests.hostile.victim import Calls, Victim
 from tests.support.running_server import RunningServer
@@ -65,11 +64,6 @@ class Outcome:
         grown = f"the server grew by {self.growth_mb:.0f} MiB"
         return errors + silent + self.lost + [grown] * (self.growth_mb > MEMORY_MB + MAX_MORE_MB)
 
-    def delays(self) -> list[str]:
-        """Return a line for each p99 above the limit."""
-        found = {calls.name: calls.percentile_ms(99) for calls in self.calls}
-        return [f"{name}: p99 {p99:.0f} ms" for name, p99 in found.items() if p99 > MAX_P99_MS]
-
 
 def attacked(target: Target, attack: Attack, seconds: float, timeout_s: float = _TIMEOUT_S) -> Outcome:
     """Run an attack, in its own process, beside a victim; return the outcome."""
@@ -96,25 +90,22 @@ def _while_running(process: BaseProcess, until: float) -> Iterator[None]:
 
 def main() -> None:
     """Run the attacks one after another, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--seconds", type=float, default=20.0, help="duration of each attack (default: 20)")
     parser.add_argument("--only", default="", help="run only the neighbours whose name contains this text")
     args = parser.parse_args()
+    end_on_sigterm()
 
     print(f"{cpu_name()}, {os.cpu_count()} cores; {args.seconds:g} s beside each neighbour\n")
-    print(
-        "| neighbour | way | calls | errors | p50 ms | p99 ms | max ms | growth MiB |\n" + "|---" * 8 + "|",
-        flush=True,
-    )
+    print_head("neighbour", CALLS_HEAD, "growth MiB")
     faults = []
     for name in (name for name in NEIGHBOURS if args.only in name):
         with RunningServer(*SERVER_FLAGS) as server:
             outcome = attacked(Target.of(server.wait_ready()), NEIGHBOURS[name], args.seconds)
-            for calls in outcome.calls:
-                print(f"| {name} | {calls.row()} | {outcome.growth_mb:.0f} |", flush=True)
-        faults += [f"{name}: {fault}" for fault in outcome.faults() + outcome.delays()]
-    print("\n".join(["", *faults]))
-    sys.exit(bool(faults))
+        for calls in outcome.calls:
+            print(f"| {name} | {calls.row()} | {outcome.growth_mb:.0f} |", flush=True)
+        faults += [f"{name}: {fault}" for fault in outcome.faults() + delays(outcome.calls, MAX_P99_MS)]
+    finish(faults)
 
 
 if __name__ == "__main__":

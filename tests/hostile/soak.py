@@ -10,12 +10,10 @@ benchmarks/results/soak.json, and its summary is printed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
 import statistics
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -27,6 +25,7 @@ from bert_serving.server.settings import own_version
 
 from benchmarks.common import cpu_name
 from tests.hostile.checked_clients import CheckedClients, Pool
+from tests.hostile.scripts import end_on_sigterm, finish, parser_of, print_head
 from tests.hostile.target import Family, Target, rss_mb
 from tests.hostile.victim import Calls, Victim
 from tests.support.running_server import RunningServer
@@ -155,9 +154,10 @@ class Visitors:
 
 def main() -> None:
     """Run the soak, write the result, and print its summary."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     args = parser.parse_args()
+    end_on_sigterm()
 
     with RunningServer(*SERVER_FLAGS) as server:
         target = Target.of(server.wait_ready())
@@ -170,11 +170,11 @@ def main() -> None:
     machine = f"{cpu_name()}, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     summary = f"{args.minutes:g} minutes on {machine}: {num_answered} requests, {len(faults)} faults"
     _write(summary, trends, medians, [*faults, *grown])
-    print(f"{summary}\n\n| value | at first | at last |\n|---|---|---|")
+    print(f"{summary}\n")
+    print_head("value", "at first", "at last")
     for trend in trends:
         print(f"| {trend.name} | {trend.first:.1f} | {trend.last:.1f} |")
-    print("\n".join(["", *faults, *grown]))
-    sys.exit(bool(faults or grown))
+    finish([*faults, *grown])
 
 
 def _write(summary: str, trends: list[Trend], medians: dict[str, list[float]], faults: list[str]) -> None:

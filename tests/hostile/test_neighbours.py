@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.hostile.neighbours import NEIGHBOURS, SERVER_FLAGS, attacked
+from tests.hostile.neighbours import NEIGHBOURS, attacked
 from tests.hostile.target import Target
-from tests.support.running_server import RunningServer
 from tests.support.waiting import HANG_S
 
-_SECONDS = 1.5
-
-
-@pytest.fixture(scope="module")
-def target() -> Iterator[Target]:
-    with RunningServer(*SERVER_FLAGS) as server:
-        yield Target.of(server.wait_ready())
+_SECONDS = 1.0
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)

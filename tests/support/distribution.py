@@ -9,8 +9,9 @@ from pathlib import PurePath
 _FILES = {
     "model_servers": ("test_dialects", "test_dialect_errors", "test_formats", "test_operations", "test_stream"),
     "server with a small queue": ("test_clients",),
+    "server with two workers to harm": ("test_chaos",),
     "server in float32": ("test_service_options",),
-    "server with bad neighbours": ("test_neighbours",),
+    "server with bad neighbours": ("test_garbage", "test_neighbours"),
     "servers of the clients' tests": ("test_real_clients",),
     "server of the documentation": ("test_docs",),
     "wheel and sdist": ("test_distributions",),
@@ -23,7 +24,9 @@ SERVERS = {file: servers for servers, files in _FILES.items() for file in files}
 _SLOWEST = (
     "test_clients",
     *_FILES["model_servers"],
+    "test_garbage",
     "test_neighbours",
+    "test_chaos",
     "test_packaging",
     "test_examples",
     "test_bert_server",
