@@ -13,87 +13,45 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
+import re
 import threading
 import time
-from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import psutil
 from bert_serving.server.settings import own_version
 
 from benchmarks.common import cpu_name
 from tests.hostile.checked_clients import CheckedClients, Pool
 from tests.hostile.scripts import end_on_sigterm, finish, parser_of, print_head
+from tests.hostile.series import Series, Trend
 from tests.hostile.target import Family, Target, rss_mb
 from tests.hostile.victim import Calls, Victim
-from tests.support.running_server import RunningServer
+from tests.support.running_server import RunningServer, is_alive
 
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "soak.json"
 SERVER_FLAGS = ("-num_worker", 2, "-cpu")
 _SAMPLE_S = 2.0
 _VISIT_S = (3.0, 15.0)  # how long the clients of each of the two groups stay
 _LIMIT_S = 120.0
-_WARM_UP = 0.1  # the share of the run that is not judged
-
-#: How much a series may rise over the whole run, by the end of its name: a part of its level, and an amount.
-TOLERANCES = {
-    "memory MiB": (0.05, 5.0),
-    "descriptors": (0.0, 2.0),
-    "threads": (0.0, 1.0),
-    "p50 ms": (0.2, 10.0),
-    "p99 ms": (0.3, 50.0),
-}
+_MAX_FAULTS = 20  # so many are written down
 
 
 @dataclass(frozen=True)
-class Trend:
-    """A line fitted to a series of medians, one for each minute: its values at both ends."""
+class Record:
+    """What a run gave: medians of each period by name, faults, and the number of answered requests."""
 
-    name: str
-    first: float
-    last: float
-
-    @classmethod
-    def of(cls, name: str, minutes: list[float]) -> Trend:
-        """Fit a line to the values after the warm-up."""
-        judged = minutes[int(len(minutes) * _WARM_UP) :]
-        if len(judged) < 2:
-            return cls(name, judged[0], judged[0])
-        slope, start = np.polyfit(np.arange(len(judged)), judged, 1)
-        return cls(name, float(start), float(start + slope * (len(judged) - 1)))
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether the line rises by no more than the tolerance."""
-        part, amount = next(limits for end, limits in TOLERANCES.items() if self.name.endswith(end))
-        return self.last - self.first <= part * self.first + amount
+    medians: dict[str, list[float]]
+    faults: list[str]
+    num_answered: int
 
 
-class Series:
-    """Samples of many values. Each value gets its median for each period, which is a minute in long runs."""
-
-    def __init__(self, period_s: float) -> None:
-        self._period_s = period_s
-        self._began = time.monotonic()
-        self._samples: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-
-    def add(self, name: str, value: float) -> None:
-        """Add a sample, taken now."""
-        self._samples[name][int((time.monotonic() - self._began) / self._period_s)].append(value)
-
-    def medians(self) -> dict[str, list[float]]:
-        """Return the medians of each value. Periods without a sample are left out."""
-        return {
-            name: [round(statistics.median(periods[i]), 3) for i in sorted(periods)]
-            for name, periods in self._samples.items()
-        }
-
-
-def soak(target: Target, seconds: float, period_s: float) -> tuple[dict[str, list[float]], list[str], int]:
-    """Run clients beside a victim; return medians by name, faults, and the number of answered requests."""
+def soak(target: Target, seconds: float, period_s: float) -> Record:
+    """Run clients that come and go beside a victim for some seconds."""
     family, pool, series = Family(target), Pool.from_server(target), Series(period_s)
+    before = family.members()
     visitors = Visitors(target, pool)
     until = time.monotonic() + seconds
     with Victim(target, _LIMIT_S) as victim, visitors:
@@ -105,14 +63,16 @@ def soak(target: Target, seconds: float, period_s: float) -> tuple[dict[str, lis
                 next_period += period_s
                 num_seen = [_add_times(series, *each) for each in zip(victim.calls, num_seen, strict=True)]
     num_answered = visitors.num_answered + sum(len(calls.seconds) for calls in victim.calls)
-    return series.medians(), visitors.faults + victim.errors, num_answered
+    replaced = [f"{name} was replaced" for name, process in before.items() if not is_alive(process)]
+    return Record(series.medians(), visitors.faults + victim.errors + replaced, num_answered)
 
 
 def _sample(family: Family, series: Series) -> None:
     for name, process in family.members().items():
-        series.add(f"{name} memory MiB", rss_mb(process))
-        series.add(f"{name} descriptors", process.num_fds())
-        series.add(f"{name} threads", process.num_threads())
+        with suppress(psutil.NoSuchProcess):
+            series.add(f"{name} memory MiB", rss_mb(process))
+            series.add(f"{name} descriptors", process.num_fds())
+            series.add(f"{name} threads", process.num_threads())
 
 
 def _add_times(series: Series, calls: Calls, num_seen: int) -> int:
@@ -161,20 +121,18 @@ def main() -> None:
 
     with RunningServer(*SERVER_FLAGS) as server:
         target = Target.of(server.wait_ready())
-        period_s = min(60.0, 6 * args.minutes)
-        medians, faults, num_answered = soak(target, args.minutes * 60, period_s)
-    trends = [Trend.of(name, values) for name, values in medians.items()]
-    grown = [
-        f"{trend.name} rose from {trend.first:.1f} to {trend.last:.1f}" for trend in trends if not trend.is_flat
-    ]
+        record = soak(target, args.minutes * 60, period_s=min(60.0, 6 * args.minutes))
+    trends = [Trend.of(name, values) for name, values in record.medians.items()]
+    faults = record.faults[:_MAX_FAULTS] + [str(trend) for trend in trends if not trend.is_flat]
     machine = f"{cpu_name()}, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    summary = f"{args.minutes:g} minutes on {machine}: {num_answered} requests, {len(faults)} faults"
-    _write(summary, trends, medians, [*faults, *grown])
+    counts = f"{record.num_answered} requests, {len(record.faults)} faults"
+    summary = f"{args.minutes:g} minutes on {machine}: {counts}"
+    _write(summary, trends, record.medians, faults)
     print(f"{summary}\n")
     print_head("value", "at first", "at last")
     for trend in trends:
         print(f"| {trend.name} | {trend.first:.1f} | {trend.last:.1f} |")
-    finish([*faults, *grown])
+    finish(faults)
 
 
 def _write(summary: str, trends: list[Trend], medians: dict[str, list[float]], faults: list[str]) -> None:
@@ -185,8 +143,10 @@ def _write(summary: str, trends: list[Trend], medians: dict[str, list[float]], f
         "ends": {trend.name: [round(trend.first, 2), round(trend.last, 2)] for trend in trends},
         "medians": medians,
     }
+    lines = json.dumps(content, indent=1)
+    one_line_for_a_list = re.sub(r"\[[^][]*]", lambda found: " ".join(found[0].split()), lines)
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    RESULT.write_text(one_line_for_a_list + "\n")
 
 
 if __name__ == "__main__":
