@@ -51,6 +51,10 @@ class RawClient:
             return False
         return True
 
+    def subscribe(self, identity: bytes) -> None:
+        """Subscribe to one more identity."""
+        self._sub.subscribe(identity)
+
     def replies(self, wait_s: float = 0.0) -> Iterator[list[bytes]]:
         """Yield the messages that have arrived. Waits for the first one."""
         if self._sub.poll(round(wait_s * 1000)):

@@ -79,6 +79,19 @@ def sends_huge_lists(target: Target, until: float) -> None:
     _ask_again_and_again(target, until, _body(["a"] * _MAX_TEXTS), _MAX_TEXTS)
 
 
+def sends_under_many_names(target: Target, until: float) -> None:
+    """Fill the queue from fifty identities, each of which has a share."""
+    body, names = _body(["a"] * 5000), [str(uuid.uuid4()).encode() for _ in range(50)]
+    with RawClient(target) as client:
+        for name in names:
+            client.subscribe(name)
+        while time.monotonic() < until:
+            for name in names:
+                client.ask(body, 5000, identity=name)
+            for _ in client.replies(0.2):
+                pass
+
+
 def sends_distinct_options(target: Target, until: float) -> None:
     """Send requests of one text, each with other options, so that no two share a pooling plan."""
     layers = [list(some) for size in (1, 2, 3) for some in itertools.permutations(range(6), size)]
@@ -166,6 +179,7 @@ ATTACKS = (
     explodes_by_layers,
     asks_for_token_vectors,
     sends_huge_lists,
+    sends_under_many_names,
     sends_distinct_options,
     sends_long_texts,
     sends_blanks,
