@@ -27,7 +27,7 @@ def test_a_reload_under_load_costs_no_request_and_mixes_no_models(tmp_path: Path
     folders = ModelFolders(tmp_path / "model", models)
     with RunningServer("-model_dir", folders.folder, *_FLAGS) as server:
         with ReloadClients(Target.of(server.wait_ready()), expected) as clients:
-            for name in ("other weights", "other width", "first"):
+            for name in ("other weights", "other width"):
                 reload(server, folders, name)
                 with BertClient(**server.ports, ignore_all_checks=True) as client:
                     vectors = client.encode(texts(20))
