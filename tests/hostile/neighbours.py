@@ -35,7 +35,7 @@ NEIGHBOURS: dict[str, Attack] = {
 
 #: The server's flags: little memory, so that an attack can reach the limit within seconds.
 MEMORY_MB = 256
-SERVER_FLAGS = ("-queue_mb", MEMORY_MB, "-outbox_mb", MEMORY_MB, "-outbox_age", 5)
+SERVER_FLAGS = ("-memory_mb", MEMORY_MB, "-outbox_age", 5)
 #: How much the server and its gateways may grow together beyond MEMORY_MB: what libzmq, the parsers of JSON and
 #: Python's allocator need for the requests at hand.
 MAX_MORE_MB = 400
