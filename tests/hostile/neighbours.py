@@ -12,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import TypeAlias
@@ -45,6 +45,8 @@ _LATE_S = 10.0  # an attack may be inside a call when its time is over
 _TIMEOUT_S = 30.0  # a call of the victim that takes longer is an error
 _SAMPLE_S = 0.2
 
+_spawn = multiprocessing.get_context("spawn")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -65,25 +67,27 @@ class Outcome:
         return errors + silent + self.lost + [grown] * (self.growth_mb > MEMORY_MB + MAX_MORE_MB)
 
 
-def attacked(target: Target, attack: Attack, seconds: float, timeout_s: float = _TIMEOUT_S) -> Outcome:
-    """Run an attack, in its own process, beside a victim; return the outcome."""
+def attacked(target: Target, attacks: Sequence[Attack], seconds: float, timeout_s: float = _TIMEOUT_S) -> Outcome:
+    """Run attacks, each in a process of its own, beside a victim; return the outcome."""
     family = Family(target)
     before, at_first = {p.pid: name for name, p in family.members().items()}, family.memory_mb()
     with Victim(target, timeout_s) as victim:
         until = time.monotonic() + seconds
-        attacker = multiprocessing.get_context("spawn").Process(target=attack, args=(target, until), daemon=True)
-        attacker.start()
-        peak = max(family.memory_mb() for _ in _while_running(attacker, until + _LATE_S))
-        attacker.kill()
-        attacker.join()
+        attackers = [_spawn.Process(target=attack, args=(target, until), daemon=True) for attack in attacks]
+        for attacker in attackers:
+            attacker.start()
+        peak = max(family.memory_mb() for _ in _while_running(attackers, until + _LATE_S))
+        for attacker in attackers:
+            attacker.kill()
+            attacker.join()
     after = {p.pid for p in family.members().values()}
     lost = [f"{name} was lost" for pid, name in before.items() if pid not in after]
     return Outcome(victim.calls, peak - at_first, lost)
 
 
-def _while_running(process: BaseProcess, until: float) -> Iterator[None]:
+def _while_running(processes: Sequence[BaseProcess], until: float) -> Iterator[None]:
     yield
-    while process.is_alive() and time.monotonic() < until:
+    while any(process.is_alive() for process in processes) and time.monotonic() < until:
         time.sleep(_SAMPLE_S)
         yield
 
@@ -101,7 +105,7 @@ def main() -> None:
     faults = []
     for name in (name for name in NEIGHBOURS if args.only in name):
         with RunningServer(*SERVER_FLAGS) as server:
-            outcome = attacked(Target.of(server.wait_ready()), NEIGHBOURS[name], args.seconds)
+            outcome = attacked(Target.of(server.wait_ready()), [NEIGHBOURS[name]], args.seconds)
         for calls in outcome.calls:
             print(f"| {name} | {calls.row()} | {outcome.growth_mb:.0f} |", flush=True)
         faults += [f"{name}: {fault}" for fault in outcome.faults() + delays(outcome.calls, MAX_P99_MS)]
