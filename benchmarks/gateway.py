@@ -35,10 +35,12 @@ from bert_serving.protocol.workers import (
 )
 from bert_serving.server.broker.broker import Broker
 from bert_serving.server.broker.metrics import BrokerMetrics
+from bert_serving.server.broker.ports import PrivateEndpoints
 from bert_serving.server.broker.tei_metrics import TeiMetrics
+from bert_serving.server.keys import KeySource
 from bert_serving.server.settings import Settings
 from bert_serving.server.supervisor import child
-from bert_serving.server.supervisor.launch import listen
+from bert_serving.server.supervisor.launch import body_limits, connection_limits, listen
 
 from benchmarks.common import cpu_name
 from tests.support.running_server import free_ports
@@ -49,9 +51,11 @@ NUM_CONNECTIONS = 16
 MANY = 4096
 FACTS = ModelFacts(
     pid=1,
+    fingerprint="none",
     device="none",
     dtype="float32",
     dimension=DIMENSION,
+    hidden_size=DIMENSION,
     kind="embedding",
     poolings=("REDUCE_MEAN",),
     splits_specials=False,
@@ -67,13 +71,13 @@ FACTS = ModelFacts(
 _spawn = multiprocessing.get_context("spawn")
 
 
-def run_broker(settings: dict[str, Any], endpoint: str) -> None:
+def run_broker(settings: dict[str, Any], endpoints: PrivateEndpoints) -> None:
     """Run a broker for one worker. Does not return: the process must be killed."""
     names = ["worker-0"]
     metrics = BrokerMetrics(names)
     broker = Broker(
         Settings(**settings),
-        worker_endpoint=endpoint,
+        endpoints=endpoints,
         worker_names=names,
         max_seq_len=256,
         metrics=metrics,
@@ -129,14 +133,24 @@ async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
             writer.write(message)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             assert head.startswith(b"http/1.1 200"), head
-            length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            await reader.readexactly(length)
             done[0] += 1
-            done[1] += length
+            done[1] += await read_body(reader, head)
         writer.close()
 
     await asyncio.gather(*(one_connection() for _ in range(NUM_CONNECTIONS if load.size == 1 else 2)))
     return done[0], done[1]
+
+
+async def read_body(reader: asyncio.StreamReader, head: bytes) -> int:
+    """Read the body of a response; return its number of bytes. A large body has its length before each piece."""
+    length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
+    if length:
+        return len(await reader.readexactly(int(length)))
+    total = 0
+    while size := int(await reader.readline(), 16):
+        total += len((await reader.readexactly(size + 2))[:-2])
+    await reader.readline()
+    return total
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:
@@ -167,21 +181,23 @@ def main() -> None:
     ]
     port, port_out, http_port = free_ports(3)
     with tempfile.TemporaryDirectory() as folder, listen("127.0.0.1", http_port) as listener:
-        endpoint = f"ipc://{folder}/workers"
+        endpoints = PrivateEndpoints.in_folder(folder)
         settings = {"port": port, "port_out": port_out, "http_port": http_port}
         gateway = {
             "http_socket": listener,
-            "host": "127.0.0.1",
-            "port": port,
-            "port_out": port_out,
-            "max_body_bytes": 1 << 28,
+            "requests_endpoint": endpoints.requests,
+            "replies_endpoint": endpoints.replies,
+            "connection_limits": connection_limits(Settings()),
+            "body_limits": body_limits(Settings()),
+            "trusted_proxies": "",
             "cors": "*",
             "model_name": "fake",
-            "tokenizer_path": "",
-            "api_keys": (),
+            "tokenizer_dir": "",
+            "api_keys": KeySource(),
+            "protect_metrics": False,
             "drain_timeout_s": 1.0,
         }
-        children = [start(run_broker, settings, endpoint), start(run_fake_worker, endpoint)]
+        children = [start(run_broker, settings, endpoints), start(run_fake_worker, endpoints.workers)]
         gateways = []
         for _ in range(args.http_workers):
             ready, child_end = _spawn.Pipe(duplex=False)

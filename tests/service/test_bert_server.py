@@ -10,6 +10,7 @@ import textwrap
 from argparse import Namespace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -45,6 +46,18 @@ def test_a_server_is_ready_inside_its_context_and_has_ended_after_it(tiny: Path)
     assert not server.is_alive()
     with pytest.raises(TimeoutError):
         BertClient(**ports(args), connect_timeout=300)
+
+
+def test_the_keys_of_a_server_are_those_of_its_arguments(tiny: Path) -> None:
+    (http_port,) = free_ports(1)
+    args = arguments(tiny, "-http_port", http_port, "-api_key", "secret")
+    url = f"http://127.0.0.1:{http_port}/v1/models"
+    with BertServer(args) as server:
+        assert server._process is not None
+        assert httpx.get(url, timeout=HANG_S).status_code == 401
+        assert httpx.get(url, headers={"Authorization": "Bearer secret"}, timeout=HANG_S).status_code == 200
+        family = [psutil.Process(server._process.pid), *psutil.Process(server._process.pid).children()]
+        assert not any("secret" in word for process in family for word in process.cmdline())
 
 
 def test_one_program_may_start_and_close_servers_one_after_the_other_with_changed_arguments(tiny: Path) -> None:

@@ -18,7 +18,14 @@ import httpx
 import numpy as np
 import pytest
 import zmq
-from bert_serving.client import AsyncBertClient, BertClient, ConcurrentBertClient, DeadlineExceeded, InvalidRequest
+from bert_serving.client import (
+    AsyncBertClient,
+    BertClient,
+    ConcurrentBertClient,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+)
 
 from tests.support.cutting_proxy import Proxy
 from tests.support.running_server import RunningServer, command, free_ports
@@ -29,7 +36,7 @@ TEXTS = ["First do it", "then do it right", "then do it better"]
 
 @pytest.fixture(scope="module")
 def small_queue_server() -> Iterator[RunningServer]:
-    with RunningServer("-queue_capacity", "600") as running:
+    with RunningServer("-queue_capacity", "600", "-flow_share", "1") as running:
         yield running.wait_ready()
 
 
@@ -692,6 +699,32 @@ def test_async_client_names_an_unreachable_server() -> None:
                 await client.encode(["x"])
 
     asyncio.run(main())
+
+
+def test_calls_that_the_full_queue_refuses_are_repeated_until_they_are_answered(
+    small_queue_server: RunningServer,
+) -> None:
+    def ask(client: BertClient, i: int) -> tuple[int, ...]:
+        return client.encode([f"text {i}"] * 400).shape
+
+    with BertClient(**small_queue_server.ports, timeout=HANG_S * 1000) as client, ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, [client] * 16, range(16))) == [(400, 384)] * 16
+    with BertClient(**small_queue_server.ports, retry=False) as client, ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(ask, client, i) for i in range(16)]
+        errors = [error for call in calls if (error := call.exception(HANG_S)) is not None]
+    assert 0 < len(errors) < 16
+    assert {type(error) for error in errors} == {Overloaded}
+
+
+def test_a_client_that_leaves_cancels_nothing_of_others_with_its_identity(server: RunningServer) -> None:
+    with BertClient(**server.ports, identity="shared") as stays, ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(stays.encode, ["a long sentence " * 30] * 300)
+        with BertClient(**server.ports, identity="shared") as leaves:
+            leaving = pool.submit(leaves.encode, ["a long sentence " * 30] * 300)
+            wait_until(lambda: leaves.pending_request and stays.pending_request)
+        with pytest.raises(ConnectionError, match="closed"):
+            leaving.result(HANG_S)
+        assert waiting.result(HANG_S).shape == (300, 384)
 
 
 def test_a_list_too_long_is_refused_and_the_rest_goes_on(small_queue_server: RunningServer) -> None:

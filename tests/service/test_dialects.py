@@ -285,7 +285,7 @@ def test_teis_info(model_servers: ModelServers) -> None:
         "model_dtype": "float32",
         "served_model_name": "prompted",
         "model_type": {"embedding": {"pooling": "mean"}},
-        "max_concurrent_requests": 262_144,
+        "max_concurrent_requests": 524_288,
         "max_input_length": 256,
         "max_batch_tokens": 16384,
         "max_batch_requests": 256,

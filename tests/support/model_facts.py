@@ -9,9 +9,11 @@ from bert_serving.protocol.workers import ModelFacts
 
 _FACTS = ModelFacts(
     pid=1,
+    fingerprint="0123456789abcdef",
     device="cpu",
     dtype="float32",
     dimension=384,
+    hidden_size=384,
     kind="embedding",
     poolings=("REDUCE_MEAN",),
     splits_specials=False,

@@ -19,7 +19,7 @@ def test_both_channels_have_the_same_methods(name: str) -> None:
     assert parameters(getattr(AsyncChannel, name)) == parameters(getattr(Channel, name))
 
 
-@pytest.mark.parametrize("name", ["encode_tokens", "encode_spans", "encode_reply", "ask", "close"])
+@pytest.mark.parametrize("name", ["encode_tokens", "encode_spans", "ask", "close"])
 def test_both_clients_have_the_same_methods(name: str) -> None:
     assert parameters(getattr(AsyncBertClient, name)) == parameters(getattr(BertClient, name))
 
@@ -28,6 +28,13 @@ def test_encode_differs_only_in_the_parameter_blocking() -> None:
     of_blocking = parameters(BertClient.encode)
     of_blocking.remove("blocking: 'bool' = True")
     assert parameters(AsyncBertClient.encode) == of_blocking
+
+
+def test_only_a_gateway_names_the_flow_of_a_request() -> None:
+    of_asyncio = parameters(AsyncBertClient.encode_reply)
+    for name in ("flow: 'str | None' = None", "flow_share: 'float | None' = None"):
+        of_asyncio.remove(name)
+    assert of_asyncio == parameters(BertClient.encode_reply)
 
 
 def test_the_blocking_client_has_all_public_names_of_the_asyncio_client() -> None:

@@ -63,14 +63,14 @@ WORDS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters=
 TEXTS = (
     st.lists(WORDS, min_size=1)
     | st.lists(st.lists(WORDS, min_size=1), min_size=1)
-    | st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1), min_size=1)
+    | st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1), min_size=1)
     | st.lists(st.fixed_dictionaries({"text": WORDS, "text_pair": WORDS}), min_size=1)
 )
 OPTIONS = st.builds(
     EncodeOptions,
     pooling_strategy=st.none()
-    | st.lists(st.sampled_from(["REDUCE_MEAN", "CLS_TOKEN"]), min_size=1, max_size=32).map(tuple),
-    pooling_layer=st.none() | st.lists(st.integers(-12, 11), min_size=1, max_size=32).map(tuple),
+    | st.lists(st.sampled_from(["REDUCE_MEAN", "CLS_TOKEN"]), min_size=1, unique=True).map(tuple),
+    pooling_layer=st.none() | st.lists(st.integers(-12, 11), min_size=1, unique=True).map(tuple),
     normalize=st.none() | st.booleans(),
     dimensions=st.none() | st.integers(1, 768),
     truncate=st.sampled_from(["right", "left", "error"]),
@@ -82,6 +82,8 @@ OPTIONS = st.builds(
     show_offsets=st.booleans(),
     show_usage=st.booleans(),
 )
+NAMES = st.none() | st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=128)
+SHARES = st.none() | st.floats(0, 1, exclude_min=True)
 NUMBERS = st.integers(0, 10**18).map(lambda n: b"%d" % n)
 IDENTITIES = st.binary(min_size=1, max_size=MAX_IDENTITY_BYTES)
 
@@ -171,13 +173,36 @@ def test_request_with_every_field_is_read() -> None:
     assert request_from_frames([IDENTITY, body, b"1", b"1"]) == expected
 
 
+def test_flow_and_trace_are_in_the_body() -> None:
+    request = EncodeRequest(IDENTITY, b"1", ["a"], flow="key:alice", flow_share=0.5, trace="4bf92f35")
+    frames = request_to_frames(request)
+    assert frames[1] == b'{"texts":["a"],"flow":"key:alice","flow_share":0.5,"trace":"4bf92f35"}'
+    assert request_from_frames(frames) == request
+
+
+def test_cancel_names_the_request_by_its_id() -> None:
+    frames = request_to_frames(CommandRequest(IDENTITY, b"4", Command.CANCEL))
+    assert plain(frames) == [IDENTITY, b"CANCEL", b"4", b"0"]
+    assert request_from_frames(frames) == CommandRequest(IDENTITY, b"4", Command.CANCEL)
+
+
 def test_command_is_written_as_by_the_old_client() -> None:
     frames = request_to_frames(CommandRequest(IDENTITY, b"4", Command.SHOW_STATUS))
     assert plain(frames) == [IDENTITY, b"SHOW_STATUS", b"4", b"0"]
 
 
 @given(
-    st.builds(EncodeRequest, IDENTITIES, NUMBERS, TEXTS, OPTIONS, st.none() | st.integers(0, 2**53))
+    st.builds(
+        EncodeRequest,
+        IDENTITIES,
+        NUMBERS,
+        TEXTS,
+        OPTIONS,
+        st.none() | st.integers(0, 2**53),
+        flow=NAMES,
+        flow_share=SHARES,
+        trace=NAMES,
+    )
     | st.builds(CommandRequest, IDENTITIES, NUMBERS, st.sampled_from(Command))
 )
 def test_every_request_survives_a_round_trip(request_: EncodeRequest | CommandRequest) -> None:
@@ -217,12 +242,57 @@ def test_every_request_survives_a_round_trip(request_: EncodeRequest | CommandRe
         ([IDENTITY, b'["a", ""]', b"1", b"2"], r"texts\[1\] is an empty string"),
         ([IDENTITY, b'["a", "\\u0000"]', b"1", b"2"], r"texts\[1\] contains a NUL"),
         ([IDENTITY, b'["a", "\\ud800"]', b"1", b"2"], r"texts\[1\] contains a lone surrogate"),
+        ([IDENTITY, b'{"texts": ["a"], "x": NaN}', b"1", b"1"], "not JSON"),
+        ([IDENTITY, b'{"texts": ["\\ud800"], "x": -Infinity}', b"1", b"1"], "-Infinity is not a JSON value"),
+        (
+            [IDENTITY, b"[[18446744073709551615]]", b"1", b"1"],
+            r"texts\[0\] contains a number that is not a token id",
+        ),
+        ([IDENTITY, b"[[18446744073709551616]]", b"1", b"1"], r"texts\[0\]\[0\] must be a string, got float"),
+        ([IDENTITY, b'{"texts":["\\ud800"],"x":' + b"9" * 5000 + b"}", b"1", b"1"], "not JSON"),
+        (
+            [IDENTITY, b'{"texts": [[4294967296]], "x": "\\ud800"}', b"1", b"1"],
+            r"texts\[0\] contains a number that is not a token id",
+        ),
+        (
+            [
+                IDENTITY,
+                b'{"texts": ["a"], "options": {"dimensions": 36893488147419103232}, "x": "\\ud800"}',
+                b"1",
+                b"1",
+            ],
+            "dimensions must be a whole number from 1",
+        ),
+        (
+            [
+                IDENTITY,
+                b'{"texts": ["a"], "options": {"pooling_layer": 36893488147419103232}, "x": "\\ud800"}',
+                b"1",
+                b"1",
+            ],
+            "pooling_layer must be the number of a layer",
+        ),
+        (
+            [IDENTITY, b'{"texts": ["a"], "spans": [[[0, 36893488147419103232]]], "x": "\\ud800"}', b"1", b"1"],
+            r"spans\[0\] must hold",
+        ),
         ([IDENTITY, b'{"texts": ["a"], "options": [1]}', b"1", b"1"], "options must be a JSON object"),
         ([IDENTITY, b'{"texts": ["a"], "options": {"pool": 1}}', b"1", b"1"], "unknown option 'pool'"),
         ([IDENTITY, b'{"texts": ["a"], "deadline_ms": -1}', b"1", b"1"], "deadline_ms must be"),
         ([IDENTITY, b'{"texts": ["a"], "deadline_ms": 1.5}', b"1", b"1"], "deadline_ms must be"),
         ([IDENTITY, b'{"texts": ["a"], "deadline_ms": true}', b"1", b"1"], "deadline_ms must be"),
         ([IDENTITY, b'{"texts": ["a"], "deadline_ms": "5"}', b"1", b"1"], "deadline_ms must be"),
+        ([IDENTITY, b'{"texts": ["a"], "flow": 7}', b"1", b"1"], "flow must be a string of 1 to 128 .* got 7"),
+        ([IDENTITY, b'{"texts": ["a"], "flow": ""}', b"1", b"1"], "flow must be a string of 1 to 128"),
+        ([IDENTITY, b'{"texts": ["a"], "trace": "a\\n"}', b"1", b"1"], "trace must be .* printable"),
+        ([IDENTITY, b'{"texts": ["a"], "trace": "%s"}' % (b"x" * 129), b"1", b"1"], "trace must be"),
+        ([IDENTITY, b'{"texts": ["a"], "flow_share": 0}', b"1", b"1"], "flow_share must be .* got 0"),
+        ([IDENTITY, b'{"texts": ["a"], "flow_share": 1.1}', b"1", b"1"], "flow_share must be"),
+        ([IDENTITY, b'{"texts": ["a"], "flow_share": true}', b"1", b"1"], "flow_share must be"),
+        (
+            [IDENTITY, b'{"texts": ["a"], "flow_share": NaN}', b"1", b"1"],
+            "NaN is not a JSON value|the body is not JSON",
+        ),
     ],
 )
 def test_invalid_request_frames_are_refused_with_what_was_expected(frames: list[bytes], message: str) -> None:
@@ -232,7 +302,7 @@ def test_invalid_request_frames_are_refused_with_what_was_expected(frames: list[
 
 def test_huge_deadline_is_refused() -> None:
     body = b'{"texts": ["a"], "deadline_ms": 1' + b"0" * 400 + b"}"
-    with pytest.raises(InvalidRequest, match="deadline_ms must be"):
+    with pytest.raises(InvalidRequest, match="number is infinity"):
         request_from_frames([IDENTITY, body, b"1", b"1"])
 
 
@@ -461,9 +531,11 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
             Ready(
                 ModelFacts(
                     pid=7,
+                    fingerprint="00ff",
                     device="cpu",
                     dtype="float32",
                     dimension=384,
+                    hidden_size=384,
                     kind="embedding",
                     poolings=["REDUCE_MEAN"],
                     splits_specials=False,
@@ -478,7 +550,8 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
             ),
             [
                 b"READY",
-                b'{"facts":{"pid":7,"device":"cpu","dtype":"float32","dimension":384,"kind":"embedding",'
+                b'{"facts":{"pid":7,"fingerprint":"00ff","device":"cpu","dtype":"float32","dimension":384,'
+                b'"hidden_size":384,"kind":"embedding",'
                 b'"poolings":["REDUCE_MEAN"],"splits_specials":false,"prompts":{"query":"query: "},"labels":[],'
                 b'"max_seq_len":512,"forward":"packed","parity":0.99999,"tokens_per_s":9.5,'
                 b'"max_batch_tokens":16384}}',
@@ -486,15 +559,15 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
         ),
         (Refused("no GPU"), [b"REFUSED", b'{"reason":"no GPU"}']),
         (
-            Batch(5, [Part(["a"]), Part(["b"], EncodeOptions(normalize=True), [[[0, 1]]])]),
+            Batch(5, [Part(["a"]), Part(["b"], EncodeOptions(normalize=True), [[[0, 1]]], "t7")]),
             [
                 b"BATCH",
                 b'{"batch_id":5,"parts":[{"texts":["a"]},'
-                b'{"texts":["b"],"options":{"normalize":true},"spans":[[[0,1]]]}]}',
+                b'{"texts":["b"],"options":{"normalize":true},"spans":[[[0,1]]],"trace":"t7"}]}',
             ],
         ),
         (Failed(5, "boom"), [b"FAILED", b'{"batch_id":5,"message":"boom"}']),
-        (Heartbeat(1.5), [b"HEARTBEAT", b'{"forward_age_s":1.5}']),
+        (Heartbeat(1.5, 7), [b"HEARTBEAT", b'{"forward_age_s":1.5,"num_forwards":7}']),
         (Stop(), [b"STOP", b"{}"]),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from bert_serving.protocol import EncodeRequest, Text
+from bert_serving.server.broker.account import Account
 from bert_serving.server.broker.fair_queue import FairQueue
 from bert_serving.server.broker.job import Job, Slice
 from hypothesis import given
@@ -18,7 +19,9 @@ _numbers = itertools.count(1)
 
 def make_job(client: bytes, *lengths: int, flow: bytes | None = None) -> Job:
     request = EncodeRequest(client, b"1", ["x" * n for n in lengths])
-    return Job(next(_numbers), request, 0.0, client if flow is None else flow)
+    flow = client if flow is None else flow
+    held, waiting = (Account(10**9, share=1.0).reserve(flow, len(lengths)) for _ in range(2))
+    return Job(next(_numbers), request, 0.0, flow, held, waiting)
 
 
 def cost(text: Text) -> float:
@@ -80,6 +83,15 @@ def test_take_stops_at_max_texts() -> None:
 def test_text_larger_than_the_limit_is_taken_alone() -> None:
     (part,) = take(queue_of(make_job(ALICE, 500, 1)), max_tokens=100)
     assert (part.start, part.stop) == (0, 1)
+
+
+def test_a_flow_whose_text_is_too_long_now_is_skipped_and_goes_first_later() -> None:
+    queue = queue_of(make_job(ALICE, 5000), make_job(CAROL, 10), make_job(BOB, 20, 20))
+    found, tokens = queue.take(max_tokens=100, max_texts=10, cost=cost, max_text_tokens=1000)
+    assert (tokens_by_client(found), tokens) == ({ALICE: 0, BOB: 40, CAROL: 10}, 50)
+    queue.push(make_job(BOB, 20))
+    assert tokens_by_client(take(queue, 100)) == {ALICE: 5000, BOB: 0, CAROL: 0}
+    assert tokens_by_client(take(queue, 100)) == {ALICE: 0, BOB: 20, CAROL: 0}
 
 
 def test_text_that_no_longer_fits_stays_for_the_next_take() -> None:
@@ -146,6 +158,24 @@ def test_job_that_closes_between_two_takes_gives_no_more_texts() -> None:
     take(queue, max_texts=5)
     job.is_open = False
     assert take(queue) == []
+
+
+def test_flows_that_come_and_go_while_nothing_is_taken_leave_nothing_behind() -> None:
+    queue = queue_of(make_job(ALICE, 5))
+    for i in range(10_000):
+        job = make_job(b"%d" % i, 5)
+        queue.push(job)
+        queue.discard(job)
+    assert len(queue._heap) < 300
+
+
+def test_flow_that_loses_its_jobs_and_returns_is_served() -> None:
+    gone, stays, returns = make_job(ALICE, 5), make_job(BOB, 5), make_job(ALICE, 5)
+    queue = queue_of(gone, stays)
+    queue.discard(gone)
+    queue.push(returns)
+    assert {part.job.job_id for part in take(queue)} == {stays.job_id, returns.job_id}
+    assert not queue
 
 
 def test_new_flow_has_no_debt_for_the_time_before_it() -> None:

@@ -20,7 +20,8 @@ def test_every_metric_exists_from_the_start() -> None:
     kinds = {
         "counter": "requests commands texts tokens padding_tokens truncated_texts batches cancelled_requests "
         "dropped_replies malformed_messages worker_restarts errors subscriptions device_busy_seconds",
-        "gauge": "clients queue_texts queue_age_seconds open_requests workers_ready outbox_bytes worker_state",
+        "gauge": "clients queue_texts queue_age_seconds open_requests workers_ready held_bytes flows "
+        "outbox_bytes worker_state",
         "histogram": "request_seconds queue_seconds tokenize_seconds compute_seconds batch_texts batch_tokens",
     }
     for kind, names in kinds.items():

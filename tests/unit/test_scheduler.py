@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,9 @@ from bert_serving.protocol import (
 )
 from bert_serving.protocol.workers import Batch, ModelFacts, Rejected, Result, Vectors
 from bert_serving.server.broker.job import Job
+from bert_serving.server.broker.loop_clock import LoopClock
 from bert_serving.server.broker.scheduler import Failure, Scheduler
+from bert_serving.server.broker.sizes import ResultSizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -59,7 +61,9 @@ def make_scheduler(
 ) -> Scheduler:
     defaults = {
         "queue_capacity": 100_000,
-        "queue_bytes": 1 << 30,
+        "memory_bytes": 1 << 30,
+        "flow_share": 1.0,
+        "sizes": ResultSizes(max_seq_len=512),
         "max_batch_size": 10_000,
         "priority_batch_size": SMALL,
         "max_seq_len": 512,
@@ -70,8 +74,8 @@ def make_scheduler(
     return scheduler
 
 
-def facts(tokens_per_s: float = 20_000, max_batch_tokens: int = 16_384) -> ModelFacts:
-    return model_facts(tokens_per_s=tokens_per_s, max_batch_tokens=max_batch_tokens)
+def facts(tokens_per_s: float = 20_000, max_batch_tokens: int = 16_384, model: str = "A") -> ModelFacts:
+    return model_facts(tokens_per_s=tokens_per_s, max_batch_tokens=max_batch_tokens, fingerprint=model)
 
 
 def request(client: bytes, texts: list[str], **options: Any) -> EncodeRequest:
@@ -107,6 +111,18 @@ def computed(batch: Batch, *, tokens_per_s: float = 20_000, factor: int = 1) -> 
 
 def vectors(texts: Sequence[Text], num_tokens: Sequence[int], **more: Any) -> Vectors:
     return Vectors(np.array([[number_of(text)] for text in texts], np.float64), num_tokens, **more)
+
+
+def computed_by(model: str, batch: Batch) -> Result:
+    """Return the result of a worker with this model. A row holds the number of its text and one of the model."""
+    part_results = [
+        Vectors(
+            np.array([[number_of(text), ord(model)] for text in part.texts], np.float64),
+            [tokens_of(text) for text in part.texts],
+        )
+        for part in batch.parts
+    ]
+    return Result(batch.batch_id, part_results, compute_ms=1.0)
 
 
 def next_batch(scheduler: Scheduler, name: str = "w0", now: float = 0.0) -> Batch:
@@ -229,34 +245,47 @@ def test_a_rejected_text_fails_only_its_request_and_is_named_by_its_index_there(
     assert good in ended or run_all(scheduler) == [good]
 
 
-def test_the_bytes_of_vectors_of_a_request_are_limited() -> None:
-    scheduler = make_scheduler(result_bytes=16, max_batch_size=2)
-    submit(scheduler, ALICE, 4)  # a vector has 8 bytes; after one batch it is clear that 4 are too many
-    (failure,) = scheduler.complete("w0", computed(next_batch(scheduler)), 0.0)
+def test_a_request_whose_vectors_cannot_fit_is_refused() -> None:
+    scheduler = make_scheduler(memory_bytes=1 << 20, flow_share=0.5)
+    with pytest.raises(PayloadTooLarge, match="more memory than one client may use"):
+        submit(scheduler, ALICE, 400)  # 600 KiB of vectors with 384 components
+    assert scheduler.admission.memory.held == 0
+
+
+def test_vectors_that_are_larger_than_expected_fail_their_request() -> None:
+    scheduler = make_scheduler(memory_bytes=1 << 20, max_batch_size=2)
+    submit(scheduler, ALICE, 4)
+    batch = next_batch(scheduler)
+    wide = Vectors(np.zeros((2, 100_000), np.float32), [16, 16])  # after one batch it is clear that 4 are too many
+    (failure,) = scheduler.complete("w0", Result(batch.batch_id, [wide]), 0.0)
     assert isinstance(failure, Failure)
     assert isinstance(failure.error, PayloadTooLarge)
     fits = submit(scheduler, BOB, 2)
     assert run_all(scheduler) == [fits]
 
 
-def test_the_bytes_of_token_vectors_are_limited_as_they_arrive() -> None:
-    scheduler = make_scheduler(result_bytes=16, max_batch_size=1)
+def test_token_vectors_are_limited_as_they_arrive() -> None:
+    scheduler = make_scheduler(memory_bytes=1 << 20, max_batch_size=1)
     submit(scheduler, ALICE, 2)
     ends = []
     for _ in range(2):
-        part = Vectors(np.zeros((3, 1), np.float32), [16], counts=[3])
+        part = Vectors(np.zeros((150, 1000), np.float32), [16], counts=[150])
         ends.append(scheduler.complete("w0", Result(next_batch(scheduler).batch_id, [part]), 0.0))
     assert ends[0] == []
     assert isinstance(ends[1][0], Failure)
+    assert scheduler.admission.memory.held == 0
 
 
 def test_a_long_text_that_is_not_truncated_gets_more_time() -> None:
-    scheduler = make_scheduler(tokens_per_s=1000, max_batch_tokens=1000)
-    texts = make_texts(1, num_tokens=101_000)
+    clock = LoopClock()
+    scheduler = make_scheduler(tokens_per_s=1000, max_batch_tokens=1000, clock=clock)
+    texts = make_texts(1, num_tokens=100_000)
     scheduler.submit(request(ALICE, texts, options=EncodeOptions(long_text="chunk")), 0.0)
     next_batch(scheduler)
-    assert scheduler.overdue(400.0, 120.0) == []  # limit: 120 s + 100,000 extra tokens / 250 tokens/s
-    assert scheduler.overdue(530.0, 120.0) == ["w0"]
+    clock.now = 519.0
+    assert scheduler.overdue(120.0) == []  # limit: 120 s + 100,000 tokens / 250 tokens/s
+    clock.now = 521.0
+    assert scheduler.overdue(120.0) == ["w0"]
 
 
 def test_usage_holds_the_tokens_and_times_of_a_request() -> None:
@@ -280,7 +309,7 @@ def test_pairs_and_token_ids_count_by_their_size() -> None:
     for texts in (pairs, ids):
         scheduler.submit(EncodeRequest(ALICE, b"1", texts), 0.0)
         assert len(texts_of(next_batch(scheduler))) == FULL_BATCH
-        scheduler.cancel(ALICE)
+        list(scheduler.cancel(ALICE))
         scheduler.worker_ready("w0", facts())
 
 
@@ -450,6 +479,43 @@ def test_worker_holds_two_batches_at_most() -> None:
     assert [scheduler.next_batch("w0", 0.0) is not None for _ in range(3)] == [True, True, False]
 
 
+def submit_long(scheduler: Scheduler, client: bytes, num_tokens: int = 131_072) -> Job:
+    options = EncodeOptions(long_text="chunk")
+    return scheduler.submit(request(client, make_texts(1, num_tokens), options=options), 0.0)
+
+
+def test_long_batch_does_not_delay_the_batches_after_it() -> None:
+    scheduler = make_scheduler()
+    submit_long(scheduler, ALICE)
+    next_batch(scheduler)
+    for count in (1, FULL_BATCH):
+        job = submit(scheduler, BOB, count)
+        assert texts_of(next_batch(scheduler)) == job.texts
+    submit(scheduler, CAROL, 1)
+    assert scheduler.next_batch("w0", 0.0) is None  # the worker has two batches that are not long
+
+
+def test_short_text_overtakes_the_long_texts_of_several_clients() -> None:
+    scheduler = make_scheduler()
+    for client in (b"client-1", b"client-2", b"client-3", b"client-4"):
+        submit_long(scheduler, client)
+    job = submit(scheduler, BOB, 1)
+    batches = [next_batch(scheduler) for _ in range(3)]
+    assert scheduler.next_batch("w0", 0.0) is None
+    assert sum(share_of(job, batch) for batch in batches) == 1
+    long = next(batch for batch in batches if not share_of(job, batch))
+    scheduler.complete("w0", computed(long), 0.0)
+    assert len(texts_of(next_batch(scheduler))) == 1  # the third long text
+
+
+def test_batch_of_two_full_batches_is_not_long() -> None:
+    scheduler = make_scheduler()
+    submit_long(scheduler, ALICE, 2 * 16 * FULL_BATCH)
+    next_batch(scheduler)
+    submit(scheduler, BOB, 1)
+    assert scheduler.next_batch("w0", 0.0) is None
+
+
 def test_each_worker_gets_a_first_batch_before_any_worker_gets_a_second() -> None:
     scheduler = make_scheduler(workers=3)
     submit(scheduler, ALICE, 1000)
@@ -554,6 +620,23 @@ def test_all_unsubscribed_clients_together_have_the_share_of_one_client() -> Non
     assert served >= 0.4 * 2 * FULL_BATCH
 
 
+def test_flows_of_one_gateway_share_the_server_fairly() -> None:
+    scheduler = make_scheduler()
+    many = [submit(scheduler, ALICE, 16, flow="key:many", is_unsubscribed=i % 2 == 0) for i in range(20)]
+    scheduler.client_subscribed(ALICE)
+    few = submit(scheduler, ALICE, 16, flow="key:few")
+    batch = next_batch(scheduler)
+    assert share_of(few, batch) == 16
+    assert sum(share_of(job, batch) for job in many) < 20 * 16
+
+
+def test_no_identity_is_the_flow_of_a_gateway() -> None:
+    scheduler = make_scheduler()
+    named = submit(scheduler, ALICE, 1, flow="key:x")
+    flows = {submit(scheduler, identity, 1).flow for identity in (b"key:x", b"gateway:key:x", ALICE)}
+    assert len(flows | {named.flow}) == 4
+
+
 def test_unsubscribed_clients_are_not_starved_by_a_client_that_always_comes_back() -> None:
     scheduler = make_scheduler()
     unsubscribed = submit(scheduler, b"unsubscribed", 1, is_unsubscribed=True)
@@ -570,7 +653,7 @@ def test_client_that_subscribes_late_does_not_wait_behind_the_others(count: int)
     for i in range(1000):
         submit(scheduler, b"unsubscribed %d" % i, count, is_unsubscribed=True)
     late_subscriber = submit(scheduler, ALICE, count, is_unsubscribed=True)
-    scheduler.client_subscribed(ALICE)
+    list(scheduler.client_subscribed(ALICE))
     assert share_of(late_subscriber, next_batch(scheduler)) == count
 
 
@@ -578,9 +661,9 @@ def test_subscription_moves_only_waiting_texts_to_the_clients_flow() -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, ALICE, count, is_unsubscribed=True) for count in (1, 150, 30)]
     first = next_batch(scheduler)
-    scheduler.client_subscribed(ALICE)
-    scheduler.client_subscribed(ALICE)
-    scheduler.client_subscribed(BOB)
+    list(scheduler.client_subscribed(ALICE))
+    list(scheduler.client_subscribed(ALICE))
+    list(scheduler.client_subscribed(BOB))
     done = scheduler.complete("w0", computed(first), 0.0) + run_all(scheduler)
     assert sorted(done, key=lambda job: job.job_id) == jobs
     assert scheduler.is_idle
@@ -605,6 +688,64 @@ def test_both_batches_of_a_lost_worker_return_in_their_order() -> None:
     scheduler.worker_lost("w0")
     scheduler.worker_ready("w0", facts())
     assert [texts_of(turn(scheduler)), texts_of(turn(scheduler))] == lost
+
+
+def test_both_batches_of_a_lost_worker_are_sent_again_alone() -> None:
+    """The worker computed them in turns, so it is not known which of them it died of."""
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 500)
+    next_batch(scheduler), next_batch(scheduler)
+    scheduler.worker_lost("w0")
+    scheduler.worker_ready("w0", facts())
+    for _ in range(2):
+        suspect = next_batch(scheduler)
+        assert scheduler.next_batch("w0", 0.0) is None
+        scheduler.complete("w0", computed(suspect), 0.0)
+    next_batch(scheduler)
+    assert scheduler.next_batch("w0", 0.0) is not None
+
+
+def test_deaths_with_two_batches_count_against_neither() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 300)
+    next_batch(scheduler), next_batch(scheduler)
+    for _ in range(3):  # the first death meets two batches; only the next two meet one batch alone
+        assert scheduler.worker_lost("w0") == []
+        scheduler.worker_ready("w0", facts())
+        first = next_batch(scheduler)
+    scheduler.complete("w0", computed(first), 0.0)
+    assert run_all(scheduler) == [job]
+
+
+def test_batch_that_waits_behind_a_deadly_one_is_not_blamed() -> None:
+    scheduler = make_scheduler()
+    deadly, innocent = (submit(scheduler, client, FULL_BATCH) for client in (ALICE, BOB))
+    next_batch(scheduler), next_batch(scheduler)
+    failures = scheduler.worker_lost("w0")
+    scheduler.worker_ready("w0", facts())
+    done, more = deadly_run(scheduler, set(map(str, deadly.texts)), kills=True)
+    assert ([failure.job for failure in failures + more], done) == ([deadly], [innocent])
+
+
+def test_batches_of_a_replaced_worker_return_without_suspicion() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 1)
+    for _ in range(10):
+        next_batch(scheduler)
+        scheduler.worker_ready("w0", facts())  # the successor takes over
+    submit(scheduler, BOB, 50)
+    assert texts_of(next_batch(scheduler)) == job.texts
+    assert scheduler.next_batch("w0", 0.0) is not None  # the batch is no suspect: it shares the worker
+
+
+def test_batch_of_a_lost_worker_is_the_first_one_of_its_next_worker() -> None:
+    """Otherwise a text that kills workers could wait behind other batches, which would become suspects instead."""
+    scheduler = make_scheduler(workers=2)
+    submit(scheduler, ALICE, 400)
+    for name in ("w0", "w0", "w1"):
+        next_batch(scheduler, name)
+    scheduler.worker_ready("w0", facts())
+    assert scheduler.next_batch("w1", 0.0) is None
 
 
 def test_suspect_batch_is_not_sent_to_a_worker_that_has_another_batch() -> None:
@@ -645,22 +786,23 @@ def test_suspect_that_is_computed_completes_like_any_other() -> None:
     assert run_all(scheduler) == [job]
 
 
-def test_second_lost_worker_splits_the_suspect_batch() -> None:
+def test_third_lost_worker_splits_the_suspect_batch() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 5)
-    for _ in range(2):
+    for _ in range(3):
         next_batch(scheduler)
         scheduler.worker_lost("w0")
         scheduler.worker_ready("w0", facts())
     assert [texts_of(turn(scheduler)), texts_of(turn(scheduler))] == [job.texts[:2], job.texts[2:]]
 
 
-def test_single_text_that_loses_a_second_worker_fails_with_worker_failed() -> None:
+def test_single_text_that_loses_a_third_worker_fails_with_worker_failed() -> None:
     scheduler = make_scheduler()
     job = submit(scheduler, ALICE, 1)
-    next_batch(scheduler)
-    assert scheduler.worker_lost("w0") == []
-    scheduler.worker_ready("w0", facts())
+    for _ in range(2):
+        next_batch(scheduler)
+        assert scheduler.worker_lost("w0") == []
+        scheduler.worker_ready("w0", facts())
     next_batch(scheduler)
     (failure,) = scheduler.worker_lost("w0")
     assert (failure.job, type(failure.error)) == (job, WorkerFailed)
@@ -748,6 +890,140 @@ def test_worker_that_is_ready_again_without_a_loss_keeps_no_batch() -> None:
     assert run_all(scheduler) == [job]
 
 
+# -- two models ----------------------------------------------------------------------------------------
+
+
+def rows_of(job: Job) -> list[list[float]]:
+    assert job.result.rows is not None
+    rows: list[list[float]] = job.result.rows.tolist()
+    return rows
+
+
+def test_worker_with_an_older_model_gets_no_batch() -> None:
+    scheduler = make_scheduler(workers=2)
+    assert scheduler.outdated == []
+    scheduler.worker_ready("w1", facts(model="B"))
+    submit(scheduler, ALICE, 1)
+    assert scheduler.outdated == ["w0"]
+    assert [name for name, _ in scheduler.next_batches(0.0)] == ["w1"]
+    scheduler.worker_ready("w0", facts(model="B"))
+    assert scheduler.outdated == []
+
+
+def test_job_with_vectors_of_an_older_model_is_computed_again() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 2 * FULL_BATCH)
+    assert scheduler.complete("w0", computed_by("A", next_batch(scheduler)), 0.0) == []
+    scheduler.worker_ready("w0", facts(model="B"))
+    assert scheduler.complete("w0", computed_by("B", next_batch(scheduler)), 0.0) == []
+    assert (job.num_waiting, job.num_done, scheduler.num_waiting) == (2 * FULL_BATCH, 0, 2 * FULL_BATCH)
+    ended: list[Any] = []
+    while not ended:
+        ended += scheduler.complete("w0", computed_by("B", next_batch(scheduler)), 0.0)
+    assert ended == [job]
+    assert rows_of(job) == [[number_of(text), ord("B")] for text in job.texts]
+    assert (job.usage(0.0).model, scheduler.is_idle, scheduler.num_waiting) == ("B", True, 0)
+
+
+def test_result_of_an_earlier_attempt_is_ignored() -> None:
+    scheduler = make_scheduler(workers=2)
+    job = submit(scheduler, ALICE, 2 * FULL_BATCH + 1)
+    old, late = next_batch(scheduler, "w0"), next_batch(scheduler, "w0")
+    scheduler.complete("w0", computed_by("A", old), 0.0)
+    scheduler.worker_ready("w1", facts(model="B"))
+    scheduler.complete("w1", computed_by("B", next_batch(scheduler, "w1")), 0.0)  # starts the job again
+    scheduler.complete("w0", computed_by("A", late), 0.0)
+    assert job.num_done == 0
+    ended: list[Any] = []
+    while not ended:
+        ended += scheduler.complete("w1", computed_by("B", next_batch(scheduler, "w1")), 0.0)
+    assert rows_of(job) == [[number_of(text), ord("B")] for text in job.texts]
+
+
+def test_job_that_fits_into_one_batch_keeps_the_vectors_of_an_older_model() -> None:
+    scheduler = make_scheduler(workers=2)
+    job = submit(scheduler, ALICE, 3)
+    batch = next_batch(scheduler, "w0")
+    scheduler.worker_ready("w1", facts(model="B"))
+    assert scheduler.complete("w0", computed_by("A", batch), 0.0) == [job]
+    assert job.usage(0.0).model == "A"
+
+
+# -- wrong results -------------------------------------------------------------------------------------
+
+
+def changed(batch: Batch, **changes: Any) -> Result:
+    """Return the result of a batch with other values for its first part."""
+    result = computed(batch)
+    first, *others = result.part_results
+    return replace(result, part_results=[replace(first, **changes), *others])
+
+
+WRONG_RESULTS: dict[str, Callable[[Batch], Result]] = {
+    "too few parts": lambda batch: Result(batch.batch_id, []),
+    "too many parts": lambda batch: Result(batch.batch_id, [*computed(batch).part_results] * 2),
+    "too many rows": lambda batch: changed(batch, rows=np.zeros((len(texts_of(batch)) + 1, 1))),
+    "no rows": lambda batch: changed(batch, rows=np.float64(1.0)),
+    "other counts": lambda batch: changed(batch, counts=[5] * len(batch.parts[0].texts)),
+    "tokens of other texts": lambda batch: changed(batch, tokens=[[]] * 999),
+    "a truncated text that is not there": lambda batch: changed(batch, truncated=[999]),
+    "a rejected text that is not there": lambda batch: Result(
+        batch.batch_id, [Rejected(InvalidRequest("no"), 999) for _ in batch.parts]
+    ),
+}
+
+
+@pytest.mark.parametrize("make_wrong", WRONG_RESULTS.values(), ids=WRONG_RESULTS)
+def test_a_wrong_result_fails_its_batch_and_nothing_else(make_wrong: Callable[[Batch], Result]) -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 2)
+    wrong = make_wrong(next_batch(scheduler))
+    other = submit(scheduler, BOB, 200)
+    assert scheduler.complete("w0", wrong, 0.0) == []
+    assert texts_of(turn(scheduler)) == job.texts[:1]  # the batch was halved
+    (failure,) = scheduler.complete("w0", make_wrong(next_batch(scheduler)), 0.0)
+    assert isinstance(failure, Failure)
+    assert (failure.job, type(failure.error)) == (job, WorkerFailed)
+    assert "wrong result" in failure.error.message
+    assert run_all(scheduler) == [other]
+    assert scheduler.is_idle
+
+
+def test_vectors_of_another_width_do_not_join_a_job() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, FULL_BATCH + 1)
+    turn(scheduler)
+    (failure,) = scheduler.complete("w0", changed(next_batch(scheduler), rows=np.zeros((1, 7))), 0.0)
+    assert isinstance(failure, Failure)
+    assert (failure.job, scheduler.is_idle) == (job, True)
+    assert "expected vectors like the others of the request" in failure.error.message
+
+
+def test_a_job_for_whose_vectors_there_is_no_memory_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    scheduler = make_scheduler()
+    jobs = [submit(scheduler, ALICE, 1), submit(scheduler, BOB, 1)]
+    batch = next_batch(scheduler)
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "store", no_memory)
+        failures = scheduler.complete("w0", computed(batch), 0.0)
+    assert [failure.job for failure in failures if isinstance(failure, Failure)] == jobs
+    job = submit(scheduler, ALICE, 1)
+    assert run_all(scheduler) == [job]
+
+
+def test_unreadable_result_fails_the_oldest_batch() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 1)
+    next_batch(scheduler)
+    (failure,) = scheduler.fail_oldest("w0", "the message cannot be read")
+    assert (failure.job, scheduler.is_idle) == (job, True)
+    assert scheduler.fail_oldest("w0", "the message cannot be read") == []  # the worker has no batch
+    assert scheduler.fail_oldest("w7", "the message cannot be read") == []
+
+
 # -- the end of a job ----------------------------------------------------------------------------------
 
 
@@ -763,7 +1039,7 @@ def test_job_is_done_once_its_last_row_arrives() -> None:
 def test_job_expires_at_its_deadline_and_not_before() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 1, now=10.0, deadline_ms=500)
-    assert scheduler.expire(10.49) == []
+    assert list(scheduler.expire(10.49)) == []
     (failure,) = scheduler.expire(10.5)
     assert isinstance(failure.error, DeadlineExceeded)
     assert "500 ms" in failure.error.message
@@ -773,28 +1049,28 @@ def test_expired_job_is_never_computed() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 5, deadline_ms=100)
     alive = submit(scheduler, BOB, 5)
-    scheduler.expire(1.0)
+    list(scheduler.expire(1.0))
     assert texts_of(next_batch(scheduler, now=1.0)) == alive.texts
 
 
 def test_job_without_deadline_never_expires() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 1)
-    assert scheduler.expire(1e9) == []
+    assert list(scheduler.expire(1e9)) == []
 
 
 def test_job_that_is_done_does_not_expire() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 1, deadline_ms=100)
     run_all(scheduler)
-    assert scheduler.expire(1.0) == []
+    assert list(scheduler.expire(1.0)) == []
 
 
 def test_result_of_an_expired_job_is_ignored() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 1, deadline_ms=100)
     batch = next_batch(scheduler)
-    scheduler.expire(1.0)
+    list(scheduler.expire(1.0))
     assert scheduler.complete("w0", computed(batch), 1.1) == []
 
 
@@ -802,16 +1078,34 @@ def test_cancel_ends_the_jobs_of_one_client_only() -> None:
     scheduler = make_scheduler()
     mine = [submit(scheduler, ALICE, 1), submit(scheduler, ALICE, 100)]
     other = submit(scheduler, BOB, 1)
-    assert scheduler.cancel(ALICE) == mine
+    assert list(scheduler.cancel(ALICE)) == mine
     assert run_all(scheduler) == [other]
+
+
+def test_one_request_is_cancelled_by_its_id_and_its_result_is_dropped() -> None:
+    scheduler = make_scheduler()
+    mine = submit(scheduler, ALICE, 1)
+    other = submit(scheduler, BOB, 1)  # with the same request id
+    batch = next_batch(scheduler)
+    assert scheduler.cancel_request(ALICE, b"1") is mine
+    assert scheduler.cancel_request(ALICE, b"1") is None
+    assert scheduler.complete("w0", computed(batch), 0.0) == [other]
+    assert scheduler.cancel_request(BOB, b"1") is None
+
+
+def test_cancel_by_id_ends_the_latest_of_equal_requests() -> None:
+    scheduler = make_scheduler()
+    first, second = submit(scheduler, ALICE, 1), submit(scheduler, ALICE, 1)
+    assert scheduler.cancel_request(ALICE, b"1") is second
+    assert run_all(scheduler) == [first]
 
 
 def test_cancelled_texts_leave_the_queue_at_once() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 500)
     next_batch(scheduler)
-    scheduler.cancel(ALICE)
-    assert (scheduler.num_waiting, scheduler.open_bytes, scheduler.num_jobs) == (0, 0, 0)
+    list(scheduler.cancel(ALICE))
+    assert (scheduler.num_waiting, scheduler.admission.memory.held, scheduler.num_jobs) == (0, 0, 0)
 
 
 def test_cancelled_job_is_not_tried_again_after_a_lost_worker() -> None:
@@ -821,7 +1115,7 @@ def test_cancelled_job_is_not_tried_again_after_a_lost_worker() -> None:
     next_batch(scheduler)
     scheduler.worker_lost("w0")
     scheduler.worker_ready("w0", facts())
-    scheduler.cancel(ALICE)
+    list(scheduler.cancel(ALICE))
     assert texts_of(next_batch(scheduler)) == kept.texts
 
 
@@ -829,7 +1123,7 @@ def test_cancelled_job_cannot_fail() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, 1)
     batch = next_batch(scheduler)
-    scheduler.cancel(ALICE)
+    list(scheduler.cancel(ALICE))
     assert scheduler.fail("w0", batch.batch_id, "too late") == []
 
 
@@ -855,7 +1149,7 @@ def test_fail_all_ends_every_job_with_unavailable() -> None:
     scheduler = make_scheduler()
     jobs = [submit(scheduler, ALICE, 1), submit(scheduler, BOB, 500)]
     next_batch(scheduler)
-    failures = scheduler.fail_all("the server is shutting down")
+    failures = list(scheduler.fail_all(Unavailable("the server is shutting down")))
     assert [f.job for f in failures] == jobs
     assert all(isinstance(f.error, Unavailable) for f in failures)
     assert scheduler.is_idle
@@ -873,7 +1167,7 @@ def test_texts_of_an_ended_job_are_freed_even_without_a_worker(end: str, is_unsu
     scheduler.submit(request(ALICE, texts, deadline_ms=100), 0.0, is_unsubscribed=is_unsubscribed)
     watch = weakref.ref(texts)
     del texts
-    scheduler.expire(1.0) if end == "expire" else scheduler.cancel(ALICE)
+    list(scheduler.expire(1.0) if end == "expire" else scheduler.cancel(ALICE))
     assert watch() is None
 
 
@@ -883,7 +1177,7 @@ def test_texts_of_an_ended_job_are_freed_even_without_a_worker(end: str, is_unsu
 def test_full_queue_rejects_with_overloaded() -> None:
     scheduler = make_scheduler(workers=0, queue_capacity=10)
     submit(scheduler, ALICE, 8)
-    with pytest.raises(Overloaded, match="8 texts wait, the limit is 10"):
+    with pytest.raises(Overloaded, match="8 texts wait, and there is room for 2"):
         submit(scheduler, BOB, 3)
 
 
@@ -926,53 +1220,127 @@ def test_request_larger_than_the_queue_is_too_large_even_if_the_queue_is_empty()
         submit(scheduler, ALICE, 11)
 
 
-def test_requests_beyond_the_bytes_of_the_queue_are_rejected_with_overloaded() -> None:
-    scheduler = make_scheduler(queue_bytes=1000)
-    scheduler.submit(request(ALICE, make_texts(1)), 0.0, num_bytes=900)
-    with pytest.raises(Overloaded, match="900 bytes"):
-        scheduler.submit(request(BOB, make_texts(1)), 0.0, num_bytes=101)
+def test_one_client_cannot_fill_the_queue() -> None:
+    scheduler = make_scheduler(workers=0, queue_capacity=1000, flow_share=0.5)
+    submit(scheduler, ALICE, 500)
+    with pytest.raises(Overloaded):
+        submit(scheduler, ALICE, 1)
+    submit(scheduler, BOB, 250)
 
 
-def test_bytes_of_a_request_are_counted_until_its_reply() -> None:
-    scheduler = make_scheduler(queue_bytes=1000)
-    scheduler.submit(request(ALICE, make_texts(1)), 0.0, num_bytes=900)
-    batch = next_batch(scheduler)
-    assert scheduler.open_bytes == 900
-    scheduler.complete("w0", computed(batch), 0.0)
-    assert scheduler.open_bytes == 0
+def test_a_few_texts_are_accepted_from_the_reserve() -> None:
+    scheduler = make_scheduler(workers=0, queue_capacity=1600)
+    submit(scheduler, ALICE, 1600)
+    submit(scheduler, BOB, 64)
+    with pytest.raises(Overloaded):
+        submit(scheduler, BOB, 1)
 
 
-def test_request_larger_than_the_bytes_of_the_queue_is_accepted_if_it_is_alone() -> None:
-    scheduler = make_scheduler(queue_bytes=1000)
-    job = scheduler.submit(request(ALICE, make_texts(1)), 0.0, num_bytes=5000)
-    assert run_all(scheduler) == [job]
+def test_requests_beyond_the_memory_are_rejected_with_overloaded() -> None:
+    scheduler = make_scheduler(memory_bytes=10 << 20)
+    submit(scheduler, ALICE, 4000)
+    with pytest.raises(Overloaded, match="no room") as caught:
+        submit(scheduler, BOB, 4000)
+    assert (caught.value.retry_after_ms or 0) > 1
+
+
+def test_a_gateways_flow_may_have_a_smaller_share() -> None:
+    scheduler = make_scheduler(queue_capacity=1000, flow_share=0.5)
+    with pytest.raises(PayloadTooLarge):
+        submit(scheduler, ALICE, 101, flow="key:small", flow_share=0.1)
+    submit(scheduler, ALICE, 100, flow="key:small", flow_share=0.1)
+
+
+def test_nothing_stays_reserved_for_a_refused_request() -> None:
+    scheduler = make_scheduler(queue_capacity=10)
+    held = scheduler.admission.reserve_body(ALICE, b"x" * 100)
+    with pytest.raises(PayloadTooLarge):
+        scheduler.submit(request(ALICE, make_texts(11)), 0.0, held)
+    assert scheduler.admission.memory.held == 0
+
+
+def test_bytes_stay_reserved_until_the_reply_is_sent() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 1)
+    run_all(scheduler)
+    assert scheduler.admission.memory.held > 384 * 4
+    job.reservation.release()
+    assert scheduler.admission.memory.held == 0
+
+
+def test_a_client_that_subscribes_holds_its_requests_itself() -> None:
+    scheduler = make_scheduler(workers=0)
+    submit(scheduler, ALICE, 1, is_unsubscribed=True)
+    list(scheduler.client_subscribed(ALICE))
+    assert scheduler.admission.memory.held_by(b"identity:" + ALICE) == scheduler.admission.memory.held
+
+
+def test_the_next_deadline_is_known() -> None:
+    scheduler = make_scheduler()
+    assert scheduler.next_deadline is None
+    submit(scheduler, ALICE, 1, now=10.0, deadline_ms=500)
+    submit(scheduler, ALICE, 1, now=10.0, deadline_ms=200)
+    assert scheduler.next_deadline == 10.2
+
+
+def test_the_age_of_the_oldest_request_is_of_one_that_waits() -> None:
+    scheduler = make_scheduler(max_batch_size=1)
+    for now in (0.0, 1.0, 2.0):
+        submit(scheduler, ALICE, 1, now=now)
+    ages = [scheduler.oldest_age_s(5.0)]
+    turn(scheduler)
+    ages.append(scheduler.oldest_age_s(5.0))
+    list(scheduler.cancel(ALICE))
+    assert [*ages, scheduler.oldest_age_s(5.0)] == [5.0, 4.0, 0.0]
 
 
 # -- queries -------------------------------------------------------------------------------------------
 
 
 def test_worker_is_overdue_when_its_oldest_batch_is_overdue() -> None:
-    scheduler = make_scheduler(workers=2)
+    clock = LoopClock()
+    scheduler = make_scheduler(workers=2, clock=clock)
     submit(scheduler, ALICE, 150)
-    next_batch(scheduler, "w0", now=0.0)
-    next_batch(scheduler, "w1", now=60.0)
-    assert scheduler.overdue(120.5, timeout_s=120.0) == ["w0"]
+    next_batch(scheduler, "w0")
+    clock.now = 60.0
+    next_batch(scheduler, "w1")
+    clock.now = 120.5
+    assert scheduler.overdue(120.0) == ["w0"]
 
 
 def test_idle_worker_is_never_overdue() -> None:
-    scheduler = make_scheduler()
+    clock = LoopClock()
+    scheduler = make_scheduler(clock=clock)
     submit(scheduler, ALICE, 1)
     turn(scheduler)
-    assert scheduler.overdue(1e9, timeout_s=1.0) == []
+    clock.now = 1e9
+    assert scheduler.overdue(1.0) == []
 
 
 def test_the_time_in_which_a_batch_ahead_waits_does_not_make_it_overdue() -> None:
-    scheduler = make_scheduler()
+    clock = LoopClock()
+    scheduler = make_scheduler(clock=clock)
     submit(scheduler, ALICE, 200)
-    first = next_batch(scheduler, now=0.0)
-    next_batch(scheduler, now=0.0)
-    scheduler.complete("w0", computed(first), 100.0)
-    assert scheduler.overdue(150.0, timeout_s=120.0) == []
+    first = next_batch(scheduler)
+    next_batch(scheduler)
+    clock.now = 100.0
+    scheduler.complete("w0", computed(first), 0.0)
+    clock.now = 150.0
+    assert scheduler.overdue(120.0) == []
+
+
+def test_worker_that_computes_micro_batches_is_not_overdue() -> None:
+    clock = LoopClock()
+    scheduler = make_scheduler(clock=clock)
+    submit(scheduler, ALICE, 1)
+    next_batch(scheduler)
+    clock.now = 100.0
+    scheduler.worker_progressed("w0", 1)
+    clock.now = 220.0
+    assert scheduler.overdue(120.0) == []
+    scheduler.worker_progressed("w0", 1)  # the count has not grown
+    clock.now = 220.5
+    assert scheduler.overdue(120.0) == ["w0"]
 
 
 def test_repr_shows_the_counts() -> None:
@@ -989,19 +1357,19 @@ NAMES = st.sampled_from(["w0", "w1", "w2"])
 
 
 class AnyOrderOfEvents(RuleBasedStateMachine):
-    """In any order of events, every job ends once, every row is in its place, and the counters are right."""
+    """In any order of events, every job ends once, its rows are in their places, and the counters are right."""
 
     @initialize()
     def start(self) -> None:
         self.now = 0.0
         self.scheduler = make_scheduler(
-            workers=0, queue_capacity=400, queue_bytes=20_000, max_batch_size=50, priority_batch_size=4
+            workers=0, queue_capacity=400, memory_bytes=1 << 20, max_batch_size=50, priority_batch_size=4
         )
         self.jobs: list[Job] = []
         self.ends: Counter[int] = Counter()
-        self.ready: set[str] = set()
         self.in_flight: dict[str, list[Batch]] = {}
         self.old: list[tuple[str, Result]] = []
+        self.model_of: dict[str, str] = {}
 
     @rule(
         client=CLIENTS,
@@ -1016,7 +1384,6 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
             job = self.scheduler.submit(
                 request(client, texts, deadline_ms=300 if deadline else None),
                 self.now,
-                num_bytes=10 * count,
                 is_unsubscribed=is_unsubscribed,
             )
         except Overloaded as caught:
@@ -1026,17 +1393,19 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
             self.jobs.append(job)
         assert overload is None or (overload.retry_after_ms or 0) >= 1
 
-    @rule(name=NAMES, rate=st.sampled_from([500, 20_000, 1_000_000]))
-    def worker_ready(self, name: str, rate: int) -> None:
-        if name not in self.ready:
-            self.ready.add(name)
-            self.in_flight[name] = []
-            self.scheduler.worker_ready(name, facts(rate, 1024))
+    @rule(name=NAMES, rate=st.sampled_from([500, 20_000, 1_000_000]), model=st.sampled_from("AAAB"))
+    def worker_ready(self, name: str, rate: int, model: str) -> None:
+        """A worker becomes ready, or a successor takes its place."""
+        self.old += [(name, computed_by(self.model_of[name], batch)) for batch in self.in_flight.get(name, [])]
+        self.in_flight[name] = []
+        self.model_of[name] = self.newest = model
+        self.scheduler.worker_ready(name, facts(rate, 1024, model))
 
     @rule()
     def dispatch(self) -> None:
         for name, batch in self.scheduler.next_batches(self.now):
             self.in_flight[name].append(batch)
+            assert self.model_of[name] == self.newest
             assert len(self.in_flight[name]) <= 2
             assert 1 <= len(texts_of(batch)) <= 50
 
@@ -1044,11 +1413,17 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     @rule(data=st.data())
     def complete(self, data: st.DataObject) -> None:
         name, batch = self._pick(data)
-        result = computed(batch)
+        result = computed_by(self.model_of[name], batch)
         self.old.append((name, result))
         for job in self.scheduler.complete(name, result, self.now):
             self._check_rows(job)
             self._end(job)
+
+    @precondition(lambda self: any(self.in_flight.values()))
+    @rule(data=st.data(), make_wrong=st.sampled_from(sorted(WRONG_RESULTS)))
+    def complete_wrongly(self, data: st.DataObject, make_wrong: str) -> None:
+        name, batch = self._pick(data)
+        self._end_failed(self.scheduler.complete(name, WRONG_RESULTS[make_wrong](batch), self.now))
 
     @precondition(lambda self: any(self.in_flight.values()))
     @rule(data=st.data())
@@ -1058,8 +1433,8 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def worker_lost(self, name: str) -> None:
-        self.ready.discard(name)
-        self.old += [(name, computed(batch)) for batch in self.in_flight.pop(name, [])]
+        batches = self.in_flight.pop(name, [])
+        self.old += [(name, computed_by(self.model_of[name], batch)) for batch in batches]
         self._end_failed(self.scheduler.worker_lost(name))
 
     @precondition(lambda self: self.old)
@@ -1070,7 +1445,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     @rule(client=CLIENTS)
     def client_subscribed(self, client: bytes) -> None:
-        self.scheduler.client_subscribed(client)
+        list(self.scheduler.client_subscribed(client))
 
     @rule(client=CLIENTS)
     def cancel(self, client: bytes) -> None:
@@ -1088,24 +1463,24 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         open_jobs = [job for job in self.jobs if job.is_open]
         assert self.scheduler.num_jobs == len(open_jobs)
         assert self.scheduler.num_waiting == sum(job.num_waiting for job in open_jobs)
-        assert self.scheduler.open_bytes == sum(job.num_bytes for job in open_jobs)
+        assert self.scheduler.admission.memory.held == sum(job.reservation.amount for job in open_jobs)
         assert all(self.ends[job.job_id] == (not job.is_open) for job in self.jobs)
 
     def teardown(self) -> None:
         """Check that one worker that does not die can finish all jobs."""
         for name in ("w0", "w1", "w2"):
             self.worker_lost(name)
-        self.worker_ready("w0", 20_000)
+        self.worker_ready("w0", 20_000, "C")
         while True:
             self.dispatch()
             if not self.in_flight["w0"]:
                 break
-            for job in self.scheduler.complete("w0", computed(self.in_flight["w0"].pop(0)), self.now):
+            for job in self.scheduler.complete("w0", computed_by("C", self.in_flight["w0"].pop(0)), self.now):
                 self._check_rows(job)
                 self._end(job)
         assert {self.ends[job.job_id] for job in self.jobs} <= {1}
         assert self.scheduler.is_idle
-        assert (self.scheduler.num_waiting, self.scheduler.open_bytes) == (0, 0)
+        assert (self.scheduler.num_waiting, self.scheduler.admission.memory.held) == (0, 0)
 
     def _pick(self, data: st.DataObject) -> tuple[str, Batch]:
         name = data.draw(st.sampled_from(sorted(n for n, batches in self.in_flight.items() if batches)))
@@ -1113,11 +1488,13 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         return name, batches.pop(data.draw(st.integers(0, len(batches) - 1)))
 
     def _check_rows(self, job: Job) -> None:
-        assert job.result.rows is not None
-        assert job.result.rows[:, 0].tolist() == [number_of(text) for text in job.texts]
+        """Check that the rows are in their places, and that all come from one model."""
+        assert [row[0] for row in rows_of(job)] == [number_of(text) for text in job.texts]
+        assert {chr(int(row[1])) for row in rows_of(job)} == {job.result.model}
 
     def _end(self, job: Job) -> None:
         self.ends[job.job_id] += 1
+        job.reservation.release()  # as when the reply is sent
         assert self.ends[job.job_id] == 1
 
     def _end_failed(self, failures: Iterable[Failure]) -> None:

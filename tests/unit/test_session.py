@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
+
 import numpy as np
 import pytest
-from bert_serving.client.session import PROBE_AFTER_S, PROBE_TIMEOUT_S, Session
+from bert_serving.client.session import HELLO_AGAIN_S, PROBE_AFTER_S, PROBE_TIMEOUT_S, Session
 from bert_serving.protocol import (
     Command,
     EncodeOptions,
@@ -13,6 +15,7 @@ from bert_serving.protocol import (
     Frames,
     InfoReply,
     InvalidRequest,
+    Overloaded,
     Reply,
     Unavailable,
     reply_to_frames,
@@ -23,7 +26,9 @@ IDENTITY = b"1f0c9f1e-8b8e-4d0e-9f43-0c2ab9a1f3aa"
 
 
 @pytest.fixture
-def session() -> Session:
+def session(monkeypatch: pytest.MonkeyPatch) -> Session:
+    """A session whose request ids on the wire begin with 1, so that tests can name them."""
+    monkeypatch.setattr(secrets, "randbits", lambda _: 0)
     return Session(IDENTITY)
 
 
@@ -138,6 +143,20 @@ def test_forgotten_request_is_no_longer_pending_and_its_reply_is_ignored(session
     session.forget(1)
     assert (session.pending, session.has_to_fetch) == (set(), False)
     assert session.receive(vectors(1), 0.1) is None
+
+
+def test_cancelled_request_is_forgotten_and_named_to_the_server(session: Session) -> None:
+    request_id, (_, _, wire_id, _) = session.encode(["a"], 0.0)
+    assert session.cancel(request_id) == [IDENTITY, b"CANCEL", wire_id, b"0"]
+    assert session.pending == set()
+
+
+def test_only_a_pending_request_for_vectors_is_named_to_the_server(session: Session) -> None:
+    session.command(Command.SHOW_STATUS, 0.0)
+    session.encode(["a"], 0.0)
+    session.receive(vectors(2), 0.1)
+    assert [session.cancel(number) for number in (1, 2, 3)] == [None, None, None]
+    assert session.take(2) is None
 
 
 @pytest.mark.parametrize("frames", [[IDENTITY, b"no JSON", b"1"], [IDENTITY, b"{}", b"", b"1"], [IDENTITY, b"1"]])
@@ -341,3 +360,110 @@ def test_repr_counts_requests(session: Session) -> None:
     session.encode(["b"], 0.0)
     session.receive(vectors(1), 0.1)
     assert repr(session) == "<Session sent=2 pending=1 replies=1>"
+
+
+# -- ids on the wire -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", ["encode", "command", "hello"])
+def test_ids_on_the_wire_are_random_for_every_session(make: str) -> None:
+    ids = set()
+    for _ in range(20):
+        session = Session(IDENTITY)
+        frames = {
+            "encode": lambda: session.encode(["a"], 0.0)[1],  # noqa: B023
+            "command": lambda: session.command(Command.SHOW_STATUS, 0.0)[1],  # noqa: B023
+            "hello": lambda: session.hello(0.0),  # noqa: B023
+        }[make]()
+        assert frames is not None
+        ids.add(int(request_from_frames(frames).request_id))
+    assert len(ids) == 20
+    assert max(ids) > 2**50  # so few of 20 random numbers of 63 bits are never this small
+
+
+# -- the hello of a connection ---------------------------------------------------------------------------
+
+
+def hello_id(session: Session, now: float) -> bytes:
+    """Check that a hello is due; return its id on the wire."""
+    frames = session.hello(now)
+    assert frames is not None
+    assert bytes(frames[1]) == b"SHOW_CONFIG"
+    return bytes(frames[2])
+
+
+def test_hello_is_repeated_until_its_reply_arrives() -> None:
+    session = Session(IDENTITY)
+    first = hello_id(session, 100.0)
+    assert session.hello(100.0 + HELLO_AGAIN_S / 2) is None
+    assert hello_id(session, 100.0 + HELLO_AGAIN_S) == first
+    assert not session.is_subscribed
+    session.receive(info(int(first)), 101.0)
+    assert session.is_subscribed
+    assert session.hello(200.0) is None
+
+
+def test_only_the_reply_to_the_hello_proves_the_subscription(session: Session) -> None:
+    request_id, _ = session.encode(["a"], 0.0)
+    session.hello(0.0)
+    session.receive(vectors(request_id), 0.1)
+    session.receive([IDENTITY, b"{}", b"one"], 0.1)
+    assert not session.is_subscribed
+
+
+def test_lost_connection_needs_a_new_hello() -> None:
+    session = Session(IDENTITY)
+    first = hello_id(session, 0.0)
+    session.receive(info(int(first)), 0.1)
+    session.connection_lost(Unavailable("the server went away"))
+    second = hello_id(session, 0.2)
+    session.receive(info(int(first)), 0.3)
+    assert not session.is_subscribed
+    session.receive(info(int(second)), 0.4)
+    assert session.is_subscribed
+
+
+def test_hello_is_not_among_the_requests() -> None:
+    session = Session(IDENTITY)
+    session.receive(info(int(hello_id(session, 0.0))), 0.1)
+    assert (session.num_request, session.pending) == (0, set())
+
+
+# -- refused requests ------------------------------------------------------------------------------------
+
+
+def refused(request_id: int) -> Frames:
+    return reply_to_frames(ErrorReply(IDENTITY, b"%d" % request_id, Overloaded("full", retry_after_ms=100)))
+
+
+def test_refused_request_stays_pending_and_is_sent_again_with_its_id(session: Session) -> None:
+    request_id, frames = session.encode(["a"], 0.0)
+    assert session.receive(refused(request_id), 0.1) is None
+    assert (session.pending, session.take(request_id)) == ({request_id}, None)
+    assert session.due(0.1 + session.next_due_s(0.1)) == [frames]
+    session.receive(vectors(request_id, 5.0), 0.5)
+    assert value_of(session.take(request_id)) == 5.0
+
+
+def test_refused_request_to_fetch_is_sent_again_too(session: Session) -> None:
+    request_id, frames = session.encode(["a"], 0.0, to_fetch=True)
+    session.receive(refused(request_id), 0.1)
+    assert session.take_any() is None
+    assert session.due(10.0) == [frames]
+
+
+@pytest.mark.parametrize("end", ["cancel", "forget", "connection_lost"])
+def test_request_that_has_ended_is_not_sent_again(session: Session, end: str) -> None:
+    request_id, _ = session.encode(["a"], 0.0)
+    session.receive(refused(request_id), 0.1)
+    argument = Unavailable("the server went away") if end == "connection_lost" else request_id
+    getattr(session, end)(argument)
+    assert session.due(10.0) == []
+
+
+def test_session_without_retry_ends_a_refused_request() -> None:
+    session = Session(IDENTITY, retry=False)
+    request_id, frames = session.encode(["a"], 0.0)
+    assert session.receive(refused(int(frames[2])), 0.1) == request_id
+    with pytest.raises(Overloaded):
+        session.take(request_id)

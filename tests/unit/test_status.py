@@ -77,6 +77,7 @@ OWN_CONFIG: dict[str, tuple[type, ...]] = {"version": (str,), "torch_version": (
 STATUS: dict[str, tuple[type, ...]] = {
     "statistic": (dict,),
     "ready": (bool,),
+    "model": (str,),
     "workers": (list,),
     "queue_texts": (int,),
     "open_requests": (int,),
@@ -144,10 +145,18 @@ def test_config_has_every_key_of_the_original_with_its_type() -> None:
     assert all(isinstance(version, str) for version in config["tensorflow_version"])
 
 
+def test_config_tells_whether_curve_is_on_and_nothing_about_keys() -> None:
+    assert make_report().config(b"a")["curve"] is False
+    config = make_report(curve_dir="/secret", api_key=("secret",), api_key_file="/secret").config(b"a")
+    assert config["curve"] is True
+    assert not {"api_key", "api_key_file", "curve_dir"} & config.keys()
+    assert "secret" not in str(config)
+
+
 def test_status_adds_the_statistic_and_the_workers() -> None:
     statistic = Statistic(0.0)
     statistic.count_texts(b"some-client", 3, 2.5)
-    status = as_json(make_report(statistic).status(b"some-client", 3.0, is_ready=True))
+    status = as_json(make_report(statistic).status(b"some-client", 3.0, loop_now=3.0, is_ready=True, model="A"))
     assert_types(status, ORIGINAL_CONFIG | STATUS)
     assert_types(status["statistic"], ORIGINAL_STATISTIC)
     assert status["statistic"].keys() == ORIGINAL_STATISTIC.keys()
@@ -155,9 +164,7 @@ def test_status_adds_the_statistic_and_the_workers() -> None:
 
 
 def test_a_ready_worker_shows_the_facts_of_its_model() -> None:
-    view = WorkerView(
-        "worker-0", routing_id=b"worker-0#1", facts=model_facts(), heartbeat=Heartbeat(2.0), heard_at=5.0
-    )
+    view = WorkerView("worker-0", pid=1, facts=model_facts(), heartbeat=Heartbeat(2.0), heard_at=5.0)
     info = as_json(view.to_info(6.0))
     assert (info["name"], info["state"], info["forward_age_s"]) == ("worker-0", "ready", 3.0)
     assert info.keys() >= set(ModelFacts.__slots__) - {"labels"}
@@ -166,7 +173,7 @@ def test_a_ready_worker_shows_the_facts_of_its_model() -> None:
 
 
 def test_labels_of_a_classification_head_are_in_config_and_status() -> None:
-    views = {"worker-0": WorkerView("worker-0", routing_id=b"worker-0#1", facts=model_facts(labels=("no", "yes")))}
+    views = {"worker-0": WorkerView("worker-0", pid=1, facts=model_facts(labels=("no", "yes")))}
     report = StatusReport(
         Settings(model_dir="/model", num_worker=1),
         BrokerMetrics(),
@@ -266,7 +273,7 @@ def test_the_originals_dashboard_finds_every_value_that_it_reads() -> None:
     statistic.count_command(b"a")
     statistic.count_texts(b"a", 2, 4.0)
     statistic.count_texts(b"b", 1, 6.0)
-    status = as_json(make_report(statistic, cpu=True).status(b"a", 6.0, is_ready=True))
+    status = as_json(make_report(statistic, cpu=True).status(b"a", 6.0, loop_now=6.0, is_ready=True, model="A"))
     found = status["statistic"]
     assert (found["num_data_request"], found["num_sys_request"], found["num_total_client"]) == (2, 1, 2)
     assert 1 / found["min_last_two_interval"] == 0.5

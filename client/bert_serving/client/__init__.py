@@ -13,12 +13,14 @@ from bert_serving.protocol import (
     WorkerFailed,
 )
 
+from .address import Address
 from .aio import AsyncBertClient
 from .checks import Response, client_version
 from .concurrent import ConcurrentBertClient
 from .sync import BertClient
 
 __all__ = [
+    "Address",
     "AsyncBertClient",
     "BertClient",
     "ConcurrentBertClient",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from bert_serving.protocol import (
     check_spans,
 )
 
+from .address import Address, curve_keys
 from .aio_channel import AsyncChannel
 from .checks import (
     TOKEN_LEVEL,
@@ -49,6 +51,9 @@ class AsyncBertClient:
     event loop. While this loop runs, a call under another event loop raises RuntimeError. After this loop has
     ended, the client may be used under another loop.
 
+    address: where the server is, instead of ip, port, port_out and curve_dir. A gateway uses it to connect to the
+    private sockets of its server.
+
     >>> async with AsyncBertClient() as client:
     ...     vectors = await client.encode(["First do it", "then do it right"])
     """
@@ -64,13 +69,18 @@ class AsyncBertClient:
         timeout: int = -1,
         *,
         connect_timeout: int = 10_000,
+        curve_dir: str | os.PathLike[str] | None = None,
+        retry: bool = True,
+        address: Address | None = None,
     ) -> None:
         check_output_format(output_fmt)
         self.ip, self.port, self.port_out = ip, port, port_out
         self.output_fmt = output_fmt
         self.timeout = timeout
         self.connect_timeout = connect_timeout
+        self._retry = retry
         self._warns = check_length
+        self._address = address or Address.tcp(ip, port, port_out, curve_keys(curve_dir))
         self._open(identity.encode() if isinstance(identity, str) else identity)
 
     async def __aenter__(self) -> Self:
@@ -80,7 +90,7 @@ class AsyncBertClient:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.ip}:{self.port} {self._session!r}>"
+        return f"<{type(self).__name__} {self._address.requests_name} {self._session!r}>"
 
     async def close(self) -> None:
         """Close the connection. Calls that wait raise Unavailable, and so do later calls."""
@@ -126,7 +136,7 @@ class AsyncBertClient:
         """Return the vectors of the texts: (B, D) float32, one row for each text, in the order of the texts.
 
         There is no argument `blocking`. Other arguments and all errors are those of BertClient.encode. If the
-        call is cancelled, its reply will be ignored.
+        call is cancelled, its request is cancelled too.
         """
         check_request(texts, is_tokenized=is_tokenized)
         asked = options_of(options, show_tokens=show_tokens)
@@ -159,12 +169,31 @@ class AsyncBertClient:
         texts: Sequence[Text],
         options: EncodeOptions = EncodeOptions(),  # noqa: B008
         spans: Sequence[Spans] | None = None,
+        *,
+        timeout_ms: int | None = None,
+        flow: str | None = None,
+        flow_share: float | None = None,
+        trace: str | None = None,
     ) -> tuple[int, EncodeReply]:
-        """Return (request id, reply); the reply holds all that the server sent. Does not check texts and spans."""
-        deadline = self._deadline()
-        deadline_ms = self.timeout if self.timeout >= 0 else None
+        """Return (request id, reply); the reply holds all that the server sent. Does not check texts and spans.
+
+        timeout_ms: instead of the client's timeout. trace: a name for the request in the logs of the server.
+        flow, flow_share: see EncodeRequest.
+        """
+        if timeout_ms is None and self.timeout >= 0:
+            timeout_ms = self.timeout
+        deadline = float("inf") if timeout_ms is None else time.monotonic() + timeout_ms / 1000
         request_id = await self._send(
-            lambda now: self._session.encode(texts, now, options=options, spans=spans, deadline_ms=deadline_ms),
+            lambda now: self._session.encode(
+                texts,
+                now,
+                options=options,
+                spans=spans,
+                deadline_ms=timeout_ms,
+                flow=flow,
+                flow_share=flow_share,
+                trace=trace,
+            ),
             deadline,
         )
         reply = await self._channel.reply_to(request_id, deadline)
@@ -201,8 +230,8 @@ class AsyncBertClient:
 
     def _open(self, identity: bytes | None) -> None:
         """Begin a new session. The channel connects with the first request."""
-        self._session = Session(identity or str(uuid.uuid4()).encode(), is_shared=identity is not None)
-        self._channel = AsyncChannel(self._session, self.ip, self.port, self.port_out)
+        self._session = Session(identity or str(uuid.uuid4()).encode(), retry=self._retry)
+        self._channel = AsyncChannel(self._session, self._address)
 
     def _reopen_for_this_loop(self) -> None:
         """Begin a new session if the channel belongs to an event loop that has ended, or to the parent process."""
@@ -216,9 +245,6 @@ class AsyncBertClient:
     async def _send(self, make: MakeRequest, deadline: float) -> int:
         self._reopen_for_this_loop()
         return await self._channel.send(make, min(deadline, time.monotonic() + self.connect_timeout / 1000))
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self.timeout / 1000 if self.timeout >= 0 else float("inf")
 
     def _response(self, request_id: int, reply: EncodeReply) -> Response:
         if self._warns:

@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from bert_serving.protocol import Reply, Unavailable
 
+from .address import Address
 from .connection import Connection
 from .session import MakeRequest, Session
 
@@ -31,16 +32,17 @@ class AsyncChannel:
     raise Unavailable if the channel is closed, or if the connection breaks and the request may be lost.
     """
 
-    def __init__(self, session: Session, ip: str, port: int, port_out: int) -> None:
+    def __init__(self, session: Session, address: Address) -> None:
         self.is_closed = False
         self._session = session
-        self._ip, self._port, self._port_out = ip, port, port_out
+        self._address = address
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
         self._arrivals: dict[int, asyncio.Future[None]] = {}  # request number -> done when the reply is here
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
         self._prober: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def close(self) -> None:
         """Close the connection. Calls that wait raise Unavailable."""
@@ -52,6 +54,8 @@ class AsyncChannel:
         loop = asyncio.get_running_loop()
         for descriptor in self._connection.descriptors:
             loop.remove_reader(descriptor)
+        if self._timer is not None:
+            self._timer.cancel()
         assert self._prober is not None
         self._prober.cancel()
         with suppress(asyncio.CancelledError):
@@ -79,14 +83,14 @@ class AsyncChannel:
             await asyncio.sleep(_RETRY_S)
 
     async def reply_to(self, request_id: int, deadline: float) -> Reply:
-        """Return the reply to a request. If no reply arrives before the deadline, forget the request."""
+        """Return the reply to a request. If no reply arrives before the deadline, cancel the request."""
         try:
             self._refuse_closed()
             while (reply := self._session.take(request_id)) is None:
                 await self._wait_for_reply(request_id, deadline)
             return reply
-        except BaseException:
-            self._session.forget(request_id)
+        except BaseException:  # also CancelledError
+            self._cancel(request_id)
             raise
 
     def belongs_to_other_loop(self) -> bool:
@@ -103,10 +107,16 @@ class AsyncChannel:
                 "create one client for each event loop"
             )
 
+    def _cancel(self, request_id: int) -> None:
+        """Forget a request. Ask the server to stop its computation if the request has no reply yet."""
+        frames = self._session.cancel(request_id)
+        if frames is not None and self._connection is not None and self._connection.is_connected:
+            self._connection.send(frames)
+
     def _connect(self) -> Connection:
         self._refuse_closed()
         if self._connection is None:
-            self._connection = Connection(self._session.identity, self._ip, self._port, self._port_out)
+            self._connection = Connection(self._session.identity, self._address)
             self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
             for descriptor in self._connection.descriptors:
                 self._loop.add_reader(descriptor, self._receive)
@@ -120,12 +130,12 @@ class AsyncChannel:
     async def _wait_until_connected(self, connection: Connection, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise connection.timeout_error()
+            raise self._timeout_error(connection)
         if not self._connected.is_set():
             try:
                 await asyncio.wait_for(self._connected.wait(), left)
             except asyncio.TimeoutError:
-                raise connection.timeout_error() from None
+                raise self._timeout_error(connection) from None
         self._refuse_closed()
 
     async def _wait_for_reply(self, request_id: int, deadline: float) -> None:
@@ -135,9 +145,12 @@ class AsyncChannel:
             left = deadline - time.monotonic()
             await asyncio.wait_for(arrival, None if left == float("inf") else max(0.0, left))
         except asyncio.TimeoutError:
-            raise connection.timeout_error() from None
+            raise self._timeout_error(connection) from None
         finally:
             del self._arrivals[request_id]
+
+    def _timeout_error(self, connection: Connection) -> TimeoutError:
+        return connection.timeout_error(is_subscribed=self._session.is_subscribed)
 
     def _receive(self) -> None:
         """Read all messages that have arrived, because a ZeroMQ descriptor reports each change only once."""
@@ -145,21 +158,35 @@ class AsyncChannel:
         if connection is None:
             return
         now = time.monotonic()
-        for frames in connection.receive():
+        for frames in connection.receive(now):
             request_id = self._session.receive(frames, now)
             if request_id is not None:
                 self._wake([request_id])
         self._maintain(connection)
 
     def _maintain(self, connection: Connection) -> None:
-        """Connect the sender again if necessary, and fail the requests that were lost."""
-        connection.maintain_sender(time.monotonic())
+        """Connect again if necessary, fail the requests that were lost, and send what is due."""
+        now = time.monotonic()
+        connection.maintain(now)
         if (lost := connection.take_loss()) is not None:
-            self._wake(self._session.fail_pending(lost))
-        if connection.is_connected:
+            self._wake(self._session.connection_lost(lost))
+        if connection.is_connected and (hello := self._session.hello(now)) is not None:
+            connection.send(hello)
+        for frames in self._session.due(now):
+            connection.send(frames)
+        if connection.is_connected and self._session.is_subscribed:
             self._connected.set()
         else:
             self._connected.clear()
+        self._call_when_due(now)
+
+    def _call_when_due(self, now: float) -> None:
+        """Let the event loop call `_receive` when a refused request must be sent again."""
+        assert self._loop is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        left = self._session.next_due_s(now)
+        self._timer = None if left == float("inf") else self._loop.call_later(left, self._receive)
 
     def _wake(self, request_ids: Iterable[int]) -> None:
         for request_id in request_ids:

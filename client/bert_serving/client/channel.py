@@ -21,6 +21,7 @@ from contextlib import contextmanager
 
 from bert_serving.protocol import Reply, Unavailable
 
+from .address import Address
 from .connection import Connection
 from .session import MakeRequest, Session
 
@@ -34,10 +35,10 @@ class Channel:
     raise Unavailable if the channel is closed, or if the connection breaks and the request may be lost.
     """
 
-    def __init__(self, session: Session, ip: str, port: int, port_out: int) -> None:
+    def __init__(self, session: Session, address: Address) -> None:
         self.is_closed = False
         self._session = session
-        self._ip, self._port, self._port_out = ip, port, port_out
+        self._address = address
         self._connection: Connection | None = None
         self._changed = threading.Condition(threading.Lock())
         self._is_receiving = False
@@ -61,7 +62,7 @@ class Channel:
             while True:
                 self._refuse_closed()
                 self._maintain(connection)
-                if connection.is_connected:
+                if connection.is_connected and self._session.is_subscribed:
                     request_id, frames = make(time.monotonic())
                     if connection.send(frames):
                         return request_id
@@ -69,16 +70,16 @@ class Channel:
                 self._wait_for_messages(deadline)
 
     def reply_to(self, request_id: int, deadline: float) -> Reply:
-        """Return the reply to a request. If no reply arrives before the deadline, forget the request."""
-        try:
-            with self._entered():
+        """Return the reply to a request. If no reply arrives before the deadline, cancel the request."""
+        with self._entered():
+            try:
                 self._refuse_closed()
                 while (reply := self._session.take(request_id)) is None:
                     self._wait_for_messages(deadline)
                 return reply
-        except BaseException:
-            self._session.forget(request_id)
-            raise
+            except BaseException:  # also KeyboardInterrupt
+                self._cancel(request_id)
+                raise
 
     def next_reply(self, deadline: float) -> tuple[int, Reply] | None:
         """Return the next reply to fetch as (request id, reply), or None if no reply is left to fetch."""
@@ -117,10 +118,16 @@ class Channel:
         finally:
             self._inside.discard(threading.get_ident())
 
+    def _cancel(self, request_id: int) -> None:
+        """Forget a request. Ask the server to stop its computation if the request has no reply yet."""
+        frames = self._session.cancel(request_id)
+        if frames is not None and self._connection is not None and self._connection.is_connected:
+            self._connection.send(frames)
+
     def _connect(self) -> Connection:
         self._refuse_closed()
         if self._connection is None:
-            self._connection = Connection(self._session.identity, self._ip, self._port, self._port_out)
+            self._connection = Connection(self._session.identity, self._address)
         return self._connection
 
     def _refuse_closed(self) -> None:
@@ -129,13 +136,14 @@ class Channel:
 
     def _wait_for_messages(self, deadline: float) -> None:
         """Return when messages have arrived, or after a short time. Releases the caller's lock while waiting."""
-        left = deadline - time.monotonic()
+        now = time.monotonic()
+        left = deadline - now
         if left <= 0:
-            raise self._connect().timeout_error()
+            raise self._connect().timeout_error(is_subscribed=self._session.is_subscribed)
         if self._is_receiving:
             self._changed.wait(min(left, _POLL_S))
         else:
-            self._receive(min(left, _POLL_S))
+            self._receive(min(left, _POLL_S, self._session.next_due_s(now)))
         self._refuse_closed()
 
     def _receive(self, timeout_s: float) -> None:
@@ -145,7 +153,7 @@ class Channel:
         self._changed.release()
         try:
             connection.wait(timeout_s)
-            messages = connection.receive()
+            messages = connection.receive(time.monotonic())
         finally:
             self._changed.acquire()
             self._is_receiving = False
@@ -159,7 +167,12 @@ class Channel:
             connection.send(probe)
 
     def _maintain(self, connection: Connection) -> None:
-        """Connect the sender again if necessary, and fail lost requests. The caller holds the lock."""
-        connection.maintain_sender(time.monotonic())
+        """Connect again if necessary, fail lost requests, and send what is due. The caller holds the lock."""
+        now = time.monotonic()
+        connection.maintain(now)
         if (lost := connection.take_loss()) is not None:
-            self._session.fail_pending(lost)
+            self._session.connection_lost(lost)
+        if connection.is_connected and (hello := self._session.hello(now)) is not None:
+            connection.send(hello)
+        for frames in self._session.due(now):
+            connection.send(frames)

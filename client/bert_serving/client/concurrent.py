@@ -43,10 +43,13 @@ class ConcurrentBertClient(BertClient):
         texts: Sequence[Text],
         options: EncodeOptions = EncodeOptions(),  # noqa: B008
         spans: Sequence[Spans] | None = None,
+        *,
+        timeout_ms: int | None = None,
+        trace: str | None = None,
     ) -> tuple[int, EncodeReply]:
         """Return (request id, reply) like BertClient.encode_reply, after waiting for a permit."""
         with self._permit():
-            return super().encode_reply(texts, options, spans)
+            return super().encode_reply(texts, options, spans, timeout_ms=timeout_ms, trace=trace)
 
     def fetch(self, delay: float = 0.0) -> NoReturn:
         """Raise NotImplementedError."""

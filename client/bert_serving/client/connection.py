@@ -5,9 +5,10 @@ another thread is in `wait` or `receive`.
 
 Rules of this file:
 - ZeroMQ connects the receiver, and connects it again after a loss. The receiver's monitor reports each handshake
-  and each loss of the connection.
+  and each loss of the connection. If the server refuses the key, ZeroMQ gives up; then `receive` connects the
+  receiver again.
 - The sender has no monitor, because a monitor needs two more file descriptors. The sender is connected while it
-  is writable. After a loss, `maintain_sender` records the loss and then connects the sender again. ZeroMQ must not
+  is writable. After a loss, `maintain` records the loss and then connects the sender again. ZeroMQ must not
   do this by itself: a loss could stay unnoticed, and calls would wait without end for requests that were lost.
 """
 
@@ -24,10 +25,15 @@ import zmq
 from bert_serving.protocol import Frames, Unavailable
 from zmq.utils.monitor import recv_monitor_message
 
+from .address import Address
+
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
 _RECONNECT_MAX_MS = 1_000
-_SENDER_RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of the sender to connect
+HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
+_RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of this file to connect a socket
 
 _NUM_FILES = 6  # files that a connection opens: two for TCP, four with which ZeroMQ wakes its threads
 _NUM_FILES_TO_OPEN = _NUM_FILES + 8  # the context needs eight more; libzmq aborts if it cannot open them
@@ -45,39 +51,43 @@ os.register_at_fork(after_in_child=_context.cache_clear)
 
 
 class Connection:
-    """A PUSH socket to ip:port and a SUB socket to ip:port_out. Both connect in the background.
+    """A PUSH socket for requests and a SUB socket for replies. Both connect in the background.
 
     Raises OSError (EMFILE) if the process may not open as many files as the sockets need.
     """
 
-    def __init__(self, identity: bytes, ip: str, port: int, port_out: int):
+    def __init__(self, identity: bytes, address: Address):
         _check_files_left()
-        host = f"[{ip}]" if ":" in ip else ip
-        self._sender_address, self._receiver_address = f"{host}:{port}", f"{host}:{port_out}"
+        self._address = address
         self._is_lost = False
         self._can_send = self._can_receive = False
         self._sender_trouble = "port accepts no requests; are port and port_out right?"
         self._receiver_trouble = "no server replies at port_out"
-        self._retry_s, self._connect_again_at = _SENDER_RETRY_S[0], 0.0
-        self._sender = _open(zmq.PUSH, ip)
+        self._key_trouble: str | None = None
+        self._sender = _open(zmq.PUSH, address)
         # A request is sent only while the sender is connected. ZeroMQ must not keep a request and send it later,
         # for example to a server that was restarted.
         self._sender.immediate = 1
         self._sender.reconnect_ivl = -1
         self._sender.sndhwm = 0  # without a limit, the socket is writable exactly while it is connected
-        self._receiver = _open(zmq.SUB, ip)
+        self._sender_attempts = _Attempts(self._sender, address.requests)
+        self._receiver = _open(zmq.SUB, address)
         self._receiver.reconnect_ivl_max = _RECONNECT_MAX_MS
         self._receiver.rcvhwm = 0
         self._receiver.subscribe(identity)
-        self._monitor = self._receiver.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        self._receiver.connect(f"tcp://{self._receiver_address}")
+        self._monitor = self._receiver.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILED
+        )
+        self._receiver.connect(address.replies)
+        self._receiver_attempts = _Attempts(self._receiver, address.replies)
+        self._is_given_up = False  # whether ZeroMQ no longer tries to connect the receiver
         self._poller = select.poll()
         for descriptor in self.descriptors:
             self._poller.register(descriptor, select.POLLIN)
 
     @property
     def is_connected(self) -> bool:
-        """Whether both sockets were connected when `receive` and `maintain_sender` were last called."""
+        """Whether both sockets were connected when `receive` and `maintain` were last called."""
         return self._can_send and self._can_receive
 
     @property
@@ -85,41 +95,46 @@ class Connection:
         """Why the connection is not complete, for an error message."""
         # The receiver comes first: the sender does not try to connect before the receiver is connected.
         what = self._sender_trouble if self._can_receive else self._receiver_trouble
-        return f"{self._sender_address} (port), {self._receiver_address} (port_out): {what}"
+        return f"{self._name}: {what}"
+
+    @property
+    def _name(self) -> str:
+        return f"{self._address.requests_name} (port), {self._address.replies_name} (port_out)"
 
     @property
     def descriptors(self) -> list[int]:
-        """The file descriptors that become readable when `receive` or `maintain_sender` should be called."""
+        """The file descriptors that become readable when `receive` or `maintain` should be called."""
         return [int(socket.fileno()) for socket in (self._sender, self._receiver, self._monitor)]
 
     def wait(self, timeout_s: float) -> None:
         """Return when one of the descriptors is readable, or after the timeout in seconds."""
         self._poller.poll(round(timeout_s * 1000))
 
-    def receive(self) -> list[Frames]:
-        """Return the messages that have arrived, and read from the monitor whether the receiver is connected."""
+    def receive(self, now: float) -> list[Frames]:
+        """Return the messages that have arrived, and read from the monitor whether the receiver is connected.
+
+        Connect the receiver again if ZeroMQ has given up.
+        """
         while _state(self._monitor) & zmq.POLLIN:
-            self._note(recv_monitor_message(self._monitor)["event"])
+            event = recv_monitor_message(self._monitor)
+            self._note(event["event"], event["value"])
+        if self._is_given_up and self._receiver_attempts.connect(now):
+            self._is_given_up = False
         messages: list[Frames] = []
         while _state(self._receiver) & zmq.POLLIN:
             messages.append(list(self._receiver.recv_multipart(zmq.NOBLOCK)))
         return messages
 
-    def maintain_sender(self, now: float) -> None:
+    def maintain(self, now: float) -> None:
         """Check whether the sender is connected. If only the receiver is connected, connect the sender too."""
         could_send, self._can_send = self._can_send, bool(_state(self._sender) & zmq.POLLOUT)
-        if self._can_send:
-            self._retry_s, self._connect_again_at = _SENDER_RETRY_S[0], 0.0
-            return
-        if could_send:
+        if could_send and not self._can_send:
             self._is_lost = True
             self._sender_trouble = "the connection to port was lost"
-        if self._can_receive and now >= self._connect_again_at:
-            with suppress(zmq.ZMQError):  # raised if the sender has no connection to drop
-                self._sender.disconnect(f"tcp://{self._sender_address}")
-            self._sender.connect(f"tcp://{self._sender_address}")
-            self._connect_again_at = now + self._retry_s
-            self._retry_s = min(2 * self._retry_s, _SENDER_RETRY_S[1])
+        if self._can_send:
+            self._sender_attempts.reset()
+        elif self._can_receive:
+            self._sender_attempts.connect(now)
 
     def take_loss(self) -> Unavailable | None:
         """Return an error if the connection was lost since the last call, else None.
@@ -129,14 +144,16 @@ class Connection:
         if not self._is_lost:
             return None
         self._is_lost = False
-        return Unavailable(f"the server at {self._sender_address} went away")
+        return Unavailable(f"the server at {self._address.requests_name} went away")
 
-    def timeout_error(self) -> TimeoutError:
-        """Return the error for a call whose deadline passed."""
+    def timeout_error(self, *, is_subscribed: bool) -> TimeoutError:
+        """Return the error for a call whose deadline passed. is_subscribed: see Session."""
         if not self.is_connected:
             return TimeoutError(f"cannot reach the server: {self.trouble}")
+        if not is_subscribed:
+            return TimeoutError(f"no reply from {self._name}: do both ports belong to the same server?")
         return TimeoutError(
-            f"the server at {self._sender_address} did not reply in time; "
+            f"the server at {self._address.requests_name} did not reply in time; "
             "is the client's timeout long enough for this request?"
         )
 
@@ -154,23 +171,73 @@ class Connection:
         for socket in (self._monitor, self._receiver, self._sender):
             socket.close(linger=0)
 
-    def _note(self, event: int) -> None:
+    def _note(self, event: int, value: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._can_receive = True
+            self._key_trouble = None
+            self._receiver_attempts.reset()
+            return
+        if event & HANDSHAKE_FAILED:  # DISCONNECTED follows
+            self._is_given_up = event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            if self._is_given_up or self._key_trouble is None:  # a known reason is not replaced by an unknown one
+                self._key_trouble = key_trouble(event, value, has_key=self._address.curve is not None)
             return
         if self._can_receive:
             self._is_lost = True
             self._receiver_trouble = "the connection to port_out was lost"
         else:
-            self._receiver_trouble = (
-                "port_out is not a server's port for results; are port and port_out right, or swapped?"
+            self._receiver_trouble = self._key_trouble or (
+                "port_out is not a server's port for results; are port and port_out right, or swapped? "
+                "Or the server requires a key (curve_dir)"
             )
         self._can_receive = False
 
 
-def _open(kind: int, ip: str) -> zmq.Socket[bytes]:
+class _Attempts:
+    """Connects a socket again, with growing pauses."""
+
+    def __init__(self, socket: zmq.Socket[bytes], endpoint: str) -> None:
+        self._socket = socket
+        self._endpoint = endpoint
+        self.reset()
+
+    def reset(self) -> None:
+        """Make the next attempt at once, because the socket was connected."""
+        self._pause_s, self._next_at = _RETRY_S[0], 0.0
+
+    def connect(self, now: float) -> bool:
+        """Connect the socket unless the latest attempt was too recent. Return whether this was an attempt."""
+        if now < self._next_at:
+            return False
+        with suppress(zmq.ZMQError):  # raised if the socket has no connection to drop
+            self._socket.disconnect(self._endpoint)
+        self._socket.connect(self._endpoint)
+        self._next_at = now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _RETRY_S[1])
+        return True
+
+
+def key_trouble(event: int, value: int, *, has_key: bool) -> str | None:
+    """Return what a failed handshake says about the keys; None if it says nothing.
+
+    event, value: one of HANDSHAKE_FAILED, and its value.
+    """
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        return "the server refused the key of this client (client.key_secret)"
+    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH and has_key:
+        return "the server uses no keys; leave out curve_dir"
+    if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+        return "the server requires a key (curve_dir)"
+    if has_key:  # the server closed the connection first, so its reason is not known
+        return "the handshake failed; is server.key the key of this server? Or the server uses no keys"
+    return None
+
+
+def _open(kind: int, address: Address) -> zmq.Socket[bytes]:
     socket = _context().socket(kind)
-    socket.ipv6 = ":" in ip
+    socket.ipv6 = address.is_ipv6
+    if address.curve is not None:
+        address.curve.apply_to(socket)
     socket.linger = 0
     socket.heartbeat_ivl = _HEARTBEAT_MS
     socket.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS

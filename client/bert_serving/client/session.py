@@ -1,12 +1,18 @@
 """Session: numbers the requests of a client and matches replies to them. No sockets, no clock, no threads.
 
 Rules of this file:
-- A request is pending until its reply arrives, `forget` is called for it, or the connection is lost.
+- A request is pending until its reply arrives, `forget` or `cancel` is called for it, or the connection is lost.
 - A reply to a request that is not pending is ignored: it is late, or it belongs to another client with the same
   identity.
 - If requests are pending and no message arrived for PROBE_AFTER_S, the session sends SHOW_CONFIG as a probe. A
   server replies to a probe even if all workers are busy. If no reply arrives within PROBE_TIMEOUT_S, all pending
   requests fail.
+- After the sockets have connected, the session sends SHOW_CONFIG as a hello, and repeats it until a reply arrives.
+  Only then does the client send requests. The reply proves that the server has read this client's subscription, so
+  the client receives all later replies. Without the hello, a request could overtake the subscription. If clients
+  share an identity, the server would then send the reply to the others only.
+- The request ids on the wire start at a random number, so that other clients cannot guess them. Clients with the
+  same identity have different ids.
 """
 
 from __future__ import annotations
@@ -33,10 +39,14 @@ from bert_serving.protocol import (
     request_to_frames,
 )
 
+from .retry import Retry
+
 log = logging.getLogger(__name__)
 
 PROBE_AFTER_S = 10.0
 PROBE_TIMEOUT_S = 10.0
+HELLO_AGAIN_S = 0.5
+_ID_BITS = 63  # an id has at most 20 decimal digits
 
 #: A function of the time `now` that returns (request id, frames) of a new request, as Session.encode does.
 MakeRequest: TypeAlias = "Callable[[float], tuple[int, Frames]]"
@@ -45,21 +55,26 @@ MakeRequest: TypeAlias = "Callable[[float], tuple[int, Frames]]"
 class Session:
     """Numbers requests and matches replies to them. `now` is a monotonic time in seconds.
 
-    is_shared: other clients may use the same identity; then each of these clients receives the replies to all.
-    In this case the request numbers on the wire start at a random number, so that a reply matches only one client.
+    retry: send requests again that the server refuses with an error that says when to try again.
+    is_subscribed: whether the server has replied to a hello on the present connection.
     """
 
-    def __init__(self, identity: bytes, *, is_shared: bool = False) -> None:
+    def __init__(self, identity: bytes, *, retry: bool = True) -> None:
         if not 1 <= len(identity) <= MAX_IDENTITY_BYTES:
             raise ValueError(f"identity must have 1 to {MAX_IDENTITY_BYTES} bytes, got {len(identity)}")
         self.identity = identity
-        self._base = secrets.randbelow(10**9) * 10**9 if is_shared else 0
+        self._base = int(_random_id())
         self.num_request = 0
-        self._pending: set[int] = set()
+        self._retries = retry
+        self._retry = Retry()
+        self._pending: dict[int, bool] = {}  # request number -> whether the request asks for vectors
         self._to_fetch: set[int] = set()  # requests whose replies `take_any` returns
         self._replies: dict[int, Reply] = {}
         self._received_at = 0.0
         self._probe: tuple[int, float] | None = None
+        self.is_subscribed = False
+        self._hello_at = 0.0
+        self._hello_id = _random_id()
 
     def __repr__(self) -> str:
         return f"<Session sent={self.num_request} pending={len(self._pending)} replies={len(self._replies)}>"
@@ -72,7 +87,7 @@ class Session:
     @property
     def outstanding(self) -> set[int]:
         """The numbers of the requests that are pending or whose reply was not fetched yet."""
-        return self._pending | self._to_fetch
+        return self._pending.keys() | self._to_fetch
 
     @property
     def has_to_fetch(self) -> bool:
@@ -94,19 +109,35 @@ class Session:
         options: EncodeOptions = EncodeOptions(),  # noqa: B008
         spans: Sequence[Spans] | None = None,
         deadline_ms: int | None = None,
+        flow: str | None = None,
+        flow_share: float | None = None,
+        trace: str | None = None,
         to_fetch: bool = False,
     ) -> tuple[int, Frames]:
         """Return (request id, frames) of a request for vectors. to_fetch: let `take_any` return the reply."""
-        request_id = self._begin(now)
+        request_id = self._begin(now, is_for_vectors=True)
         if to_fetch:
             self._to_fetch.add(request_id)
-        request = EncodeRequest(self.identity, self._wire_id(request_id), texts, options, deadline_ms, spans)
-        return request_id, request_to_frames(request)
+        request = EncodeRequest(
+            self.identity,
+            self._wire_id(request_id),
+            texts,
+            options,
+            deadline_ms,
+            spans,
+            flow=flow,
+            flow_share=flow_share,
+            trace=trace,
+        )
+        frames = request_to_frames(request)
+        if self._retries:
+            self._retry.keep(request_id, frames, None if deadline_ms is None else now + deadline_ms / 1000)
+        return request_id, frames
 
     def command(self, command: Command, now: float) -> tuple[int, Frames]:
         """Return (request id, frames) of a command."""
-        request_id = self._begin(now)
-        return request_id, request_to_frames(CommandRequest(self.identity, self._wire_id(request_id), command))
+        request_id = self._begin(now, is_for_vectors=False)
+        return request_id, self._command_frames(request_id, command)
 
     def probe(self, now: float) -> Frames | None:
         """Return the frames of a probe if a probe is due, else None. Call it about once a second.
@@ -121,37 +152,63 @@ class Session:
         elif now - self._received_at > PROBE_AFTER_S:
             self.num_request += 1
             self._probe = self.num_request, now
-            wire_id = self._wire_id(self.num_request)
-            return request_to_frames(CommandRequest(self.identity, wire_id, Command.SHOW_CONFIG))
+            return self._command_frames(self.num_request, Command.SHOW_CONFIG)
         return None
+
+    def hello(self, now: float) -> Frames | None:
+        """Return the frames of a hello if one is due, else None. Call it while the sockets are connected."""
+        if self.is_subscribed or now < self._hello_at:
+            return None
+        self._hello_at = now + HELLO_AGAIN_S
+        return request_to_frames(CommandRequest(self.identity, self._hello_id, Command.SHOW_CONFIG))
+
+    def due(self, now: float) -> list[Frames]:
+        """Return the frames of the refused requests that must be sent again now."""
+        return self._retry.due(now)
+
+    def next_due_s(self, now: float) -> float:
+        """Return the seconds until `due` returns a request; infinity if no request waits for that."""
+        return self._retry.next_s(now)
+
+    def _command_frames(self, request_id: int, command: Command) -> Frames:
+        return request_to_frames(CommandRequest(self.identity, self._wire_id(request_id), command))
 
     def _wire_id(self, request_id: int) -> bytes:
         return b"%d" % (self._base + request_id)
 
-    def _begin(self, now: float) -> int:
+    def _begin(self, now: float, *, is_for_vectors: bool) -> int:
         if not self._pending:
             self._received_at = now  # before this request, no message was expected
         self.num_request += 1
-        self._pending.add(self.num_request)
+        self._pending[self.num_request] = is_for_vectors
         return self.num_request
 
     # -- receiving -------------------------------------------------------------------------------------
 
     def receive(self, frames: Frames, now: float) -> int | None:
-        """Process a message. Return the id of the request that it answers, or None if the message is ignored."""
+        """Process a message. Return the id of the request that it ends, or None if it ends no request."""
         self._received_at = now
         try:
             reply = reply_from_frames(frames)
         except ValueError as exc:
             log.warning("ignored a message that is not a reply: %s", exc)
             return None
-        request_id = int(reply.request_id) - self._base if reply.request_id.isdigit() else 0
         self._probe = None
-        if request_id not in self._pending:
+        if reply.request_id == self._hello_id:
+            self.is_subscribed = True
+        request_id = int(reply.request_id) - self._base if reply.request_id.isdigit() else 0
+        if request_id not in self._pending or self._is_sent_again(request_id, reply, now):
             return None
-        self._pending.remove(request_id)
+        self._end(request_id)
         self._replies[request_id] = reply
         return request_id
+
+    def _is_sent_again(self, request_id: int, reply: Reply, now: float) -> bool:
+        return isinstance(reply, ErrorReply) and self._retry.refuse(request_id, reply.error, now)
+
+    def _end(self, request_id: int) -> None:
+        self._pending.pop(request_id, None)
+        self._retry.forget(request_id)
 
     def take(self, request_id: int) -> Reply | None:
         """Return the reply to a request, or None if none has arrived. Raises the error in an ErrorReply."""
@@ -180,15 +237,32 @@ class Session:
 
     def forget(self, request_id: int) -> None:
         """Stop waiting for a request. Its reply will be ignored."""
-        self._pending.discard(request_id)
+        self._end(request_id)
         self._to_fetch.discard(request_id)
         self._replies.pop(request_id, None)
+
+    def cancel(self, request_id: int) -> Frames | None:
+        """Stop waiting for a request. Return the frames of CANCEL if it asks for vectors, else None."""
+        is_for_vectors = self._pending.get(request_id, False)
+        self.forget(request_id)
+        return self._command_frames(request_id, Command.CANCEL) if is_for_vectors else None
+
+    def connection_lost(self, error: ServingError) -> list[int]:
+        """End all pending requests with an error; return their numbers. The next connection needs a new hello."""
+        self.is_subscribed = False
+        self._hello_at = 0.0
+        self._hello_id = _random_id()  # a reply to an earlier hello says nothing about the next connection
+        return self.fail_pending(error)
 
     def fail_pending(self, error: ServingError) -> list[int]:
         """End all pending requests with an error. Return their numbers."""
         failed = sorted(self._pending)
         for request_id in failed:
             self._replies[request_id] = ErrorReply(self.identity, b"%d" % request_id, error)
-        self._pending.clear()
+            self._end(request_id)
         self._probe = None
         return failed
+
+
+def _random_id() -> bytes:
+    return b"%d" % secrets.randbits(_ID_BITS)

@@ -27,6 +27,7 @@ from bert_serving.protocol import (
     check_spans,
 )
 
+from .address import Address, curve_keys
 from .channel import Channel
 from .checks import (
     TOKEN_LEVEL,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 _POLL_S = 0.01  # pause of encode_async before it looks again for a reply, while no request is pending
-_ASK_AGAIN_S = 2.0  # a command is sent again if no reply arrives within this time
 _ASYNC_POLL_S = 0.05  # how often encode_async checks whether its thread has ended, while it waits for a reply
 _ASYNC_WINDOW = 16  # how many batches encode_async sends ahead; more would only fill the server's queue
 
@@ -82,15 +82,23 @@ class BertClient:
     ignore_all_checks: skip all these checks.
     timeout: milliseconds that a call may take; -1: no limit, as long as the server replies to the client's probes.
     connect_timeout: milliseconds that a call may wait for the connection to the server.
+    curve_dir: a folder with the keys that encrypt the connection: the server's public key in `server.key` and the
+    client's key pair in `client.key_secret`; the command bert-serving-keys makes them. Default: the folder in the
+    environment variable BERT_SERVING_CLIENT_CURVE_DIR; if it is not set, the connection is not encrypted.
+    retry: send a request again if the server is too busy or has no worker, and says when to try again. The client
+    waits for a random time before each attempt. It raises Overloaded or Unavailable if the next attempt would be
+    after the timeout; without a timeout, after 60 s. False: raise the error at once.
 
     Attributes: length_limit is the server's max_seq_len in tokens; 0 without check_length. token_info_available
     is True if the server was started with -show_tokens_to_client; it is False without check_token_info.
 
     In a signal handler that interrupts a call, only `close` may be called; all other calls raise RuntimeError.
 
-    Calls raise TimeoutError if the server cannot be reached or a timeout passes. They raise Unavailable (a
-    ConnectionError) if the server stops or the client is closed. Errors that the server sends are raised as
-    ServingErrors.
+    Calls raise TimeoutError if the server cannot be reached, if it refuses the client's key, or if a timeout
+    passes. They raise Unavailable (a ConnectionError) if the server stops, if one of the two connections to it
+    breaks while they wait, or if the client is closed; later calls connect again. Errors that the server sends are
+    raised as ServingErrors. A call that ends before its reply arrives, for example because of a timeout or
+    KeyboardInterrupt, cancels its request.
 
     >>> with BertClient() as client:
     ...     client.encode(["First do it", "then do it right"]).shape
@@ -112,15 +120,19 @@ class BertClient:
         timeout: int = -1,
         *,
         connect_timeout: int = 10_000,
+        curve_dir: str | os.PathLike[str] | None = None,
+        retry: bool = True,
     ) -> None:
         check_output_format(output_fmt)
         self.ip, self.port, self.port_out = ip, port, port_out
         self.output_fmt = output_fmt
         self.timeout = timeout
         self.connect_timeout = connect_timeout
+        self._retry = retry
         self.length_limit: int | None = 0
         self.token_info_available = False
         self._warns = check_length and not ignore_all_checks
+        self._address = Address.tcp(ip, port, port_out, curve_keys(curve_dir))
         self._open(identity.encode() if isinstance(identity, str) else identity)
         _clients.add(self)
         if ignore_all_checks or not (check_version or check_length or check_token_info or show_server_config):
@@ -146,7 +158,7 @@ class BertClient:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.ip}:{self.port} {self._session!r}>"
+        return f"<{type(self).__name__} {self._address.requests_name} {self._session!r}>"
 
     def close(self) -> None:
         """Close the connection. Calls that wait raise Unavailable, and so do later calls."""
@@ -250,12 +262,26 @@ class BertClient:
         texts: Sequence[Text],
         options: EncodeOptions = EncodeOptions(),  # noqa: B008
         spans: Sequence[Spans] | None = None,
+        *,
+        timeout_ms: int | None = None,
+        trace: str | None = None,
     ) -> tuple[int, EncodeReply]:
-        """Return (request id, reply); the reply holds all that the server sent. Does not check texts and spans."""
-        deadline = self._deadline()
-        deadline_ms = self.timeout if self.timeout >= 0 else None
+        """Return (request id, reply); the reply holds all that the server sent. Does not check texts and spans.
+
+        timeout_ms: instead of the client's timeout. trace: a name for the request in the logs of the server.
+        """
+        if timeout_ms is None and self.timeout >= 0:
+            timeout_ms = self.timeout
+        deadline = float("inf") if timeout_ms is None else time.monotonic() + timeout_ms / 1000
         request_id = self._send(
-            lambda now: self._session.encode(texts, now, options=options, spans=spans, deadline_ms=deadline_ms),
+            lambda now: self._session.encode(
+                texts,
+                now,
+                options=options,
+                spans=spans,
+                deadline_ms=timeout_ms,
+                trace=trace,
+            ),
             deadline,
         )
         reply = self._channel.reply_to(request_id, deadline)
@@ -267,7 +293,8 @@ class BertClient:
     def fetch(self, delay: float = 0.0) -> Iterator[Response]:
         """Yield the results of `encode(..., blocking=False)` in order of arrival, until no request is pending.
 
-        delay: seconds to wait before the first result.
+        delay: seconds to wait before the first result. While this method waits, refused requests are sent again as
+        in `encode`, each for at most 60 s.
 
         If a request failed, its error is raised instead of its result; call `fetch` again for the other results.
         """
@@ -403,25 +430,17 @@ class BertClient:
         # if its workers are busy.
         limit_s = (self.timeout if self.timeout >= 0 else self.connect_timeout) / 1000
         deadline = time.monotonic() + limit_s
-        while True:
-            request_id = self._send(lambda now: self._session.command(command, now), deadline)
-            try:
-                reply = self._channel.reply_to(request_id, min(deadline, time.monotonic() + _ASK_AGAIN_S))
-            except TimeoutError:
-                # If clients share an identity, the server may send the first reply before it knows that this
-                # client has subscribed. Then only the other clients receive the reply.
-                if time.monotonic() >= deadline:
-                    raise
-                continue
-            assert isinstance(reply, InfoReply)
-            return dict(reply.info)
+        request_id = self._send(lambda now: self._session.command(command, now), deadline)
+        reply = self._channel.reply_to(request_id, deadline)
+        assert isinstance(reply, InfoReply)
+        return dict(reply.info)
 
     # -- the channel -----------------------------------------------------------------------------------
 
     def _open(self, identity: bytes | None) -> None:
         """Begin a new session. The channel connects with the first request."""
-        self._session = Session(identity or str(uuid.uuid4()).encode(), is_shared=identity is not None)
-        self._channel = Channel(self._session, self.ip, self.port, self.port_out)
+        self._session = Session(identity or str(uuid.uuid4()).encode(), retry=self._retry)
+        self._channel = Channel(self._session, self._address)
 
     def _after_fork(self) -> None:
         """Begin a new session in the child process. The sockets and the replies belong to the parent."""

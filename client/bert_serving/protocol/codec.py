@@ -16,11 +16,21 @@ The old client passes the invalid dtype to numpy, which raises an error that con
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .encoding import Frame, Frames, array_frame, array_from_frame, array_info, dump_json, load_json
+from .encoding import (
+    Frame,
+    Frames,
+    array_frame,
+    array_from_frame,
+    array_info,
+    dump_json,
+    load_json,
+    refuse_constant,
+)
 from .errors import InvalidRequest, error_from_info
 from .messages import (
     Command,
@@ -35,12 +45,15 @@ from .messages import (
     Usage,
 )
 from .options import check_spans, options_from_json
+from .shortened import shortened
 from .texts import check_texts
 
 _COMMANDS = {command.value: command for command in Command}
 MAX_IDENTITY_BYTES = 255  # as in ZeroMQ; without a limit, a server would store identities of any size
 _MAX_NUMBER_DIGITS = 20
 _MAX_DEADLINE_MS = 2**53
+_MAX_NAME_CHARS = 128
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 # -- client to broker ----------------------------------------------------------------------------------
 
@@ -54,9 +67,10 @@ def request_to_frames(request: Request) -> Frames:
         body["options"] = options
     if request.spans is not None:
         body["spans"] = request.spans
-    if request.deadline_ms is not None:
-        body["deadline_ms"] = request.deadline_ms
-    # A request without options, spans and deadline has a list as body, as the old client sends it.
+    for name in ("deadline_ms", "flow", "flow_share", "trace"):
+        if (value := getattr(request, name)) is not None:
+            body[name] = value
+    # A request that has only texts has a list as body, as the old client sends it.
     plain = body if len(body) > 1 else request.texts
     return [request.identity, dump_json(plain), request.request_id, b"%d" % len(request.texts)]
 
@@ -102,29 +116,58 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
         raise InvalidRequest(str(exc)) from exc
     if len(texts) != int(num_texts):
         raise InvalidRequest(f"the request announces {int(num_texts)} texts but holds {len(texts)}")
-    deadline_ms = _deadline(content.get("deadline_ms"))
-    return EncodeRequest(bytes(identity), bytes(request_id), texts, options, deadline_ms, spans)
+    return EncodeRequest(
+        bytes(identity),
+        bytes(request_id),
+        texts,
+        options,
+        _deadline(content.get("deadline_ms")),
+        spans,
+        flow=_name("flow", content.get("flow")),
+        flow_share=_share(content.get("flow_share")),
+        trace=_name("trace", content.get("trace")),
+    )
 
 
 def _deadline(value: object) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not 0 <= value <= _MAX_DEADLINE_MS:
-        raise InvalidRequest(f"deadline_ms must be a whole number of milliseconds, got {value!r}")
+        raise InvalidRequest(f"deadline_ms must be a whole number of milliseconds, got {shortened(value)}")
     return value
+
+
+def _name(key: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 1 <= len(value) <= _MAX_NAME_CHARS or not value.isprintable():
+        raise InvalidRequest(
+            f"{key} must be a string of 1 to {_MAX_NAME_CHARS} printable characters, got {value!r:.80}"
+        )
+    return value
+
+
+def _share(value: object) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 < value <= 1:  # type: ignore[operator]
+        raise InvalidRequest(f"flow_share must be a number above 0 and at most 1, got {value!r:.80}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def parse_json(body: Frame) -> object:
     """Return the JSON value in the body. Raises InvalidRequest if the body is not JSON."""
     try:
         return load_json(body)
-    except ValueError:
-        # orjson refuses lone surrogates with a vague message. json reads them, and later check_texts refuses
-        # them with an error that names the text.
-        try:
-            return json.loads(bytes(body))
-        except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
+        if _ESCAPED_SURROGATE.search(body) is None:
             raise InvalidRequest(f"the body is not JSON: {exc}") from exc
+    # orjson refuses lone surrogates with a vague message. json reads them, and later check_texts refuses them with
+    # an error that names the text.
+    try:
+        return json.loads(bytes(body), parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidRequest(f"the body is not JSON: {exc}") from exc
 
 
 def _is_number(frame: Frame) -> bool:

@@ -72,6 +72,7 @@ class Command(bytes, Enum):
     SHOW_STATUS = b"SHOW_STATUS"
     SHOW_METRICS = b"SHOW_METRICS"
     TERMINATION = b"TERMINATION"
+    CANCEL = b"CANCEL"  # ends the request with the same identity and request id; has no reply
 
 
 # -- client and broker ---------------------------------------------------------------------------------
@@ -83,6 +84,9 @@ class EncodeRequest:
 
     deadline_ms: how long the client waits, counted from the arrival of the request; None: no limit.
     spans: the spans of each text; the reply has one vector for each span. None: one vector for each text.
+    flow: a name for the caller; callers share the server fairly. flow_share: the largest part of the server's
+    memory that the flow may use, in (0, 1]. The broker ignores both unless they come from one of its gateways.
+    trace: a name for this request, which the logs of all processes show.
     """
 
     identity: bytes
@@ -91,11 +95,14 @@ class EncodeRequest:
     options: EncodeOptions = EncodeOptions()  # noqa: RUF009
     deadline_ms: int | None = None
     spans: Sequence[Spans] | None = None
+    flow: str | None = None
+    flow_share: float | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CommandRequest:
-    """A request for the server's configuration, status or metrics, or for its termination."""
+    """A request for the server's configuration, status or metrics, for its termination, or to cancel a request."""
 
     identity: bytes
     request_id: bytes
@@ -128,6 +135,7 @@ class Usage:
     num_tokens: number of tokens of each text, special tokens included. total_ms: time from the arrival of the
     request to its reply. queue_ms: time from the arrival of the request until its first text was sent to a worker.
     tokenize_ms, compute_ms: how long the batches with texts of the request took to tokenize and to compute.
+    model: fingerprint of the model that computed the vectors.
     """
 
     num_tokens: Sequence[int]
@@ -135,6 +143,7 @@ class Usage:
     queue_ms: float
     tokenize_ms: float
     compute_ms: float
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

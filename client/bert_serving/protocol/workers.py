@@ -8,8 +8,9 @@ A message is sent as `kind | header | array ...`. The header is a JSON object. N
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from .encoding import Frame, Frames, array_frame, array_from_frame, array_info, dump_json, load_json
@@ -17,12 +18,17 @@ from .errors import ServingError, error_from_info
 from .messages import JsonObject, Rows, Spans, Text
 from .options import EncodeOptions, options_from_json
 
+_MAX_TRACES = 8
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What a worker reports about its process and its model when it is ready.
 
+    fingerprint: a hash of the weights, the tokenizer and the configuration. Workers with the same fingerprint
+    compute the same vectors.
     device: torch's name of the device. dtype: number format of the forward pass. dimension: length of a vector.
+    hidden_size: length of the hidden state of a token in one layer.
     kind: "embedding", "splade", "classifier" or "reranker".
     poolings: the strategies that are used if a request names no strategy.
     splits_specials: the tokenizer treats the name of a special token in a text as ordinary text.
@@ -33,9 +39,11 @@ class ModelFacts:
     """
 
     pid: int
+    fingerprint: str
     device: str
     dtype: str
     dimension: int
+    hidden_size: int
     kind: str
     poolings: Sequence[str]
     splits_specials: bool
@@ -68,11 +76,12 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Texts of one request in a batch, and the options of that request."""
+    """Texts of one request in a batch, and the options of that request. trace: the name of the request in logs."""
 
     texts: Sequence[Text]
     options: EncodeOptions = EncodeOptions()  # noqa: RUF009
     spans: Sequence[Spans] | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,11 @@ class Batch:
 
     batch_id: int
     parts: Sequence[Part]
+
+    @property
+    def traces(self) -> str:
+        """The names of the requests in a log line."""
+        return joined_traces(part.trace for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +146,26 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A worker sends this message every second. forward_age_s: time since the last forward pass that succeeded."""
+    """A worker sends this message every second.
+
+    forward_age_s: time since the last forward pass that succeeded. num_forwards: the number of forward passes
+    (micro-batches) since the worker became ready.
+    """
 
     forward_age_s: float
+    num_forwards: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
     """The worker must end at once. The broker sends this message when it no longer waits for results."""
+
+
+def joined_traces(traces: Iterable[str | None]) -> str:
+    """Return the names of the requests in a batch for a log line: at most eight, and how many more there are."""
+    names = list(dict.fromkeys(trace or "-" for trace in traces))
+    more = [f"and {len(names) - _MAX_TRACES} more"] if len(names) > _MAX_TRACES else []
+    return ",".join([*names[:_MAX_TRACES], *more])
 
 
 PartResult: TypeAlias = "Vectors | Rejected"
@@ -190,18 +216,31 @@ def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | Broke
     return message
 
 
+# Most requests have the same few options, and to_json takes longer than everything else in a small part. Callers
+# must not change the object.
+@lru_cache(maxsize=256)
+def _options_to_json(options: EncodeOptions) -> JsonObject:
+    return options.to_json()
+
+
 def _part_to_json(part: Part) -> JsonObject:
     value: JsonObject = {"texts": part.texts}
-    if options := part.options.to_json():
+    if options := _options_to_json(part.options):
         value["options"] = options
-    if part.spans is not None:
-        value["spans"] = part.spans
+    for name in ("spans", "trace"):
+        if (of_part := getattr(part, name)) is not None:
+            value[name] = of_part
     return value
 
 
 def _part_from_json(value: JsonObject) -> Part:
     options = value.get("options")
-    return Part(value["texts"], options_from_json(options) if options else EncodeOptions(), value.get("spans"))
+    return Part(
+        value["texts"],
+        options_from_json(options) if options else EncodeOptions(),
+        value.get("spans"),
+        value.get("trace"),
+    )
 
 
 def _part_result_to_json(part_result: PartResult) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .keys import hash_of
 from .model.spec import ModelOptions, split_list, validation_line
 
 _ENV_PREFIX = "BERT_SERVING_"
@@ -46,7 +47,15 @@ class Settings(ModelOptions, BaseSettings):
         (), description="GPU ids, assigned to the workers in turn; default: all visible GPUs"
     )
     cpu: bool = Field(False, description="run on the CPU even if there is a GPU")
-    host: str = Field("127.0.0.1", description="address that all ports listen on; 0.0.0.0: every interface")
+    host: str = Field(
+        "127.0.0.1", description="address that port and port_out listen on; 0.0.0.0: every interface"
+    )
+    http_host: str | None = Field(None, description="address that http_port listens on; default: host")
+    curve_dir: str | None = Field(
+        None,
+        description="folder with the keys that bert-serving-keys makes; port and port_out then encrypt all "
+        "messages and accept only the clients whose keys are in DIR/clients; default: no encryption",
+    )
     port: int = Field(
         5555,
         ge=1,
@@ -59,12 +68,60 @@ class Settings(ModelOptions, BaseSettings):
     )
     http_port: int | None = Field(None, ge=1, le=65535, description="port for HTTP; default: no HTTP")
     http_workers: int = Field(1, ge=1, le=64, description="number of processes that serve HTTP, all on http_port")
+    http_max_connect: int = Field(
+        4096,
+        ge=1,
+        description="largest number of simultaneous connections of one HTTP process; beyond it, the connection "
+        "that has waited longest for its caller is closed",
+    )
+    http_max_head_kb: int = Field(
+        64, ge=1, le=1024, description="largest head of an HTTP request (path and headers), in KiB; beyond it: 431"
+    )
+    http_max_headers: int = Field(128, ge=1, description="largest number of headers in a request; beyond it: 431")
+    http_head_timeout: float = Field(
+        20, gt=0, description="seconds in which the head of a request must arrive; beyond it: 408"
+    )
+    http_body_timeout: float = Field(
+        30,
+        gt=0,
+        description="seconds over which a body must arrive at 1 KiB/s or more on average; slower: 408",
+    )
+    http_response_timeout: float = Field(
+        60,
+        gt=0,
+        description="seconds over which a caller must read its response at 1 KiB/s or more; slower: it is closed",
+    )
+    http_keep_alive: float = Field(
+        75, gt=0, description="seconds that an HTTP connection stays open between two requests"
+    )
+    http_memory_mb: int | None = Field(
+        None,
+        ge=1,
+        description="memory of one HTTP process, in MiB, for large bodies and replies; beyond it: 429, and for a "
+        "request that alone needs more than half of it: 413; default: 8 times max_message_mb",
+    )
+    http_max_form_fields: int = Field(
+        1000, ge=1, description="largest number of fields in an HTML form; beyond it: 400"
+    )
+    http_max_tokenize_chars: int = Field(
+        1 << 20,
+        ge=1,
+        description="largest number of characters, or of ids, in /tokenize and /decode; beyond it: 413",
+    )
+    http_trusted_proxies: str = Field(
+        "", description="addresses of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8; default: none"
+    )
     api_key: tuple[SecretStr, ...] = Field(
         (),
-        exclude=True,
         description="accepted keys for HTTP (Authorization: Bearer KEY); safer as BERT_SERVING_API_KEY, which "
         "process lists do not show; default: no key is required",
     )
+    api_key_file: str | None = Field(
+        None,
+        description="file with accepted keys for HTTP, read again after SIGHUP; each line has a name, a key or "
+        "sha256:HASH, and optional limits such as texts_per_minute=6000 share=0.2",
+    )
+    protect_metrics: bool = Field(False, description="require a key for /metrics too")
     served_model_name: str | None = Field(
         None, description="name of the model in HTTP replies; default: the name of its folder"
     )
@@ -81,29 +138,57 @@ class Settings(ModelOptions, BaseSettings):
     )
     show_tokens_to_client: bool = Field(False, description="send the tokens with every reply")
     queue_capacity: int = Field(
-        262_144,
+        524_288,
         ge=1,
-        description="largest number of texts that may wait in total, and largest number in one request; a request "
-        "beyond these limits is refused",
+        description="largest number of texts that may wait in total; one client may have at most flow_share of "
+        "what others leave free, so one request of 262,144 texts fits into an empty queue",
     )
-    queue_mb: int = Field(2048, ge=1, description="limit, in MiB, for all requests that have no reply yet")
+    memory_mb: int = Field(
+        2048,
+        ge=16,
+        description="limit, in MiB, for everything that is held for clients: requests, vectors and replies that "
+        "wait; the default holds a million vectors of 384 components, or eight requests of 100 MB",
+    )
+    flow_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="largest part of the memory and of the queue, as far as others leave it free, that one client "
+        "or HTTP caller may use; with 0.5, there is always room for another one",
+    )
     max_message_mb: int = Field(256, ge=1, le=2047, description="largest request in MiB")
-    outbox_mb: int = Field(1024, ge=1, description="limit, in MiB, for all replies that wait for their client")
-    outbox_age: float = Field(300, gt=0, description="seconds that a reply waits for its client")
+    outbox_age: float = Field(300, gt=0, description="seconds that vectors wait for their client")
     worker_timeout: float = Field(
         120, gt=0, description="seconds that a batch may take; after that, its worker is replaced"
+    )
+    start_timeout: float = Field(
+        600, gt=0, description="seconds in which a worker must load its model; after that, it is started again"
+    )
+    unavailable_after: float = Field(
+        120,
+        ge=0,
+        description="seconds without any worker after which requests are refused; until then, and during the "
+        "first start, they wait",
+    )
+    max_worker_rss: int | None = Field(
+        None,
+        ge=1,
+        description="memory of one worker process, in MiB, above which it is replaced; default: no limit",
     )
     drain_timeout: float = Field(5, ge=0, description="seconds in which accepted work may finish after SIGTERM")
     allow_remote_termination: bool = Field(
         False, description="obey bert-serving-terminate from other machines too"
     )
-    cors: str = Field("*", description="origin whose pages may call the HTTP port; *: any origin")
+    cors: str = Field(
+        "loopback",
+        description="origin whose pages may call the HTTP port; loopback: pages of web servers on the browser's "
+        "own machine; *: any origin",
+    )
     verbose: bool = Field(False, description="log each batch")
     xla: bool = Field(False, description="flag of bert-as-service; accepted, but has no effect")
     gpu_memory_fraction: float = Field(0.5, description="flag of bert-as-service; accepted, but has no effect")
     graph_tmp_dir: str | None = Field(None, description="flag of bert-as-service; accepted, but has no effect")
     prefetch_size: int = Field(10, description="flag of bert-as-service; accepted, but has no effect")
-    http_max_connect: int = Field(10, description="flag of bert-as-service; accepted, but has no effect")
 
     @field_validator("api_key", "device_map", mode="before")
     @classmethod
@@ -112,10 +197,15 @@ class Settings(ModelOptions, BaseSettings):
 
     @field_validator("api_key")
     @classmethod
-    def _keys_are_ascii(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if not all(key.get_secret_value().isascii() and key.get_secret_value() for key in keys):
-            raise ValueError("api_key must hold non-empty keys of ASCII characters: HTTP headers allow no others")
-        return keys
+    def _keys_are_kept_as_hashes(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        try:
+            return tuple(SecretStr(hash_of(key.get_secret_value())) for key in keys)
+        except ValueError as exc:
+            raise ValueError(f"api_key: {exc}") from exc
+
+    @field_serializer("api_key", when_used="json")
+    def _json_has_the_hashes(self, keys: tuple[SecretStr, ...]) -> list[str]:
+        return [key.get_secret_value() for key in keys]  # BertServer sends the settings to its process as JSON
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Settings:
@@ -129,6 +219,22 @@ class Settings(ModelOptions, BaseSettings):
         if any(gpu < 0 for gpu in self.device_map):
             raise ValueError(f"device_map must hold GPU ids from 0, got {list(self.device_map)}")
         return self
+
+    @model_validator(mode="after")
+    def _metrics_can_be_protected(self) -> Settings:
+        if self.protect_metrics and not self.requires_key:
+            raise ValueError("protect_metrics needs api_key or api_key_file")
+        return self
+
+    @property
+    def http_address(self) -> str:
+        """The address that http_port listens on."""
+        return self.http_host or self.host
+
+    @property
+    def requires_key(self) -> bool:
+        """Whether HTTP callers must send an API key."""
+        return bool(self.api_key) or self.api_key_file is not None
 
     def without_effect(self) -> list[str]:
         """Return a line for each setting that was given and has no effect."""
@@ -184,7 +290,6 @@ _WITHOUT_EFFECT = {
     "gpu_memory_fraction": "a worker uses what its batches need, up to -max_batch_tokens",
     "graph_tmp_dir": "no graph is written to disk",
     "prefetch_size": "a worker always receives one batch in advance",
-    "http_max_connect": "HTTP requests are not limited in number",
 }
 
 

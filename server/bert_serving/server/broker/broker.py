@@ -7,8 +7,11 @@ process and blocks only in `step`: every send is non-blocking, and a reply that 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import zmq
 from bert_serving.protocol import (
@@ -18,47 +21,56 @@ from bert_serving.protocol import (
     ErrorReply,
     Frames,
     InfoReply,
-    PayloadTooLarge,
     ServingError,
     Unauthorized,
     Unavailable,
     request_from_frames,
     sender_of,
 )
-from bert_serving.protocol.workers import Batch, Failed, Ready, Result, worker_message_to_frames
+from bert_serving.protocol.workers import Batch, Failed, Heartbeat, Ready, Result, worker_message_to_frames
 
 from ..settings import Settings
+from .account import NoRoom, Reservation
+from .budget import Budget, Chores
+from .curve import CurveServer
+from .inspection import Inspection
 from .job import Job
+from .job_queue import flow_of
+from .loop_clock import LoopClock
 from .metrics import BrokerMetrics
 from .observer import BrokerObserver
-from .ports import Ports, is_loopback, peer_of, receive_some
+from .ports import Ports, PrivateEndpoints, is_loopback, peer_of, receive_some
 from .replies import Replies, Unsubscribed
 from .scheduler import Failure, Scheduler
+from .sizes import ResultSizes
 from .sparse_log import SparseLog
 from .statistic import Statistic
 from .status import StatusReport
-from .workers import Workers
+from .workers import MessageForBroker, Unreadable, Workers
 
 log = logging.getLogger(__name__)
 
 _NUM_REQUEST_FRAMES = 4
-_FIRST_BYTES_OF_WARNING = 40
+_PHASE_S = 0.01  # so that a step with much to do in every phase takes a tenth of a second
+_LAST_DELIVERY_S = 1.0
+# A worker that has died is started again after at most 4 s, and a small model is loaded in a few seconds.
+_RETRY_DURING_OUTAGE_MS = 10_000
 
 
 class Broker:
     """Owns every request from its arrival to its reply.
 
-    worker_endpoint: address that workers connect to. max_seq_len: the longest sequence, in tokens. token_rows:
+    endpoints: the addresses for workers and gateways. max_seq_len: the longest sequence, in tokens. token_rows:
     when the vectors of tokens are padded to one array, each text gets at least this many rows; None: as many rows
-    as the longest text has. observers: are called for every request. Raises PortInUse. Only the thread of the
-    server's loop may call the methods.
+    as the longest text has. observers: are called for every request. clock: the loop's clock. Raises PortInUse or
+    CurveError. Only the thread of the server's loop may call the methods.
     """
 
     def __init__(
         self,
         settings: Settings,
         *,
-        worker_endpoint: str,
+        endpoints: PrivateEndpoints,
         worker_names: Sequence[str],
         max_seq_len: int,
         metrics: BrokerMetrics,
@@ -70,52 +82,78 @@ class Broker:
         self._metrics = metrics
         self._token_rows = token_rows
         self._observers = observers
-        self._max_reply_bytes = max(settings.outbox_mb, settings.max_message_mb) << 20
         self._is_accepting = True
+        self.clock = LoopClock()
         self._sparse_log = SparseLog()
+        self._curve = None if settings.curve_dir is None else CurveServer(Path(settings.curve_dir))
         self._ports = Ports(
             host=settings.host,
             port=settings.port,
             port_out=settings.port_out,
-            worker_endpoint=worker_endpoint,
+            endpoints=endpoints,
             max_message_bytes=settings.max_message_mb << 20,
+            curve=self._curve,
         )
         self._scheduler = Scheduler(
+            memory_bytes=settings.memory_mb << 20,
             queue_capacity=settings.queue_capacity,
-            queue_bytes=settings.queue_mb << 20,
+            flow_share=settings.flow_share,
+            sizes=ResultSizes(
+                itemsize=2 if settings.fp16 else 4,
+                num_layers=len(settings.pooling_layer or (-1,)),
+                max_seq_len=max_seq_len,
+                token_rows=token_rows,
+                show_tokens=settings.show_tokens_to_client,
+            ),
             max_batch_size=settings.max_batch_size,
             priority_batch_size=settings.priority_batch_size,
             max_seq_len=max_seq_len,
             show_tokens=settings.show_tokens_to_client,
-            result_bytes=self._max_reply_bytes,
+            clock=self.clock,
         )
-        self._replies = Replies(
-            self._ports.replies,
-            metrics,
-            self._sparse_log,
-            capacity_bytes=settings.outbox_mb << 20,
-            max_age_s=settings.outbox_age,
-        )
-        self._workers = Workers(self._ports.workers, worker_names)
+        self._replies = Replies(self._ports.replies, metrics, self._sparse_log, max_age_s=settings.outbox_age)
+        self._workers = Workers(self._ports.workers, worker_names, self.clock)
         self._statistic = Statistic(time.monotonic())
-        self._report = StatusReport(
-            settings, metrics, self._workers.views, self._statistic, worker_endpoint=worker_endpoint
+        report = StatusReport(
+            settings, metrics, self._workers.views, self._statistic, worker_endpoint=endpoints.workers
         )
+        self._inspection = Inspection(report, metrics, self._scheduler, self._replies, self._workers, self.clock)
+        self._chores = Chores()
 
     def __repr__(self) -> str:
         return f"<Broker {self._scheduler!r} {self._replies!r} {self._workers!r}>"
 
     def step(self, timeout_ms: int) -> None:
         """Wait at most `timeout_ms` for messages; handle those that arrived, then send batches and replies."""
-        self._ports.poll(self._replies.poll_ms(timeout_ms))
+        self.wait(timeout_ms)
+        self.handle_messages()
+
+    def wait(self, timeout_ms: int) -> None:
+        """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable."""
+        self._ports.poll(0 if self._chores else self._replies.poll_ms(self._ms_to_deadline(timeout_ms)))
+
+    def _ms_to_deadline(self, timeout_ms: int) -> int:
+        deadline = self._scheduler.next_deadline
+        if deadline is None:
+            return timeout_ms
+        return min(timeout_ms, max(0, math.ceil((deadline - time.monotonic()) * 1000)))
+
+    def handle_messages(self) -> None:
+        """Handle the messages that have arrived, then send batches and replies.
+
+        Each phase stops when its budget is spent and continues in the next step. What workers have sent is always
+        read: each of them has at most two batches.
+        """
         now = time.monotonic()
+        self.clock.turn(now)
         self._read_subscriptions(now)
         self._read_worker_messages(now)
         self._read_requests(now)
         self._fail_expired_jobs(now)  # before batches are sent, so that they contain no expired texts
-        self._replies.expire(now)
+        self._fail_jobs_during_outage(now)
+        self._replies.expire(now, Budget(_PHASE_S))
         self._send_batches(now)
-        self._replies.deliver()
+        self._replies.deliver(now, Budget(_PHASE_S))
 
     # -- for the supervisor ----------------------------------------------------------------------------
 
@@ -127,27 +165,45 @@ class Broker:
         """Undo `watch`."""
         self._ports.unwatch(descriptor)
 
-    def worker_lost(self, name: str) -> str | None:
-        """Take back the batches of a dead worker; return why the worker refused to serve, or None."""
+    def reload_keys(self) -> None:
+        """Read the CURVE keys of the clients again. Holds for connections that clients open afterwards."""
+        if self._curve is not None:
+            self._curve.reload()
+
+    def read_worker_messages(self) -> None:
+        """Read what workers have sent, without sending anything to them. Call this before `worker_lost`."""
+        self._read_worker_messages(time.monotonic())
+
+    def worker_lost(self, name: str, pid: int) -> None:
+        """Take back the batches of a process that is dead or is being killed, if it serves under this name."""
+        if self._workers.lost(name, pid):
+            self._fail(self._scheduler.worker_lost(name), time.monotonic())
+
+    def worker_ended(self, name: str, pid: int) -> str | None:
+        """Note that a process has ended; return why it refused to serve, or None."""
+        self.worker_lost(name, pid)
         self._metrics.worker_restarts.inc(self._is_accepting)  # a stopping server does not replace workers
-        refusal = self._workers.lost(name)
-        self._fail(self._scheduler.worker_lost(name), time.monotonic())
-        return refusal
+        return self._workers.take_refusal(pid)
 
-    def hung_workers(self, *, silent_s: float) -> list[str]:
-        """Return the workers that take too long for a batch or have sent nothing for `silent_s` seconds."""
-        now = time.monotonic()
-        silent = self._workers.silent(now, silent_s)
-        return sorted({*silent, *self._scheduler.overdue(now, self._settings.worker_timeout)})
-
-    def is_worker_ready(self, name: str) -> bool:
-        """Whether the worker has loaded its model and has not been lost since."""
-        return self._workers.views[name].is_ready
+    def hung_workers(self, *, silent_s: float) -> dict[str, str]:
+        """Return the workers that must be replaced, with the reasons: silent, too slow, or unreadable."""
+        timeout_s = self._settings.worker_timeout
+        overdue = dict.fromkeys(self._scheduler.overdue(timeout_s), "does not answer")
+        return overdue | self._workers.faulty(silent_s=silent_s)
 
     @property
-    def has_ready_worker(self) -> bool:
-        """Whether at least one worker is ready."""
-        return self._workers.num_ready > 0
+    def outdated_workers(self) -> list[str]:
+        """The workers whose model is not the newest. They get no batches."""
+        return self._scheduler.outdated
+
+    def ready_pid(self, name: str) -> int | None:
+        """Return the process id of the process that serves under this name, or None."""
+        return self._workers.views[name].pid
+
+    @property
+    def num_open(self) -> int:
+        """The number of requests without a reply."""
+        return self._scheduler.num_jobs
 
     @property
     def is_drained(self) -> bool:
@@ -160,8 +216,11 @@ class Broker:
 
     def fail_all(self, reason: str) -> None:
         """Reply to every open request with Unavailable."""
-        self._fail(self._scheduler.fail_all(reason), time.monotonic())
-        self._replies.deliver()
+        now = time.monotonic()
+        while not self._scheduler.is_idle:  # in portions, because only so many errors may wait for one client
+            self._fail(self._scheduler.fail_all(Unavailable(reason)), now, Budget(_PHASE_S))
+            self._replies.deliver(now, Budget(_PHASE_S))
+        self._replies.deliver(now, Budget(_LAST_DELIVERY_S))
 
     def stop_workers(self) -> None:
         """Tell every ready worker to end."""
@@ -174,38 +233,61 @@ class Broker:
     # -- clients ---------------------------------------------------------------------------------------
 
     def _read_subscriptions(self, now: float) -> None:
-        for change in self._replies.changes(now):
+        for change in self._replies.changes(now, Budget(_PHASE_S)):
             if isinstance(change, Unsubscribed):
-                cancelled = self._scheduler.cancel(change.identity)
-                self._metrics.cancelled.inc(len(cancelled))
+                self._chores.add(self._end_lost(self._scheduler.cancel(change.identity), now))
                 continue
             self._metrics.subscriptions.inc()
-            self._scheduler.client_subscribed(change.identity)
+            self._chores.add(self._scheduler.client_subscribed(change.identity))
             if change.missed is not None:
                 self._reply_to_command(change.missed, now)
+        self._chores.run(Budget(_PHASE_S))
+
+    def _end_lost(self, cancelled: Iterator[Job], now: float) -> Iterator[None]:
+        """Count the requests of a client that has left; if it only lost its connection, it finds an error."""
+        for job in cancelled:
+            self._metrics.cancelled.inc()
+            self._replies.post_lost(job.request, now)
+            yield
 
     def _read_requests(self, now: float) -> None:
-        for message in receive_some(self._ports.requests):
-            self._on_request(message, now)
+        for message in receive_some(self._ports.gateway_requests, Budget(_PHASE_S)):
+            self._on_request(message, now, is_from_gateway=True)
+        for message in receive_some(self._ports.requests, Budget(_PHASE_S)):
+            self._on_request(message, now, is_from_gateway=False)
 
-    def _on_request(self, message: list[zmq.Frame], now: float) -> None:
+    def _on_request(self, message: list[zmq.Frame], now: float, *, is_from_gateway: bool) -> None:
         frames: Frames = [frame.buffer for frame in message]
-        request = None
+        request = held = None
         try:
+            held = self._reserve(frames)
             request = request_from_frames(frames)
             if isinstance(request, CommandRequest):
                 self._on_command(request, peer_of(message[0]), now)
             else:
-                self._on_encode(request, sum(map(len, frames)), now)
+                if not is_from_gateway and (request.flow is not None or request.flow_share is not None):
+                    request = replace(request, flow=None, flow_share=None)  # a client must not choose its share
+                self._on_encode(request, held, now)
+                held = None  # it belongs to the job now
         except ServingError as error:
             if request is None:
                 self._notify_arrived(None)
+            log.debug("refused request trace=%s error=%s", getattr(request, "trace", None), error)
             self._refuse(frames, error, now)
         except Exception:  # an unexpected error must fail only this request
-            log.exception("cannot handle a request")
+            log.exception("cannot handle a request trace=%s", getattr(request, "trace", None))
             self._refuse(frames, ServingError("internal error"), now)
+        finally:
+            if held is not None:
+                held.release()
 
-    def _on_encode(self, request: EncodeRequest, num_bytes: int, now: float) -> None:
+    def _reserve(self, frames: Frames) -> Reservation:
+        """Reserve what the parsed request will take. Raises PayloadTooLarge or Overloaded."""
+        identity, body = bytes(frames[0]), frames[1] if len(frames) == _NUM_REQUEST_FRAMES else b""
+        flow = flow_of(identity, None, is_unsubscribed=not self._replies.has_subscriber(identity))
+        return self._scheduler.admission.reserve_body(flow, body)
+
+    def _on_encode(self, request: EncodeRequest, held: Reservation, now: float) -> None:
         self._metrics.requests.inc()
         self._notify_arrived(request)
         self._replies.note_request(request, now)
@@ -213,10 +295,16 @@ class Broker:
         self._statistic.count_texts(request.identity, len(request.texts), time.monotonic())
         if not self._is_accepting:
             raise Unavailable("the server is shutting down")
+        if self._is_out_of_service:
+            raise self._out_of_service()
         is_unsubscribed = not self._replies.has_subscriber(request.identity)
-        self._scheduler.submit(request, now, num_bytes=num_bytes, is_unsubscribed=is_unsubscribed)
+        self._scheduler.submit(request, now, held, is_unsubscribed=is_unsubscribed)
 
     def _on_command(self, request: CommandRequest, peer: str, now: float) -> None:
+        if request.command is Command.CANCEL:
+            job = self._scheduler.cancel_request(request.identity, request.request_id)
+            self._metrics.cancelled.inc(job is not None)
+            return
         self._metrics.commands.inc()
         self._statistic.count_command(request.identity)
         if request.command is Command.TERMINATION:
@@ -232,16 +320,7 @@ class Broker:
         self._replies.note_request(request, now)
 
     def _reply_to_command(self, request: CommandRequest, now: float) -> None:
-        info: dict[str, object]
-        if request.command is Command.SHOW_CONFIG:
-            info = self._report.config(request.identity)
-        else:
-            self._set_gauges(now)
-            if request.command is Command.SHOW_STATUS:
-                is_ready = self._is_accepting and self._workers.have_recent_forwards(now)
-                info = self._report.status(request.identity, now, is_ready=is_ready)
-            else:
-                info = {"text": self._metrics.text()}
+        info = self._inspection.info(request, now, is_accepting=self._is_accepting)
         self._replies.post(InfoReply(request.identity, request.request_id, info), now)
 
     def _refuse(self, frames: Frames, error: ServingError, now: float) -> None:
@@ -251,21 +330,35 @@ class Broker:
         # many frames as a request.
         if sender is None or not (len(frames) == _NUM_REQUEST_FRAMES or self._replies.has_subscriber(sender[0])):
             self._metrics.malformed.inc()
-            start = bytes(frames[0][:_FIRST_BYTES_OF_WARNING]) if frames else b""
-            self._sparse_log.warning(
-                "ignored a message that is not a request: %s; it begins with %r", error, start
-            )
+            self._sparse_log.warning("ignored a message that is not a request: it has %d frames", len(frames))
             return
-        log.debug("refused request error=%s", error)
         self._post_error(*sender, error, now)
 
     def _fail_expired_jobs(self, now: float) -> None:
-        self._fail(self._scheduler.expire(now), now)
+        self._fail(self._scheduler.expire(now), now, Budget(_PHASE_S))
 
-    def _fail(self, failures: Sequence[Failure], now: float) -> None:
+    def _fail_jobs_during_outage(self, now: float) -> None:
+        if self._is_out_of_service:
+            self._fail(self._scheduler.fail_all(self._out_of_service()), now, Budget(_PHASE_S))
+
+    @property
+    def _is_out_of_service(self) -> bool:
+        """Whether the server has lost its last worker long ago. At the first start, requests wait instead."""
+        return self._workers.outage_s > self._settings.unavailable_after
+
+    def _out_of_service(self) -> Unavailable:
+        return Unavailable(
+            f"no worker has been ready for {self._workers.outage_s:.0f} s", retry_after_ms=_RETRY_DURING_OUTAGE_MS
+        )
+
+    def _fail(self, failures: Iterable[Failure], now: float, budget: Budget | None = None) -> None:
+        """Reply to jobs that failed, until the budget is spent. The other jobs fail in the next step."""
         for failure in failures:
             request = failure.job.request
+            log.debug("request failed trace=%s error=%s", request.trace, failure.error)
             self._post_error(request.identity, request.request_id, failure.error, now)
+            if budget is not None and budget.is_spent:
+                return
 
     def _post_error(self, identity: bytes, request_id: bytes, error: ServingError, now: float) -> None:
         self._metrics.errors.labels(error.code).inc()
@@ -277,44 +370,63 @@ class Broker:
         for observer in self._observers:
             observer.request_arrived(request)
 
-    def _set_gauges(self, now: float) -> None:
-        self._metrics.queue_texts.set(self._scheduler.num_waiting)
-        self._metrics.queue_age.set(self._scheduler.oldest_age_s(now))
-        self._metrics.open_requests.set(self._scheduler.num_jobs)
-        for name, worker in self._workers.views.items():
-            self._metrics.set_worker_state(name, worker.state(now))
-        self._metrics.workers_ready.set(self._workers.num_ready)
-        self._metrics.outbox_bytes.set(self._replies.held_bytes)
-        self._metrics.clients.set(self._replies.num_subscribers)
-
     # -- workers ---------------------------------------------------------------------------------------
 
     def _read_worker_messages(self, now: float) -> None:
-        for name, message in self._workers.messages(now):
-            if isinstance(message, Result):
-                self._on_result(name, message, now)
-            elif isinstance(message, Failed):
-                log.error("batch failed worker=%s id=%d error=%s", name, message.batch_id, message.message)
-                self._fail(self._scheduler.fail(name, message.batch_id, message.message), now)
-            else:
-                self._on_ready(name, message, now)
+        for name, message in self._workers.messages():
+            self._on_worker_message(name, message, now)
 
-    def _on_ready(self, name: str, ready: Ready, now: float) -> None:
-        self._fail(self._scheduler.worker_ready(name, ready.facts), now)
+    def _on_worker_message(self, name: str, message: MessageForBroker, now: float) -> None:
+        try:
+            self._handle_worker_message(name, message, now)
+        except Exception:  # an unexpected error must fail one batch, not the server
+            log.exception("cannot handle a message of %s", name)
+            self._fail(self._scheduler.fail_oldest(name, "internal error"), now)
+
+    def _handle_worker_message(self, name: str, message: MessageForBroker, now: float) -> None:
+        if isinstance(message, Result):
+            self._on_result(name, message, now)
+        elif isinstance(message, Heartbeat):
+            self._scheduler.worker_progressed(name, message.num_forwards)
+        elif isinstance(message, Failed):
+            traces = self._scheduler.traces(name, message.batch_id)
+            log.error("batch failed worker=%s id=%d trace=%s", name, message.batch_id, traces)
+            log.debug("batch failed id=%d error=%s", message.batch_id, message.message)
+            self._fail(self._scheduler.fail(name, message.batch_id, message.message), now)
+        elif isinstance(message, Unreadable):
+            self._fail(self._scheduler.fail_oldest(name, "the worker's message cannot be read"), now)
+        else:
+            self._on_ready(name, message)
+
+    def _on_ready(self, name: str, ready: Ready) -> None:
+        self._scheduler.worker_ready(name, ready.facts)
         facts = " ".join(f"{key}={value}" for key, value in ready.facts.to_info().items() if key != "prompts")
         log.info("%s is ready: %s", name, facts)
 
     def _on_result(self, name: str, result: Result, now: float) -> None:
         num_texts, num_tokens = self._metrics.count_batch(name, result)
+        traces = self._scheduler.traces(name, result.batch_id) if log.isEnabledFor(logging.DEBUG) else ""
         log.debug(
-            "batch done worker=%s id=%d texts=%d tokens=%d tokenize_ms=%.1f compute_ms=%.1f",
-            name, result.batch_id, num_texts, num_tokens, result.tokenize_ms, result.compute_ms,
+            "batch done worker=%s id=%d texts=%d tokens=%d tokenize_ms=%.1f compute_ms=%.1f trace=%s",
+            name, result.batch_id, num_texts, num_tokens, result.tokenize_ms, result.compute_ms, traces,
         )  # fmt: skip
         for ended in self._scheduler.complete(name, result, now):
             if isinstance(ended, Failure):
                 self._fail([ended], now)
             else:
-                self._reply_to_job(ended, now)
+                self._end_job(ended, now)
+
+    def _end_job(self, job: Job, now: float) -> None:
+        try:
+            self._reply_to_job(job, now)
+            return
+        except NoRoom as exc:
+            error = self._scheduler.admission.no_bytes(exc)
+        except Exception:  # an unexpected error must fail only this request
+            log.exception("cannot reply to %r", job)
+            error = ServingError("internal error")
+        job.reservation.release()
+        self._fail([Failure(job, error)], now)
 
     def _reply_to_job(self, job: Job, now: float) -> None:
         usage = job.usage(now)
@@ -322,22 +434,20 @@ class Broker:
         self._metrics.queue.observe(usage.queue_ms / 1000)
         for observer in self._observers:
             observer.request_done(job.request, usage)
-        try:
-            reply = job.to_reply(usage, token_rows=self._token_rows, max_bytes=self._max_reply_bytes)
-        except PayloadTooLarge as error:
-            self._post_error(job.request.identity, job.request.request_id, error, now)
-            return
-        self._replies.post(reply, now)
+        self._replies.post(job.to_reply(usage, token_rows=self._token_rows), now, job.reservation)
 
     def _send_batches(self, now: float) -> None:
+        budget = Budget(_PHASE_S)
         for name, batch in self._scheduler.next_batches(now):
             self._send_batch(name, batch, now)
+            if budget.is_spent:
+                return
 
     def _send_batch(self, name: str, batch: Batch, now: float) -> None:
         try:
             frames = worker_message_to_frames(batch)
         except Exception:  # an accepted request cannot be written as frames: only that request must fail
-            log.exception("cannot write batch id=%d", batch.batch_id)
+            log.exception("cannot write batch id=%d trace=%s", batch.batch_id, batch.traces)
             self._fail(self._scheduler.fail(name, batch.batch_id, "the request cannot be sent to a worker"), now)
             return
         self._workers.send(name, frames)

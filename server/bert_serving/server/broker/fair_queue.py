@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -43,6 +44,9 @@ class FairQueue:
         self._now = 0.0
         self._left: dict[bytes, float] = {}  # clocks of empty flows: a flow that returns keeps its debt
         self._ticket = itertools.count()
+        # Flows that have lost their last job stay in the heap until they reach its top or are too many: to remove
+        # one of them from the middle, the heap must be built again.
+        self._num_empty = 0
 
     def __bool__(self) -> bool:
         self._skip_closed()
@@ -55,6 +59,8 @@ class FairQueue:
             clock = max(self._now, self._left.pop(job.flow, 0.0))
             flow = self._flows[job.flow] = _Flow(job.flow, clock)
             self._push_flow(flow)
+        elif not flow.jobs:
+            self._num_empty -= 1
         flow.jobs[job.job_id] = job
 
     def discard(self, job: Job) -> None:
@@ -63,24 +69,34 @@ class FairQueue:
         if flow is None or flow.jobs.pop(job.job_id, None) is None:
             return
         if not flow.jobs:
-            self._heap = [entry for entry in self._heap if entry[2] is not flow]
-            heapq.heapify(self._heap)
-            self._requeue(flow)
+            self._num_empty += 1
+            self._drop_empty_flows()
 
     def take(
-        self, *, max_tokens: float, max_texts: int, cost: TextCost, at_least_one: bool = True
+        self,
+        *,
+        max_tokens: float,
+        max_texts: int,
+        cost: TextCost,
+        at_least_one: bool = True,
+        max_text_tokens: float = math.inf,
     ) -> tuple[list[Slice], float]:
         """Take texts with at most `max_tokens` in total; return the slices and the number of their tokens.
 
-        at_least_one: take the first text even if it has more than `max_tokens`.
+        at_least_one: take the first text even if it has more than `max_tokens`. max_text_tokens: skip a flow while
+        its first text has more tokens than this; not less than `max_tokens`.
         """
         slices: list[Slice] = []
+        skipped: list[tuple[float, int, _Flow]] = []
         room_tokens, room_texts = max_tokens, max_texts
         while room_texts > 0 and self:
             clock, _, flow = self._heap[0]
             job = flow.first
             quantum = min(room_tokens, self._lead(clock) + _QUANTUM_TOKENS)
             stop, tokens = job.reach(quantum, room_texts, cost)
+            if tokens > max_text_tokens:
+                skipped.append(heapq.heappop(self._heap))
+                continue
             if tokens > room_tokens and (slices or not at_least_one):
                 break
             slices.append(job.take(stop))
@@ -89,6 +105,8 @@ class FairQueue:
             self._advance(flow, tokens)
             if room_tokens <= 0:
                 break
+        for entry in skipped:
+            heapq.heappush(self._heap, entry)
         return slices, max_tokens - room_tokens
 
     def _lead(self, clock: float) -> float:
@@ -98,17 +116,33 @@ class FairQueue:
 
     def _advance(self, flow: _Flow, tokens: float) -> None:
         heapq.heappop(self._heap)
-        self._now = flow.clock
+        self._now = max(self._now, flow.clock)  # the clock of a flow that was skipped may be lower
         flow.clock += tokens
         if not flow.first.is_waiting:
             flow.jobs.popitem(last=False)
         self._requeue(flow)
 
     def _skip_closed(self) -> None:
-        """Remove jobs that have ended from the front of the queue."""
-        while self._heap and not self._heap[0][2].first.is_waiting:
-            flow = heapq.heappop(self._heap)[2]
-            flow.jobs.popitem(last=False)
+        """Remove jobs that have ended from the front of the queue, and flows without jobs."""
+        while self._heap:
+            flow = self._heap[0][2]
+            if not flow.jobs:
+                self._num_empty -= 1
+            elif flow.first.is_waiting:
+                return
+            else:
+                flow.jobs.popitem(last=False)
+            heapq.heappop(self._heap)
+            self._requeue(flow)
+
+    def _drop_empty_flows(self) -> None:
+        if self._num_empty <= len(self._heap) // 2 + 64:
+            return
+        empty = [entry[2] for entry in self._heap if not entry[2].jobs]
+        self._heap = [entry for entry in self._heap if entry[2].jobs]
+        heapq.heapify(self._heap)
+        self._num_empty = 0
+        for flow in empty:
             self._requeue(flow)
 
     def _requeue(self, flow: _Flow) -> None:

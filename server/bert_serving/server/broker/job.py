@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from bert_serving.protocol import EncodeOptions, EncodeReply, EncodeRequest, PayloadTooLarge, Rows, Text, Usage
+from bert_serving.protocol import EncodeOptions, EncodeReply, EncodeRequest, Rows, Text, Usage
 from bert_serving.protocol.workers import Part, Vectors
 
+from .account import Reservation
 from .job_result import JobResult
 
 #: Estimates the tokens of a text.
@@ -21,21 +22,25 @@ class Job:
     """One encode request.
 
     job_id: the broker's own number, because two clients may use the same identity and request_id. flow: key of the
-    job's flow in the fair queue; it is the client's identity, or the key that all unsubscribed clients share.
-    options: the options of the request, and those that the server sets for every request. max_text_tokens: limit
-    for the estimated tokens of one text. num_taken: number of texts that were given to workers. begun_at: when the
-    first text was given to a worker. tokenize_ms, compute_ms: sums of the times of all batches with texts of this
-    job.
+    job's flow in the fair queue; see JobQueue. reservation: the bytes of the job and of its vectors. waiting: the
+    texts that were not given to a worker yet. options: the options of the request, and those that the server sets
+    for every request. num_bytes: the bytes of the job without its vectors. max_text_tokens: limit for the
+    estimated tokens of one text. attempt: how many times the job was started again. num_taken: number of texts
+    that were given to workers. begun_at: when the first text was given to a worker. tokenize_ms, compute_ms: sums
+    of the times of all batches with texts of this job.
     """
 
     job_id: int
     request: EncodeRequest
     arrived_at: float
     flow: bytes
+    reservation: Reservation
+    waiting: Reservation
     options: EncodeOptions = EncodeOptions()  # noqa: RUF009
     num_bytes: int = 0
     max_text_tokens: float = math.inf
     is_open: bool = True
+    attempt: int = 0
     num_taken: int = 0
     num_done: int = 0
     begun_at: float | None = None
@@ -97,14 +102,29 @@ class Job:
 
     def take(self, stop: int) -> Slice:
         """Mark the texts up to `stop` as given to a worker; return them as a slice."""
-        taken = Slice(self, self.num_taken, stop)
+        taken = Slice(self, self.num_taken, stop, self.attempt)
         self.num_taken = stop
+        self.waiting.resize(min(self.waiting.amount, len(self.texts) - stop))
         return taken
 
-    def store(self, start: int, vectors: Vectors) -> None:
-        """Store the vectors of consecutive texts, beginning with texts[start]."""
+    def mixes_models(self, model: str) -> bool:
+        """Whether the stored vectors are of another model than the one with this fingerprint."""
+        return self.result.model not in (None, model)
+
+    def store(self, start: int, vectors: Vectors, model: str = "") -> None:
+        """Store the vectors of consecutive texts, beginning with texts[start].
+
+        model: fingerprint of the model that computed them.
+        """
+        self.result.model = model
         self.result.store(start, vectors)
         self.num_done += len(vectors.num_tokens)
+
+    def restart(self) -> None:
+        """Drop the stored vectors. All texts wait again; the results of earlier slices will be ignored."""
+        self.attempt += 1
+        self.num_taken = self.num_done = 0
+        self.result = JobResult(len(self.texts))
 
     def queue_s(self, now: float) -> float:
         """Return the seconds from arrival until a worker got the first text, or until `now` if no worker has."""
@@ -118,16 +138,17 @@ class Job:
             queue_ms=self.queue_s(now) * 1000,
             tokenize_ms=self.tokenize_ms,
             compute_ms=self.compute_ms,
+            model=self.result.model or "",
         )
 
-    def to_reply(self, usage: Usage, *, token_rows: int | None, max_bytes: int) -> EncodeReply:
-        """Return the reply. The job must be done. Raises PayloadTooLarge.
+    def to_reply(self, usage: Usage, *, token_rows: int | None) -> EncodeReply:
+        """Return the reply. The job must be done. Raises NoRoom if the reply needs more than is reserved.
 
         token_rows: when the vectors of tokens are padded to one array, each text gets at least this many rows;
-        None: as many rows as the longest text has. max_bytes: limit for the padded array.
+        None: as many rows as the longest text has.
         """
         options, result = self.options, self.result
-        rows, counts = self._reply_rows(token_rows, max_bytes)
+        rows, counts = self._reply_rows(token_rows)
         return EncodeReply(
             self.request.identity,
             self.request.request_id,
@@ -139,30 +160,36 @@ class Job:
             usage if options.show_usage else None,
         )
 
-    def _reply_rows(self, token_rows: int | None, max_bytes: int) -> tuple[Rows, list[int] | None]:
+    def _reply_rows(self, token_rows: int | None) -> tuple[Rows, list[int] | None]:
         result = self.result
         if result.ragged is None:
             assert result.rows is not None
             return result.rows, None
-        if self.options.ragged:
-            return result.joined()
-        if result.padded_bytes(token_rows) > max_bytes:
-            raise PayloadTooLarge(
-                f"the padded token vectors exceed the limit of {max_bytes >> 20} MiB: send fewer texts"
-            )
-        return result.padded(token_rows), None
+        joined_bytes = result.num_bytes if self.options.ragged else result.padded_bytes(token_rows)
+        needed = self.num_bytes + result.num_bytes + joined_bytes  # for a moment, both arrays exist
+        self.reservation.resize(max(needed, self.reservation.amount))
+        return result.joined() if self.options.ragged else (result.padded(token_rows), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The texts of a job from index `start` up to, but not including, `stop`."""
+    """The texts of a job from index `start` up to, but not including, `stop`.
+
+    attempt: the value of `Job.attempt` when the slice was taken.
+    """
 
     job: Job
     start: int
     stop: int
+    attempt: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether the job still waits for the vectors of this slice."""
+        return self.job.is_open and self.job.attempt == self.attempt
 
     @property
     def texts(self) -> Sequence[Text]:
@@ -172,9 +199,10 @@ class Slice:
     def to_part(self) -> Part:
         """Return the slice as a part of the message to a worker."""
         spans = self.job.request.spans
-        return Part(self.texts, self.job.options, None if spans is None else spans[self.start : self.stop])
+        spans = None if spans is None else spans[self.start : self.stop]
+        return Part(self.texts, self.job.options, spans, self.job.request.trace)
 
     def split(self, count: int) -> tuple[Slice, Slice]:
         """Return the first `count` texts and the rest."""
         middle = self.start + count
-        return Slice(self.job, self.start, middle), Slice(self.job, middle, self.stop)
+        return replace(self, stop=middle), replace(self, start=middle)

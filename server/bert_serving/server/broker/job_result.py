@@ -5,23 +5,40 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from bert_serving.protocol import Rows, split_rows
 from bert_serving.protocol.workers import Vectors
+
+TOKEN_BYTES = 160  # a token as a string, in the result and in the reply
+OFFSET_BYTES = 240  # the start and the end of a token, in the result and in the reply
+
+#: Whether each text may have several vectors, the shape of one vector, and the number format.
+Layout: TypeAlias = tuple[bool, tuple[int, ...], str]
+
+
+def layout_of(vectors: Vectors) -> Layout:
+    """Return what must be the same for all vectors of a job."""
+    return vectors.counts is not None, vectors.rows.shape[1:], vectors.rows.dtype.str
 
 
 @dataclass(slots=True)
 class JobResult:
     """What workers have returned for the texts of a job.
 
-    num_bytes: size of the vectors that are stored so far. rows: one row for each text. ragged: one array for each
-    text; used instead of `rows` if `Vectors.counts` is set. tokens, offsets: one entry for each text, if the
-    worker sends them. truncated: indices of the truncated texts. num_tokens: number of tokens of each text.
+    model: fingerprint of the model that computed the vectors. layout: see `layout_of`. Both are None until the
+    first vectors are stored. num_bytes: size of the vectors that are stored so far. num_more_bytes: size of their
+    tokens and offsets. rows: one row for each text. ragged: one array for each text; used instead of `rows` if
+    `Vectors.counts` is set. tokens, offsets: one entry for each text, if the worker sends them. truncated: indices
+    of the truncated texts. num_tokens: number of tokens of each text.
     """
 
     num_texts: int
+    model: str | None = None
+    layout: Layout | None = None
     num_bytes: int = 0
+    num_more_bytes: int = 0
     rows: Rows | None = None
     ragged: list[Rows] | None = None
     tokens: list[Sequence[str]] | None = None
@@ -33,17 +50,19 @@ class JobResult:
         self.num_tokens = [0] * self.num_texts
 
     def bytes_with(self, vectors: Vectors) -> int:
-        """Return the size in bytes that the vectors of all texts will have, judging by `vectors`.
+        """Return the size in bytes that the result will have, judging by `vectors`.
 
         If `vectors` has counts, only the stored vectors and `vectors` are included: the other sizes are not known.
         """
+        more = self.num_more_bytes + _more_bytes(vectors)
         if vectors.counts is not None:
-            return self.num_bytes + vectors.rows.nbytes
-        return self.num_texts * math.prod(vectors.rows.shape[1:]) * vectors.rows.itemsize
+            return self.num_bytes + vectors.rows.nbytes + more
+        return self.num_texts * math.prod(vectors.rows.shape[1:]) * vectors.rows.itemsize + more
 
     def store(self, start: int, vectors: Vectors) -> None:
         """Copy the vectors of consecutive texts, beginning with text `start`."""
         stop = start + len(vectors.num_tokens)
+        self.layout = layout_of(vectors)
         if vectors.counts is None:
             if self.rows is None:
                 self.rows = np.empty((self.num_texts, *vectors.rows.shape[1:]), vectors.rows.dtype)
@@ -61,6 +80,7 @@ class JobResult:
         self.num_tokens[start:stop] = vectors.num_tokens
         self.truncated += [start + i for i in vectors.truncated]
         self.num_bytes += vectors.rows.nbytes
+        self.num_more_bytes += _more_bytes(vectors)
 
     def padded_bytes(self, length: int | None) -> int:
         """Return the size in bytes of the array that `padded(length)` would return."""
@@ -84,3 +104,9 @@ class JobResult:
         """Return (the ragged rows of all texts in one array, number of rows of each text)."""
         assert self.ragged is not None
         return np.concatenate(self.ragged), list(map(len, self.ragged))
+
+
+def _more_bytes(vectors: Vectors) -> int:
+    """Return the estimated size in bytes of the tokens and the offsets."""
+    size = TOKEN_BYTES * (vectors.tokens is not None) + OFFSET_BYTES * (vectors.offsets is not None)
+    return size * sum(vectors.num_tokens) if size else 0

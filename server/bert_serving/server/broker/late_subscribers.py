@@ -14,7 +14,7 @@ its request. A request waits one minute for its subscription.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -56,7 +56,9 @@ class _Recent(Generic[T]):
 
     def __init__(self, within_s: float) -> None:
         self._within_s = within_s
-        self._items: dict[bytes, deque[tuple[float, T]]] = {}  # ordered by the time of the newest item
+        # Ordered by the time of the newest item. An ordinary dict takes longer and longer to find its first item
+        # when items are removed from its front.
+        self._items: OrderedDict[bytes, deque[tuple[float, T]]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._items)
@@ -67,7 +69,7 @@ class _Recent(Generic[T]):
         items.append((now, item))
         self._items[identity] = items
         while len(self._items) > _MAX_IDENTITIES or self._is_old(next(iter(self._items)), now):
-            del self._items[next(iter(self._items))]
+            self._items.popitem(last=False)
 
     def take(self, identity: bytes, now: float) -> list[T]:
         """Remove the oldest item that is recent enough; return a list with this item, or an empty list."""

@@ -45,7 +45,9 @@ class BrokerMetrics:
         )
         self.truncated = self._counter("truncated_texts", "Texts that were truncated because they were too long")
         self.batches = self._counter("batches", "Batches computed")
-        self.cancelled = self._counter("cancelled_requests", "Requests whose client disconnected")
+        self.cancelled = self._counter(
+            "cancelled_requests", "Requests whose client disconnected or cancelled them"
+        )
         self.dropped_replies = self._counter(
             "dropped_replies", "Replies that were dropped because their client did not fetch them"
         )
@@ -68,6 +70,8 @@ class BrokerMetrics:
         self.queue_age = self._gauge("queue_age_seconds", "Age of the oldest request that waits for a worker")
         self.open_requests = self._gauge("open_requests", "Requests without a reply yet")
         self.workers_ready = self._gauge("workers_ready", "Workers that can take a batch")
+        self.held_bytes = self._gauge("held_bytes", "Bytes reserved for requests, their vectors and their replies")
+        self.flows = self._gauge("flows", "Clients and HTTP callers for which bytes are reserved")
         self.outbox_bytes = self._gauge("outbox_bytes", "Bytes of replies that wait for their client")
         self.worker_state = self._gauge(
             "worker_state",

@@ -2,79 +2,87 @@
 
 A PUB socket drops a message if no client has subscribed to the topic of the message. But the first request of a
 client often arrives before its subscription: with PUB, 20 of 30 new clients lost their first reply. So a reply is
-held here until its topic has a subscriber, and until libzmq has room for the reply. Held replies are limited in
-bytes and in age. If a reply is dropped while its client is connected, the client gets an error reply instead, so
-that the client does not wait for the dropped reply.
+held here until its topic has a subscriber, and until libzmq has room for the reply.
+
+Every held reply lies on one of four shelves, and each shelf has its own limits:
+
+    vectors     Their bytes are reserved (see account.py), so they always fit. Only their age is limited.
+    small       Errors and information for a subscriber. A client that does not read them gets no more of them.
+    strangers   The same for an identity that no client has subscribed to yet: a few megabytes for a few seconds.
+    notes       Errors that tell a client that its request or its reply was dropped: when a reply was too old, or
+                when the connection for replies was lost. A note waits for the next subscription.
+
+Each method takes constant time, apart from the loops that have a budget.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
-from bert_serving.protocol import Frames
+from bert_serving.protocol import ErrorReply, Frames, Overloaded, ServingError, reply_to_frames
 
-# By default, clients choose a UUID as their identity. All UUIDs have the same length, so none is a prefix of
-# another, and their topics need no secret suffix (see `topic_of`).
-_UUID = re.compile(rb"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+from .account import Reservation
+from .budget import Budget, Chores
+from .held_reply import Dropped, HeldReply, Shelf, Topic
 
-_REPLY_OVERHEAD_BYTES = 1024  # for the Python objects of a reply: the capacity must limit many small replies too
+_MAX_SMALL_BYTES = 64 << 20  # for all subscribers together
+_MAX_SMALL_BYTES_PER_TOPIC = 4 << 20  # 3,000 errors: more than a client has requests in flight
+_MAX_STRANGER_BYTES = 2 << 20  # 1,500 errors: more new clients than a server gets in one second
+_STRANGER_S = 10.0  # except on a very slow network, a subscription arrives soon after the first request
+_MAX_NOTE_BYTES = 8 << 20  # 6,000 notes
+_NOTE_S = 60.0  # a client that has lost its connection connects again within seconds
+_BLOCKED_S = 2.0  # how long one subscriber that does not read may delay the replies to others with its identity
+_RETRY_DROPPED_MS = 1000
+_RETRIES = 64  # blocked topics that one call of `deliver` tries again
 
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    since: float
-    frames: Frames
-    num_bytes: int
-    is_substitute: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A reply that was dropped, and the reason."""
-
-    topic: bytes
-    reason: str
+#: Sends a reply; returns False if a subscriber cannot receive it now. With the second argument True, sends it to
+#: those subscribers that can receive it.
+Send: TypeAlias = "Callable[[HeldReply, bool], bool]"
 
 
 class Outbox:
     """Holds the replies of each topic in order. `now` is a monotonic time in seconds.
 
-    capacity_bytes: limit for all held replies; above it, the oldest are dropped, those without a subscriber first.
-    max_age_s: how long a reply is held. substitute: gets the frames of a dropped reply and the reason, and returns
-    the error reply that is sent instead.
+    max_age_s: how long vectors are held. on_dropped: is called for each reply that is dropped because of a limit.
     """
 
-    def __init__(
-        self, *, capacity_bytes: int, max_age_s: float, substitute: Callable[[Frames, str], Frames]
-    ) -> None:
-        self._capacity_bytes = capacity_bytes
-        self._max_age_s = max_age_s
-        self._substitute = substitute
+    def __init__(self, *, max_age_s: float, on_dropped: Callable[[Dropped], None]) -> None:
+        self._on_dropped = on_dropped
         self._suffix = b"\0" + secrets.token_bytes(16)
         self._subscribers: Counter[bytes] = Counter()
-        # topic -> its replies, oldest first. A topic without replies is removed. The topics are in the order of
-        # their first reply.
-        self._without_subscriber: dict[bytes, deque[_Held]] = {}
-        self._deliverable: dict[bytes, deque[_Held]] = {}
-        self.held_bytes = 0
+        self._vectors = Shelf(max_age_s, float("inf"))
+        self._small = Shelf(max_age_s, _MAX_SMALL_BYTES)
+        self._strangers = Shelf(_STRANGER_S, _MAX_STRANGER_BYTES)
+        self._notes = Shelf(_NOTE_S, _MAX_NOTE_BYTES)
+        self._shelves = (self._vectors, self._small, self._strangers, self._notes)
+        self._topics: dict[bytes, Topic] = {}  # a topic without replies is removed
+        # Topics with a subscriber and replies. A topic is blocked while a subscriber's pipe is full.
+        self._deliverable: OrderedDict[bytes, Topic] = OrderedDict()
+        self._blocked: OrderedDict[bytes, Topic] = OrderedDict()
+        self._chores = Chores()
+        self._num_posted = 0
 
     def __repr__(self) -> str:
-        num_held = sum(map(len, [*self._without_subscriber.values(), *self._deliverable.values()]))
+        num_held = sum(map(len, self._shelves))
         return f"<Outbox subscribers={len(self._subscribers)} held={num_held} bytes={self.held_bytes}>"
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all held replies."""
+        return sum(shelf.num_bytes for shelf in self._shelves)
 
     @property
     def has_deliverable(self) -> bool:
         """Whether any held reply has a topic with a subscriber."""
-        return bool(self._deliverable)
+        return bool(self._deliverable or self._blocked)
 
     @property
-    def is_over_capacity(self) -> bool:
-        """Whether the held replies exceed the capacity."""
-        return self.held_bytes > self._capacity_bytes
+    def is_behind(self) -> bool:
+        """Whether there is work that needs no event, only time."""
+        return bool(self._deliverable or self._chores)
 
     @property
     def num_subscribers(self) -> int:
@@ -82,39 +90,45 @@ class Outbox:
         return len(self._subscribers)
 
     def topic_of(self, identity: bytes) -> bytes:
-        """Return the topic of an identity's replies.
+        """Return the topic of an identity's replies: the identity and a secret suffix.
 
-        The topic of a UUID is the UUID itself; the topic of any other identity has a secret suffix. A SUB socket
-        receives every topic that begins with its subscription. Without the suffix, a client would also get the
-        replies to every identity that begins with the client's identity. For example, a client named
-        `embedding-client` got vectors of a client named `embedding-client-2` in 46 of 50 calls.
+        A subscriber receives every topic that begins with the topic of its subscription. Without the suffix, a
+        client would also get the replies to every identity that begins with the client's identity. For example, a
+        client named `embedding-client` got vectors of a client named `embedding-client-2` in 46 of 50 calls.
+        Identities of equal length, such as UUIDs, need the suffix too: another client may choose a longer one.
         """
-        return identity if _UUID.fullmatch(identity) else identity + self._suffix
+        return identity + self._suffix
+
+    # -- subscribers -----------------------------------------------------------------------------------
 
     def subscribe(self, identity: bytes) -> bytes | None:
         """Count a subscriber; return its topic, or None if the identity is empty: it would match all topics."""
         if not identity:
             return None
-        topic = self.topic_of(identity)
-        self._subscribers[topic] += 1
-        if topic in self._without_subscriber:
-            self._deliverable[topic] = self._without_subscriber.pop(topic)
-        return topic
+        name = self.topic_of(identity)
+        self._subscribers[name] += 1
+        if name in self._topics and name not in self._blocked:
+            self._deliverable[name] = self._topics[name]
+        return name
 
-    def unsubscribe(self, identity: bytes) -> bool:
+    def unsubscribe(self, identity: bytes, error: ServingError, now: float) -> bool:
         """Remove a subscriber; return whether it was the last subscriber of the identity.
 
-        If it was the last, drop the replies to the identity.
+        If it was the last, drop the replies to the identity, a few in each call of `expire`. Each dropped reply
+        leaves a note with the error for the next subscriber.
         """
-        topic = self.topic_of(identity)
-        if topic not in self._subscribers:
+        name = self.topic_of(identity)
+        if name not in self._subscribers:
             return False
-        self._subscribers[topic] -= 1
-        if self._subscribers[topic] > 0:
+        self._subscribers[name] -= 1
+        if self._subscribers[name] > 0:
             return False
-        del self._subscribers[topic]
-        while topic in self._deliverable:
-            self._pop(self._deliverable, topic)
+        del self._subscribers[name]
+        self._deliverable.pop(name, None)
+        self._blocked.pop(name, None)
+        topic = self._topics.pop(name, None)
+        if topic is not None:
+            self._chores.add(self._drop_all(topic, error, now))
         return True
 
     def has_subscriber(self, identity: bytes) -> bool:
@@ -123,67 +137,126 @@ class Outbox:
 
     def holds_unsubscribed(self, identity: bytes) -> bool:
         """Whether replies to the identity are held because no client has subscribed to it."""
-        return self.topic_of(identity) in self._without_subscriber
+        name = self.topic_of(identity)
+        return name in self._topics and name not in self._subscribers
 
-    def post(self, frames: Frames, now: float) -> None:
-        """Hold a reply. Its first frame is the identity. The caller must call `deliver` and `trim` afterwards."""
-        topic = self.topic_of(bytes(frames[0]))
-        held = self._deliverable if topic in self._subscribers else self._without_subscriber
-        reply = _held(now, [topic, *frames[1:]])
-        held.setdefault(topic, deque()).append(reply)
-        self.held_bytes += reply.num_bytes
+    # -- replies ---------------------------------------------------------------------------------------
 
-    def deliver(self, send: Callable[[Frames], bool]) -> None:
-        """Send the replies that have a subscriber. If `send` returns False, the topic's replies stay held."""
-        for topic in list(self._deliverable):
-            while topic in self._deliverable and send(self._deliverable[topic][0].frames):
-                self._pop(self._deliverable, topic)
+    def post(self, frames: Frames, now: float, reservation: Reservation | None = None) -> None:
+        """Hold a reply. Its first frame is the identity.
 
-    def expire(self, now: float) -> list[Dropped]:
-        """Drop the replies that have waited too long."""
-        reason = f"its client did not fetch it within {self._max_age_s:g} s"
-        dropped: list[Dropped] = []
-        while self._without_subscriber:
-            topic = next(iter(self._without_subscriber))
-            if now - self._without_subscriber[topic][0].since <= self._max_age_s:
-                break  # all topics after this one have waited for less time
-            self._pop(self._without_subscriber, topic)
-            dropped.append(Dropped(topic, reason))
-        for topic, replies in self._deliverable.items():
-            num_old = sum(now - r.since > self._max_age_s and not r.is_substitute for r in replies)
-            dropped += [Dropped(topic, reason) for _ in range(num_old) if self._replace(topic, reason)]
-        return dropped
+        reservation: what is reserved for the reply; it becomes exactly as large as the reply. None: the reply is
+        small. Raises NoRoom if the reservation must grow and cannot.
+        """
+        frames = [self.topic_of(bytes(frames[0])), *frames[1:]]
+        reply = HeldReply(frames, now, reservation)
+        if reservation is not None:
+            reservation.resize(reply.num_bytes)
+            self._hold(reply, self._vectors)
+        elif reply.topic not in self._subscribers:
+            self._hold(reply, self._strangers)
+        elif self._has_room_for(reply):
+            self._hold(reply, self._small)
+        else:
+            self._on_dropped(reply.dropped("its client does not read its replies"))
 
-    def trim(self) -> list[Dropped]:
-        """Drop replies until the rest is within the capacity."""
-        reason = f"more than {self._capacity_bytes >> 20} MiB of replies waited for their clients"
-        dropped: list[Dropped] = []
-        while self.is_over_capacity and self._without_subscriber:
-            topic = next(iter(self._without_subscriber))
-            self._pop(self._without_subscriber, topic)
-            dropped.append(Dropped(topic, reason))
-        for topic in list(self._deliverable):
-            while self.is_over_capacity and self._replace(topic, reason):
-                dropped.append(Dropped(topic, reason))
-        return dropped
+    def post_note(self, frames: Frames, now: float) -> None:
+        """Hold an error for a client whose connection is lost, until the client subscribes again."""
+        self._hold(HeldReply([self.topic_of(bytes(frames[0])), *frames[1:]], now), self._notes)
 
-    def _replace(self, topic: bytes, reason: str) -> bool:
-        """Replace the oldest reply of a topic by an error reply; return False if none is left to replace."""
-        replies = self._deliverable[topic]
-        i = next((i for i, reply in enumerate(replies) if not reply.is_substitute), None)
-        if i is None:
-            return False
-        old = replies[i]
-        replies[i] = new = _held(old.since, self._substitute(old.frames, reason), is_substitute=True)
-        self.held_bytes += new.num_bytes - old.num_bytes
-        return True
+    def deliver(self, send: Send, now: float, budget: Budget) -> None:
+        """Send replies that have a subscriber, until none can be sent or the budget is spent."""
+        while self._deliverable and not budget.is_spent:
+            name, topic = self._deliverable.popitem(last=False)
+            self._deliver_topic(name, topic, send, now, budget)
+        for _ in range(min(_RETRIES, len(self._blocked))):
+            if budget.is_spent:
+                return
+            name, topic = self._blocked.popitem(last=False)
+            self._deliver_topic(name, topic, send, now, budget)
 
-    def _pop(self, held: dict[bytes, deque[_Held]], topic: bytes) -> None:
-        self.held_bytes -= held[topic].popleft().num_bytes
-        if not held[topic]:
-            del held[topic]
+    def expire(self, now: float, budget: Budget) -> None:
+        """Drop the replies that have waited too long, until the budget is spent."""
+        self._chores.run(budget)
+        for shelf in self._shelves:
+            while shelf.has_old(now) and not budget.is_spent:
+                reply, reason = shelf.oldest, f"its client did not fetch it within {shelf.max_age_s:g} s"
+                self._drop(reply, reason)
+                # A client that has subscribed waits for the reply. It gets an error when it can receive it.
+                if shelf is self._vectors and reply.topic in self._subscribers:
+                    error = Overloaded(f"the reply was dropped: {reason}", retry_after_ms=_RETRY_DROPPED_MS)
+                    self._leave_note(reply, error, now)
 
+    # -- inside ----------------------------------------------------------------------------------------
 
-def _held(since: float, frames: Frames, *, is_substitute: bool = False) -> _Held:
-    num_bytes = sum(f.nbytes if isinstance(f, memoryview) else len(f) for f in frames)
-    return _Held(since, frames, num_bytes + _REPLY_OVERHEAD_BYTES, is_substitute)
+    def _has_room_for(self, reply: HeldReply) -> bool:
+        topic = self._topics.get(reply.topic)
+        return topic is None or topic.small_bytes + reply.num_bytes <= _MAX_SMALL_BYTES_PER_TOPIC
+
+    def _hold(self, reply: HeldReply, shelf: Shelf) -> None:
+        self._num_posted += 1
+        reply.number = self._num_posted
+        name = reply.topic
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = self._topics[name] = Topic()
+        topic.add(reply)
+        shelf.add(reply)
+        if name in self._subscribers and name not in self._blocked:
+            self._deliverable[name] = topic
+        while shelf.is_too_full:
+            self._drop(shelf.oldest, f"more than {round(shelf.max_bytes) >> 20} MiB of such replies waited")
+
+    def _deliver_topic(self, name: bytes, topic: Topic, send: Send, now: float, budget: Budget) -> None:
+        """Send the replies of a topic that is on neither list; put it back on a list if some are left."""
+        while topic.replies:
+            if budget.is_spent:
+                self._deliverable[name] = topic
+                return
+            reply = topic.oldest
+            if not self._try_to_send(reply, topic, send, now):
+                self._blocked[name] = topic
+                return
+            topic.remove(reply)
+            reply.shelf.remove(reply)
+        del self._topics[name]
+
+    def _try_to_send(self, reply: HeldReply, topic: Topic, send: Send, now: float) -> bool:
+        if send(reply, False):
+            topic.blocked_since = None
+            return True
+        if topic.blocked_since is None:
+            topic.blocked_since = now
+        # A client may subscribe to the identity of another client and read nothing. It must not stop the replies.
+        is_shared = self._subscribers[reply.topic] > 1
+        return is_shared and now - topic.blocked_since >= _BLOCKED_S and send(reply, True)
+
+    def _drop(self, reply: HeldReply, reason: str) -> None:
+        name, topic = reply.topic, reply.siblings
+        self._discard(reply)
+        if not topic.replies and self._topics.get(name) is topic:
+            del self._topics[name]
+            self._deliverable.pop(name, None)
+            self._blocked.pop(name, None)
+        self._on_dropped(reply.dropped(reason))
+
+    def _drop_all(self, topic: Topic, error: ServingError, now: float) -> Iterator[None]:
+        """Drop the replies of a topic whose last subscriber has left; each leaves a note."""
+        while topic.replies:
+            reply = topic.oldest
+            self._discard(reply)
+            self._leave_note(reply, error, now)
+            yield
+
+    def _discard(self, reply: HeldReply) -> None:
+        reply.siblings.remove(reply)
+        reply.shelf.remove(reply)
+        if reply.reservation is not None:
+            reply.reservation.release()
+
+    def _leave_note(self, reply: HeldReply, error: ServingError, now: float) -> None:
+        frames = reply.frames
+        is_error = len(frames) == 4 and len(frames[2]) == 0
+        if not is_error:  # an error that was not sent stays as it is
+            frames = reply_to_frames(ErrorReply(reply.topic, bytes(frames[-1]), error))
+        self._hold(HeldReply(frames, now), self._notes)

@@ -1,8 +1,10 @@
 """The broker's sockets: opens and binds them, sets their limits, and receives messages.
 
-    requests   PULL     from clients
-    replies    XPUB     to clients, in manual mode: the broker decides which subscriptions are accepted
-    workers    ROUTER   to and from workers, on a private ipc path
+    requests           PULL     from clients
+    gateway_requests   PULL     from gateways, on a private ipc path
+    replies            XPUB     to clients, and to gateways on a private ipc path. It is in manual mode: the broker
+                                decides which subscriptions are accepted
+    workers            ROUTER   to and from workers, on a private ipc path
 
 Every receive and send is non-blocking.
 """
@@ -12,20 +14,43 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import zmq
 from bert_serving.protocol import MAX_IDENTITY_BYTES
 
+from .budget import Budget
+from .curve import CurveServer
+
 # Room for an identity and the command name SUBSCRIBE. A limit is needed because libzmq keeps a tree node for every
 # byte of a subscription.
 _MAX_SUBSCRIPTION_BYTES = 16 + MAX_IDENTITY_BYTES
+# With CURVE, the longest message of a handshake is INITIATE with about 290 bytes (https://rfc.zeromq.org/spec/26).
+_MAX_CURVE_BYTES = 512
 # libzmq queues at most this many replies for each client. Further replies wait in the outbox, which limits their
 # bytes.
 _REPLIES_IN_PIPE = 16
 _KEEPALIVE_S = 30  # a silent peer is probed after this time, and disconnected after three probes without reply
 _LINGER_MS = 1_000
-_MESSAGES_PER_STEP = 512
+# libzmq reads at most this many requests of each client in advance; further ones wait in the system's buffers and
+# in the client. A request may have -max_message_mb, and what is not read yet is not counted in -memory_mb.
+_UNREAD_REQUESTS = 4
 _POLLIN = int(zmq.POLLIN)  # a plain number is faster than zmq's enum
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateEndpoints:
+    """The addresses that only processes of this server use: they are in a folder that only its user may open."""
+
+    workers: str
+    requests: str
+    replies: str
+
+    @classmethod
+    def in_folder(cls, folder: str | Path) -> PrivateEndpoints:
+        """Return addresses of sockets in this folder."""
+        return cls(f"ipc://{folder}/workers", f"ipc://{folder}/requests", f"ipc://{folder}/replies")
 
 
 class PortInUse(Exception):
@@ -35,15 +60,25 @@ class PortInUse(Exception):
 class Ports:
     """Opens the sockets. If one cannot be bound, closes the others and raises PortInUse.
 
-    max_message_bytes: libzmq closes the connection of a client that sends a larger message.
+    max_message_bytes: libzmq closes the connection of a client that sends a larger message. curve: who may connect
+    over TCP; None: every client, without encryption.
     """
 
     def __init__(
-        self, *, host: str, port: int, port_out: int, worker_endpoint: str, max_message_bytes: int
+        self,
+        *,
+        host: str,
+        port: int,
+        port_out: int,
+        endpoints: PrivateEndpoints,
+        max_message_bytes: int,
+        curve: CurveServer | None = None,
     ) -> None:
         self._context = zmq.Context()
-        self.requests = self._open(zmq.PULL)
+        self._curve = curve
+        self.requests, self.gateway_requests = self._open(zmq.PULL), self._open(zmq.PULL)
         self.requests.maxmsgsize = max_message_bytes
+        self.requests.rcvhwm = _UNREAD_REQUESTS
         self.replies = self._open(zmq.XPUB)
         self.replies.maxmsgsize = _MAX_SUBSCRIPTION_BYTES
         self.replies.xpub_manual = 1
@@ -53,12 +88,21 @@ class Ports:
         self.workers.router_mandatory = 1
         self.workers.sndhwm = 0  # no limit is needed: a worker has at most two batches
         self._poller = zmq.Poller()
-        for socket in (self.requests, self.replies, self.workers):
+        for socket in (self.requests, self.gateway_requests, self.replies, self.workers):
             self._poller.register(socket, zmq.POLLIN)
         try:
+            # The private addresses are bound before CURVE is turned on: an option holds only for what is bound
+            # after it is set.
+            self.workers.bind(endpoints.workers)
+            self.gateway_requests.bind(endpoints.requests)
+            self.replies.bind(endpoints.replies)
+            if curve is not None:
+                curve.start(self._context)
+                curve.protect(self.requests)
+                curve.protect(self.replies)
+                self.replies.maxmsgsize = _MAX_CURVE_BYTES
             _bind(self.requests, host, port)
             _bind(self.replies, host, port_out)
-            self.workers.bind(worker_endpoint)
         except BaseException:
             self.close()
             raise
@@ -77,6 +121,8 @@ class Ports:
 
     def close(self) -> None:
         """Close the sockets. Waits up to one second for replies that libzmq has not sent yet."""
+        if self._curve is not None:
+            self._curve.stop()
         self._context.destroy(linger=_LINGER_MS)
 
     def _open(self, kind: int) -> zmq.Socket[bytes]:
@@ -101,9 +147,9 @@ def receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
         return None
 
 
-def receive_some(socket: zmq.Socket[bytes]) -> Iterator[list[zmq.Frame]]:
-    """Yield messages that have arrived. Their number is limited, so that other sockets do not wait long."""
-    for _ in range(_MESSAGES_PER_STEP):
+def receive_some(socket: zmq.Socket[bytes], budget: Budget) -> Iterator[list[zmq.Frame]]:
+    """Yield messages that have arrived, until the budget is spent, so that other sockets do not wait long."""
+    while not budget.is_spent:
         message = receive(socket)
         if message is None:
             return
@@ -131,11 +177,15 @@ def connection_of(frame: zmq.Frame) -> int | None:
 
 
 def is_loopback(peer: str) -> bool:
-    """Return whether the address is a loopback address."""
+    """Return whether the address, or the host name, is this machine's own. `localhost` is the only such name."""
     try:
-        return ipaddress.ip_address(peer).is_loopback
+        address = ipaddress.ip_address(peer)
     except ValueError:
-        return False
+        return peer == "localhost"
+    # An IPv6 socket reports IPv4 peers as ::ffff:a.b.c.d. Older versions of Python, such as 3.11, do not know that
+    # such an address may be a loopback address.
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 def _bind(socket: zmq.Socket[bytes], host: str, port: int) -> None:

@@ -10,21 +10,25 @@ from bert_serving.protocol import (
     CommandRequest,
     EncodeRequest,
     ErrorReply,
-    Frames,
-    Overloaded,
     Reply,
+    Unavailable,
     reply_to_frames,
 )
 
+from .account import Reservation
+from .budget import Budget
+from .held_reply import Dropped, HeldReply
 from .late_subscribers import LateSubscribers
 from .metrics import BrokerMetrics
-from .outbox import Dropped, Outbox
+from .outbox import Outbox
+from .pipes import LARGE_FRAME_BYTES, Pipes
 from .ports import connection_of, receive_some
 from .sparse_log import SparseLog
 from .subscriptions import Subscriptions
 
-_RETRY_MS = 10
-_EXPIRE_EVERY_S = 1.0
+_RETRY_MS = (1, 50)  # a pipe that is read is empty after a millisecond; other pipes are tried less and less often
+_COLLECT_MS = 100
+_LOST = Unavailable("the connection for replies was lost: send the request again", retry_after_ms=100)
 _FIRST_REQUEST_ID = b"1"  # bert-serving-client numbers its requests from 1
 
 
@@ -46,29 +50,24 @@ class Unsubscribed:
 class Replies:
     """Holds every reply until its client has subscribed and can receive the reply.
 
-    capacity_bytes, max_age_s: limits for held replies.
+    max_age_s: how long vectors are held.
     """
 
     def __init__(
-        self,
-        socket: zmq.Socket[bytes],
-        metrics: BrokerMetrics,
-        sparse_log: SparseLog,
-        *,
-        capacity_bytes: int,
-        max_age_s: float,
+        self, socket: zmq.Socket[bytes], metrics: BrokerMetrics, sparse_log: SparseLog, *, max_age_s: float
     ) -> None:
         self._socket = socket
         self._metrics = metrics
         self._sparse_log = sparse_log
-        self._outbox = Outbox(capacity_bytes=capacity_bytes, max_age_s=max_age_s, substitute=_substitute)
+        self._outbox = Outbox(max_age_s=max_age_s, on_dropped=self._note_dropped)
+        self._pipes = Pipes()
+        self._retry_ms = _RETRY_MS[0]
         self._subscriptions = Subscriptions()
         # Only the reply to a command is sent again. None stands for a request for vectors.
         self._late_subscribers: LateSubscribers[CommandRequest | None] = LateSubscribers()
-        self._next_expiry = 0.0
 
     def __repr__(self) -> str:
-        return f"<Replies {self._outbox!r} {self._subscriptions!r}>"
+        return f"<Replies {self._outbox!r} {self._pipes!r} {self._subscriptions!r}>"
 
     @property
     def num_subscribers(self) -> int:
@@ -86,8 +85,12 @@ class Replies:
         return not self._outbox.has_deliverable
 
     def poll_ms(self, timeout_ms: int) -> int:
-        """Return how long the broker may wait for messages. The time is short if a reply could not be sent yet."""
-        return min(timeout_ms, _RETRY_MS) if self._outbox.has_deliverable else timeout_ms
+        """Return how long the broker may wait for messages: not long if there is something to try again."""
+        if self._outbox.is_behind:
+            return 0
+        if self._outbox.has_deliverable:
+            return min(timeout_ms, self._retry_ms)
+        return min(timeout_ms, _COLLECT_MS) if self._pipes else timeout_ms
 
     def has_subscriber(self, identity: bytes) -> bool:
         """Whether a client has subscribed to the identity."""
@@ -95,9 +98,9 @@ class Replies:
 
     # -- subscriptions ---------------------------------------------------------------------------------
 
-    def changes(self, now: float) -> Iterator[Subscribed | Unsubscribed]:
+    def changes(self, now: float, budget: Budget) -> Iterator[Subscribed | Unsubscribed]:
         """Read the socket; yield the accepted subscriptions, and the identities whose last subscriber left."""
-        for message in receive_some(self._socket):
+        for message in receive_some(self._socket, budget):
             kind, identity = message[0].bytes[:1], message[0].bytes[1:]
             if not identity:  # a subscription to an empty topic would match all topics
                 continue
@@ -105,7 +108,7 @@ class Replies:
             if kind == b"\x01":
                 change = self._subscribe(connection_of(message[0]), identity, now)
             elif kind == b"\x00":
-                change = self._unsubscribe(connection_of(message[0]), identity)
+                change = self._unsubscribe(connection_of(message[0]), identity, now)
             if change is not None:
                 yield change
 
@@ -124,9 +127,9 @@ class Replies:
         # this client missed it.
         return Subscribed(identity, missed[0] if missed and not is_held else None)
 
-    def _unsubscribe(self, connection: int | None, identity: bytes) -> Unsubscribed | None:
+    def _unsubscribe(self, connection: int | None, identity: bytes, now: float) -> Unsubscribed | None:
         self._socket.setsockopt(zmq.UNSUBSCRIBE, self._outbox.topic_of(identity))
-        if self._subscriptions.remove(connection, identity) and self._outbox.unsubscribe(identity):
+        if self._subscriptions.remove(connection, identity) and self._outbox.unsubscribe(identity, _LOST, now):
             return Unsubscribed(identity)
         return None
 
@@ -138,38 +141,60 @@ class Replies:
 
     # -- replies ---------------------------------------------------------------------------------------
 
-    def post(self, reply: Reply, now: float) -> None:
-        """Hold a reply until `deliver` is called. If too many bytes are held, send or drop some replies now."""
-        self._outbox.post(reply_to_frames(reply), now)
-        if self._outbox.is_over_capacity:
-            self._outbox.deliver(self._send)
-            self._note_dropped(self._outbox.trim())
+    def post(self, reply: Reply, now: float, reservation: Reservation | None = None) -> None:
+        """Hold a reply until `deliver` is called.
 
-    def deliver(self) -> None:
-        """Send every reply whose client has subscribed and can receive the reply."""
-        self._outbox.deliver(self._send)
+        reservation: what is reserved for the vectors of the reply; None: the reply has no vectors. Raises NoRoom.
+        """
+        self._outbox.post(reply_to_frames(reply), now, reservation)
 
-    def expire(self, now: float) -> None:
-        """Drop the replies that have waited too long. Checks at most once a second."""
-        if now >= self._next_expiry:
-            self._next_expiry = now + _EXPIRE_EVERY_S
-            self._note_dropped(self._outbox.expire(now))
+    def post_lost(self, request: EncodeRequest, now: float) -> None:
+        """Hold an error for a request that was cancelled because the connection for its reply was lost.
 
-    def _send(self, frames: Frames) -> bool:
-        """Publish a reply; return False if the pipe of a subscriber is full."""
+        The client finds it when it subscribes again. Without the error, the client would wait for ever.
+        """
+        self._outbox.post_note(reply_to_frames(ErrorReply(request.identity, request.request_id, _LOST)), now)
+
+    def deliver(self, now: float, budget: Budget) -> None:
+        """Send the replies whose clients have subscribed and can receive them."""
+        self._retry_ms = min(2 * self._retry_ms, _RETRY_MS[1])
+        self._outbox.deliver(self._send, now, budget)
+        self._pipes.collect()
+
+    def expire(self, now: float, budget: Budget) -> None:
+        """Drop the replies that have waited too long."""
+        self._outbox.expire(now, budget)
+
+    def _send(self, reply: HeldReply, is_lossy: bool) -> bool:
+        """Publish a reply; return False if the pipe of a subscriber is full.
+
+        is_lossy: publish it all the same; then only the subscribers with full pipes do not get it.
+        """
+        if is_lossy:
+            self._socket.xpub_nodrop = 0
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            self._socket.send(reply.frames[0], zmq.NOBLOCK | zmq.SNDMORE)  # only a first frame may be refused
+            parts = [
+                zmq.Frame(frame, track=True, copy=False) if len(frame) >= LARGE_FRAME_BYTES else frame
+                for frame in reply.frames[1:]
+            ]
+            self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return False
+        finally:
+            if is_lossy:
+                self._socket.xpub_nodrop = 1
+        self._retry_ms = _RETRY_MS[0]
+        if reply.reservation is not None:
+            trackers = [part.tracker for part in parts if isinstance(part, zmq.Frame)]
+            if trackers:
+                self._pipes.add(trackers, reply.reservation)
+            else:
+                reply.reservation.release()
         return True
 
-    def _note_dropped(self, dropped: list[Dropped]) -> None:
-        for reply in dropped:
-            self._metrics.dropped_replies.inc()
-            self._sparse_log.warning("dropped a reply topic=%r reason=%s", reply.topic, reply.reason)
-
-
-def _substitute(frames: Frames, reason: str) -> Frames:
-    """Return the error reply that is sent instead of a dropped reply."""
-    error = Overloaded(f"the reply was dropped: {reason}")
-    return reply_to_frames(ErrorReply(bytes(frames[0]), bytes(frames[-1]), error))
+    def _note_dropped(self, dropped: Dropped) -> None:
+        self._metrics.dropped_replies.inc()
+        self._sparse_log.warning(
+            "dropped a reply topic=%r id=%r reason=%s", dropped.topic, dropped.request_id, dropped.reason
+        )

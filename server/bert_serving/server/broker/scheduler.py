@@ -6,45 +6,56 @@ Rules of this file:
 - A worker has at most two batches: the one that it computes, and the next one. The next batch is sent only when
   it has as many tokens as the batch that is being computed, or half as many as a full batch. Until then, the
   worker is busy anyway, and the batch can grow.
-- A batch has at most as many tokens as its worker computes in BATCH_S seconds. So an urgent text waits at most
-  that long for each batch that was sent before it.
+- A batch has at most as many tokens as its worker computes in BATCH_S seconds (see worker_load.py). So an urgent
+  text waits at most that long for each batch that was sent before it.
+- A text with more tokens than that is a batch alone. With more than twice as many, it is a long batch. The worker
+  computes long batches in turns with others, so they do not count when the next batch is chosen. A worker has at
+  most two of them; while it has two, other texts overtake the next long text.
 - job_queue.py decides which texts go first: small requests before large ones, and fairly among flows.
 - The batches of a lost worker return to the front of the queue and become suspects. A suspect is sent only to a
-  worker without other batches. If a second worker is lost while it has a suspect, or if a batch raises an error,
-  the batch is split into halves. This is repeated until one text is left. Only the request with that text fails.
+  worker without other batches. If a third worker is lost while it has only this batch, or if a batch raises an
+  error, the batch is split into halves. This is repeated until one text is left. Only the request with that text
+  fails. Three, because processes are also killed at random: one batch seldom meets three such deaths.
+- Only workers with the newest model get batches. If a job has vectors of an older model when vectors of the newest
+  model arrive for it, all its texts are computed again. So the vectors of one reply come from one model.
 - Every job ends exactly once: done, failed, expired or cancelled. Results that arrive after its end are ignored.
 
-This file knows nothing about sockets, processes or models. All times are monotonic seconds.
+This file knows nothing about sockets and processes. `now` is in monotonic seconds. Whether a batch takes too long
+is judged by the loop's clock (see loop_clock.py).
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
+import math
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from bert_serving.protocol import (
     DeadlineExceeded,
     EncodeRequest,
-    Overloaded,
-    PayloadTooLarge,
     ServingError,
     Unavailable,
     WorkerFailed,
 )
-from bert_serving.protocol.workers import Batch, ModelFacts, Rejected, Result, Vectors
+from bert_serving.protocol.workers import Batch, ModelFacts, PartResult, Rejected, Result, Vectors
 
+from .account import Reservation
+from .admission import Admission
 from .batching import BatchBuilder, InFlightBatch, halve
 from .estimates import RateEstimate, TokenEstimate
 from .job import Job, Slice
-from .job_queue import JobQueue
+from .job_queue import JobQueue, flow_of
+from .loop_clock import LoopClock
+from .result_check import result_error
+from .sizes import ResultSizes
+from .worker_load import WorkerLoad
 
-# In this time, a CPU computes 1,000 to 2,000 tokens, which fit into its caches; a GPU computes a full micro-batch.
-BATCH_S = 0.08
-_MIN_BATCH_TOKENS = 256
-_MAX_IN_FLIGHT = 2
-_MAX_LOST_WORKERS = 2
+log = logging.getLogger(__name__)
+
+_MAX_LOST_WORKERS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,60 +66,49 @@ class Failure:
     error: ServingError
 
 
-@dataclass(slots=True)
-class _Worker:
-    """What the scheduler knows about a ready worker: its limits, and its batches by batch_id."""
-
-    name: str
-    max_batch_tokens: int
-    rate: RateEstimate
-    in_flight: dict[int, InFlightBatch] = field(default_factory=dict)
-
-    @property
-    def full_batch_tokens(self) -> float:
-        return min(self.max_batch_tokens, max(_MIN_BATCH_TOKENS, self.rate.tokens_per_s * BATCH_S))
-
-    def can_take(self, *, suspect: bool) -> bool:
-        """Whether the worker has room for a batch. A suspect needs a worker without other batches."""
-        if suspect or any(batch.is_suspect for batch in self.in_flight.values()):
-            return not self.in_flight
-        return len(self.in_flight) < _MAX_IN_FLIGHT
-
-
 class Scheduler:
     """Owns every job from its arrival to its end.
 
-    queue_capacity: limit for the number of texts that wait, and for the number of texts in one request.
-    queue_bytes: limit for the bytes of all open requests, as received. max_batch_size: limit for the number of
-    texts in a batch. priority_batch_size: requests of up to this many texts overtake larger ones. max_seq_len:
-    limit for the estimated tokens of a text, because longer texts are truncated. result_bytes: limit for the bytes
-    of the vectors of one request.
+    memory_bytes, queue_capacity, flow_share: limits for what all requests and one flow may hold; see Admission.
+    sizes: estimates what a request will need. max_batch_size: limit for the number of texts in a batch.
+    priority_batch_size: requests of up to this many texts overtake larger ones. max_seq_len: limit for the
+    estimated tokens of a text, because longer texts are truncated. clock: the loop's clock.
+
+    model: fingerprint of the newest model, the one that became ready last; empty until a worker is ready.
     """
 
     def __init__(
         self,
         *,
+        memory_bytes: int,
         queue_capacity: int,
-        queue_bytes: int,
+        flow_share: float,
+        sizes: ResultSizes,
         max_batch_size: int,
         priority_batch_size: int,
         max_seq_len: int,
         show_tokens: bool = False,
-        result_bytes: int = 1 << 30,
+        clock: LoopClock | None = None,
     ) -> None:
+        self._clock = clock or LoopClock()
         self._max_batch_size = max_batch_size
-        self._result_bytes = result_bytes
         self._queue = JobQueue(
-            queue_capacity=queue_capacity,
-            queue_bytes=queue_bytes,
-            priority_batch_size=priority_batch_size,
-            max_seq_len=max_seq_len,
-            show_tokens=show_tokens,
+            priority_batch_size=priority_batch_size, max_seq_len=max_seq_len, show_tokens=show_tokens
         )
         self._to_send_again: deque[InFlightBatch] = deque()
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, WorkerLoad] = {}
+        self.model = ""
         self._batch_ids = itertools.count(1)
         self._estimate = TokenEstimate()
+        self._sizes = sizes
+        self.admission = Admission(
+            memory_bytes=memory_bytes,
+            queue_capacity=queue_capacity,
+            flow_share=flow_share,
+            sizes=sizes,
+            cost=self._estimate.of_text,
+            wait_ms=self._wait_ms,
+        )
 
     def __repr__(self) -> str:
         in_flight = sum(len(worker.in_flight) for worker in self._workers.values())
@@ -130,12 +130,12 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """The number of texts that were not given to a worker yet."""
-        return self._queue.num_waiting
+        return self.admission.texts.held
 
     @property
-    def open_bytes(self) -> int:
-        """Bytes of the requests of all open jobs, as received."""
-        return self._queue.open_bytes
+    def next_deadline(self) -> float | None:
+        """When a deadline may pass next; None if no request has a deadline."""
+        return self._queue.next_deadline
 
     def oldest_age_s(self, now: float) -> float:
         """Return the age of the oldest request that waits for its first batch; 0 if there is none."""
@@ -149,80 +149,106 @@ class Scheduler:
     # -- jobs ------------------------------------------------------------------------------------------
 
     def submit(
-        self, request: EncodeRequest, now: float, *, num_bytes: int = 0, is_unsubscribed: bool = False
+        self, request: EncodeRequest, now: float, held: Reservation | None = None, *, is_unsubscribed: bool = False
     ) -> Job:
-        """Queue a request. Raises PayloadTooLarge or Overloaded.
+        """Queue a request. Raises PayloadTooLarge or Overloaded; then `held` is released.
 
-        num_bytes: size of the request, as received. is_unsubscribed: no client has subscribed to the identity of
-        the request yet; call `client_subscribed` when a client subscribes.
+        held: what is reserved for the parsed request already. is_unsubscribed: no client has subscribed to the
+        identity of the request yet; call `client_subscribed` when a client subscribes.
         """
-        reason = self._queue.full_because(len(request.texts), num_bytes)
-        if reason is not None:
-            raise Overloaded(
-                f"the queue is full: {reason}", retry_after_ms=self._retry_after_ms(len(request.texts))
-            )
-        return self._queue.add(request, now, num_bytes=num_bytes, is_unsubscribed=is_unsubscribed)
+        flow = flow_of(request.identity, request.flow, is_unsubscribed=is_unsubscribed)
+        held = held or self.admission.reserve_body(flow, b"")
+        num_bytes = held.amount
+        try:
+            waiting = self.admission.reserve_job(request, flow, held)
+        except ServingError:
+            held.release()
+            raise
+        return self._queue.add(request, now, flow=flow, num_bytes=num_bytes, held=held, waiting=waiting)
 
-    def client_subscribed(self, identity: bytes) -> None:
-        """Note that a client has subscribed to an identity. Requests with this identity may be open already."""
-        self._queue.client_subscribed(identity)
+    def client_subscribed(self, identity: bytes) -> Iterator[None]:
+        """Move the open requests of an identity to its own flow, one in each step of the iterator."""
+        return self._queue.client_subscribed(identity)
 
-    def cancel(self, identity: bytes) -> list[Job]:
-        """End the jobs of a client that disconnected; return these jobs."""
-        jobs = self._queue.jobs_of(identity)
+    def cancel(self, identity: bytes) -> Iterator[Job]:
+        """End the jobs that a client has now, because it disconnected: one in each step of the iterator."""
+        return self._cancel(self._queue.take_jobs_of(identity))
+
+    def _cancel(self, jobs: Iterable[Job]) -> Iterator[Job]:
         for job in jobs:
-            self._queue.close(job)
-        return jobs
+            if job.is_open:
+                self._queue.close(job)
+                yield job
 
-    def expire(self, now: float) -> list[Failure]:
-        """End the jobs whose deadline has passed."""
-        failures = []
+    def cancel_request(self, identity: bytes, request_id: bytes) -> Job | None:
+        """End the job of one request; return the job, or None if there is no open job."""
+        job = self._queue.job_of(identity, request_id)
+        if job is not None:
+            self._queue.close(job)
+        return job
+
+    def expire(self, now: float) -> Iterator[Failure]:
+        """End the jobs whose deadline has passed, one in each step of the iterator."""
         for job in self._queue.past_deadline(now):
             waited_ms = round((now - job.arrived_at) * 1000)
             message = (
                 f"the deadline of {job.request.deadline_ms} ms has passed: the request has waited {waited_ms} ms"
             )
-            failures.append(self._fail_job(job, DeadlineExceeded(message)))
-        return failures
+            yield self._fail_job(job, DeadlineExceeded(message))
 
-    def fail_all(self, reason: str) -> list[Failure]:
-        """Fail every job, because the server shuts down or has no worker left."""
-        return [self._fail_job(job, Unavailable(reason)) for job in self._queue.jobs]
+    def fail_all(self, error: Unavailable) -> Iterator[Failure]:
+        """Fail every job, because the server stops or has no worker left: one in each step of the iterator."""
+        for job in self._queue.jobs:
+            yield self._fail_job(job, error)
 
     # -- workers ---------------------------------------------------------------------------------------
 
-    def worker_ready(self, name: str, facts: ModelFacts) -> list[Failure]:
-        """Add a worker, or replace an earlier process of the same name; return the jobs that fail."""
-        failures = self.worker_lost(name)  # if there was an earlier process, takes back its batches
+    def worker_ready(self, name: str, facts: ModelFacts) -> None:
+        """Add a worker, or replace the process that served under this name; its model is the newest one now."""
+        self._take_back(name)
+        self.model = facts.fingerprint
         rate = RateEstimate(facts.tokens_per_s)
-        self._workers[name] = _Worker(name, facts.max_batch_tokens, rate)
-        return failures
+        self._workers[name] = WorkerLoad(name, facts.fingerprint, facts.max_batch_tokens, rate)
+        self._sizes.learn(facts)
 
     def worker_lost(self, name: str) -> list[Failure]:
-        """Remove a worker and take back its batches; return the jobs that fail."""
-        worker = self._workers.pop(name, None)
-        failures: list[Failure] = []
-        for batch in reversed(worker.in_flight.values() if worker else ()):
-            batch.num_lost_workers += 1
-            if batch.num_lost_workers >= _MAX_LOST_WORKERS:
-                error = WorkerFailed(
-                    f"the worker process died {_MAX_LOST_WORKERS} times while it computed this text"
-                )
-                # Each half starts with one lost worker: if another worker dies with a half, that half is split.
-                failures += self._split(batch, error, num_lost_workers=_MAX_LOST_WORKERS - 1)
-            else:
-                self._to_send_again.appendleft(batch)
-        return failures
+        """Remove a worker that died and take back its batches; return the jobs that fail."""
+        batches = self._take_back(name)
+        for batch in batches:
+            batch.is_suspect = True
+        if len(batches) != 1:  # a worker computes its batches in turns, so it is not known which of them killed it
+            return []
+        alone = batches[0]
+        alone.num_lost_workers += 1
+        if alone.num_lost_workers < _MAX_LOST_WORKERS:
+            return []
+        self._to_send_again.popleft()
+        error = WorkerFailed(f"the worker process died {_MAX_LOST_WORKERS} times while it computed this text")
+        # One more lost worker is enough to split a half.
+        return self._split(alone, error, num_lost_workers=_MAX_LOST_WORKERS - 1)
+
+    def worker_progressed(self, name: str, num_forwards: int) -> None:
+        """Note how many micro-batches a worker has computed since its start."""
+        worker = self._workers.get(name)
+        if worker is not None and num_forwards > worker.num_forwards:
+            worker.num_forwards = num_forwards
+            worker.progress_at = self._clock.now
+
+    @property
+    def outdated(self) -> list[str]:
+        """The workers whose model is not the newest. They get no batches."""
+        return [worker.name for worker in self._workers.values() if worker.model != self.model]
 
     def next_batch(self, name: str, now: float) -> Batch | None:
         """Return the batch that the worker should get now, or None."""
         worker = self._workers.get(name)
-        if worker is None or not worker.can_take(suspect=bool(self._to_send_again)):
+        if worker is None or worker.model != self.model or not worker.can_take(suspect=bool(self._to_send_again)):
             return None
         batch = self._next_to_send_again() or self._merge(worker)
         if batch is None:
             return None
-        batch.sent_at = now
+        if not worker.in_flight:
+            worker.progress_at = self._clock.now
         for slice_ in batch.slices:
             if slice_.job.begun_at is None:
                 slice_.job.begun_at = now
@@ -242,74 +268,74 @@ class Scheduler:
                     yield worker.name, batch
 
     def complete(self, name: str, result: Result, now: float) -> list[Job | Failure]:
-        """Store the result of a batch; return the jobs that end with this batch."""
-        batch = self._take_in_flight(name, result.batch_id)
-        if batch is None:
+        """Store the result of a batch; return the jobs that end with this batch.
+
+        A wrong result counts as a failed batch, see `fail`.
+        """
+        worker = self._workers.get(name)
+        if worker is None or result.batch_id not in worker.in_flight:
             return []
-        worker = self._workers[name]
-        for ahead in worker.in_flight.values():
-            ahead.sent_at = now  # the worker begins to compute its other batch now
+        slices = worker.in_flight[result.batch_id].slices
+        if wrong := result_error(slices, result.part_results, worker.model):
+            log.error("wrong result worker=%s id=%d error=%s", name, result.batch_id, wrong)
+            return [*self.fail(name, result.batch_id, f"the worker returned a wrong result: {wrong}")]
+        batch = worker.in_flight.pop(result.batch_id)
+        worker.progress_at = self._clock.now
         self._learn(worker, batch, result)
-        ended: list[Job | Failure] = []
-        for slice_, part_result in zip(batch.slices, result.part_results, strict=True):
-            job = slice_.job
-            if not job.is_open:
-                continue
-            if isinstance(part_result, Rejected):
-                ended.append(self._fail_job(job, _error_in_request(part_result, slice_)))
-                continue
-            if job.result.bytes_with(part_result) > self._result_bytes:
-                ended.append(self._fail_job(job, self._too_large()))
-                continue
-            job.store(slice_.start, part_result)
-            job.tokenize_ms += result.tokenize_ms
-            job.compute_ms += result.compute_ms
-            if job.is_done:
-                self._queue.close(job)
-                ended.append(job)
-        return ended
+        ended = (
+            self._store(slice_, part_result, result, worker.model)
+            for slice_, part_result in zip(slices, result.part_results, strict=True)
+        )
+        return [job for job in ended if job is not None]
+
+    def traces(self, name: str, batch_id: int) -> str:
+        """Return the names of the requests in a batch of a worker, for a log line."""
+        worker = self._workers.get(name)
+        batch = None if worker is None else worker.in_flight.get(batch_id)
+        return "" if batch is None else batch.traces
 
     def fail(self, name: str, batch_id: int, message: str) -> list[Failure]:
         """Take back a batch that raised an error; return the jobs that fail."""
-        batch = self._take_in_flight(name, batch_id)
+        worker = self._workers.get(name)
+        batch = None if worker is None else worker.in_flight.pop(batch_id, None)
         if batch is None:
             return []
         return self._split(batch, WorkerFailed(message), num_lost_workers=batch.num_lost_workers)
 
-    def overdue(self, now: float, timeout_s: float) -> list[str]:
-        """Return the workers whose oldest batch takes longer than the timeout.
+    def fail_oldest(self, name: str, message: str) -> list[Failure]:
+        """Take back the oldest batch of a worker, because its result cannot be read; return the jobs that fail."""
+        worker = self._workers.get(name)
+        if worker is None or not worker.in_flight:
+            return []
+        return self.fail(name, next(iter(worker.in_flight)), message)
 
-        A long text that is not truncated may need a batch of more than max_batch_tokens. Then the timeout is
-        longer by the time that the extra tokens should take.
-        """
-        late = []
-        for worker in self._workers.values():
-            oldest = min(worker.in_flight.values(), key=lambda batch: batch.sent_at, default=None)
-            if oldest is None:
-                continue
-            extra_tokens = max(0.0, oldest.tokens - worker.max_batch_tokens)
-            if now - oldest.sent_at > timeout_s + extra_tokens / worker.rate.floor_tokens_per_s:
-                late.append(worker.name)
-        return late
+    def overdue(self, timeout_s: float) -> list[str]:
+        """Return the workers that have a batch and have computed nothing for too long."""
+        now = self._clock.now
+        return [worker.name for worker in self._workers.values() if worker.is_overdue(now, timeout_s)]
 
     # -- inside: batches -------------------------------------------------------------------------------
 
     def _next_to_send_again(self) -> InFlightBatch | None:
         while self._to_send_again:
             batch = self._to_send_again.popleft()
-            batch.slices = [slice_ for slice_ in batch.slices if slice_.job.is_open]
+            batch.slices = [slice_ for slice_ in batch.slices if slice_.is_needed]
             if batch.slices:
                 return batch
         return None
 
-    def _merge(self, worker: _Worker) -> InFlightBatch | None:
+    def _merge(self, worker: WorkerLoad) -> InFlightBatch | None:
         """Return a batch of waiting texts; None if no text waits, or if the batch is still too small to send."""
-        full = worker.full_batch_tokens
-        if worker.in_flight:
-            in_work = sum(batch.tokens for batch in worker.in_flight.values())
-            if self.num_waiting * self._estimate.tokens_per_text < min(in_work, full / 2):
-                return None
-        builder = BatchBuilder(full, self._max_batch_size, self._estimate.of_text)
+        full, ordinary_tokens = worker.full_batch_tokens, worker.ordinary_tokens_in_flight
+        waiting_tokens = self.num_waiting * self._estimate.tokens_per_text
+        if worker.has_ordinary and waiting_tokens < min(ordinary_tokens, full / 2):
+            return None
+        builder = BatchBuilder(
+            full,
+            self._max_batch_size,
+            self._estimate.of_text,
+            max_text_tokens=math.inf if worker.can_take_long else worker.longest_ordinary_tokens,
+        )
         self._queue.fill(builder)
         if not builder.slices:
             return None
@@ -317,7 +343,7 @@ class Scheduler:
 
     def _split(self, batch: InFlightBatch, error: ServingError, *, num_lost_workers: int) -> list[Failure]:
         """Put the halves of a failed batch in front of the queue. If the batch has a single text, fail its job."""
-        slices = [slice_ for slice_ in batch.slices if slice_.job.is_open]
+        slices = [slice_ for slice_ in batch.slices if slice_.is_needed]
         num_texts = sum(map(len, slices))
         if num_texts == 0:
             return []
@@ -325,15 +351,19 @@ class Scheduler:
             return [self._fail_job(slices[0].job, error)]
         for half in reversed(halve(slices, num_texts // 2)):
             tokens = self._estimate.of_slices(half)
-            self._to_send_again.appendleft(InFlightBatch(half, tokens, num_lost_workers))
+            self._to_send_again.appendleft(
+                InFlightBatch(half, tokens, num_lost_workers, is_suspect=num_lost_workers > 0)
+            )
         return []
 
-    def _take_in_flight(self, name: str, batch_id: int) -> InFlightBatch | None:
-        """Remove and return the record of a batch that its worker has finished; None if there is no record."""
-        worker = self._workers.get(name)
-        return None if worker is None else worker.in_flight.pop(batch_id, None)
+    def _take_back(self, name: str) -> list[InFlightBatch]:
+        """Remove a worker and put its batches in front of the queue; return these batches."""
+        worker = self._workers.pop(name, None)
+        batches = list(worker.in_flight.values()) if worker else []
+        self._to_send_again.extendleft(reversed(batches))
+        return batches
 
-    def _learn(self, worker: _Worker, batch: InFlightBatch, result: Result) -> None:
+    def _learn(self, worker: WorkerLoad, batch: InFlightBatch, result: Result) -> None:
         computed = [
             (slice_.texts, part_result)
             for slice_, part_result in zip(batch.slices, result.part_results, strict=True)
@@ -348,15 +378,34 @@ class Scheduler:
 
     # -- inside: jobs ----------------------------------------------------------------------------------
 
-    def _retry_after_ms(self, num_texts: int) -> int:
-        """Return the estimated milliseconds until the queue has room for the texts."""
-        excess, rate = self._queue.excess_texts(num_texts), self.tokens_per_s
-        return 1000 if rate == 0 else max(1, round(excess * self._estimate.tokens_per_text / rate * 1000))
+    def _store(self, slice_: Slice, part_result: PartResult, result: Result, model: str) -> Job | Failure | None:
+        """Store what a worker returned for a slice; return its job if the job ends now."""
+        job = slice_.job
+        if not slice_.is_needed:
+            return None
+        if isinstance(part_result, Rejected):
+            return self._fail_job(job, _error_in_request(part_result, slice_))
+        if job.mixes_models(model):
+            self._queue.restart(job)
+            return None
+        if (no_room := self.admission.reserve_result(job, part_result)) is not None:
+            return self._fail_job(job, no_room)
+        try:
+            job.store(slice_.start, part_result, model)
+        except MemoryError:
+            log.exception("no memory for the vectors of %r", job)
+            return self._fail_job(job, ServingError("the server has no memory for the vectors of this request"))
+        job.tokenize_ms += result.tokenize_ms
+        job.compute_ms += result.compute_ms
+        if not job.is_done:
+            return None
+        self._queue.close(job)
+        return job
 
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(
-            f"the vectors of this request exceed the limit of {self._result_bytes >> 20} MiB: send fewer texts"
-        )
+    def _wait_ms(self, num_texts: int) -> int | None:
+        """Return the estimated milliseconds until so many texts are computed; None if no worker is ready."""
+        rate = self.tokens_per_s
+        return max(1, round(num_texts * self._estimate.tokens_per_text / rate * 1000)) if rate else None
 
     def _fail_job(self, job: Job, error: ServingError) -> Failure:
         self._queue.close(job)

@@ -4,6 +4,10 @@ libzmq reports the connection of every subscription. But when a connection break
 identities that the connection had subscribed to, not the connection itself. Therefore all subscriptions are stored
 here, including the refused ones: when a refused subscription ends, an accepted subscription of another connection
 to the same identity must not be removed.
+
+libzmq stores every subscription until its connection ends, also a refused one, and cannot be told to close a
+connection. So a client that may connect can make libzmq use memory. Only the length of a subscription is limited
+(see ports.py).
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from .metrics import BrokerMetrics
 
 _DURATIONS = tuple(1.5e-5 * 1.5**i for i in range(35))
 _LENGTHS = tuple(float(2**i) for i in range(21))
+_FEW = 8
 _STAGES = ("duration", "tokenization_duration", "queue_duration", "inference_duration")
 
 #: Error code of this server -> TEI's name for such a failure.
@@ -66,6 +67,10 @@ class _Buckets:
         self.total += value
 
     def observe_all(self, values: Sequence[int]) -> None:
+        if len(values) < _FEW:  # then the calls of numpy take longer than the counting
+            for value in values:
+                self.observe(value)
+            return
         found = np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.counts))
         self.counts = (found + self.counts).tolist()
         self.total += sum(values)

@@ -1,14 +1,21 @@
-"""The worker processes as the broker sees them: the one place that knows which workers are ready."""
+"""The worker processes as the broker sees them: the one place that knows which workers are ready.
+
+A worker name may belong to two processes for a while: one that serves, and one that is being started to take its
+place. Each process has its own address, "<name>#<process id>". The process that became ready last has the name;
+messages of the other process are ignored.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import zmq
 from bert_serving.protocol import Frames
 from bert_serving.protocol.workers import (
+    BrokerMessage,
     Failed,
     Heartbeat,
     ModelFacts,
@@ -16,37 +23,53 @@ from bert_serving.protocol.workers import (
     Refused,
     Result,
     Stop,
+    WorkerMessage,
     worker_message_from_frames,
     worker_message_to_frames,
 )
 
+from .loop_clock import LoopClock
 from .ports import receive
 
 log = logging.getLogger(__name__)
 
 _RECENT_FORWARD_S = 60.0  # even an idle worker runs its model more often than once in this time
+_MAX_UNREADABLE = 3  # a process that has sent so many unreadable messages is replaced
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A message that cannot be read. It may be the result of the worker's oldest batch."""
+
+
+#: What `Workers.messages` passes to the broker.
+MessageForBroker: TypeAlias = "Ready | Result | Failed | Heartbeat | Unreadable"
 
 
 @dataclass(slots=True)
 class WorkerView:
-    """What the broker knows about one worker process.
+    """What the broker knows about the process that serves under a worker's name.
 
-    routing_id: address of the worker; None until the worker is ready. facts: what the worker reported when it
-    became ready. refusal: why the worker cannot serve. heard_at: time of the worker's last message, in monotonic
-    seconds.
+    pid: process id; None if no process is ready. facts: what the worker reported when it became ready. heard_at:
+    time of its last message, in seconds of the loop's clock.
     """
 
     name: str
-    routing_id: bytes | None = None
+    pid: int | None = None
     facts: ModelFacts | None = None
     heartbeat: Heartbeat | None = None
     heard_at: float = 0.0
-    refusal: str | None = None
+    num_unreadable: int = 0
 
     @property
     def is_ready(self) -> bool:
         """Whether the worker has loaded its model and has not been lost since."""
-        return self.routing_id is not None
+        return self.pid is not None
+
+    @property
+    def routing_id(self) -> bytes:
+        """The address of the process."""
+        return f"{self.name}#{self.pid}".encode()
 
     def has_recent_forward(self, now: float) -> bool:
         """Whether the worker is ready and its last successful forward pass was less than a minute ago."""
@@ -62,7 +85,7 @@ class WorkerView:
         """Return the worker's entry in the reply to SHOW_STATUS."""
         return {
             "name": self.name,
-            "state": "ready" if self.is_ready else "starting",
+            "state": self.state(now),
             "forward_age_s": round(self._forward_age_s(now), 3) if self.heartbeat else None,
             **({} if self.facts is None else self.facts.to_info()),
         }
@@ -74,9 +97,12 @@ class WorkerView:
 class Workers:
     """All workers and the socket to them. A worker is ready from its Ready message until `lost` is called."""
 
-    def __init__(self, socket: zmq.Socket[bytes], names: Sequence[str]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], names: Sequence[str], clock: LoopClock) -> None:
         self._socket = socket
+        self._clock = clock
         self._views = {name: WorkerView(name) for name in names}
+        self._refusals: dict[int, str] = {}  # by process id
+        self._lost_at: float | None = None  # when a ready worker was lost last
 
     def __repr__(self) -> str:
         return f"<Workers {self.num_ready} of {len(self._views)} are ready>"
@@ -91,52 +117,86 @@ class Workers:
         """The number of ready workers."""
         return sum(view.is_ready for view in self._views.values())
 
-    def have_recent_forwards(self, now: float) -> bool:
+    def have_recent_forwards(self) -> bool:
         """Whether every worker is ready and has computed something less than a minute ago."""
-        return all(view.has_recent_forward(now) for view in self._views.values())
+        return all(view.has_recent_forward(self._clock.now) for view in self._views.values())
 
-    def silent(self, now: float, silent_s: float) -> list[str]:
-        """Return the ready workers that have sent nothing for `silent_s` seconds."""
-        return [view.name for view in self._views.values() if view.is_ready and now - view.heard_at > silent_s]
+    @property
+    def outage_s(self) -> float:
+        """The seconds since the last ready worker was lost; 0 if a worker is ready, or if none was ready yet."""
+        return 0.0 if self.num_ready or self._lost_at is None else self._clock.now - self._lost_at
 
-    def messages(self, now: float) -> Iterator[tuple[str, Ready | Result | Failed]]:
-        """Read the socket; yield (worker name, message) for each message that the scheduler needs."""
+    def faulty(self, *, silent_s: float) -> dict[str, str]:
+        """Return the workers that should be replaced, with the reasons."""
+        found = {}
+        for view in self._views.values():
+            if view.is_ready and self._clock.now - view.heard_at > silent_s:
+                found[view.name] = "does not answer"
+            elif view.num_unreadable >= _MAX_UNREADABLE:
+                found[view.name] = "sends messages that cannot be read"
+        return found
+
+    def messages(self) -> Iterator[tuple[str, MessageForBroker]]:
+        """Read the socket; yield (worker name, message) for each message that the broker must act on."""
         while (frames := receive(self._socket)) is not None:
-            routing_id = frames[0].bytes
-            name = routing_id.decode().partition("#")[0]  # a routing id is "<name>#<process id>"
-            message = worker_message_from_frames([frame.buffer for frame in frames[1:]])
-            view = self._views[name]
-            view.heard_at = now
-            if isinstance(message, Ready):
-                view.routing_id, view.facts, view.refusal = routing_id, message.facts, None
+            name, _, pid = frames[0].bytes.decode(errors="replace").partition("#")
+            if name not in self._views or not pid.isdecimal():
+                log.warning("ignored a message that is not from a worker")
+                continue
+            message = self._on_message(self._views[name], int(pid), [frame.buffer for frame in frames[1:]])
+            if message is not None:
                 yield name, message
-            elif isinstance(message, Refused):
-                view.refusal = message.reason
-            elif routing_id != view.routing_id:
-                log.debug("ignored a message of a worker that was replaced name=%s", name)
-            elif isinstance(message, Heartbeat):
+
+    def _on_message(self, view: WorkerView, pid: int, frames: Frames) -> MessageForBroker | None:
+        message = _read(view.name, frames)
+        if isinstance(message, Refused):
+            self._refusals[pid] = message.reason
+        elif isinstance(message, Ready):
+            self._views[view.name] = WorkerView(view.name, pid, message.facts, heard_at=self._clock.now)
+            return message
+        elif pid != view.pid:
+            log.debug("ignored a message of a process that was replaced name=%s pid=%d", view.name, pid)
+        elif isinstance(message, (Result, Failed, Heartbeat, Unreadable)):
+            view.heard_at = self._clock.now
+            if isinstance(message, Heartbeat):
                 view.heartbeat = message
-            elif isinstance(message, (Result, Failed)):
-                yield name, message
+            elif isinstance(message, Unreadable):
+                view.num_unreadable += 1
+            return message
+        return None
 
     def send(self, name: str, frames: Frames) -> None:
         """Send a message to a worker that is ready."""
-        routing_id = self._views[name].routing_id
-        assert routing_id is not None
+        view = self._views[name]
+        assert view.is_ready
         try:
-            self._socket.send_multipart([routing_id, *frames], zmq.NOBLOCK, copy=False)
+            self._socket.send_multipart([view.routing_id, *frames], zmq.NOBLOCK, copy=False)
         except zmq.ZMQError as exc:
             # The worker has just died. The supervisor will call `worker_lost`, and another worker gets the batch.
             log.warning("cannot send to %s: %s", name, exc)
 
-    def lost(self, name: str) -> str | None:
-        """Forget a worker process; return why it could not serve, or None if it gave no reason."""
-        refusal = self._views[name].refusal
+    def lost(self, name: str, pid: int) -> bool:
+        """Forget a process if it serves under this name; return whether it did."""
+        if self._views[name].pid != pid:
+            return False
         self._views[name] = WorkerView(name)
-        return refusal
+        self._lost_at = self._clock.now
+        return True
+
+    def take_refusal(self, pid: int) -> str | None:
+        """Return why a process could not serve, or None if it gave no reason; forget the reason."""
+        return self._refusals.pop(pid, None)
 
     def stop(self) -> None:
         """Tell every ready worker to end."""
         for view in self._views.values():
             if view.is_ready:
                 self.send(view.name, worker_message_to_frames(Stop()))
+
+
+def _read(name: str, frames: Frames) -> WorkerMessage | BrokerMessage | Unreadable:
+    try:
+        return worker_message_from_frames(frames)
+    except Exception:  # an unreadable message, of any kind, must not end the server
+        log.exception("cannot read a message of %s", name)
+        return Unreadable()

@@ -16,8 +16,10 @@ def main(argv: list[str] | None = None) -> int:
 def _start(argv: list[str] | None) -> int:
     import signal
 
-    # Until the supervisor handles signals, SIGTERM must end this process as Ctrl-C does.
+    # Until the supervisor handles signals, SIGTERM must end this process as Ctrl-C does. SIGHUP asks for a reload,
+    # and there is nothing to reload yet.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         from ..settings import parse_settings
         from ..supervisor.serve import serve

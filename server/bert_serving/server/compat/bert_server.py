@@ -29,7 +29,7 @@ from ..settings import Settings
 
 _READY = b"ready\n"
 _STOP = b"\n"
-_CLOSE_S = 15.0
+_CLOSE_MARGIN_S = 10.0  # after the drain time, a server ends its processes in a few seconds
 _ORPHAN_POLL_S = 1.0
 
 _servers: weakref.WeakSet[BertServer] = weakref.WeakSet()
@@ -137,7 +137,7 @@ class BertServer(threading.Thread):
                 process.stdin.write(_STOP)
                 process.stdin.close()
         try:
-            process.wait(_CLOSE_S)
+            process.wait(self._settings.drain_timeout + _CLOSE_MARGIN_S)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
         if self.is_alive():
@@ -156,11 +156,12 @@ class BertServer(threading.Thread):
         ip: str = "localhost",
         port: int = 5555,
         timeout: int = 15_000,
+        curve_dir: str | None = None,
     ) -> None:
         """Stop the server at an address. Raises TerminateError.
 
         args: what the parser of `get_shutdown_parser` returned, or the port. timeout: milliseconds to wait for
-        the end of the server.
+        the end of the server. curve_dir: folder with a client's keys, if the server uses CURVE.
         """
         from .termination import terminate_server
 
@@ -169,7 +170,8 @@ class BertServer(threading.Thread):
         elif args is not None:
             ip, port = getattr(args, "ip", ip), getattr(args, "port", port)
             timeout = getattr(args, "timeout", timeout)
-        terminate_server(ip, port, timeout_s=timeout / 1000)
+            curve_dir = getattr(args, "curve_dir", curve_dir)
+        terminate_server(ip, port, timeout_s=timeout / 1000, curve_dir=curve_dir)
 
 
 def main() -> int:
@@ -178,6 +180,7 @@ def main() -> int:
     from ..supervisor.startup import StartError
     from ..supervisor.supervisor import Supervisor
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the supervisor handles it, there is nothing to reload
     parent = os.getppid()
     control, report = io.FileIO(0), sys.stdout.buffer  # unbuffered: `select` cannot see bytes in a buffer
 

@@ -9,72 +9,112 @@ operations.py (GET /live, /ready, /metrics).
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import multiprocessing
-from collections.abc import AsyncIterator, Callable
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socket
+from typing import Any
 
 import uvicorn
-from bert_serving.client import AsyncBertClient
+from bert_serving.client import Address, AsyncBertClient
 from bert_serving.protocol import ServingError
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+from ..keys import KeySource
 from ..settings import own_version
 from . import operations, stream
 from .dialect import BERT_AS_SERVICE
 from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei
 from .errors import default_response
+from .heartbeat import start_heartbeat
+from .http_protocol import ConnectionPool
+from .keys import Keyring
+from .known_models import KnownModels
+from .limits import BodyLimits, ConnectionLimits
+from .memory import GatewayMemory
 from .metrics import GatewayMetrics
-from .middleware import CountRequests, MaxBodySize
-from .service import Service
+from .middleware import CountRequests
+from .service import Service, server_status
+
+#: The value of `cors` that allows only pages of web servers on the caller's own machine.
+LOOPBACK = "loopback"
+
+_LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
 def main(
     *,
     http_socket: socket,
-    ready: Connection,
-    host: str,
-    port: int,
-    port_out: int,
-    max_body_bytes: int,
+    heartbeat: Connection,
+    requests_endpoint: str,
+    replies_endpoint: str,
+    connection_limits: Mapping[str, Any],
+    body_limits: Mapping[str, int],
+    trusted_proxies: str,
     cors: str,
     model_name: str,
-    tokenizer_path: str,
-    api_keys: tuple[str, ...],
+    tokenizer_dir: str,
+    api_keys: KeySource,
+    protect_metrics: bool,
     drain_timeout_s: float,
 ) -> None:
     """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
 
-    ready: the gateway sends a message on this connection when it begins to serve. cors: the origin whose web pages
-    may send requests; "*" allows every origin. drain_timeout_s: how long requests may continue after SIGTERM. For
-    the other arguments, see Service.
+    heartbeat: the gateway writes to this pipe when it begins to serve, and every second after that.
+    requests_endpoint, replies_endpoint: the broker's private addresses for gateways. connection_limits,
+    body_limits: the fields of ConnectionLimits and BodyLimits. trusted_proxies: addresses whose X-Forwarded-For
+    is believed. cors: the origin whose web pages may send requests; "*" allows every origin, and LOOPBACK the
+    pages of web servers on the caller's own machine. tokenizer_dir: see KnownModels. api_keys: see Keyring.
+    protect_metrics: whether /metrics requires a key too. drain_timeout_s: how long requests may continue after
+    SIGTERM. For the other arguments, see Service.
     """
+    keys = Keyring(api_keys)
+    keys.reload()  # this process may have been started long after the server read the file
+    limits = BodyLimits(**body_limits)
+    # A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
+    client = AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False, retry=False)
     service = Service(
-        AsyncBertClient(host, port, port_out, check_length=False),
+        client,
         model_name,
-        Path(tokenizer_path),
-        max_body_bytes,
-        api_keys,
+        KnownModels(partial(server_status, client), Path(tokenizer_dir)),
+        limits,
+        GatewayMemory(limits.held_bytes),
+        keys,
+        protect_metrics,
     )
-    app = create_app(service, cors=cors, on_ready=lambda: ready.send_bytes(b"ready"))
+    app = create_app(service, cors=cors, on_ready=lambda: start_heartbeat(heartbeat.fileno()))
+    pool = ConnectionPool(
+        ConnectionLimits(**connection_limits).within_open_files(),
+        on_refusal=app.state.metrics.count_refusal,
+        slow_paths=stream.PATHS,
+    )
+    # uvicorn warns of each message that is not HTTP. Anybody could fill the log with these lines.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
+        http=pool.new_connection,  # type: ignore[arg-type]  # uvicorn only calls it
+        ws="none",
         log_config=None,
         access_log=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=trusted_proxies,
+        timeout_keep_alive=pool.limits.keep_alive_s,  # type: ignore[arg-type]  # seconds may have a fraction
         timeout_graceful_shutdown=max(1, math.ceil(drain_timeout_s)),
         server_header=False,
     )
-    server = uvicorn.Server(config)
-    asyncio.run(_serve(server, http_socket))
+    asyncio.run(_serve(uvicorn.Server(config), http_socket, pool, keys))
 
 
-async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
+async def _serve(server: uvicorn.Server, http_socket: socket, pool: ConnectionPool, keys: Keyring) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     loop = asyncio.get_running_loop()
@@ -83,22 +123,28 @@ async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
         loop.remove_reader(parent.sentinel)
         server.should_exit = True
 
+    loop.add_signal_handler(signal.SIGHUP, keys.reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # children may be started with it blocked
     loop.add_reader(parent.sentinel, stop)  # becomes readable when the server process ends
+    checks = asyncio.create_task(pool.check_forever())
     with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again; this cancels the task
         await server.serve(sockets=[http_socket])
+    checks.cancel()
 
 
-def create_app(service: Service, *, cors: str = "*", on_ready: Callable[[], None] = lambda: None) -> FastAPI:
+def create_app(service: Service, *, cors: str = LOOPBACK, on_ready: Callable[[], None] = lambda: None) -> FastAPI:
     """Return the HTTP application of a service. on_ready: called when the application begins to serve."""
     app = _empty_app(service, on_ready)
     router = APIRouter()
     _add_dialects(router, service)
     stream.add_routes(router, service)
     app.include_router(router)
-    metrics = GatewayMetrics([*operations.PATHS, *(route.path for route in router.routes)])  # type: ignore[attr-defined]
+    routes = [*operations.PATHS, *(route.path for route in router.routes)]  # type: ignore[attr-defined]
+    metrics = GatewayMetrics(routes, service.keys.names)
+    app.state.metrics = metrics
     app.include_router(operations.create_router(service, metrics))
     _add_error_handlers(app)
-    _add_middleware(app, service, metrics, cors)
+    _add_middleware(app, metrics, cors)
     return app
 
 
@@ -139,11 +185,15 @@ def _add_dialects(router: APIRouter, service: Service) -> None:
     ollama.add_routes(router, service)
 
 
-def _add_middleware(app: FastAPI, service: Service, metrics: GatewayMetrics, cors: str) -> None:
+def _add_middleware(app: FastAPI, metrics: GatewayMetrics, cors: str) -> None:
     """Add the middleware that every request passes through. The middleware added last is the outermost."""
-    app.add_middleware(MaxBodySize, max_bytes=service.max_body_bytes, streams=stream.PATHS)
     app.add_middleware(
-        CORSMiddleware, allow_origins=[cors], allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+        CORSMiddleware,
+        allow_origins=[] if cors == LOOPBACK else [cors],
+        allow_origin_regex=_LOOPBACK_ORIGIN if cors == LOOPBACK else None,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["*"],
     )
     app.add_middleware(CountRequests, metrics=metrics)
 

@@ -7,25 +7,27 @@ Response. To report an error, they raise a ServingError.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import orjson
-from bert_serving.protocol import ServingError, Unauthorized, Unavailable
+from bert_serving.protocol import Overloaded, ServingError, Unauthorized, Unavailable
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from .context import RequestContext
 from .errors import default_error
-from .openapi import request_body
+from .http_protocol import ENDED_WITH
+from .openapi import ERROR_RESPONSES, request_body
 from .service import Service
 
 #: Key under which the error code of a failed request is stored in the request's ASGI scope, for the metrics.
 ERROR_CODE = "bert_serving.error_code"
+
+_RETRY_AFTER_MS = 1000  # for an Overloaded that names no time
 
 Handler: TypeAlias = Callable[[RequestContext], Awaitable[Response]]
 
@@ -70,6 +72,7 @@ class Dialect:
                 operation_id=f"{handler.__name__}{path}".replace("/", "_"),
                 tags=[self.tag],
                 openapi_extra=None if body is None else request_body(body),
+                responses=ERROR_RESPONSES,
                 include_in_schema=path == paths[0],
             )
             if body is None:  # health probes use HEAD
@@ -79,18 +82,22 @@ class Dialect:
         error: ServingError | TimeoutError
         try:
             if not is_public:
-                check_api_key(context.request, context.service.api_keys)
+                context.service.keys.check(context.request)
+            context.begin()
             return await handler(context)
         except ClientDisconnect:
             return Response(status_code=400)  # not received: the client disconnected while it sent the body
         except (ServingError, TimeoutError) as exc:
             error = exc
         except asyncio.CancelledError:
+            if ENDED_WITH in context.request.scope:  # nobody waits for a response
+                raise
             error = Unavailable("the server is shutting down")
         except Exception:  # caught here, because the application's error handler does not know the dialect
-            log.exception("cannot handle request path=%s", context.request.url.path)
+            log.exception("cannot handle request trace=%s", context.service.call.trace)
             error = ServingError("internal error")
-        context.request.scope[ERROR_CODE] = getattr(error, "code", Unavailable.code)
+        code = context.request.scope[ERROR_CODE] = getattr(error, "code", Unavailable.code)
+        log.debug("refused request trace=%s error=%s", context.service.call.trace, code)
         return self.error_response(error)
 
     def error_response(self, error: ServingError | TimeoutError) -> Response:
@@ -105,28 +112,14 @@ class Dialect:
 BERT_AS_SERVICE = Dialect("bert-as-service", default_error)
 
 
-def check_api_key(request: Request, keys: Sequence[str]) -> None:
-    """Raise Unauthorized unless the request has one of the keys. Without keys, every request is allowed."""
-    if not keys:
-        return
-    authorization = request.headers.get("authorization", "")
-    scheme, _, rest = authorization.partition(" ")
-    bearer = rest.strip() if scheme.lower() == "bearer" else authorization
-    # Compare with every key in constant time: the time taken must not reveal how much of a key is right.
-    matches = [
-        hmac.compare_digest(given.encode(), key.encode())
-        for given in (bearer, request.headers.get("x-api-key", ""))
-        for key in keys
-    ]
-    if not any(matches):
-        raise Unauthorized("this server requires an API key: send Authorization: Bearer <key>")
-
-
 def _error_headers(error: ServingError) -> dict[str, str]:
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
-    if error.retry_after_ms is not None:
+    retry_after_ms = error.retry_after_ms
+    if retry_after_ms is None and isinstance(error, Overloaded):
+        retry_after_ms = _RETRY_AFTER_MS
+    if retry_after_ms is not None:
         headers |= {
-            "Retry-After": str(-(-error.retry_after_ms // 1000)),  # in whole seconds, rounded up
-            "retry-after-ms": str(error.retry_after_ms),
+            "Retry-After": str(-(-retry_after_ms // 1000)),  # in whole seconds, rounded up
+            "retry-after-ms": str(retry_after_ms),
         }
     return headers

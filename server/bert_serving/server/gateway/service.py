@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from bert_serving.client import AsyncBertClient
@@ -22,85 +21,41 @@ from bert_serving.protocol import (
     options_from_json,
 )
 
+from .calls import Call
+from .keys import Keyring
+from .known_models import KnownModels, Model, ServerStatus
+from .limits import BodyLimits
+from .memory import GatewayMemory, RequestMemory
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 STATUS_TIMEOUT_S = 5.0
 
 
-class WorkerStatus(TypedDict, total=False):
-    """The fields that the gateway reads from a worker's entry in the broker's status.
-
-    A worker that is not ready has only `name` and `state`. Only models with a classification head have `labels`.
-    """
-
-    name: str
-    state: str
-    kind: str  # "embedding", "splade", "classifier" or "reranker"
-    labels: list[str]
-    prompts: dict[str, str]
-    poolings: list[str]
-    dtype: str
-    dimension: int
-    max_seq_len: int
-    max_batch_tokens: int
-    parity: float
-    splits_specials: bool
-
-
-class ServerStatus(TypedDict):
-    """The fields that the gateway reads from the broker's status, which is the reply to SHOW_STATUS."""
-
-    ready: bool
-    workers: list[WorkerStatus]
-    queue_texts: int
-    open_requests: int
-    model_dir: str
-    revision: str | None
-    queue_capacity: int
-    max_batch_size: int
-    num_worker: int
-    version: str
-
-
 @dataclass(frozen=True, slots=True)
-class Model:
-    """The model that is served. server: the broker's status, read once. facts: a ready worker's entry in it."""
-
-    facts: WorkerStatus
-    server: ServerStatus
-
-    @property
-    def kind(self) -> str:
-        """One of "embedding", "splade", "classifier" and "reranker"."""
-        return self.facts["kind"]
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """The labels of a classification head; empty for other models."""
-        return self.facts.get("labels", ())
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """The model's prompts by their names."""
-        return self.facts.get("prompts", {})
-
-
-@dataclass(slots=True)
 class Service:
     """A gateway's access to the broker and to facts about the model.
 
-    model_name: the name of the model in replies. tokenizer_path: file with the model's tokenizer; the first worker
-    writes this file. api_keys: a request must have one of these keys; if there are none, no API key is required.
+    model_name: the name of the model in replies. models: what is known about the models that workers serve.
+    memory: for the bodies and the replies of all requests. keys: the accepted API keys. protects_metrics: whether
+    /metrics requires a key too. call: what the broker must know about the request that uses this object. held: the
+    memory of that request, which must hold its replies; None: they are not counted.
     """
 
     client: AsyncBertClient
     model_name: str
-    tokenizer_path: Path
-    max_body_bytes: int
-    api_keys: tuple[str, ...] = ()
-    _model: Model | None = field(default=None, init=False)
-    _tokenizer: Tokenizer | None = field(default=None, init=False)
+    models: KnownModels
+    limits: BodyLimits
+    memory: GatewayMemory
+    keys: Keyring = field(default_factory=Keyring)
+    protects_metrics: bool = False
+    call: Call = Call()  # noqa: RUF009
+    held: RequestMemory | None = None
+
+    def for_call(self, call: Call, held: RequestMemory | None) -> Service:
+        """Return this service for one request."""
+        return replace(self, call=call, held=held)
 
     async def encode(self, texts: Sequence[object], **options: object) -> EncodeReply:
         """Check the texts and the options; return the reply, including its usage.
@@ -108,20 +63,44 @@ class Service:
         Raises ServingError or TimeoutError.
         """
         try:
-            check_texts(texts)
+            await self._check_texts(texts)
             checked = options_from_json(options)
         except (TypeError, ValueError) as exc:
             raise InvalidRequest(str(exc)) from exc
         return await self.encode_reply(cast("Sequence[Text]", texts), checked)
+
+    async def _check_texts(self, texts: Sequence[object]) -> None:
+        if self.held is None:
+            check_texts(texts)
+        else:
+            await self.held.off_loop(check_texts, texts)
 
     async def encode_reply(
         self, texts: Sequence[Text], options: EncodeOptions, spans: Sequence[Spans] | None = None
     ) -> EncodeReply:
         """Return the reply to texts that have already been checked, including its usage.
 
-        Raises ServingError or TimeoutError.
+        Raises ServingError or TimeoutError: among others, DeadlineExceeded if the deadline of the request passes,
+        Overloaded if the caller's API key has sent too many texts, and Overloaded or PayloadTooLarge if there is
+        no memory for the reply.
         """
-        _, reply = await self.client.encode_reply(texts, replace(options, show_usage=True), spans)
+        call = self.call
+        try:
+            with self.keys.charge(len(texts)):
+                _, reply = await self.client.encode_reply(
+                    texts,
+                    replace(options, show_usage=True),
+                    spans,
+                    timeout_ms=call.remaining_ms(),
+                    flow=call.flow,
+                    flow_share=call.flow_share,
+                    trace=call.trace,
+                )
+        except TimeoutError:
+            call.remaining_ms()  # raises DeadlineExceeded if it was the deadline that passed
+            raise
+        if self.held is not None:
+            self.held.grow(reply.rows.nbytes)
         return reply
 
     async def vectors(self, texts: Sequence[object], **options: object) -> tuple[Rows, EncodeReply]:
@@ -138,30 +117,27 @@ class Service:
         return reply.rows.astype(np.float32, copy=False), reply  # rows are float16 if -fp16 is set
 
     async def model(self) -> Model:
-        """Return what is known about the model. Raises Unavailable until a worker has loaded it."""
-        if self._model is None:
-            status = await self.status()
-            ready = next((worker for worker in status["workers"] if worker["state"] == "ready"), None)
-            if ready is None:
-                raise Unavailable("the model is still loading", retry_after_ms=1000)
-            self._model = Model(ready, status)
-        return self._model
+        """Return the model that computes new requests. Raises Unavailable until a worker has loaded it."""
+        return await self.models.newest()
+
+    async def model_of(self, reply: EncodeReply) -> Model:
+        """Return the model that has computed a reply. Raises Unavailable if the broker does not answer."""
+        assert reply.usage is not None, "every request of a gateway asks for the usage"
+        return await self.models.of(reply.usage.model)
 
     async def status(self) -> ServerStatus:
         """Return the broker's status. Raises TimeoutError or Unavailable if the broker does not answer."""
-        try:
-            status = await asyncio.wait_for(self.client.server_status(), STATUS_TIMEOUT_S)
-        except asyncio.TimeoutError:
-            raise Unavailable(f"the server did not answer within {STATUS_TIMEOUT_S:g} s") from None
-        return cast("ServerStatus", status)
+        return await server_status(self.client)
 
     async def tokenizer(self) -> Tokenizer:
         """Return the model's tokenizer. Raises Unavailable until a worker has loaded the model."""
-        if self._tokenizer is None:
-            from tokenizers import Tokenizer  # imported late: it takes memory, and only some requests need it
+        return await self.models.tokenizer()
 
-            model = await self.model()
-            tokenizer = await asyncio.to_thread(Tokenizer.from_file, str(self.tokenizer_path))
-            tokenizer.encode_special_tokens = model.facts["splits_specials"]
-            self._tokenizer = tokenizer
-        return self._tokenizer
+
+async def server_status(client: AsyncBertClient) -> ServerStatus:
+    """Return the broker's status. Raises TimeoutError or Unavailable if the broker does not answer."""
+    try:
+        status = await asyncio.wait_for(client.server_status(), STATUS_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        raise Unavailable(f"the server did not answer within {STATUS_TIMEOUT_S:g} s") from None
+    return cast("ServerStatus", status)

@@ -7,25 +7,29 @@ import shutil
 import socket
 import tempfile
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 
 from ..broker.broker import Broker
+from ..broker.curve import CurveError
 from ..broker.metrics import BrokerMetrics
-from ..broker.ports import PortInUse
+from ..broker.ports import PortInUse, PrivateEndpoints
 from ..broker.tei_metrics import TeiMetrics
+from ..keys import KeyFileError, KeySource, read_key_file, unnamed_keys
 from ..settings import Settings
-from .process import ChildProcess, GatewayProcess, spawn_context
+from .process import GatewayProgram, Program
 from .startup import StartError, max_seq_len_in_force, worker_spec
 
 _BACKLOG = 2048
-_MAX_IPC_PATH = 100  # the system allows 107 bytes for the path of a socket
+_GATEWAY_MESSAGES = 8  # how many times -max_message_mb a gateway may hold, if -http_memory_mb is not set
+_MAX_FOLDER_PATH = 98  # the system allows 107 bytes for the path of a socket, such as FOLDER/requests
 
 
 class Launch:
-    """The parts of one server: its folder, its ports, its broker, and its child processes, not started yet.
+    """The parts of one server: its folder, its ports, its broker, and the programs of its child processes.
 
-    settings, token_rows: as in Supervisor. If a port is in use, the constructor removes what it has created and
-    raises StartError.
+    settings, token_rows: as in Supervisor. If a port is in use or a key cannot be read, the constructor removes
+    what it has created and raises StartError.
     """
 
     def __init__(self, settings: Settings, *, token_rows: int | None) -> None:
@@ -33,12 +37,13 @@ class Launch:
         with ExitStack() as resources:
             self._folder = _make_private_folder()
             resources.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self._endpoints = PrivateEndpoints.in_folder(self._folder)
             try:
                 self.broker = self._make_broker(token_rows)
                 resources.callback(self.broker.close)
                 self.workers = {name: self._make_worker(i, name) for i, name in enumerate(self._worker_names)}
                 self.gateways = self._make_gateways(resources)
-            except PortInUse as exc:
+            except (PortInUse, CurveError, KeyFileError) as exc:
                 raise StartError(str(exc)) from exc
             self._resources = resources.pop_all()
 
@@ -51,21 +56,13 @@ class Launch:
         assert self._settings.num_worker is not None
         return [f"worker-{i}" for i in range(self._settings.num_worker)]
 
-    @property
-    def _worker_endpoint(self) -> str:
-        return f"ipc://{self._folder}/workers"
-
-    @property
-    def _tokenizer_path(self) -> str:
-        return str(self._folder / "tokenizer.json")
-
     def _make_broker(self, token_rows: int | None) -> Broker:
         settings = self._settings
         assert settings.model_dir is not None
         metrics = BrokerMetrics(self._worker_names)
         return Broker(
             settings,
-            worker_endpoint=self._worker_endpoint,
+            endpoints=self._endpoints,
             worker_names=self._worker_names,
             max_seq_len=max_seq_len_in_force(settings),
             metrics=metrics,
@@ -73,59 +70,89 @@ class Launch:
             observers=[TeiMetrics(metrics)],
         )
 
-    def _make_worker(self, index: int, name: str) -> ChildProcess:
+    def _make_worker(self, index: int, name: str) -> Program:
         settings = self._settings
         kwargs = {
             "name": name,
-            "endpoint": self._worker_endpoint,
+            "endpoint": self._endpoints.workers,
             "num_sharing_cpu": settings.num_worker,
             "float16": settings.fp16,
-            "tokenizer_path": None if settings.http_port is None else self._tokenizer_path,
+            "tokenizer_dir": None if settings.http_port is None else str(self._folder),
             "spec": worker_spec(settings, index),
         }
-        return ChildProcess(
-            name, "bert_serving.server.worker.worker:main", kwargs, settings.verbose, str(self._folder)
+        return Program(name, "bert_serving.server.worker.worker:main", kwargs, settings.verbose, str(self._folder))
+
+    @cached_property
+    def _key_source(self) -> KeySource:
+        settings = self._settings
+        file = None if settings.api_key_file is None else Path(settings.api_key_file)
+        return KeySource(
+            fixed=unnamed_keys(key.get_secret_value() for key in settings.api_key),
+            file=file,
+            from_file=() if file is None else read_key_file(file),
+            num_gateways=settings.http_workers,
         )
 
-    def _make_gateways(self, resources: ExitStack) -> list[GatewayProcess]:
+    def _make_gateways(self, resources: ExitStack) -> list[GatewayProgram]:
         """Return the gateways, which all accept connections from one listening socket."""
         if self._settings.http_port is None:
             return []
-        listener = resources.enter_context(listen(self._settings.host, self._settings.http_port))
+        listener = resources.enter_context(listen(self._settings.http_address, self._settings.http_port))
         count = self._settings.http_workers
         names = ["gateway"] if count == 1 else [f"gateway-{i}" for i in range(count)]
         metrics_dir = self._folder / "metrics"
         metrics_dir.mkdir()
-        return [self._make_gateway(name, listener, metrics_dir, resources) for name in names]
+        return [self._make_gateway(name, listener, metrics_dir) for name in names]
 
-    def _make_gateway(
-        self, name: str, listener: socket.socket, metrics_dir: Path, resources: ExitStack
-    ) -> GatewayProcess:
+    def _make_gateway(self, name: str, listener: socket.socket, metrics_dir: Path) -> GatewayProgram:
         settings = self._settings
-        ready_pipe, child_end = spawn_context.Pipe(duplex=False)
-        resources.enter_context(ready_pipe)
         kwargs = {
             "http_socket": listener,
-            "ready": child_end,
-            "host": _reachable(settings.host),
-            "port": settings.port,
-            "port_out": settings.port_out,
-            "max_body_bytes": settings.max_message_mb << 20,
+            "requests_endpoint": self._endpoints.requests,
+            "replies_endpoint": self._endpoints.replies,
+            "connection_limits": connection_limits(settings),
+            "body_limits": body_limits(settings),
+            "trusted_proxies": settings.http_trusted_proxies,
             "cors": settings.cors,
             "model_name": settings.served_model_name,
-            "tokenizer_path": self._tokenizer_path,
+            "tokenizer_dir": str(self._folder),
             "drain_timeout_s": settings.drain_timeout,
-            "api_keys": tuple(key.get_secret_value() for key in settings.api_key),
+            "api_keys": self._key_source,
+            "protect_metrics": settings.protect_metrics,
         }
-        return GatewayProcess(
+        return GatewayProgram(
             name=name,
             target="bert_serving.server.gateway.app:main",
             kwargs=kwargs,
             verbose=settings.verbose,
             scratch_dir=str(self._folder),
             env={"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)},
-            ready_pipe=ready_pipe,
         )
+
+
+def connection_limits(settings: Settings) -> dict[str, float]:
+    """Return the fields of the gateway's ConnectionLimits."""
+    return {
+        "max_connections": settings.http_max_connect,
+        "max_head_bytes": settings.http_max_head_kb << 10,
+        "max_headers": settings.http_max_headers,
+        "head_timeout_s": settings.http_head_timeout,
+        "body_timeout_s": settings.http_body_timeout,
+        "response_timeout_s": settings.http_response_timeout,
+        "keep_alive_s": settings.http_keep_alive,
+    }
+
+
+def body_limits(settings: Settings) -> dict[str, int]:
+    """Return the fields of the gateway's BodyLimits."""
+    memory_mb = settings.http_memory_mb or _GATEWAY_MESSAGES * settings.max_message_mb
+    return {
+        "max_bytes": settings.max_message_mb << 20,
+        "max_items": settings.queue_capacity,
+        "max_form_fields": settings.http_max_form_fields,
+        "max_tokenize_chars": settings.http_max_tokenize_chars,
+        "held_bytes": memory_mb << 20,
+    }
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -144,15 +171,10 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _reachable(host: str) -> str:
-    """Return the address that a process on this machine uses to connect to a port of `host`."""
-    return {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
 def _make_private_folder() -> Path:
-    """Return a new folder that only this user can read. It holds the workers' socket and temporary files."""
+    """Return a new folder that only this user can read. It holds the private sockets and temporary files."""
     folder = Path(tempfile.mkdtemp(prefix="bert-serving-", dir=os.environ.get("ZEROMQ_SOCK_TMP_DIR")))
-    if len(str(folder)) > _MAX_IPC_PATH:
+    if len(str(folder)) > _MAX_FOLDER_PATH:
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="bert-serving-", dir="/tmp"))
     return folder

@@ -1,31 +1,123 @@
-"""A child process that should always run: how to start it, end it, and start it again after it died."""
+"""The processes that the server starts. Nothing in this file waits for a process."""
 
 from __future__ import annotations
 
+import enum
 import multiprocessing
+import os
 import signal
-import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import process as mp_process
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from . import child
 
-_MAX_PAUSE_S = 30.0
-
 # Children are spawned, not forked, so that they get no state and no threads of the server process.
 spawn_context = multiprocessing.get_context("spawn")
 
 
-@dataclass
+class State(enum.Enum):
+    """A process runs, was killed but has not ended yet, or is dead."""
+
+    RUNNING = "running"
+    KILLED = "killed"
+    DEAD = "dead"
+
+
 class ChildProcess:
-    """One child, which may be started many times.
+    """One process of the server. It is never joined: it is released when its `state` is DEAD.
+
+    started_at: time of the loop's clock. has_been_ready: whether the process has reported that it can serve.
+    killed_at: when it was killed, by the loop's clock; None: it was not killed.
+    """
+
+    def __init__(self, process: BaseProcess, started_at: float) -> None:
+        assert process.pid is not None
+        self.pid = process.pid
+        self.started_at = started_at
+        self.has_been_ready = False
+        self.killed_at: float | None = None
+        self._process = process
+
+    @property
+    def state(self) -> State:
+        """What the process does now."""
+        if not self._process.is_alive():
+            return State.DEAD
+        return State.RUNNING if self.killed_at is None else State.KILLED
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of a dead process; the negative number of a signal if a signal ended it."""
+        return self._process.exitcode
+
+    @property
+    def sentinel(self) -> int:
+        """A file descriptor that is readable once the process is dead."""
+        return self._process.sentinel
+
+    def send_signal(self, signum: signal.Signals) -> None:
+        """Send a signal to the process, if it runs."""
+        if self.state is State.RUNNING:
+            os.kill(self.pid, signum)
+
+    def kill(self, now: float) -> None:
+        """Send SIGKILL. The process may end later: a process in uninterruptible sleep ends when the sleep ends."""
+        self.killed_at = now
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    def is_silent(self, now: float, silent_s: float) -> bool:
+        """Whether a process that was ready has sent nothing for `silent_s` seconds."""
+        return False  # the broker hears the workers
+
+    def close(self) -> None:
+        """Release a dead process."""
+        self._process.close()
+
+    def abandon(self) -> None:
+        """Leave a process behind that cannot be killed."""
+        # At the end of this interpreter, multiprocessing would wait without a time limit for every child it knows.
+        mp_process._children.discard(self._process)  # type: ignore[attr-defined]
+
+
+class GatewayProcess(ChildProcess):
+    """A gateway. It writes a byte to its pipe when it accepts HTTP requests, and one each second after that."""
+
+    def __init__(self, process: BaseProcess, started_at: float, pipe: Connection) -> None:
+        super().__init__(process, started_at)
+        self._pipe = pipe
+        self._heard_at = started_at
+        os.set_blocking(pipe.fileno(), False)
+
+    def hear(self, now: float) -> bool:
+        """Read what the gateway has written; return whether it has become ready. now: time of the loop's clock."""
+        was_ready = self.has_been_ready
+        with suppress(BlockingIOError):
+            if os.read(self._pipe.fileno(), 4096):  # nothing: the process has ended
+                self.has_been_ready = True
+                self._heard_at = now
+        return self.has_been_ready and not was_ready
+
+    def is_silent(self, now: float, silent_s: float) -> bool:
+        """See ChildProcess."""
+        return self.has_been_ready and now - self._heard_at > silent_s
+
+    def close(self) -> None:
+        """See ChildProcess."""
+        self._pipe.close()
+        super().close()
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a child runs. It may be started many times.
 
     target: the function that the child runs with kwargs, as `module:function`. scratch_dir, env: see `child.run`.
-    started_at, restart_at: monotonic seconds. num_early_deaths: how many times in a row the child
-    died before it was ready.
     """
 
     name: str
@@ -34,92 +126,37 @@ class ChildProcess:
     verbose: bool
     scratch_dir: str
     env: Mapping[str, str] = field(default_factory=dict)
-    started_at: float = 0.0
-    restart_at: float = 0.0
-    num_early_deaths: int = 0
-    _process: BaseProcess | None = None
 
-    @property
-    def is_started(self) -> bool:
-        """Whether the process was started and has not been released since. It may be dead."""
-        return self._process is not None
+    def spawn(self, now: float) -> ChildProcess:
+        """Start a process. now: time of the loop's clock. Raises OSError if the system refuses."""
+        return ChildProcess(self._start(self.kwargs), now)
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process is not None and self._process.is_alive()
-
-    @property
-    def sentinel(self) -> int:
-        """A file descriptor that is readable once the process is dead."""
-        assert self._process is not None
-        return self._process.sentinel
-
-    def spawn(self) -> None:
-        """Start the process."""
-        args = (self.target, self.name, self.verbose, self.scratch_dir, self.kwargs, self.env)
-        self._process = spawn_context.Process(target=child.run, args=args, name=self.name)
-        # Starting the resource tracker unblocks SIGINT in this process. So start it before the block below.
-        resource_tracker.ensure_running()
-        # Ctrl-C sends SIGINT to the whole process group, but only the server decides when its children end. The
-        # child inherits the blocked signal, so that not even its first imports can be interrupted.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    def _start(self, kwargs: Mapping[str, object]) -> BaseProcess:
+        args = (self.target, self.name, self.verbose, self.scratch_dir, kwargs, self.env)
+        process = spawn_context.Process(target=child.run, args=args, name=self.name)
+        # Ctrl-C sends SIGINT to the whole process group, and the end of a terminal sends SIGHUP. Only the server
+        # decides when its children end. A child inherits the blocked signals, so that not even its first imports
+        # can be interrupted.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
-            self._process.start()
+            resource_tracker.ensure_running()  # this unblocks SIGINT in this process, so block SIGINT after it
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        self.started_at = time.monotonic()
-
-    def terminate(self) -> None:
-        """Ask a live process to end."""
-        if self._process is not None and self._process.is_alive():
-            self._process.terminate()
-
-    def kill(self) -> None:
-        """End the process at once."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-
-    def wait(self, deadline: float) -> bool:
-        """Wait until the process ends or the deadline (monotonic seconds) passes; return whether it has ended."""
-        if self._process is not None:
-            self._process.join(max(0.0, deadline - time.monotonic()))
-        return not self.is_alive
-
-    def release(self, *, died_early: bool) -> int | None:
-        """Release the dead process and set when to start it again; return its exit code.
-
-        A process that had been ready may start again at once. Otherwise there is a pause, which doubles with each
-        early death.
-        """
-        assert self._process is not None
-        self._process.join()
-        exit_code = self._process.exitcode
-        self._process.close()
-        self._process = None
-        self.num_early_deaths = self.num_early_deaths + 1 if died_early else 0
-        pause = 2.0 ** (self.num_early_deaths - 1) if died_early else 0.0
-        self.restart_at = time.monotonic() + min(pause, _MAX_PAUSE_S)
-        return exit_code
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return process
 
 
-@dataclass(kw_only=True)
-class GatewayProcess(ChildProcess):
-    """A gateway. It sends a message through `ready_pipe` when it accepts HTTP requests."""
+@dataclass(frozen=True)
+class GatewayProgram(Program):
+    """What a gateway runs."""
 
-    ready_pipe: Connection
-    is_ready: bool = False
-
-    def has_become_ready(self) -> bool:
-        """Read the pipe; return True once for each start, when the gateway is ready."""
-        if self.is_ready or not self.ready_pipe.poll():
-            return False
-        self.ready_pipe.recv_bytes()
-        self.is_ready = True
-        return True
-
-    def release(self, *, died_early: bool) -> int | None:
-        """See ChildProcess."""
-        self.is_ready = False
-        return super().release(died_early=died_early)
+    def spawn(self, now: float) -> GatewayProcess:
+        """See Program. The process gets the argument `heartbeat`, the end of a pipe to this process."""
+        pipe, childs_end = spawn_context.Pipe(duplex=False)
+        try:
+            with childs_end:
+                return GatewayProcess(self._start({**self.kwargs, "heartbeat": childs_end}), now, pipe)
+        except BaseException:
+            pipe.close()
+            raise

@@ -68,6 +68,28 @@ def fitting_tokens(forward: Callable[[int], object], max_tokens: int, device: to
     return max(_TRIAL_TOKENS[0], min(max_tokens, int(free * _MEMORY_SHARE / per_token)))
 
 
+class Pace:
+    """Lets a GPU be at most one micro-batch behind the thread that sends it micro-batches.
+
+    A GPU computes later than it is asked to. Without this limit, all micro-batches of a long text would wait in
+    the GPU's queue, and those of another text could only follow them. With no lag at all, the GPU would be idle
+    while the next micro-batch is prepared. On a CPU, there is nothing to wait for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last: torch.cuda.Event | None = None
+
+    def wait(self) -> None:
+        """Call this after each micro-batch. Returns when the GPU has computed the micro-batch before it."""
+        if self._device.type != "cuda":
+            return
+        previous, self._last = self._last, torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._last.record(torch.cuda.current_stream(self._device))
+        if previous is not None:
+            previous.synchronize()
+
+
 def allowed_cpus() -> int:
     """Return how many CPUs this process may keep busy: the smaller of its affinity mask and its cgroup's quota.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from bert_serving.protocol import (
     TokenVectors,
     check_spans,
     options_from_json,
+    shortened,
 )
 
 from ..model.spec import ModelSpec
@@ -159,10 +160,11 @@ class Encoder:
         dimensions: keep only this many leading components, for a model that was trained for it (Matryoshka).
         truncate: the side on which a text longer than `max_seq_len` is cut, with a warning; "error": raise
             ValueError instead.
-        long_text: "chunk": read a long text completely, in overlapping windows, and average their vectors weighted
-            by length; pairs of sentences are still cut.
-        prompt: text that precedes each text. prompt_name: the name of one of the model's prompts.
-        pairs: read "a ||| b" as a pair of sentences.
+        long_text: "chunk": read a long text completely, in overlapping windows, and average their vectors. The
+            weight of a window is the number of tokens that it adds. Pairs of sentences are still cut.
+        prompt: text that precedes each text and each window. prompt_name: the name of one of the model's prompts.
+        pairs: read "a ||| b" as a pair of sentences. Set this to False if texts may contain " ||| " with another
+            meaning.
 
         Raises ValueError or TypeError for bad options and texts, and EncodingError if the model computes no finite
         vector for a text.
@@ -245,12 +247,25 @@ class Encoder:
 
     def forward(self, prepared: Sequence[PreparedText]) -> list[Rows | EncodingError]:
         """Return the rows of each text, float32. A text whose rows are not finite is computed again in float32."""
-        rows = self._forward_on(self._loaded.transformer, prepared)
+        steps = self.forward_steps(prepared)
+        try:
+            while True:
+                next(steps)
+        except StopIteration as end:
+            found: list[Rows | EncodingError] = end.value
+            return found
+
+    def forward_steps(self, prepared: Sequence[PreparedText]) -> Generator[int, None, list[Rows | EncodingError]]:
+        """Do the same as `forward`, one micro-batch at a time, and yield the number of tokens of each micro-batch.
+
+        Between two micro-batches, other texts may be computed. Only one thread may compute.
+        """
+        rows = yield from self._steps_on(self._loaded.transformer, prepared)
         bad = [i for i, each in enumerate(rows) if not np.isfinite(each).all()]
         found: list[Rows | EncodingError] = list(rows)
         if bad and self.dtype is not torch.float32:
             log.warning("%d texts have no finite vector in %s, computing again in float32", len(bad), self.dtype)
-            again = self._forward_on(self._in_float32(), [prepared[i] for i in bad])
+            again = yield from self._steps_on(self._in_float32(), [prepared[i] for i in bad])
             for i, each in zip(bad, again, strict=True):
                 found[i] = rows[i] = each
         for i in bad:
@@ -281,6 +296,11 @@ class Encoder:
         return self._loaded.parity
 
     @property
+    def fingerprint(self) -> str:
+        """A short value that two encoders share if they compute the same vectors, apart from rounding."""
+        return self._loaded.fingerprint
+
+    @property
     def padded_because(self) -> str | None:
         """Why the forward pass is padded, or None if it is packed."""
         return self._loaded.transformer.padded_because
@@ -289,6 +309,11 @@ class Encoder:
     def num_padding(self) -> int:
         """The number of padding tokens computed so far."""
         return self._loaded.transformer.num_padding + (self._exact.num_padding if self._exact else 0)
+
+    @property
+    def hidden_size(self) -> int:
+        """The length of the hidden state of a token in one layer."""
+        return self._loaded.hidden_size
 
     @property
     def dimension(self) -> int:
@@ -344,7 +369,9 @@ class Encoder:
             found.append(rows)
         return found
 
-    def _forward_on(self, transformer: Transformer, prepared: Sequence[PreparedText]) -> list[Rows]:
+    def _steps_on(
+        self, transformer: Transformer, prepared: Sequence[PreparedText]
+    ) -> Generator[int, None, list[Rows]]:
         return run_micro_batches(transformer, prepared, self._budget, hide_specials=self._hides_specials)
 
     def _in_float32(self) -> Transformer:
@@ -364,7 +391,7 @@ class Encoder:
         if options.prompt_name not in prompts:
             known = f"it has {', '.join(prompts)}" if prompts else "it has none"
             raise RequestError(
-                f"prompt_name must be one of the model's prompts; {known}, got {options.prompt_name!r}"
+                f"prompt_name must be one of the model's prompts; {known}, got {shortened(options.prompt_name)}"
             )
         return prompts[options.prompt_name]
 

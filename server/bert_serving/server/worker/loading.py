@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..model.errors import ModelError
@@ -19,8 +21,9 @@ from .classifier import Classifier, classifier_of, pooler_of
 from .dense import load_after_pooling
 from .device import CPU_MICRO_BATCH_TOKENS, fitting_tokens, pick_device, pick_dtype
 from .execution import ChosenExecution, choose_execution
+from .fingerprint import fingerprint, weights_hash
 from .model_module import import_model_module
-from .pooling_plan import Head, ModelShape, PoolingPlanner, needs_classifier, reads_top_layer
+from .pooling_plan import AfterPooling, Head, ModelShape, PoolingPlanner, needs_classifier, reads_top_layer
 from .sequences import TokenizedText, TokenSequence
 from .splade import SpladeHead
 from .tokenizer import Tokenizer
@@ -43,7 +46,8 @@ class LoadedModel:
     tokens. micro_batch_tokens: the largest number of tokens in a forward pass. hidden_size: the width of a hidden
     state. parity: the smallest cosine between a probe's vector and its vector from the padded float32 model.
     num_ids: the number of token ids that have an embedding, if the tokenizer has more ids; else None. labels: the
-    labels of the classification head, if any. load_in_float32: loads the transformer again, in float32.
+    labels of the classification head, if any. fingerprint: two models with the same fingerprint compute the same
+    vectors, apart from rounding. load_in_float32: loads the transformer again, in float32.
     """
 
     transformer: Transformer
@@ -57,6 +61,7 @@ class LoadedModel:
     parity: float
     num_ids: int | None
     labels: tuple[str, ...]
+    fingerprint: str
     load_in_float32: Callable[[], Transformer]
 
 
@@ -79,7 +84,8 @@ def load(spec: ModelSpec) -> LoadedModel:
         InputFormat(device, folder.first_position, tokenizer.pad_id, hide_specials=spec.mask_cls_sep),
         _probes(tokenizer),
     )
-    transformer, heads, chosen = loader.load(dtype)
+    loaded = loader.load(dtype)
+    transformer, heads, chosen = loaded.transformer, loaded.heads, loaded.chosen
     shape = ModelShape(
         num_layers=loader.checkpoint.num_layers,
         num_loaded=transformer.num_layers,
@@ -100,8 +106,18 @@ def load(spec: ModelSpec) -> LoadedModel:
         parity=chosen.parity,
         num_ids=_num_ids_if_fewer(transformer, tokenizer),
         labels=heads.labels,
-        load_in_float32=loader.load_in_float32,
+        fingerprint=_fingerprint(loaded.weights_hash, spec, config, tokenizer, after),
+        load_in_float32=lambda: loader.load_same_in_float32(loaded.weights_hash),
     )
+
+
+class _LoadedTransformer(NamedTuple):
+    """A transformer, its heads, how it runs, and the hash of its weights before they are converted to a dtype."""
+
+    transformer: Transformer
+    heads: Heads
+    chosen: ChosenExecution
+    weights_hash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,32 +134,38 @@ class _TransformerLoader:
     inputs: InputFormat
     probes: Sequence[TokenSequence]
 
-    def load(self, dtype: torch.dtype) -> tuple[Transformer, Heads, ChosenExecution]:
+    def load(self, dtype: torch.dtype) -> _LoadedTransformer:
         """Return the transformer in the dtype, its heads, and the execution that was chosen for it."""
-        model, heads = self._load_model()
+        model, heads, hash_of_weights = self._load_model()
         if self.spec.no_position_embeddings:
             drop_position_embeddings(model)
         chosen = choose_execution(model, self.inputs, self.probes, dtype)
-        return Transformer(model, self.inputs, chosen.execution, heads), heads, chosen
+        transformer = Transformer(model, self.inputs, chosen.execution, heads)
+        return _LoadedTransformer(transformer, heads, chosen, hash_of_weights)
 
-    def load_in_float32(self) -> Transformer:
-        """Load the transformer again, in float32, and return it."""
-        return self.load(torch.float32)[0]
+    def load_same_in_float32(self, hash_of_weights: str) -> Transformer:
+        """Load the transformer again, in float32, and return it. Raises ModelError if the weights have changed."""
+        loaded = self.load(torch.float32)
+        if loaded.weights_hash != hash_of_weights:
+            raise ModelError(f"the weights in {self.checkpoint.folder.weights_dir} have changed")
+        return loaded.transformer
 
-    def _load_model(self) -> tuple[PreTrainedModel, Heads]:
-        """Return the encoder in float32, and the heads that were loaded with it."""
+    def _load_model(self) -> tuple[PreTrainedModel, Heads, str]:
+        """Return the encoder in float32, the heads that were loaded with it, and the hash of all their weights."""
         highest = self._highest_layer()
         is_sparse = "SPLADE" in self.pooling.strategies
         with_head = None if is_sparse else self._load_classifier()
         if with_head is not None:
             model, classifier = with_head
-            return model.base_model, Heads(_by_strategy(model.base_model, classifier), classifier.labels)
+            heads = Heads(_by_strategy(model.base_model, classifier), classifier.labels)
+            return model.base_model, heads, weights_hash(model)
         if is_sparse:
             masked = self.checkpoint.load_masked(device=self.inputs.device)
-            return masked.base_model, Heads(_by_strategy(masked.base_model), sparse=self._splade_head(masked))
+            heads = Heads(_by_strategy(masked.base_model), sparse=self._splade_head(masked))
+            return masked.base_model, heads, weights_hash(masked)
         num_layers = self.checkpoint.layers_to_load(highest=highest)
         encoder = self.checkpoint.load(device=self.inputs.device, num_layers=num_layers)
-        return encoder, Heads(_by_strategy(encoder))
+        return encoder, Heads(_by_strategy(encoder)), weights_hash(encoder)
 
     def _highest_layer(self) -> int:
         """Return the highest layer that must be loaded. Raises ModelError for a layer that does not exist."""
@@ -197,6 +219,22 @@ def _load_tokenizer(spec: ModelSpec, folder: ModelFolder, max_seq_len: int) -> T
         trust_remote_code=spec.trust_remote_code,
         model_type=folder.unnamed_model_type,
     )
+
+
+def _fingerprint(
+    hash_of_weights: str,
+    spec: ModelSpec,
+    config: SentenceTransformersConfig | None,
+    tokenizer: Tokenizer,
+    after: AfterPooling,
+) -> str:
+    """Return the fingerprint of a model. Paths, device and dtype are left out."""
+    settings = spec.model_dump(exclude={"model_dir", "tuned_model_dir", "revision", "device", "dtype"})
+    folder = None
+    if config is not None:
+        folder = {**asdict(config), "transformer_dir": None, "modules_after_pooling": None}
+    dense = weights_hash(after.modules) if isinstance(after.modules, nn.Module) else None
+    return fingerprint([hash_of_weights, settings, folder, repr(after), dense, tokenizer.to_json()])
 
 
 def _num_ids_if_fewer(transformer: Transformer, tokenizer: Tokenizer) -> int | None:

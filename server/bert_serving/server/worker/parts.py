@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -57,10 +57,13 @@ def _tokenized_or_rejected(part: Part, texts: list[PreparedText | RequestError])
 
 def part_results(
     encoder: Encoder, parts: Sequence[TokenizedPart | Rejected], dtype: np.dtype[np.floating]
-) -> list[PartResult]:
-    """Compute all parts in the same forward passes and return their results. dtype: the dtype of the vectors."""
+) -> Generator[int, None, list[PartResult]]:
+    """Compute all parts in the same forward passes; return their results at the end.
+
+    Yields the number of tokens of each micro-batch when it is computed. dtype: the dtype of the vectors.
+    """
     prepared = [text for part in parts if isinstance(part, TokenizedPart) for text in part.prepared]
-    rows = iter(encoder.forward(prepared))
+    rows = iter((yield from encoder.forward_steps(prepared)))
     return [
         part
         if isinstance(part, Rejected)

@@ -1,7 +1,8 @@
 """The worker process: one model on one device, connected to the broker by one socket.
 
-    main thread    forward passes of the current batch
-    io thread      socket, heartbeats, tokenization of the next batch
+    main thread          forward passes, one micro-batch at a time (computation.py)
+    io thread            socket, heartbeats
+    tokenizer threads    tokenization of the next batches (tokenization.py)
 
 Forward passes run in the main thread because OpenMP is fastest there: in any other thread a short sentence takes
 markedly longer. An exception while a batch is computed fails that batch only. Any other exception ends the
@@ -18,7 +19,6 @@ import shutil
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,6 @@ from bert_serving.protocol.workers import (
     ModelFacts,
     Ready,
     Refused,
-    Rejected,
     Result,
     Stop,
     WorkerMessage,
@@ -41,9 +40,11 @@ from bert_serving.protocol.workers import (
 
 from ..model.errors import ModelError, one_line
 from ..model.spec import ModelSpec
+from .computation import Computation, TokenizedBatch, Turns
 from .device import allowed_cpus
 from .encoder import Encoder
-from .parts import TokenizedPart, part_results, tokenize_parts
+from .micro_batches import PreparedText
+from .tokenization import TokenizerThreads
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +62,12 @@ def main(
     num_sharing_cpu: int,
     spec: ModelSpec,
     float16: bool = False,
-    tokenizer_path: str | None = None,
+    tokenizer_dir: str | None = None,
 ) -> None:
     """Serve until the broker sends Stop or the server process has ended.
 
     num_sharing_cpu: number of workers that share the CPU's threads. spec: the model to load. float16: send
-    vectors as float16. tokenizer_path: where the tokenizer is written, for the gateways.
+    vectors as float16. tokenizer_dir: where the tokenizer is written, for the gateways.
     """
     # Ctrl-C reaches the whole process group, but only the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -77,7 +78,7 @@ def main(
     context = zmq.Context()
     try:
         Worker(context, name, endpoint, np.dtype(np.float16 if float16 else np.float32)).run(
-            spec, None if tokenizer_path is None else Path(tokenizer_path)
+            spec, None if tokenizer_dir is None else Path(tokenizer_dir)
         )
     finally:
         context.destroy(linger=500)
@@ -86,7 +87,7 @@ def main(
 
 
 class Worker:
-    """Computes the results of batches, in the order of their arrival. Created and run in the main thread."""
+    """Computes the results of batches, in turns. Created and run in the main thread."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], name: str, endpoint: str, dtype: np.dtype[np.floating]
@@ -97,14 +98,16 @@ class Worker:
         self._results = context.socket(zmq.PUSH)
         self._results.connect(_INPROC)
 
-    def run(self, spec: ModelSpec, tokenizer_path: Path | None) -> None:
+    def run(self, spec: ModelSpec, tokenizer_dir: Path | None) -> None:
         """Load the model, warm up, report readiness, and serve batches."""
         try:
             encoder = Encoder.from_spec(spec)
-            if tokenizer_path is not None:
-                partial = tokenizer_path.with_suffix(f".{os.getpid()}")
+            if tokenizer_dir is not None:
+                partial = tokenizer_dir / f"tokenizer-{os.getpid()}.partial"
                 encoder.save_tokenizer(partial)
-                partial.rename(tokenizer_path)  # so that no gateway reads a half-written file
+                # A file for each model, because another worker may still serve an older one. It is renamed so that
+                # no gateway reads a half-written file.
+                partial.rename(tokenizer_dir / f"tokenizer-{encoder.fingerprint}.json")
             facts = warm_up(encoder, max_batch_tokens=spec.max_batch_tokens)
         except ModelError as exc:
             self._io.send(Refused(str(exc)))
@@ -113,7 +116,7 @@ class Worker:
             log.debug("cannot start", exc_info=True)
             self._io.send(Refused(f"cannot start the model in {spec.model_dir}: {one_line(exc)}"))
             return
-        self._io.forward_at = time.monotonic()
+        self._io.count_forward()
         self._io.send(Ready(facts))
         thread = threading.Thread(target=self._io.run, args=(encoder,), name="io")
         thread.start()
@@ -125,34 +128,53 @@ class Worker:
 
     def _serve_batches(self, encoder: Encoder) -> None:
         """Compute batches from the inbox and pass their results to the io thread, until the inbox holds None."""
-        io = self._io
+        turns, canary = Turns(), _canary(encoder)
         while True:
             try:
-                batch = io.inbox.get(timeout=_CANARY_S)
+                # Wait only if there is nothing to compute.
+                batch = self._io.inbox.get(block=not turns, timeout=None if turns else _CANARY_S)
             except queue.Empty:
-                encoder.encode(["a"])
-                io.forward_at = time.monotonic()
+                if turns:
+                    self._step(turns)
+                else:
+                    encoder.forward(canary)
+                    self._io.count_forward()
                 continue
             if batch is None:
                 return
-            result = _result_of(encoder, batch, self._dtype)
-            if isinstance(result, Result):
-                io.forward_at = time.monotonic()
-            self._results.send_multipart(worker_message_to_frames(result), copy=False)
+            if isinstance(batch, Failed):
+                self._send(batch)
+            else:
+                turns.add(Computation(encoder, batch, self._dtype))
+
+    def _step(self, turns: Turns) -> None:
+        """Compute a micro-batch; if it is the last one of its batch, pass the result to the io thread."""
+        computation = turns.next()
+        result = computation.step()
+        if not isinstance(result, Failed):
+            self._io.count_forward()
+        if result is not None:
+            turns.remove(computation)
+            self._send(result)
+
+    def _send(self, result: Result | Failed) -> None:
+        """Pass a result to the io thread, which sends it to the broker."""
+        self._results.send_multipart(worker_message_to_frames(result), copy=False)
 
 
 class _IoThread:
     """The worker's socket, and the loop that serves it in the io thread.
 
-    inbox: tokenized batches for the main thread, at most two; None tells the main thread to stop. forward_at: when
-    the last successful forward pass ended. is_closing: whether the main thread has stopped computing. The main
-    thread sets forward_at and is_closing.
+    inbox: tokenized batches for the main thread, or why they could not be tokenized; None tells the main thread to
+    stop. The broker limits how many batches a worker has. is_closing: whether the main thread has stopped
+    computing; the main thread sets it.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes, endpoint: str) -> None:
-        self.inbox: queue.SimpleQueue[_TokenizedBatch | None] = queue.SimpleQueue()  # the broker limits its length
-        self.forward_at = time.monotonic()
+        self.inbox: queue.SimpleQueue[TokenizedBatch | Failed | None] = queue.SimpleQueue()
         self.is_closing = False
+        self._forward_at = time.monotonic()
+        self._num_forwards = 0
         self._runtime_dir = Path(endpoint.removeprefix("ipc://")).parent
         self._socket = context.socket(zmq.DEALER)
         self._socket.routing_id = routing_id
@@ -164,6 +186,11 @@ class _IoThread:
         """Send a message. The main thread may call this only before `run` has started."""
         self._socket.send_multipart(worker_message_to_frames(message), copy=False)
 
+    def count_forward(self) -> None:
+        """Note that a micro-batch was computed just now. Only the main thread may call this."""
+        self._forward_at = time.monotonic()
+        self._num_forwards += 1
+
     def run(self, encoder: Encoder) -> None:
         """Serve the socket until is_closing is set. When this thread ends, the main thread ends too."""
         try:
@@ -172,6 +199,7 @@ class _IoThread:
             self.inbox.put(None)
 
     def _serve_socket(self, encoder: Encoder) -> None:
+        tokenizers = TokenizerThreads(encoder, self.inbox)
         parent = multiprocessing.parent_process()
         assert parent is not None
         poller = zmq.Poller()
@@ -188,7 +216,7 @@ class _IoThread:
                 if isinstance(message, Stop):
                     os._exit(0)  # the broker needs no more results, so unfinished batches may be dropped
                 assert isinstance(message, Batch)
-                self._tokenize(encoder, message)
+                tokenizers.put(message)
             if parent.sentinel in ready:
                 # The server process has died without cleaning up, and no client waits for the current batch.
                 shutil.rmtree(self._runtime_dir, ignore_errors=True)
@@ -197,19 +225,8 @@ class _IoThread:
                 self.send(self._heartbeat())
                 next_heartbeat = time.monotonic() + _HEARTBEAT_S
 
-    def _tokenize(self, encoder: Encoder, batch: Batch) -> None:
-        """Tokenize a batch and put it into the inbox, or report that it failed."""
-        start = time.perf_counter()
-        try:
-            parts = tokenize_parts(encoder, batch.parts)
-        except Exception as exc:  # an error of any type fails this batch, not the worker
-            log.exception("cannot tokenize batch id=%d", batch.batch_id)
-            self.send(Failed(batch.batch_id, one_line(exc)))
-            return
-        self.inbox.put(_TokenizedBatch(batch.batch_id, parts, (time.perf_counter() - start) * 1000))
-
     def _heartbeat(self) -> Heartbeat:
-        return Heartbeat(time.monotonic() - self.forward_at)
+        return Heartbeat(time.monotonic() - self._forward_at, self._num_forwards)
 
 
 def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
@@ -223,9 +240,11 @@ def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
         seconds.append(time.perf_counter() - start)
     return ModelFacts(
         pid=os.getpid(),
+        fingerprint=encoder.fingerprint,
         device=str(encoder.device),
         dtype=str(encoder.dtype).removeprefix("torch."),
         dimension=encoder.dimension,
+        hidden_size=encoder.hidden_size,
         kind=encoder.kind,
         poolings=encoder.poolings,
         splits_specials=encoder.splits_specials,
@@ -239,22 +258,6 @@ def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _TokenizedBatch:
-    batch_id: int
-    parts: list[TokenizedPart | Rejected]
-    tokenize_ms: float
-
-
-def _result_of(encoder: Encoder, batch: _TokenizedBatch, dtype: np.dtype[np.floating]) -> Result | Failed:
-    """Compute a batch and return its result, or Failed if an error occurs."""
-    start, padding = time.perf_counter(), encoder.num_padding
-    try:
-        results = part_results(encoder, batch.parts, dtype)
-    except torch.AcceleratorError:
-        raise  # the CUDA context is broken; only a new process can use the GPU again
-    except Exception as exc:  # an error of any type fails this batch, not the worker
-        log.exception("cannot compute batch id=%d", batch.batch_id)
-        return Failed(batch.batch_id, one_line(exc))
-    compute_ms = (time.perf_counter() - start) * 1000
-    return Result(batch.batch_id, results, batch.tokenize_ms, compute_ms, encoder.num_padding - padding)
+def _canary(encoder: Encoder) -> list[PreparedText]:
+    """Return a short text, ready for a forward pass that shows whether the model still works."""
+    return [text for text in encoder.prepare(["a"]) if isinstance(text, PreparedText)]

@@ -44,9 +44,10 @@ def add_routes(router: APIRouter, service: Service) -> None:
 async def classify(context: RequestContext) -> Response:
     """Return the labels of each input with their scores, highest score first."""
     body = await context.body(ClassifyBody)
-    model = await context.service.model()
     logits, reply = await context.service.vectors(body.input, pooling_strategy="LOGITS")
-    data = label_scores(logits if body.raw_scores else normalized(logits), model.labels)
+    model = await context.service.model_of(reply)
+    scores = logits if body.raw_scores else normalized(logits)
+    data = await context.off_loop(label_scores, scores, model.labels)
     headers = usage_headers(reply, num_chars(body.input))
     return await context.json(list_object(context.service, reply, data, kind="classify"), headers=headers)
 

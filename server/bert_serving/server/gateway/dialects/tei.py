@@ -11,12 +11,14 @@ from bert_serving.protocol import (
     InvalidRequest,
     Overloaded,
     PayloadTooLarge,
+    Rows,
     ServingError,
     Text,
     TextPair,
     Unauthorized,
     Unavailable,
     WorkerFailed,
+    shortened,
     split_rows,
 )
 from fastapi import APIRouter, Response
@@ -43,6 +45,8 @@ _ERROR_TYPES: dict[type[ServingError], tuple[int, str]] = {
     WorkerFailed: (424, "Backend"),
     Unavailable: (503, "Unhealthy"),
 }
+
+_MAX_SMALL_TOKENS = 256  # more tokens than this are described while the response is sent
 
 #: TEI's names for pooling strategies.
 _POOLINGS = {"REDUCE_MEAN": "mean", "CLS_TOKEN": "cls", "FIRST_TOKEN": "cls", "LAST_TOKEN": "last-token"}
@@ -73,7 +77,7 @@ class EmbedAllBody(_Truncating):
 
 class _Sentences(Body):
     source_sentence: str
-    sentences: list[str]
+    sentences: Annotated[list[str], Field(fail_fast=True)]
 
 
 class SimilarityBody(Body):
@@ -116,7 +120,11 @@ class PredictBody(_Truncating):
 
 
 class TokenizeBody(Body):
-    inputs: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+    inputs: Annotated[
+        list[str],
+        Field(fail_fast=True),
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    ]
     add_special_tokens: bool | None = True
     prompt_name: str | None = None
 
@@ -125,8 +133,11 @@ def _lists_of_ids(value: object) -> object:
     return [value] if isinstance(value, list) and value and type(value[0]) is int else value
 
 
+_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(fail_fast=True)]
+
+
 class DecodeBody(Body):
-    ids: Annotated[list[list[Annotated[int, Field(ge=0, lt=2**32)]]], BeforeValidator(_lists_of_ids)]
+    ids: Annotated[list[_Ids], Field(fail_fast=True), BeforeValidator(_lists_of_ids)]
     skip_special_tokens: bool | None = True
 
 
@@ -135,7 +146,7 @@ class AnyBody(Body):
 
     inputs: object = None
     query: str | None = None
-    texts: list[str] | None = None
+    texts: Annotated[list[str], Field(fail_fast=True)] | None = None
 
 
 def _ranking_content(_: Service, body: RerankBody, ranking: Ranking) -> object:
@@ -221,10 +232,11 @@ async def embed(context: RequestContext) -> Response:
     rows, reply = await context.service.vectors(
         body.inputs, normalize=body.normalize is not False, dimensions=body.dimensions, **body.options()
     )
-    vectors = convert(rows, body.output_dtype or "float32")
+    vectors = await context.off_loop(convert, rows, body.output_dtype or "float32")
     headers = usage_headers(reply, num_chars(body.inputs))
-    response = binary_response(vectors, container, headers)
-    return await context.json(encoded(vectors, container), headers=headers) if response is None else response
+    if (response := binary_response(vectors, container, headers)) is not None:
+        return response
+    return await context.json(await context.off_loop(encoded, vectors, container), headers=headers)
 
 
 async def embed_all(context: RequestContext) -> Response:
@@ -246,9 +258,12 @@ async def embed_sparse(context: RequestContext) -> Response:
         body.inputs, pooling_strategy="SPLADE", ragged=True, pairs=False, **body.options()
     )
     assert reply.counts is not None, "ragged is set"
-    terms = split_rows(reply.rows, reply.counts)
-    content = [[{"index": int(i), "value": float(value)} for i, value in of_text] for of_text in terms]
+    content = await context.off_loop(_sparse, split_rows(reply.rows, reply.counts))
     return await context.json(content, headers=usage_headers(reply, num_chars(body.inputs)))
+
+
+def _sparse(terms: list[Rows]) -> list[list[dict[str, float]]]:
+    return [[{"index": int(i), "value": float(value)} for i, value in of_text] for of_text in terms]
 
 
 async def similarity(context: RequestContext) -> Response:
@@ -265,10 +280,11 @@ async def similarity(context: RequestContext) -> Response:
 async def predict(context: RequestContext) -> Response:
     """Return the labels of each input with their scores, highest score first."""
     body = await context.body(PredictBody)
-    model = await context.service.model()
     texts, is_single = cast("_Inputs", body.inputs)
     logits, reply = await context.service.vectors(texts, pooling_strategy="LOGITS", **body.options())
-    labels = label_scores(logits if body.raw_scores else normalized(logits), model.labels)
+    model = await context.service.model_of(reply)
+    scores = logits if body.raw_scores else normalized(logits)
+    labels = await context.off_loop(label_scores, scores, model.labels)
     return await context.json(labels[0] if is_single else labels, headers=usage_headers(reply, num_chars(texts)))
 
 
@@ -278,21 +294,27 @@ async def tokenize(context: RequestContext) -> Response:
     prompts = (await context.service.model()).prompts
     if body.prompt_name is not None and body.prompt_name not in prompts:
         known = f"it has {', '.join(prompts) or 'none'}"
-        raise Unprocessable(f"prompt_name must be one of the model's prompts; {known}, got {body.prompt_name!r}")
+        raise Unprocessable(
+            f"prompt_name must be one of the model's prompts; {known}, got {shortened(body.prompt_name)}"
+        )
     texts = [prompts.get(body.prompt_name or "", "") + text for text in body.inputs]
+    _check_size(context, sum(map(len, texts)) + len(texts), "characters")
     tokenizer = await context.service.tokenizer()
     encodings = await asyncio.to_thread(
         tokenizer.encode_batch, texts, add_special_tokens=body.add_special_tokens is not False
     )
-    return await context.json([_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)])
+    tokens = map(_tokens, texts, encodings)
+    is_small = sum(map(len, encodings)) <= _MAX_SMALL_TOKENS
+    return await context.json(list(tokens) if is_small else tokens)
 
 
 async def decode(context: RequestContext) -> Response:
     """Return the text of each list of token ids."""
     body = await context.body(DecodeBody)
+    _check_size(context, sum(map(len, body.ids)) + len(body.ids), "ids")
     tokenizer = await context.service.tokenizer()
     size = tokenizer.get_vocab_size()
-    if unknown := [i for ids in body.ids for i in ids if i >= size]:
+    if unknown := [largest for ids in body.ids if (largest := max(ids, default=0)) >= size]:
         raise Unprocessable(f"token id {unknown[0]} is not in this model's vocabulary of {size}")
     skip = body.skip_special_tokens is not False
     return await context.json(await asyncio.to_thread(tokenizer.decode_batch, body.ids, skip_special_tokens=skip))
@@ -317,7 +339,7 @@ async def info(context: RequestContext) -> Response:
             "max_input_length": facts["max_seq_len"],
             "max_batch_tokens": facts["max_batch_tokens"],
             "max_batch_requests": server["max_batch_size"],
-            "max_client_batch_size": server["queue_capacity"],
+            "max_client_batch_size": int(server["queue_capacity"] * server["flow_share"]),
             "auto_truncate": True,
             "tokenization_workers": server["num_worker"],
             "version": server["version"],
@@ -328,6 +350,13 @@ async def info(context: RequestContext) -> Response:
             "prompts": model.prompts,
         }
     )
+
+
+def _check_size(context: RequestContext, size: int, unit: str) -> None:
+    """Raise PayloadTooLarge if a request has too much for the tokenizer. size: with one more for each text."""
+    most = context.service.limits.max_tokenize_chars
+    if size > most:
+        raise PayloadTooLarge(f"this route accepts at most {most} {unit} in one request, got {size}")
 
 
 def _tokens(text: str, encoding: Encoding) -> list[dict[str, object]]:

@@ -1,0 +1,84 @@
+"""Retry: decides which refused requests are sent again, and when. No sockets, no clock, no threads.
+
+A server that is too busy, or that has no worker for a while, refuses a request with an error that says when to try
+again. The request is sent again after a random pause (Brooker, "Exponential Backoff And Jitter", AWS 2015: full
+jitter), so that clients that were refused together do not come back together. The pauses grow with each refusal.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bert_serving.protocol import Frames, Overloaded, ServingError, Unavailable
+
+#: How long a request without a deadline is sent again, in seconds after its first refusal.
+RETRY_S = 60.0
+
+_MIN_PAUSE_S = 0.01
+_GROWTH = 2.0
+_MAX_GROWN_PAUSE_S = 5.0  # growth beyond this would leave a client waiting while the server has room again
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request that may be refused. deadline: monotonic time; None: RETRY_S after the first refusal."""
+
+    frames: Frames
+    deadline: float | None
+    num_refusals: int = 0
+
+
+class Retry:
+    """The requests of one client that are sent again if the server refuses them.
+
+    `now` and deadlines are monotonic times in seconds. draw: returns a random number in [0, 1).
+    """
+
+    def __init__(self, draw: Callable[[], float] = random.random) -> None:
+        self._draw = draw
+        self._requests: dict[int, _Request] = {}
+        self._waiting: list[tuple[float, int]] = []  # heap of (time to send, request number)
+
+    def keep(self, request_id: int, frames: Frames, deadline: float | None) -> None:
+        """Keep the frames of a request until `forget` is called for it."""
+        self._requests[request_id] = _Request(frames, deadline)
+
+    def forget(self, request_id: int) -> None:
+        """Do not send this request again."""
+        self._requests.pop(request_id, None)
+
+    def refuse(self, request_id: int, error: ServingError, now: float) -> bool:
+        """Note that the server has refused a request. Return whether the request will be sent again."""
+        request = self._requests.get(request_id)
+        if request is None or error.retry_after_ms is None or not isinstance(error, Overloaded | Unavailable):
+            return False
+        if request.deadline is None:
+            request.deadline = now + RETRY_S
+        at = now + self._pause_s(error.retry_after_ms / 1000, request.num_refusals)
+        if at >= request.deadline:
+            return False
+        request.num_refusals += 1
+        heapq.heappush(self._waiting, (at, request_id))
+        return True
+
+    def due(self, now: float) -> list[Frames]:
+        """Return the frames of the requests that must be sent now."""
+        frames = []
+        while self._waiting and self._waiting[0][0] <= now:
+            request = self._requests.get(heapq.heappop(self._waiting)[1])
+            if request is not None:
+                frames.append(request.frames)
+        return frames
+
+    def next_s(self, now: float) -> float:
+        """Return the seconds until a request is due; infinity if no request waits."""
+        return max(0.0, self._waiting[0][0] - now) if self._waiting else float("inf")
+
+    def _pause_s(self, retry_after_s: float, num_refusals: int) -> float:
+        """Return a random pause. Its mean is the time that the server named, at first, and grows afterwards."""
+        grown_s = max(_MIN_PAUSE_S, retry_after_s) * _GROWTH ** min(num_refusals, 16)
+        mean_s = max(retry_after_s, min(grown_s, _MAX_GROWN_PAUSE_S))
+        return 2 * mean_s * self._draw()

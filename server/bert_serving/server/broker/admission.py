@@ -1,0 +1,115 @@
+"""Decides whether there is room for a request: for its bytes, for its vectors, and for its texts in the queue.
+
+Everything that a request will need is reserved before the request is accepted. So an accepted request can always
+be computed and answered. Does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from bert_serving.protocol import EncodeRequest, Overloaded, PayloadTooLarge, ServingError
+from bert_serving.protocol.encoding import Frame
+from bert_serving.protocol.workers import Vectors
+
+from .account import Account, NoRoom, Reservation
+from .job import Job, TextCost
+from .sizes import ResultSizes, parsed_bytes
+
+# A flow that holds little may take a little more even if there is no room: a few short texts with their vectors.
+_SMALL_BYTES = 64 << 10
+_SMALL_TEXTS = 64
+# Large enough for a thousand flows in addition to those that fill the rest.
+_RESERVED_PART = 16
+_RETRY_MS = 1000  # if the time cannot be estimated: no worker is ready, or no text waits
+
+
+class Admission:
+    """Reserves bytes and texts for requests.
+
+    memory_bytes: limit for all bytes that the server holds for its clients. queue_capacity: limit for the number
+    of texts that wait for a worker. flow_share: see Account. cost: estimates the tokens of a text. wait_ms:
+    estimates the milliseconds until this number of texts is computed; None: no worker is ready.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_bytes: int,
+        queue_capacity: int,
+        flow_share: float,
+        sizes: ResultSizes,
+        cost: TextCost,
+        wait_ms: Callable[[int], int | None],
+    ) -> None:
+        reserve = memory_bytes // _RESERVED_PART
+        self.memory = Account(memory_bytes - reserve, share=flow_share, reserve=reserve, small=_SMALL_BYTES)
+        reserve = queue_capacity // _RESERVED_PART
+        self.texts = Account(queue_capacity, share=flow_share, reserve=reserve, small=_SMALL_TEXTS)
+        self._sizes = sizes
+        self._cost = cost
+        self._wait_ms = wait_ms
+
+    def reserve_body(self, flow: bytes, body: Frame) -> Reservation:
+        """Return a reservation for the parsed body of a request. Raises PayloadTooLarge or Overloaded.
+
+        The body is not parsed for this: one of a few megabytes may take a gigabyte when it is parsed.
+        """
+        with self._refusing_bytes():
+            return self.memory.reserve(flow, parsed_bytes(body))
+
+    def reserve_job(self, request: EncodeRequest, flow: bytes, reservation: Reservation) -> Reservation:
+        """Let the reservation of a body grow by the job and its vectors; return a reservation for the texts.
+
+        flow: holds both reservations from now on. Raises PayloadTooLarge or Overloaded.
+        """
+        with self._refusing_bytes():
+            reservation.move_to(flow, share=request.flow_share)
+            reservation.resize(reservation.amount + self._sizes.of(request, self._cost))
+        try:
+            return self.texts.reserve(flow, len(request.texts), share=request.flow_share)
+        except NoRoom as exc:
+            raise self._too_many_texts(exc, len(request.texts)) from exc
+
+    def reserve_result(self, job: Job, vectors: Vectors) -> ServingError | None:
+        """Make sure that there is room for the vectors of a job; return an error if there is none."""
+        needed = job.num_bytes + job.result.bytes_with(vectors)
+        if needed > job.reservation.amount:
+            try:
+                job.reservation.resize(needed)
+            except NoRoom as exc:
+                return self.no_bytes(exc)
+        return None
+
+    def no_bytes(self, exc: NoRoom) -> ServingError:
+        """Return the error for a request that does not fit into the memory."""
+        if not exc.is_possible:
+            return PayloadTooLarge(
+                "the request and its vectors need more memory than one client may use, "
+                f"which is {self.memory.largest >> 20} MiB: send fewer texts"
+            )
+        part = min(1.0, exc.missing / max(1, self.memory.held))
+        return Overloaded(
+            f"there is no room for the request and its vectors: {exc.missing} bytes are missing; "
+            "send it again when earlier requests have their replies",
+            retry_after_ms=self._retry_after_ms(round(part * self.texts.held)),
+        )
+
+    def _too_many_texts(self, exc: NoRoom, num_texts: int) -> ServingError:
+        if not exc.is_possible:
+            return PayloadTooLarge(f"a request holds at most {self.texts.largest} texts, got {num_texts}")
+        return Overloaded(
+            f"the queue is full: {self.texts.held} texts wait, and there is room for {exc.limit} of this client",
+            retry_after_ms=self._retry_after_ms(exc.missing),
+        )
+
+    def _retry_after_ms(self, num_texts: int) -> int:
+        return (self._wait_ms(num_texts) if num_texts else None) or _RETRY_MS
+
+    @contextmanager
+    def _refusing_bytes(self) -> Iterator[None]:
+        try:
+            yield
+        except NoRoom as exc:
+            raise self.no_bytes(exc) from exc

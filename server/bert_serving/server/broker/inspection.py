@@ -1,0 +1,74 @@
+"""What SHOW_CONFIG, SHOW_STATUS and SHOW_METRICS return: the state of the broker at the moment."""
+
+from __future__ import annotations
+
+from bert_serving.protocol import Command, CommandRequest
+
+from .loop_clock import LoopClock
+from .metrics import BrokerMetrics
+from .replies import Replies
+from .scheduler import Scheduler
+from .status import StatusReport
+from .workers import Workers
+
+# To write the metrics takes milliseconds, and any client may ask for them. So this many may be asked for at once
+# and this many in a second; beyond that, the same text is sent again.
+_FRESH_AT_ONCE = 20
+_FRESH_PER_S = 10.0
+
+
+class Inspection:
+    """Collects what clients may know about the broker."""
+
+    def __init__(
+        self,
+        report: StatusReport,
+        metrics: BrokerMetrics,
+        scheduler: Scheduler,
+        replies: Replies,
+        workers: Workers,
+        clock: LoopClock,
+    ) -> None:
+        self._report = report
+        self._metrics = metrics
+        self._scheduler = scheduler
+        self._replies = replies
+        self._workers = workers
+        self._clock = clock
+        self._metrics_text = ""
+        self._num_fresh_left = float(_FRESH_AT_ONCE)
+        self._refilled_at = 0.0
+
+    def info(self, request: CommandRequest, now: float, *, is_accepting: bool) -> dict[str, object]:
+        """Return the content of the reply to a command."""
+        if request.command is Command.SHOW_CONFIG:
+            return self._report.config(request.identity)
+        if request.command is Command.SHOW_METRICS:
+            return {"text": self._text(now)}
+        self._set_gauges(now)
+        is_ready = is_accepting and self._workers.have_recent_forwards()
+        return self._report.status(
+            request.identity, now, loop_now=self._clock.now, is_ready=is_ready, model=self._scheduler.model
+        )
+
+    def _text(self, now: float) -> str:
+        left = self._num_fresh_left + _FRESH_PER_S * (now - self._refilled_at)
+        self._num_fresh_left, self._refilled_at = min(left, float(_FRESH_AT_ONCE)), now
+        if self._num_fresh_left >= 1.0:
+            self._num_fresh_left -= 1.0
+            self._set_gauges(now)
+            self._metrics_text = self._metrics.text()
+        return self._metrics_text
+
+    def _set_gauges(self, now: float) -> None:
+        metrics, memory = self._metrics, self._scheduler.admission.memory
+        metrics.queue_texts.set(self._scheduler.num_waiting)
+        metrics.queue_age.set(self._scheduler.oldest_age_s(now))
+        metrics.open_requests.set(self._scheduler.num_jobs)
+        for name, worker in self._workers.views.items():
+            metrics.set_worker_state(name, worker.state(self._clock.now))
+        metrics.workers_ready.set(self._workers.num_ready)
+        metrics.held_bytes.set(memory.held)
+        metrics.flows.set(memory.num_flows)
+        metrics.outbox_bytes.set(self._replies.held_bytes)
+        metrics.clients.set(self._replies.num_subscribers)

@@ -1,0 +1,132 @@
+"""How many bytes a request and its vectors will take, before they take them. Does no I/O.
+
+The broker reserves these bytes before it accepts a request (see account.py). The size of plain vectors is exact as
+soon as a worker has reported its model. The number of token vectors is not known before the texts are tokenized;
+it is estimated, and the reservation is corrected with each result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from bert_serving.protocol import EncodeOptions, EncodeRequest
+from bert_serving.protocol.encoding import Frame
+from bert_serving.protocol.workers import ModelFacts
+
+from .job import TextCost
+from .job_result import OFFSET_BYTES, TOKEN_BYTES
+
+_CHUNK_BYTES = 1 << 20
+# The bytes that Python needs for a value, by the character before it. A list takes 56 bytes, an object with one
+# key about 250, and a short string with its place in a list 60 to 90.
+_VALUE_BYTES = {b",": 80, b"[": 64, b":": 64, b"{": 256}
+
+_JOB_BYTES = 2048  # the objects of one request: job, options, deadlines, places in queues
+_TEXT_BYTES = 48  # the number of tokens of a text, and its places in lists
+_TERM_BYTES = 8
+_TERMS_PER_TEXT = 256  # terms of a SPLADE vector; an estimate
+_WIDTH_UNTIL_READY = 1024  # components of a vector of most models
+
+
+def parsed_bytes(body: Frame) -> int:
+    """Return an upper estimate of the memory that a JSON body takes when it is parsed.
+
+    `[]` takes 25 times as many bytes parsed as it takes in the body, so the length of the body is no limit. The
+    estimate needs only a few passes over the body.
+    """
+    num_bytes, char_bytes = 0, 1
+    for start in range(0, len(body), _CHUNK_BYTES):
+        chunk = bytes(body[start : start + _CHUNK_BYTES + 2])  # an escape may lie across the end of a chunk
+        char_bytes = max(char_bytes, _char_bytes(chunk))  # the chunks may be parts of one string
+        num_bytes += sum(chunk.count(mark) * cost for mark, cost in _VALUE_BYTES.items())
+    return num_bytes + len(body) * char_bytes
+
+
+def _char_bytes(chunk: bytes) -> int:
+    """Return how many bytes Python needs for a character of the strings in the chunk, at most.
+
+    A string takes 1, 2 or 4 bytes for each of its characters, depending on the largest of them.
+    """
+    has_escapes = b"\\u" in chunk
+    if chunk.isascii() and not has_escapes:
+        return 1
+    is_beyond_16_bits = b"\\ud" in chunk or b"\\uD" in chunk or np.frombuffer(chunk, np.uint8).max() >= 0xF0
+    return 4 if is_beyond_16_bits else 2
+
+
+class ResultSizes:
+    """Estimates the bytes of a request's job and of its vectors, from the options and from the model's facts.
+
+    itemsize: bytes of a component. num_layers: number of layers that are pooled if a request names none.
+    max_seq_len: limit for the tokens of a text. token_rows: rows of each text when token vectors are padded to one
+    array; None: as many as the longest text has. show_tokens: tokens are sent with every reply.
+    """
+
+    def __init__(
+        self,
+        *,
+        itemsize: int = 4,
+        num_layers: int = 1,
+        max_seq_len: int = 512,
+        token_rows: int | None = None,
+        show_tokens: bool = False,
+    ) -> None:
+        self._itemsize = itemsize
+        self._num_layers = num_layers
+        self._max_seq_len = max_seq_len
+        self._token_rows = token_rows
+        self._show_tokens = show_tokens
+        self._facts: ModelFacts | None = None
+
+    def learn(self, facts: ModelFacts) -> None:
+        """Note what a worker has reported about its model."""
+        self._facts = facts
+
+    def of(self, request: EncodeRequest, cost: TextCost) -> int:
+        """Return the estimated bytes of the job and the vectors of a request. cost: the tokens of a text."""
+        options, texts = request.options, request.texts
+        num_bytes = _JOB_BYTES + len(texts) * _TEXT_BYTES
+        shows = TOKEN_BYTES * (options.show_tokens or self._show_tokens) + OFFSET_BYTES * options.show_offsets
+        strategies = self._strategies(options)
+        is_token_level = strategies == ("NONE",) and request.spans is None
+        tokens = [min(cost(text), self._max_seq_len) for text in texts] if shows or is_token_level else []
+        if options.long_text == "chunk" and tokens:
+            tokens = [cost(text) for text in texts]
+        num_bytes += int(sum(tokens)) * shows
+        if strategies == ("SPLADE",):
+            return num_bytes + 2 * len(texts) * _TERMS_PER_TEXT * _TERM_BYTES
+        row_bytes = self._itemsize * self._width(options, strategies)
+        if is_token_level:
+            return num_bytes + row_bytes * (int(sum(tokens)) + self._num_reply_rows(options, tokens))
+        if request.spans is not None:
+            return num_bytes + 2 * row_bytes * sum(map(len, request.spans))
+        return num_bytes + row_bytes * len(texts)
+
+    def _num_reply_rows(self, options: EncodeOptions, tokens: Sequence[float]) -> int:
+        """Return the number of token vectors in the reply: until it is made, it exists beside the results."""
+        if options.ragged:
+            return int(sum(tokens))
+        return len(tokens) * max(int(max(tokens)), self._token_rows or 0)
+
+    def _strategies(self, options: EncodeOptions) -> tuple[str, ...]:
+        named = options.pooling_strategy
+        if named is not None and named != ("auto",):
+            return named
+        return tuple(self._facts.poolings) if self._facts is not None else ("REDUCE_MEAN",)
+
+    def _width(self, options: EncodeOptions, strategies: Sequence[str]) -> int:
+        """Return the estimated number of components of a vector."""
+        is_default = options.pooling_strategy in (None, ("auto",)) and options.pooling_layer is None
+        if is_default and self._facts is not None:
+            width = self._facts.dimension
+        else:
+            num_layers = self._num_layers if options.pooling_layer is None else len(options.pooling_layer)
+            width = sum(self._width_of(name, num_layers) for name in strategies)
+        return min(width, options.dimensions or width)
+
+    def _width_of(self, strategy: str, num_layers: int) -> int:
+        hidden = _WIDTH_UNTIL_READY if self._facts is None else self._facts.hidden_size
+        num_labels = 1 if self._facts is None else max(1, len(self._facts.labels))
+        fixed = {"CLS_POOLED": hidden, "REGRESSION": 1, "CLASSIFICATION": num_labels, "LOGITS": num_labels}
+        return fixed.get(strategy, hidden * num_layers * (2 if strategy == "REDUCE_MEAN_MAX" else 1))

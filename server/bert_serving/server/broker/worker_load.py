@@ -1,0 +1,84 @@
+"""What the scheduler knows about a ready worker: its limits, its batches, and its progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .batching import InFlightBatch
+from .estimates import RateEstimate
+
+# In this time, a CPU computes 1,000 to 2,000 tokens, which fit into its caches; a GPU computes a full micro-batch.
+BATCH_S = 0.08
+_MIN_BATCH_TOKENS = 256
+_MAX_IN_FLIGHT = 2  # for long batches, and for other batches
+_LONG = 2  # a batch with more tokens than this many full batches is long
+
+
+@dataclass(slots=True)
+class WorkerLoad:
+    """The load of one worker.
+
+    model: fingerprint of its model. progress_at: when it began to compute, or last showed that it computes, in
+    seconds of the loop's clock. num_forwards: as in its last heartbeat. in_flight: its batches by batch_id, the
+    oldest first.
+    """
+
+    name: str
+    model: str
+    max_batch_tokens: int
+    rate: RateEstimate
+    progress_at: float = 0.0
+    num_forwards: int = 0
+    in_flight: dict[int, InFlightBatch] = field(default_factory=dict)
+
+    @property
+    def full_batch_tokens(self) -> float:
+        """The number of tokens in a full batch for this worker."""
+        return min(self.max_batch_tokens, max(_MIN_BATCH_TOKENS, self.rate.tokens_per_s * BATCH_S))
+
+    @property
+    def longest_ordinary_tokens(self) -> float:
+        """The largest number of tokens in a batch that is not long."""
+        return _LONG * self.full_batch_tokens
+
+    @property
+    def has_ordinary(self) -> bool:
+        """Whether it has a batch that is not long."""
+        return self._num_ordinary > 0
+
+    @property
+    def ordinary_tokens_in_flight(self) -> float:
+        """The estimated tokens of its batches that are not long."""
+        return sum(batch.tokens for batch in self.in_flight.values() if not self._is_long(batch))
+
+    @property
+    def can_take_long(self) -> bool:
+        """Whether it has room for a long batch."""
+        return len(self.in_flight) - self._num_ordinary < _MAX_IN_FLIGHT
+
+    @property
+    def tokens_in_flight(self) -> float:
+        """The estimated tokens of its batches."""
+        return sum(batch.tokens for batch in self.in_flight.values())
+
+    def can_take(self, *, suspect: bool) -> bool:
+        """Whether the worker has room for a batch. A suspect needs a worker without other batches."""
+        if suspect or any(batch.is_suspect for batch in self.in_flight.values()):
+            return not self.in_flight
+        return self._num_ordinary < _MAX_IN_FLIGHT
+
+    def is_overdue(self, now: float, timeout_s: float) -> bool:
+        """Whether the worker has a batch and has computed nothing for too long. now: as `progress_at`.
+
+        Too long is the timeout and the time that the tokens of its batches should take: a long text that is not
+        truncated may need a batch of more than max_batch_tokens.
+        """
+        limit_s = timeout_s + self.tokens_in_flight / self.rate.floor_tokens_per_s
+        return bool(self.in_flight) and now - self.progress_at > limit_s
+
+    @property
+    def _num_ordinary(self) -> int:
+        return sum(not self._is_long(batch) for batch in self.in_flight.values())
+
+    def _is_long(self, batch: InFlightBatch) -> bool:
+        return batch.tokens > self.longest_ordinary_tokens

@@ -1,0 +1,113 @@
+"""The broker with real sockets, without workers: what it believes of TCP clients and of gateways, and CANCEL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from bert_serving.protocol import (
+    Command,
+    CommandRequest,
+    EncodeRequest,
+    ServingError,
+    Usage,
+    request_to_frames,
+)
+from bert_serving.server.broker.broker import Broker
+from bert_serving.server.broker.metrics import BrokerMetrics, value_of
+from bert_serving.server.broker.ports import PrivateEndpoints
+from bert_serving.server.settings import Settings
+
+from tests.support.running_server import free_ports
+from tests.support.waiting import wait_until
+
+ALICE = b"alice-0123456789"
+
+
+class Arrivals:
+    """Collects the requests that the broker accepts."""
+
+    def __init__(self) -> None:
+        self.requests: list[EncodeRequest | None] = []
+
+    def request_arrived(self, request: EncodeRequest | None) -> None:
+        self.requests.append(request)
+
+    def request_done(self, request: EncodeRequest, usage: Usage) -> None:
+        pass
+
+    def request_failed(self, error: ServingError) -> None:
+        pass
+
+
+class Door:
+    """A broker, and one PUSH socket to each of its sockets for requests."""
+
+    def __init__(self, folder: Path) -> None:
+        port, port_out = free_ports(2)
+        endpoints = PrivateEndpoints.in_folder(folder)
+        self.arrivals, self.metrics = Arrivals(), BrokerMetrics()
+        self.broker = Broker(
+            Settings(port=port, port_out=port_out, http_port=None),
+            endpoints=endpoints,
+            worker_names=[],
+            max_seq_len=512,
+            metrics=self.metrics,
+            observers=[self.arrivals],
+        )
+        self._context = zmq.Context()
+        self.tcp = self._connect(f"tcp://127.0.0.1:{port}")
+        self.gateway = self._connect(endpoints.requests)
+
+    def _connect(self, endpoint: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.PUSH)
+        socket.connect(endpoint)
+        return socket
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+        self.broker.close()
+
+    def step_until_arrived(self, count: int) -> list[EncodeRequest | None]:
+        """Let the broker work until this number of requests has arrived; return them."""
+
+        def has_arrived() -> bool:
+            self.broker.step(10)
+            return len(self.arrivals.requests) == count
+
+        wait_until(has_arrived)
+        return self.arrivals.requests
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    door = Door(tmp_path)
+    yield door
+    door.close()
+
+
+def request(request_id: bytes, **more: object) -> EncodeRequest:
+    return EncodeRequest(ALICE, request_id, ["a"], **more)  # type: ignore[arg-type]
+
+
+def test_only_a_gateway_chooses_the_flow_of_a_request(door: Door) -> None:
+    sent = request(b"1", flow="key:alice", flow_share=1.0, trace="4bf92f35")
+    door.gateway.send_multipart(request_to_frames(sent))
+    assert door.step_until_arrived(1) == [sent]
+    door.tcp.send_multipart(request_to_frames(sent))
+    assert door.step_until_arrived(2)[1] == request(b"1", trace="4bf92f35")
+
+
+def test_cancel_ends_one_request_and_leaves_the_others(door: Door) -> None:
+    for number in (b"1", b"2"):
+        door.tcp.send_multipart(request_to_frames(request(number)))
+    door.step_until_arrived(2)
+    for number in (b"2", b"2", b"3"):  # also repeated, and for a request that does not exist
+        door.tcp.send_multipart(request_to_frames(CommandRequest(ALICE, number, Command.CANCEL)))
+    door.tcp.send_multipart(request_to_frames(request(b"4")))
+    door.step_until_arrived(3)
+    assert value_of(door.metrics.cancelled) == 1
+    assert "jobs=2" in repr(door.broker)
+    assert value_of(door.metrics.commands) == 0
