@@ -142,7 +142,7 @@ def _name(key: str, value: object) -> str | None:
         return None
     if not isinstance(value, str) or not 1 <= len(value) <= _MAX_NAME_CHARS or not value.isprintable():
         raise InvalidRequest(
-            f"{key} must be a string of 1 to {_MAX_NAME_CHARS} printable characters, got {value!r:.80}"
+            f"{key} must be a string of 1 to {_MAX_NAME_CHARS} printable characters, got {shortened(value)}"
         )
     return value
 
@@ -151,7 +151,7 @@ def _share(value: object) -> float | None:
     if value is None:
         return None
     if type(value) not in (int, float) or not 0 < value <= 1:  # type: ignore[operator]
-        raise InvalidRequest(f"flow_share must be a number above 0 and at most 1, got {value!r:.80}")
+        raise InvalidRequest(f"flow_share must be a number above 0 and at most 1, got {shortened(value)}")
     return float(value)  # type: ignore[arg-type]
 
 
