@@ -13,27 +13,34 @@ _GZIP_LEVEL = 1
 
 
 class PiecesResponse(Response):
-    """A JSON response that is sent in pieces. Each piece is made in a thread, after the one before it was sent.
+    """A response that is sent in pieces. Each piece is made in a thread, after the one before it was sent.
 
     So a large response does not delay other requests, and a caller that does not read it makes the gateway hold
-    only a piece. gzip: compress the pieces.
+    only a piece. gzip: compress the pieces. num_bytes: the length of all pieces, if it is known.
     """
 
-    media_type = "application/json"
-
     def __init__(
-        self, pieces: Iterator[bytes], status: int, headers: Mapping[str, str] | None = None, *, gzip: bool = False
+        self,
+        pieces: Iterable[bytes],
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        media_type: str = "application/json",
+        *,
+        gzip: bool = False,
+        num_bytes: int | None = None,
     ) -> None:
         if gzip:
             headers = {**(headers or {}), "content-encoding": "gzip", "vary": "Accept-Encoding"}
-        super().__init__(None, status, headers)
+        super().__init__(None, status, headers, media_type)
         del self.headers["content-length"]
+        if num_bytes is not None:
+            self.headers["content-length"] = str(num_bytes)
         self._pieces = _compressed(pieces) if gzip else iter(pieces)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response. HTTP/1.0 has no pieces: there, the body is sent as a whole."""
+        """Send the response. HTTP/1.0 has no pieces of unknown length: there, the body is made as a whole."""
         pieces = self._pieces
-        if scope.get("http_version") == "1.0":
+        if scope.get("http_version") == "1.0" and "content-length" not in self.headers:
             body = await asyncio.to_thread(b"".join, pieces)
             self.headers["content-length"] = str(len(body))
             pieces = iter([body])
