@@ -98,7 +98,7 @@ def binary_response(vectors: Numbers, container: Container, headers: dict[str, s
     view = vectors.reshape(-1).view(np.uint8).data
     if len(view) <= _PIECE_BYTES:
         return Response(head + bytes(view), headers=headers, media_type=media_type)
-    pieces = (bytes(view[i : i + _PIECE_BYTES]) for i in range(0, len(view), _PIECE_BYTES))
+    pieces = (view[i : i + _PIECE_BYTES] for i in range(0, len(view), _PIECE_BYTES))
     return PiecesResponse(
         chain([head], pieces), headers=headers, media_type=media_type, num_bytes=len(head) + len(view)
     )
