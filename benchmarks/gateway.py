@@ -133,8 +133,9 @@ async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
             writer.write(message)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             assert head.startswith(b"http/1.1 200"), head
+            num_bytes = await read_body(reader, head)
             done[0] += 1
-            done[1] += await read_body(reader, head)
+            done[1] += num_bytes
         writer.close()
 
     await asyncio.gather(*(one_connection() for _ in range(NUM_CONNECTIONS if load.size == 1 else 2)))

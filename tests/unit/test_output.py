@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,3 +116,22 @@ def test_the_body_has_precedence_over_the_accept_header() -> None:
 )
 def test_the_weights_in_the_accept_header_are_respected(accept: str, container: str) -> None:
     assert container_for(Headers({"accept": accept}), None) == container
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 5000])
+def test_an_array_arrives_whole_in_one_piece_or_in_many(num_rows: int) -> None:
+    rows = np.random.default_rng(0).standard_normal((num_rows, 384)).astype(np.float16)
+    for container in ("raw", "npy"):
+        sent: list[Any] = []
+
+        async def send(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        response = binary_response(rows, container, {"x-total-time": "1"})
+        asyncio.run(response({"type": "http", "http_version": "1.1"}, None, send))
+        body = b"".join(message["body"] for message in sent[1:])
+        headers = dict(sent[0]["headers"])
+        assert int(headers[b"content-length"]) == len(body)
+        assert max(len(message["body"]) for message in sent[1:]) <= 1 << 20
+        found = np.load(io.BytesIO(body)) if container == "npy" else np.frombuffer(body, "<f2").reshape(-1, 384)
+        np.testing.assert_array_equal(found, rows)

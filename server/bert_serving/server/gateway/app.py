@@ -50,6 +50,9 @@ log = logging.getLogger(__name__)
 #: The value of `cors` that allows only pages of web servers on the caller's own machine.
 LOOPBACK = "loopback"
 
+_BACKLOG = 2048
+_ACCEPTS_PER_STEP = 128  # a flood of connections must not make one step of the event loop long
+
 _LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
@@ -105,6 +108,7 @@ def main(
         app,
         http=pool.new_connection,  # type: ignore[arg-type]  # uvicorn only calls it
         ws="none",
+        backlog=_ACCEPTS_PER_STEP,
         log_config=None,
         access_log=False,
         proxy_headers=bool(trusted_proxies),
@@ -113,7 +117,21 @@ def main(
         timeout_graceful_shutdown=max(1, math.ceil(drain_timeout_s)),
         server_header=False,
     )
-    asyncio.run(_serve(uvicorn.Server(config), http_socket, pool, keys))
+    asyncio.run(_serve(Server(config), http_socket, pool, keys))
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server. In one step of the event loop, it accepts at most _ACCEPTS_PER_STEP connections.
+
+    asyncio takes one number for two limits: of the connections that the system holds until they are accepted, and
+    of the connections that are accepted in one step. The first limit is set again here.
+    """
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Start to accept connections."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)
 
 
 def _log_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -125,8 +125,9 @@ class LimitedConnection(HttpToolsProtocol):
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
-            if ENDED_WITH not in scope:
-                raise
+            if ENDED_WITH not in scope:  # the server stops, and there is no time left to send the response
+                cycle.disconnected = True
+                self.transport.abort()
 
     # -- events of the connection ----------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from itertools import chain
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from .errors import Unprocessable
+from .responses import PiecesResponse
 
 #: float: JSON numbers; base64: the bytes of each vector, as base64 in JSON; raw: the bytes of all vectors; npy:
 #: NumPy's file format.
@@ -25,6 +27,8 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 #: Vectors in one of the formats of Dtype.
 Numbers: TypeAlias = npt.NDArray[np.generic]
+
+_PIECE_BYTES = 1 << 20
 
 _BY_MEDIA_TYPE: dict[str, Container] = {
     "application/json": "float",
@@ -84,13 +88,24 @@ def encoded(vectors: Numbers, container: Container) -> Numbers | str | list[str]
 def binary_response(vectors: Numbers, container: Container, headers: dict[str, str]) -> Response | None:
     """Return the response for a container that is not JSON, or None if the container is JSON."""
     if container == "raw":
+        head, media_type = b"", "application/octet-stream"
         shape = ",".join(map(str, vectors.shape))
         headers = {**headers, "x-dtype": vectors.dtype.name, "x-shape": shape}
-        return Response(
-            vectors.reshape(-1).view(np.uint8).data, headers=headers, media_type="application/octet-stream"
-        )
-    if container == "npy":
-        file = io.BytesIO()
-        np.save(file, vectors, allow_pickle=False)
-        return Response(file.getbuffer(), headers=headers, media_type="application/x-npy")
-    return None
+    elif container == "npy":
+        head, media_type = _npy_head(vectors), "application/x-npy"
+    else:
+        return None
+    view = vectors.reshape(-1).view(np.uint8).data
+    if len(view) <= _PIECE_BYTES:
+        return Response(head + bytes(view), headers=headers, media_type=media_type)
+    pieces = (view[i : i + _PIECE_BYTES] for i in range(0, len(view), _PIECE_BYTES))
+    return PiecesResponse(
+        chain([head], pieces), headers=headers, media_type=media_type, num_bytes=len(head) + len(view)
+    )
+
+
+def _npy_head(vectors: Numbers) -> bytes:
+    """Return what precedes the bytes of an array in a file of NumPy's format."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
+    return file.getvalue()
