@@ -19,18 +19,25 @@ RUN /opt/venv/bin/pip install --no-cache-dir -c constraints.txt uv
 RUN /opt/venv/bin/uv pip install --no-cache --no-deps --python /opt/venv --torch-backend=${TORCH_BACKEND} -c constraints.txt torch
 RUN /opt/venv/bin/uv pip install --no-cache --python /opt/venv -c constraints.txt ".[server,demo]"
 
+RUN mkdir -p /opt/volumes/models
+
 FROM python:${PYTHON_VERSION}-slim
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
     HF_HOME=/models/.huggingface \
-    BERT_SERVING_HOST=0.0.0.0 \
+    BERT_SERVING_HTTP_HOST=0.0.0.0 \
     BERT_SERVING_HTTP_PORT=8125
-# Mount models here and use them with -model_dir /models/NAME. Models from the hub are cached here too.
+# Only HTTP can be reached from outside the container. For BertClient, set BERT_SERVING_HOST=0.0.0.0 too, and protect
+# ports 5555 and 5556 with -curve_dir: they are not protected by API keys.
+#
+# Mount models here and use them with -model_dir /models/NAME. Models from the hub are cached here too. A new volume
+# takes the owner of this folder; a folder of the host that is mounted here keeps its own.
+COPY --from=build --chown=10001:10001 /opt/volumes /
 VOLUME /models
 USER 10001:10001
-EXPOSE 5555 5556 8125
+EXPOSE 8125
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8125/ready', timeout=4)"]
 # On this signal, the server finishes the requests that it has accepted, within -drain_timeout seconds.

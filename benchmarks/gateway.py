@@ -37,6 +37,7 @@ from bert_serving.server.broker.broker import Broker
 from bert_serving.server.broker.metrics import BrokerMetrics
 from bert_serving.server.broker.ports import PrivateEndpoints
 from bert_serving.server.broker.tei_metrics import TeiMetrics
+from bert_serving.server.keys import KeySource
 from bert_serving.server.settings import Settings
 from bert_serving.server.supervisor import child
 from bert_serving.server.supervisor.launch import listen
@@ -180,7 +181,8 @@ def main() -> None:
             "cors": "*",
             "model_name": "fake",
             "tokenizer_dir": "",
-            "api_keys": (),
+            "api_keys": KeySource(),
+            "protect_metrics": False,
             "drain_timeout_s": 1.0,
         }
         children = [start(run_broker, settings, endpoints), start(run_fake_worker, endpoints.workers)]

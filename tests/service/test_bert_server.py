@@ -11,6 +11,7 @@ import textwrap
 from argparse import Namespace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -60,6 +61,18 @@ def test_close_waits_longer_than_the_drain_time(tiny: Path, monkeypatch: pytest.
             server._process, "wait", lambda timeout=None: (waits.append(timeout), wait(timeout))[1]
         )
     assert max(filter(None, waits)) > 77
+
+
+def test_the_keys_of_a_server_are_those_of_its_arguments(tiny: Path) -> None:
+    (http_port,) = free_ports(1)
+    args = arguments(tiny, "-http_port", http_port, "-api_key", "secret")
+    url = f"http://127.0.0.1:{http_port}/v1/models"
+    with BertServer(args) as server:
+        assert server._process is not None
+        assert httpx.get(url, timeout=HANG_S).status_code == 401
+        assert httpx.get(url, headers={"Authorization": "Bearer secret"}, timeout=HANG_S).status_code == 200
+        family = [psutil.Process(server._process.pid), *psutil.Process(server._process.pid).children()]
+        assert not any("secret" in word for process in family for word in process.cmdline())
 
 
 def test_one_program_may_start_and_close_servers_one_after_the_other_with_changed_arguments(tiny: Path) -> None:

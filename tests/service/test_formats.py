@@ -184,7 +184,7 @@ def test_a_request_keeps_its_id_and_gets_one_if_it_has_none(http: httpx.Client) 
 def test_a_page_may_send_its_key_and_read_the_headers(http: httpx.Client, model_servers: ModelServers) -> None:
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-api-key"}
     for client, origin, allowed in (
-        (http, "https://b.org", "*"),
+        (http, "http://localhost:3000", "http://localhost:3000"),
         (model_servers.prompted.http, "https://a.org", "https://a.org"),
     ):
         for path in ("/embed", "/v1/embeddings", "/encode/stream", "/v2/rerank"):

@@ -51,13 +51,30 @@ def test_a_form_is_as_good_as_json(http: httpx.Client, client: BertClient) -> No
     assert http.post("/encode", content=b'{"id": 8, "texts": ["x"]}', headers=headers).json()["id"] == 8
 
 
-def test_pages_of_any_origin_may_call(http: httpx.Client) -> None:
-    headers = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+@pytest.mark.parametrize(
+    ("origin", "is_allowed"),
+    [
+        ("http://localhost:3000", True),
+        ("http://127.0.0.1:8000", True),
+        ("http://[::1]:8000", True),
+        ("https://localhost", True),
+        ("https://example.org", False),
+        ("https://localhost.example.org", False),
+        ("http://127.0.0.1.example.org", False),
+        ("null", False),
+    ],
+)
+def test_only_pages_of_web_servers_on_the_same_machine_may_call(
+    http: httpx.Client, origin: str, is_allowed: bool
+) -> None:
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
     asked = {**headers, "Access-Control-Request-Headers": "authorization,content-type"}
     preflight = http.options("/encode", headers=asked)
-    assert preflight.status_code == 200
+    assert preflight.status_code == (200 if is_allowed else 400)
     assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
-    assert http.get("/live", headers=headers).headers["access-control-allow-origin"] == "*"
+    expected = origin if is_allowed else None
+    for reply in (preflight, http.get("/live", headers=headers)):
+        assert reply.headers.get("access-control-allow-origin") == expected
 
 
 @pytest.mark.parametrize("identifier", [0, "text", None, [1, 2], {"a": None}, 1.5, True])
@@ -166,8 +183,9 @@ def test_status_of_server_and_client(http: httpx.Client) -> None:
     assert (server_status["status"], server_status["server_version"]) == (200, "1.10.0")
     assert server_status["statistic"]["num_data_request"] >= 0
     client_status = http.get("/status/client").json()
-    assert bytes(client_status["identity"]).decode().count("-") == 4
-    assert client_status["pending_request"] == []
+    assert client_status["num_request"] > 0
+    # Whoever knows the gateway's identity could receive all replies, so no route tells it, nor a request's id.
+    assert (client_status["identity"], client_status["pending_request"], server_status["client"]) == ([], [], "")
 
 
 def test_live_ready_and_docs(http: httpx.Client) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,8 +37,10 @@ def test_nothing_but_the_worker_loads_torch_or_transformers(module: str) -> None
 def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> None:
     """Run the RUN lines of the Dockerfile's build stage with other paths, then the image's entry point."""
     dockerfile = (ROOT / "Dockerfile").read_text()
-    source, target = tmp_path / "src", tmp_path / "venv"
+    source, opt = tmp_path / "src", tmp_path / "opt"
+    target = opt / "venv"
     source.mkdir()
+    opt.mkdir()
     build_stage = dockerfile.split("\nFROM ")[1]
     for what, where in re.findall(r"^COPY (.+) (\S+)$", build_stage, re.M):
         for name in what.split():
@@ -47,16 +50,17 @@ def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> Non
             else:
                 shutil.copy(here, source / where)
     lines = re.findall(r"^RUN (.+)$", build_stage, re.M)
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         env = {"TORCH_BACKEND": "cpu"}
         if "--torch-backend" in line and (local := os.environ.get("PIP_FIND_LINKS")):
             env |= {"UV_FIND_LINKS": local, "UV_OFFLINE": "1"}  # this machine has a local copy of the torch build
-        command = line.replace("/opt/venv", str(target)).replace("python -m venv", f"{sys.executable} -m venv")
+        command = line.replace("/opt/", f"{opt}/").replace("python -m venv", f"{sys.executable} -m venv")
         run("sh", "-ec", command.replace("--no-cache-dir", "").replace("--no-cache ", ""), cwd=source, env=env)
     assert re.fullmatch(
         r"bert-serving-start \S+\n", run(target / "bin/bert-serving-start", "-version", cwd=tmp_path)
     )
+    assert (opt / "volumes" / "models").is_dir()
     run(target / "bin/python", "-c", "from bert_serving.server.model.demo import find_demo_model as f; f()")
 
 
@@ -77,13 +81,44 @@ def test_the_image_runs_as_an_unprivileged_user_and_checks_its_health(server: Ru
     run(sys.executable, "-c", check.replace("127.0.0.1:8125", f"127.0.0.1:{server.http_port}"))
 
 
-def test_compose_publishes_both_port_sets_and_a_model_volume() -> None:
+def image_settings() -> dict[str, str]:
+    """Return the settings that the image sets as environment variables."""
+    last_stage = (ROOT / "Dockerfile").read_text().split("\nFROM ")[2]
+    return dict(re.findall(r"^ +BERT_SERVING_(\w+)=(\S+)", last_stage, re.M))
+
+
+def compose_service(text: str) -> dict[str, Any]:
     import yaml
 
-    (service,) = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].values()
-    assert {port.rpartition(":")[2] for port in service["ports"]} == {"5555", "5556", "8125"}
+    (service,) = yaml.safe_load(text)["services"].values()
+    return dict(service)
+
+
+def test_the_image_opens_http_and_keeps_the_other_ports_to_itself() -> None:
+    assert image_settings() == {"HTTP_HOST": "0.0.0.0", "HTTP_PORT": "8125"}
+
+
+def test_the_user_of_the_image_owns_the_folder_of_the_models() -> None:
+    last_stage = (ROOT / "Dockerfile").read_text().split("\nFROM ")[2]
+    (user,) = re.findall(r"^USER (\S+)$", last_stage, re.M)
+    made = last_stage.index(f"COPY --from=build --chown={user} /opt/volumes /\n")
+    assert made < last_stage.index("VOLUME /models")
+
+
+def test_compose_publishes_only_ports_that_the_image_opens_and_a_model_volume() -> None:
+    service = compose_service((ROOT / "docker-compose.yml").read_text())
+    assert service["ports"] == ["127.0.0.1:8125:8125"]
     assert service["volumes"] == ["${MODELS:-models}:/models"]
     assert service["environment"] == {
         "BERT_SERVING_MODEL_DIR": "${MODEL:-}",
         "BERT_SERVING_API_KEY": "${API_KEY:-}",
     }
+
+
+def test_the_commented_lines_of_compose_open_the_other_ports_with_curve() -> None:
+    lines = (ROOT / "docker-compose.yml").read_text()
+    service = compose_service(re.sub(r"^( +)# (?=BERT_|- )", r"\1", lines, flags=re.M))
+    assert {port.rpartition(":")[2] for port in service["ports"]} == {"5555", "5556", "8125"}
+    assert service["environment"]["BERT_SERVING_HOST"] == "0.0.0.0"
+    assert service["environment"]["BERT_SERVING_CURVE_DIR"] == "/keys"
+    assert "./keys:/keys:ro" in service["volumes"]

@@ -72,6 +72,24 @@ def test_ctrl_c_during_the_first_imports_ends_it_quietly(module: str, signum: si
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize("module", ["pydantic", "bert_serving.server.supervisor"])
+def test_a_hangup_during_the_first_imports_does_not_end_it(module: str) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, *_):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGHUP)\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        "from bert_serving.server.cli import start\n"
+        "sys.exit(start(['-version']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("bert-serving-start ")
+
+
 def test_nothing_heavy_is_imported_before_ctrl_c_is_caught() -> None:
     code = (
         "import sys\n"
@@ -86,6 +104,7 @@ def test_nothing_heavy_is_imported_before_ctrl_c_is_caught() -> None:
         "bert_serving.server",
         "bert_serving.server.cli",
         "bert_serving.server.cli.benchmark",
+        "bert_serving.server.cli.keys",
         "bert_serving.server.cli.start",
         "bert_serving.server.cli.status",
         "bert_serving.server.cli.terminate",

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -74,16 +74,19 @@ class Ports(TypedDict):
 
 
 class RunningServer:
-    """A server process. The constructor starts it; `wait_ready` returns when every worker is ready."""
+    """A server process. The constructor starts it; `wait_ready` returns when every worker is ready.
 
-    def __init__(self, *args: object, env: dict[str, str] | None = None) -> None:
+    prefix: a command that becomes the command that follows, such as nsenter.
+    """
+
+    def __init__(self, *args: object, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
         self.port, self.port_out, self.http_port = free_ports(3)
         # The server's private sockets are in this folder. A file that is left after the server's end is a leak.
         self.tmp = tempfile.TemporaryDirectory(prefix="bs")
         ports = ["-port", self.port, "-port_out", self.port_out, "-http_port", self.http_port]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by __exit__
         self.process = subprocess.Popen(
-            command("bert-serving-start", *ports, *args),
+            [*prefix, *command("bert-serving-start", *ports, *args)],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": self.tmp.name, **(env or {})},

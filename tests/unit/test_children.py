@@ -375,3 +375,13 @@ def test_a_worker_that_has_grown_is_replaced(monkeypatch: pytest.MonkeyPatch) ->
     stage.turn(1.0)
     stage.turn(1.0)
     assert stage.alive == [1, 3]
+
+
+def test_a_successor_that_is_not_ready_in_time_is_killed_and_the_worker_stays() -> None:
+    stage = Stage("w0", start_timeout=50).all_ready()
+    stage.children.reload()
+    stage.turn()
+    assert stage.alive == [1, 2]
+    for _ in range(20):
+        stage.turn(5.0)
+    assert (stage.alive, stage.broker.ready) == ([1], {"w0": 1})

@@ -11,13 +11,15 @@ import pytest
 from bert_serving.client import AsyncBertClient
 from bert_serving.protocol import EncodeReply, Overloaded, PayloadTooLarge, Unauthorized, Usage
 from bert_serving.server.gateway.context import RequestContext
-from bert_serving.server.gateway.dialect import BERT_AS_SERVICE, check_api_key
+from bert_serving.server.gateway.dialect import BERT_AS_SERVICE
 from bert_serving.server.gateway.dialects.openai import EmbeddingsBody
 from bert_serving.server.gateway.dialects.tei import AnyBody, EmbedBody, PredictBody, SimilarityBody, TokenizeBody
 from bert_serving.server.gateway.errors import Unprocessable, UnreadableBody
+from bert_serving.server.gateway.keys import Keyring
 from bert_serving.server.gateway.rerank import RerankBody
 from bert_serving.server.gateway.service import Service
 from bert_serving.server.gateway.usage import usage_headers
+from bert_serving.server.keys import KeySource, hash_of, unnamed_keys
 from fastapi import Request
 from numpy import zeros
 from pydantic import BaseModel
@@ -40,6 +42,10 @@ def read(body: bytes, model: type[BaseModel] = EmbedBody, **headers: str) -> Any
     return asyncio.run(RequestContext(request_with(body, **headers), service).body(model))
 
 
+def keyring(*keys: str) -> Keyring:
+    return Keyring(KeySource(unnamed_keys(map(hash_of, keys))))
+
+
 # -- API keys ------------------------------------------------------------------------------------------
 
 
@@ -54,7 +60,7 @@ def read(body: bytes, model: type[BaseModel] = EmbedBody, **headers: str) -> Any
     ],
 )
 def test_a_key_is_accepted_in_every_supported_header(headers: dict[str, str]) -> None:
-    check_api_key(request_with(**headers), ("one", "two"))
+    keyring("one", "two").check(request_with(**headers))
 
 
 @pytest.mark.parametrize(
@@ -73,8 +79,8 @@ def test_a_key_is_accepted_in_every_supported_header(headers: dict[str, str]) ->
 )
 def test_other_headers_are_refused_if_there_are_keys(headers: dict[str, str]) -> None:
     with pytest.raises(Unauthorized, match="send Authorization: Bearer <key>"):
-        check_api_key(request_with(**headers), ("one", "two"))
-    check_api_key(request_with(**headers), ())
+        keyring("one", "two").check(request_with(**headers))
+    Keyring().check(request_with(**headers))
 
 
 # -- request bodies ------------------------------------------------------------------------------------

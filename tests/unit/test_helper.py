@@ -75,6 +75,13 @@ def test_settings_survive_a_round_trip_through_a_namespace() -> None:
     assert settings_of(get_args_parser().parse_args([])) == Settings(num_worker=1)
 
 
+def test_keys_survive_a_round_trip_through_a_namespace() -> None:
+    args = get_args_parser().parse_args(["-api_key", "one", "two"])
+    assert settings_of(args).api_key == Settings(api_key=("one", "two")).api_key
+    args.api_key = ["three"]
+    assert settings_of(args).api_key == Settings(api_key=("three",)).api_key
+
+
 @pytest.mark.parametrize(
     ("name", "value", "setting"),
     [

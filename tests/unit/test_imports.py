@@ -15,12 +15,12 @@ SOURCES = (ROOT / "client", ROOT / "server")
 ALLOWED: dict[str, set[str]] = {
     "protocol": set(),
     "client": {"protocol"},
-    "settings": {"protocol", "model"},
+    "settings": {"protocol", "model", "keys"},
     "model": {"protocol"},
     "broker": {"protocol", "settings", "model", "compat.pooling_strategy", "buckets"},
     "worker": {"protocol", "model", "model.tensorflow.google_bert"},
-    "gateway": {"protocol", "client", "settings", "buckets"},
-    "supervisor": {"protocol", "settings", "model", "broker"},
+    "gateway": {"protocol", "client", "settings", "buckets", "keys"},
+    "supervisor": {"protocol", "settings", "model", "broker", "keys"},
     "compat": {"protocol", "client", "settings", "supervisor", "model", "compat.pooling_strategy"},
     "cli": {"protocol", "client", "settings", "supervisor", "compat", "model"},
     # Modules for programs that were written for bert-as-service. They only import names from compat.
@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "graph": {"compat", "compat.pooling_strategy"},
     # Modules that several parts share.
     "buckets": set(),
+    "keys": set(),
     "compat.pooling_strategy": {"protocol"},
     # Converts a TensorFlow checkpoint into a PyTorch model. It is in model/ because it reads a file format, but
     # only the worker uses it.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
 import pytest
+from bert_serving.server.keys import hash_of
 from bert_serving.server.settings import Settings, parse_settings, settings_parser
 from pydantic import ValidationError
 
@@ -129,6 +131,24 @@ def test_unknown_keyword_is_refused() -> None:
         Settings(prot=5555)  # type: ignore[call-arg]
 
 
+# -- API keys ------------------------------------------------------------------------------------------
+
+
+def test_settings_hold_only_the_hash_of_a_key_and_show_not_even_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERT_SERVING_API_KEY", "first second")
+    settings = parse_settings([])
+    hashes = [key.get_secret_value() for key in settings.api_key]
+    assert hashes == [hash_of("first"), hash_of("second")]
+    for shown in (repr(settings), settings.table(), str(settings.model_dump())):
+        assert not [word for word in ("first", "second", *hashes) if word in shown]
+
+
+def test_settings_with_keys_survive_the_way_to_another_process() -> None:
+    settings = parse_settings(["-api_key", "secret", "-device_map", "0", "1"])
+    assert Settings(**json.loads(settings.model_dump_json())) == settings
+    assert Settings(**settings.model_dump()) == settings
+
+
 # -- bad settings --------------------------------------------------------------------------------------
 
 
@@ -145,6 +165,8 @@ def test_unknown_keyword_is_refused() -> None:
         (["-max_batch_size", "0"], ["max_batch_size", "'0'"]),
         (["-pooling_strategy", "NO_SUCH_STRATEGY"], ["pooling_strategy", "REDUCE_MEAN", "'NO_SUCH_STRATEGY'"]),
         (["-pooling_layer", "last"], ["pooling_layer", "integer", "'last'"]),
+        (["-api_key", "schlüssel"], ["api_key", "ASCII"]),
+        (["-protect_metrics"], ["protect_metrics needs api_key or api_key_file"]),
         (["-dtype", "int8"], ["dtype", "bfloat16", "'int8'"]),
         (["-device_map", "-1"], ["device_map", "GPU ids from 0", "-1"]),
         (["-outbox_age", "nan"], ["outbox_age", "greater than 0"]),
@@ -157,6 +179,10 @@ def test_bad_flag_is_named_with_what_was_expected_and_what_came(
 ) -> None:
     last_line = error_of(capsys, *argv).strip().splitlines()[-1]
     assert [word for word in words if word not in last_line] == []
+
+
+def test_a_bad_key_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "schlüssel" not in error_of(capsys, "-api_key", "schlüssel")
 
 
 @pytest.mark.parametrize("argv", [["-port", "0"], ["-port_out", "5555"], ["-no_such_flag"]])

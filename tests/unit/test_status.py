@@ -145,6 +145,14 @@ def test_config_has_every_key_of_the_original_with_its_type() -> None:
     assert all(isinstance(version, str) for version in config["tensorflow_version"])
 
 
+def test_config_tells_whether_curve_is_on_and_nothing_about_keys() -> None:
+    assert make_report().config(b"a")["curve"] is False
+    config = make_report(curve_dir="/secret", api_key=("secret",), api_key_file="/secret").config(b"a")
+    assert config["curve"] is True
+    assert not {"api_key", "api_key_file", "curve_dir"} & config.keys()
+    assert "secret" not in str(config)
+
+
 def test_status_adds_the_statistic_and_the_workers() -> None:
     statistic = Statistic(0.0)
     statistic.count_texts(b"some-client", 3, 2.5)

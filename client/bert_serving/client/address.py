@@ -9,8 +9,9 @@ from pathlib import Path
 import zmq
 import zmq.auth
 
-#: The folder with the keys of all clients that get no `curve_dir`.
-CURVE_DIR_VARIABLE = "BERT_SERVING_CURVE_DIR"
+#: The folder with the keys of all clients that get no `curve_dir`. The server's variable BERT_SERVING_CURVE_DIR
+#: names another folder, and a process may have both.
+CURVE_DIR_VARIABLE = "BERT_SERVING_CLIENT_CURVE_DIR"
 
 _SERVER_FILE, _CLIENT_FILE = "server.key", "client.key_secret"
 _KEY_CHARS = 40  # a key has 32 bytes, which are written as 40 characters (ZeroMQ RFC 32, Z85)
@@ -84,7 +85,7 @@ class Address:
 
 
 def curve_keys(curve_dir: str | os.PathLike[str] | None) -> CurveKeys | None:
-    """Return the keys in the folder; without a folder, those in $BERT_SERVING_CURVE_DIR; else None."""
+    """Return the keys in the folder; without a folder, those in $BERT_SERVING_CLIENT_CURVE_DIR; else None."""
     folder = curve_dir or os.environ.get(CURVE_DIR_VARIABLE)
     return CurveKeys.load(folder) if folder else None
 

@@ -84,7 +84,7 @@ class BertClient:
     connect_timeout: milliseconds that a call may wait for the connection to the server.
     curve_dir: a folder with the keys that encrypt the connection: the server's public key in `server.key` and the
     client's key pair in `client.key_secret`; the command bert-serving-keys makes them. Default: the folder in the
-    environment variable BERT_SERVING_CURVE_DIR; if it is not set, the connection is not encrypted.
+    environment variable BERT_SERVING_CLIENT_CURVE_DIR; if it is not set, the connection is not encrypted.
     retry: send a request again if the server is too busy or has no worker, and says when to try again. The client
     waits for a random time before each attempt. It raises Overloaded or Unavailable if the next attempt would be
     after the timeout; without a timeout, after 60 s. False: raise the error at once.

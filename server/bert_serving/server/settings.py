@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .keys import hash_of
 from .model.spec import ModelOptions, split_list, validation_line
 
 _ENV_PREFIX = "BERT_SERVING_"
@@ -46,7 +47,15 @@ class Settings(ModelOptions, BaseSettings):
         (), description="GPU ids, assigned to the workers in turn; default: all visible GPUs"
     )
     cpu: bool = Field(False, description="run on the CPU even if there is a GPU")
-    host: str = Field("127.0.0.1", description="address that all ports listen on; 0.0.0.0: every interface")
+    host: str = Field(
+        "127.0.0.1", description="address that port and port_out listen on; 0.0.0.0: every interface"
+    )
+    http_host: str | None = Field(None, description="address that http_port listens on; default: host")
+    curve_dir: str | None = Field(
+        None,
+        description="folder with the keys that bert-serving-keys makes; port and port_out then encrypt all "
+        "messages and accept only the clients whose keys are in DIR/clients; default: no encryption",
+    )
     port: int = Field(
         5555,
         ge=1,
@@ -61,10 +70,15 @@ class Settings(ModelOptions, BaseSettings):
     http_workers: int = Field(1, ge=1, le=64, description="number of processes that serve HTTP, all on http_port")
     api_key: tuple[SecretStr, ...] = Field(
         (),
-        exclude=True,
         description="accepted keys for HTTP (Authorization: Bearer KEY); safer as BERT_SERVING_API_KEY, which "
         "process lists do not show; default: no key is required",
     )
+    api_key_file: str | None = Field(
+        None,
+        description="file with accepted keys for HTTP, read again after SIGHUP; each line has a name, a key or "
+        "sha256:HASH, and optional limits such as texts_per_minute=6000 share=0.2",
+    )
+    protect_metrics: bool = Field(False, description="require a key for /metrics too")
     served_model_name: str | None = Field(
         None, description="name of the model in HTTP replies; default: the name of its folder"
     )
@@ -122,7 +136,11 @@ class Settings(ModelOptions, BaseSettings):
     allow_remote_termination: bool = Field(
         False, description="obey bert-serving-terminate from other machines too"
     )
-    cors: str = Field("*", description="origin whose pages may call the HTTP port; *: any origin")
+    cors: str = Field(
+        "loopback",
+        description="origin whose pages may call the HTTP port; loopback: pages of web servers on the browser's "
+        "own machine; *: any origin",
+    )
     verbose: bool = Field(False, description="log each batch")
     xla: bool = Field(False, description="flag of bert-as-service; accepted, but has no effect")
     gpu_memory_fraction: float = Field(0.5, description="flag of bert-as-service; accepted, but has no effect")
@@ -137,10 +155,15 @@ class Settings(ModelOptions, BaseSettings):
 
     @field_validator("api_key")
     @classmethod
-    def _keys_are_ascii(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if not all(key.get_secret_value().isascii() and key.get_secret_value() for key in keys):
-            raise ValueError("api_key must hold non-empty keys of ASCII characters: HTTP headers allow no others")
-        return keys
+    def _keys_are_kept_as_hashes(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        try:
+            return tuple(SecretStr(hash_of(key.get_secret_value())) for key in keys)
+        except ValueError as exc:
+            raise ValueError(f"api_key: {exc}") from exc
+
+    @field_serializer("api_key", when_used="json")
+    def _json_has_the_hashes(self, keys: tuple[SecretStr, ...]) -> list[str]:
+        return [key.get_secret_value() for key in keys]  # BertServer sends the settings to its process as JSON
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Settings:
@@ -154,6 +177,22 @@ class Settings(ModelOptions, BaseSettings):
         if any(gpu < 0 for gpu in self.device_map):
             raise ValueError(f"device_map must hold GPU ids from 0, got {list(self.device_map)}")
         return self
+
+    @model_validator(mode="after")
+    def _metrics_can_be_protected(self) -> Settings:
+        if self.protect_metrics and not self.requires_key:
+            raise ValueError("protect_metrics needs api_key or api_key_file")
+        return self
+
+    @property
+    def http_address(self) -> str:
+        """The address that http_port listens on."""
+        return self.http_host or self.host
+
+    @property
+    def requires_key(self) -> bool:
+        """Whether HTTP callers must send an API key."""
+        return bool(self.api_key) or self.api_key_file is not None
 
     def without_effect(self) -> list[str]:
         """Return a line for each setting that was given and has no effect."""

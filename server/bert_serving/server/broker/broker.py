@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import zmq
 from bert_serving.protocol import (
@@ -31,6 +32,7 @@ from bert_serving.protocol.workers import Batch, Failed, Heartbeat, Ready, Resul
 from ..settings import Settings
 from .account import NoRoom, Reservation
 from .budget import Budget, Chores
+from .curve import CurveServer
 from .inspection import Inspection
 from .job import Job
 from .job_queue import flow_of
@@ -61,8 +63,8 @@ class Broker:
 
     endpoints: the addresses for workers and gateways. max_seq_len: the longest sequence, in tokens. token_rows:
     when the vectors of tokens are padded to one array, each text gets at least this many rows; None: as many rows
-    as the longest text has. observers: are called for every request. clock: the loop's clock. Raises PortInUse.
-    Only the thread of the server's loop may call the methods.
+    as the longest text has. observers: are called for every request. clock: the loop's clock. Raises PortInUse or
+    CurveError. Only the thread of the server's loop may call the methods.
     """
 
     def __init__(
@@ -84,12 +86,14 @@ class Broker:
         self._is_accepting = True
         self.clock = LoopClock()
         self._sparse_log = SparseLog()
+        self._curve = None if settings.curve_dir is None else CurveServer(Path(settings.curve_dir))
         self._ports = Ports(
             host=settings.host,
             port=settings.port,
             port_out=settings.port_out,
             endpoints=endpoints,
             max_message_bytes=settings.max_message_mb << 20,
+            curve=self._curve,
         )
         self._scheduler = Scheduler(
             memory_bytes=settings.memory_mb << 20,
@@ -125,9 +129,12 @@ class Broker:
         self.wait(timeout_ms)
         self.handle_messages()
 
-    def wait(self, timeout_ms: int) -> None:
-        """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable."""
-        self._ports.poll(0 if self._chores else self._replies.poll_ms(self._ms_to_deadline(timeout_ms)))
+    def wait(self, timeout_ms: int) -> bool:
+        """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable.
+
+        Return whether a watched file descriptor is readable.
+        """
+        return self._ports.poll(0 if self._chores else self._replies.poll_ms(self._ms_to_deadline(timeout_ms)))
 
     def _ms_to_deadline(self, timeout_ms: int) -> int:
         deadline = self._scheduler.next_deadline
@@ -161,6 +168,11 @@ class Broker:
     def unwatch(self, descriptor: int) -> None:
         """Undo `watch`."""
         self._ports.unwatch(descriptor)
+
+    def reload_keys(self) -> None:
+        """Read the CURVE keys of the clients again. Holds for connections that clients open afterwards."""
+        if self._curve is not None:
+            self._curve.reload()
 
     def read_worker_messages(self) -> None:
         """Read what workers have sent, without sending anything to them. Call this before `worker_lost`."""

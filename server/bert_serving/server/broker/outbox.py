@@ -17,7 +17,6 @@ Each method takes constant time, apart from the loops that have a budget.
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -28,10 +27,6 @@ from bert_serving.protocol import ErrorReply, Frames, Overloaded, ServingError, 
 from .account import Reservation
 from .budget import Budget, Chores
 from .held_reply import Dropped, HeldReply, Shelf, Topic
-
-# By default, clients choose a UUID as their identity. All UUIDs have the same length, so none is a prefix of
-# another, and their topics need no secret suffix (see `topic_of`).
-_UUID = re.compile(rb"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 _MAX_SMALL_BYTES = 64 << 20  # for all subscribers together
 _MAX_SMALL_BYTES_PER_TOPIC = 4 << 20  # 3,000 errors: more than a client has requests in flight
@@ -95,14 +90,14 @@ class Outbox:
         return len(self._subscribers)
 
     def topic_of(self, identity: bytes) -> bytes:
-        """Return the topic of an identity's replies.
+        """Return the topic of an identity's replies: the identity and a secret suffix.
 
-        The topic of a UUID is the UUID itself; the topic of any other identity has a secret suffix. A SUB socket
-        receives every topic that begins with its subscription. Without the suffix, a client would also get the
-        replies to every identity that begins with the client's identity. For example, a client named
-        `embedding-client` got vectors of a client named `embedding-client-2` in 46 of 50 calls.
+        A subscriber receives every topic that begins with the topic of its subscription. Without the suffix, a
+        client would also get the replies to every identity that begins with the client's identity. For example, a
+        client named `embedding-client` got vectors of a client named `embedding-client-2` in 46 of 50 calls.
+        Identities of equal length, such as UUIDs, need the suffix too: another client may choose a longer one.
         """
-        return identity if _UUID.fullmatch(identity) else identity + self._suffix
+        return identity + self._suffix
 
     # -- subscribers -----------------------------------------------------------------------------------
 

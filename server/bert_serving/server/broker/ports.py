@@ -21,10 +21,13 @@ import zmq
 from bert_serving.protocol import MAX_IDENTITY_BYTES
 
 from .budget import Budget
+from .curve import CurveServer
 
 # Room for an identity and the command name SUBSCRIBE. A limit is needed because libzmq keeps a tree node for every
 # byte of a subscription.
 _MAX_SUBSCRIPTION_BYTES = 16 + MAX_IDENTITY_BYTES
+# With CURVE, the longest message of a handshake is INITIATE with about 290 bytes (https://rfc.zeromq.org/spec/26).
+_MAX_CURVE_BYTES = 512
 # libzmq queues at most this many replies for each client. Further replies wait in the outbox, which limits their
 # bytes.
 _REPLIES_IN_PIPE = 16
@@ -57,13 +60,22 @@ class PortInUse(Exception):
 class Ports:
     """Opens the sockets. If one cannot be bound, closes the others and raises PortInUse.
 
-    max_message_bytes: libzmq closes the connection of a client that sends a larger message.
+    max_message_bytes: libzmq closes the connection of a client that sends a larger message. curve: who may connect
+    over TCP; None: every client, without encryption.
     """
 
     def __init__(
-        self, *, host: str, port: int, port_out: int, endpoints: PrivateEndpoints, max_message_bytes: int
+        self,
+        *,
+        host: str,
+        port: int,
+        port_out: int,
+        endpoints: PrivateEndpoints,
+        max_message_bytes: int,
+        curve: CurveServer | None = None,
     ) -> None:
         self._context = zmq.Context()
+        self._curve = curve
         self.requests, self.gateway_requests = self._open(zmq.PULL), self._open(zmq.PULL)
         self.requests.maxmsgsize = max_message_bytes
         self.requests.rcvhwm = _UNREAD_REQUESTS
@@ -79,20 +91,28 @@ class Ports:
         for socket in (self.requests, self.gateway_requests, self.replies, self.workers):
             self._poller.register(socket, zmq.POLLIN)
         try:
-            # The private addresses are bound first: an option that protects TCP, such as encryption, must not hold
-            # for them. An option holds for what is bound after it is set.
+            # The private addresses are bound before CURVE is turned on: an option holds only for what is bound
+            # after it is set.
             self.workers.bind(endpoints.workers)
             self.gateway_requests.bind(endpoints.requests)
             self.replies.bind(endpoints.replies)
+            if curve is not None:
+                curve.start(self._context)
+                curve.protect(self.requests)
+                curve.protect(self.replies)
+                self.replies.maxmsgsize = _MAX_CURVE_BYTES
             _bind(self.requests, host, port)
             _bind(self.replies, host, port_out)
         except BaseException:
             self.close()
             raise
 
-    def poll(self, timeout_ms: int) -> None:
-        """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable."""
-        self._poller.poll(timeout_ms)
+    def poll(self, timeout_ms: int) -> bool:
+        """Wait at most `timeout_ms` until a message arrives or a watched file descriptor is readable.
+
+        Return whether a watched file descriptor is readable.
+        """
+        return any(isinstance(source, int) for source, _ in self._poller.poll(timeout_ms))
 
     def watch(self, descriptor: int) -> None:
         """Let `poll` also return when a file descriptor is readable."""
@@ -104,6 +124,8 @@ class Ports:
 
     def close(self) -> None:
         """Close the sockets. Waits up to one second for replies that libzmq has not sent yet."""
+        if self._curve is not None:
+            self._curve.stop()
         self._context.destroy(linger=_LINGER_MS)
 
     def _open(self, kind: int) -> zmq.Socket[bytes]:
@@ -158,11 +180,15 @@ def connection_of(frame: zmq.Frame) -> int | None:
 
 
 def is_loopback(peer: str) -> bool:
-    """Return whether the address is a loopback address."""
+    """Return whether the address, or the host name, is this machine's own. `localhost` is the only such name."""
     try:
-        return ipaddress.ip_address(peer).is_loopback
+        address = ipaddress.ip_address(peer)
     except ValueError:
-        return False
+        return peer == "localhost"
+    # An IPv6 socket reports IPv4 peers as ::ffff:a.b.c.d. Older versions of Python, such as 3.11, do not know that
+    # such an address may be a loopback address.
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 def _bind(socket: zmq.Socket[bytes], host: str, port: int) -> None:

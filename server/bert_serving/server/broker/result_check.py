@@ -46,6 +46,6 @@ def _size_error(vectors: Vectors, num_texts: int) -> str | None:
     num_rows = num_texts if vectors.counts is None else sum(vectors.counts)
     if vectors.rows.shape[:1] != (num_rows,):
         return f"expected {num_rows} rows, got an array of shape {vectors.rows.shape}"
-    if not all(0 <= index < num_texts for index in vectors.truncated):
-        return f"expected indices below {num_texts} of truncated texts, got {list(vectors.truncated)}"
+    if wrong := [index for index in vectors.truncated if not 0 <= index < num_texts]:
+        return f"expected the indices of truncated texts below {num_texts}, got {wrong[0]}"
     return None

@@ -23,6 +23,9 @@ from .workers import WorkerView
 #: use them: it finds the real values itself.
 _ORIGINAL_DEFAULTS = {"ckpt_name": "bert_model.ckpt", "config_name": "bert_config.json", "num_labels": 2}
 
+#: Settings that say how the server is protected. Clients are told only whether CURVE is on.
+_HIDDEN = {"api_key", "api_key_file", "curve_dir"}
+
 
 class StatusReport:
     """Makes the replies from the settings, the counters and the workers.
@@ -87,8 +90,9 @@ def _settings_info(settings: Settings) -> dict[str, object]:
     pooling = _default_pooling(settings)
     strategy = PoolingStrategy.__members__.get(pooling.strategies[0]) if len(pooling.strategies) == 1 else None
     return {
-        **settings.model_dump(),
+        **settings.model_dump(exclude=_HIDDEN),
         **{name: value for name, value in _ORIGINAL_DEFAULTS.items() if getattr(settings, name) is None},
+        "curve": settings.curve_dir is not None,
         "do_lower_case": not settings.cased_tokenization,
         "device_map": list(settings.device_map),
         "max_seq_len": None if settings.max_seq_len == "NONE" else settings.max_seq_len,

@@ -7,10 +7,11 @@ during an import at the top would print a traceback.
 from __future__ import annotations
 
 from .benchmark import main as benchmark
+from .keys import main as keys
 from .start import main as start
 from .status import main as status
 from .terminate import main as terminate
 
 main = start  # bert-as-service's name for `start`
 
-__all__ = ["benchmark", "main", "start", "status", "terminate"]
+__all__ = ["benchmark", "keys", "main", "start", "status", "terminate"]

@@ -35,12 +35,22 @@ def _status(argv: list[str] | None) -> int:
         metavar="SECONDS",
         help="show the status again every SECONDS seconds, until Ctrl-C; default: show it once",
     )
+    parser.add_argument(
+        "-curve_dir", "--curve_dir", help="folder with server.key and client.key_secret, if the server uses CURVE"
+    )
     parser.add_argument("-json", "--json", action="store_true", help="show the whole status, as JSON")
     args = parser.parse_args(argv)
     if args.watch is not None and not args.watch > 0:
         parser.error(f"-watch must be more than 0 seconds, got {args.watch:g}")
     try:
-        show(args.ip, args.port, args.port_out, watch_s=args.watch, as_json=args.json)
+        show(
+            args.ip,
+            args.port,
+            args.port_out,
+            watch_s=args.watch,
+            as_json=args.json,
+            curve_dir=args.curve_dir,
+        )
     except StatusError as exc:
         sys.stderr.write(f"bert-serving-status: {exc}\n")
         return 1

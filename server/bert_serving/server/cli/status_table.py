@@ -111,13 +111,15 @@ def table(now: Snapshot, before: Snapshot | None = None, *, address: str) -> str
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def show(ip: str, port: int, port_out: int, *, watch_s: float | None, as_json: bool) -> None:
-    """Print the status once, or every watch_s seconds until Ctrl-C. Raises StatusError."""
+def show(
+    ip: str, port: int, port_out: int, *, watch_s: float | None, as_json: bool, curve_dir: str | None = None
+) -> None:
+    """Print the status once, or every watch_s seconds until Ctrl-C. Raises StatusError.
+
+    curve_dir: folder with the keys of a client that may connect, if the server uses CURVE.
+    """
     before = None
-    limit_ms = round(REPLY_S * 1000)
-    with BertClient(
-        ip, port, port_out, ignore_all_checks=True, timeout=limit_ms, connect_timeout=limit_ms
-    ) as client:
+    with _client(ip, port, port_out, curve_dir) as client:
         while True:
             now = _ask(client)
             if as_json:
@@ -130,6 +132,22 @@ def show(ip: str, port: int, port_out: int, *, watch_s: float | None, as_json: b
                 return
             before = now
             time.sleep(watch_s)
+
+
+def _client(ip: str, port: int, port_out: int, curve_dir: str | None) -> BertClient:
+    limit_ms = round(REPLY_S * 1000)
+    try:
+        return BertClient(
+            ip,
+            port,
+            port_out,
+            ignore_all_checks=True,
+            timeout=limit_ms,
+            connect_timeout=limit_ms,
+            curve_dir=curve_dir,
+        )
+    except (OSError, ValueError, RuntimeError) as exc:  # the keys cannot be read
+        raise StatusError(str(exc)) from exc
 
 
 def _ask(client: BertClient) -> Snapshot:

@@ -11,7 +11,7 @@ def main(argv: list[str] | None = None) -> int:
 
     args = terminate_parser().parse_args(argv)
     try:
-        terminate_server(args.ip, args.port, timeout_s=args.timeout / 1000)
+        terminate_server(args.ip, args.port, timeout_s=args.timeout / 1000, curve_dir=args.curve_dir)
     except TerminateError as exc:
         sys.stderr.write(f"bert-serving-terminate: {exc}\n")
         return 1

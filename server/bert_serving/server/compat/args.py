@@ -65,6 +65,7 @@ def namespace_of(settings: Settings) -> argparse.Namespace:
 
     num_worker is never None, because old programs calculate with it. bert-as-service's default was 1.
     """
+    # In Python mode, the keys stay SecretStr, so that printing the namespace does not show them.
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.model_dump().items()}
     values["do_lower_case"] = not values.pop("cased_tokenization")
     values["num_worker"] = settings.num_worker or 1

@@ -156,11 +156,12 @@ class BertServer(threading.Thread):
         ip: str = "localhost",
         port: int = 5555,
         timeout: int = 15_000,
+        curve_dir: str | None = None,
     ) -> None:
         """Stop the server at an address. Raises TerminateError.
 
         args: what the parser of `get_shutdown_parser` returned, or the port. timeout: milliseconds to wait for
-        the end of the server.
+        the end of the server. curve_dir: folder with a client's keys, if the server uses CURVE.
         """
         from .termination import terminate_server
 
@@ -169,7 +170,8 @@ class BertServer(threading.Thread):
         elif args is not None:
             ip, port = getattr(args, "ip", ip), getattr(args, "port", port)
             timeout = getattr(args, "timeout", timeout)
-        terminate_server(ip, port, timeout_s=timeout / 1000)
+            curve_dir = getattr(args, "curve_dir", curve_dir)
+        terminate_server(ip, port, timeout_s=timeout / 1000, curve_dir=curve_dir)
 
 
 def main() -> int:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import math
 import multiprocessing
+import signal
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from multiprocessing.connection import Connection
@@ -25,15 +27,22 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+from ..keys import KeySource
 from ..settings import own_version
 from . import operations, stream
 from .dialect import BERT_AS_SERVICE
 from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei
 from .errors import default_response
 from .heartbeat import start_heartbeat
+from .keys import Keyring
 from .metrics import GatewayMetrics
 from .middleware import CountRequests, MaxBodySize
 from .service import Service
+
+#: The value of `cors` that allows only pages of web servers on the caller's own machine.
+LOOPBACK = "loopback"
+
+_LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
 def main(
@@ -46,23 +55,30 @@ def main(
     cors: str,
     model_name: str,
     tokenizer_dir: str,
-    api_keys: tuple[str, ...],
+    api_keys: KeySource,
+    protect_metrics: bool,
     drain_timeout_s: float,
 ) -> None:
     """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
 
     heartbeat: the gateway writes to this pipe when it begins to serve, and every second after that.
     requests_endpoint, replies_endpoint: the broker's private addresses for gateways. cors: the origin whose web
-    pages may send requests; "*" allows every origin. drain_timeout_s: how long requests may continue after
-    SIGTERM. For the other arguments, see Service.
+    pages may send requests; "*" allows every origin, and LOOPBACK the pages of web servers on the caller's own
+    machine. api_keys: see Keyring. protect_metrics: whether /metrics requires a key too. drain_timeout_s: how long
+    requests may continue after SIGTERM. For the other arguments, see Service.
     """
+    keys = Keyring(api_keys)
+    keys.reload()  # this process may have been started long after the server read the file
+    address = Address(requests_endpoint, replies_endpoint)
     service = Service(
-        # A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
-        AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False, retry=False),
+        # A chosen identity makes the client number its requests from a random base, so that nobody can guess the
+        # ids of requests. A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
+        AsyncBertClient(address=address, identity=str(uuid.uuid4()), check_length=False, retry=False),
         model_name,
         Path(tokenizer_dir),
         max_body_bytes,
-        api_keys,
+        keys,
+        protect_metrics,
     )
     app = create_app(service, cors=cors, on_ready=lambda: start_heartbeat(heartbeat.fileno()))
     config = uvicorn.Config(
@@ -73,10 +89,10 @@ def main(
         server_header=False,
     )
     server = uvicorn.Server(config)
-    asyncio.run(_serve(server, http_socket))
+    asyncio.run(_serve(server, http_socket, keys))
 
 
-async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
+async def _serve(server: uvicorn.Server, http_socket: socket, keys: Keyring) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     loop = asyncio.get_running_loop()
@@ -85,19 +101,22 @@ async def _serve(server: uvicorn.Server, http_socket: socket) -> None:
         loop.remove_reader(parent.sentinel)
         server.should_exit = True
 
+    loop.add_signal_handler(signal.SIGHUP, keys.reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # children may be started with it blocked
     loop.add_reader(parent.sentinel, stop)  # becomes readable when the server process ends
     with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again; this cancels the task
         await server.serve(sockets=[http_socket])
 
 
-def create_app(service: Service, *, cors: str = "*", on_ready: Callable[[], None] = lambda: None) -> FastAPI:
+def create_app(service: Service, *, cors: str = LOOPBACK, on_ready: Callable[[], None] = lambda: None) -> FastAPI:
     """Return the HTTP application of a service. on_ready: called when the application begins to serve."""
     app = _empty_app(service, on_ready)
     router = APIRouter()
     _add_dialects(router, service)
     stream.add_routes(router, service)
     app.include_router(router)
-    metrics = GatewayMetrics([*operations.PATHS, *(route.path for route in router.routes)])  # type: ignore[attr-defined]
+    routes = [*operations.PATHS, *(route.path for route in router.routes)]  # type: ignore[attr-defined]
+    metrics = GatewayMetrics(routes, service.keys.names)
     app.include_router(operations.create_router(service, metrics))
     _add_error_handlers(app)
     _add_middleware(app, service, metrics, cors)
@@ -145,7 +164,12 @@ def _add_middleware(app: FastAPI, service: Service, metrics: GatewayMetrics, cor
     """Add the middleware that every request passes through. The middleware added last is the outermost."""
     app.add_middleware(MaxBodySize, max_bytes=service.max_body_bytes, streams=stream.PATHS)
     app.add_middleware(
-        CORSMiddleware, allow_origins=[cors], allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+        CORSMiddleware,
+        allow_origins=[] if cors == LOOPBACK else [cors],
+        allow_origin_regex=_LOOPBACK_ORIGIN if cors == LOOPBACK else None,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["*"],
     )
     app.add_middleware(CountRequests, metrics=metrics)
 

@@ -7,7 +7,6 @@ Response. To report an error, they raise a ServingError.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ class Dialect:
         error: ServingError | TimeoutError
         try:
             if not is_public:
-                check_api_key(context.request, context.service.api_keys)
+                context.service.keys.check(context.request)
             return await handler(context)
         except ClientDisconnect:
             return Response(status_code=400)  # not received: the client disconnected while it sent the body
@@ -103,23 +102,6 @@ class Dialect:
 
 #: The dialect of bert-as-service's routes, of new routes such as /encode/stream, and of paths that do not exist.
 BERT_AS_SERVICE = Dialect("bert-as-service", default_error)
-
-
-def check_api_key(request: Request, keys: Sequence[str]) -> None:
-    """Raise Unauthorized unless the request has one of the keys. Without keys, every request is allowed."""
-    if not keys:
-        return
-    authorization = request.headers.get("authorization", "")
-    scheme, _, rest = authorization.partition(" ")
-    bearer = rest.strip() if scheme.lower() == "bearer" else authorization
-    # Compare with every key in constant time: the time taken must not reveal how much of a key is right.
-    matches = [
-        hmac.compare_digest(given.encode(), key.encode())
-        for given in (bearer, request.headers.get("x-api-key", ""))
-        for key in keys
-    ]
-    if not any(matches):
-        raise Unauthorized("this server requires an API key: send Authorization: Bearer <key>")
 
 
 def _error_headers(error: ServingError) -> dict[str, str]:

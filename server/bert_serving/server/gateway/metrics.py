@@ -20,7 +20,7 @@ class GatewayMetrics:
     answers /metrics adds up the files of all processes. Raises ValueError if the variable does not name a folder.
     """
 
-    def __init__(self, routes: Sequence[str]) -> None:
+    def __init__(self, routes: Sequence[str], key_names: Sequence[str] = ()) -> None:
         # prometheus_client reads PROMETHEUS_MULTIPROC_DIR only once, when any module first imports it. If the
         # variable was not set then, metrics would stay in this process. So the variable is read again here.
         values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
@@ -41,17 +41,37 @@ class GatewayMetrics:
         self.errors = Counter(
             "bert_serving_http_errors", "HTTP requests that got an error response", ["code"], registry=registry
         )
+        self.key_requests = Counter(
+            "bert_serving_http_key_requests",
+            "HTTP requests by the name of their API key",
+            ["key"],
+            registry=registry,
+        )
         # Create every series now: it must exist with the value zero before its first event.
         for code in ERROR_CODES:
             self.errors.labels(code)
+        for name in key_names:
+            self.key_requests.labels(name)
         for route in routes:
             self.requests.labels(route, "200")
             self.latency.labels(route)
         self._all = CollectorRegistry()
         MultiProcessCollector(self._all)  # type: ignore[no-untyped-call]
 
-    def observe(self, route: str, status: int, seconds: float, error_code: str | None = None) -> None:
-        """Count a request that got its response. error_code: None if there was no error."""
+    def observe(
+        self,
+        route: str,
+        status: int,
+        seconds: float,
+        error_code: str | None = None,
+        key_name: str | None = None,
+    ) -> None:
+        """Count a request that got its response. error_code: None if there was no error.
+
+        key_name: the name of its API key; None if it had none or if no key is required.
+        """
+        if key_name is not None:
+            self.key_requests.labels(key_name).inc()
         self.requests.labels(route, str(status)).inc()
         if error_code is not None:
             self.errors.labels(error_code).inc()

@@ -9,6 +9,7 @@ from bert_serving.protocol import PayloadTooLarge
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .dialect import ERROR_CODE
+from .keys import API_KEY
 from .metrics import GatewayMetrics
 
 _MAX_ID_BYTES = 128
@@ -43,7 +44,9 @@ class CountRequests:
         finally:
             # Label with the route, not the path: otherwise any caller could create new series with unknown paths.
             route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)
-            self._metrics.observe(route, status, time.perf_counter() - start, scope.get(ERROR_CODE))
+            key_name = getattr(scope.get(API_KEY), "name", None)
+            seconds = time.perf_counter() - start
+            self._metrics.observe(route, status, seconds, scope.get(ERROR_CODE), key_name)
 
 
 class MaxBodySize:

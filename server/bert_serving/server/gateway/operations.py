@@ -16,7 +16,7 @@ PATHS = ("/live", "/ready", "/metrics")
 
 
 def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
-    """Return the routes. None of them requires an API key."""
+    """Return the routes. Only /metrics may require an API key: see Service.protects_metrics."""
     router = APIRouter(tags=["operations"])
 
     @router.get("/live")
@@ -39,8 +39,10 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
         )
 
     @router.get("/metrics", response_class=PlainTextResponse)
-    async def show_metrics() -> Response:
+    async def show_metrics(request: Request) -> Response:
         """Return the metrics of the broker and of all gateway processes in Prometheus' text format."""
+        if service.protects_metrics:
+            service.keys.check(request)
         try:
             info = await asyncio.wait_for(service.client.ask(Command.SHOW_METRICS), STATUS_TIMEOUT_S)
             text = str(info["text"])

@@ -22,6 +22,7 @@ from bert_serving.protocol import (
     options_from_json,
 )
 
+from .keys import Keyring
 from .known_models import KnownModels, Model, ServerStatus
 
 if TYPE_CHECKING:
@@ -34,15 +35,16 @@ STATUS_TIMEOUT_S = 5.0
 class Service:
     """A gateway's access to the broker and to facts about the model.
 
-    model_name: the name of the model in replies. tokenizer_dir: see KnownModels. api_keys: a request must have one
-    of these keys; if there are none, no API key is required.
+    model_name: the name of the model in replies. tokenizer_dir: see KnownModels. keys: the accepted API keys.
+    protects_metrics: whether /metrics requires a key too.
     """
 
     client: AsyncBertClient
     model_name: str
     tokenizer_dir: Path
     max_body_bytes: int
-    api_keys: tuple[str, ...] = ()
+    keys: Keyring = field(default_factory=Keyring)
+    protects_metrics: bool = False
     _models: KnownModels = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,9 +67,10 @@ class Service:
     ) -> EncodeReply:
         """Return the reply to texts that have already been checked, including its usage.
 
-        Raises ServingError or TimeoutError.
+        Raises ServingError or TimeoutError; Overloaded if the caller's API key has sent too many texts.
         """
-        _, reply = await self.client.encode_reply(texts, replace(options, show_usage=True), spans)
+        with self.keys.charge(len(texts)):
+            _, reply = await self.client.encode_reply(texts, replace(options, show_usage=True), spans)
         return reply
 
     async def vectors(self, texts: Sequence[object], **options: object) -> tuple[Rows, EncodeReply]:

@@ -112,7 +112,7 @@ class Children:
         """Find out which processes have become ready; let a successor that is ready take over."""
         for gateway in self._gateways:
             if isinstance(gateway.process, GatewayProcess) and gateway.process.hear(self._now):
-                log.info("HTTP is ready on %s port %s", self._settings.host, self._settings.http_port)
+                log.info("HTTP is ready on %s port %s", self._settings.http_address, self._settings.http_port)
         for worker in self._workers.values():
             ready_pid = self._broker.ready_pid(worker.name)
             for process in worker.processes:
@@ -175,7 +175,8 @@ class Children:
     def reload(self) -> None:
         """Replace all workers, one at a time, so that they load the model's folder as it is now.
 
-        Gateways get SIGHUP too. The signal is blocked when a child starts, so it cannot end a gateway.
+        Gateways get SIGHUP too, and read their keys again. The signal is blocked when a child starts, so it cannot
+        end a gateway.
         """
         for name in self._workers:
             self._rollout.request(name, Reason.RELOAD)
@@ -250,7 +251,7 @@ class Children:
         exit_code, refusal = self._release(child.name, process)
         reason = refusal or f"exit code {exit_code}"
         self._count_death(child, reason, was_ready=process.has_been_ready, refusal=refusal)
-        log.error("%s died, %s: replacing it", child.name, f"exit code {exit_code}")
+        log.error("%s died, exit code %s: replacing it", child.name, exit_code)
 
     def _on_failed_successor(self, child: Child, end: tuple[int | None, str | None]) -> None:
         exit_code, refusal = end
@@ -269,11 +270,12 @@ class Children:
         if child.name in self._workers:
             # This comes before the log line: a program that reads the line must not find the worker still ready.
             self._broker.worker_lost(child.name, process.pid)
-        log.error("%s %s: replacing it", child.name, reason)
         if process is child.successor:
+            log.error("%s was not replaced, it continues: its successor %s", child.name, reason)
             child.successor = None
             self._rollout.failed(child.name)
         else:
+            log.error("%s %s: replacing it", child.name, reason)
             child.process, child.successor = child.successor, None
             self._rollout.finished(child.name)
         self._count_death(child, reason, was_ready=process.has_been_ready)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ..settings import Settings
 from .child import set_up_logging
+from .exposure import exposures
 from .startup import StartError, resolve, token_rows
 from .supervisor import Supervisor
 
@@ -31,6 +32,8 @@ def serve(
         log.warning("%s", line)
     try:
         settings = resolve(asked)
+        for line in exposures(settings):
+            log.warning("%s", line)
         supervisor = Supervisor(settings, token_rows=token_rows(asked, settings), on_ready=on_ready)
         with supervisor.handle_signals():
             on_start(settings, supervisor)

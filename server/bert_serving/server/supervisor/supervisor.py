@@ -8,6 +8,7 @@ This process never loads torch, so that no model can crash it.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import socket
 import time
@@ -22,7 +23,8 @@ from .launch import Launch
 
 log = logging.getLogger(__name__)
 
-_POLL_MS = 500
+_CHECK_S = 0.25  # how often the children are checked; their end is noticed at once
+_DRAIN_POLL_MS = 50
 _STOP_S = 2.0
 
 
@@ -41,6 +43,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._num_stop_requests = 0
         self._reload_requested = False
+        self._next_check_at = 0.0
         self._launch = Launch(settings, token_rows=token_rows)
         self._broker = self._launch.broker
         self._children = Children(self._broker, settings, self._launch.workers, self._launch.gateways)
@@ -55,6 +58,7 @@ class Supervisor:
         """Serve until `request_stop` or TERMINATION. Raises StartError if the children cannot be started."""
         garbage = GarbageCollection(time.monotonic())
         try:
+            self._children.start_missing()
             while not self._should_stop:
                 self._turn()
                 garbage.run_if_due(time.monotonic(), self._broker.num_open)
@@ -65,16 +69,28 @@ class Supervisor:
 
     def _turn(self) -> None:
         """Do one turn of the main loop."""
-        self._children.start_missing()
-        self._broker.wait(_POLL_MS)
-        self._clear_wake_up()
-        self._children.release_dead()  # before batches are sent, so that no dead worker gets one
+        until_check_s = max(0.0, self._next_check_at - time.monotonic())
+        has_news = self._broker.wait(math.ceil(until_check_s * 1000))  # a child has ended, or a signal has arrived
+        if has_news:
+            self._clear_wake_up()
+            self._children.release_dead()  # before batches are sent, so that no dead worker gets one
         self._broker.handle_messages()
+        if has_news or time.monotonic() >= self._next_check_at:
+            self._check_children()
+            self._next_check_at = time.monotonic() + _CHECK_S
+
+    def _check_children(self) -> None:
+        """Start, replace and announce children, after the broker has read their messages.
+
+        This is not done in every turn: under load the loop turns thousands of times in a second.
+        """
+        self._children.release_dead()
         self._children.note_readiness()
-        self._children.replace_hung()  # after messages were read: what arrived during a pause counts
+        self._children.replace_hung()
+        self._children.start_missing()
         self._announce_readiness()
+        self._reload_if_requested()
         if self._children.has_been_ready:
-            self._reload_if_requested()
             self._children.replace_running()
 
     def _drain(self) -> None:
@@ -84,14 +100,14 @@ class Supervisor:
         self._children.terminate_gateways()
         deadline = time.monotonic() + self._settings.drain_timeout
         while time.monotonic() < deadline and self._num_stop_requests < 2:
-            self._broker.step(_POLL_MS // 10)
+            self._broker.step(_DRAIN_POLL_MS)
             self._children.forget_dead()
             if self._broker.is_drained and not self._children.have_live_gateway:
                 return
         self._broker.fail_all("the server is shutting down")
         deadline = time.monotonic() + _STOP_S / 2  # the gateways need time to pass the errors on
         while time.monotonic() < deadline and self._children.have_live_gateway:
-            self._broker.step(_POLL_MS // 10)
+            self._broker.step(_DRAIN_POLL_MS)
 
     def _stop_children(self) -> None:
         self._broker.fail_all("the server is shutting down")
@@ -110,9 +126,10 @@ class Supervisor:
         self._wake_up()
 
     def request_reload(self) -> None:
-        """Ask for all workers to be replaced, one at a time, by workers that load the model's folder as it is now.
+        """Ask to read all keys again, and to replace all workers, one at a time.
 
-        If not all children have been ready yet, this happens when they are. Safe in signal handlers and threads.
+        The new workers load the model's folder as it is now. If not all children have been ready yet, the
+        replacement begins when they are. Safe in signal handlers and threads.
         """
         self._reload_requested = True
         self._wake_up()
@@ -150,7 +167,8 @@ class Supervisor:
     def _reload_if_requested(self) -> None:
         if self._reload_requested:
             self._reload_requested = False
-            log.info("reloading the model: replacing the workers one at a time")
+            log.info("reload: reading the keys again, and replacing the workers one at a time")
+            self._broker.reload_keys()
             self._children.reload()
 
     # -- readiness -------------------------------------------------------------------------------------

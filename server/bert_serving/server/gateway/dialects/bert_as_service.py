@@ -101,15 +101,17 @@ async def encode(context: RequestContext) -> Response:
 
 async def status_server(context: RequestContext) -> Response:
     """Return the server's settings, its counters and its workers."""
-    return await context.json({**await context.service.status(), "status": 200})
+    # `client` is the identity of the gateway's client: whoever knows it could receive the replies to all callers.
+    return await context.json({**await context.service.status(), "client": "", "status": 200})
 
 
 async def status_client(context: RequestContext) -> Response:
-    """Return the state of the client that this gateway process uses."""
-    status = context.service.client.status
-    status["identity"] = list(status["identity"])  # a list of integers, as in bert-as-service
-    status["pending_request"] = sorted(status["pending_request"])
-    return await context.json({**status, "status": 200})
+    """Return the state of the client that this gateway process uses, without its identity and its requests' ids.
+
+    Both lists are empty: whoever knows them could receive the replies to all callers, or reply in their place.
+    """
+    hidden: dict[str, list[int]] = {"identity": [], "pending_request": []}  # lists, as in bert-as-service
+    return await context.json({**context.service.client.status, **hidden, "status": 200})
 
 
 def _results_of_any_length(rows_by_text: list[Rows], container: Container, dtype: Dtype | None) -> list[object]:

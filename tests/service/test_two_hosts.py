@@ -1,0 +1,167 @@
+"""Server and client on two hosts: a line that is cut, and what the other host may and may not do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from bert_serving.server.cli.key_folder import KeyFolder
+
+from tests.support.running_server import RunningServer, command
+from tests.support.two_hosts import SERVER_IP, TwoHosts, are_permitted
+from tests.support.waiting import HANG_S, wait_until
+
+pytestmark = pytest.mark.skipif(not are_permitted(), reason="network namespaces are not permitted here")
+
+# Arguments: IP, port, port_out, folder of the keys. Before each request, the script waits for a line of input.
+CLIENT = """
+import sys
+from bert_serving.client import BertClient
+ip, port, port_out, curve_dir = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4]
+with BertClient(ip, port, port_out, curve_dir=curve_dir, connect_timeout=60_000) as client:
+    for _ in sys.stdin:
+        try:
+            print(client.encode(["hello world"]).shape, flush=True)
+        except ConnectionError as error:
+            print(type(error).__name__, error, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Two hosts, a server with CURVE on the first, and the keys of a client."""
+
+    hosts: TwoHosts
+    running: RunningServer
+    keys: Path
+
+    def on_client(self, name: str, *args: object) -> subprocess.CompletedProcess[str]:
+        """Run a console script on the host of the client."""
+        words = command(name, "-ip", SERVER_IP, "-port", self.running.port, *args)
+        return subprocess.run(
+            [*self.hosts.client, *words], capture_output=True, text=True, timeout=HANG_S, check=False
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Return the server's status, requested on its own host."""
+        ports = ("-port", self.running.port, "-port_out", self.running.port_out)
+        words = command("bert-serving-status", *ports, "-json", "-curve_dir", self.keys / "alice")
+        done = subprocess.run(
+            [*self.hosts.server, *words], capture_output=True, text=True, timeout=HANG_S, check=True
+        )
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def client(self) -> subprocess.Popen[str]:
+        """Start CLIENT on the host of the client."""
+        address = (SERVER_IP, str(self.running.port), str(self.running.port_out), str(self.keys / "alice"))
+        return subprocess.Popen(
+            [*self.hosts.client, sys.executable, "-c", CLIENT, *address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[TwoHosts]:
+    with TwoHosts() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def site(hosts: TwoHosts, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    keys = tmp_path_factory.mktemp("keys")
+    KeyFolder(keys).make(["alice"])
+    flags = ("-host", "0.0.0.0", "-http_host", "127.0.0.1", "-curve_dir", keys)
+    with RunningServer("-model_dir", tiny, "-cpu", *flags, prefix=hosts.server) as running:
+        yield Site(hosts, running.wait_ready(), keys)
+
+
+def ask(client: subprocess.Popen[str]) -> None:
+    assert client.stdin is not None
+    client.stdin.write("\n")
+    client.stdin.flush()
+
+
+def answer(client: subprocess.Popen[str]) -> str:
+    assert client.stdout is not None
+    return client.stdout.readline().strip()
+
+
+def test_a_line_cut_during_a_request_is_an_error_and_the_client_works_again_afterwards(site: Site) -> None:
+    with site.client() as client:
+        ask(client)
+        assert answer(client) == "(1, 64)"
+        worker = psutil.Process(site.status()["workers"][0]["pid"])
+        worker.suspend()  # the request must still be open when the line is cut
+        try:
+            ask(client)
+            wait_until(lambda: site.status()["open_requests"] == 1)
+            site.hosts.cut_line()
+            assert answer(client).startswith(f"Unavailable the server at {SERVER_IP}")
+        finally:
+            worker.resume()
+        wait_until(lambda: site.status()["open_requests"] == 0)
+        site.hosts.mend_line()
+        ask(client)
+        assert answer(client) == "(1, 64)"
+        assert client.stdin is not None
+        client.stdin.close()
+
+
+def test_the_other_host_needs_a_known_key(site: Site, tmp_path: Path) -> None:
+    KeyFolder(tmp_path).make(["mallory"])
+    (tmp_path / "mallory" / "server.key").write_bytes((site.keys / "server.key").read_bytes())
+    ports = ("-port_out", site.running.port_out, "-json")
+    known = site.on_client("bert-serving-status", *ports, "-curve_dir", site.keys / "alice")
+    assert json.loads(known.stdout)["ready"] is True
+    for flags, said in (
+        ((), "the server requires a key"),
+        (("-curve_dir", tmp_path / "mallory"), "the server refused the key of this client"),
+    ):
+        refused = site.on_client("bert-serving-status", *ports, *flags)
+        assert refused.returncode == 1
+        assert said in refused.stderr
+
+
+def test_http_on_loopback_cannot_be_reached_from_the_other_host(site: Site) -> None:
+    code = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=60)"
+    url = f"http://%s:{site.running.http_port}/live"
+    here, there = [
+        subprocess.run([*prefix, sys.executable, "-c", code, url % ip], capture_output=True, check=False)
+        for prefix, ip in ((site.hosts.server, "127.0.0.1"), (site.hosts.client, SERVER_IP))
+    ]
+    assert here.returncode == 0
+    assert b"Connection refused" in there.stderr
+
+
+def test_even_a_known_client_cannot_stop_the_server_from_the_other_host(site: Site) -> None:
+    done = site.on_client("bert-serving-terminate", "-timeout", 2000, "-curve_dir", site.keys / "alice")
+    assert done.returncode == 1
+    assert "started with -allow_remote_termination" in done.stderr
+    assert site.status()["ready"] is True
+
+
+def test_a_protected_server_gives_no_warning_and_an_open_one_names_both_ports(
+    site: Site, hosts: TwoHosts, tiny: Path
+) -> None:
+    def warnings(running: RunningServer) -> list[str]:
+        return [line for line in running.log.splitlines() if "can use this server" in line]
+
+    assert warnings(site.running) == []
+    flags = ("-host", "0.0.0.0", "-allow_remote_termination")
+    with RunningServer("-model_dir", tiny, "-cpu", *flags, prefix=hosts.server) as opened:
+        opened.wait_ready()
+        zeromq, http = warnings(opened)
+        assert ("-curve_dir" in zeromq, "-api_key_file" in http) == (True, True)
+        # Without CURVE and with the flag, the other host may stop it.
+        Site(hosts, opened, site.keys).on_client("bert-serving-terminate")
+        assert opened.wait_end() == 0
