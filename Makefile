@@ -6,11 +6,15 @@
 # make clients  run the tests with third-party clients, including the slow ones
 # make docs     build docs/reference/ from the docstrings
 # make bench    run the benchmarks
+# make neighbours  measure what bad neighbours do to another user; 15 minutes
+# make garbage  send a million random messages and 20,000 random connections; some minutes
+# make chaos    kill processes of a server for a minute while clients check every reply
+# make soak     serve clients for half an hour and check that nothing grows
 # make clean    remove what these commands created
 #
 # PYTHON   the Python interpreter that creates the virtual environment
 # VENV     the folder of the virtual environment
-# ARGS     more flags for bert-serving-start, or for pytest
+# ARGS     more flags for bert-serving-start, for pytest, or for the scripts in tests/hostile/
 # TORCH    what pip installs as torch, with options of pip; the default is the build in your package index
 # BERT_SERVING_CLIENTS_CACHE   the folder that keeps the clients' environments
 #                              (default: ~/.cache/bert-serving-test-clients)
@@ -23,7 +27,7 @@ TORCH  ?= torch
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve install check format test clients docs bench clean
+.PHONY: serve install check format test clients docs bench neighbours garbage chaos soak clean
 
 serve: $(VENV)/.serve
 	$(BIN)/bert-serving-start -http_port 8125 $(ARGS)
@@ -40,8 +44,8 @@ test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/model tests/unit -n logical --maxprocesses 8 \
 		--dist loadfile --no-loadscope-reorder $(if $(ARGS),,--cov) $(ARGS) || [ $$? = 5 ]
 	@echo "tests: servers and clients, about 4 minutes on two cores"
-	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/service tests/clients tests/gpu \
-		-n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadscope --no-loadscope-reorder $(ARGS) || [ $$? = 5 ]
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/service tests/hostile tests/clients \
+		tests/gpu -n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadscope --no-loadscope-reorder $(ARGS) || [ $$? = 5 ]
 
 # The empty -m overrides the one in pyproject.toml, which deselects the slow tests.
 clients: $(VENV)/.test
@@ -66,6 +70,9 @@ bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.roofline --shape minilm
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.service $(ARGS)
 	$(BIN)/python -m benchmarks.gateway
+
+neighbours garbage chaos soak: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.hostile.$@ $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

@@ -40,7 +40,7 @@ from bert_serving.server.broker.tei_metrics import TeiMetrics
 from bert_serving.server.keys import KeySource
 from bert_serving.server.settings import Settings
 from bert_serving.server.supervisor import child
-from bert_serving.server.supervisor.launch import listen
+from bert_serving.server.supervisor.launch import body_limits, connection_limits, listen
 
 from benchmarks.common import cpu_name
 from tests.support.running_server import free_ports
@@ -133,14 +133,24 @@ async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
             writer.write(message)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             assert head.startswith(b"http/1.1 200"), head
-            length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            await reader.readexactly(length)
             done[0] += 1
-            done[1] += length
+            done[1] += await read_body(reader, head)
         writer.close()
 
     await asyncio.gather(*(one_connection() for _ in range(NUM_CONNECTIONS if load.size == 1 else 2)))
     return done[0], done[1]
+
+
+async def read_body(reader: asyncio.StreamReader, head: bytes) -> int:
+    """Read the body of a response; return its number of bytes. A large body has its length before each piece."""
+    length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
+    if length:
+        return len(await reader.readexactly(int(length)))
+    total = 0
+    while size := int(await reader.readline(), 16):
+        total += len((await reader.readexactly(size + 2))[:-2])
+    await reader.readline()
+    return total
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:
@@ -177,7 +187,9 @@ def main() -> None:
             "http_socket": listener,
             "requests_endpoint": endpoints.requests,
             "replies_endpoint": endpoints.replies,
-            "max_body_bytes": 1 << 28,
+            "connection_limits": connection_limits(Settings()),
+            "body_limits": body_limits(Settings()),
+            "trusted_proxies": "",
             "cors": "*",
             "model_name": "fake",
             "tokenizer_dir": "",

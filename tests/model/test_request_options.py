@@ -47,7 +47,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def test_several_strategies_are_concatenated_in_their_order(encoder: Encoder, reference: Reference) -> None:
-    names = [*STRATEGIES, "CLS_POOLED", "REDUCE_MEAN"]
+    names = ["CLS_POOLED", *reversed(STRATEGIES)]
     rows = encoder.encode(TEXTS, pooling_strategy=names, pooling_layer=[1, -1])
     hidden = reference.hidden([reference.single(text) for text in TEXTS])
     for row, h in zip(rows, hidden, strict=True):
@@ -165,7 +165,7 @@ def test_tokens_of_a_prompt_are_counted_after_lower_casing(folder: Path, tmp_pat
     tokenizer.save_pretrained(tmp_path)
     (text,) = Tokenizer(tmp_path, max_seq_len=12, do_lower_case=True)(["a"], prompt="XY ", pool_prompt=False)
     assert isinstance(text, TokenizedText)
-    assert text.sequences[0].num_prompt == 3  # <s>, x and ##y; without lower-casing, XY is one unknown token
+    assert text.sequences[0].num_left_out == 3  # <s>, x and ##y; without lower-casing, XY is one unknown token
 
 
 def test_cls_pooled_reads_cls_even_if_the_prompt_is_left_out(

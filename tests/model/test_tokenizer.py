@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bert_serving.server.worker.long_strings import _beginning
-from bert_serving.server.worker.sequences import RequestError, TokenizedText
+from bert_serving.protocol import EncodeOptions
+from bert_serving.server.worker.excerpts import ReadingLimit, _beginning
+from bert_serving.server.worker.long_strings import tokenize_strings
+from bert_serving.server.worker.sequences import MAX_CHUNKED_TOKENS, RequestError, TokenizedText
+from bert_serving.server.worker.sources import SourceString, split_text
 from bert_serving.server.worker.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.support.sentences import ODD, sentences
@@ -105,6 +109,77 @@ def test_a_giant_text_has_the_ids_of_its_beginning(tokenizer: Tokenizer) -> None
     (mine,) = tokenizer([giant])
     assert (len(mine.ids), mine.truncated) == (MAX_SEQ_LEN, True)
     assert mine == tokenizer([giant[:10_000]])[0]
+
+
+class _Counting:
+    """Counts the characters that a tokenizer gets."""
+
+    def __init__(self, rust: RustTokenizer) -> None:
+        self.num_chars = 0
+        self.encode_batch = self._counting(rust.encode_batch)
+        self.encode_batch_fast = self._counting(rust.encode_batch_fast)
+
+    def _counting(self, encode: Callable[..., list[Encoding]]) -> Callable[..., list[Encoding]]:
+        def run(strings: list[str], **options: bool) -> list[Encoding]:
+            self.num_chars += sum(map(len, strings))
+            return encode(strings, **options)
+
+        return run
+
+
+@pytest.mark.parametrize("from_end", [False, True])
+@pytest.mark.parametrize("filler", [" ", "\u200b", "\n \t", "x", "x ", "\u0301"])
+@pytest.mark.parametrize("num_tokens", [512, MAX_CHUNKED_TOKENS])
+def test_a_bomb_of_any_characters_is_read_up_to_a_limit(
+    demo_model: Path, filler: str, num_tokens: int, from_end: bool
+) -> None:
+    rust = RustTokenizer.from_file(str(demo_model / "tokenizer.json"))
+    rust.no_truncation()
+    counting, limit = _Counting(rust), ReadingLimit(num_tokens, from_end=from_end)
+    bomb = filler * (20_000_000 // len(filler))
+    sources = split_text(bomb, limit, prompt="", pairs=True, lower=False)
+    (found,) = tokenize_strings(counting, sources, limit, with_offsets=False)  # type: ignore[arg-type]
+    assert counting.num_chars <= 2 * limit.max_chars
+    assert found.unread is not None
+
+
+def test_a_text_that_was_not_read_completely_is_truncated(demo_model: Path) -> None:
+    tokenizer = Tokenizer(demo_model, max_seq_len=MAX_SEQ_LEN)
+    bomb = "hello" + " " * 3_000_000 + "world"
+    for truncate, word in (("right", "hello"), ("left", "world")):
+        (mine,) = tokenizer([bomb], EncodeOptions(truncate=truncate, show_offsets=True))
+        assert isinstance(mine, TokenizedText)
+        assert mine.truncated
+        assert tokenizer.tokens(mine.ids) == ["[CLS]", word, "[SEP]"]
+        assert mine.offsets == [(0, 0), (0, 5) if word == "hello" else (3_000_005, 3_000_010), (0, 0)]
+        ((start, stop),) = mine.lost
+        assert stop - start > 1_500_000
+        assert (start == 0) == (truncate == "left")
+    for options in (EncodeOptions(truncate="error"), EncodeOptions(long_text="chunk")):
+        (error,) = tokenizer([bomb], options)
+        assert isinstance(error, RequestError)
+    (pair,) = tokenizer([{"text": "hello", "text_pair": bomb}])
+    assert isinstance(pair, TokenizedText)
+    assert (pair.truncated, len(pair.ids)) == (True, 5)
+
+
+def test_lower_casing_reads_no_more_than_the_limit(demo_model: Path) -> None:
+    """A character that becomes two needs a list of indices, which takes much memory."""
+    limit = ReadingLimit(512)
+    (source,) = split_text("\u0130 " * 2_000_000, limit, prompt="one ", pairs=False, lower=True)
+    assert isinstance(source, SourceString)
+    assert limit.max_chars <= len(source.original_indices or []) <= 2 * limit.max_chars
+    assert source.unread is not None
+    assert source.unread[1] == 4_000_000
+
+
+def test_a_long_list_is_read_as_far_as_needed(tokenizer: Tokenizer) -> None:
+    ids = list(range(10, 60))
+    for truncate, kept in (("right", ids[: MAX_SEQ_LEN - 2]), ("left", ids[2 - MAX_SEQ_LEN :])):
+        (mine,) = tokenizer([ids], EncodeOptions(truncate=truncate))
+        assert isinstance(mine, TokenizedText)
+        assert mine.truncated
+        assert mine.ids[1:-1] == kept
 
 
 def test_ids_are_accepted_with_or_without_special_tokens(

@@ -214,6 +214,13 @@ def starts_of(windows: list[list[int]], words: list[int]) -> list[int]:
     return starts
 
 
+def borders_of(windows: list[list[int]], words: list[int]) -> list[int]:
+    """Return the index of the first token that each window keeps, and the number of all tokens at the end."""
+    starts = starts_of(windows, words)
+    stops = [start + len(w) - 2 for start, w in zip(starts, windows, strict=True)]
+    return [0, *((stop + start) // 2 for stop, start in zip(stops, starts[1:], strict=False)), len(words)]
+
+
 @pytest.mark.parametrize("max_seq_len", [3, 4, 10, 64, 512])
 def test_vector_of_a_long_text_is_the_weighted_mean_over_its_windows(
     folder: Path, reference: Reference, max_seq_len: int
@@ -226,7 +233,7 @@ def test_vector_of_a_long_text_is_the_weighted_mean_over_its_windows(
     hidden = reference.hidden(windows)
     for name in STRATEGIES:
         rows = np.stack([pool(name, h[-1]) for h in hidden])
-        weights = np.array([len(window) - 2 for window in windows])
+        weights = np.diff(borders_of(windows, words))
         expected = (rows * weights[:, None]).sum(0) / weights.sum()
         assert deviation(mine.encode([text], pooling_strategy=name, **CHUNK), [expected]) <= 1e-5, name
 
@@ -253,8 +260,7 @@ def kept_rows(reference: Reference, windows: list[list[int]], words: list[int]) 
     If both distances are equal, the vector comes from the later window.
     """
     starts, hidden = starts_of(windows, words), reference.hidden(windows)
-    stops = [start + len(w) - 2 for start, w in zip(starts, windows, strict=True)]
-    borders = [0, *((stop + start) // 2 for stop, start in zip(stops, starts[1:], strict=False)), len(words)]
+    borders = borders_of(windows, words)
     rows = [
         h[-1][1 + a - start : 1 + b - start]
         for h, start, (a, b) in zip(hidden, starts, pairwise(borders), strict=True)
@@ -273,6 +279,40 @@ def test_a_text_of_100000_characters_is_read_to_its_end(folder: Path, reference:
     whole = reference.tokenizer(text, return_offsets_mapping=True, verbose=False)
     assert len(result.tokens) == len(whole["input_ids"]) > 15_000
     assert result.offsets == whole["offset_mapping"]
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_each_window_of_a_long_text_begins_with_the_prompt(
+    folder: Path, reference: Reference, tmp_path: Path, include_prompt: bool
+) -> None:
+    pooling = Pooling(64, pooling_mode="mean", include_prompt=include_prompt)
+    SentenceTransformer(modules=[Transformer(str(folder)), pooling], device="cpu").save(str(tmp_path))
+    mine = Encoder(tmp_path, device="cpu", dtype="float32", max_seq_len=12)  # 2 special tokens, 2 of the prompt
+    words = reference.words("the quick brown fox jumps over the lazy dog hello world one two three four")
+    cls, sep, prompt = (
+        reference.tokenizer.cls_token_id,
+        reference.tokenizer.sep_token_id,
+        reference.words("five six"),
+    )
+    # Two windows of 8 of the 15 tokens. The token that both hold, number 7, is kept in the second.
+    windows = [[cls, *prompt, *words[start : start + 8], sep] for start in (0, 7)]
+    first = 0 if include_prompt else 3
+    rows = [h[-1][first:].mean(0) for h in reference.hidden(windows)]
+    text = reference.tokenizer.decode(words)
+    expected = (7 * rows[0] + 8 * rows[1]) / 15
+    assert deviation(mine.encode([text], prompt="five six ", **CHUNK), [expected]) <= 1e-5
+    (result,) = mine.encode_tokens([text], prompt="five six ", **CHUNK)
+    whole = [cls, *prompt, *words, sep]
+    assert result.tokens == reference.tokenizer.convert_ids_to_tokens(whole)
+    assert result.offsets is not None
+    assert [text[a:b] for a, b in result.offsets[3:-1]] == text.split()
+
+
+def test_a_prompt_of_more_than_half_a_window_is_refused_with_chunk(folder: Path) -> None:
+    mine, text = encoder(folder, max_seq_len=12), long_text(200)
+    assert mine.encode([text], prompt="one two three four five ", **CHUNK).shape == (1, 64)
+    with pytest.raises(ValueError, match="a prompt may have at most 5 tokens, half of a window, got 6"):
+        mine.encode([text], prompt="one two three four five six ", **CHUNK)
 
 
 def test_spans_may_exceed_max_seq_len_with_chunk(folder: Path) -> None:
@@ -296,5 +336,5 @@ def test_chunk_changes_nothing_for_a_text_that_fits(folder: Path) -> None:
 
 
 def test_a_text_longer_than_chunk_reads_is_an_error(folder: Path) -> None:
-    with pytest.raises(ValueError, match="long_text chunk reads at most 131072 tokens"):
+    with pytest.raises(ValueError, match="long_text chunk reads at most 131072 tokens and 2097152 characters"):
         encoder(folder).encode(["a " * 140_000], **CHUNK)

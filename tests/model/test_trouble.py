@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bert_serving.server.worker import linear
+from bert_serving.server.worker import encoder as encoding
+from bert_serving.server.worker import linear, pooling_plan
 from bert_serving.server.worker.encoder import Encoder, EncodingError
 from bert_serving.server.worker.linear import PrepackedLinear, prepack
 from bert_serving.server.worker.micro_batches import PreparedText
@@ -338,12 +339,19 @@ def test_a_token_without_an_embedding_fails_only_its_own_text(folder: Path, tmp_
         mine.encode(["one", "a new299"])
 
 
-def test_huge_spans_and_vectors_are_refused(folder: Path) -> None:
+def test_huge_spans_and_vectors_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = encoder(folder)
     text = "word " * 60_000
     with pytest.raises(ValueError, match="the spans of a text may have at most 262144 tokens in total"):
         mine.encode_spans([text], [[(0, len(text))] * 5], long_text="chunk")
-    with pytest.raises(ValueError, match=r"a vector may have at most 65536 components, but these .* give 131072"):
-        mine.encode(["a"], pooling_layer=[-1] * 32, pooling_strategy=["REDUCE_MEAN_MAX"] * 32)
-    with pytest.raises(ValueError, match="the token vectors of a text may have at most 512 MiB"):
-        mine.encode_tokens([text * 2], pooling_layer=[-1] * 32, long_text="chunk")
+    monkeypatch.setattr(pooling_plan, "_MAX_WIDTH", 256)
+    with pytest.raises(ValueError, match=r"a vector may have at most 256 components, but these .* give 384"):
+        mine.encode(["a"], pooling_layer=[-1, -2], pooling_strategy=["REDUCE_MEAN_MAX", "REDUCE_MAX"])
+    monkeypatch.setattr(encoding, "_MAX_TOKEN_BYTES", 32 << 20)
+    with pytest.raises(ValueError, match="the token vectors of a text may have at most 32 MiB"):
+        mine.encode_tokens([text * 2], pooling_layer=[-1, -2], long_text="chunk")
+
+
+def test_a_layer_that_is_named_twice_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="pooling_layer must not name layer 2 more than once"):
+        encoder(folder).encode(["a"], pooling_layer=[-1, 2])

@@ -73,3 +73,25 @@ def test_a_large_job_delays_a_single_sentence_by_the_batches_in_flight_only(serv
         assert sorted(waited)[-2] <= 2 + 1 + 1, waited
     large.join()
     assert done.is_set()
+
+
+def test_short_texts_pass_a_long_one_that_is_being_computed(server: RunningServer) -> None:
+    """The long text has about 30 micro-batches. A short text waits for one or two of them."""
+    long_text = "a long text has many words " * 10_000
+    done = threading.Event()
+    rows = []
+
+    def run_long() -> None:
+        with BertClient(**server.ports) as client:
+            rows.append(client.encode([long_text], long_text="chunk"))
+        done.set()
+
+    long = threading.Thread(target=run_long)
+    with BertClient(**server.ports) as client:
+        alone = client.encode(["a short text"])
+        long.start()
+        for _ in range(8):
+            assert np.abs(client.encode(["a short text"]) - alone).max() < 1e-5
+        assert not done.is_set()
+    long.join()
+    assert rows[0].shape == (1, 384)

@@ -9,10 +9,15 @@ from pathlib import PurePath
 _FILES = {
     "model_servers": ("test_dialects", "test_dialect_errors", "test_formats", "test_operations", "test_stream"),
     "server with a small queue": ("test_clients",),
+    "server with two workers to harm": ("test_chaos",),
     "server with small limits": ("test_bounds",),
     "server in float32": ("test_service_options",),
+    "server with bad neighbours": ("test_garbage", "test_neighbours"),
     "servers of the clients' tests": ("test_real_clients",),
     "server of the documentation": ("test_docs",),
+    "server of the OpenAPI document": ("test_openapi",),
+    "server for callers of HTTP": ("test_http_callers",),
+    "gateway with small limits": ("test_http_limits",),
     "wheel and sdist": ("test_distributions",),
     "GPU": ("test_encoder",),
 }
@@ -23,6 +28,10 @@ SERVERS = {file: servers for servers, files in _FILES.items() for file in files}
 _SLOWEST = (
     "test_clients",
     *_FILES["model_servers"],
+    "test_garbage",
+    "test_neighbours",
+    "test_chaos",
+    "test_openapi",
     "test_packaging",
     "test_examples",
     "test_bert_server",

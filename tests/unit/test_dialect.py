@@ -4,27 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from pathlib import Path
+import json
 from typing import Any
 
 import pytest
-from bert_serving.client import AsyncBertClient
-from bert_serving.protocol import EncodeReply, Overloaded, PayloadTooLarge, Unauthorized, Usage
+from bert_serving.protocol import (
+    DeadlineExceeded,
+    EncodeReply,
+    Overloaded,
+    PayloadTooLarge,
+    ServingError,
+    Unauthorized,
+    Unavailable,
+    Usage,
+)
 from bert_serving.server.gateway.context import RequestContext
-from bert_serving.server.gateway.dialect import BERT_AS_SERVICE
-from bert_serving.server.gateway.dialects.openai import EmbeddingsBody
-from bert_serving.server.gateway.dialects.tei import AnyBody, EmbedBody, PredictBody, SimilarityBody, TokenizeBody
+from bert_serving.server.gateway.dialect import BERT_AS_SERVICE, Dialect
+from bert_serving.server.gateway.dialects.cohere import COHERE
+from bert_serving.server.gateway.dialects.cohere import EmbedBody as CohereEmbedBody
+from bert_serving.server.gateway.dialects.infinity import INFINITY
+from bert_serving.server.gateway.dialects.ollama import OLLAMA
+from bert_serving.server.gateway.dialects.openai import OPENAI, EmbeddingsBody
+from bert_serving.server.gateway.dialects.tei import (
+    TEI,
+    AnyBody,
+    EmbedBody,
+    PredictBody,
+    SimilarityBody,
+)
 from bert_serving.server.gateway.errors import Unprocessable, UnreadableBody
 from bert_serving.server.gateway.keys import Keyring
 from bert_serving.server.gateway.rerank import RerankBody
-from bert_serving.server.gateway.service import Service
+from bert_serving.server.gateway.stream import LineBuffer
+from bert_serving.server.gateway.tokenizing import DecodeBody, TokenizeBody
 from bert_serving.server.gateway.usage import usage_headers
 from bert_serving.server.keys import KeySource, hash_of, unnamed_keys
 from fastapi import Request
 from numpy import zeros
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.types import Message
+
+from tests.support.gateway import make_service
 
 MAX_BYTES = 1000
 
@@ -38,7 +59,7 @@ def request_with(body: bytes = b"", **headers: str) -> Request:
 
 
 def read(body: bytes, model: type[BaseModel] = EmbedBody, **headers: str) -> Any:
-    service = Service(AsyncBertClient(), "a model", Path("tokenizer.json"), MAX_BYTES)
+    service = make_service(max_bytes=MAX_BYTES)
     return asyncio.run(RequestContext(request_with(body, **headers), service).body(model))
 
 
@@ -129,7 +150,7 @@ def test_json_is_parsed_once_however_many_models_read_it(monkeypatch: pytest.Mon
         return from_json(raw)
 
     monkeypatch.setattr("bert_serving.server.gateway.context.from_json", counted)
-    service = Service(AsyncBertClient(), "a model", Path("tokenizer.json"), MAX_BYTES)
+    service = make_service(max_bytes=MAX_BYTES)
     context = RequestContext(request_with(gzip.compress(b'{"inputs": ["a"]}'), content_encoding="gzip"), service)
 
     async def read_twice() -> tuple[AnyBody, EmbedBody]:
@@ -145,7 +166,7 @@ def test_a_body_is_decompressed_only_up_to_the_limit() -> None:
         return gzip.compress(b'{"inputs": "' + b"x" * (size - 14) + b'"}')
 
     assert len(read(body_of(MAX_BYTES), content_encoding="gzip").inputs[0]) == MAX_BYTES - 14
-    for size in (MAX_BYTES + 1, 100_000_000):
+    for size in (MAX_BYTES + 1, 500_000):
         with pytest.raises(PayloadTooLarge, match="the body must have at most 1000 bytes when decompressed"):
             read(body_of(size), content_encoding="gzip")
 
@@ -229,6 +250,27 @@ def test_an_error_says_when_to_retry() -> None:
     assert BERT_AS_SERVICE.error_response(TimeoutError("no answer")).status_code == 503
 
 
+@pytest.mark.parametrize("dialect", [BERT_AS_SERVICE, OPENAI, INFINITY, TEI, COHERE, OLLAMA], ids=lambda d: d.tag)
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [
+        (PayloadTooLarge("too large"), 413, None),
+        (Overloaded("full"), 429, "1"),
+        (Overloaded("full", retry_after_ms=2500), 429, "3"),
+        (Unavailable("starting", retry_after_ms=1000), 503, "1"),
+        (Unavailable("stopping"), 503, None),
+        (DeadlineExceeded("late"), 504, None),
+    ],
+    ids=["413", "429", "429 with time", "503 with time", "503", "504"],
+)
+def test_every_dialect_has_the_status_and_the_retry_time(
+    dialect: Dialect, error: ServingError, status: int, retry_after: str | None
+) -> None:
+    response = dialect.error_response(error)
+    assert (response.status_code, response.headers.get("retry-after")) == (status, retry_after)
+    assert error.message in bytes(response.body).decode()
+
+
 def test_headers_have_the_times_and_the_truncated_texts() -> None:
     usage = Usage([3, 4], total_ms=12.4, queue_ms=1.6, tokenize_ms=0.5, compute_ms=9.8)
     reply = EncodeReply(b"a", b"1", zeros((2, 2)), truncated=[1], usage=usage)
@@ -246,3 +288,58 @@ def test_headers_have_the_times_and_the_truncated_texts() -> None:
     many = EncodeReply(b"a", b"1", zeros((2, 2)), truncated=list(range(100_000)), usage=usage)
     assert usage_headers(many, 11)["x-truncated-count"] == "100000"
     assert len(usage_headers(many, 11)["x-truncated"]) < 2000
+
+
+# -- a few kilobytes must not occupy a gateway ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (TokenizeBody, {"inputs": [1] * 10_000}),
+        (RerankBody, {"query": "a", "texts": [None] * 10_000}),
+        (RerankBody, {"query": "a", "documents": [{}] * 10_000}),
+        (SimilarityBody, {"inputs": {"source_sentence": "a", "sentences": [1] * 10_000}}),
+        (DecodeBody, {"ids": [["a"] * 10_000] * 2}),
+        (CohereEmbedBody, {"texts": [1] * 10_000}),
+        (CohereEmbedBody, {"inputs": [1] * 10_000}),
+        (CohereEmbedBody, {"inputs": [{"content": [1] * 10_000}]}),
+        (CohereEmbedBody, {"texts": ["a"], "embedding_types": [1] * 10_000}),
+    ],
+)
+def test_of_many_wrong_items_only_the_first_is_described(model: type[BaseModel], body: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(body)
+    assert caught.value.error_count() <= 2  # a wrong item, and a field that is missing because of it
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (TokenizeBody, {"inputs": [1] * 11}),
+        (EmbedBody, {"inputs": ["a"] * 11}),
+        (RerankBody, {"query": "a", "texts": ["a"] * 11}),
+        (SimilarityBody, {"inputs": {"source_sentence": "a", "sentences": ["a"] * 11}}),
+    ],
+)
+def test_the_number_of_items_is_checked_before_the_items(model: type[BaseModel], body: object) -> None:
+    context = RequestContext(request_with(json.dumps(body).encode()), make_service(max_items=10))
+    with pytest.raises(PayloadTooLarge, match="may have at most 10 texts, got 11"):
+        asyncio.run(context.body(model))
+
+
+def test_a_body_that_grows_when_it_is_parsed_is_refused_before() -> None:
+    body = b'{"inputs": [' + b"{}," * 500_000 + b"{}]}"  # 1.5 MB, which would become 32 MB
+    context = RequestContext(request_with(body), make_service(held_bytes=64 << 20))
+    with pytest.raises(PayloadTooLarge, match="needs more than 32 MiB"):
+        asyncio.run(context.body(EmbedBody))
+
+
+def test_lines_of_a_stream_are_found_without_searching_a_byte_twice() -> None:
+    buffer = LineBuffer()
+    line = b"x" * 500_000
+    lines = [each for i in range(len(line)) for each in buffer.feed(line[i : i + 1])]
+    lines += buffer.feed(b"\n\nsecond\nthi")
+    lines += buffer.feed(b"rd")
+    assert lines == [line, b"", b"second"]
+    assert buffer.rest() == b"third"

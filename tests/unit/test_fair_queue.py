@@ -85,6 +85,15 @@ def test_text_larger_than_the_limit_is_taken_alone() -> None:
     assert (part.start, part.stop) == (0, 1)
 
 
+def test_a_flow_whose_text_is_too_long_now_is_skipped_and_goes_first_later() -> None:
+    queue = queue_of(make_job(ALICE, 5000), make_job(CAROL, 10), make_job(BOB, 20, 20))
+    found, tokens = queue.take(max_tokens=100, max_texts=10, cost=cost, max_text_tokens=1000)
+    assert (tokens_by_client(found), tokens) == ({ALICE: 0, BOB: 40, CAROL: 10}, 50)
+    queue.push(make_job(BOB, 20))
+    assert tokens_by_client(take(queue, 100)) == {ALICE: 5000, BOB: 0, CAROL: 0}
+    assert tokens_by_client(take(queue, 100)) == {ALICE: 0, BOB: 20, CAROL: 0}
+
+
 def test_text_that_no_longer_fits_stays_for_the_next_take() -> None:
     big = make_job(BOB, 90)
     queue = queue_of(make_job(ALICE, 50), big)

@@ -46,11 +46,15 @@ def test_strategies_have_the_names_of_bert_as_service_and_sentence_transformers_
         ({"pooling_strategy": 3}, "pooling_strategy must be a name"),
         ({"pooling_layer": "top"}, "pooling_layer must be a whole number or a list of them, got 'top'"),
         ({"pooling_layer": [True]}, "pooling_layer must be a whole number"),
-        ({"pooling_layer": [0] * 33}, "pooling_layer must be"),
+        ({"pooling_layer": list(range(33))}, "pooling_layer must be"),
+        ({"pooling_layer": [-1, -2, -1]}, "pooling_layer must not contain -1 more than once"),
+        ({"pooling_layer": 2**31}, "pooling_layer must be the number of a layer, got 2147483648"),
+        ({"pooling_strategy": ["MEAN", "CLS", "mean"]}, "must not contain 'REDUCE_MEAN' more than once"),
         ({"normalize": 1}, "normalize must be true or false, got 1"),
         ({"pairs": "yes"}, "pairs must be true or false, got 'yes'"),
         ({"dimensions": 0}, "dimensions must be a whole number from 1, got 0"),
         ({"dimensions": 2.0}, "dimensions must be"),
+        ({"dimensions": 2**31}, "dimensions must be"),
         ({"truncate": "middle"}, "truncate must be one of right, left, error, got 'middle'"),
         ({"long_text": True}, "long_text must be one of truncate, chunk, got True"),
         ({"prompt": 1}, "prompt must be a string, got 1"),
@@ -65,10 +69,45 @@ def test_bad_options_are_named(value: Any, message: str) -> None:
         options_from_json(value)
 
 
+HUGE = "x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {HUGE: 1},
+        {"pooling_strategy": HUGE},
+        {"pooling_strategy": [HUGE, 1]},
+        {"pooling_strategy": [1] * 1_000_000},
+        {"pooling_layer": HUGE},
+        {"pooling_layer": [[HUGE] * 100] * 100},
+        {"pooling_layer": {HUGE: HUGE}},
+        {"normalize": HUGE},
+        {"dimensions": HUGE},
+        {"dimensions": 10**4000},
+        {"truncate": HUGE},
+        {"long_text": [HUGE]},
+        {"prompt": [HUGE]},
+        {"prompt_name": {"a": HUGE}},
+    ],
+)
+def test_errors_repeat_little_of_a_huge_value(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        options_from_json(value)
+    assert len(str(caught.value)) < 500
+
+
+def test_errors_repeat_little_of_a_huge_span() -> None:
+    with pytest.raises(ValueError, match="spans") as caught:
+        check_spans([[[HUGE, HUGE]]], 1)
+    assert len(str(caught.value)) < 500
+
+
 @pytest.mark.parametrize(
     "spans",
     [None, [], [[[0, 1]]] * 3, [[], [[0, 1]]], [[[0]], [[0, 1]]], [[[1, 1]], [[0, 1]]], [[[-1, 1]], [[0, 1]]],
-     [[["a", "b"]], [[0, 1]]], [[[0, True]], [[0, 1]]], ["ab", [[0, 1]]], [[[0, 1]] * 1025, [[0, 1]]]],
+     [[["a", "b"]], [[0, 1]]], [[[0, True]], [[0, 1]]], ["ab", [[0, 1]]], [[[0, 1]] * 1025, [[0, 1]]],
+     [[[0, 2**31]], [[0, 1]]]],
 )  # fmt: skip
 def test_invalid_spans_are_refused(spans: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="spans"):

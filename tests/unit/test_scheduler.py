@@ -479,6 +479,43 @@ def test_worker_holds_two_batches_at_most() -> None:
     assert [scheduler.next_batch("w0", 0.0) is not None for _ in range(3)] == [True, True, False]
 
 
+def submit_long(scheduler: Scheduler, client: bytes, num_tokens: int = 131_072) -> Job:
+    options = EncodeOptions(long_text="chunk")
+    return scheduler.submit(request(client, make_texts(1, num_tokens), options=options), 0.0)
+
+
+def test_long_batch_does_not_delay_the_batches_after_it() -> None:
+    scheduler = make_scheduler()
+    submit_long(scheduler, ALICE)
+    next_batch(scheduler)
+    for count in (1, FULL_BATCH):
+        job = submit(scheduler, BOB, count)
+        assert texts_of(next_batch(scheduler)) == job.texts
+    submit(scheduler, CAROL, 1)
+    assert scheduler.next_batch("w0", 0.0) is None  # the worker has two batches that are not long
+
+
+def test_short_text_overtakes_the_long_texts_of_several_clients() -> None:
+    scheduler = make_scheduler()
+    for client in (b"client-1", b"client-2", b"client-3", b"client-4"):
+        submit_long(scheduler, client)
+    job = submit(scheduler, BOB, 1)
+    batches = [next_batch(scheduler) for _ in range(3)]
+    assert scheduler.next_batch("w0", 0.0) is None
+    assert sum(share_of(job, batch) for batch in batches) == 1
+    long = next(batch for batch in batches if not share_of(job, batch))
+    scheduler.complete("w0", computed(long), 0.0)
+    assert len(texts_of(next_batch(scheduler))) == 1  # the third long text
+
+
+def test_batch_of_two_full_batches_is_not_long() -> None:
+    scheduler = make_scheduler()
+    submit_long(scheduler, ALICE, 2 * 16 * FULL_BATCH)
+    next_batch(scheduler)
+    submit(scheduler, BOB, 1)
+    assert scheduler.next_batch("w0", 0.0) is None
+
+
 def test_each_worker_gets_a_first_batch_before_any_worker_gets_a_second() -> None:
     scheduler = make_scheduler(workers=3)
     submit(scheduler, ALICE, 1000)
@@ -653,16 +690,31 @@ def test_both_batches_of_a_lost_worker_return_in_their_order() -> None:
     assert [texts_of(turn(scheduler)), texts_of(turn(scheduler))] == lost
 
 
-def test_only_the_batch_that_was_computed_becomes_a_suspect() -> None:
-    """The second batch of a lost worker may share its next worker."""
+def test_both_batches_of_a_lost_worker_are_sent_again_alone() -> None:
+    """The worker computed them in turns, so it is not known which of them it died of."""
     scheduler = make_scheduler()
-    submit(scheduler, ALICE, 300)
+    submit(scheduler, ALICE, 500)
     next_batch(scheduler), next_batch(scheduler)
     scheduler.worker_lost("w0")
     scheduler.worker_ready("w0", facts())
-    turn(scheduler)  # the suspect
-    next_batch(scheduler)  # the batch that had waited behind it
+    for _ in range(2):
+        suspect = next_batch(scheduler)
+        assert scheduler.next_batch("w0", 0.0) is None
+        scheduler.complete("w0", computed(suspect), 0.0)
+    next_batch(scheduler)
     assert scheduler.next_batch("w0", 0.0) is not None
+
+
+def test_deaths_with_two_batches_count_against_neither() -> None:
+    scheduler = make_scheduler()
+    job = submit(scheduler, ALICE, 300)
+    next_batch(scheduler), next_batch(scheduler)
+    for _ in range(3):  # the first death meets two batches; only the next two meet one batch alone
+        assert scheduler.worker_lost("w0") == []
+        scheduler.worker_ready("w0", facts())
+        first = next_batch(scheduler)
+    scheduler.complete("w0", computed(first), 0.0)
+    assert run_all(scheduler) == [job]
 
 
 def test_batch_that_waits_behind_a_deadly_one_is_not_blamed() -> None:

@@ -217,7 +217,7 @@ def test_help_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_table_has_a_line_for_every_setting_with_an_effect() -> None:
     names = [line.split("=")[0].strip() for line in parse_settings([]).table().splitlines()]
-    without_effect = {"xla", "gpu_memory_fraction", "graph_tmp_dir", "prefetch_size", "http_max_connect"}
+    without_effect = {"xla", "gpu_memory_fraction", "graph_tmp_dir", "prefetch_size"}
     assert names == [name for name in Settings.model_fields if name not in without_effect]
 
 

@@ -55,6 +55,7 @@ from .options import (
     options_from_json,
     pooling_name,
 )
+from .shortened import shortened
 from .texts import check_texts, has_lone_surrogate
 
 __all__ = [
@@ -101,5 +102,6 @@ __all__ = [
     "request_from_frames",
     "request_to_frames",
     "sender_of",
+    "shortened",
     "split_rows",
 ]

@@ -16,11 +16,21 @@ The old client passes the invalid dtype to numpy, which raises an error that con
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .encoding import Frame, Frames, array_frame, array_from_frame, array_info, dump_json, load_json
+from .encoding import (
+    Frame,
+    Frames,
+    array_frame,
+    array_from_frame,
+    array_info,
+    dump_json,
+    load_json,
+    refuse_constant,
+)
 from .errors import InvalidRequest, error_from_info
 from .messages import (
     Command,
@@ -35,6 +45,7 @@ from .messages import (
     Usage,
 )
 from .options import check_spans, options_from_json
+from .shortened import shortened
 from .texts import check_texts
 
 _COMMANDS = {command.value: command for command in Command}
@@ -42,6 +53,7 @@ MAX_IDENTITY_BYTES = 255  # as in ZeroMQ; without a limit, a server would store 
 _MAX_NUMBER_DIGITS = 20
 _MAX_DEADLINE_MS = 2**53
 _MAX_NAME_CHARS = 128
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 # -- client to broker ----------------------------------------------------------------------------------
 
@@ -121,7 +133,7 @@ def _deadline(value: object) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not 0 <= value <= _MAX_DEADLINE_MS:
-        raise InvalidRequest(f"deadline_ms must be a whole number of milliseconds, got {value!r}")
+        raise InvalidRequest(f"deadline_ms must be a whole number of milliseconds, got {shortened(value)}")
     return value
 
 
@@ -147,13 +159,15 @@ def parse_json(body: Frame) -> object:
     """Return the JSON value in the body. Raises InvalidRequest if the body is not JSON."""
     try:
         return load_json(body)
-    except ValueError:
-        # orjson refuses lone surrogates with a vague message. json reads them, and later check_texts refuses
-        # them with an error that names the text.
-        try:
-            return json.loads(bytes(body))
-        except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
+        if _ESCAPED_SURROGATE.search(body) is None:
             raise InvalidRequest(f"the body is not JSON: {exc}") from exc
+    # orjson refuses lone surrogates with a vague message. json reads them, and later check_texts refuses them with
+    # an error that names the text.
+    try:
+        return json.loads(bytes(body), parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidRequest(f"the body is not JSON: {exc}") from exc
 
 
 def _is_number(frame: Frame) -> bool:

@@ -16,6 +16,12 @@ from .messages import JsonObject, Rows
 Frame: TypeAlias = "bytes | memoryview"
 Frames: TypeAlias = list[Frame]
 
+
+def refuse_constant(name: str) -> object:
+    """Raise ValueError. json calls this for NaN and Infinity, which it reads although they are not JSON."""
+    raise ValueError(f"{name} is not a JSON value")
+
+
 try:  # orjson is faster; a server installs it, a client does not need it
     import orjson
 
@@ -29,7 +35,7 @@ except ImportError:
 
     def load_json(text: Frame) -> Any:  # type: ignore[misc]
         """Return the value of a JSON text."""
-        return json.loads(bytes(text))
+        return json.loads(bytes(text), parse_constant=refuse_constant)
 
 
 def array_info(rows: Rows) -> JsonObject:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, TypedDict, TypeGuard, TypeVar
 
+from .shortened import shortened
 from .texts import has_lone_surrogate
 
 _T = TypeVar("_T")
@@ -39,6 +40,7 @@ _ALSO_CALLED = {
 _ALONE = {"NONE", "SPLADE"}  # strategies whose number of rows differs from text to text
 _CHOICES = {"truncate": ("right", "left", "error"), "long_text": ("truncate", "chunk")}
 _MAX_LIST = 32
+_LIMIT = 1 << 31  # all numbers in options are smaller: 32 bits are enough, and every JSON library reads them
 _MAX_SPANS = 1024  # limit for the number of spans of one text; the reply has one vector for each span
 _MAX_PROMPT_CHARS = 4096
 
@@ -52,7 +54,9 @@ def pooling_name(name: str) -> str:
     upper = name.upper()
     upper = _ALSO_CALLED.get(upper, upper)
     if upper not in POOLING_STRATEGIES:
-        raise ValueError(f"pooling_strategy must be one of auto, {', '.join(POOLING_STRATEGIES)}, got {name!r}")
+        raise ValueError(
+            f"pooling_strategy must be one of auto, {', '.join(POOLING_STRATEGIES)}, got {shortened(name)}"
+        )
     return upper
 
 
@@ -87,9 +91,12 @@ class EncodeOptions:
     trained for this.
     truncate: cut texts that are too long at their "right" or "left" end; "error": refuse them (InvalidRequest).
     long_text: "chunk": split a text that is too long into overlapping windows and return the mean of their
-    vectors, weighted by length. "truncate": cut the text; see the option `truncate`.
-    prompt: text to put in front of each text. prompt_name: the name of a prompt configured in the model folder.
-    pairs: read "a ||| b" as a pair of sentences.
+    vectors. The weight of a window is the number of tokens that it adds to the windows before it. "truncate": cut
+    the text; see the option `truncate`.
+    prompt: text to put in front of each text and of each window. prompt_name: the name of a prompt configured in
+    the model folder.
+    pairs: read "a ||| b" as a pair of sentences. Set this to false if texts may contain " ||| " with another
+    meaning: the reply does not show which texts were read as pairs.
     ragged: return the vectors of tokens without padding.
     show_tokens, show_offsets: return the tokens of each text, and their positions in the text in characters.
     show_usage: return the number of tokens and the time that the request took.
@@ -118,25 +125,29 @@ class EncodeOptions:
             known = None if [n.lower() for n in names] == ["auto"] else tuple(map(pooling_name, names))
             if known is not None and len(known) > 1 and (alone := _ALONE & set(known)):
                 raise ValueError(f"pooling_strategy {min(alone)} cannot be combined with other strategies")
+            _refuse_repeated("pooling_strategy", known or ())
             object.__setattr__(self, "pooling_strategy", known or ("auto",))
         if self.pooling_layer is not None:
-            object.__setattr__(self, "pooling_layer", _whole_numbers("pooling_layer", self.pooling_layer))
+            layers = _whole_numbers("pooling_layer", self.pooling_layer)
+            _refuse_repeated("pooling_layer", layers)
+            object.__setattr__(self, "pooling_layer", layers)
         for name in ("normalize", "pairs", "ragged", "show_tokens", "show_offsets", "show_usage"):
             value = getattr(self, name)
             if not (isinstance(value, bool) or (value is None and name == "normalize")):
-                raise TypeError(f"{name} must be true or false, got {value!r}")
-        if self.dimensions is not None and (type(self.dimensions) is not int or self.dimensions < 1):
-            raise ValueError(f"dimensions must be a whole number from 1, got {self.dimensions!r}")
+                raise TypeError(f"{name} must be true or false, got {shortened(value)}")
+        if self.dimensions is not None and (type(self.dimensions) is not int or not 1 <= self.dimensions < _LIMIT):
+            raise ValueError(f"dimensions must be a whole number from 1, got {shortened(self.dimensions)}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                got = shortened(getattr(self, name))
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {got}")
         self._check_prompts()
 
     def _check_prompts(self) -> None:
         for name in ("prompt", "prompt_name"):
             value = getattr(self, name)
             if not isinstance(value, str | None):
-                raise TypeError(f"{name} must be a string, got {value!r}")
+                raise TypeError(f"{name} must be a string, got {shortened(value)}")
             if value is not None and has_lone_surrogate(value):
                 raise ValueError(f"{name} contains a lone surrogate, which is not Unicode text")
         if self.prompt is not None and len(self.prompt) > _MAX_PROMPT_CHARS:  # each text gets a copy of the prompt
@@ -157,7 +168,7 @@ def options_from_json(value: object) -> EncodeOptions:
     if not isinstance(value, Mapping):
         raise TypeError(f"options must be a JSON object, got {type(value).__name__}")
     if unknown := sorted(value.keys() - _DEFAULTS.keys()):
-        raise ValueError(f"unknown option {unknown[0]!r}; the options are {', '.join(_DEFAULTS)}")
+        raise ValueError(f"unknown option {shortened(unknown[0])}; the options are {', '.join(_DEFAULTS)}")
     return EncodeOptions(**{name: v for name, v in value.items() if v is not None})
 
 
@@ -170,22 +181,32 @@ def check_spans(spans: object, num_texts: int) -> None:
             raise ValueError(f"spans[{i}] must be a list of 1 to {_MAX_SPANS} pairs [start, end]")
         for span in of_text:
             pair = isinstance(span, list | tuple) and len(span) == 2 and all(type(x) is int for x in span)
-            if not pair or not 0 <= span[0] < span[1]:
-                raise ValueError(f"spans[{i}] must hold [start, end] in characters, start < end, got {span!r}")
+            if not pair or not 0 <= span[0] < span[1] < _LIMIT:
+                raise ValueError(
+                    f"spans[{i}] must hold [start, end] in characters, start < end, got {shortened(span)}"
+                )
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:
     values = (value,) if isinstance(value, str) else value
     if not _is_short_list_of(values, str):
-        raise TypeError(f"{name} must be a name or a list of names, got {value!r}")
+        raise TypeError(f"{name} must be a name or a list of names, got {shortened(value)}")
     return tuple(values)
 
 
 def _whole_numbers(name: str, value: object) -> tuple[int, ...]:
     values = (value,) if isinstance(value, int) else value
     if not _is_short_list_of(values, int):
-        raise TypeError(f"{name} must be a whole number or a list of them, got {value!r}")
+        raise TypeError(f"{name} must be a whole number or a list of them, got {shortened(value)}")
+    if not all(-_LIMIT < number < _LIMIT for number in values):
+        raise ValueError(f"{name} must be the number of a layer, got {shortened(value)}")
     return tuple(values)
+
+
+def _refuse_repeated(name: str, values: Sequence[object]) -> None:
+    """Raise ValueError if a value occurs twice: it would make vectors longer without new information."""
+    if repeated := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{name} must not contain {shortened(repeated[0])} more than once")
 
 
 def _is_short_list_of(value: object, kind: type[_T]) -> TypeGuard[Sequence[_T]]:

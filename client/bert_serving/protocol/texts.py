@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeGuard
 
+_ID_LIMIT = 1 << 31  # no vocabulary is larger
+
 
 def check_texts(texts: object) -> bool:
     """Return True if the texts are lists of tokens, False if they are strings or pairs of strings.
 
     texts must be a non-empty list whose items are all of one kind: non-empty strings; {"text", "text_pair"} of
-    such strings; non-empty lists of such strings; or non-empty lists of ids.
+    such strings; non-empty lists of such strings; or non-empty lists of ids, which are whole
+    numbers from 0 and below 2**31.
     Raises TypeError for a wrong type and ValueError for a wrong value. The message names the item.
     """
     if not isinstance(texts, list):
@@ -25,7 +28,7 @@ def check_texts(texts: object) -> bool:
                 raise ValueError(f"texts[{i}] has no token")
             if set(map(type, tokens)) != {int}:
                 _check_strings(tokens, f"texts[{i}]")
-            elif not -(2**63) <= min(tokens) <= max(tokens) < 2**63:  # JSON libraries read 64-bit numbers
+            elif not 0 <= min(tokens) <= max(tokens) < _ID_LIMIT:
                 raise ValueError(f"texts[{i}] contains a number that is not a token id")
         return True
     if isinstance(texts[0], dict):

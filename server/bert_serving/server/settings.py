@@ -68,6 +68,49 @@ class Settings(ModelOptions, BaseSettings):
     )
     http_port: int | None = Field(None, ge=1, le=65535, description="port for HTTP; default: no HTTP")
     http_workers: int = Field(1, ge=1, le=64, description="number of processes that serve HTTP, all on http_port")
+    http_max_connect: int = Field(
+        4096,
+        ge=1,
+        description="largest number of simultaneous connections of one HTTP process; beyond it, the connection "
+        "that has waited longest for its caller is closed",
+    )
+    http_max_head_kb: int = Field(
+        64, ge=1, le=1024, description="largest head of an HTTP request (path and headers), in KiB; beyond it: 431"
+    )
+    http_max_headers: int = Field(128, ge=1, description="largest number of headers in a request; beyond it: 431")
+    http_head_timeout: float = Field(
+        20, gt=0, description="seconds in which the head of a request must arrive; beyond it: 408"
+    )
+    http_body_timeout: float = Field(
+        30,
+        gt=0,
+        description="seconds over which a body must arrive at 1 KiB/s or more on average; slower: 408",
+    )
+    http_response_timeout: float = Field(
+        60,
+        gt=0,
+        description="seconds over which a caller must read its response at 1 KiB/s or more; slower: it is closed",
+    )
+    http_keep_alive: float = Field(
+        75, gt=0, description="seconds that an HTTP connection stays open between two requests"
+    )
+    http_memory_mb: int | None = Field(
+        None,
+        ge=1,
+        description="memory of one HTTP process, in MiB, for large bodies and replies; beyond it: 429, and for a "
+        "request that alone needs more than half of it: 413; default: 8 times max_message_mb",
+    )
+    http_max_form_fields: int = Field(
+        1000, ge=1, description="largest number of fields in an HTML form; beyond it: 400"
+    )
+    http_max_tokenize_chars: int = Field(
+        1 << 20,
+        ge=1,
+        description="largest number of characters, or of ids, in /tokenize and /decode; beyond it: 413",
+    )
+    http_trusted_proxies: str = Field(
+        "", description="addresses of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8; default: none"
+    )
     api_key: tuple[SecretStr, ...] = Field(
         (),
         description="accepted keys for HTTP (Authorization: Bearer KEY); safer as BERT_SERVING_API_KEY, which "
@@ -146,7 +189,6 @@ class Settings(ModelOptions, BaseSettings):
     gpu_memory_fraction: float = Field(0.5, description="flag of bert-as-service; accepted, but has no effect")
     graph_tmp_dir: str | None = Field(None, description="flag of bert-as-service; accepted, but has no effect")
     prefetch_size: int = Field(10, description="flag of bert-as-service; accepted, but has no effect")
-    http_max_connect: int = Field(10, description="flag of bert-as-service; accepted, but has no effect")
 
     @field_validator("api_key", "device_map", mode="before")
     @classmethod
@@ -248,7 +290,6 @@ _WITHOUT_EFFECT = {
     "gpu_memory_fraction": "a worker uses what its batches need, up to -max_batch_tokens",
     "graph_tmp_dir": "no graph is written to disk",
     "prefetch_size": "a worker always receives one batch in advance",
-    "http_max_connect": "HTTP requests are not limited in number",
 }
 
 

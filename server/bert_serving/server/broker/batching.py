@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from bert_serving.protocol.workers import joined_traces
+
 from .fair_queue import FairQueue
 from .job import Slice, TextCost
 
@@ -13,31 +15,36 @@ from .job import Slice, TextCost
 class InFlightBatch:
     """The broker's record of a batch.
 
-    tokens: the estimated number of tokens. num_lost_workers: how many workers died while they computed this batch.
-    sent_at: when it was sent to its worker, in seconds of the loop's clock.
-
-    A suspect is a batch that was computed when its worker died. It is sent again with the same slices and no
-    others, so that the text that kills workers can be found.
+    tokens: the estimated number of tokens. num_lost_workers: how many workers died while they had this batch and
+    no other. is_suspect: a worker died while it had this batch. A suspect is sent again with the same slices, to a
+    worker without other batches, so that the text that kills workers can be found. sent_at: when it was sent to
+    its worker, in seconds of the loop's clock.
     """
 
     slices: list[Slice]
     tokens: float
     num_lost_workers: int = 0
+    is_suspect: bool = False
     sent_at: float = 0.0
 
     @property
-    def is_suspect(self) -> bool:
-        """Whether a worker died while it computed this batch."""
-        return self.num_lost_workers > 0
+    def traces(self) -> str:
+        """The names of the requests in a log line."""
+        return joined_traces(slice_.job.request.trace for slice_ in self.slices)
 
 
 @dataclass(slots=True)
 class BatchBuilder:
-    """A batch that is being filled, and its limits. cost: returns the estimated tokens of a text."""
+    """A batch that is being filled, and its limits.
+
+    cost: returns the estimated tokens of a text. max_text_tokens: a text with more tokens stays in the queue, and
+    texts of other flows overtake it. A text with more than max_tokens, but not more than this, is a batch alone.
+    """
 
     max_tokens: float
     max_texts: int
     cost: TextCost
+    max_text_tokens: float = math.inf
     slices: list[Slice] = field(default_factory=list)
     tokens: float = 0.0
     num_texts: int = 0
@@ -51,7 +58,11 @@ class BatchBuilder:
         # A text with more tokens than a full batch is sent alone.
         takes_oversized = share == 1.0 and not self.slices
         slices, taken_tokens = queue.take(
-            max_tokens=tokens, max_texts=texts, cost=self.cost, at_least_one=takes_oversized
+            max_tokens=tokens,
+            max_texts=texts,
+            cost=self.cost,
+            at_least_one=takes_oversized,
+            max_text_tokens=self.max_text_tokens,
         )
         taken_texts = sum(map(len, slices))
         self.slices += slices

@@ -51,7 +51,6 @@ from .workers import MessageForBroker, Unreadable, Workers
 log = logging.getLogger(__name__)
 
 _NUM_REQUEST_FRAMES = 4
-_FIRST_BYTES_OF_WARNING = 40
 _PHASE_S = 0.005  # there are about ten phases, so even a step with much to do in each takes only 50 ms
 _LAST_DELIVERY_S = 1.0
 # A worker that has died is started again after at most 4 s, and a small model is loaded in a few seconds.
@@ -276,9 +275,10 @@ class Broker:
         except ServingError as error:
             if request is None:
                 self._notify_arrived(None)
+            log.debug("refused request trace=%s error=%s", getattr(request, "trace", None), error)
             self._refuse(frames, error, now)
         except Exception:  # an unexpected error must fail only this request
-            log.exception("cannot handle a request")
+            log.exception("cannot handle a request trace=%s", getattr(request, "trace", None))
             self._refuse(frames, ServingError("internal error"), now)
         finally:
             if held is not None:
@@ -333,12 +333,8 @@ class Broker:
         # many frames as a request.
         if sender is None or not (len(frames) == _NUM_REQUEST_FRAMES or self._replies.has_subscriber(sender[0])):
             self._metrics.malformed.inc()
-            start = bytes(frames[0][:_FIRST_BYTES_OF_WARNING]) if frames else b""
-            self._sparse_log.warning(
-                "ignored a message that is not a request: %s; it begins with %r", error, start
-            )
+            self._sparse_log.warning("ignored a message that is not a request: it has %d frames", len(frames))
             return
-        log.debug("refused request error=%s", error)
         self._post_error(*sender, error, now)
 
     def _fail_expired_jobs(self, now: float) -> None:
@@ -362,6 +358,7 @@ class Broker:
         """Reply to jobs that failed, until the budget is spent. The other jobs fail in the next step."""
         for failure in failures:
             request = failure.job.request
+            log.debug("request failed trace=%s error=%s", request.trace, failure.error)
             self._post_error(request.identity, request.request_id, failure.error, now)
             if budget is not None and budget.is_spent:
                 return
@@ -395,7 +392,9 @@ class Broker:
         elif isinstance(message, Heartbeat):
             self._scheduler.worker_progressed(name, message.num_forwards)
         elif isinstance(message, Failed):
-            log.error("batch failed worker=%s id=%d error=%s", name, message.batch_id, message.message)
+            traces = self._scheduler.traces(name, message.batch_id)
+            log.error("batch failed worker=%s id=%d trace=%s", name, message.batch_id, traces)
+            log.debug("batch failed id=%d error=%s", message.batch_id, message.message)
             self._fail(self._scheduler.fail(name, message.batch_id, message.message), now)
         elif isinstance(message, Unreadable):
             self._fail(self._scheduler.fail_in_flight(name, "the worker's message cannot be read"), now)
@@ -409,9 +408,10 @@ class Broker:
 
     def _on_result(self, name: str, result: Result, now: float) -> None:
         num_texts, num_tokens = self._metrics.count_batch(name, result)
+        traces = self._scheduler.traces(name, result.batch_id) if log.isEnabledFor(logging.DEBUG) else ""
         log.debug(
-            "batch done worker=%s id=%d texts=%d tokens=%d tokenize_ms=%.1f compute_ms=%.1f",
-            name, result.batch_id, num_texts, num_tokens, result.tokenize_ms, result.compute_ms,
+            "batch done worker=%s id=%d texts=%d tokens=%d tokenize_ms=%.1f compute_ms=%.1f trace=%s",
+            name, result.batch_id, num_texts, num_tokens, result.tokenize_ms, result.compute_ms, traces,
         )  # fmt: skip
         for ended in self._scheduler.complete(name, result, now):
             if isinstance(ended, Failure):
@@ -450,7 +450,7 @@ class Broker:
         try:
             frames = worker_message_to_frames(batch)
         except Exception:  # an accepted request cannot be written as frames: only that request must fail
-            log.exception("cannot write batch id=%d", batch.batch_id)
+            log.exception("cannot write batch id=%d trace=%s", batch.batch_id, batch.traces)
             self._fail(self._scheduler.fail(name, batch.batch_id, "the request cannot be sent to a worker"), now)
             return
         self._workers.send(name, frames)

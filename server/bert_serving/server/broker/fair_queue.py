@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -72,19 +73,30 @@ class FairQueue:
             self._drop_empty_flows()
 
     def take(
-        self, *, max_tokens: float, max_texts: int, cost: TextCost, at_least_one: bool = True
+        self,
+        *,
+        max_tokens: float,
+        max_texts: int,
+        cost: TextCost,
+        at_least_one: bool = True,
+        max_text_tokens: float = math.inf,
     ) -> tuple[list[Slice], float]:
         """Take texts with at most `max_tokens` in total; return the slices and the number of their tokens.
 
-        at_least_one: take the first text even if it has more than `max_tokens`.
+        at_least_one: take the first text even if it has more than `max_tokens`. max_text_tokens: skip a flow while
+        its first text has more tokens than this; not less than `max_tokens`.
         """
         slices: list[Slice] = []
+        skipped: list[tuple[float, int, _Flow]] = []
         room_tokens, room_texts = max_tokens, max_texts
         while room_texts > 0 and self:
             clock, _, flow = self._heap[0]
             job = flow.first
             quantum = min(room_tokens, self._lead(clock) + _QUANTUM_TOKENS)
             stop, tokens = job.reach(quantum, room_texts, cost)
+            if tokens > max_text_tokens:
+                skipped.append(heapq.heappop(self._heap))
+                continue
             if tokens > room_tokens and (slices or not at_least_one):
                 break
             slices.append(job.take(stop))
@@ -93,6 +105,8 @@ class FairQueue:
             self._advance(flow, tokens)
             if room_tokens <= 0:
                 break
+        for entry in skipped:
+            heapq.heappush(self._heap, entry)
         return slices, max_tokens - room_tokens
 
     def _lead(self, clock: float) -> float:
@@ -102,7 +116,7 @@ class FairQueue:
 
     def _advance(self, flow: _Flow, tokens: float) -> None:
         heapq.heappop(self._heap)
-        self._now = flow.clock
+        self._now = max(self._now, flow.clock)  # the clock of a flow that was skipped may be lower
         flow.clock += tokens
         if not flow.first.is_waiting:
             flow.jobs.popitem(last=False)

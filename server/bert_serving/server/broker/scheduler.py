@@ -8,12 +8,14 @@ Rules of this file:
   worker is busy anyway, and the batch can grow.
 - A batch has at most as many tokens as its worker computes in BATCH_S seconds (see worker_load.py). So an urgent
   text waits at most that long for each batch that was sent before it.
+- A text with more tokens than that is a batch alone. With more than twice as many, it is a long batch. The worker
+  computes long batches in turns with others, so they do not count when the next batch is chosen. A worker has at
+  most two of them; while it has two, other texts overtake the next long text.
 - job_queue.py decides which texts go first: small requests before large ones, and fairly among flows.
-- The batches of a lost worker return to the front of the queue, and each is sent only to a worker without other
-  batches. The batch that the worker had first was being computed, so it becomes a suspect: it shares its next
-  worker with no other batch. If a third worker is lost while it computes a suspect, or if a batch raises an error,
-  the batch is split into halves. This is repeated until one text is left. Only the request with that text fails.
-  Three, because processes are also killed at random: one batch seldom meets three such deaths.
+- The batches of a lost worker return to the front of the queue and become suspects. A suspect is sent only to a
+  worker without other batches. If a third worker is lost while it has only this batch, or if a batch raises an
+  error, the batch is split into halves. This is repeated until one text is left. Only the request with that text
+  fails. Three, because processes are also killed at random: one batch seldom meets three such deaths.
 - Only workers with the newest model get batches. If a job has vectors of an older model when vectors of the newest
   model arrive for it, all its texts are computed again. So the vectors of one reply come from one model.
 - Every job ends exactly once: done, failed, expired or cancelled. Results that arrive after its end are ignored.
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -210,16 +213,19 @@ class Scheduler:
 
     def worker_lost(self, name: str) -> list[Failure]:
         """Remove a worker that died and take back its batches; return the jobs that fail."""
-        computed = self._take_back(name)
-        if computed is None:
+        batches = self._take_back(name)
+        for batch in batches:
+            batch.is_suspect = True
+        if len(batches) != 1:  # a worker computes its batches in turns, so it is not known which of them killed it
             return []
-        computed.num_lost_workers += 1
-        if computed.num_lost_workers < _MAX_LOST_WORKERS:
+        alone = batches[0]
+        alone.num_lost_workers += 1
+        if alone.num_lost_workers < _MAX_LOST_WORKERS:
             return []
         self._to_send_again.popleft()
         error = WorkerFailed(f"the worker process died {_MAX_LOST_WORKERS} times while it computed this text")
         # One more lost worker is enough to split a half.
-        return self._split(computed, error, num_lost_workers=_MAX_LOST_WORKERS - 1)
+        return self._split(alone, error, num_lost_workers=_MAX_LOST_WORKERS - 1)
 
     def worker_progressed(self, name: str, num_forwards: int) -> None:
         """Note how many micro-batches a worker has computed since its start."""
@@ -236,7 +242,7 @@ class Scheduler:
     def next_batch(self, name: str, now: float) -> Batch | None:
         """Return the batch that the worker should get now, or None."""
         worker = self._workers.get(name)
-        if worker is None or worker.model != self.model or not worker.can_take(again=bool(self._to_send_again)):
+        if worker is None or worker.model != self.model or not worker.can_take(suspect=bool(self._to_send_again)):
             return None
         batch = self._next_to_send_again() or self._merge(worker)
         if batch is None:
@@ -283,6 +289,12 @@ class Scheduler:
         )
         return [job for job in ended if job is not None]
 
+    def traces(self, name: str, batch_id: int) -> str:
+        """Return the names of the requests in a batch of a worker, for a log line."""
+        worker = self._workers.get(name)
+        batch = None if worker is None else worker.in_flight.get(batch_id)
+        return "" if batch is None else batch.traces
+
     def fail(self, name: str, batch_id: int, message: str) -> list[Failure]:
         """Take back a batch that raised an error; return the jobs that fail."""
         worker = self._workers.get(name)
@@ -314,11 +326,16 @@ class Scheduler:
 
     def _merge(self, worker: WorkerLoad) -> InFlightBatch | None:
         """Return a batch of waiting texts; None if no text waits, or if the batch is still too small to send."""
-        full = worker.full_batch_tokens
+        full, ordinary_tokens = worker.full_batch_tokens, worker.ordinary_tokens_in_flight
         waiting_tokens = self.num_waiting * self._estimate.tokens_per_text
-        if worker.in_flight and waiting_tokens < min(worker.tokens_in_flight, full / 2):
+        if worker.has_ordinary and waiting_tokens < min(ordinary_tokens, full / 2):
             return None
-        builder = BatchBuilder(full, self._max_batch_size, self._estimate.of_text)
+        builder = BatchBuilder(
+            full,
+            self._max_batch_size,
+            self._estimate.of_text,
+            max_text_tokens=math.inf if worker.can_take_long else worker.longest_ordinary_tokens,
+        )
         self._queue.fill(builder)
         if not builder.slices:
             return None
@@ -334,15 +351,17 @@ class Scheduler:
             return [self._fail_job(slices[0].job, error)]
         for half in reversed(halve(slices, num_texts // 2)):
             tokens = self._estimate.of_slices(half)
-            self._to_send_again.appendleft(InFlightBatch(half, tokens, num_lost_workers))
+            self._to_send_again.appendleft(
+                InFlightBatch(half, tokens, num_lost_workers, is_suspect=num_lost_workers > 0)
+            )
         return []
 
-    def _take_back(self, name: str) -> InFlightBatch | None:
-        """Remove a worker and put its batches in front of the queue; return the batch that it had first."""
+    def _take_back(self, name: str) -> list[InFlightBatch]:
+        """Remove a worker and put its batches in front of the queue; return these batches."""
         worker = self._workers.pop(name, None)
         batches = list(worker.in_flight.values()) if worker else []
         self._to_send_again.extendleft(reversed(batches))
-        return batches[0] if batches else None
+        return batches
 
     def _learn(self, worker: WorkerLoad, batch: InFlightBatch, result: Result) -> None:
         computed = [

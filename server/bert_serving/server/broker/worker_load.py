@@ -10,7 +10,8 @@ from .estimates import RateEstimate
 # In this time, a CPU computes 1,000 to 2,000 tokens, which fit into its caches; a GPU computes a full micro-batch.
 BATCH_S = 0.08
 _MIN_BATCH_TOKENS = 256
-_MAX_IN_FLIGHT = 2
+_MAX_IN_FLIGHT = 2  # for long batches, and for other batches
+_LONG = 2  # a batch with more tokens than this many full batches is long
 _MAX_LIMITS = 10  # a batch may take this many times the limit for one micro-batch
 
 
@@ -37,19 +38,35 @@ class WorkerLoad:
         return min(self.max_batch_tokens, max(_MIN_BATCH_TOKENS, self.rate.tokens_per_s * BATCH_S))
 
     @property
+    def longest_ordinary_tokens(self) -> float:
+        """The largest number of tokens in a batch that is not long."""
+        return _LONG * self.full_batch_tokens
+
+    @property
+    def has_ordinary(self) -> bool:
+        """Whether it has a batch that is not long."""
+        return self._num_ordinary > 0
+
+    @property
+    def ordinary_tokens_in_flight(self) -> float:
+        """The estimated tokens of its batches that are not long."""
+        return sum(batch.tokens for batch in self.in_flight.values() if not self._is_long(batch))
+
+    @property
+    def can_take_long(self) -> bool:
+        """Whether it has room for a long batch."""
+        return len(self.in_flight) - self._num_ordinary < _MAX_IN_FLIGHT
+
+    @property
     def tokens_in_flight(self) -> float:
         """The estimated tokens of its batches."""
         return sum(batch.tokens for batch in self.in_flight.values())
 
-    def can_take(self, *, again: bool) -> bool:
-        """Whether the worker has room for a batch. again: the batch was sent before, to a worker that died.
-
-        Such a batch needs a worker without other batches: it must be the first one there, because only the first
-        batch of a lost worker becomes a suspect.
-        """
-        if again or any(batch.is_suspect for batch in self.in_flight.values()):
+    def can_take(self, *, suspect: bool) -> bool:
+        """Whether the worker has room for a batch. A suspect needs a worker without other batches."""
+        if suspect or any(batch.is_suspect for batch in self.in_flight.values()):
             return not self.in_flight
-        return len(self.in_flight) < _MAX_IN_FLIGHT
+        return self._num_ordinary < _MAX_IN_FLIGHT
 
     def is_overdue(self, now: float, timeout_s: float) -> bool:
         """Whether the worker has a batch and has computed nothing for too long. now: as `progress_at`.
@@ -63,3 +80,10 @@ class WorkerLoad:
         limit_s = timeout_s + self.tokens_in_flight / self.rate.floor_tokens_per_s
         oldest_sent_at = min(batch.sent_at for batch in self.in_flight.values())
         return now - self.progress_at > limit_s or now - oldest_sent_at > _MAX_LIMITS * limit_s
+
+    @property
+    def _num_ordinary(self) -> int:
+        return sum(not self._is_long(batch) for batch in self.in_flight.values())
+
+    def _is_long(self, batch: InFlightBatch) -> bool:
+        return batch.tokens > self.longest_ordinary_tokens

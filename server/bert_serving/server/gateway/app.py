@@ -9,15 +9,17 @@ operations.py (GET /live, /ready, /metrics).
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import multiprocessing
 import signal
-import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socket
+from typing import Any
 
 import uvicorn
 from bert_serving.client import Address, AsyncBertClient
@@ -34,10 +36,16 @@ from .dialect import BERT_AS_SERVICE
 from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei
 from .errors import default_response
 from .heartbeat import start_heartbeat
+from .http_protocol import ConnectionPool
 from .keys import Keyring
+from .known_models import KnownModels
+from .limits import BodyLimits, ConnectionLimits
+from .memory import GatewayMemory
 from .metrics import GatewayMetrics
-from .middleware import CountRequests, MaxBodySize
-from .service import Service
+from .middleware import CountRequests
+from .service import Service, server_status
+
+log = logging.getLogger(__name__)
 
 #: The value of `cors` that allows only pages of web servers on the caller's own machine.
 LOOPBACK = "loopback"
@@ -51,7 +59,9 @@ def main(
     heartbeat: Connection,
     requests_endpoint: str,
     replies_endpoint: str,
-    max_body_bytes: int,
+    connection_limits: Mapping[str, Any],
+    body_limits: Mapping[str, int],
+    trusted_proxies: str,
     cors: str,
     model_name: str,
     tokenizer_dir: str,
@@ -62,40 +72,60 @@ def main(
     """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
 
     heartbeat: the gateway writes to this pipe when it begins to serve, and every second after that.
-    requests_endpoint, replies_endpoint: the broker's private addresses for gateways. cors: the origin whose web
-    pages may send requests; "*" allows every origin, and LOOPBACK the pages of web servers on the caller's own
-    machine. api_keys: see Keyring. protect_metrics: whether /metrics requires a key too. drain_timeout_s: how long
-    requests may continue after SIGTERM. For the other arguments, see Service.
+    requests_endpoint, replies_endpoint: the broker's private addresses for gateways. connection_limits,
+    body_limits: the fields of ConnectionLimits and BodyLimits. trusted_proxies: addresses whose X-Forwarded-For
+    is believed. cors: the origin whose web pages may send requests; "*" allows every origin, and LOOPBACK the
+    pages of web servers on the caller's own machine. tokenizer_dir: see KnownModels. api_keys: see Keyring.
+    protect_metrics: whether /metrics requires a key too. drain_timeout_s: how long requests may continue after
+    SIGTERM. For the other arguments, see Service.
     """
     keys = Keyring(api_keys)
     keys.reload()  # this process may have been started long after the server read the file
-    address = Address(requests_endpoint, replies_endpoint)
+    limits = BodyLimits(**body_limits)
+    # A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
+    client = AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False, retry=False)
     service = Service(
-        # A chosen identity makes the client number its requests from a random base, so that nobody can guess the
-        # ids of requests. A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
-        AsyncBertClient(address=address, identity=str(uuid.uuid4()), check_length=False, retry=False),
+        client,
         model_name,
-        Path(tokenizer_dir),
-        max_body_bytes,
+        KnownModels(partial(server_status, client), Path(tokenizer_dir)),
+        limits,
+        GatewayMemory(limits.held_bytes),
         keys,
         protect_metrics,
     )
     app = create_app(service, cors=cors, on_ready=lambda: start_heartbeat(heartbeat.fileno()))
+    pool = ConnectionPool(
+        ConnectionLimits(**connection_limits).within_open_files(),
+        on_refusal=app.state.metrics.count_refusal,
+        slow_paths=stream.PATHS,
+    )
+    # uvicorn warns of each message that is not HTTP. Anybody could fill the log with these lines.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
+        http=pool.new_connection,  # type: ignore[arg-type]  # uvicorn only calls it
+        ws="none",
         log_config=None,
         access_log=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=trusted_proxies,
+        timeout_keep_alive=pool.limits.keep_alive_s,  # type: ignore[arg-type]  # seconds may have a fraction
         timeout_graceful_shutdown=max(1, math.ceil(drain_timeout_s)),
         server_header=False,
     )
-    server = uvicorn.Server(config)
-    asyncio.run(_serve(server, http_socket, keys))
+    asyncio.run(_serve(uvicorn.Server(config), http_socket, pool, keys))
 
 
-async def _serve(server: uvicorn.Server, http_socket: socket, keys: Keyring) -> None:
+def _log_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that no task handles. asyncio's own handler would log its message, which may contain a text."""
+    log.error("%s", context["message"], exc_info=context.get("exception"))
+
+
+async def _serve(server: uvicorn.Server, http_socket: socket, pool: ConnectionPool, keys: Keyring) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_log_error)
 
     def stop() -> None:
         loop.remove_reader(parent.sentinel)
@@ -104,8 +134,10 @@ async def _serve(server: uvicorn.Server, http_socket: socket, keys: Keyring) -> 
     loop.add_signal_handler(signal.SIGHUP, keys.reload)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # children may be started with it blocked
     loop.add_reader(parent.sentinel, stop)  # becomes readable when the server process ends
+    checks = asyncio.create_task(pool.check_forever())
     with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again; this cancels the task
         await server.serve(sockets=[http_socket])
+    checks.cancel()
 
 
 def create_app(service: Service, *, cors: str = LOOPBACK, on_ready: Callable[[], None] = lambda: None) -> FastAPI:
@@ -117,9 +149,10 @@ def create_app(service: Service, *, cors: str = LOOPBACK, on_ready: Callable[[],
     app.include_router(router)
     routes = [*operations.PATHS, *(route.path for route in router.routes)]  # type: ignore[attr-defined]
     metrics = GatewayMetrics(routes, service.keys.names)
+    app.state.metrics = metrics
     app.include_router(operations.create_router(service, metrics))
     _add_error_handlers(app)
-    _add_middleware(app, service, metrics, cors)
+    _add_middleware(app, metrics, cors)
     return app
 
 
@@ -160,9 +193,8 @@ def _add_dialects(router: APIRouter, service: Service) -> None:
     ollama.add_routes(router, service)
 
 
-def _add_middleware(app: FastAPI, service: Service, metrics: GatewayMetrics, cors: str) -> None:
+def _add_middleware(app: FastAPI, metrics: GatewayMetrics, cors: str) -> None:
     """Add the middleware that every request passes through. The middleware added last is the outermost."""
-    app.add_middleware(MaxBodySize, max_bytes=service.max_body_bytes, streams=stream.PATHS)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=[] if cors == LOOPBACK else [cors],

@@ -1,71 +1,122 @@
-"""One HTTP request: decompresses and validates its body, and compresses its response."""
+"""One HTTP request: reads, decompresses and validates its body, and compresses its response."""
 
 from __future__ import annotations
 
-import asyncio
-import gzip
 import re
 import zlib
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import ParamSpec, TypeVar
 
-import orjson
-from bert_serving.protocol import InvalidRequest, PayloadTooLarge
+from bert_serving.protocol import InvalidRequest, PayloadTooLarge, shortened
 from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
+from .calls import call_of
 from .errors import Unprocessable, UnreadableBody
+from .json_pieces import dump, is_small, json_pieces
+from .memory import RequestMemory, parsed_bytes
+from .responses import PiecesResponse
 from .service import Service
 
+#: Key in the ASGI scope of a request: its RequestMemory.
+HELD = "bert_serving.held"
+
 _MIN_GZIP_BYTES = 16 << 10  # compressing a smaller response costs more time than it saves
-_GZIP_LEVEL = 1
+_GZIP_IN, _GZIP_OUT = 64 << 10, 256 << 10  # bytes of one step of decompression
 _REFUSES_GZIP = re.compile(r"gzip\s*;\s*q\s*=\s*0(\.0*)?\s*(,|$)")
 
 _Body = TypeVar("_Body", bound=BaseModel)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class RequestContext:
-    """One HTTP request, and the service that computes the response."""
+    """One HTTP request, and the service that computes the response.
+
+    `begin` must be called before the body is read. CountRequests gives back the memory of the request.
+    """
 
     def __init__(self, request: Request, service: Service) -> None:
         self.request = request
         self.service = service
+        self._limits = service.limits
         self._parsed: tuple[object] | None = None  # None: not parsed yet; a tuple, because the JSON may be null
+        self._held = RequestMemory(service.memory, "")
+
+    def begin(self) -> None:
+        """Read the headers that the broker must know. Raises UnreadableBody."""
+        call = call_of(self.request)
+        self._held = self.request.scope[HELD] = RequestMemory(self.service.memory, call.flow or "")
+        self.service = self.service.for_call(call, self._held)
+
+    # -- the body --------------------------------------------------------------------------------------
 
     async def raw(self) -> bytes:
-        """Return the body, decompressed. Raises UnreadableBody or PayloadTooLarge."""
-        body = await self.request.body()
+        """Return the body, decompressed. Raises UnreadableBody, PayloadTooLarge or Overloaded.
+
+        While the body arrives, the memory is held that the body will take, also as parsed JSON. So a body that is
+        too large is refused before all of it is here.
+        """
         coding = self.request.headers.get("content-encoding", "identity").lower()
         if coding not in ("gzip", "identity"):
             raise UnreadableBody(f"content-encoding must be gzip, got {coding!r:.80}")
-        return (
-            await asyncio.to_thread(_decompress, body, self.service.max_body_bytes) if coding == "gzip" else body
-        )
+        announced = self.request.headers.get("content-length", "0")
+        self._check_size(int(announced) if announced.isdigit() else 0)
+        pieces, num_bytes = [], 0
+        async for piece in self.request.stream():
+            num_bytes += len(piece)
+            self._check_size(num_bytes)
+            self._held.grow(len(piece) if coding == "gzip" else len(piece) + parsed_bytes(piece))
+            pieces.append(piece)
+        body = b"".join(pieces)
+        return await self._decompressed(body) if coding == "gzip" else body
 
     async def body(self, model: type[_Body]) -> _Body:
         """Return the JSON body as an instance of the model. Further calls do not parse the JSON again.
 
-        Raises UnreadableBody, or Unprocessable with the name of the wrong field.
+        Raises UnreadableBody, Unprocessable with the name of the wrong field, PayloadTooLarge or Overloaded.
         """
         if self._parsed is None:
-            self._parsed = (_parse_json(await self.raw()),)
+            raw = await self.raw()
+            self._parsed = (await self.off_loop(_parse_json, raw, self._limits.max_items),)
         try:
-            return model.model_validate(self._parsed[0])
+            return await self.off_loop(model.model_validate, self._parsed[0])
         except ValidationError as exc:
             raise _validation_error(exc) from exc
+
+    async def off_loop(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Call a function: in a thread if the body or the reply is large, so that other requests go on."""
+        return await self._held.off_loop(function, *args, **kwargs)
+
+    async def _decompressed(self, body: bytes) -> bytes:
+        pieces, num_bytes, inflated = [], 0, _inflated(body)
+        while (piece := await self.off_loop(next, inflated, None)) is not None:
+            num_bytes += len(piece)
+            self._check_size(num_bytes, " when decompressed")
+            self._held.grow(len(piece) + parsed_bytes(piece))
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _check_size(self, num_bytes: int, when: str = "") -> None:
+        if num_bytes > self._limits.max_bytes:
+            raise PayloadTooLarge(f"the body must have at most {self._limits.max_bytes} bytes{when}")
+
+    # -- the response ----------------------------------------------------------------------------------
 
     async def json(
         self, content: object, *, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> Response:
-        """Return a JSON response. A large response is compressed if the client accepts gzip."""
-        data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+        """Return a JSON response. A large response is compressed if the client accepts gzip.
+
+        A large response is written in pieces while it is sent, and at most one piece ahead of what is sent.
+        """
+        if not is_small(content):
+            return PiecesResponse(json_pieces(content), status, headers, gzip=self._accepts_gzip)
+        data = dump(content)
         if len(data) < _MIN_GZIP_BYTES or not self._accepts_gzip:
             return Response(data, status, headers, "application/json")
-        # In a thread: compression takes long and must not delay other requests.
-        data = await asyncio.to_thread(gzip.compress, data, _GZIP_LEVEL)
-        headers = {**(headers or {}), "content-encoding": "gzip", "vary": "Accept-Encoding"}
-        return Response(data, status, headers, "application/json")
+        return PiecesResponse(iter([data]), status, headers, gzip=True)
 
     @property
     def _accepts_gzip(self) -> bool:
@@ -73,27 +124,43 @@ class RequestContext:
         return "gzip" in accepted and not _REFUSES_GZIP.search(accepted)
 
 
-def _decompress(body: bytes, max_bytes: int) -> bytes:
+def _inflated(body: bytes) -> Iterator[bytes]:
+    """Yield the decompressed body in small pieces. Raises UnreadableBody."""
     decompressor = zlib.decompressobj(wbits=31)
+    view = memoryview(body)
     try:
-        content = decompressor.decompress(body, max_bytes)
+        for start in range(0, len(body), _GZIP_IN):
+            rest: bytes | memoryview = view[start : start + _GZIP_IN]
+            while rest and not decompressor.eof:
+                yield decompressor.decompress(rest, _GZIP_OUT)
+                rest = decompressor.unconsumed_tail
+            if decompressor.eof and (rest or start + _GZIP_IN < len(body) or decompressor.unused_data):
+                raise UnreadableBody("the body is not valid gzip: there is data after its end")
+        while not decompressor.eof:
+            piece = decompressor.decompress(b"", _GZIP_OUT)
+            if not piece:
+                raise UnreadableBody("the body is not valid gzip: its end is missing")
+            yield piece
     except zlib.error as exc:
         raise UnreadableBody(f"the body is not valid gzip: {exc}") from exc
-    if decompressor.unconsumed_tail:
-        raise PayloadTooLarge(f"the body must have at most {max_bytes} bytes when decompressed")
-    if not decompressor.eof:
-        raise UnreadableBody("the body is not valid gzip: its end is missing")
-    if decompressor.unused_data:
-        raise UnreadableBody("the body is not valid gzip: there is data after its end")
-    return content
 
 
-def _parse_json(raw: bytes) -> object:
+def _parse_json(raw: bytes, max_items: int) -> object:
     try:
         value: object = from_json(raw)
     except ValueError as exc:
         raise UnreadableBody(f"the body is not JSON: {exc}") from exc
+    _check_lists(value, max_items)
     return value
+
+
+def _check_lists(body: object, max_items: int, name: str = "") -> None:
+    """Raise PayloadTooLarge if a field has too many items. This comes before the check of each item."""
+    if isinstance(body, dict):
+        for key, value in body.items():
+            _check_lists(value, max_items, f"{name}.{key:.40}" if name else key[:40])
+    elif isinstance(body, list) and len(body) > max_items:
+        raise PayloadTooLarge(f"{name or 'the body'} may have at most {max_items} texts, got {len(body)}")
 
 
 def _validation_error(exc: ValidationError) -> InvalidRequest:
@@ -109,5 +176,5 @@ def _validation_error(exc: ValidationError) -> InvalidRequest:
         return Unprocessable("the body must be a JSON object")
     if not name:
         return Unprocessable(message)
-    got = "null" if problem["input"] is None else f"{problem['input']!r:.80}"
+    got = "null" if problem["input"] is None else shortened(problem["input"])
     return Unprocessable(f"{name}: {message[0].lower()}{message[1:]}, got {got}")

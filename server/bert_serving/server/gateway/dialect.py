@@ -13,18 +13,21 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import orjson
-from bert_serving.protocol import ServingError, Unauthorized, Unavailable
+from bert_serving.protocol import Overloaded, ServingError, Unauthorized, Unavailable
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from .context import RequestContext
 from .errors import default_error
-from .openapi import request_body
+from .http_protocol import ENDED_WITH
+from .openapi import ERROR_RESPONSES, request_body
 from .service import Service
 
 #: Key under which the error code of a failed request is stored in the request's ASGI scope, for the metrics.
 ERROR_CODE = "bert_serving.error_code"
+
+_RETRY_AFTER_MS = 1000  # for an Overloaded that names no time
 
 Handler: TypeAlias = Callable[[RequestContext], Awaitable[Response]]
 
@@ -69,6 +72,7 @@ class Dialect:
                 operation_id=f"{handler.__name__}{path}".replace("/", "_"),
                 tags=[self.tag],
                 openapi_extra=None if body is None else request_body(body),
+                responses=ERROR_RESPONSES,
                 include_in_schema=path == paths[0],
             )
             if body is None:  # health probes use HEAD
@@ -79,17 +83,21 @@ class Dialect:
         try:
             if not is_public:
                 context.service.keys.check(context.request)
+            context.begin()
             return await handler(context)
         except ClientDisconnect:
             return Response(status_code=400)  # not received: the client disconnected while it sent the body
         except (ServingError, TimeoutError) as exc:
             error = exc
         except asyncio.CancelledError:
+            if ENDED_WITH in context.request.scope:  # nobody waits for a response
+                raise
             error = Unavailable("the server is shutting down")
         except Exception:  # caught here, because the application's error handler does not know the dialect
-            log.exception("cannot handle request path=%s", context.request.url.path)
+            log.exception("cannot handle request trace=%s", context.service.call.trace)
             error = ServingError("internal error")
-        context.request.scope[ERROR_CODE] = getattr(error, "code", Unavailable.code)
+        code = context.request.scope[ERROR_CODE] = getattr(error, "code", Unavailable.code)
+        log.debug("refused request trace=%s error=%s", context.service.call.trace, code)
         return self.error_response(error)
 
     def error_response(self, error: ServingError | TimeoutError) -> Response:
@@ -106,9 +114,12 @@ BERT_AS_SERVICE = Dialect("bert-as-service", default_error)
 
 def _error_headers(error: ServingError) -> dict[str, str]:
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
-    if error.retry_after_ms is not None:
+    retry_after_ms = error.retry_after_ms
+    if retry_after_ms is None and isinstance(error, Overloaded):
+        retry_after_ms = _RETRY_AFTER_MS
+    if retry_after_ms is not None:
         headers |= {
-            "Retry-After": str(-(-error.retry_after_ms // 1000)),  # in whole seconds, rounded up
-            "retry-after-ms": str(error.retry_after_ms),
+            "Retry-After": str(-(-retry_after_ms // 1000)),  # in whole seconds, rounded up
+            "retry-after-ms": str(retry_after_ms),
         }
     return headers

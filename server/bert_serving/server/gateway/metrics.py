@@ -10,6 +10,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from ..buckets import SECONDS
 
+#: The route of a request whose path is not known.
+UNKNOWN_ROUTE = "other"
+
 _BROKER_UP = "bert_serving_broker_up"
 
 
@@ -76,6 +79,10 @@ class GatewayMetrics:
         if error_code is not None:
             self.errors.labels(error_code).inc()
         self.latency.labels(route).observe(seconds)
+
+    def count_refusal(self, status: int) -> None:
+        """Count a message that was refused before it was known to be a request."""
+        self.requests.labels(UNKNOWN_ROUTE, str(status)).inc()
 
     def text(self, *, broker_up: bool) -> str:
         """Return the metrics of all gateway processes in Prometheus' text format."""

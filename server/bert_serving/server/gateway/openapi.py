@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel
+
+#: The statuses that any route may return, for FastAPI's `responses`. Each dialect has its own format of errors.
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"description": "the request is not valid"},
+    401: {"description": "the API key is missing or wrong"},
+    408: {"description": "the request did not arrive in time"},
+    413: {"description": "the request is too large"},
+    422: {"description": "a field is not valid"},
+    424: {"description": "the model fails on a text"},
+    429: {"description": "the server is full: try again after Retry-After"},
+    431: {"description": "the headers are too large"},
+    500: {"description": "internal error"},
+    503: {"description": "the server is not ready, or stops"},
+    504: {"description": "the deadline in X-Request-Timeout-Ms has passed"},
+}
 
 
 def request_body(body: type[BaseModel]) -> dict[str, object]:

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from .metrics import GatewayMetrics
+from .openapi import ERROR_RESPONSES
 from .service import STATUS_TIMEOUT_S, Service
 
 PATHS = ("/live", "/ready", "/metrics")
@@ -17,7 +18,7 @@ PATHS = ("/live", "/ready", "/metrics")
 
 def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
     """Return the routes. Only /metrics may require an API key: see Service.protects_metrics."""
-    router = APIRouter(tags=["operations"])
+    router = APIRouter(tags=["operations"], responses=ERROR_RESPONSES)
 
     @router.get("/live")
     async def live() -> dict[str, str]:

@@ -26,8 +26,10 @@ Document = Annotated[str, BeforeValidator(_document)]
 
 class RerankBody(Body):
     query: str
-    texts: list[str] | None = Field(None, description="the texts to rank, in TEI's requests")
-    documents: list[Document] | None = Field(
+    texts: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="the texts to rank, in TEI's requests"
+    )
+    documents: Annotated[list[Document], Field(fail_fast=True)] | None = Field(
         None, description="the texts to rank, in requests of Cohere, Jina and Infinity"
     )
     truncate: bool | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -22,8 +21,11 @@ from bert_serving.protocol import (
     options_from_json,
 )
 
+from .calls import Call
 from .keys import Keyring
 from .known_models import KnownModels, Model, ServerStatus
+from .limits import BodyLimits
+from .memory import GatewayMemory, RequestMemory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,24 +33,29 @@ if TYPE_CHECKING:
 STATUS_TIMEOUT_S = 5.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Service:
     """A gateway's access to the broker and to facts about the model.
 
-    model_name: the name of the model in replies. tokenizer_dir: see KnownModels. keys: the accepted API keys.
-    protects_metrics: whether /metrics requires a key too.
+    model_name: the name of the model in replies. models: what is known about the models that workers serve.
+    memory: for the bodies and the replies of all requests. keys: the accepted API keys. protects_metrics: whether
+    /metrics requires a key too. call: what the broker must know about the request that uses this object. held: the
+    memory of that request, which must hold its replies; None: they are not counted.
     """
 
     client: AsyncBertClient
     model_name: str
-    tokenizer_dir: Path
-    max_body_bytes: int
+    models: KnownModels
+    limits: BodyLimits
+    memory: GatewayMemory
     keys: Keyring = field(default_factory=Keyring)
     protects_metrics: bool = False
-    _models: KnownModels = field(init=False)
+    call: Call = Call()  # noqa: RUF009
+    held: RequestMemory | None = None
 
-    def __post_init__(self) -> None:
-        self._models = KnownModels(self.status, self.tokenizer_dir)
+    def for_call(self, call: Call, held: RequestMemory | None) -> Service:
+        """Return this service for one request."""
+        return replace(self, call=call, held=held)
 
     async def encode(self, texts: Sequence[object], **options: object) -> EncodeReply:
         """Check the texts and the options; return the reply, including its usage.
@@ -56,21 +63,44 @@ class Service:
         Raises ServingError or TimeoutError.
         """
         try:
-            check_texts(texts)
+            await self._check_texts(texts)
             checked = options_from_json(options)
         except (TypeError, ValueError) as exc:
             raise InvalidRequest(str(exc)) from exc
         return await self.encode_reply(cast("Sequence[Text]", texts), checked)
+
+    async def _check_texts(self, texts: Sequence[object]) -> None:
+        if self.held is None:
+            check_texts(texts)
+        else:
+            await self.held.off_loop(check_texts, texts)
 
     async def encode_reply(
         self, texts: Sequence[Text], options: EncodeOptions, spans: Sequence[Spans] | None = None
     ) -> EncodeReply:
         """Return the reply to texts that have already been checked, including its usage.
 
-        Raises ServingError or TimeoutError; Overloaded if the caller's API key has sent too many texts.
+        Raises ServingError or TimeoutError: among others, DeadlineExceeded if the deadline of the request passes,
+        Overloaded if the caller's API key has sent too many texts, and Overloaded or PayloadTooLarge if there is
+        no memory for the reply.
         """
-        with self.keys.charge(len(texts)):
-            _, reply = await self.client.encode_reply(texts, replace(options, show_usage=True), spans)
+        call = self.call
+        try:
+            with self.keys.charge(len(texts)):
+                _, reply = await self.client.encode_reply(
+                    texts,
+                    replace(options, show_usage=True),
+                    spans,
+                    timeout_ms=call.remaining_ms(),
+                    flow=call.flow,
+                    flow_share=call.flow_share,
+                    trace=call.trace,
+                )
+        except TimeoutError:
+            call.remaining_ms()  # raises DeadlineExceeded if it was the deadline that passed
+            raise
+        if self.held is not None:
+            self.held.grow(reply.rows.nbytes)
         return reply
 
     async def vectors(self, texts: Sequence[object], **options: object) -> tuple[Rows, EncodeReply]:
@@ -88,21 +118,26 @@ class Service:
 
     async def model(self) -> Model:
         """Return the model that computes new requests. Raises Unavailable until a worker has loaded it."""
-        return await self._models.newest()
+        return await self.models.newest()
 
     async def model_of(self, reply: EncodeReply) -> Model:
         """Return the model that has computed a reply. Raises Unavailable if the broker does not answer."""
         assert reply.usage is not None, "every request of a gateway asks for the usage"
-        return await self._models.of(reply.usage.model)
+        return await self.models.of(reply.usage.model)
 
     async def status(self) -> ServerStatus:
         """Return the broker's status. Raises TimeoutError or Unavailable if the broker does not answer."""
-        try:
-            status = await asyncio.wait_for(self.client.server_status(), STATUS_TIMEOUT_S)
-        except asyncio.TimeoutError:
-            raise Unavailable(f"the server did not answer within {STATUS_TIMEOUT_S:g} s") from None
-        return cast("ServerStatus", status)
+        return await server_status(self.client)
 
     async def tokenizer(self) -> Tokenizer:
         """Return the model's tokenizer. Raises Unavailable until a worker has loaded the model."""
-        return await self._models.tokenizer()
+        return await self.models.tokenizer()
+
+
+async def server_status(client: AsyncBertClient) -> ServerStatus:
+    """Return the broker's status. Raises TimeoutError or Unavailable if the broker does not answer."""
+    try:
+        status = await asyncio.wait_for(client.server_status(), STATUS_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        raise Unavailable(f"the server did not answer within {STATUS_TIMEOUT_S:g} s") from None
+    return cast("ServerStatus", status)

@@ -7,7 +7,6 @@ So a caller that stops reading causes no more work, and the memory for one strea
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from bert_serving.protocol import (
     WorkerFailed,
     check_texts,
     options_from_json,
+    shortened,
     split_rows,
 )
 from fastapi import APIRouter, Response
@@ -38,8 +38,6 @@ from .errors import Unprocessable, UnreadableBody
 from .output import DTYPES, Container, Dtype, convert, encoded
 from .service import Service
 
-log = logging.getLogger(__name__)
-
 PATHS = frozenset({"/encode/stream"})
 
 _CHUNK_LINES = 256
@@ -47,8 +45,7 @@ _CHUNK_LINES_OF_TOKENS = 16  # lines in a chunk if each line gets many vectors
 _CONTAINERS: tuple[Container, ...] = ("float", "base64")
 _REPLY_OPTIONS = ("ragged", "show_tokens", "show_offsets", "show_usage")  # refused: they concern a whole reply
 _MAX_CHUNKS = 4  # number of chunks that are computed or wait to be written
-_MAX_LINE_BYTES = 16 << 20
-_MAX_STALL_S = 60.0  # if the caller reads nothing for this long, the stream is closed
+_MAX_LINE_BYTES = 1 << 20
 
 _T = TypeVar("_T", bound=str)
 
@@ -94,12 +91,17 @@ async def encode_stream(context: RequestContext) -> Response:
     options = _options(dict(context.request.query_params))
     has_many = bool({"NONE", "SPLADE"} & set(options.encode.pooling_strategy or ()))
     size = _CHUNK_LINES_OF_TOKENS if has_many else _CHUNK_LINES
+    service = context.service.for_call(context.service.call, None)  # each chunk is small, and waits for the others
     queue: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_MAX_CHUNKS)
+    works: set[asyncio.Task[bytes]] = set()
 
     async def read() -> None:
         try:
             async for lines in _chunks(context, size):
-                await queue.put(asyncio.create_task(_encode(context.service, lines, options)))
+                work = asyncio.create_task(_encode(service, lines, options))
+                works.add(work)
+                work.add_done_callback(works.discard)
+                await queue.put(work)
         finally:
             await queue.put(None)
 
@@ -110,10 +112,10 @@ async def encode_stream(context: RequestContext) -> Response:
                 yield await work
             await reader
         finally:  # this also runs when the caller has disconnected
-            reader.cancel()
-            while not queue.empty():
-                if (work := queue.get_nowait()) is not None:
-                    work.cancel()
+            for task in (reader, *works):
+                task.cancel()
+            while not queue.empty():  # makes room for the last item that the reader puts
+                queue.get_nowait()
 
     return _StreamResponse(write())
 
@@ -138,12 +140,8 @@ class _StreamResponse(Response):
         async with aclosing(self._pieces) as pieces:
             try:
                 async for piece in pieces:
-                    message = {"type": "http.response.body", "body": piece, "more_body": True}
-                    await asyncio.wait_for(send(message), _MAX_STALL_S)
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
             except ClientDisconnect:
-                return
-            except asyncio.TimeoutError:
-                log.warning("stream closed: the caller read nothing for %g s", _MAX_STALL_S)
                 return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -167,7 +165,7 @@ def _choice(name: str, value: str, choices: tuple[_T, ...]) -> _T:
     for choice in choices:
         if choice == value:
             return choice
-    raise Unprocessable(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
+    raise Unprocessable(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {shortened(value)}")
 
 
 def _json_value(name: str, value: str) -> object:
@@ -185,19 +183,43 @@ def _json_value(name: str, value: str) -> object:
 
 async def _chunks(context: RequestContext, size: int) -> AsyncIterator[list[_Line]]:
     """Yield the lines of the body as they are received, at most `size` at a time."""
-    rest, number = b"", 0
+    buffer, number = LineBuffer(), 0
     async for data in context.request.stream():
-        *whole, rest = (rest + data).split(b"\n")
-        if len(rest) > _MAX_LINE_BYTES:
-            error = InvalidRequest(f"a line must have at most {_MAX_LINE_BYTES} bytes")
-            yield [_Line(number + len(whole), None, error)]
-            return
+        whole = buffer.feed(data)
         lines = [_parse(line, number + i) for i, line in enumerate(whole) if line.strip()]
         number += len(whole)
         for start in range(0, len(lines), size):
             yield lines[start : start + size]
-    if rest.strip():
+        if len(buffer) > _MAX_LINE_BYTES:
+            yield [_Line(number, None, InvalidRequest(f"a line must have at most {_MAX_LINE_BYTES} bytes"))]
+            return
+    if (rest := buffer.rest()).strip():
         yield [_parse(rest, number)]
+
+
+class LineBuffer:
+    """Splits bytes that arrive in pieces into lines. Each byte is searched for the end of a line only once."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add a piece; return the lines that are complete now, without their ends."""
+        if b"\n" not in data:
+            self._bytes += data
+            return []
+        first, *lines, rest = data.split(b"\n")
+        self._bytes += first
+        lines.insert(0, bytes(self._bytes))
+        self._bytes = bytearray(rest)
+        return lines
+
+    def rest(self) -> bytes:
+        """Return what has arrived after the last line."""
+        return bytes(self._bytes)
 
 
 def _parse(line: bytes, number: int) -> _Line:

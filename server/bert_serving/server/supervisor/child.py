@@ -6,7 +6,12 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from logging import _SysExcInfoType as SysExcInfoType
 
 
 def run(
@@ -30,12 +35,22 @@ def run(
     getattr(importlib.import_module(module), function)(**kwargs)
 
 
+class WithoutMessages(logging.Formatter):
+    """Writes the traceback of an exception without its message, which may contain a text of a caller."""
+
+    def formatException(self, ei: SysExcInfoType) -> str:  # noqa: N802  # logging's name
+        """Return where an exception was raised, and its type."""
+        kind, _, frames = ei
+        name = "no exception" if kind is None else kind.__name__
+        where = "".join(traceback.format_tb(frames)).rstrip()
+        return f"Traceback (most recent call last):\n{where}\n{name} (-verbose logs its message, too)"
+
+
 def set_up_logging(title: str, *, verbose: bool) -> None:
     """Log to standard error, one line for each event, with the title of the process."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format=f"%(asctime)s %(levelname)s {title}: %(message)s",
-        stream=sys.stderr,
-    )
+    formatter = logging.Formatter if verbose else WithoutMessages
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter(f"%(asctime)s %(levelname)s {title}: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     for chatty in ("asyncio", "uvicorn", "httpx", "httpcore", "urllib3", "filelock"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

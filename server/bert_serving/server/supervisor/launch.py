@@ -21,6 +21,7 @@ from .process import GatewayProgram, Program
 from .startup import StartError, max_seq_len_in_force, worker_spec
 
 _BACKLOG = 2048
+_GATEWAY_MESSAGES = 8  # how many times -max_message_mb a gateway may hold, if -http_memory_mb is not set
 _MAX_FOLDER_PATH = 98  # the system allows 107 bytes for the path of a socket, such as FOLDER/requests
 
 
@@ -109,7 +110,9 @@ class Launch:
             "http_socket": listener,
             "requests_endpoint": self._endpoints.requests,
             "replies_endpoint": self._endpoints.replies,
-            "max_body_bytes": settings.max_message_mb << 20,
+            "connection_limits": connection_limits(settings),
+            "body_limits": body_limits(settings),
+            "trusted_proxies": settings.http_trusted_proxies,
             "cors": settings.cors,
             "model_name": settings.served_model_name,
             "tokenizer_dir": str(self._folder),
@@ -125,6 +128,31 @@ class Launch:
             scratch_dir=str(self._folder),
             env={"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)},
         )
+
+
+def connection_limits(settings: Settings) -> dict[str, float]:
+    """Return the fields of the gateway's ConnectionLimits."""
+    return {
+        "max_connections": settings.http_max_connect,
+        "max_head_bytes": settings.http_max_head_kb << 10,
+        "max_headers": settings.http_max_headers,
+        "head_timeout_s": settings.http_head_timeout,
+        "body_timeout_s": settings.http_body_timeout,
+        "response_timeout_s": settings.http_response_timeout,
+        "keep_alive_s": settings.http_keep_alive,
+    }
+
+
+def body_limits(settings: Settings) -> dict[str, int]:
+    """Return the fields of the gateway's BodyLimits."""
+    memory_mb = settings.http_memory_mb or _GATEWAY_MESSAGES * settings.max_message_mb
+    return {
+        "max_bytes": settings.max_message_mb << 20,
+        "max_items": settings.queue_capacity,
+        "max_form_fields": settings.http_max_form_fields,
+        "max_tokenize_chars": settings.http_max_tokenize_chars,
+        "held_bytes": memory_mb << 20,
+    }
 
 
 def listen(host: str, port: int) -> socket.socket:

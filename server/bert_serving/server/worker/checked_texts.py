@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bert_serving.protocol import Text, has_lone_surrogate
+from bert_serving.protocol import Text, has_lone_surrogate, shortened
 
 
 def checked_texts(texts: Sequence[Text]) -> list[Text]:
@@ -20,7 +20,9 @@ def checked_texts(texts: Sequence[Text]) -> list[Text]:
         if not ({*map(type, parts)} <= {int} and isinstance(text, list)) and not all(
             isinstance(part, str) for part in parts
         ):
-            raise TypeError(f"texts[{i}] must be a string, a pair, or a list of tokens or ids, got {text!r:.80}")
+            raise TypeError(
+                f"texts[{i}] must be a string, a pair, or a list of tokens or ids, got {shortened(text)}"
+            )
         if any(has_lone_surrogate(part) for part in parts if isinstance(part, str)):
             raise ValueError(f"texts[{i}] contains a lone surrogate, which is not Unicode text")
     return texts

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from bert_serving.protocol.workers import Failed, PartResult, Rejected, Result
+from bert_serving.protocol.workers import Batch, Failed, PartResult, Rejected, Result
 
 from ..model.errors import one_line
 from .encoder import Encoder
@@ -17,14 +18,17 @@ from .parts import TokenizedPart, part_results
 
 log = logging.getLogger(__name__)
 
+_MAX_MESSAGE_CHARS = 300
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizedBatch:
-    """A batch whose texts are ready for the model."""
+    """A batch whose texts are ready for the model. traces: the names of its requests in a log line."""
 
     batch_id: int
     parts: Sequence[TokenizedPart | Rejected]
     tokenize_ms: float
+    traces: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -60,14 +64,25 @@ class Computation:
         except torch.AcceleratorError:
             raise  # the CUDA context is broken; only a new process can use the GPU again
         except Exception as exc:  # an error of any type fails this batch, not the worker
-            log.exception("cannot compute batch id=%d", self._batch.batch_id)
-            return Failed(self._batch.batch_id, one_line(exc))
+            return failed(self._batch, exc, "compute")
         self._compute_ms += (time.perf_counter() - start) * 1000
         self._num_padding += self._encoder.num_padding - padding
         if results is None:
             return None
         batch = self._batch
         return Result(batch.batch_id, results, batch.tokenize_ms, self._compute_ms, self._num_padding)
+
+
+def failed(batch: Batch | TokenizedBatch, exc: Exception, verb: str) -> Failed:
+    """Log an error and return the message about it. verb: what the worker tried to do with the batch.
+
+    The log has the place of the error, but not its message, which may quote a text of a user. Only that user gets
+    the message, because the broker sends a failed batch again in halves, until it has a single text.
+    """
+    place = "".join(traceback.format_tb(exc.__traceback__))
+    name = type(exc).__name__
+    log.error("cannot %s batch id=%d trace=%s error=%s\n%s", verb, batch.batch_id, batch.traces, name, place)
+    return Failed(batch.batch_id, one_line(exc)[:_MAX_MESSAGE_CHARS])
 
 
 class Turns:

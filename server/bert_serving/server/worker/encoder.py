@@ -24,6 +24,7 @@ from bert_serving.protocol import (
     TokenVectors,
     check_spans,
     options_from_json,
+    shortened,
 )
 
 from ..model.spec import ModelSpec
@@ -159,10 +160,11 @@ class Encoder:
         dimensions: keep only this many leading components, for a model that was trained for it (Matryoshka).
         truncate: the side on which a text longer than `max_seq_len` is cut, with a warning; "error": raise
             ValueError instead.
-        long_text: "chunk": read a long text completely, in overlapping windows, and average their vectors weighted
-            by length; pairs of sentences are still cut.
-        prompt: text that precedes each text. prompt_name: the name of one of the model's prompts.
-        pairs: read "a ||| b" as a pair of sentences.
+        long_text: "chunk": read a long text completely, in overlapping windows, and average their vectors. The
+            weight of a window is the number of tokens that it adds. Pairs of sentences are still cut.
+        prompt: text that precedes each text and each window. prompt_name: the name of one of the model's prompts.
+        pairs: read "a ||| b" as a pair of sentences. Set this to False if texts may contain " ||| " with another
+            meaning.
 
         Raises ValueError or TypeError for bad options and texts, and EncodingError if the model computes no finite
         vector for a text.
@@ -389,7 +391,7 @@ class Encoder:
         if options.prompt_name not in prompts:
             known = f"it has {', '.join(prompts)}" if prompts else "it has none"
             raise RequestError(
-                f"prompt_name must be one of the model's prompts; {known}, got {options.prompt_name!r}"
+                f"prompt_name must be one of the model's prompts; {known}, got {shortened(options.prompt_name)}"
             )
         return prompts[options.prompt_name]
 

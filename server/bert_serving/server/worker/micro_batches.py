@@ -10,7 +10,7 @@ Shapes: B texts, T tokens, H hidden size, D components of a vector, V terms of t
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -141,53 +141,47 @@ def _forward_and_pool(
     alike: dict[tuple[PoolingPlan, bool], list[int]] = {}  # sequences with the same plan are pooled together
     for i, item in enumerate(micro_batch):
         alike.setdefault((item.prepared.plan, item.prepared.keeps_token_vectors), []).append(i)
-    for (plan, keeps_token_vectors), members in alike.items():
-        if plan.is_sparse:
-            assert transformer.sparse_head is not None, "sparse plans are made only for models with a SPLADE head"
-            states = hidden[max(plan.reads)]
-            ranges = [range(starts[i], starts[i + 1]) for i in members]
-            if len(members) < len(micro_batch):
-                states = states[[row for of_text in ranges for row in of_text]]  # (tokens of members, H)
-            for i, weights in zip(members, transformer.sparse_head(states, list(map(len, ranges))), strict=True):
-                micro_batch[i].output = weights  # (V,)
-        elif keeps_token_vectors:
-            tokens = plan.token_vectors(hidden).cpu()  # (T, H * layers)
-            for i in members:
-                micro_batch[i].output = _kept_tokens(
-                    micro_batch[i].sequence, tokens[starts[i] : starts[i + 1]], hide_specials
-                )
-        else:
-            segments = _segments(
-                [micro_batch[i].sequence for i in members],
-                [starts[i] for i in members],
-                transformer.device,
-                pools_all=len(members) == len(micro_batch) and not hide_specials,
-                hide_specials=hide_specials,
-            )
-            for i, row in zip(members, plan.pool(hidden, segments, transformer.heads).unbind(), strict=True):
-                micro_batch[i].output = row  # (D,)
+    for members in alike.values():
+        plan = micro_batch[members[0]].prepared.plan
+        own = hidden
+        if len(members) < len(micro_batch):  # copy only what this plan needs: there may be as many plans as texts
+            ranges = [slice(starts[i], starts[i + 1]) for i in members]
+            own = {layer: torch.cat([hidden[layer][rows] for rows in ranges]) for layer in plan.reads}
+        _pool([micro_batch[i] for i in members], own, transformer, hide_specials=hide_specials)
 
 
-def _segments(
-    sequences: Sequence[TokenSequence],
-    starts: Sequence[int],
-    device: torch.device,
-    *,
-    pools_all: bool,
-    hide_specials: bool,
-) -> Segments:
-    """Return which rows of the hidden states are pooled for each sequence.
+def _pool(
+    items: Sequence[_BatchedSequence], hidden: dict[int, Tensor], transformer: Transformer, *, hide_specials: bool
+) -> None:
+    """Set the output of sequences that have the same plan.
 
-    starts: the row at which each sequence begins. pools_all: whether all rows except those of prompts are
-    pooled.
+    hidden: by layer, the hidden states of these sequences end to end, (T, H).
     """
-    if pools_all and not any(s.num_prompt for s in sequences):
+    plan, sequences = items[0].prepared.plan, [item.sequence for item in items]
+    outputs: Iterable[Tensor]
+    if plan.is_sparse:
+        assert transformer.sparse_head is not None, "sparse plans are made only for models with a SPLADE head"
+        outputs = transformer.sparse_head(hidden[max(plan.reads)], [item.length for item in items])  # (B, V)
+    elif items[0].prepared.keeps_token_vectors:
+        tokens = torch.split(plan.token_vectors(hidden).cpu(), [item.length for item in items])
+        outputs = [_kept_tokens(s, t, hide_specials) for s, t in zip(sequences, tokens, strict=True)]
+    else:
+        segments = _segments(sequences, transformer.device, hide_specials=hide_specials)
+        outputs = plan.pool(hidden, segments, transformer.heads)  # (B, D)
+    for item, output in zip(items, outputs, strict=True):
+        item.output = output
+
+
+def _segments(sequences: Sequence[TokenSequence], device: torch.device, *, hide_specials: bool) -> Segments:
+    """Return which rows of the hidden states are pooled for each sequence. The sequences lie end to end."""
+    if not hide_specials and not any(s.num_left_out for s in sequences):
         return whole_segments([len(s.ids) for s in sequences], device)
+    starts = [0, *accumulate(len(s.ids) for s in sequences)][:-1]
     rows, first, last = [], [], []
     for sequence, start in zip(sequences, starts, strict=True):
         left_out = set(sequence.specials) if hide_specials else set()
-        rows.append([start + i for i in range(sequence.num_prompt, len(sequence.ids)) if i not in left_out])
-        first.append(start + min(sequence.num_prompt, len(sequence.ids) - 1))
+        rows.append([start + i for i in range(sequence.num_left_out, len(sequence.ids)) if i not in left_out])
+        first.append(start + min(sequence.num_left_out, len(sequence.ids) - 1))
         # In bert-as-service, the last token is number (sum of the mask - 1), even if masked ones come before it.
         last.append(start + max(0, len(sequence.ids) - len(left_out) - 1))
     return partial_segments(rows, first=first, last=last, origin=starts, device=device)
@@ -236,11 +230,14 @@ def _finish_tokens(prepared: PreparedText, windows: Sequence[_BatchedSequence], 
 
 
 def _mean_of_windows(windows: Sequence[_BatchedSequence]) -> Tensor:
-    """Return the mean of the windows' vectors, (D,), weighted by the numbers of their non-special tokens."""
+    """Return the mean of the windows' vectors, (D,), weighted by the numbers of tokens that each window keeps.
+
+    So a token that lies in two windows has no more weight than the others.
+    """
     if len(windows) == 1:
         return _output(windows[0])
     rows = torch.stack([_output(window) for window in windows])  # (number of windows, D)
-    counts = [max(1, window.length - len(window.sequence.specials)) for window in windows]
+    counts = [window.sequence.num_new for window in windows]
     weights = torch.tensor(counts, dtype=rows.dtype, device=rows.device)[:, None]
     return (rows * weights).sum(0) / weights.sum()
 

@@ -34,7 +34,7 @@ _REQUIRES = {
     "CLS_POOLED": "pooler weights, which this checkpoint lacks",
 }
 _MAX_PLANS = 1024
-_MAX_WIDTH = 1 << 16
+_MAX_WIDTH = 1 << 15  # as many as all 24 layers of a large model have together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,6 +162,8 @@ class PoolingPlanner:
         pooling = self._rules.choose(options.pooling_strategy, options.pooling_layer)
         after = self._after if pooling.is_folders else AfterPooling()
         poolings, layers = pooling.strategies, [self._index(layer) for layer in pooling.layers]
+        if repeated := [layer for layer in layers if layers.count(layer) > 1]:
+            raise RequestError(f"pooling_layer must not name layer {repeated[0]} more than once")
         reads = set() if set(poolings) <= _FROM_TOP else set(layers)
         if _FROM_TOP & set(poolings):
             reads.add(self._shape.num_layers - 1)

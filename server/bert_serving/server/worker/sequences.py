@@ -9,10 +9,11 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from bert_serving.protocol import EncodeOptions
 
+from .excerpts import ReadingLimit
 from .special_tokens import SpecialTokens
 from .windows import windows
 
@@ -33,15 +34,17 @@ class TokenSequence:
 
     kept: range of positions whose vectors are used. These are all positions, except where windows overlap: there,
     each token is kept in one window only.
-    type_ids: None if all are 0. specials: positions of the special tokens. num_prompt: number of leading tokens
-    that pooling leaves out.
+    type_ids: None if all are 0. specials: positions of the special tokens. num_left_out: number of leading tokens
+    that pooling leaves out: the special tokens before the text, and the prompt. num_new: for a window, how many of
+    the text's tokens it keeps; a token of the prompt and a special token do not count.
     """
 
     ids: list[int]
     kept: Range
     type_ids: list[int] | None = None
     specials: tuple[int, ...] = ()
-    num_prompt: int = 0
+    num_left_out: int = 0
+    num_new: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ class WordIds:
     """The token ids of one string, or of one list of tokens, without special tokens.
 
     offsets: the characters of the text that each token stands for. unread: the characters of a long string that
-    were not tokenized, because the rest of the string fills the sequence.
+    were not tokenized, because the rest of the string fills the sequence, or is as much as may be read. A list has
+    no characters; if a part of it was not read, `unread` is NO_OFFSETS.
     """
 
     ids: list[int]
@@ -87,31 +91,48 @@ class WordIds:
         return WordIds(self.ids[start:stop], None if self.offsets is None else self.offsets[start:stop])
 
 
+class Prompt(NamedTuple):
+    """The prompt at the beginning of a text.
+
+    num_tokens: number of its tokens, without special tokens. is_pooled: whether pooling includes these tokens.
+    """
+
+    num_tokens: int
+    is_pooled: bool
+
+    def num_left_out(self, num_before: int) -> int:
+        """Return how many leading tokens pooling leaves out. num_before: special tokens before the prompt."""
+        return 0 if self.is_pooled or self.num_tokens == 0 else num_before + self.num_tokens
+
+
+NO_PROMPT = Prompt(0, is_pooled=True)
+
+
 def build_sequences(
     word_ids: list[WordIds],
     special_tokens: SpecialTokens,
     options: EncodeOptions,
     *,
     max_seq_len: int,
-    num_prompt: int,
+    prompt: Prompt,
 ) -> TokenizedText:
     """Return a text as the sequences that the model sees.
 
-    word_ids: one element for the string of the text, or two for the strings of a pair. num_prompt: number of
-    leading tokens, special tokens included, that pooling leaves out. Raises RequestError if the options do not
-    allow a text of this length.
+    word_ids: one element for the string of the text, or two for the strings of a pair. prompt: the first tokens of
+    the first string. Raises RequestError if the options do not allow a text of this length.
     """
     room = max(0, max_seq_len - special_tokens.num_specials)  # max_seq_len may be 3; RoBERTa adds 4 to a pair
     length = sum(len(w.ids) for w in word_ids)
-    truncated = length > room
+    is_unread = any(w.unread is not None for w in word_ids)
+    truncated = length > room or is_unread
     is_chunked = truncated and options.long_text == "chunk" and len(word_ids) == 1
     if truncated and options.truncate == "error" and not is_chunked:
-        more = " or more" if any(w.unread for w in word_ids) else ""
+        more = " or more" if is_unread else ""
         raise RequestError(
             f"a text may have at most {room} tokens, not counting special tokens, got {length}{more}"
         )
     if is_chunked:
-        return _in_windows(word_ids[0], special_tokens, room, num_prompt)
+        return _in_windows(word_ids[0], special_tokens, room, prompt)
     lost: tuple[Range, ...] = ()
     if truncated:
         from_left, whole = options.truncate == "left", word_ids
@@ -120,9 +141,11 @@ def build_sequences(
         if from_left:
             # Truncation on the left removes tokens of the prompt first. If a string has unread characters, its
             # prompt was not tokenized, so nothing of the prompt is left.
-            num_prompt -= len(whole[0].ids) - len(word_ids[0].ids)
-            num_prompt = 0 if whole[0].unread or num_prompt <= len(special_tokens.before) else num_prompt
-    sequence = _sequence(word_ids, special_tokens, num_prompt=num_prompt)
+            num_lost = len(whole[0].ids) - len(word_ids[0].ids)
+            num_left = 0 if whole[0].unread is not None else max(0, prompt.num_tokens - num_lost)
+            prompt = prompt._replace(num_tokens=num_left)
+    num_left_out = prompt.num_left_out(len(special_tokens.before))
+    sequence = replace(_sequence(word_ids, special_tokens), num_left_out=num_left_out)
     return TokenizedText((sequence,), truncated, _offsets(word_ids, special_tokens), lost)
 
 
@@ -133,7 +156,7 @@ def _truncated(word_ids: list[WordIds], room: int, *, from_left: bool) -> list[W
     """
     lengths = [len(w.ids) for w in word_ids]
     if len(word_ids) == 1:
-        kept = [room]
+        kept = [min(lengths[0], room)]
     else:
         second = min(lengths[1], max(room // 2, room - lengths[0]))
         kept = [min(lengths[0], room - second), second]
@@ -156,7 +179,7 @@ def _lost(whole: list[WordIds], kept: list[WordIds], *, from_left: bool) -> tupl
     return tuple(lost)
 
 
-def _sequence(word_ids: list[WordIds], special_tokens: SpecialTokens, *, num_prompt: int = 0) -> TokenSequence:
+def _sequence(word_ids: list[WordIds], special_tokens: SpecialTokens) -> TokenSequence:
     """Return the words of a string or a pair as one sequence, with special tokens."""
     words = [w.ids for w in word_ids]
     # Special tokens and words alternate: before, words, after; or before, words, between, words, after.
@@ -174,7 +197,7 @@ def _sequence(word_ids: list[WordIds], special_tokens: SpecialTokens, *, num_pro
         types = special_tokens.type_ids
         first, second = [types.first] * len(words[0]), [types.second] * len(words[1])
         type_ids = [*types.before, *first, *types.between, *second, *types.after]
-    return TokenSequence(ids, (0, len(ids)), type_ids, specials, num_prompt)
+    return TokenSequence(ids, (0, len(ids)), type_ids, specials)
 
 
 def _offsets(word_ids: list[WordIds], special_tokens: SpecialTokens) -> list[Range] | None:
@@ -188,22 +211,36 @@ def _offsets(word_ids: list[WordIds], special_tokens: SpecialTokens) -> list[Ran
     return [*before, *known[0], *(between + known[1] if len(known) > 1 else []), *after]
 
 
-def _in_windows(word_ids: WordIds, special_tokens: SpecialTokens, room: int, num_prompt: int) -> TokenizedText:
+def _in_windows(word_ids: WordIds, special_tokens: SpecialTokens, room: int, prompt: Prompt) -> TokenizedText:
     """Return a long text as overlapping windows of `room` tokens, with special tokens added around each.
 
-    The special tokens before the text are kept only in the first window, those after the text only in the last.
+    Each window begins with the prompt. The prompt and the special tokens before the text are kept only in the
+    first window, the special tokens after the text only in the last.
     """
-    if word_ids.unread or len(word_ids.ids) > MAX_CHUNKED_TOKENS:
-        raise RequestError(f"long_text chunk reads at most {MAX_CHUNKED_TOKENS} tokens, this text has more")
+    if word_ids.unread is not None or len(word_ids.ids) > MAX_CHUNKED_TOKENS:
+        max_chars = ReadingLimit(MAX_CHUNKED_TOKENS).max_chars
+        raise RequestError(
+            f"long_text chunk reads at most {MAX_CHUNKED_TOKENS} tokens and {max_chars} characters, "
+            "this text has more"
+        )
+    num_prompt = prompt.num_tokens
+    if num_prompt > room // 2:  # otherwise, a text of many windows would be mostly copies of the prompt
+        raise RequestError(
+            f"with long_text chunk, a prompt may have at most {room // 2} tokens, half of a window, "
+            f"got {num_prompt}"
+        )
+    first_ids, text_ids = word_ids.ids[:num_prompt], word_ids.ids[num_prompt:]
+    num_before = len(special_tokens.before) + num_prompt
     sequences = []
-    num_before = len(special_tokens.before)
-    plan = windows(len(word_ids.ids), room)
+    plan = windows(len(text_ids), room - num_prompt)
     for window in plan:
-        sequence = _sequence([word_ids.slice(window.start, window.stop)], special_tokens)
+        ids = WordIds(first_ids + text_ids[window.start : window.stop])
+        sequence = _sequence([ids], special_tokens)
         start = 0 if window is plan[0] else num_before + window.kept_start - window.start
         stop = len(sequence.ids) if window is plan[-1] else num_before + window.kept_stop - window.start
-        num_prompt_here = num_prompt if window is plan[0] else 0
-        sequences.append(TokenSequence(sequence.ids, (start, stop), None, sequence.specials, num_prompt_here))
+        num_left_out = prompt.num_left_out(len(special_tokens.before))
+        num_new = window.kept_stop - window.kept_start
+        sequences.append(replace(sequence, kept=(start, stop), num_left_out=num_left_out, num_new=num_new))
     return TokenizedText(tuple(sequences), offsets=_offsets([word_ids], special_tokens))
 
 

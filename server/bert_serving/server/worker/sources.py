@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from bert_serving.protocol import Text
 
+from .excerpts import ReadingLimit
 from .sequences import NO_OFFSETS, Range
 
 _SEPARATOR = "|||"
@@ -17,12 +18,13 @@ class SourceString(NamedTuple):
 
     start: index in the text of the string's first character; negative if a prompt precedes the text.
     original_indices: maps each lower-cased character to its index in the string before lower-casing; None if
-    both strings have the same length.
+    both strings have the same length. unread: the characters of the text that were left out of a very long string.
     """
 
     string: str
     start: int
     original_indices: list[int] | None = None
+    unread: Range | None = None
 
     def range_in_text(self, start: int, stop: int) -> Range:
         """Return the characters of the text for a range of the string; NO_OFFSETS if all of it is prompt."""
@@ -38,15 +40,16 @@ class SourceString(NamedTuple):
 Source: TypeAlias = SourceString | list[str] | list[int]
 
 
-def split_text(text: Text, *, prompt: str, pairs: bool, lower: bool) -> Sequence[Source]:
+def split_text(text: Text, limit: ReadingLimit, *, prompt: str, pairs: bool, lower: bool) -> Sequence[Source]:
     """Return the one source of a text, or the two sources of a pair.
 
-    prompt: put before the (first) string. pairs: whether `|||` separates the strings of a pair. lower: lower-case
-    strings. The rules for `|||` are those of bert-as-service (extract_features.py).
+    limit: of a very long string, only limit.max_chars characters are used. prompt: put before the (first) string.
+    pairs: whether `|||` separates the strings of a pair. lower: lower-case strings. The rules for `|||` are those
+    of bert-as-service (extract_features.py).
     """
     if isinstance(text, dict):
-        first = _source_string(prompt + text["text"], -len(prompt), lower)
-        return [first, _source_string(text["text_pair"], 0, lower)]
+        first = _source_string(prompt + text["text"], -len(prompt), limit, lower)
+        return [first, _source_string(text["text_pair"], 0, limit, lower)]
     if isinstance(text, list):
         if pairs and _SEPARATOR in text:
             at = text.index(_SEPARATOR)  # type: ignore[arg-type]
@@ -59,14 +62,20 @@ def split_text(text: Text, *, prompt: str, pairs: bool, lower: bool) -> Sequence
         if separator:
             start = len(text) - len(text.lstrip())
             second_start = start + len(before) + len(separator)
-            first = _source_string(prompt + before, start - len(prompt), lower)
-            return [first, _source_string(after, second_start, lower)]
-    return [_source_string(prompt + text, -len(prompt), lower)]
+            first = _source_string(prompt + before, start - len(prompt), limit, lower)
+            return [first, _source_string(after, second_start, limit, lower)]
+    return [_source_string(prompt + text, -len(prompt), limit, lower)]
 
 
-def _source_string(string: str, start: int, lower: bool) -> SourceString:
+def _source_string(string: str, start: int, limit: ReadingLimit, lower: bool) -> SourceString:
+    whole, string = string, limit.excerpt(string, limit.max_chars)
+    unread = None
+    if num_unread := len(whole) - len(string):
+        unread_start = start if limit.from_end else start + len(string)
+        unread = (max(0, unread_start), max(0, unread_start + num_unread))
+        start += num_unread if limit.from_end else 0
     lowered = string.lower() if lower else string
     if len(lowered) == len(string):
-        return SourceString(lowered, start)
+        return SourceString(lowered, start, unread=unread)
     # Some characters become two when lower-cased, such as \u0130 (capital I with a dot).
-    return SourceString(lowered, start, [i for i, c in enumerate(string) for _ in c.lower()])
+    return SourceString(lowered, start, [i for i, c in enumerate(string) for _ in c.lower()], unread)

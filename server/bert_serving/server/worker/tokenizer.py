@@ -20,9 +20,12 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from ..model.errors import ModelError, one_line
+from .excerpts import ReadingLimit
 from .long_strings import tokenize_strings
 from .sequences import (
     MAX_CHUNKED_TOKENS,
+    NO_PROMPT,
+    Prompt,
     RequestError,
     TokenizedText,
     WordIds,
@@ -41,7 +44,8 @@ class Tokenizer:
     accent-stripping. no_special_token: add no special tokens to texts that are lists of tokens. model_type: the
     tokenizer's family, if the folder does not name it.
 
-    Only one thread may use a tokenizer at a time. The Rust code runs without the GIL, so other threads continue.
+    Threads may share a tokenizer: nothing changes after its creation. The Rust code runs without the GIL, so other
+    threads continue.
     """
 
     def __init__(
@@ -97,19 +101,20 @@ class Tokenizer:
         is not a list. pool_prompt: whether pooling includes the prompt's tokens. spans: for each text its spans,
         each [start, end) in characters.
         """
-        sources = [
-            split_text(text, prompt=prompt, pairs=options.pairs, lower=self._do_lower_case) for text in texts
-        ]
+        limit = self._reading_limit(options)
+        lower = self._do_lower_case
+        sources = [split_text(text, limit, prompt=prompt, pairs=options.pairs, lower=lower) for text in texts]
         strings = [source for of_text in sources for source in of_text if isinstance(source, SourceString)]
         with_offsets = options.show_offsets or spans is not None
-        tokenized = iter(self._tokenize(strings, options, with_offsets=with_offsets) if strings else ())
-        num_prompt = 0 if pool_prompt or not prompt else len(self._single.before) + self._num_words(prompt)
+        tokenized = iter(
+            tokenize_strings(self._rust, strings, limit, with_offsets=with_offsets) if strings else ()
+        )
+        used_prompt = Prompt(self._num_words(prompt) if prompt else 0, is_pooled=pool_prompt)
         results: list[TokenizedText | RequestError] = []
         for i, of_text in enumerate(sources):
             inputs = [next(tokenized) if isinstance(source, SourceString) else source for source in of_text]
             spans_of_text = None if spans is None else spans[i]
-            num_leading = 0 if isinstance(texts[i], list) else num_prompt
-            results.append(self._build_or_refuse(texts[i], inputs, options, num_leading, spans_of_text))
+            results.append(self._build_or_refuse(texts[i], inputs, options, used_prompt, spans_of_text))
         return results
 
     @property
@@ -138,17 +143,10 @@ class Tokenizer:
         """Return the token of each id as the vocabulary spells it."""
         return self._vocabulary.tokens(ids)
 
-    def _tokenize(
-        self, strings: list[SourceString], options: EncodeOptions, *, with_offsets: bool
-    ) -> list[WordIds]:
-        is_chunked = options.long_text == "chunk"
-        return tokenize_strings(
-            self._rust,
-            strings,
-            num_tokens=MAX_CHUNKED_TOKENS if is_chunked else self._max_seq_len,
-            from_end=options.truncate == "left" and not is_chunked,
-            with_offsets=with_offsets,
-        )
+    def _reading_limit(self, options: EncodeOptions) -> ReadingLimit:
+        if options.long_text == "chunk":
+            return ReadingLimit(MAX_CHUNKED_TOKENS)
+        return ReadingLimit(self._max_seq_len, from_end=options.truncate == "left")
 
     def _num_words(self, prompt: str) -> int:
         """Return the number of tokens of a prompt, without special tokens."""
@@ -160,17 +158,24 @@ class Tokenizer:
         text: Text,
         inputs: Sequence[WordIds | list[str] | list[int]],
         options: EncodeOptions,
-        num_prompt: int,
+        prompt: Prompt,
         spans: Sequence[Sequence[int]] | None,
     ) -> TokenizedText | RequestError:
         """Return the tokenized text, or its error. inputs: word ids of strings, and lists of tokens or ids."""
         try:
-            word_ids = [one if isinstance(one, WordIds) else self._vocabulary.look_up(one) for one in inputs]
+            word_ids = [
+                one if isinstance(one, WordIds) else self._vocabulary.look_up(one, self._reading_limit(options))
+                for one in inputs
+            ]
             if len(word_ids) == 2 and not word_ids[1].ids and not isinstance(text, dict):
                 word_ids = word_ids[:1]  # nothing follows the separator: not a pair, as in bert-as-service
             special_tokens = self._special_tokens(word_ids, is_tokenized=isinstance(text, list))
             tokenized = build_sequences(
-                word_ids, special_tokens, options, max_seq_len=self._max_seq_len, num_prompt=num_prompt
+                word_ids,
+                special_tokens,
+                options,
+                max_seq_len=self._max_seq_len,
+                prompt=NO_PROMPT if isinstance(text, list) else prompt,
             )
             if spans is None:
                 return tokenized

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
+from bert_serving.protocol import shortened
 from tokenizers import Tokenizer as RustTokenizer
 
-from .sequences import RequestError, WordIds
+from .excerpts import ReadingLimit
+from .sequences import NO_OFFSETS, RequestError, WordIds
 from .special_tokens import SpecialTokens
 
 
@@ -28,17 +31,23 @@ class Vocabulary:
         """Return the token of each id as the vocabulary spells it; "" for an id without a token."""
         return [self._rust.id_to_token(i) or "" for i in ids]
 
-    def look_up(self, tokens: list[str] | list[int]) -> WordIds:
-        """Return the word ids of a list of tokens or of ids. Raises RequestError for an unknown token or id."""
-        if ids := [token for token in tokens if isinstance(token, int)]:
-            return WordIds(self._without_specials(ids))
-        return WordIds([self._id_of(str(token)) for token in tokens])
+    def look_up(self, tokens: list[str] | list[int], limit: ReadingLimit) -> WordIds:
+        """Return the word ids of a list of tokens or of ids. Raises RequestError for an unknown token or id.
+
+        limit: of a longer list, one more token than limit.num_tokens is read.
+        """
+        known = self._without_specials(tokens) if _are_ids(tokens) else tokens
+        size = limit.num_tokens + 1
+        read = known[-size:] if limit.from_end else known[:size]
+        ids = [token if isinstance(token, int) else self._id_of(token) for token in read]
+        return WordIds(ids, unread=None if len(read) == len(known) else NO_OFFSETS)
 
     def _without_specials(self, ids: list[int]) -> list[int]:
         """Return the ids without the special tokens at both ends, which are added again later."""
-        if unknown := [i for i in ids if not 0 <= i < self.num_ids]:
+        if not 0 <= min(ids) <= max(ids) < self.num_ids:
+            unknown = next(i for i in ids if not 0 <= i < self.num_ids)
             raise RequestError(
-                f"token id {unknown[0]} is not in this model's vocabulary of {self.num_ids}: these ids come from "
+                f"token id {unknown} is not in this model's vocabulary of {self.num_ids}: these ids come from "
                 "another model's tokenizer. Send the text itself, or ids from this server's /tokenize "
                 "(langchain-openai: check_embedding_ctx_length=False)"
             )
@@ -51,5 +60,12 @@ class Vocabulary:
         found = self._rust.token_to_id(token)
         found = self._unknown_id if found is None else found
         if found is None:
-            raise RequestError(f"token {token!r} is not in the vocabulary, which has no token for unknown words")
+            raise RequestError(
+                f"token {shortened(token)} is not in the vocabulary, which has no token for unknown words"
+            )
         return int(found)
+
+
+def _are_ids(tokens: list[str] | list[int]) -> TypeGuard[list[int]]:
+    """Return whether a list holds ids. All items of a list have the same type; an empty list counts as tokens."""
+    return bool(tokens) and isinstance(tokens[0], int)

@@ -1,7 +1,8 @@
 """The worker process: one model on one device, connected to the broker by one socket.
 
-    main thread    forward passes of the current batch
-    io thread      socket, heartbeats, tokenization of the next batch
+    main thread          forward passes, one micro-batch at a time (computation.py)
+    io thread            socket, heartbeats
+    tokenizer threads    tokenization of the next batches (tokenization.py)
 
 Forward passes run in the main thread because OpenMP is fastest there: in any other thread a short sentence takes
 markedly longer. An exception while a batch is computed fails that batch only. Any other exception ends the
@@ -30,6 +31,7 @@ from bert_serving.protocol.workers import (
     ModelFacts,
     Ready,
     Refused,
+    Result,
     Stop,
     WorkerMessage,
     worker_message_from_frames,
@@ -42,7 +44,7 @@ from .computation import Computation, TokenizedBatch, Turns
 from .device import allowed_cpus
 from .encoder import Encoder
 from .micro_batches import PreparedText
-from .parts import tokenize_parts
+from .tokenization import TokenizerThreads
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ def main(
 
 
 class Worker:
-    """Computes the results of batches, in the order of their arrival. Created and run in the main thread."""
+    """Computes the results of batches, in turns. Created and run in the main thread."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], name: str, endpoint: str, dtype: np.dtype[np.floating]
@@ -140,7 +142,10 @@ class Worker:
                 continue
             if batch is None:
                 return
-            turns.add(Computation(encoder, batch, self._dtype))
+            if isinstance(batch, Failed):
+                self._send(batch)
+            else:
+                turns.add(Computation(encoder, batch, self._dtype))
 
     def _step(self, turns: Turns) -> None:
         """Compute a micro-batch; if it is the last one of its batch, pass the result to the io thread."""
@@ -150,18 +155,23 @@ class Worker:
             self._io.count_forward()
         if result is not None:
             turns.remove(computation)
-            self._results.send_multipart(worker_message_to_frames(result), copy=False)
+            self._send(result)
+
+    def _send(self, result: Result | Failed) -> None:
+        """Pass a result to the io thread, which sends it to the broker."""
+        self._results.send_multipart(worker_message_to_frames(result), copy=False)
 
 
 class _IoThread:
     """The worker's socket, and the loop that serves it in the io thread.
 
-    inbox: tokenized batches for the main thread; None tells the main thread to stop. is_closing: whether the main
-    thread has stopped computing; the main thread sets it.
+    inbox: tokenized batches for the main thread, or why they could not be tokenized; None tells the main thread to
+    stop. The broker limits how many batches a worker has. is_closing: whether the main thread has stopped
+    computing; the main thread sets it.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes, endpoint: str) -> None:
-        self.inbox: queue.SimpleQueue[TokenizedBatch | None] = queue.SimpleQueue()  # the broker limits its length
+        self.inbox: queue.SimpleQueue[TokenizedBatch | Failed | None] = queue.SimpleQueue()
         self.is_closing = False
         self._forward_at = time.monotonic()
         self._num_forwards = 0
@@ -193,6 +203,7 @@ class _IoThread:
             self.inbox.put(None)
 
     def _serve_socket(self, encoder: Encoder) -> None:
+        tokenizers = TokenizerThreads(encoder, self.inbox)
         parent = multiprocessing.parent_process()
         assert parent is not None
         poller = zmq.Poller()
@@ -209,7 +220,7 @@ class _IoThread:
                 if isinstance(message, Stop):
                     os._exit(0)  # the broker needs no more results, so unfinished batches may be dropped
                 assert isinstance(message, Batch)
-                self._tokenize(encoder, message)
+                tokenizers.put(message)
             if parent.sentinel in ready:
                 # The server process has died without cleaning up, and no client waits for the current batch.
                 shutil.rmtree(self._runtime_dir, ignore_errors=True)
@@ -217,17 +228,6 @@ class _IoThread:
             if time.monotonic() >= next_heartbeat:
                 self.send(self._heartbeat())
                 next_heartbeat = time.monotonic() + _HEARTBEAT_S
-
-    def _tokenize(self, encoder: Encoder, batch: Batch) -> None:
-        """Tokenize a batch and put it into the inbox, or report that it failed."""
-        start = time.perf_counter()
-        try:
-            parts = tokenize_parts(encoder, batch.parts)
-        except Exception as exc:  # an error of any type fails this batch, not the worker
-            log.exception("cannot tokenize batch id=%d", batch.batch_id)
-            self.send(Failed(batch.batch_id, one_line(exc)))
-            return
-        self.inbox.put(TokenizedBatch(batch.batch_id, parts, (time.perf_counter() - start) * 1000))
 
     def _heartbeat(self) -> Heartbeat:
         return Heartbeat(time.monotonic() - self._forward_at, self._num_forwards)

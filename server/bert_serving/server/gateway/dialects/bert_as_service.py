@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import orjson
 from bert_serving.protocol import (
     EncodeOptions,
     EncodeReply,
     InvalidRequest,
+    PayloadTooLarge,
     Rows,
     Spans,
     Text,
     check_spans,
     check_texts,
     options_from_json,
-    parse_json,
+    shortened,
     split_rows,
 )
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.types import Message
 
 from ..context import RequestContext
 from ..dialect import BERT_AS_SERVICE
@@ -32,7 +38,9 @@ from ..service import Service
 from ..usage import num_chars, usage_headers
 
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
-_MAX_FORM_FIELDS = 1 << 20
+_MAX_BLANKS = 1024
+_MAX_FORM_BYTES = 1 << 20
+_MAX_SLOW_BYTES = 1 << 20  # limit for the slow parser
 
 _T = TypeVar("_T")
 
@@ -83,18 +91,20 @@ def add_routes(router: APIRouter, service: Service) -> None:
 
 async def encode(context: RequestContext) -> Response:
     """Return a vector for each text; with spans or pooling_strategy NONE, a list of vectors for each text."""
-    body = _parse(await _json_of(context))
+    raw = await _json_of(context)
+    body = await context.off_loop(_parse, raw, context.service.limits.max_items)
     container = container_for(context.request.headers, body.container)
     reply = await context.service.encode_reply(body.texts, body.options, body.spans)
     headers = usage_headers(reply, num_chars(body.texts))
     result: object
     if reply.counts is not None:
-        result = _results_of_any_length(split_rows(reply.rows, reply.counts), container, body.dtype)
+        rows_by_text = split_rows(reply.rows, reply.counts)
+        result = await context.off_loop(_results_of_any_length, rows_by_text, container, body.dtype)
     else:
-        vectors = convert(reply.rows, body.dtype)
+        vectors = await context.off_loop(convert, reply.rows, body.dtype)
         if (response := binary_response(vectors, container, headers)) is not None:
             return response
-        result = encoded(vectors, container) if vectors.ndim == 2 else vectors
+        result = await context.off_loop(encoded, vectors, container) if vectors.ndim == 2 else vectors
     content = {"id": body.identifier, "result": result, **_extras(reply, body.options), "status": 200}
     return await context.json(content, headers=headers)
 
@@ -136,30 +146,50 @@ async def _json_of(context: RequestContext) -> bytes:
     raw = await context.raw()
     kind = context.request.headers.get("content-type", "")
     # curl -d declares every body as a form, even if the body is JSON.
-    if not kind.startswith(_FORMS) or raw.lstrip().startswith(b"{"):
+    if not kind.startswith(_FORMS) or raw[:_MAX_BLANKS].lstrip().startswith(b"{"):
         return raw
     if "content-encoding" in context.request.headers:
         raise UnreadableBody("a form must not be compressed: send it without Content-Encoding")
-    max_bytes = context.service.max_body_bytes
-    async with context.request.form(max_fields=_MAX_FORM_FIELDS, max_part_size=max_bytes) as form:
+    if len(raw) > _MAX_FORM_BYTES:
+        raise PayloadTooLarge(f"a form may have at most {_MAX_FORM_BYTES} bytes: send JSON instead")
+    form = await _form(context, raw)
+    try:
         if not all(isinstance(value, str) for _, value in form.multi_items()):
             raise InvalidRequest("a form must contain only text fields, got a file")
         fields: dict[str, object] = {name: form[name] for name in form if name != "texts"}
         if "texts" in form:  # a form may repeat this field, once for each text
             fields["texts"] = form.getlist("texts")
+    finally:
+        await form.close()
     if isinstance(flag := fields.get("is_tokenized"), str):
         fields["is_tokenized"] = flag.strip().lower() not in ("", "0", "false", "no")
     return orjson.dumps(fields)
 
 
-def _parse(raw: bytes) -> _Encode:
+async def _form(context: RequestContext, raw: bytes) -> FormData:
+    """Return the form in a body. Raises UnreadableBody."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": raw, "more_body": False}
+
+    request = Request(context.request.scope, receive)
+    max_fields = context.service.limits.max_form_fields
+    try:
+        return await request.form(max_fields=max_fields, max_files=0, max_part_size=_MAX_FORM_BYTES)
+    except HTTPException as exc:  # Starlette's error for a form that it cannot read
+        raise UnreadableBody(exc.detail) from exc
+
+
+def _parse(raw: bytes, max_items: int) -> _Encode:
     """Return the body after all checks. Raises InvalidRequest."""
-    body = parse_json(raw)
+    body = _parse_json(raw)
     if not isinstance(body, dict):
         raise InvalidRequest('the body must be a JSON object: {"id": ..., "texts": [...]}')
     for key in ("id", "texts"):
         if key not in body:
             raise InvalidRequest(f'the body has no "{key}"; expected {{"id": ..., "texts": [...]}}')
+    if isinstance(body["texts"], list) and len(body["texts"]) > max_items:
+        raise PayloadTooLarge(f"a request may have at most {max_items} texts, got {len(body['texts'])}")
     try:
         is_tokenized = check_texts(body["texts"])
         options = options_from_json(body.get("options") or {})
@@ -179,6 +209,29 @@ def _parse(raw: bytes) -> _Encode:
     )
 
 
+def _parse_json(raw: bytes) -> object:
+    """Return the JSON value of a body. Raises InvalidRequest.
+
+    A small body that orjson refuses is read by Python's parser, which is slower. It reads numbers of any size,
+    which may be in the id. It also reads lone surrogates, which check_texts refuses with an error that names the
+    text.
+    """
+    try:
+        if len(raw) > _MAX_SLOW_BYTES:
+            return from_json(raw, allow_inf_nan=False)
+        try:
+            value: object = orjson.loads(raw)
+        except ValueError:
+            value = json.loads(raw.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidRequest(f"the body is not JSON: {exc}") from exc
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
 _CONTAINER: TypeAdapter[Container | None] = TypeAdapter(Container | None)
 _DTYPE: TypeAdapter[Dtype | None] = TypeAdapter(Dtype | None)
 
@@ -187,4 +240,4 @@ def _choice(choices: TypeAdapter[_T], name: str, value: object) -> _T:
     try:
         return choices.validate_python(value)
     except ValidationError as exc:
-        raise InvalidRequest(f"{name}: {exc.errors()[0]['msg']}, got {value!r:.80}") from exc
+        raise InvalidRequest(f"{name}: {exc.errors()[0]['msg']}, got {shortened(value)}") from exc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from bert_serving.protocol import EncodeReply, InvalidRequest, Rows, ServingError
@@ -21,6 +21,7 @@ from ..service import Service
 from ..usage import num_chars, num_tokens, usage_headers
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
+_NUM_TYPES = len(get_args(EmbeddingType))
 
 _SIDES = {"NONE": "error", "START": "left", "END": "right"}
 #: The names that models use for their prompts, by Cohere's input type.
@@ -33,17 +34,17 @@ class _Content(Body):
 
 
 class _Input(Body):
-    content: list[_Content]
+    content: Annotated[list[_Content], Field(fail_fast=True)]
 
 
 class EmbedBody(Body):
-    texts: list[str] | None = None
-    inputs: list[_Input] | None = Field(
+    texts: Annotated[list[str], Field(fail_fast=True)] | None = None
+    inputs: Annotated[list[_Input], Field(fail_fast=True)] | None = Field(
         None, description="instead of `texts`: each text is a list of parts; only parts of type text are supported"
     )
     model: object = None
     input_type: str | None = None
-    embedding_types: list[EmbeddingType] | None = None
+    embedding_types: Annotated[list[EmbeddingType], Field(fail_fast=True, max_length=_NUM_TYPES)] | None = None
     output_dimension: Dimensions = None
     truncate: Literal["NONE", "START", "END"] | None = None
 
@@ -81,7 +82,7 @@ async def embed(context: RequestContext) -> Response:
     )
     content = {
         "id": str(uuid.uuid4()),
-        "embeddings": {kind: _as_type(kind, rows) for kind in body.embedding_types or ["float"]},
+        "embeddings": await context.off_loop(_as_types, body.embedding_types or ["float"], rows),
         "texts": body.strings,
         "response_type": "embeddings_by_type",
         "meta": _meta(reply),
@@ -103,6 +104,10 @@ async def rerank(context: RequestContext) -> Response:
     ]
     content = {"id": str(uuid.uuid4()), "results": results, "meta": _meta(ranking.reply)}
     return await context.json(content, headers=ranking.headers)
+
+
+def _as_types(kinds: list[EmbeddingType], rows: Rows) -> dict[EmbeddingType, Numbers | list[str]]:
+    return {kind: _as_type(kind, rows) for kind in kinds}
 
 
 def _as_type(kind: EmbeddingType, rows: Rows) -> Numbers | list[str]:

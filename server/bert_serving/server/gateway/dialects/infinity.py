@@ -46,7 +46,8 @@ async def classify(context: RequestContext) -> Response:
     body = await context.body(ClassifyBody)
     logits, reply = await context.service.vectors(body.input, pooling_strategy="LOGITS")
     model = await context.service.model_of(reply)
-    data = label_scores(logits if body.raw_scores else normalized(logits), model.labels)
+    scores = logits if body.raw_scores else normalized(logits)
+    data = await context.off_loop(label_scores, scores, model.labels)
     headers = usage_headers(reply, num_chars(body.input))
     return await context.json(list_object(context.service, reply, data, kind="classify"), headers=headers)
 

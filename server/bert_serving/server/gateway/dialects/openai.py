@@ -61,12 +61,13 @@ async def embeddings(context: RequestContext) -> Response:
     body = await context.body(EmbeddingsBody)
     container = container_for(context.request.headers, body.encoding_format)
     rows, reply = await context.service.vectors(body.input, normalize=True, dimensions=body.dimensions)
-    vectors = convert(rows, body.output_dtype or "float32")  # clients decode base64 as float32, even with -fp16
+    dtype = body.output_dtype or "float32"  # clients decode base64 as float32, even with -fp16
+    vectors = await context.off_loop(convert, rows, dtype)
     headers = usage_headers(reply, num_chars(body.input))
     if (response := binary_response(vectors, container, headers)) is not None:
         return response
     data = [
         {"object": "embedding", "embedding": vector, "index": i}
-        for i, vector in enumerate(encoded(vectors, container))
+        for i, vector in enumerate(await context.off_loop(encoded, vectors, container))
     ]
     return await context.json(list_object(context.service, reply, data), headers=headers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
@@ -11,6 +10,7 @@ from bert_serving.protocol import (
     InvalidRequest,
     Overloaded,
     PayloadTooLarge,
+    Rows,
     ServingError,
     Text,
     TextPair,
@@ -30,10 +30,11 @@ from ..fields import Body, Dimensions, Side, Texts
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
 from ..rerank import Ranking, RankingContent, RerankBody, rank
 from ..service import Service
+from ..tokenizing import DecodeBody, TokenizeBody, decode, tokenize
 from ..usage import num_chars, usage_headers
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    pass
 
 _ERROR_TYPES: dict[type[ServingError], tuple[int, str]] = {
     UnreadableBody: (400, "Validation"),
@@ -73,7 +74,7 @@ class EmbedAllBody(_Truncating):
 
 class _Sentences(Body):
     source_sentence: str
-    sentences: list[str]
+    sentences: Annotated[list[str], Field(fail_fast=True)]
 
 
 class SimilarityBody(Body):
@@ -115,27 +116,12 @@ class PredictBody(_Truncating):
     raw_scores: bool | None = False
 
 
-class TokenizeBody(Body):
-    inputs: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-    add_special_tokens: bool | None = True
-    prompt_name: str | None = None
-
-
-def _lists_of_ids(value: object) -> object:
-    return [value] if isinstance(value, list) and value and type(value[0]) is int else value
-
-
-class DecodeBody(Body):
-    ids: Annotated[list[list[Annotated[int, Field(ge=0, lt=2**32)]]], BeforeValidator(_lists_of_ids)]
-    skip_special_tokens: bool | None = True
-
-
 class AnyBody(Body):
     """The body of POST /: a body of /embed, /embed_sparse, /similarity, /rerank or /predict."""
 
     inputs: object = None
     query: str | None = None
-    texts: list[str] | None = None
+    texts: Annotated[list[str], Field(fail_fast=True)] | None = None
 
 
 def _ranking_content(_: Service, body: RerankBody, ranking: Ranking) -> object:
@@ -221,10 +207,11 @@ async def embed(context: RequestContext) -> Response:
     rows, reply = await context.service.vectors(
         body.inputs, normalize=body.normalize is not False, dimensions=body.dimensions, **body.options()
     )
-    vectors = convert(rows, body.output_dtype or "float32")
+    vectors = await context.off_loop(convert, rows, body.output_dtype or "float32")
     headers = usage_headers(reply, num_chars(body.inputs))
-    response = binary_response(vectors, container, headers)
-    return await context.json(encoded(vectors, container), headers=headers) if response is None else response
+    if (response := binary_response(vectors, container, headers)) is not None:
+        return response
+    return await context.json(await context.off_loop(encoded, vectors, container), headers=headers)
 
 
 async def embed_all(context: RequestContext) -> Response:
@@ -246,9 +233,12 @@ async def embed_sparse(context: RequestContext) -> Response:
         body.inputs, pooling_strategy="SPLADE", ragged=True, pairs=False, **body.options()
     )
     assert reply.counts is not None, "ragged is set"
-    terms = split_rows(reply.rows, reply.counts)
-    content = [[{"index": int(i), "value": float(value)} for i, value in of_text] for of_text in terms]
+    content = await context.off_loop(_sparse, split_rows(reply.rows, reply.counts))
     return await context.json(content, headers=usage_headers(reply, num_chars(body.inputs)))
+
+
+def _sparse(terms: list[Rows]) -> list[list[dict[str, float]]]:
+    return [[{"index": int(i), "value": float(value)} for i, value in of_text] for of_text in terms]
 
 
 async def similarity(context: RequestContext) -> Response:
@@ -268,34 +258,9 @@ async def predict(context: RequestContext) -> Response:
     texts, is_single = cast("_Inputs", body.inputs)
     logits, reply = await context.service.vectors(texts, pooling_strategy="LOGITS", **body.options())
     model = await context.service.model_of(reply)
-    labels = label_scores(logits if body.raw_scores else normalized(logits), model.labels)
+    scores = logits if body.raw_scores else normalized(logits)
+    labels = await context.off_loop(label_scores, scores, model.labels)
     return await context.json(labels[0] if is_single else labels, headers=usage_headers(reply, num_chars(texts)))
-
-
-async def tokenize(context: RequestContext) -> Response:
-    """Return the tokens of each input. start and stop are positions in characters."""
-    body = await context.body(TokenizeBody)
-    prompts = (await context.service.model()).prompts
-    if body.prompt_name is not None and body.prompt_name not in prompts:
-        known = f"it has {', '.join(prompts) or 'none'}"
-        raise Unprocessable(f"prompt_name must be one of the model's prompts; {known}, got {body.prompt_name!r}")
-    texts = [prompts.get(body.prompt_name or "", "") + text for text in body.inputs]
-    tokenizer = await context.service.tokenizer()
-    encodings = await asyncio.to_thread(
-        tokenizer.encode_batch, texts, add_special_tokens=body.add_special_tokens is not False
-    )
-    return await context.json([_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)])
-
-
-async def decode(context: RequestContext) -> Response:
-    """Return the text of each list of token ids."""
-    body = await context.body(DecodeBody)
-    tokenizer = await context.service.tokenizer()
-    size = tokenizer.get_vocab_size()
-    if unknown := [i for ids in body.ids for i in ids if i >= size]:
-        raise Unprocessable(f"token id {unknown[0]} is not in this model's vocabulary of {size}")
-    skip = body.skip_special_tokens is not False
-    return await context.json(await asyncio.to_thread(tokenizer.decode_batch, body.ids, skip_special_tokens=skip))
 
 
 async def info(context: RequestContext) -> Response:
@@ -328,17 +293,6 @@ async def info(context: RequestContext) -> Response:
             "prompts": model.prompts,
         }
     )
-
-
-def _tokens(text: str, encoding: Encoding) -> list[dict[str, object]]:
-    tokens: list[dict[str, object]] = []
-    columns = (encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask)
-    for i, token, (start, stop), is_special in zip(*columns, strict=True):
-        where = {"start": None, "stop": None} if is_special else {"start": start, "stop": stop}
-        tokens.append(
-            {"id": i, "text": token if is_special else text[start:stop], "special": bool(is_special), **where}
-        )
-    return tokens
 
 
 def _describe_error(error: ServingError) -> tuple[int, object]:

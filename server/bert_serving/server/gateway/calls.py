@@ -1,0 +1,90 @@
+"""What a request says about itself in its headers: who sends it, how long it may take, and its names in logs."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+import uuid
+from dataclasses import dataclass
+
+from bert_serving.protocol import DeadlineExceeded
+from fastapi import Request
+from starlette.types import Scope
+
+from .errors import UnreadableBody
+from .keys import API_KEY
+
+#: Key in the ASGI scope of a request: its id.
+REQUEST_ID = "bert_serving.request_id"
+
+_MAX_ID_CHARS = 95  # so that a request id, a slash and a trace id fit into the 128 characters of a trace
+_MAX_FLOW_CHARS = 128
+_MAX_TIMEOUT_MS = 2**53
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the broker must know about a request besides its texts.
+
+    flow, flow_share: see EncodeRequest. deadline: monotonic seconds; None: no limit. trace: the id of the request,
+    and the id of the trace that it belongs to, if there is one.
+    """
+
+    flow: str | None = None
+    flow_share: float | None = None
+    deadline: float | None = None
+    timeout_ms: int | None = None
+    trace: str | None = None
+
+    def remaining_ms(self) -> int | None:
+        """Return the milliseconds until the deadline, or None. Raises DeadlineExceeded if it has passed."""
+        if self.deadline is None:
+            return None
+        remaining = math.ceil((self.deadline - time.monotonic()) * 1000)
+        if remaining <= 0:
+            raise self.exceeded()
+        return remaining
+
+    def exceeded(self) -> DeadlineExceeded:
+        """Return the error of a request whose deadline has passed."""
+        return DeadlineExceeded(f"the deadline of {self.timeout_ms} ms has passed")
+
+
+def call_of(request: Request) -> Call:
+    """Return what the headers of a request say. Raises UnreadableBody if its timeout is not valid."""
+    flow, share = _flow_of(request)
+    timeout_ms = _timeout_ms(request.headers.get("x-request-timeout-ms"))
+    deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+    return Call(flow, share, deadline, timeout_ms, _trace_of(request))
+
+
+def request_id_of(scope: Scope) -> str:
+    """Return the id that the caller sent in x-request-id, or a new one."""
+    given: bytes = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    is_valid = 1 <= len(given) <= _MAX_ID_CHARS and given.isascii() and given.decode().isprintable()
+    return given.decode() if is_valid else uuid.uuid4().hex
+
+
+def _flow_of(request: Request) -> tuple[str, float | None]:
+    """Return the name of the caller's flow, which is its key or else its address, and the share of its key."""
+    key = request.scope.get(API_KEY)
+    if key is not None:
+        return f"key:{key.name}"[:_MAX_FLOW_CHARS], key.share
+    return f"address:{request.client.host if request.client else ''}"[:_MAX_FLOW_CHARS], None
+
+
+def _timeout_ms(given: str | None) -> int | None:
+    if given is None:
+        return None
+    if not (given.isascii() and given.isdigit() and len(given) <= 16 and 0 < int(given) <= _MAX_TIMEOUT_MS):
+        raise UnreadableBody(f"X-Request-Timeout-Ms must be a whole number from 1, got {given[:40]!r}")
+    return int(given)
+
+
+def _trace_of(request: Request) -> str:
+    """Return the request id, and after a slash the trace id of a traceparent header (W3C Trace Context)."""
+    request_id = str(request.scope.get(REQUEST_ID, "-"))
+    match = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
+    return f"{request_id}/{match[1]}" if match and int(match[1], 16) else request_id

@@ -1,0 +1,326 @@
+"""One HTTP connection: uvicorn's protocol class, with limits, and with the end of a request whose caller leaves.
+
+The gateway waits for a caller at three moments: for the head of a request, for its body, and while the caller
+reads its response. `LimitedConnection.check` bounds each wait. One task calls it for all connections, once a
+second, so a request needs no timer of its own.
+
+If all connections are in use, a new one takes the place of another: of the connection that the gateway waits for,
+and that has sent nothing for the longest time. A connection keeps its place while its request is being computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Literal
+
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from .errors import default_response
+from .limits import MIN_BYTES_PER_S, ConnectionLimits
+
+#: Key in the ASGI scope of a request that was cancelled because of its caller. The value is the HTTP status that
+#: the metrics count: LEFT, or the status of the refusal.
+ENDED_WITH = "bert_serving.ended_with"
+LEFT = 499  # nginx's number for a caller that closed its connection before it got a response
+
+_CHECK_EVERY_S = 1.0
+_LINGER_S = 2.0  # a refused caller may still be sending; it reads the response only if the connection stays open
+_MAX_LINGERING = 64  # refused connections that stay open, in addition to max_connections
+_MAX_PIPELINED = 16  # requests on one connection that wait for the response to an earlier request
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Meter:
+    """Measures over periods of `period_s` seconds whether a caller moves enough bytes."""
+
+    period_s: float
+    _begun_at: float | None = None
+    _begun_bytes: int = 0
+
+    def reset(self) -> None:
+        """Begin a new period with the next measurement."""
+        self._begun_at = None
+
+    def is_too_slow(self, now: float, num_bytes: int, min_bytes_per_s: float) -> bool:
+        """Return whether a period ends now, and the caller moved too few bytes. num_bytes: moved in total."""
+        if self._begun_at is None or num_bytes < self._begun_bytes:
+            self._begun_at, self._begun_bytes = now, num_bytes
+        seconds, moved = now - self._begun_at, num_bytes - self._begun_bytes
+        if seconds < self.period_s:
+            return False
+        self._begun_at, self._begun_bytes = now, num_bytes
+        return moved <= seconds * min_bytes_per_s
+
+
+@dataclass(slots=True)
+class ConnectionPool:
+    """What the connections of one gateway share.
+
+    on_refusal: called with the status of each message that is refused before it has become a request. slow_paths:
+    paths whose bodies may arrive slowly, as long as something arrives in each period. waiting: the connections
+    that the gateway waits for, ordered by when it last heard from them.
+    """
+
+    limits: ConnectionLimits
+    on_refusal: Callable[[int], None] = lambda status: None
+    slow_paths: frozenset[str] = frozenset()
+    connections: set[LimitedConnection] = field(default_factory=set)
+    waiting: dict[LimitedConnection, None] = field(default_factory=dict)
+
+    def new_connection(self, **kwargs: Any) -> LimitedConnection:
+        """Return the protocol of a new connection. kwargs: see uvicorn's HttpToolsProtocol."""
+        return LimitedConnection(self, **kwargs)
+
+    async def check_forever(self) -> None:
+        """Check all connections once a second, until cancelled."""
+        while True:
+            await asyncio.sleep(_CHECK_EVERY_S)
+            now = time.monotonic()
+            for connection in list(self.connections):
+                connection.check(now)
+
+    def make_room(self) -> bool:
+        """If there are too many connections, close the one silent for longest; return whether there is room."""
+        if len(self.connections) <= self.limits.max_connections:
+            return True
+        oldest = next(iter(self.waiting), None)
+        if oldest is not None:
+            oldest.drop("a new connection needs its place")
+        return oldest is not None
+
+
+class LimitedConnection(HttpToolsProtocol):
+    """One connection. Most of its methods have names that asyncio, httptools or uvicorn call."""
+
+    def __init__(self, pool: ConnectionPool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._pool = pool
+        self._limits = pool.limits
+        self._app, self.app = self.app, self._run
+        self._running: tuple[asyncio.Task[Any], RequestResponseCycle] | None = None
+        self._receives: Literal["nothing", "head", "body"] = "nothing"
+        self._head_begun_at = time.monotonic()
+        self._head_bytes = 0
+        self._num_received = 0
+        self._body_meter = Meter(self._limits.body_timeout_s)
+        self._response_meter = Meter(self._limits.response_timeout_s)
+        self._refused_at: float | None = None
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application for one request, in a task that `_end_request` can cancel."""
+        task, cycle = asyncio.current_task(), send.__self__  # type: ignore[attr-defined]  # a method of the cycle
+        assert task is not None
+        if self._is_ending:  # the request was refused before its task began
+            cycle.disconnected = True
+            return
+        self._running = task, cycle
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if ENDED_WITH not in scope:
+                raise
+
+    # -- events of the connection ----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Accept the connection, or refuse it if there is no room for it."""
+        super().connection_made(transport)
+        self._pool.connections.add(self)
+        if self._pool.make_room():
+            self._note_wait()
+        elif len(self._pool.connections) > self._limits.max_connections + _MAX_LINGERING:
+            self.drop("too many connections have been refused just now")
+        else:
+            self._refuse(503, "all connections of this gateway are in use: try again later")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel the request of a caller that has left."""
+        self._pool.connections.discard(self)
+        self._pool.waiting.pop(self, None)
+        super().connection_lost(exc)
+        self._end_request(LEFT)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse the data. Refuses a head that does not end within `max_head_bytes`."""
+        self._num_received += len(data)
+        while data and not self._is_ending:
+            room = len(data)
+            if self._receives != "body":
+                room = self._limits.max_head_bytes - self._head_bytes
+                self._head_bytes += min(room, len(data))
+            if room <= 0:
+                self._refuse(431, f"the head of a request may have at most {self._limits.max_head_bytes} bytes")
+                return
+            super().data_received(data[:room])
+            data = data[room:]
+        self._note_wait()
+
+    # -- events of the parser --------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Note that a head begins."""
+        self._receives = "head"
+        self._head_begun_at = time.monotonic()
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header, unless there are too many already."""
+        if len(self.headers) <= self._limits.max_headers:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Start the request, or refuse it."""
+        if self._is_ending:
+            return
+        if len(self.headers) > self._limits.max_headers:
+            self._refuse(431, f"a request may have at most {self._limits.max_headers} headers")
+        elif len(self.pipeline) >= _MAX_PIPELINED:
+            self._refuse(429, f"at most {_MAX_PIPELINED} requests may wait on one connection")
+        if not self._is_ending:
+            self._receives = "body"
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Pass a piece of the body on."""
+        if not self._is_ending:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Note that the body is complete. Reading goes on: only this shows that the caller leaves."""
+        if self._is_ending:
+            return
+        self._receives = "nothing"
+        self._head_bytes = 0
+        self._body_meter.reset()
+        super().on_message_complete()
+        if not self.pipeline:
+            self.flow.resume_reading()
+        if self.cycle.response_complete:  # the response did not wait for the body
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def on_response_complete(self) -> None:
+        """Note that the connection is free for another request."""
+        self._running = None
+        self._head_begun_at = time.monotonic()
+        super().on_response_complete()
+        self._note_wait()
+
+    # -- limits ----------------------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """End the connection if its caller is too slow. Called about once a second."""
+        if self._refused_at is not None:
+            if now - self._refused_at > _LINGER_S:
+                self.transport.abort()
+        elif self._reads_too_slowly(now):
+            self.drop("its response is not read")
+        elif self._waits_for_head and now - self._head_begun_at > self._limits.head_timeout_s:
+            self._refuse_slow("head", self._limits.head_timeout_s)
+        elif self._sends_too_slowly(now):
+            self._refuse_slow("body", self._limits.body_timeout_s)
+
+    def drop(self, reason: str) -> None:
+        """Close the connection at once."""
+        log.debug("connection dropped peer=%s: %s", self.client, reason)
+        self._pool.waiting.pop(self, None)
+        self.transport.abort()
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._refused_at is not None or self.transport.is_closing()
+
+    @property
+    def _waits_for_head(self) -> bool:
+        """Whether a head has begun, or nothing at all has arrived on this connection.
+
+        While an earlier request of the connection is being computed, its caller may take its time.
+        """
+        return self.cycle is None or (self._receives == "head" and not self._has_request)
+
+    @property
+    def _has_request(self) -> bool:
+        """Whether a request waits for its response."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _note_wait(self) -> None:
+        """Move this connection to the end of those that wait for their caller, or remove it from them."""
+        self._pool.waiting.pop(self, None)
+        is_computing = self._has_request and self._receives == "nothing"
+        if not is_computing and not self._is_ending:
+            self._pool.waiting[self] = None
+
+    def _reads_too_slowly(self, now: float) -> bool:
+        num_unsent = self.transport.get_write_buffer_size()
+        if num_unsent == 0:
+            self._response_meter.reset()
+            return False
+        return self._response_meter.is_too_slow(now, -num_unsent, MIN_BYTES_PER_S)
+
+    def _sends_too_slowly(self, now: float) -> bool:
+        if self._receives != "body" or self.flow.read_paused:
+            self._body_meter.reset()
+            return False
+        least = 0 if self.scope["path"] in self._pool.slow_paths else MIN_BYTES_PER_S
+        return self._body_meter.is_too_slow(now, self._num_received, least)
+
+    # -- refusals --------------------------------------------------------------------------------------
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP. uvicorn calls this method."""
+        if not self._is_ending:
+            self._refuse(400, msg)
+
+    def _refuse_slow(self, part: str, timeout_s: float) -> None:
+        if self._has_request or (self._receives == "head" and self._num_received):
+            self._refuse(408, f"the {part} of the request did not arrive in time: the limit is {timeout_s:g} s")
+        else:  # nothing has arrived, or the rest of a body after its response
+            self.drop(f"no {part} has arrived")
+
+    def _refuse(self, status: int, description: str) -> None:
+        """Respond with an error, and close the connection when the caller had time to read it."""
+        log.debug("connection refused peer=%s status=%d: %s", self.client, status, description)
+        is_responding = self._has_request and self.cycle.response_started
+        is_of_next_request = self._has_request and self._receives != "body"
+        self._refused_at = time.monotonic()
+        self._pool.waiting.pop(self, None)
+        if is_of_next_request or self._running is None:
+            self._pool.on_refusal(status)
+        self._end_request(LEFT if is_of_next_request else status)
+        if is_responding or is_of_next_request:  # this response would become a part of another one
+            self.transport.abort()
+            return
+        self.transport.write(_error_message(status, description))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()  # what arrives now is ignored
+
+    def _end_request(self, status: int) -> None:
+        """Cancel the request that is running, if there is one. status: what the metrics count for it."""
+        if self._running is None:
+            return
+        task, cycle = self._running
+        cycle.scope.setdefault(ENDED_WITH, status)  # type: ignore[misc]  # a key of our own
+        cycle.disconnected = True  # nothing more is sent for this request
+        task.cancel()
+
+
+def _error_message(status: int, description: str) -> bytes:
+    """Return an HTTP response with an error in bert-as-service's format."""
+    phrase = HTTPStatus(status).phrase
+    response = default_response(description, phrase.replace(" ", ""), status)
+    headers = [*response.raw_headers, (b"connection", b"close")]
+    if status in (429, 503):
+        headers.append((b"retry-after", b"1"))
+    lines = [f"HTTP/1.1 {status} {phrase}".encode(), *(name + b": " + value for name, value in headers)]
+    return b"\r\n".join([*lines, b"", bytes(response.body)])

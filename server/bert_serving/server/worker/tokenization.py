@@ -1,0 +1,49 @@
+"""The threads of a worker that tokenize batches."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+
+from bert_serving.protocol.workers import Batch, Failed
+
+from .computation import TokenizedBatch, failed
+from .encoder import Encoder
+from .parts import tokenize_parts
+
+_NUM_THREADS = 4  # as many as the broker sends batches to a worker: two with a long text, and two others
+
+
+class TokenizerThreads:
+    """Tokenizes batches and puts them into the inbox of the main thread, each as soon as it is ready.
+
+    A long text takes a second. So it must not be tokenized in the thread that sends heartbeats, and short texts
+    need another thread to pass it. None in the inbox means that a thread has ended, because the tokenizer crashed.
+    """
+
+    def __init__(self, encoder: Encoder, inbox: queue.SimpleQueue[TokenizedBatch | Failed | None]) -> None:
+        self._encoder = encoder
+        self._inbox = inbox
+        self._batches: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+        for i in range(_NUM_THREADS):
+            threading.Thread(target=self._run, name=f"tokenizer-{i}", daemon=True).start()
+
+    def put(self, batch: Batch) -> None:
+        """Let the next free thread tokenize a batch."""
+        self._batches.put(batch)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._inbox.put(self._tokenized(self._batches.get()))
+        finally:
+            self._inbox.put(None)
+
+    def _tokenized(self, batch: Batch) -> TokenizedBatch | Failed:
+        start = time.perf_counter()
+        try:
+            parts = tokenize_parts(self._encoder, batch.parts)
+        except Exception as exc:  # an error of any type fails this batch, not the worker
+            return failed(batch, exc, "tokenize")
+        return TokenizedBatch(batch.batch_id, parts, (time.perf_counter() - start) * 1000, batch.traces)

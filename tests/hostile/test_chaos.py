@@ -1,0 +1,31 @@
+"""Workers and gateways may be killed or stopped at any moment. No request is lost, wrong or answered twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.hostile.chaos import SERVER_FLAGS, Outcome, harmed, stopped
+from tests.support.running_server import RunningServer
+from tests.support.waiting import HANG_S
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with RunningServer(*SERVER_FLAGS) as running:
+        yield running.wait_ready()
+
+
+def test_no_request_is_lost_while_processes_are_killed(server: RunningServer) -> None:
+    _check(harmed(server, 10, HANG_S))
+
+
+def test_no_request_is_lost_and_no_process_replaced_while_processes_are_stopped(server: RunningServer) -> None:
+    _check(stopped(server, 6, HANG_S, group_s=2))
+
+
+def _check(outcome: Outcome) -> None:
+    assert outcome.faults() == []
+    assert all(tally.num_answered > 0 for tally in outcome.tallies)
+    assert min(outcome.num_harmed.values()) > 0

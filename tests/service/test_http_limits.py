@@ -1,0 +1,188 @@
+"""A caller that is slow, silent or too large gets a clear error or is closed, and other callers do not notice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+from collections.abc import Iterator
+
+import pytest
+from bert_serving.server.gateway.http_protocol import LEFT
+
+from tests.support.gateway import make_connection_limits
+from tests.support.small_gateway import BIG, SmallGateway, read_all
+from tests.support.waiting import wait_until
+
+ALIVE = b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+POST = b"POST /%s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+MAX_CONNECTIONS = 50
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[SmallGateway]:
+    limits = make_connection_limits(
+        max_connections=MAX_CONNECTIONS,
+        max_headers=20,
+        head_timeout_s=0.5,
+        body_timeout_s=0.5,
+        response_timeout_s=0.5,
+    )
+    with SmallGateway(limits) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _others_are_served_and_no_error_is_logged(
+    gateway: SmallGateway, caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
+    yield
+    assert gateway.ask(ALIVE).startswith(b"HTTP/1.1 200 ")
+    assert [each for each in caplog.get_records("call") if each.levelno >= logging.ERROR] == []
+
+
+def status_of(response: bytes) -> int:
+    """Return the status, after a check that the body is an error in bert-as-service's format."""
+    head, _, body = response.partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    assert json.loads(body).keys() == {"description", "type", "status"}
+    assert b"connection: close" in head.lower()
+    return status
+
+
+def is_closed(caller: socket.socket) -> bool:
+    """Whether the gateway has closed the connection. Does not wait."""
+    caller.setblocking(False)
+    try:
+        return caller.recv(1 << 16) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+# -- heads ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"a" * 70_000,
+        b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000,
+        b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 15_000,
+        b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 21 + b"\r\n",
+    ],
+    ids=["path", "header", "many headers", "complete", "one header too many"],
+)
+def test_a_head_that_is_too_large_is_431(gateway: SmallGateway, head: bytes) -> None:
+    num_refusals = gateway.refusals.count(431)
+    assert status_of(gateway.ask(head)) == 431
+    assert gateway.refusals.count(431) == num_refusals + 1
+
+
+def test_a_head_within_the_limits_is_not_refused_however_large_the_body_is(gateway: SmallGateway) -> None:
+    head = POST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\nX: " + b"a" * 60_000 + b"\r\n\r\n")
+    assert gateway.ask(head % (b"echo", 1 << 20) + b"b" * (1 << 20)).endswith(b"\r\n1048576")
+
+
+def test_a_header_without_end_is_refused_while_it_is_sent(gateway: SmallGateway) -> None:
+    num_refusals = gateway.refusals.count(431)
+    with gateway.connect(b"GET / HTTP/1.1\r\nX: ") as caller:
+        with contextlib.suppress(ConnectionError):  # the gateway ignores the rest for two seconds, then it closes
+            caller.sendall(b"a" * (100 << 20))
+        read_all(caller)
+    assert gateway.refusals.count(431) == num_refusals + 1
+
+
+@pytest.mark.parametrize("sent", [b"G", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+def test_a_head_that_does_not_arrive_is_408(gateway: SmallGateway, sent: bytes) -> None:
+    assert status_of(gateway.ask(sent)) == 408
+
+
+def test_a_connection_without_a_request_is_closed(gateway: SmallGateway) -> None:
+    assert gateway.ask(b"") == b""
+
+
+def test_what_is_not_http_is_400(gateway: SmallGateway) -> None:
+    assert status_of(gateway.ask(b"\x16\x03\x01 hello\r\n\r\n")) == 400
+
+
+# -- bodies --------------------------------------------------------------------------------------------
+
+
+def test_a_body_that_is_not_http_is_400(gateway: SmallGateway) -> None:
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert status_of(gateway.ask(head + b"no size\r\n")) == 400
+
+
+def test_a_body_that_stops_is_408(gateway: SmallGateway) -> None:
+    assert status_of(gateway.ask(POST % (b"echo", 100) + b"x" * 50)) == 408
+
+
+def test_a_stream_may_be_slow_but_not_silent(gateway: SmallGateway) -> None:
+    assert status_of(gateway.ask(POST % (b"slow", 4) + b"xx")) == 408
+
+
+# -- responses -----------------------------------------------------------------------------------------
+
+
+def test_a_response_that_is_not_read_ends_with_its_connection(gateway: SmallGateway) -> None:
+    with gateway.connect(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n", receive_bytes=4096) as caller:
+        port = caller.getsockname()[1]
+        wait_until(lambda: any(each.client and each.client[1] == port for each in list(gateway.pool.connections)))
+        wait_until(lambda: all(each.client and each.client[1] != port for each in list(gateway.pool.connections)))
+        assert len(read_all(caller)) < BIG
+
+
+def test_a_response_that_is_read_is_complete(gateway: SmallGateway) -> None:
+    request = b"GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert len(gateway.ask(request).partition(b"\r\n\r\n")[2]) == BIG
+
+
+# -- connections ---------------------------------------------------------------------------------------
+
+
+def test_a_new_connection_takes_the_place_of_the_one_that_is_silent_longest(gateway: SmallGateway) -> None:
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(gateway.connect()) for _ in range(2 * MAX_CONNECTIONS)]
+        assert gateway.ask(ALIVE).startswith(b"HTTP/1.1 200 ")
+        wait_until(lambda: all(map(is_closed, idle[:MAX_CONNECTIONS])))
+        assert len(gateway.pool.connections) <= MAX_CONNECTIONS
+
+
+def test_requests_that_are_computed_keep_their_connections(gateway: SmallGateway) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_CONNECTIONS):
+            stack.enter_context(gateway.connect(POST % (b"wait", 0)))
+        wait_until(lambda: gateway.num_waiting == MAX_CONNECTIONS)
+        refused = gateway.ask(b"")
+        assert status_of(refused) == 503
+        assert b"retry-after: 1" in refused
+        assert gateway.num_waiting == MAX_CONNECTIONS
+    wait_until(lambda: gateway.num_waiting == 0)
+
+
+def test_requests_in_a_queue_on_one_connection_are_limited(gateway: SmallGateway) -> None:
+    assert gateway.ask(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n" * 100) == b""
+    wait_until(lambda: gateway.num_waiting == 0)
+
+
+# -- callers that leave --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 10, 1 << 20])
+def test_the_request_of_a_caller_that_leaves_is_cancelled(gateway: SmallGateway, size: int) -> None:
+    gateway.ended.clear()
+    with gateway.connect(POST % (b"wait", size) + b"x" * size):
+        wait_until(lambda: gateway.num_waiting == 1)
+    wait_until(lambda: gateway.ended == [LEFT])
+
+
+def test_a_caller_that_stays_gets_its_response_after_another_has_left(gateway: SmallGateway) -> None:
+    two = (POST % (b"echo", 2) + b"ab") * 2
+    with gateway.connect(two) as caller:
+        received = b""
+        while received.count(b"\r\n\r\n2") < 2:
+            received += caller.recv(1 << 16)

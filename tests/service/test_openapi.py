@@ -1,0 +1,64 @@
+"""schemathesis sends requests that it makes from /openapi.json: no 5xx, and no status that the document lacks."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.running_server import RunningServer, command
+from tests.support.tiny_models import make_classifier
+from tests.support.waiting import HANG_S
+
+#: Examples for each route. More find more, but take longer: `make test` must stay short.
+_MAX_EXAMPLES = 20
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    model = make_classifier(tmp_path_factory.mktemp("classifier"), "bert", num_labels=3)
+    with RunningServer("-model_dir", model) as started:
+        yield started.wait_ready()
+
+
+def run_schemathesis(running: RunningServer, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(
+            "schemathesis",
+            "run",
+            f"{running.url}/openapi.json",
+            "--checks=not_a_server_error,status_code_conformance,response_headers_conformance",
+            "--phases=examples,coverage,fuzzing",
+            f"--max-examples={_MAX_EXAMPLES}",
+            "--seed=1",
+            "--suppress-health-check=all",
+            f"--request-timeout={HANG_S}",
+            *args,
+        ),
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        cwd=folder,  # schemathesis stores its examples in the working folder
+        check=False,
+    )
+
+
+def test_no_request_that_the_document_allows_makes_the_server_fail(running: RunningServer, tmp_path: Path) -> None:
+    done = run_schemathesis(running, tmp_path)
+    assert done.returncode == 0, done.stdout[-10_000:]
+    generated = re.search(r"(\d+) generated", done.stdout)
+    assert generated is not None
+    assert int(generated[1]) > 500
+
+
+def test_the_document_lists_the_statuses_of_errors(running: RunningServer) -> None:
+    document = httpx.get(f"{running.url}/openapi.json", timeout=HANG_S).json()
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert {"400", "401", "413", "422", "429", "431", "500", "503", "504"} <= operation[
+                "responses"
+            ].keys(), f"{method} {path}"
