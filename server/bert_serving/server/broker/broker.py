@@ -51,7 +51,7 @@ from .workers import MessageForBroker, Unreadable, Workers
 log = logging.getLogger(__name__)
 
 _NUM_REQUEST_FRAMES = 4
-_PHASE_S = 0.01  # so that a step with much to do in every phase takes a tenth of a second
+_PHASE_S = 0.005  # there are about ten phases, so even a step with much to do in each takes only 50 ms
 _LAST_DELIVERY_S = 1.0
 # A worker that has died is started again after at most 4 s, and a small model is loaded in a few seconds.
 _RETRY_DURING_OUTAGE_MS = 10_000

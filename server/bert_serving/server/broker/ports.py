@@ -35,7 +35,7 @@ _KEEPALIVE_S = 30  # a silent peer is probed after this time, and disconnected a
 _LINGER_MS = 1_000
 # libzmq reads at most this many requests of each client in advance; further ones wait in the system's buffers and
 # in the client. A request may have -max_message_mb, and what is not read yet is not counted in -memory_mb.
-_UNREAD_REQUESTS = 4
+_UNREAD_REQUESTS = 2
 _POLLIN = int(zmq.POLLIN)  # a plain number is faster than zmq's enum
 
 
