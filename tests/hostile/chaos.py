@@ -77,7 +77,7 @@ def harmed(
             _sleep_while_running(server, seconds / 2)
             in_the_middle()
             _sleep_while_running(server, seconds / 2)
-        ready_s = _seconds_until_ready(target, harming.ended_at, limit_s)
+        ready_s = _seconds_until_ready(server, harming.ended_at, limit_s)
     return Outcome(clients.tallies, harming.num_harmed, ready_s)
 
 
@@ -101,14 +101,13 @@ def _sleep_while_running(server: RunningServer, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def _seconds_until_ready(target: Target, since: float, limit_s: float) -> float:
+def _seconds_until_ready(server: RunningServer, since: float, limit_s: float) -> float:
     """Wait for /ready; return the seconds since `since` (monotonic).
 
     Returns infinity if limit_s passes or the server ends.
     """
-    server = psutil.Process(target.pid)
-    with httpx.Client(base_url=target.url, timeout=limit_s) as http:
-        while time.monotonic() - since < limit_s and is_alive(server):
+    with httpx.Client(base_url=server.url, timeout=limit_s) as http:
+        while time.monotonic() - since < limit_s and server.process.poll() is None:
             try:
                 if http.get("/ready").status_code == 200:
                     return time.monotonic() - since
@@ -134,7 +133,7 @@ def main() -> None:
             stack.enter_context(filled_disk())
         outcome = _harm(server, args)
         if (exit_code := server.process.poll()) is not None:
-            print(f"the server ended with exit code {exit_code}:", *server.log.splitlines()[-5:], sep="\n")
+            print(f"the server ended with exit code {exit_code}:", *server.log.splitlines()[-20:], sep="\n")
     _print_table(outcome)
     late = [f"ready later than {MAX_READY_S:g} s after the last harm"] * (outcome.ready_s > MAX_READY_S)
     finish(outcome.faults() + late)

@@ -33,12 +33,12 @@ NEIGHBOURS: dict[str, Attack] = {
     for attack in attacks
 }
 
-#: The server's flags: little memory, so that an attack can reach the limit within seconds.
-MEMORY_MB = 256
-SERVER_FLAGS = ("-memory_mb", MEMORY_MB, "-outbox_age", 5)
-#: How much the server and its gateways may grow together beyond MEMORY_MB: what libzmq, the parsers of JSON and
-#: Python's allocator need for the requests at hand.
-MAX_MORE_MB = 400
+#: Limits for what the server and its gateway hold for clients, so low that attacks reach them within seconds.
+MEMORY_MB = HTTP_MEMORY_MB = 256
+SERVER_FLAGS = ("-memory_mb", MEMORY_MB, "-http_memory_mb", HTTP_MEMORY_MB, "-outbox_age", 5)
+#: How much both may grow together: those limits, and what libzmq, the parsers of JSON and Python's allocator need
+#: for the messages at hand.
+MAX_GROWTH_MB = MEMORY_MB + HTTP_MEMORY_MB + 300
 
 MAX_P99_MS = 1000.0
 _LATE_S = 10.0  # an attack may be inside a call when its time is over
@@ -64,7 +64,7 @@ class Outcome:
         errors = [f"{calls.name}: {error}" for calls in self.calls for error in calls.errors[:3]]
         silent = [f"{calls.name}: no call got an answer" for calls in self.calls if not calls.seconds]
         grown = f"the server grew by {self.growth_mb:.0f} MiB"
-        return errors + silent + self.lost + [grown] * (self.growth_mb > MEMORY_MB + MAX_MORE_MB)
+        return errors + silent + self.lost + [grown] * (self.growth_mb > MAX_GROWTH_MB)
 
 
 def attacked(target: Target, attacks: Sequence[Attack], seconds: float, timeout_s: float = _TIMEOUT_S) -> Outcome:

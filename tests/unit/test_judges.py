@@ -10,7 +10,7 @@ from bert_serving.protocol import Command
 
 from tests.hostile.checked_clients import Pool
 from tests.hostile.garbage_messages import garbage_messages
-from tests.hostile.neighbours import MAX_MORE_MB, MEMORY_MB, Outcome
+from tests.hostile.neighbours import MAX_GROWTH_MB, Outcome
 from tests.hostile.scripts import delays
 from tests.hostile.series import Trend
 from tests.hostile.victim import Calls
@@ -28,12 +28,12 @@ def test_vectors_of_other_texts_are_wrong(rows: list[int]) -> None:
 
 
 def test_a_neighbour_is_at_fault_for_errors_silence_losses_and_growth() -> None:
-    harmless = Outcome([Calls("HTTP", [0.1])], growth_mb=MEMORY_MB, lost=[])
+    harmless = Outcome([Calls("HTTP", [0.1])], growth_mb=MAX_GROWTH_MB, lost=[])
     assert harmless.faults() == []
     assert Outcome([Calls("HTTP", [0.1], ["Overloaded"])], 0, []).faults() == ["HTTP: Overloaded"]
     assert Outcome([Calls("HTTP")], 0, []).faults() == ["HTTP: no call got an answer"]
     assert Outcome(harmless.calls, 0, ["worker 0 was lost"]).faults() == ["worker 0 was lost"]
-    assert Outcome(harmless.calls, MEMORY_MB + MAX_MORE_MB + 1, []).faults() == ["the server grew by 657 MiB"]
+    assert Outcome(harmless.calls, MAX_GROWTH_MB + 1, []).faults() == ["the server grew by 813 MiB"]
 
 
 def test_the_99th_of_a_hundred_calls_decides_about_delays() -> None:
