@@ -108,7 +108,6 @@ def test_a_stranger_hears_no_reply_even_if_he_knows_the_identity(curved: Curved)
         with connect(curved, identity=b"alice") as client:
             for _ in range(3):
                 client.encode(["hello world"])
-            assert client.server_status["connected_clients"] == 2  # alice, and the gateway
         for socket in (plain, keyed):
             assert not socket.poll(0)
             socket.disable_monitor()

@@ -148,7 +148,7 @@ def body_limits(settings: Settings) -> dict[str, int]:
     memory_mb = settings.http_memory_mb or _GATEWAY_MESSAGES * settings.max_message_mb
     return {
         "max_bytes": settings.max_message_mb << 20,
-        "max_items": settings.queue_capacity,
+        "max_items": int(settings.queue_capacity * settings.flow_share),
         "max_form_fields": settings.http_max_form_fields,
         "max_tokenize_chars": settings.http_max_tokenize_chars,
         "held_bytes": memory_mb << 20,

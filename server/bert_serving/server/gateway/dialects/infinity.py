@@ -44,6 +44,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
 async def classify(context: RequestContext) -> Response:
     """Return the labels of each input with their scores, highest score first."""
     body = await context.body(ClassifyBody)
+    await context.service.model()  # while the first model loads, this raises Unavailable
     logits, reply = await context.service.vectors(body.input, pooling_strategy="LOGITS")
     model = await context.service.model_of(reply)
     scores = logits if body.raw_scores else normalized(logits)

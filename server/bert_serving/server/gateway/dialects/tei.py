@@ -255,6 +255,7 @@ async def similarity(context: RequestContext) -> Response:
 async def predict(context: RequestContext) -> Response:
     """Return the labels of each input with their scores, highest score first."""
     body = await context.body(PredictBody)
+    await context.service.model()  # while the first model loads, this raises Unavailable
     texts, is_single = cast("_Inputs", body.inputs)
     logits, reply = await context.service.vectors(texts, pooling_strategy="LOGITS", **body.options())
     model = await context.service.model_of(reply)
