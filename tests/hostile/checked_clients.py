@@ -151,6 +151,8 @@ class CheckedClients:
                 for frames in client.replies(0.2):
                     self._receive(frames, sent, tally)
                 self._drop_lost(sent, tally)
+                if not is_alive(self._server):
+                    return
 
     def _body(self, indices: list[int]) -> bytes:
         return json.dumps([self._pool.texts[i] for i in indices]).encode()

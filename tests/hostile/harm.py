@@ -50,14 +50,14 @@ class Harm:
             if self._should_stop.wait(max(0.0, due[kind] - time.monotonic())):
                 return
             due[kind] += every[kind]
-            self._harm_one(kind, self._family.workers if kind == "worker" else self._family.gateways)
+            with suppress(psutil.NoSuchProcess):
+                self._harm_one(kind, self._family.workers if kind == "worker" else self._family.gateways)
 
     def _harm_one(self, kind: str, candidates: list[psutil.Process]) -> None:
         if candidates:
-            with suppress(psutil.NoSuchProcess):
-                self._harm(self._random.choice(candidates))
-                self.num_harmed[kind] += 1
-                self.ended_at = time.monotonic()
+            self._harm(self._random.choice(candidates))
+            self.num_harmed[kind] += 1
+            self.ended_at = time.monotonic()
 
 
 def kill(process: psutil.Process) -> None:
