@@ -1,4 +1,4 @@
-"""Every file, function and test to which docs/architecture.md refers exists."""
+"""Every file, function and test to which docs/architecture.md and docs/security.md refer exists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "architecture.md"
+PAGES = [ROOT / "docs" / name for name in ("architecture.md", "security.md")]
 
 # `path/file.py`, or `path/file.py:Name` or `path/file.py:Class.method`.
 _REFERENCE = re.compile(r"`([\w./-]+\.py)(?::([\w.]+))?`")
@@ -23,7 +23,7 @@ _FOLDERS = {
 
 
 def references() -> list[tuple[str, str]]:
-    return sorted({(path, name) for path, name in _REFERENCE.findall(PAGE.read_text("utf-8"))})
+    return sorted({found for page in PAGES for found in _REFERENCE.findall(page.read_text("utf-8"))})
 
 
 def names_in(path: Path) -> set[str]:
@@ -43,13 +43,13 @@ def names_in(path: Path) -> set[str]:
     return found
 
 
-def test_the_page_has_references() -> None:
+def test_the_pages_have_references() -> None:
     assert len(references()) > 50
 
 
 @pytest.mark.parametrize(("path", "name"), references())
-def test_each_reference_of_the_page_exists(path: str, name: str) -> None:
+def test_each_reference_of_a_page_exists(path: str, name: str) -> None:
     root = _FOLDERS.get(path.partition("/")[0], ROOT / "server" / "bert_serving" / "server")
-    assert (root / path).is_file(), f"docs/architecture.md names {path}, which does not exist"
+    assert (root / path).is_file(), f"a page names {path}, which does not exist"
     if name:
-        assert name in names_in(root / path), f"docs/architecture.md names {name}, which is not in {path}"
+        assert name in names_in(root / path), f"a page names {name}, which is not in {path}"
