@@ -85,9 +85,10 @@ class DescriptorReserve:
 
     def _shut(self, room: int) -> None:
         self._sparse_log.warning(
-            "new clients must wait: %d of %d files may still be opened (ulimit -n); they are for workers and gateways",
-            max(0, room) + self._size, self._limit,
-        )  # fmt: skip
+            "new clients must wait: only %d more files may be opened; the limit (ulimit -n) is %d",
+            max(0, room) + self._size,
+            self._limit,
+        )
         try:
             for door in self._doors:
                 door.shut()
