@@ -50,7 +50,7 @@ def filled_disk() -> Iterator[None]:
 
 
 def receive_crowd(target: Target, count: int, seconds: float) -> None:
-    """Hold this many idle connections to each port of the server for a while. Some may be refused, or must wait."""
+    """Hold this many idle connections to each port of the server for a while. Some are refused or must wait."""
     with ExitStack() as stack:
         for port in (target.port, target.port_out, target.http_port):
             for _ in range(count):

@@ -10,7 +10,6 @@ from tests.hostile.chaos import SERVER_FLAGS, Outcome, crowded, harmed, limit_fi
 from tests.support.running_server import RunningServer
 from tests.support.waiting import HANG_S
 
-
 FEW_FILES = 256
 
 
