@@ -57,7 +57,8 @@ class DescriptorReserve:
 
     While the doors are open, the reserve consists of open descriptors, which no client can take. When fewer
     descriptors than `size` are free besides it, the doors are shut and the reserve is set free. So a burst of
-    clients between two checks cannot take the reserve. limit: how many descriptors the process may have.
+    clients between two checks cannot take the reserve. What remains: a worker or gateway that connects between
+    such a burst and the next check. limit: how many descriptors the process may have.
     """
 
     def __init__(self, doors: Sequence[Door], *, size: int, limit: int) -> None:
@@ -68,7 +69,7 @@ class DescriptorReserve:
         self._next_check = 0.0
 
     def check(self, now: float) -> None:
-        """Count the descriptors, unless they were counted just now, and shut or open the doors. now: monotonic."""
+        """Count the descriptors, unless they were counted just now; shut or open the doors. now: monotonic s."""
         if now < self._next_check:
             return
         self._next_check = now + _CHECK_EVERY_S
