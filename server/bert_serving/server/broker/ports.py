@@ -63,7 +63,7 @@ class PortInUse(Exception):
 class Ports:
     """Opens the sockets. If one cannot be bound, closes the others and raises PortInUse.
 
-    max_message_bytes: the largest request that the broker accepts. Larger ones are received, so that the broker can
+    max_message_bytes: the largest request that the broker accepts. Larger ones are received, so that it can
     reply with an error; but libzmq closes the connection of a client whose request is more than twice as large.
     curve: who may connect over TCP; None: every client, without encryption.
     """
