@@ -173,7 +173,7 @@ def test_a_body_too_large_is_413_with_or_without_content_length() -> None:
         ]
         assert counted == ['bert_serving_http_requests_total{route="/encode",status="413"} 2.0']
         with BertClient(**running.ports) as client:
-            with pytest.raises(PayloadTooLarge, match="at most 1048576 bytes .*, got 1048580"):
+            with pytest.raises(PayloadTooLarge, match=r"at most 1048576 bytes .*, got 1048580"):
                 client.encode(["x" * (1 << 20)])
             assert client.encode(["x"]).shape == (1, 384)
 

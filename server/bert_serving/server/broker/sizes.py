@@ -21,7 +21,7 @@ from .job_result import OFFSET_BYTES, TOKEN_BYTES
 # The bytes that Python needs for a value, by the character before it. A list takes 56 bytes, an object with one
 # key about 250, and a short string with its place in a list 60 to 90.
 _VALUE_BYTES = {b",": 80, b"[": 64, b":": 64, b"{": 256}
-_SHORT_BODY_BYTES = 4 << 10  # numpy's calls take longer than those of bytes for a shorter body
+_SHORT_BODY_BYTES = 8 << 10  # numpy's calls take longer than those of bytes for a shorter body
 _CHUNK_BYTES = 256 << 10  # fits into a processor's cache
 _BACKSLASH, _U, _D, _LOWER_CASE_BIT = ord("\\"), ord("u"), ord("d"), 0x20
 _FIRST_OF_2_BYTES, _FIRST_OF_4_BYTES = 0x80, 0xF0  # smallest bytes that begin a character beyond U+7F, U+FFFF
@@ -62,12 +62,15 @@ def _char_bytes(codes: npt.NDArray[np.uint8]) -> int:
     A string takes 1, 2 or 4 bytes for each of its characters, depending on the largest of them.
     """
     largest = codes.max()
-    escapes = np.flatnonzero(codes[:-2] == _BACKSLASH)
-    escapes = escapes[codes[escapes + 1] == _U]
-    has_surrogates = bool(np.any(codes[escapes + 2] | _LOWER_CASE_BIT == _D))
-    if largest >= _FIRST_OF_4_BYTES or has_surrogates:
-        return 4
-    return 2 if largest >= _FIRST_OF_2_BYTES or len(escapes) else 1
+    width = 4 if largest >= _FIRST_OF_4_BYTES else 2 if largest >= _FIRST_OF_2_BYTES else 1
+    is_escape = codes[:-2] == _BACKSLASH
+    if width == 4 or not is_escape.any():
+        return width
+    is_escape &= codes[1:-1] == _U
+    if not is_escape.any():
+        return width
+    is_escape &= codes[2:] | _LOWER_CASE_BIT == _D  # half of a surrogate pair, so the character is beyond U+FFFF
+    return 4 if is_escape.any() else 2
 
 
 class ResultSizes:
