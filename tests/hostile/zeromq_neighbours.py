@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Mapping
 
 import zmq
+from bert_serving.protocol import MAX_TEXT_CHARS
 
 from tests.hostile.garbage_messages import garbage_messages
 from tests.hostile.raw import RawClient
@@ -114,10 +115,15 @@ def sends_blanks(target: Target, until: float) -> None:
     _ask_again_and_again(target, until, _body([" " * 100_000_000]), 1)
 
 
+def sends_longest_blanks(target: Target, until: float) -> None:
+    """Send 100 MB of blanks in texts as long as the server accepts."""
+    _ask_again_and_again(target, until, _body([" " * MAX_TEXT_CHARS] * 24), 24)
+
+
 def sends_containers(target: Target, until: float) -> None:
     """Send JSON that takes many times its size when it is parsed."""
     body = b'{"texts":["a"],"x":[' + b"[]," * 4_000_000 + b"[]]}"
-    _ask_again_and_again(target, until, body, 1)
+    _ask_again_and_again(target, until, body, 9)  # as many texts as let a body be so long
 
 
 def subscribes(target: Target, until: float) -> None:
@@ -183,6 +189,7 @@ ATTACKS = (
     sends_distinct_options,
     sends_long_texts,
     sends_blanks,
+    sends_longest_blanks,
     sends_containers,
     subscribes,
     leaves,

@@ -7,13 +7,14 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zmq
-from bert_serving.protocol import EncodeRequest, request_to_frames
+from bert_serving.protocol import MAX_TEXT_CHARS, EncodeRequest, request_to_frames
 from bert_serving.protocol.workers import (
     Batch,
     Ready,
@@ -168,6 +169,45 @@ def test_a_body_that_explodes_is_refused_unparsed(around: Neighbourhood, monkeyp
     around.push.send_multipart([ALICE, body, b"7", b"1"])
     request_id, info = around.receive(sub)
     assert (request_id, info["error"]["code"]) == (7, "payload_too_large")
+
+
+def blanks(num_bytes: int) -> bytes:
+    """Return a body of this length with one text."""
+    return b'["' + b" " * (num_bytes - 4) + b'"]'
+
+
+def test_a_body_longer_than_its_texts_may_be_is_refused_unread(
+    around: Neighbourhood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sub = around.subscriber(ALICE)
+    monkeypatch.setattr("bert_serving.server.broker.admission.parsed_bytes", pytest.fail)
+    around.push.send_multipart([ALICE, blanks(2 * MAX_TEXT_CHARS + 1), b"7", b"1"])
+    request_id, info = around.receive(sub)
+    assert (request_id, info["error"]["code"]) == (7, "payload_too_large")
+    assert info["error"]["message"].endswith("of 1 texts may have at most 8388608 bytes, got 8388609")
+
+
+def test_a_text_longer_than_the_limit_is_refused(around: Neighbourhood) -> None:
+    sub = around.subscriber(ALICE)
+    for request_id, num_bytes in ((7, 2 * MAX_TEXT_CHARS), (8, MAX_TEXT_CHARS + 4)):
+        around.push.send_multipart([ALICE, blanks(num_bytes), b"%d" % request_id, b"1"])
+    request_id, info = around.receive(sub)
+    assert (request_id, info["error"]["code"]) == (7, "payload_too_large")
+    assert info["error"]["message"] == "texts[0] may have at most 4194304 characters, got 8388604"
+    request_id, info = around.receive(sub)
+    assert (request_id, info["shape"]) == (8, [1, WIDTH])
+
+
+def test_a_request_of_up_to_twice_the_largest_size_gets_an_error(tmp_path: Path) -> None:
+    with closing(Neighbourhood(tmp_path, max_message_mb=1)) as around:
+        sub = around.subscriber(ALICE)
+        for request_id, num_bytes in ((7, 1 << 20), (8, (1 << 20) + 1), (9, 2 << 20)):
+            around.push.send_multipart([ALICE, blanks(num_bytes), b"%d" % request_id, b"1"])
+        replies = dict(around.receive(sub) for _ in range(3))
+    assert replies[7]["shape"] == [1, WIDTH]
+    for request_id, got in ((8, 1048577), (9, 2097152)):
+        assert replies[request_id]["error"]["code"] == "payload_too_large"
+        assert replies[request_id]["error"]["message"].endswith(f"may have at most 1048576 bytes, got {got}")
 
 
 def test_a_request_is_refused_before_its_vectors_are_computed(around: Neighbourhood) -> None:

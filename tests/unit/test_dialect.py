@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from bert_serving.protocol import (
+    MAX_TEXT_CHARS,
     DeadlineExceeded,
     EncodeReply,
     Overloaded,
@@ -20,6 +22,7 @@ from bert_serving.protocol import (
 )
 from bert_serving.server.gateway.context import RequestContext
 from bert_serving.server.gateway.dialect import BERT_AS_SERVICE, Dialect
+from bert_serving.server.gateway.dialects import bert_as_service
 from bert_serving.server.gateway.dialects.cohere import COHERE
 from bert_serving.server.gateway.dialects.cohere import EmbedBody as CohereEmbedBody
 from bert_serving.server.gateway.dialects.infinity import INFINITY
@@ -333,6 +336,19 @@ def test_a_body_that_grows_when_it_is_parsed_is_refused_before() -> None:
     context = RequestContext(request_with(body), make_service(held_bytes=64 << 20))
     with pytest.raises(PayloadTooLarge, match="needs more than 32 MiB"):
         asyncio.run(context.body(EmbedBody))
+
+
+@pytest.mark.parametrize(
+    "read_texts",
+    [
+        lambda texts: asyncio.run(make_service().encode(texts)),
+        lambda texts: bert_as_service._parse(json.dumps({"id": 1, "texts": texts}).encode(), 10),
+    ],
+    ids=["all routes", "/encode"],
+)
+def test_a_text_that_is_too_long_is_413(read_texts: Callable[[list[str]], object]) -> None:
+    with pytest.raises(PayloadTooLarge, match=r"^texts\[1\] may have at most 4194304 characters, got 4194305$"):
+        read_texts(["a", "x" * (MAX_TEXT_CHARS + 1)])
 
 
 def test_lines_of_a_stream_are_found_without_searching_a_byte_twice() -> None:

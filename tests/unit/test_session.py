@@ -16,6 +16,7 @@ from bert_serving.protocol import (
     InfoReply,
     InvalidRequest,
     Overloaded,
+    PayloadTooLarge,
     Reply,
     Unavailable,
     reply_to_frames,
@@ -83,6 +84,33 @@ def test_request_is_pending_until_its_reply(session: Session) -> None:
     before = session.pending
     session.receive(vectors(request_id), 0.1)
     assert (before, session.pending) == ({1}, set())
+
+
+def greet(session: Session, **config: object) -> None:
+    """Let the server answer the hello."""
+    frames = session.hello(0.0)
+    assert frames is not None
+    session.receive(reply_to_frames(InfoReply(IDENTITY, bytes(frames[2]), dict(config))), 0.0)
+    assert session.is_subscribed
+
+
+def test_a_request_larger_than_the_server_accepts_is_not_sent(session: Session) -> None:
+    greet(session, max_message_mb=1)
+    with pytest.raises(
+        PayloadTooLarge, match=r"^a request may have at most 1048576 bytes .*, got 1048577: send fewer"
+    ):
+        session.encode(["x" * ((1 << 20) - 3)], 0.0, to_fetch=True)
+    assert (session.pending, session.has_to_fetch) == (set(), False)
+    assert len(session.encode(["x" * ((1 << 20) - 4)], 0.0)[1][1]) == 1 << 20
+
+
+@pytest.mark.parametrize("config", [{}, {"max_message_mb": None}, {"max_message_mb": "1"}])
+def test_a_server_that_names_no_limit_gets_requests_of_any_size(
+    session: Session, config: dict[str, object]
+) -> None:
+    greet(session, **config)
+    session.encode(["x" * (2 << 20)], 0.0)
+    assert session.pending == {1}
 
 
 # -- receiving -----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from bert_serving.protocol import EncodeOptions, EncodeRequest, Text
-from bert_serving.server.broker.sizes import ResultSizes, parsed_bytes
+from bert_serving.server.broker.sizes import _CHUNK_BYTES, _SHORT_BODY_BYTES, ResultSizes, parsed_bytes
 
 from tests.support.model_facts import model_facts
 
@@ -41,6 +41,12 @@ def real_bytes(value: object) -> int:
         {"texts": ["a"], "x": [[]] * 1000},
         "x" * 3_000_000,
         "x" * 3_000_000 + "😀",
+        ["\n" * 1000, '"' * 1000, "\\" * 1000],
+        ["\\" * 300_000, "é" * 300_000],
+        *(
+            "x" * n + "漢" for n in range(_CHUNK_BYTES - 8, _CHUNK_BYTES + 2)
+        ),  # its escape lies across a chunk's end
+        *("x" * n + "😀" for n in range(_CHUNK_BYTES - 8, _CHUNK_BYTES + 2)),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -56,9 +62,23 @@ def test_the_estimate_of_ordinary_text_is_of_the_size_of_the_text() -> None:
     assert real_bytes(texts) < parsed_bytes(body) < 5 * len(body)
 
 
+@pytest.mark.parametrize("text", ["a long text, " * 900, "x" * 9000, "é" * 9000, "漢" * 9000, "😀" * 9000])
+@pytest.mark.parametrize("ensure_ascii", [False, True])
+def test_a_character_counts_as_many_bytes_as_the_widest_of_its_body(text: str, ensure_ascii: bool) -> None:
+    body = json.dumps([text], ensure_ascii=ensure_ascii).encode()
+    assert len(body) >= _SHORT_BODY_BYTES
+    width = 1 if text.isascii() else 4 if "😀" in text else 2
+    assert parsed_bytes(body) == 64 + 80 * text.count(",") + width * len(body)
+
+
+def test_escapes_other_than_those_of_characters_widen_nothing() -> None:
+    body = json.dumps(['a "word"\n' * 1000]).encode()
+    assert parsed_bytes(body) == 64 + len(body)
+
+
 def test_a_memoryview_has_the_same_estimate_as_its_bytes() -> None:
-    body = b'["a", "b"]'
-    assert parsed_bytes(memoryview(body)) == parsed_bytes(body)
+    for body in (b'["a", "b"]', b'["a", "b"]' * 1000):
+        assert parsed_bytes(memoryview(body)) == parsed_bytes(body)
 
 
 def ten_tokens(text: Text) -> float:

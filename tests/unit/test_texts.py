@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from bert_serving.protocol import check_texts
+from bert_serving.protocol import MAX_TEXT_CHARS, PayloadTooLarge, check_texts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,3 +92,26 @@ def test_wrong_value_raises_value_error_that_names_the_place(texts: Any, message
 def test_a_surrogate_pair_split_over_two_texts_is_refused() -> None:
     with pytest.raises(ValueError, match="lone surrogate"):
         check_texts(["\ud83d", "\ude00"])
+
+
+LONG, TOO_LONG = "x" * MAX_TEXT_CHARS, "x" * (MAX_TEXT_CHARS + 1)
+
+
+@pytest.mark.parametrize("texts", [["a", LONG], [LONG] * 2, [{"text": LONG, "text_pair": LONG}], [["a", LONG]]])
+def test_texts_of_the_largest_length_are_accepted(texts: Any) -> None:
+    check_texts(texts)
+
+
+@pytest.mark.parametrize(
+    ("texts", "place"),
+    [
+        (["a", TOO_LONG], "texts[1]"),
+        ([["a"], ["b", TOO_LONG]], "texts[1][1]"),
+        ([{"text": "a", "text_pair": TOO_LONG}], "text_pair of texts[0]"),
+    ],
+    ids=["string", "token", "pair"],
+)
+def test_a_longer_text_is_too_large(texts: Any, place: str) -> None:
+    with pytest.raises(PayloadTooLarge) as caught:
+        check_texts(texts)
+    assert str(caught.value) == f"{place} may have at most 4194304 characters, got 4194305"

@@ -11,6 +11,8 @@ Rules of this file:
   Only then does the client send requests. The reply proves that the server has read this client's subscription, so
   the client receives all later replies. Without the hello, a request could overtake the subscription. If clients
   share an identity, the server would then send the reply to the others only.
+- The reply also says how large a request may be. A larger request is not sent: the server would refuse it, or
+  close the connection.
 - The request ids on the wire start at a random number, so that other clients cannot guess them. Clients with the
   same identity have different ids.
 """
@@ -18,6 +20,7 @@ Rules of this file:
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -30,6 +33,8 @@ from bert_serving.protocol import (
     EncodeRequest,
     ErrorReply,
     Frames,
+    InfoReply,
+    PayloadTooLarge,
     Reply,
     ServingError,
     Spans,
@@ -75,6 +80,7 @@ class Session:
         self.is_subscribed = False
         self._hello_at = 0.0
         self._hello_id = _random_id()
+        self._max_bytes = math.inf  # the largest body that the server accepts
 
     def __repr__(self) -> str:
         return f"<Session sent={self.num_request} pending={len(self._pending)} replies={len(self._replies)}>"
@@ -114,7 +120,10 @@ class Session:
         trace: str | None = None,
         to_fetch: bool = False,
     ) -> tuple[int, Frames]:
-        """Return (request id, frames) of a request for vectors. to_fetch: let `take_any` return the reply."""
+        """Return (request id, frames) of a request for vectors. to_fetch: let `take_any` return the reply.
+
+        Raises PayloadTooLarge if the server would not accept so large a request.
+        """
         request_id = self._begin(now, is_for_vectors=True)
         if to_fetch:
             self._to_fetch.add(request_id)
@@ -130,6 +139,12 @@ class Session:
             trace=trace,
         )
         frames = request_to_frames(request)
+        if (num_bytes := len(frames[1])) > self._max_bytes:
+            self.forget(request_id)
+            raise PayloadTooLarge(
+                f"a request may have at most {self._max_bytes} bytes (-max_message_mb of the server), "
+                f"got {num_bytes}: send fewer texts at once"
+            )
         if self._retries:
             self._retry.keep(request_id, frames, None if deadline_ms is None else now + deadline_ms / 1000)
         return request_id, frames
@@ -196,6 +211,7 @@ class Session:
         self._probe = None
         if reply.request_id == self._hello_id:
             self.is_subscribed = True
+            self._max_bytes = _max_bytes_of(reply)
         request_id = int(reply.request_id) - self._base if reply.request_id.isdigit() else 0
         if request_id not in self._pending or self._is_sent_again(request_id, reply, now):
             return None
@@ -262,6 +278,12 @@ class Session:
             self._end(request_id)
         self._probe = None
         return failed
+
+
+def _max_bytes_of(reply: Reply) -> float:
+    """Return the largest body that a server accepts, from its reply to SHOW_CONFIG; infinity if it names none."""
+    limit_mb = reply.info.get("max_message_mb") if isinstance(reply, InfoReply) else None
+    return limit_mb << 20 if type(limit_mb) is int else math.inf
 
 
 def _random_id() -> bytes:

@@ -7,6 +7,7 @@ No module of this package opens a socket or imports torch.
 
 from .codec import (
     MAX_IDENTITY_BYTES,
+    announced_texts,
     parse_json,
     reply_from_frames,
     reply_to_frames,
@@ -56,11 +57,12 @@ from .options import (
     pooling_name,
 )
 from .shortened import shortened
-from .texts import check_texts, has_lone_surrogate
+from .texts import MAX_TEXT_CHARS, check_texts, has_lone_surrogate
 
 __all__ = [
     "ERROR_CODES",
     "MAX_IDENTITY_BYTES",
+    "MAX_TEXT_CHARS",
     "POOLING_STRATEGIES",
     "WIRE_VERSION",
     "Command",
@@ -90,6 +92,7 @@ __all__ = [
     "Unavailable",
     "Usage",
     "WorkerFailed",
+    "announced_texts",
     "check_spans",
     "check_texts",
     "error_from_info",

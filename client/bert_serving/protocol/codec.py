@@ -31,7 +31,7 @@ from .encoding import (
     load_json,
     refuse_constant,
 )
-from .errors import InvalidRequest, error_from_info
+from .errors import InvalidRequest, PayloadTooLarge, error_from_info
 from .messages import (
     Command,
     CommandRequest,
@@ -50,6 +50,7 @@ from .texts import check_texts
 
 _COMMANDS = {command.value: command for command in Command}
 MAX_IDENTITY_BYTES = 255  # as in ZeroMQ; without a limit, a server would store identities of any size
+_NUM_FRAMES = 4  # of a request
 _MAX_NUMBER_DIGITS = 20
 _MAX_DEADLINE_MS = 2**53
 _MAX_NAME_CHARS = 128
@@ -86,9 +87,14 @@ def sender_of(frames: Sequence[Frame]) -> tuple[bytes, bytes] | None:
     return bytes(frames[0]), request_id
 
 
+def announced_texts(frames: Sequence[Frame]) -> int:
+    """Return the number of texts that a message announces; 0 if it announces none. The body is not read."""
+    return int(bytes(frames[3])) if len(frames) == _NUM_FRAMES and _is_number(frames[3]) else 0
+
+
 def request_from_frames(frames: Sequence[Frame]) -> Request:
     """Return the request in the frames. Raises InvalidRequest; the message says what was expected."""
-    if len(frames) != 4:
+    if len(frames) != _NUM_FRAMES:
         raise InvalidRequest(
             f"a request has 4 frames (identity; body; request id; number of texts), got {len(frames)}"
         )
@@ -112,6 +118,8 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
         options = options_from_json(content.get("options") or {})
         if (spans := content.get("spans")) is not None:
             check_spans(spans, len(texts))
+    except PayloadTooLarge:
+        raise
     except (TypeError, ValueError) as exc:
         raise InvalidRequest(str(exc)) from exc
     if len(texts) != int(num_texts):

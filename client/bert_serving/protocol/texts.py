@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeGuard
 
+from .errors import PayloadTooLarge
+
+#: The longest string. A worker reads at most a quarter of it, or half of it with long_text "chunk".
+MAX_TEXT_CHARS = 4 << 20
+
 _ID_LIMIT = 1 << 31  # no vocabulary is larger
 
 
@@ -14,7 +19,8 @@ def check_texts(texts: object) -> bool:
     texts must be a non-empty list whose items are all of one kind: non-empty strings; {"text", "text_pair"} of
     such strings; non-empty lists of such strings; or non-empty lists of ids, which are whole
     numbers from 0 and below 2**31.
-    Raises TypeError for a wrong type and ValueError for a wrong value. The message names the item.
+    Raises TypeError for a wrong type, ValueError for a wrong value, and PayloadTooLarge for a string of more than
+    MAX_TEXT_CHARS characters. The message names the item.
     """
     if not isinstance(texts, list):
         raise TypeError(f"texts must be a list of strings, got {_kind(texts)}")
@@ -50,12 +56,21 @@ def _check_strings(strings: list[object], name: str) -> None:
     if "" in strings:
         raise ValueError(f"{name}[{strings.index('')}] is an empty string")
     joined = "".join(strings)
+    if len(joined) > MAX_TEXT_CHARS:
+        _check_lengths(strings, name)
     if "\0" in joined:
         i = next(i for i, s in enumerate(strings) if "\0" in s)
         raise ValueError(f"{name}[{i}] contains a NUL character")
     if not joined.isascii() and has_lone_surrogate(joined):
         i = next(i for i, s in enumerate(strings) if has_lone_surrogate(s))
         raise ValueError(f"{name}[{i}] contains a lone surrogate, which is not Unicode text")
+
+
+def _check_lengths(strings: Sequence[str], name: str) -> None:
+    lengths = list(map(len, strings))
+    if (longest := max(lengths)) > MAX_TEXT_CHARS:
+        i = lengths.index(longest)
+        raise PayloadTooLarge(f"{name}[{i}] may have at most {MAX_TEXT_CHARS} characters, got {longest}")
 
 
 def _are_strings(values: Sequence[object]) -> TypeGuard[list[str]]:

@@ -156,7 +156,13 @@ class Settings(ModelOptions, BaseSettings):
         description="largest part of the memory and of the queue, as far as others leave it free, that one client "
         "or HTTP caller may use; with 0.5, there is always room for another one",
     )
-    max_message_mb: int = Field(256, ge=1, le=2047, description="largest request in MiB")
+    max_message_mb: int = Field(
+        128,
+        ge=1,
+        le=2047,
+        description="largest request in MiB; the default is enough for 262,144 texts of 500 bytes, and the server "
+        "needs at most about half a second to read it",
+    )
     outbox_age: float = Field(300, gt=0, description="seconds that vectors wait for their client")
     worker_timeout: float = Field(
         120, gt=0, description="seconds that a batch may take; after that, its worker is replaced"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bert_serving.protocol import EncodeRequest, Overloaded, PayloadTooLarge, ServingError
+from bert_serving.protocol import MAX_TEXT_CHARS, EncodeRequest, Overloaded, PayloadTooLarge, ServingError
 from bert_serving.protocol.encoding import Frame
 from bert_serving.protocol.workers import Vectors
 
@@ -22,7 +22,22 @@ _SMALL_BYTES = 64 << 10
 _SMALL_TEXTS = 64
 # Large enough for a thousand flows in addition to those that fill the rest.
 _RESERVED_PART = 16
+# Bytes of a body for each of its texts, on average, and once more for everything else. So a single text of the
+# largest length fits in, if its characters take two bytes or less.
+_BODY_BYTES_PER_TEXT = MAX_TEXT_CHARS
 _RETRY_MS = 1000  # if the time cannot be estimated: no worker is ready, or no text waits
+
+
+def check_length(body: Frame, num_texts: int, max_bytes: int) -> None:
+    """Raise PayloadTooLarge if a body is longer than its texts can make it. The body is not parsed for this.
+
+    num_texts: the number of texts that its request announces. max_bytes: the largest body of any request.
+    """
+    most = min(max_bytes, (num_texts + 1) * _BODY_BYTES_PER_TEXT)
+    if len(body) > most:
+        raise PayloadTooLarge(
+            f"the body of a request of {num_texts} texts may have at most {most} bytes, got {len(body)}"
+        )
 
 
 class Admission:

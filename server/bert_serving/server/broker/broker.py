@@ -24,6 +24,7 @@ from bert_serving.protocol import (
     ServingError,
     Unauthorized,
     Unavailable,
+    announced_texts,
     request_from_frames,
     sender_of,
 )
@@ -31,6 +32,7 @@ from bert_serving.protocol.workers import Batch, Failed, Heartbeat, Ready, Resul
 
 from ..settings import Settings
 from .account import NoRoom, Reservation
+from .admission import check_length
 from .budget import Budget, Chores
 from .curve import CurveServer
 from .inspection import Inspection
@@ -288,7 +290,9 @@ class Broker:
 
     def _reserve(self, frames: Frames) -> Reservation:
         """Reserve what the parsed request will take. Raises PayloadTooLarge or Overloaded."""
-        identity, body = bytes(frames[0]), frames[1] if len(frames) == _NUM_REQUEST_FRAMES else b""
+        identity, _ = sender_of(frames) or (b"", b"")
+        body = frames[1] if len(frames) == _NUM_REQUEST_FRAMES else b""
+        check_length(body, announced_texts(frames), self._settings.max_message_mb << 20)
         flow = flow_of(identity, None, is_unsubscribed=not self._replies.has_subscriber(identity))
         return self._scheduler.admission.reserve_body(flow, body)
 

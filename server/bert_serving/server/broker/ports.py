@@ -37,8 +37,11 @@ _REPLIES_IN_PIPE = 16
 _KEEPALIVE_S = 30  # a silent peer is probed after this time, and disconnected after three probes without reply
 _LINGER_MS = 1_000
 # libzmq reads at most this many requests of each client in advance; further ones wait in the system's buffers and
-# in the client. A request may have -max_message_mb, and what is not read yet is not counted in -memory_mb.
+# in the client. One may have twice -max_message_mb, and what is not read yet is not counted in -memory_mb.
 _UNREAD_REQUESTS = 2
+# A request of up to so many times the largest size is received and refused. If the old client lost its connection
+# instead, it would wait without end.
+_RECEIVED = 2
 _POLLIN = int(zmq.POLLIN)  # a plain number is faster than zmq's enum
 
 
@@ -63,8 +66,10 @@ class PortInUse(Exception):
 class Ports:
     """Opens the sockets. If one cannot be bound, closes the others and raises PortInUse.
 
-    max_message_bytes: libzmq closes the connection of a client that sends a larger message. num_children: how many
-    workers and gateways there are. curve: who may connect over TCP; None: every client, without encryption.
+    max_message_bytes: the largest request that the broker accepts. Larger ones are received, so that it can
+    reply with an error; but libzmq closes the connection of a client whose request is more than twice as large.
+    num_children: how many workers and gateways there are. curve: who may connect over TCP; None: every client,
+    without encryption.
     """
 
     def __init__(
@@ -82,7 +87,7 @@ class Ports:
         self._curve = curve
         self._on_close = ExitStack()
         self.requests, self.gateway_requests = self._open(zmq.PULL), self._open(zmq.PULL)
-        self.requests.maxmsgsize = max_message_bytes
+        self.requests.maxmsgsize = _RECEIVED * max_message_bytes
         self.requests.rcvhwm = _UNREAD_REQUESTS
         self.replies = self._open(zmq.XPUB)
         self.replies.maxmsgsize = _MAX_SUBSCRIPTION_BYTES

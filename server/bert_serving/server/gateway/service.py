@@ -13,6 +13,7 @@ from bert_serving.protocol import (
     EncodeOptions,
     EncodeReply,
     InvalidRequest,
+    PayloadTooLarge,
     Rows,
     Spans,
     Text,
@@ -65,6 +66,8 @@ class Service:
         try:
             await self._check_texts(texts)
             checked = options_from_json(options)
+        except PayloadTooLarge:
+            raise
         except (TypeError, ValueError) as exc:
             raise InvalidRequest(str(exc)) from exc
         return await self.encode_reply(cast("Sequence[Text]", texts), checked)

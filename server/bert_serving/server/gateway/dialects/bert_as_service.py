@@ -195,6 +195,8 @@ def _parse(raw: bytes, max_items: int) -> _Encode:
         options = options_from_json(body.get("options") or {})
         if (spans := body.get("spans")) is not None:
             check_spans(spans, len(body["texts"]))
+    except PayloadTooLarge:
+        raise
     except (TypeError, ValueError) as exc:
         raise InvalidRequest(str(exc)) from exc
     if body.get("is_tokenized") and not is_tokenized:
