@@ -47,7 +47,7 @@ class Neighbourhood:
         endpoints = PrivateEndpoints.in_folder(folder)
         self.metrics = BrokerMetrics([NAME])
         self.broker = Broker(
-            Settings(port=port, port_out=port_out, http_port=None, memory_mb=64, **settings),
+            Settings(**{"port": port, "port_out": port_out, "http_port": None, "memory_mb": 64, **settings}),
             endpoints=endpoints,
             worker_names=[NAME],
             max_seq_len=512,
@@ -180,7 +180,7 @@ def test_a_body_longer_than_its_texts_may_be_is_refused_unread(
     around: Neighbourhood, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sub = around.subscriber(ALICE)
-    monkeypatch.setattr("bert_serving.server.broker.admission.parsed_bytes", pytest.fail)
+    monkeypatch.setattr("bert_serving.server.broker.admission.parsed_size", pytest.fail)
     around.push.send_multipart([ALICE, blanks(2 * MAX_TEXT_CHARS + 1), b"7", b"1"])
     request_id, info = around.receive(sub)
     assert (request_id, info["error"]["code"]) == (7, "payload_too_large")
@@ -208,6 +208,41 @@ def test_a_request_of_up_to_twice_the_largest_size_gets_an_error(tmp_path: Path)
     for request_id, got in ((8, 1048577), (9, 2097152)):
         assert replies[request_id]["error"]["code"] == "payload_too_large"
         assert replies[request_id]["error"]["message"].endswith(f"may have at most 1048576 bytes, got {got}")
+
+
+@pytest.mark.parametrize(
+    ("body", "num_texts", "said"),
+    [
+        (b"[" + b'"a",' * (5 << 20) + b'"a"]', 1 << 18, "at most 4194304 values"),
+        (b'{"texts":["a"],"spans":[[' + b"[0,1]," * (2 << 20) + b"[0,1]]]}", 1, "at most 4194304 values"),
+        (b"[" + b"[1]," * 300_000 + b"[1]]", 300_001, "at most 262144 texts, got 300001"),
+    ],
+)
+def test_a_body_that_takes_seconds_to_parse_is_refused_unparsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes, num_texts: int, said: str
+) -> None:
+    with closing(Neighbourhood(tmp_path, memory_mb=8192)) as around:
+        sub = around.subscriber(ALICE)
+        monkeypatch.setattr("bert_serving.server.broker.broker.request_from_frames", pytest.fail)
+        around.push.send_multipart([ALICE, body, b"7", b"%d" % num_texts])
+        request_id, info = around.receive(sub)
+    assert (request_id, info["error"]["code"]) == (7, "payload_too_large")
+    assert said in info["error"]["message"]
+
+
+def test_commands_are_answered_though_the_client_has_used_up_its_share(around: Neighbourhood) -> None:
+    sub = around.subscriber(ALICE)
+    around.broker._scheduler.worker_lost(NAME)  # so that the requests wait
+    for i in range(3):
+        around.ask(ALICE, i + 1, 600)
+    while around.receive(sub)[1]["error"]["code"] != "overloaded":
+        pass
+    around.push.send_multipart([ALICE, b"SHOW_CONFIG", b"50", b"0"])
+    request_id, info = around.receive(sub)
+    assert (request_id, "error" in info) == (50, False)
+    num_before = around.num_jobs
+    around.push.send_multipart([ALICE, b"CANCEL", b"1", b"0"])
+    around.step_until(lambda: around.num_jobs == num_before - 1)
 
 
 def test_a_request_is_refused_before_its_vectors_are_computed(around: Neighbourhood) -> None:

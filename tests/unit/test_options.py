@@ -116,3 +116,5 @@ def test_invalid_spans_are_refused(spans: Any) -> None:
 
 def test_every_text_needs_spans() -> None:
     check_spans([[[0, 1], (3, 9)], [[0, 1]]], 2)
+    with pytest.raises(ValueError, match=r"at most 262144 pairs in one request, got 262400"):
+        check_spans([[[0, 1]] * 1025] * 256, 256)

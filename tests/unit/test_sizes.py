@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from bert_serving.protocol import EncodeOptions, EncodeRequest, Text
-from bert_serving.server.broker.sizes import _CHUNK_BYTES, _SHORT_BODY_BYTES, ResultSizes, parsed_bytes
+from bert_serving.server.broker.sizes import _CHUNK_BYTES, _SHORT_BODY_BYTES, ResultSizes, parsed_size
 
 from tests.support.model_facts import model_facts
 
@@ -53,13 +53,13 @@ def real_bytes(value: object) -> int:
 @pytest.mark.parametrize("ensure_ascii", [False, True])
 def test_a_parsed_body_takes_no_more_than_its_estimate(value: object, ensure_ascii: bool) -> None:
     body = json.dumps(value, separators=(",", ":"), ensure_ascii=ensure_ascii).encode()
-    assert real_bytes(json.loads(body)) <= parsed_bytes(body) + 200  # for the outermost object
+    assert real_bytes(json.loads(body)) <= parsed_size(body).num_bytes + 200  # for the outermost object
 
 
 def test_the_estimate_of_ordinary_text_is_of_the_size_of_the_text() -> None:
     texts = ["An ordinary sentence, with a comma; it has about a hundred characters, and a number: 12345."] * 1000
     body = json.dumps(texts).encode()
-    assert real_bytes(texts) < parsed_bytes(body) < 5 * len(body)
+    assert real_bytes(texts) < parsed_size(body).num_bytes < 5 * len(body)
 
 
 @pytest.mark.parametrize("text", ["a long text, " * 900, "x" * 9000, "é" * 9000, "漢" * 9000, "😀" * 9000])
@@ -68,17 +68,17 @@ def test_a_character_counts_as_many_bytes_as_the_widest_of_its_body(text: str, e
     body = json.dumps([text], ensure_ascii=ensure_ascii).encode()
     assert len(body) >= _SHORT_BODY_BYTES
     width = 1 if text.isascii() else 4 if "😀" in text else 2
-    assert parsed_bytes(body) == 64 + 80 * text.count(",") + width * len(body)
+    assert parsed_size(body).num_bytes == 64 + 80 * text.count(",") + width * len(body)
 
 
 def test_escapes_other_than_those_of_characters_widen_nothing() -> None:
     body = json.dumps(['a "word"\n' * 1000]).encode()
-    assert parsed_bytes(body) == 64 + len(body)
+    assert parsed_size(body).num_bytes == 64 + len(body)
 
 
 def test_a_memoryview_has_the_same_estimate_as_its_bytes() -> None:
     for body in (b'["a", "b"]', b'["a", "b"]' * 1000):
-        assert parsed_bytes(memoryview(body)) == parsed_bytes(body)
+        assert parsed_size(memoryview(body)).num_bytes == parsed_size(body).num_bytes
 
 
 def ten_tokens(text: Text) -> float:

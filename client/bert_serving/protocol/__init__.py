@@ -8,6 +8,7 @@ No module of this package opens a socket or imports torch.
 from .codec import (
     MAX_IDENTITY_BYTES,
     announced_texts,
+    is_command,
     parse_json,
     reply_from_frames,
     reply_to_frames,
@@ -97,6 +98,7 @@ __all__ = [
     "check_texts",
     "error_from_info",
     "has_lone_surrogate",
+    "is_command",
     "options_from_json",
     "parse_json",
     "pooling_name",

@@ -51,6 +51,7 @@ from .texts import check_texts
 _COMMANDS = {command.value: command for command in Command}
 MAX_IDENTITY_BYTES = 255  # as in ZeroMQ; without a limit, a server would store identities of any size
 _NUM_FRAMES = 4  # of a request
+_MAX_COMMAND_BYTES = max(map(len, _COMMANDS))
 _MAX_NUMBER_DIGITS = 20
 _MAX_DEADLINE_MS = 2**53
 _MAX_NAME_CHARS = 128
@@ -92,6 +93,11 @@ def announced_texts(frames: Sequence[Frame]) -> int:
     return int(bytes(frames[3])) if len(frames) == _NUM_FRAMES and _is_number(frames[3]) else 0
 
 
+def is_command(frames: Sequence[Frame]) -> bool:
+    """Return whether a message is a command, or would be one with valid frames beside its body."""
+    return len(frames) == _NUM_FRAMES and len(frames[1]) <= _MAX_COMMAND_BYTES and bytes(frames[1]) in _COMMANDS
+
+
 def request_from_frames(frames: Sequence[Frame]) -> Request:
     """Return the request in the frames. Raises InvalidRequest; the message says what was expected."""
     if len(frames) != _NUM_FRAMES:
@@ -99,7 +105,7 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
             f"a request has 4 frames (identity; body; request id; number of texts), got {len(frames)}"
         )
     identity, body, request_id, num_texts = frames
-    command = _COMMANDS.get(bytes(body)) if len(body) <= 16 else None
+    command = _COMMANDS[bytes(body)] if is_command(frames) else None
     if command is Command.TERMINATION:  # not checked: it gets no reply, and old clients send empty frames
         return CommandRequest(bytes(identity), bytes(request_id), command)
     if not 1 <= len(identity) <= MAX_IDENTITY_BYTES:
@@ -113,6 +119,8 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
     value = parse_json(body)
     content: JsonObject = value if isinstance(value, dict) else {"texts": value}
     texts: Any = content.get("texts")  # checked below
+    if isinstance(texts, list) and len(texts) != int(num_texts):  # first, since it takes no time
+        raise InvalidRequest(f"the request announces {int(num_texts)} texts but holds {len(texts)}")
     try:
         check_texts(texts)
         options = options_from_json(content.get("options") or {})
@@ -122,8 +130,6 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
         raise
     except (TypeError, ValueError) as exc:
         raise InvalidRequest(str(exc)) from exc
-    if len(texts) != int(num_texts):
-        raise InvalidRequest(f"the request announces {int(num_texts)} texts but holds {len(texts)}")
     return EncodeRequest(
         bytes(identity),
         bytes(request_id),

@@ -41,7 +41,9 @@ _ALONE = {"NONE", "SPLADE"}  # strategies whose number of rows differs from text
 _CHOICES = {"truncate": ("right", "left", "error"), "long_text": ("truncate", "chunk")}
 _MAX_LIST = 32
 _LIMIT = 1 << 31  # all numbers in options are smaller: 32 bits are enough, and every JSON library reads them
-_MAX_SPANS = 1024  # limit for the number of spans of one text; the reply has one vector for each span
+# Limits for the number of spans of one text and of one request; the reply has one vector for each span.
+_MAX_SPANS = 1024
+_MAX_SPANS_IN_REQUEST = 1 << 18
 _MAX_PROMPT_CHARS = 4096
 
 
@@ -176,6 +178,9 @@ def check_spans(spans: object, num_texts: int) -> None:
     """Raise ValueError unless spans has a non-empty list of [start, end) for each text."""
     if not isinstance(spans, list | tuple) or len(spans) != num_texts:
         raise ValueError(f"spans must be a list with one item for each of the {num_texts} texts")
+    num_spans = sum(len(of_text) for of_text in spans if isinstance(of_text, list | tuple))
+    if num_spans > _MAX_SPANS_IN_REQUEST:
+        raise ValueError(f"spans may hold at most {_MAX_SPANS_IN_REQUEST} pairs in one request, got {num_spans}")
     for i, of_text in enumerate(spans):
         if not isinstance(of_text, list | tuple) or not 1 <= len(of_text) <= _MAX_SPANS:
             raise ValueError(f"spans[{i}] must be a list of 1 to {_MAX_SPANS} pairs [start, end]")

@@ -15,7 +15,7 @@ from bert_serving.protocol.workers import Vectors
 
 from .account import Account, NoRoom, Reservation
 from .job import Job, TextCost
-from .sizes import ResultSizes, parsed_bytes
+from .sizes import ResultSizes, parsed_size
 
 # A flow that holds little may take a little more even if there is no room: a few short texts with their vectors.
 _SMALL_BYTES = 64 << 10
@@ -25,14 +25,17 @@ _RESERVED_PART = 16
 # Bytes of a body for each of its texts, on average, and once more for everything else. So a single text of the
 # largest length fits in, if its characters take two bytes or less.
 _BODY_BYTES_PER_TEXT = MAX_TEXT_CHARS
+_MAX_VALUES = 4 << 20  # parsing and checking so many takes about half a second, in which nobody else is served
 _RETRY_MS = 1000  # if the time cannot be estimated: no worker is ready, or no text waits
 
 
-def check_length(body: Frame, num_texts: int, max_bytes: int) -> None:
+def check_length(body: Frame, num_texts: int, *, max_bytes: int, max_texts: int) -> None:
     """Raise PayloadTooLarge if a body is longer than its texts can make it. The body is not parsed for this.
 
-    num_texts: the number of texts that its request announces. max_bytes: the largest body of any request.
+    num_texts: the number of texts that its request announces. max_bytes, max_texts: limits for any request.
     """
+    if num_texts > max_texts:
+        raise PayloadTooLarge(f"a request holds at most {max_texts} texts, got {num_texts}")
     most = min(max_bytes, (num_texts + 1) * _BODY_BYTES_PER_TEXT)
     if len(body) > most:
         raise PayloadTooLarge(
@@ -69,10 +72,16 @@ class Admission:
     def reserve_body(self, flow: bytes, body: Frame) -> Reservation:
         """Return a reservation for the parsed body of a request. Raises PayloadTooLarge or Overloaded.
 
-        The body is not parsed for this: one of a few megabytes may take a gigabyte when it is parsed.
+        The body is not parsed for this: parsing a few megabytes may take seconds and a gigabyte.
         """
+        num_bytes, num_values = parsed_size(body)
+        if num_values > _MAX_VALUES:
+            raise PayloadTooLarge(
+                f"a request may hold at most {_MAX_VALUES} values (texts, tokens, numbers of spans; "
+                f"a comma in a text counts too), got {num_values}"
+            )
         with self._refusing_bytes():
-            return self.memory.reserve(flow, parsed_bytes(body))
+            return self.memory.reserve(flow, num_bytes)
 
     def reserve_job(self, request: EncodeRequest, flow: bytes, reservation: Reservation) -> Reservation:
         """Let the reservation of a body grow by the job and its vectors; return a reservation for the texts.

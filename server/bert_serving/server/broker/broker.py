@@ -25,6 +25,7 @@ from bert_serving.protocol import (
     Unauthorized,
     Unavailable,
     announced_texts,
+    is_command,
     request_from_frames,
     sender_of,
 )
@@ -267,11 +268,14 @@ class Broker:
         frames: Frames = [frame.buffer for frame in message]
         request = held = None
         try:
-            held = self._reserve(frames)
+            held = (
+                None if is_command(frames) else self._reserve(frames)
+            )  # commands are answered even if it is full
             request = request_from_frames(frames)
             if isinstance(request, CommandRequest):
                 self._on_command(request, peer_of(message[0]), now)
             else:
+                assert held is not None
                 if not is_from_gateway and (request.flow is not None or request.flow_share is not None):
                     request = replace(request, flow=None, flow_share=None)  # a client must not choose its share
                 self._on_encode(request, held, now)
@@ -292,9 +296,11 @@ class Broker:
         """Reserve what the parsed request will take. Raises PayloadTooLarge or Overloaded."""
         identity, _ = sender_of(frames) or (b"", b"")
         body = frames[1] if len(frames) == _NUM_REQUEST_FRAMES else b""
-        check_length(body, announced_texts(frames), self._settings.max_message_mb << 20)
+        admission = self._scheduler.admission
+        max_bytes, max_texts = self._settings.max_message_mb << 20, admission.texts.largest
+        check_length(body, announced_texts(frames), max_bytes=max_bytes, max_texts=max_texts)
         flow = flow_of(identity, None, is_unsubscribed=not self._replies.has_subscriber(identity))
-        return self._scheduler.admission.reserve_body(flow, body)
+        return admission.reserve_body(flow, body)
 
     def _on_encode(self, request: EncodeRequest, held: Reservation, now: float) -> None:
         self._metrics.requests.inc()

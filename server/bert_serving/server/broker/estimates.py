@@ -20,6 +20,9 @@ ComputedTexts: TypeAlias = tuple[Sequence[Text], Vectors]
 
 _SMOOTHING = 0.2  # weight of the newest batch in a running estimate
 _FULL_WEIGHT_TOKENS = 4096  # a batch of fewer tokens has less weight in the estimate of characters per token
+_MAX_CHARS_PER_TOKEN = (
+    16  # a text with more is unusual, such as one of white space; it must not change the estimate
+)
 _NUM_SPECIAL_TOKENS = 2
 
 
@@ -50,7 +53,7 @@ class TokenEstimate:
     def _learn_chars_per_token(self, computed: Sequence[ComputedTexts]) -> None:
         # Skip truncated texts: it is not known how many tokens they would have without truncation.
         whole = [
-            (len(text), num_tokens)
+            (min(len(text), _MAX_CHARS_PER_TOKEN * num_tokens), num_tokens)
             for texts, vectors in computed
             for i, (text, num_tokens) in enumerate(zip(texts, vectors.num_tokens, strict=True))
             if i not in vectors.truncated and isinstance(text, str)

@@ -7,7 +7,8 @@ it is estimated, and the reservation is corrected with each result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,27 +34,40 @@ _TERMS_PER_TEXT = 256  # terms of a SPLADE vector; an estimate
 _WIDTH_UNTIL_READY = 1024  # components of a vector of most models
 
 
-def parsed_bytes(body: Frame) -> int:
-    """Return an upper estimate of the memory that a JSON body takes when it is parsed.
+class ParsedSize(NamedTuple):
+    """Upper estimates for a JSON body that is not parsed yet: the memory and the number of its values."""
+
+    num_bytes: int
+    num_values: int
+
+
+def parsed_size(body: Frame) -> ParsedSize:
+    """Estimate how large a JSON body is when it is parsed.
 
     `[]` takes 25 times as many bytes parsed as it takes in the body, so the length of the body is no limit. The
     estimate needs only a few passes over the body.
     """
     if len(body) < _SHORT_BODY_BYTES:
-        return _short_parsed_bytes(bytes(body))
+        return _short_parsed_size(bytes(body))
     codes = np.frombuffer(body, np.uint8)
-    num_bytes, char_bytes = 0, 1
+    counts, char_bytes = dict.fromkeys(_VALUE_BYTES, 0), 1
     for start in range(0, len(codes), _CHUNK_BYTES):
         chunk = codes[start : start + _CHUNK_BYTES]
-        num_bytes += sum(np.count_nonzero(chunk == ord(mark)) * cost for mark, cost in _VALUE_BYTES.items())
+        for mark in counts:
+            counts[mark] += int(np.count_nonzero(chunk == ord(mark)))
         with_next = codes[start : start + _CHUNK_BYTES + 2]  # an escape may lie across the end of a chunk
         char_bytes = max(char_bytes, _char_bytes(with_next))  # the chunks may be parts of one string
-    return int(num_bytes) + len(body) * char_bytes
+    return _size_of(counts, len(body) * char_bytes)
 
 
-def _short_parsed_bytes(body: bytes) -> int:
+def _short_parsed_size(body: bytes) -> ParsedSize:
     char_bytes = 1 if body.isascii() and b"\\" not in body else 4
-    return sum(body.count(mark) * cost for mark, cost in _VALUE_BYTES.items()) + len(body) * char_bytes
+    return _size_of({mark: body.count(mark) for mark in _VALUE_BYTES}, len(body) * char_bytes)
+
+
+def _size_of(counts: Mapping[bytes, int], string_bytes: int) -> ParsedSize:
+    num_bytes = string_bytes + sum(count * _VALUE_BYTES[mark] for mark, count in counts.items())
+    return ParsedSize(num_bytes, counts[b","] + counts[b"["] + counts[b"{"])
 
 
 def _char_bytes(codes: npt.NDArray[np.uint8]) -> int:
