@@ -95,6 +95,20 @@ def stopped(server: RunningServer, seconds: float, limit_s: float, group_s: floa
     return replace(outcome, extra_faults=replaced)
 
 
+def crowded(server: RunningServer, seconds: float, limit_s: float, num_files: int) -> Outcome:
+    """Harm workers and gateways. In the middle, connect idle clients to each port until no more are let in.
+
+    num_files: the limit that was set with `limit_files`.
+    """
+    crowd = partial(receive_crowd, Target.of(server), num_files, seconds / 2)
+    return harmed(server, seconds, limit_s, in_the_middle=crowd)
+
+
+def limit_files(server: RunningServer, count: int) -> None:
+    """Set the limit for descriptors while the server still loads its code. Its children inherit the limit."""
+    psutil.Process(server.process.pid).rlimit(psutil.RLIMIT_NOFILE, (count, count))
+
+
 def _sleep_while_running(server: RunningServer, seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until and server.process.poll() is None:
@@ -127,7 +141,7 @@ def main() -> None:
         clock = stack.enter_context(JumpingClock()) if args.clock_jumps else None
         server = stack.enter_context(RunningServer(*SERVER_FLAGS, env=clock.env if clock else None))
         if args.files:
-            _limit_files(server, args.files)
+            limit_files(server, args.files)
         server.wait_ready()
         if args.disk_full:
             stack.enter_context(filled_disk())
@@ -143,9 +157,7 @@ def _harm(server: RunningServer, args: argparse.Namespace) -> Outcome:
     if args.signal == "STOP":
         return stopped(server, args.seconds, _LIMIT_S, args.group_s)
     if args.files:
-        target = Target.of(server)
-        in_the_middle = partial(receive_crowd, target, args.files, args.seconds / 2)
-        return harmed(server, args.seconds, _LIMIT_S, in_the_middle=in_the_middle)
+        return crowded(server, args.seconds, _LIMIT_S, args.files)
     return harmed(server, args.seconds, _LIMIT_S)
 
 
@@ -154,11 +166,6 @@ def _print_table(outcome: Outcome) -> None:
     for tally in outcome.tallies:
         print(f"| {tally.name} | {tally.num_answered} | {tally.num_told} | {len(tally.faults)} |")
     print(f"\nharmed: {outcome.num_harmed}; ready {outcome.ready_s:.1f} s after the last harm")
-
-
-def _limit_files(server: RunningServer, count: int) -> None:
-    """Set the limit for descriptors while the server still loads its code. Its children inherit the limit."""
-    psutil.Process(server.process.pid).rlimit(psutil.RLIMIT_NOFILE, (count, count))
 
 
 def _arguments() -> argparse.Namespace:

@@ -50,12 +50,14 @@ def filled_disk() -> Iterator[None]:
 
 
 def receive_crowd(target: Target, count: int, seconds: float) -> None:
-    """Hold this many idle connections to each port of the server for a while. Some may be refused."""
+    """Hold this many idle connections to each port of the server for a while. Some are refused or must wait."""
     with ExitStack() as stack:
         for port in (target.port, target.port_out, target.http_port):
             for _ in range(count):
-                with suppress(OSError):
-                    stack.enter_context(socket.create_connection(("127.0.0.1", port), 5, ("127.0.0.2", 0)))
+                client = stack.enter_context(socket.socket())
+                client.bind(("127.0.0.2", 0))
+                client.setblocking(False)
+                client.connect_ex(("127.0.0.1", port))  # the system goes on trying
         time.sleep(seconds)
 
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.hostile.chaos import SERVER_FLAGS, Outcome, harmed, stopped
+from tests.hostile.chaos import SERVER_FLAGS, Outcome, crowded, harmed, limit_files, stopped
 from tests.support.running_server import RunningServer
 from tests.support.waiting import HANG_S
+
+FEW_FILES = 256
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,14 @@ def test_no_request_is_lost_while_processes_are_killed(server: RunningServer) ->
 
 def test_no_request_is_lost_and_no_process_replaced_while_processes_are_stopped(server: RunningServer) -> None:
     _check(stopped(server, 6, HANG_S, group_s=2))
+
+
+def test_a_crowd_of_clients_cannot_take_the_descriptors_of_workers_and_gateways() -> None:
+    with RunningServer(*SERVER_FLAGS) as server:  # a server of its own: it is started with few descriptors
+        limit_files(server, FEW_FILES)
+        server.wait_ready()
+        _check(crowded(server, 6, HANG_S, FEW_FILES))
+        assert "new clients must wait" in server.log
 
 
 def _check(outcome: Outcome) -> None:

@@ -43,6 +43,7 @@ class Protected:
             port_out=self.port_out,
             endpoints=self.endpoints,
             max_message_bytes=1000,
+            num_children=1,
             curve=self.curve,
         )
         self._context = zmq.Context()

@@ -92,6 +92,7 @@ class Broker:
             port_out=settings.port_out,
             endpoints=endpoints,
             max_message_bytes=settings.max_message_mb << 20,
+            num_children=len(worker_names) + settings.http_workers,
             curve=self._curve,
         )
         self._scheduler = Scheduler(
@@ -149,6 +150,7 @@ class Broker:
         """
         now = time.monotonic()
         self.clock.turn(now)
+        self._ports.keep_room(now)
         self._read_subscriptions(now)
         self._read_worker_messages(now)
         self._read_requests(now)

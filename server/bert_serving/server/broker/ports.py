@@ -14,14 +14,17 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
 from bert_serving.protocol import MAX_IDENTITY_BYTES
+from zmq.utils.monitor import recv_monitor_message
 
 from .budget import Budget
 from .curve import CurveServer
+from .descriptors import DescriptorReserve, Door, backlog_for, max_open_files, reserve_for
 
 # Room for an identity and the command name SUBSCRIBE. A limit is needed because libzmq keeps a tree node for every
 # byte of a subscription.
@@ -60,8 +63,8 @@ class PortInUse(Exception):
 class Ports:
     """Opens the sockets. If one cannot be bound, closes the others and raises PortInUse.
 
-    max_message_bytes: libzmq closes the connection of a client that sends a larger message. curve: who may connect
-    over TCP; None: every client, without encryption.
+    max_message_bytes: libzmq closes the connection of a client that sends a larger message. num_children: how many
+    workers and gateways there are. curve: who may connect over TCP; None: every client, without encryption.
     """
 
     def __init__(
@@ -72,10 +75,12 @@ class Ports:
         port_out: int,
         endpoints: PrivateEndpoints,
         max_message_bytes: int,
+        num_children: int,
         curve: CurveServer | None = None,
     ) -> None:
         self._context = zmq.Context()
         self._curve = curve
+        self._on_close = ExitStack()
         self.requests, self.gateway_requests = self._open(zmq.PULL), self._open(zmq.PULL)
         self.requests.maxmsgsize = max_message_bytes
         self.requests.rcvhwm = _UNREAD_REQUESTS
@@ -101,8 +106,8 @@ class Ports:
                 curve.protect(self.requests)
                 curve.protect(self.replies)
                 self.replies.maxmsgsize = _MAX_CURVE_BYTES
-            _bind(self.requests, host, port)
-            _bind(self.replies, host, port_out)
+            doors = [self._bind(self.requests, host, port), self._bind(self.replies, host, port_out)]
+            self._reserve = self._make_reserve(doors, num_children)
         except BaseException:
             self.close()
             raise
@@ -122,8 +127,13 @@ class Ports:
         """Undo `watch`."""
         self._poller.unregister(descriptor)
 
+    def keep_room(self, now: float) -> None:
+        """Let no more clients in while nearly all file descriptors are in use. now: monotonic seconds."""
+        self._reserve.check(now)
+
     def close(self) -> None:
         """Close the sockets. Waits up to one second for replies that libzmq has not sent yet."""
+        self._on_close.close()
         if self._curve is not None:
             self._curve.stop()
         self._context.destroy(linger=_LINGER_MS)
@@ -137,6 +147,29 @@ class Ports:
         socket.tcp_keepalive_intvl = _KEEPALIVE_S // 3
         socket.tcp_keepalive_cnt = 3
         return socket
+
+    def _bind(self, socket: zmq.Socket[bytes], host: str, port: int) -> Door:
+        """Listen on a port. Raises PortInUse."""
+        monitor = socket.get_monitor_socket(zmq.EVENT_LISTENING)  # it tells libzmq's descriptor
+        try:
+            socket.ipv6 = ":" in host
+            socket.backlog = backlog_for(max_open_files())
+            socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
+            door = Door(recv_monitor_message(monitor)["value"])
+        except zmq.ZMQError as exc:
+            if exc.errno == zmq.EADDRINUSE:
+                raise PortInUse(f"port {port} on {host} is in use") from exc
+            raise PortInUse(f"cannot listen on {host} port {port}: {exc}") from exc
+        finally:
+            socket.disable_monitor()
+        self._on_close.callback(door.close)
+        return door
+
+    def _make_reserve(self, doors: list[Door], num_children: int) -> DescriptorReserve:
+        limit = max_open_files()
+        reserve = DescriptorReserve(doors, size=reserve_for(num_children, limit), limit=limit)
+        self._on_close.callback(reserve.close)
+        return reserve
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
@@ -189,13 +222,3 @@ def is_loopback(peer: str) -> bool:
     # such an address may be a loopback address.
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
-
-
-def _bind(socket: zmq.Socket[bytes], host: str, port: int) -> None:
-    try:
-        socket.ipv6 = ":" in host
-        socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
-    except zmq.ZMQError as exc:
-        if exc.errno == zmq.EADDRINUSE:
-            raise PortInUse(f"port {port} on {host} is in use") from exc
-        raise PortInUse(f"cannot listen on {host} port {port}: {exc}") from exc

@@ -45,7 +45,7 @@ def serve(
 
 
 def _allow_many_files() -> None:
-    """Raise the limit for open files as far as the system allows: 1,024 files are enough for about 500 clients."""
+    """Raise the limit for open files as far as the system allows: 1,024 files are enough for about 350 clients."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
