@@ -108,3 +108,11 @@ def test_each_model_has_its_own_tokenizer(tmp_path: Path, now: list[float]) -> N
     now[0] += 10
     second = asyncio.run(known.tokenizer())
     assert [first.token_to_id("<pad>"), second.token_to_id("<pad>")] == [0, 1]
+
+
+def test_without_a_tokenizer_file_only_its_routes_are_unavailable(tmp_path: Path) -> None:
+    server = FakeServer(WorkerStatus(**worker("A"), splits_specials=False), newest="A")
+    known = KnownModels(server.status, tmp_path)
+    assert labels_of_newest(known) == ["A"]
+    with pytest.raises(Unavailable, match="no tokenizer file"):
+        asyncio.run(known.tokenizer())

@@ -110,13 +110,18 @@ class KnownModels:
         return self._models[fingerprint] if fingerprint in self._models else await self.newest()
 
     async def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer of the newest model. Raises Unavailable until a worker has loaded the model."""
+        """Return the tokenizer of the newest model.
+
+        Raises Unavailable until a worker has loaded the model, and if no worker could write the tokenizer.
+        """
         facts = (await self.newest()).facts
         fingerprint = facts["fingerprint"]
         if self._tokenizer is None or self._tokenizer[0] != fingerprint:
             from tokenizers import Tokenizer  # imported late: it takes memory, and only some requests need it
 
             path = self._tokenizer_dir / f"tokenizer-{fingerprint}.json"
+            if not path.exists():
+                raise Unavailable("the server has no tokenizer file, because its disk was full; its log says more")
             tokenizer = await asyncio.to_thread(Tokenizer.from_file, str(path))
             tokenizer.encode_special_tokens = facts["splits_specials"]
             self._tokenizer = fingerprint, tokenizer

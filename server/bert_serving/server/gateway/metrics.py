@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from bert_serving.protocol import ERROR_CODES
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
@@ -13,7 +16,11 @@ from ..buckets import SECONDS
 #: The route of a request whose path is not known.
 UNKNOWN_ROUTE = "other"
 
+log = logging.getLogger(__name__)
+
 _BROKER_UP = "bert_serving_broker_up"
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_FILE_BYTES = 256 << 10  # the larger file needs about 100 kB
 
 
 class GatewayMetrics:
@@ -21,12 +28,14 @@ class GatewayMetrics:
 
     Each process writes its counts to files in the folder that PROMETHEUS_MULTIPROC_DIR names. The process that
     answers /metrics adds up the files of all processes. Raises ValueError if the variable does not name a folder.
+    If the disk has no room for its files, a process counts in its own memory: only it shows these counts.
     """
 
     def __init__(self, routes: Sequence[str], key_names: Sequence[str] = ()) -> None:
         # prometheus_client reads PROMETHEUS_MULTIPROC_DIR only once, when any module first imports it. If the
         # variable was not set then, metrics would stay in this process. So the variable is read again here.
-        values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
+        is_shared = _create_files(Path(os.environ.get(_FOLDER) or "no folder"))
+        values.ValueClass = values.get_value_class() if is_shared else values.MutexValue  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         self.requests = Counter(
             "bert_serving_http_requests",
@@ -58,8 +67,10 @@ class GatewayMetrics:
         for route in routes:
             self.requests.labels(route, "200")
             self.latency.labels(route)
-        self._all = CollectorRegistry()
-        MultiProcessCollector(self._all)  # type: ignore[no-untyped-call]
+        self._all = registry
+        if is_shared:
+            self._all = CollectorRegistry()
+            MultiProcessCollector(self._all)  # type: ignore[no-untyped-call]
 
     def observe(
         self,
@@ -92,3 +103,31 @@ class GatewayMetrics:
             f"{_BROKER_UP} {float(broker_up)}\n"
         )
         return generate_latest(self._all).decode() + up
+
+
+def _create_files(folder: Path) -> bool:
+    """Create prometheus_client's files for this process with all their blocks; return whether there was room.
+
+    prometheus_client would create files without blocks and write to them through a memory map. If the disk is full
+    then, the system ends the process with SIGBUS.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{_FOLDER} must name a folder, got {str(folder)!r}")
+    try:
+        for kind in ("counter", "histogram"):
+            _create_file(folder / f"{kind}_{os.getpid()}.db")
+    except OSError as exc:
+        log.warning("/metrics will not show the HTTP requests of all gateways: cannot write to the disk: %s", exc)
+        return False
+    return True
+
+
+def _create_file(path: Path) -> None:
+    partial = path.with_suffix(".partial")  # other processes read every .db file
+    try:
+        with partial.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
+        partial.rename(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

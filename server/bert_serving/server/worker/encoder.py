@@ -355,7 +355,7 @@ class Encoder:
         return self._loaded.tokenizer.tokens(text.ids)
 
     def save_tokenizer(self, path: Path) -> None:
-        """Write the tokenizer to a file that the tokenizers library can read."""
+        """Write the tokenizer to a file that the tokenizers library can read. Raises OSError."""
         self._loaded.tokenizer.save(path)
 
     # -- inside ----------------------------------------------------------------------------------------

@@ -127,12 +127,12 @@ class Tokenizer:
         return str(self._rust.to_str())
 
     def save(self, path: Path) -> None:
-        """Write the tokenizer to a file that the tokenizers library reads."""
+        """Write the tokenizer to a file that the tokenizers library reads. Raises OSError, as for a full disk."""
         rust = RustTokenizer.from_str(self._rust.to_str())
         if self._do_lower_case:
             first = [normalizers.Lowercase()]
             rust.normalizer = normalizers.Sequence(first if rust.normalizer is None else [*first, rust.normalizer])
-        rust.save(str(path))
+        path.write_text(rust.to_str(), encoding="utf-8")  # `rust.save` would not raise OSError
 
     @property
     def splits_specials(self) -> bool:

@@ -103,11 +103,7 @@ class Worker:
         try:
             encoder = Encoder.from_spec(spec)
             if tokenizer_dir is not None:
-                partial = tokenizer_dir / f"tokenizer-{os.getpid()}.partial"
-                encoder.save_tokenizer(partial)
-                # A file for each model, because another worker may still serve an older one. It is renamed so that
-                # no gateway reads a half-written file.
-                partial.rename(tokenizer_dir / f"tokenizer-{encoder.fingerprint}.json")
+                save_tokenizer(encoder, tokenizer_dir)
             facts = warm_up(encoder, max_batch_tokens=spec.max_batch_tokens)
         except ModelError as exc:
             self._io.send(Refused(str(exc)))
@@ -231,6 +227,24 @@ class _IoThread:
 
     def _heartbeat(self) -> Heartbeat:
         return Heartbeat(time.monotonic() - self._forward_at, self._num_forwards)
+
+
+def save_tokenizer(encoder: Encoder, folder: Path) -> None:
+    """Write the tokenizer for the gateways, unless another worker with the same model has done so.
+
+    If it cannot be written, as on a full disk, this is only logged: nothing but /tokenize and /decode needs it.
+    """
+    # A file for each model, because another worker may still serve an older one.
+    path = folder / f"tokenizer-{encoder.fingerprint}.json"
+    if path.exists():
+        return
+    partial = folder / f"tokenizer-{os.getpid()}.partial"
+    try:
+        encoder.save_tokenizer(partial)
+        partial.rename(path)  # no reader sees a half-written file
+    except OSError as exc:
+        log.warning("/tokenize and /decode will not work: cannot write the tokenizer: %s", one_line(exc))
+        partial.unlink(missing_ok=True)
 
 
 def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
