@@ -58,6 +58,7 @@ def receive_crowd(target: Target, count: int, seconds: float) -> None:
                 client.bind(("127.0.0.2", 0))
                 client.setblocking(False)
                 client.connect_ex(("127.0.0.1", port))  # the system goes on trying
+                time.sleep(0.002)  # else the short queue of the port is full, and the system waits a second
         time.sleep(seconds)
 
 

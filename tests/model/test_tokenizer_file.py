@@ -23,7 +23,7 @@ def test_the_tokenizer_is_written_once_for_all_workers_with_a_model(encoder: Enc
     save_tokenizer(encoder, tmp_path)
     [path] = tmp_path.iterdir()
     assert path.name == f"tokenizer-{encoder.fingerprint}.json"
-    assert Tokenizer.from_file(str(path)).encode("the dog").tokens == ["[CLS]", "the", "dog", "[SEP]"]
+    assert Tokenizer.from_file(str(path)).encode("the dog").tokens == ["<s>", "the", "dog", "</s>"]
     written = path.stat().st_mtime_ns, path.stat().st_ino
     save_tokenizer(encoder, tmp_path)
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == written

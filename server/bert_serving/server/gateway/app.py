@@ -40,12 +40,11 @@ from .http_protocol import ConnectionPool
 from .keys import Keyring
 from .known_models import KnownModels
 from .limits import BodyLimits, ConnectionLimits
+from .loop_errors import LoopErrors
 from .memory import GatewayMemory
 from .metrics import GatewayMetrics
 from .middleware import CountRequests
 from .service import Service, server_status
-
-log = logging.getLogger(__name__)
 
 #: The value of `cors` that allows only pages of web servers on the caller's own machine.
 LOOPBACK = "loopback"
@@ -134,16 +133,11 @@ class Server(uvicorn.Server):
             listener.listen(_BACKLOG)
 
 
-def _log_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log an error that no task handles. asyncio's own handler would log its message, which may contain a text."""
-    log.error("%s", context["message"], exc_info=context.get("exception"))
-
-
 async def _serve(server: uvicorn.Server, http_socket: socket, pool: ConnectionPool, keys: Keyring) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_log_error)
+    loop.set_exception_handler(LoopErrors())
 
     def stop() -> None:
         loop.remove_reader(parent.sentinel)
