@@ -115,9 +115,10 @@ def sends_blanks(target: Target, until: float) -> None:
     _ask_again_and_again(target, until, _body([" " * 100_000_000]), 1)
 
 
-def sends_longest_blanks(target: Target, until: float) -> None:
-    """Send 100 MB of blanks in texts as long as the server accepts."""
-    _ask_again_and_again(target, until, _body([" " * MAX_TEXT_CHARS] * 24), 24)
+def sends_longest_texts(target: Target, until: float) -> None:
+    """Send 100 MB in texts as long as the server accepts."""
+    text = ("word " * MAX_TEXT_CHARS)[:MAX_TEXT_CHARS]
+    _ask_again_and_again(target, until, _body([text] * 24), 24)
 
 
 def sends_containers(target: Target, until: float) -> None:
@@ -189,7 +190,7 @@ ATTACKS = (
     sends_distinct_options,
     sends_long_texts,
     sends_blanks,
-    sends_longest_blanks,
+    sends_longest_texts,
     sends_containers,
     subscribes,
     leaves,

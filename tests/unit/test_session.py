@@ -113,6 +113,13 @@ def test_a_server_that_names_no_limit_gets_requests_of_any_size(
     assert session.pending == {1}
 
 
+def test_a_hello_may_be_answered_with_any_json(session: Session) -> None:
+    frames = session.hello(0.0)
+    assert frames is not None
+    session.receive([IDENTITY, b"[1]", frames[2]], 0.0)
+    assert session.is_subscribed
+
+
 # -- receiving -----------------------------------------------------------------------------------------
 
 

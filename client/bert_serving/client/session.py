@@ -282,7 +282,8 @@ class Session:
 
 def _max_bytes_of(reply: Reply) -> float:
     """Return the largest body that a server accepts, from its reply to SHOW_CONFIG; infinity if it names none."""
-    limit_mb = reply.info.get("max_message_mb") if isinstance(reply, InfoReply) else None
+    info = reply.info if isinstance(reply, InfoReply) else None
+    limit_mb = info.get("max_message_mb") if isinstance(info, dict) else None  # other servers may send any JSON
     return limit_mb << 20 if type(limit_mb) is int else math.inf
 
 
