@@ -169,7 +169,7 @@ def test_requests_wait_for_the_first_worker_without_a_limit(stage: Stage) -> Non
 
 def test_after_unavailable_after_without_a_worker_requests_get_unavailable_with_a_retry_time(stage: Stage) -> None:
     stage.be_ready()
-    stage.broker.worker_lost(NAME, PID)
+    stage.broker.worker_ended(NAME, PID)
     stage.ask()
     stage.step_until(lambda: "jobs=1" in repr(stage.broker))
     stage.broker.clock.now += 29
@@ -198,7 +198,7 @@ def test_nothing_is_sent_to_a_worker_while_its_last_messages_are_read(stage: Sta
     stage.tell(good_result(batch))
     wait_until(lambda: stage.broker.read_worker_messages() or stage.observer.ends)
     assert isinstance(stage.end(), Usage)
-    stage.broker.worker_lost(NAME, PID)
+    stage.broker.worker_ended(NAME, PID)
     stage.step_until(lambda: "jobs=1" in repr(stage.broker))
     stage.be_ready()
     assert stage.batch().batch_id == 2

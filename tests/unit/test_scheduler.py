@@ -973,6 +973,23 @@ WRONG_RESULTS: dict[str, Callable[[Batch], Result]] = {
 }
 
 
+def test_a_result_that_cannot_be_stored_fails_its_job_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = make_scheduler()
+    bad, good = submit(scheduler, ALICE, 1), submit(scheduler, BOB, 1)
+    store = Job.store
+
+    def fails_once(job: Job, *args: Any) -> None:
+        if job is bad:
+            raise TypeError
+        store(job, *args)
+
+    monkeypatch.setattr(Job, "store", fails_once)
+    failure, done = scheduler.complete("w0", computed(next_batch(scheduler)), 0.0)
+    assert isinstance(failure, Failure)
+    assert (failure.job, type(failure.error), done) == (bad, WorkerFailed, good)
+    assert scheduler.is_idle
+
+
 @pytest.mark.parametrize("make_wrong", WRONG_RESULTS.values(), ids=WRONG_RESULTS)
 def test_a_wrong_result_fails_its_batch_and_nothing_else(make_wrong: Callable[[Batch], Result]) -> None:
     scheduler = make_scheduler()

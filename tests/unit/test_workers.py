@@ -112,6 +112,15 @@ def test_the_end_of_a_predecessor_does_not_end_its_successor(stage: Stage) -> No
     assert stage.pid is None
 
 
+def test_the_late_message_of_a_successor_that_was_killed_changes_nothing(stage: Stage) -> None:
+    stage.hear(1, Ready(model_facts(pid=1)))
+    assert not stage.workers.lost(NAME, 2)  # the successor is killed, while its Ready is on the way
+    assert stage.hear(2, Ready(model_facts(pid=2))) == []
+    assert stage.workers.views[NAME].pid == 1
+    stage.workers.take_refusal(2)  # it has ended; the system gives its id to another process
+    assert len(stage.hear(2, Ready(model_facts(pid=2)))) == 1
+
+
 def test_a_refusal_of_a_successor_leaves_the_worker_ready(stage: Stage) -> None:
     assert stage.hear(2, Refused("no weights")) == []
     assert stage.pid == 1

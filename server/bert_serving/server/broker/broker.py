@@ -149,7 +149,7 @@ class Broker:
         """Handle the messages that have arrived, then send batches and replies.
 
         Each phase stops when its budget is spent and continues in the next step. What workers have sent is always
-        read: each of them has at most two batches.
+        read: each of them has only a few batches.
         """
         now = time.monotonic()
         self.clock.turn(now)

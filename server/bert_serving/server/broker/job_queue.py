@@ -1,4 +1,4 @@
-"""Stores every open job; decides which waiting texts go to a worker first, and how many texts may wait.
+"""Stores every open job, and decides which waiting texts go to a worker first.
 
 Small requests (up to `priority_batch_size` texts) go first. Large requests get a quarter of every batch, so that
 they do not starve. Among the small requests, and among the large ones, each flow gets an equal share of the

@@ -33,6 +33,7 @@ _MAX_SMALL_BYTES_PER_TOPIC = 4 << 20  # 3,000 errors: more than a client has req
 _MAX_STRANGER_BYTES = 2 << 20  # 1,500 errors: more new clients than a server gets in one second
 _STRANGER_S = 10.0  # except on a very slow network, a subscription arrives soon after the first request
 _MAX_NOTE_BYTES = 8 << 20  # 6,000 notes
+_MAX_NOTES_PER_TOPIC = 64  # a client of bert-as-service waits for one reply; ours need no note
 _NOTE_S = 60.0  # a client that has lost its connection connects again within seconds
 _BLOCKED_S = 2.0  # how long one subscriber that does not read may delay the replies to others with its identity
 _RETRY_DROPPED_MS = 1000
@@ -162,7 +163,7 @@ class Outbox:
 
     def post_note(self, frames: Frames, now: float) -> None:
         """Hold an error for a client whose connection is lost, until the client subscribes again."""
-        self._hold(HeldReply([self.topic_of(bytes(frames[0])), *frames[1:]], now), self._notes)
+        self._hold_note(HeldReply([self.topic_of(bytes(frames[0])), *frames[1:]], now))
 
     def deliver(self, send: Send, now: float, budget: Budget) -> None:
         """Send replies that have a subscriber, until none can be sent or the budget is spent."""
@@ -259,4 +260,13 @@ class Outbox:
         is_error = len(frames) == 4 and len(frames[2]) == 0
         if not is_error:  # an error that was not sent stays as it is
             frames = reply_to_frames(ErrorReply(reply.topic, bytes(frames[-1]), error))
-        self._hold(HeldReply(frames, now), self._notes)
+        self._hold_note(HeldReply(frames, now))
+
+    def _hold_note(self, note: HeldReply) -> None:
+        topic = self._topics.get(note.topic)
+        if (
+            topic is not None and len(topic.replies) >= _MAX_NOTES_PER_TOPIC
+        ):  # else one client could drop all others'
+            self._on_dropped(note.dropped("its client has lost too many requests at once"))
+            return
+        self._hold(note, self._notes)

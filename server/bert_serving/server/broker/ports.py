@@ -96,7 +96,7 @@ class Ports:
         self.replies.sndhwm = _REPLIES_IN_PIPE
         self.workers = self._open(zmq.ROUTER)
         self.workers.router_mandatory = 1
-        self.workers.sndhwm = 0  # no limit is needed: a worker has at most two batches
+        self.workers.sndhwm = 0  # no limit is needed: a worker has only a few batches
         self._poller = zmq.Poller()
         for socket in (self.requests, self.gateway_requests, self.replies, self.workers):
             self._poller.register(socket, zmq.POLLIN)

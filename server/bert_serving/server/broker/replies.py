@@ -195,6 +195,5 @@ class Replies:
 
     def _note_dropped(self, dropped: Dropped) -> None:
         self._metrics.dropped_replies.inc()
-        self._sparse_log.warning(
-            "dropped a reply topic=%r id=%r reason=%s", dropped.topic, dropped.request_id, dropped.reason
-        )
+        # The topic is not logged: whoever knows an identity can listen to its replies.
+        self._sparse_log.warning("dropped a reply id=%r reason=%s", dropped.request_id, dropped.reason)

@@ -3,9 +3,9 @@
 Rules of this file:
 - A batch holds the texts that wait at the moment when a worker can take a batch. No timer delays a batch: under
   load, batches grow by themselves; an idle server starts at once.
-- A worker has at most two batches: the one that it computes, and the next one. The next batch is sent only when
-  it has as many tokens as the batch that is being computed, or half as many as a full batch. Until then, the
-  worker is busy anyway, and the batch can grow.
+- A worker has at most two batches, apart from long ones: the one that it computes, and the next one. The next
+  batch is sent only when it has as many tokens as the batch that is being computed, or half as many as a full
+  batch. Until then, the worker is busy anyway, and the batch can grow.
 - A batch has at most as many tokens as its worker computes in BATCH_S seconds (see worker_load.py). So an urgent
   text waits at most that long for each batch that was sent before it.
 - A text with more tokens than that is a batch alone. With more than twice as many, it is a long batch. The worker
@@ -282,12 +282,17 @@ class Scheduler:
             return [*self.fail(name, result.batch_id, f"the worker returned a wrong result: {wrong}")]
         batch = worker.in_flight.pop(result.batch_id)
         worker.progress_at = self._clock.now
+        ended: list[Job | Failure] = []
+        for slice_, part_result in zip(slices, result.part_results, strict=True):
+            try:
+                job = self._store(slice_, part_result, result, worker.model)
+            except Exception:  # the result is wrong in a way that was not checked: only this job must fail
+                log.exception("cannot store a result worker=%s id=%d", name, result.batch_id)
+                job = self._fail_job(slice_.job, WorkerFailed("the worker returned a wrong result"))
+            if job is not None:
+                ended.append(job)
         self._learn(worker, batch, result)
-        ended = (
-            self._store(slice_, part_result, result, worker.model)
-            for slice_, part_result in zip(slices, result.part_results, strict=True)
-        )
-        return [job for job in ended if job is not None]
+        return ended
 
     def traces(self, name: str, batch_id: int) -> str:
         """Return the names of the requests in a batch of a worker, for a log line."""

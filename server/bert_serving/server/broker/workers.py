@@ -102,6 +102,7 @@ class Workers:
         self._clock = clock
         self._views = {name: WorkerView(name) for name in names}
         self._refusals: dict[int, str] = {}  # by process id
+        self._gone: set[int] = set()  # processes that were killed but have not ended yet
         self._lost_at: float | None = None  # when a ready worker was lost last
 
     def __repr__(self) -> str:
@@ -151,6 +152,8 @@ class Workers:
         message = _read(view.name, frames)
         if isinstance(message, Refused):
             self._refusals[pid] = message.reason
+        elif pid in self._gone:
+            log.debug("ignored a message of a process that was killed name=%s pid=%d", view.name, pid)
         elif isinstance(message, Ready):
             self._views[view.name] = WorkerView(view.name, pid, message.facts, heard_at=self._clock.now)
             return message
@@ -176,7 +179,8 @@ class Workers:
             log.warning("cannot send to %s: %s", name, exc)
 
     def lost(self, name: str, pid: int) -> bool:
-        """Forget a process if it serves under this name; return whether it did."""
+        """Forget a process that is dead or is being killed; return whether it serves under this name."""
+        self._gone.add(pid)
         if self._views[name].pid != pid:
             return False
         self._views[name] = WorkerView(name)
@@ -184,7 +188,8 @@ class Workers:
         return True
 
     def take_refusal(self, pid: int) -> str | None:
-        """Return why a process could not serve, or None if it gave no reason; forget the reason."""
+        """Return why a process that has ended could not serve, if it gave a reason; forget the process."""
+        self._gone.discard(pid)  # its messages were read, and another process may get its id
         return self._refusals.pop(pid, None)
 
     def stop(self) -> None:

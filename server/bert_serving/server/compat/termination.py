@@ -68,8 +68,8 @@ def terminate_server(ip: str, port: int, *, timeout_s: float, curve_dir: str | N
             while _accepts(ip, port):
                 if time.monotonic() > deadline:
                     raise TerminateError(
-                        f"the server at {ip}:{port} still runs after {timeout_s:g} s; it can be stopped from "
-                        "another machine only if it was started with -allow_remote_termination"
+                        f"the server at {ip}:{port} still runs after {timeout_s:g} s. It is busy, or it runs on "
+                        "another machine and was not started with -allow_remote_termination"
                     )
                 time.sleep(_POLL_S)
         finally:

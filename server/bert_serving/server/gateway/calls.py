@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 
 from bert_serving.protocol import DeadlineExceeded
 from fastapi import Request
@@ -72,7 +73,16 @@ def _flow_of(request: Request) -> tuple[str, float | None]:
     key = request.scope.get(API_KEY)
     if key is not None:
         return f"key:{key.name}"[:_MAX_FLOW_CHARS], key.share
-    return f"address:{request.client.host if request.client else ''}"[:_MAX_FLOW_CHARS], None
+    return f"address:{_network_of(request.client.host) if request.client else ''}"[:_MAX_FLOW_CHARS], None
+
+
+def _network_of(host: str) -> str:
+    """Return an address, or the /64 network of an IPv6 address: one machine can have all addresses in it."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    return host if address.version == 4 else str(ip_network((address, 64), strict=False))
 
 
 def _timeout_ms(given: str | None) -> int | None:
