@@ -108,7 +108,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._running: tuple[asyncio.Task[Any], RequestResponseCycle] | None = None
         self._receives: Literal["nothing", "head", "body"] = "nothing"
         self._head_begun_at = time.monotonic()
-        self._head_bytes = 0
+        self._head_bytes = 0  # bytes of a head; or in a body, bytes that have arrived since its last byte
         self._num_received = 0
         self._body_meter = Meter(self._limits.body_timeout_s)
         self._response_meter = Meter(self._limits.response_timeout_s)
@@ -150,16 +150,19 @@ class LimitedConnection(HttpToolsProtocol):
         self._end_request(LEFT)
 
     def data_received(self, data: bytes) -> None:
-        """Parse the data. Refuses a head that does not end within `max_head_bytes`."""
+        """Parse the data. Refuses a head that does not end within `max_head_bytes`.
+
+        The same limit holds for a trailer of a chunked body, and for the extensions of a chunk: the parser keeps
+        a header until its end arrives.
+        """
         self._num_received += len(data)
         while data and not self._is_ending:
-            room = len(data)
-            if self._receives != "body":
-                room = self._limits.max_head_bytes - self._head_bytes
-                self._head_bytes += min(room, len(data))
+            room = self._limits.max_head_bytes - self._head_bytes
             if room <= 0:
-                self._refuse(431, f"the head of a request may have at most {self._limits.max_head_bytes} bytes")
+                part = "trailer or the chunk header" if self._receives == "body" else "head"
+                self._refuse(431, f"the {part} of a request may have at most {self._limits.max_head_bytes} bytes")
                 return
+            self._head_bytes += min(room, len(data))
             super().data_received(data[:room])
             data = data[room:]
         self._note_wait()
@@ -187,11 +190,13 @@ class LimitedConnection(HttpToolsProtocol):
             self._refuse(429, f"at most {_MAX_PIPELINED} requests may wait on one connection")
         if not self._is_ending:
             self._receives = "body"
+            self._head_bytes = 0
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Pass a piece of the body on."""
         if not self._is_ending:
+            self._head_bytes = 0
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -301,7 +306,8 @@ class LimitedConnection(HttpToolsProtocol):
         if is_responding or is_of_next_request:  # this response would become a part of another one
             self.transport.abort()
             return
-        self.transport.write(_error_message(status, description))
+        if self._has_request or self._receives != "body":  # otherwise the request has got its response already
+            self.transport.write(_error_message(status, description))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()  # what arrives now is ignored
