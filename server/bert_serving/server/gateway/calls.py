@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import time
@@ -46,6 +47,14 @@ class Call:
         if remaining <= 0:
             raise self.exceeded()
         return remaining
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, but at most until the deadline. Raises DeadlineExceeded if it has passed."""
+        remaining_ms = self.remaining_ms()
+        if remaining_ms is not None:
+            seconds = min(seconds, remaining_ms / 1000)
+        await asyncio.sleep(seconds)
+        self.remaining_ms()
 
     def exceeded(self) -> DeadlineExceeded:
         """Return the error of a request whose deadline has passed."""
