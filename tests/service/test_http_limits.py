@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from bert_serving.server.gateway.http_protocol import LEFT
+from bert_serving.server.gateway.http_protocol import LEFT, LimitedConnection
 
 from tests.support.gateway import make_connection_limits
 from tests.support.small_gateway import BIG, SmallGateway, read_all
@@ -213,6 +213,19 @@ def test_the_request_of_a_caller_that_leaves_is_cancelled(gateway: SmallGateway,
     with gateway.connect(POST % (b"wait", size) + b"x" * size):
         wait_until(lambda: gateway.num_waiting == 1)
     wait_until(lambda: gateway.ended == [LEFT])
+
+
+def test_a_caller_that_leaves_is_noticed_while_its_body_is_not_read(gateway: SmallGateway) -> None:
+    gateway.ended.clear()
+    with gateway.connect(POST % (b"unread", 1 << 20) + b"x" * 100_000) as caller:
+        port = caller.getsockname()[1]
+        wait_until(lambda: port in {each.client[1] for each in _paused(gateway) if each.client})
+        wait_until(lambda: gateway.num_waiting == 1)
+    wait_until(lambda: gateway.ended == [LEFT])
+
+
+def _paused(gateway: SmallGateway) -> list[LimitedConnection]:
+    return [each for each in list(gateway.pool.connections) if each.flow.read_paused]
 
 
 def test_a_caller_that_stays_gets_its_response_after_another_has_left(gateway: SmallGateway) -> None:

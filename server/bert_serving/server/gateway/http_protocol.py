@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .errors import default_response
+from .hang_up import has_hung_up
 from .limits import MIN_BYTES_PER_S, ConnectionLimits
 
 #: Key in the ASGI scope of a request that was cancelled because of its caller. The value is the HTTP status that
@@ -200,7 +201,7 @@ class LimitedConnection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Note that the body is complete. Reading goes on: only this shows that the caller leaves."""
+        """Note that the body is complete. Reading goes on: this shows at once that the caller leaves."""
         if self._is_ending:
             return
         self._receives = "nothing"
@@ -225,12 +226,14 @@ class LimitedConnection(HttpToolsProtocol):
     # -- limits ----------------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
-        """End the connection if its caller is too slow. Called about once a second."""
+        """End the connection if its caller is too slow or has left. Called about once a second."""
         if self._refused_at is not None:
             if now - self._refused_at > _LINGER_S:
                 self.transport.abort()
         elif self._reads_too_slowly(now):
             self.drop("its response is not read")
+        elif self.flow.read_paused and has_hung_up(self.transport):
+            self.drop("its caller has left")
         elif self._waits_for_head and now - self._head_begun_at > self._limits.head_timeout_s:
             self._refuse_slow("head", self._limits.head_timeout_s)
         elif self._sends_too_slowly(now):
