@@ -97,6 +97,14 @@ def test_a_deadline_that_passes_is_504(http: httpx.Client, path: str, field: str
     assert is_described(reply.json())
 
 
+@pytest.mark.parametrize("path", ["/encode", "/embed", "/tokenize", "/decode"])
+def test_a_deadline_that_passes_while_the_body_arrives_is_504(running: RunningServer, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", running.http_port)) as caller:
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nX-Request-Timeout-Ms: 100\r\n\r\n"
+        caller.sendall(head.encode() + b'{"inputs": ')
+        assert caller.recv(1 << 16).startswith(b"HTTP/1.1 504 ")
+
+
 @pytest.mark.parametrize("path", ["/encode", "/v1/embeddings", "/embed", "/v2/embed", "/api/embed"])
 def test_a_deadline_that_is_not_a_number_is_400(http: httpx.Client, path: str) -> None:
     reply = http.post(path, json={}, headers={"X-Request-Timeout-Ms": "soon"})

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from bert_serving.server.gateway.http_protocol import LEFT
+from bert_serving.server.gateway.http_protocol import LEFT, LimitedConnection
 
 from tests.support.gateway import make_connection_limits
 from tests.support.small_gateway import BIG, SmallGateway, read_all
@@ -125,6 +125,41 @@ def test_a_stream_may_be_slow_but_not_silent(gateway: SmallGateway) -> None:
     assert status_of(gateway.ask(POST % (b"slow", 4) + b"xx")) == 408
 
 
+CHUNKED = b"POST /%s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"
+
+
+@pytest.mark.parametrize("path", [b"echo", b"early"], ids=["before the response", "after the response"])
+@pytest.mark.parametrize(
+    "endless",
+    [b"0\r\nX: ", b"0\r\n" + b"X: a\r\n" * 15_000 + b"X: ", b"5;x="],
+    ids=["trailer", "trailers", "extension"],
+)
+def test_a_trailer_or_an_extension_without_end_is_refused_while_it_is_sent(
+    gateway: SmallGateway, path: bytes, endless: bytes
+) -> None:
+    num_refusals = gateway.refusals.count(431)
+    gateway.ended.clear()
+    with gateway.connect(CHUNKED % path + endless) as caller:
+        first = caller.recv(1 << 16) if path == b"early" else b""
+        with contextlib.suppress(ConnectionError):  # the gateway ignores the rest for two seconds, then it closes
+            caller.sendall(b"a" * (100 << 20))
+        read_all(caller)
+    assert first[:13] in (b"", b"HTTP/1.1 200 ")
+    assert gateway.refusals.count(431) + gateway.ended.count(431) == num_refusals + 1
+
+
+@pytest.mark.parametrize("endless", [b"0\r\nX: ", b"5;x="], ids=["trailer", "extension"])
+def test_a_trailer_or_an_extension_that_is_too_large_is_431(gateway: SmallGateway, endless: bytes) -> None:
+    assert status_of(gateway.ask(CHUNKED % b"echo" + endless + b"a" * 140_000)) == 431
+
+
+def test_chunks_with_small_extensions_and_a_trailer_are_a_body(gateway: SmallGateway) -> None:
+    head = CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") % b"echo"
+    chunk = b"2;x=" + b"a" * 1000 + b"\r\ncd\r\n"
+    response = gateway.ask(head + chunk * 1000 + b"0\r\nX: " + b"a" * 60_000 + b"\r\n\r\n")
+    assert response.endswith(b"\r\n2002")
+
+
 # -- responses -----------------------------------------------------------------------------------------
 
 
@@ -178,6 +213,19 @@ def test_the_request_of_a_caller_that_leaves_is_cancelled(gateway: SmallGateway,
     with gateway.connect(POST % (b"wait", size) + b"x" * size):
         wait_until(lambda: gateway.num_waiting == 1)
     wait_until(lambda: gateway.ended == [LEFT])
+
+
+def test_a_caller_that_leaves_is_noticed_while_its_body_is_not_read(gateway: SmallGateway) -> None:
+    gateway.ended.clear()
+    with gateway.connect(POST % (b"unread", 1 << 20) + b"x" * 100_000) as caller:
+        port = caller.getsockname()[1]
+        wait_until(lambda: port in {each.client[1] for each in _paused(gateway) if each.client})
+        wait_until(lambda: gateway.num_waiting == 1)
+    wait_until(lambda: gateway.ended == [LEFT])
+
+
+def _paused(gateway: SmallGateway) -> list[LimitedConnection]:
+    return [each for each in list(gateway.pool.connections) if each.flow.read_paused]
 
 
 def test_a_caller_that_stays_gets_its_response_after_another_has_left(gateway: SmallGateway) -> None:

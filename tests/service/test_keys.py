@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +94,24 @@ def test_requests_are_counted_by_the_name_of_their_key(keyed: Keyed) -> None:
     keyed.get("/v1/models", CAROL)
     after = count()
     assert (after.keys(), after["bob"] - before["bob"]) == ({"alice", "bob"}, 1)
+
+
+def test_a_stream_that_waits_for_its_key_ends_when_its_caller_leaves(keyed: Keyed) -> None:
+    head = f"POST /encode/stream HTTP/1.1\r\nHost: x\r\nX-Api-Key: {BOB}\r\nContent-Length: 1000000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", keyed.running.http_port)) as caller:
+        caller.sendall(head.encode() + b'"a text of some words"\n' * 3000)
+        time.sleep(0.5)  # the gateway has taken these lines, and reads no more of them than it may hold
+        caller.sendall(b'"a text of some words"\n' * 4000)
+        time.sleep(0.5)
+    wait_until(lambda: 'route="/encode/stream",status="499"' in keyed.get("/metrics", ALICE).text)
+
+
+def test_a_stream_waits_for_its_key_only_until_its_deadline(keyed: Keyed) -> None:
+    headers = {"Authorization": f"Bearer {BOB}", "X-Request-Timeout-Ms": "100"}
+    body = b'"a"\n' * 1000
+    reply = httpx.post(f"{keyed.running.url}/encode/stream", content=body, headers=headers, timeout=HANG_S)
+    last = json.loads(reply.text.splitlines()[999])
+    assert (last["id"], last["error"]["code"]) == (999, "deadline_exceeded")
 
 
 def test_the_file_is_read_again_on_sighup_and_a_bad_file_changes_nothing(keyed: Keyed) -> None:

@@ -21,8 +21,9 @@ class SmallGateway:
     """A context manager with a gateway on a free port, in a thread of its own.
 
     GET /live responds at once. POST to any path responds with the size of the body. /big responds with BIG bytes.
-    /wait never responds. num_waiting: requests to /wait that run; ended: how those that were
-    cancelled have ended. refusals: statuses of the refusals.
+    /early responds before it reads the body. /wait never responds, and /unread neither reads nor responds.
+    num_waiting: requests to /wait and /unread that run. ended: how the requests that were cancelled have ended.
+    refusals: statuses of the refusals.
     """
 
     def __init__(self, limits: ConnectionLimits) -> None:
@@ -76,28 +77,34 @@ class SmallGateway:
         checks.cancel()
 
     async def _app(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        try:
+            await self._respond(scope, receive, send)
+        except asyncio.CancelledError:
+            self.ended.append(scope.get(ENDED_WITH))
+            raise
+
+    async def _respond(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
         size = 0
-        while scope["method"] == "POST":
+        while scope["method"] == "POST" and scope["path"] not in ("/early", "/unread"):
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
             size += len(message["body"])
             if not message["more_body"]:
                 break
-        if scope["path"] == "/wait":
-            await self._wait(scope)
+        if scope["path"] in ("/wait", "/unread"):
+            await self._wait()
         body = b"x" * BIG if scope["path"] == "/big" else str(size).encode()
         headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _wait(self, scope: Any) -> None:
+    async def _wait(self) -> None:
         self.num_waiting += 1
         try:
             await asyncio.Event().wait()
         finally:
             self.num_waiting -= 1
-            self.ended.append(scope.get(ENDED_WITH))
 
 
 def read_all(caller: socket.socket) -> bytes:

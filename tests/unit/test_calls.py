@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from bert_serving.protocol import DeadlineExceeded, EncodeOptions, EncodeReply, Unavailable
 from bert_serving.server.gateway.calls import REQUEST_ID, Call, call_of, request_id_of
+from bert_serving.server.gateway.context import RequestContext
+from bert_serving.server.gateway.dialect import BERT_AS_SERVICE, Handler
 from bert_serving.server.gateway.errors import UnreadableBody
 from bert_serving.server.gateway.keys import API_KEY
-from fastapi import Request
+from bert_serving.server.gateway.tokenizing import TokenizeBody, decode, tokenize
+from fastapi import APIRouter, Request, Response
 from numpy import zeros
+from starlette.types import Message
 
 from tests.support.gateway import make_service
+from tests.support.waiting import HANG_S
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 
@@ -104,6 +110,37 @@ def test_a_request_whose_deadline_has_passed_is_not_sent() -> None:
     with pytest.raises(DeadlineExceeded, match="the deadline of 10 ms has passed"):
         encode(client, Call(deadline=time.monotonic() - 1, timeout_ms=10))
     assert client.asked == {}
+
+
+def respond_within(timeout_ms: str, handler: Handler) -> Response:
+    """Return the response to a request whose body arrives only in part."""
+
+    async def receive() -> Message:
+        if is_begun.done():
+            await asyncio.Event().wait()
+        is_begun.set_result(None)
+        return {"type": "http.request", "body": b'{"inputs": ', "more_body": True}
+
+    async def respond() -> Response:
+        router = APIRouter()
+        BERT_AS_SERVICE.add_routes(router, make_service(), ["/x"], handler, body=TokenizeBody)
+        request = request_with(x_request_timeout_ms=timeout_ms)
+        return await router.routes[0].endpoint(Request(request.scope, receive))  # type: ignore[attr-defined]
+
+    is_begun: Future[None] = Future()
+    return asyncio.run(asyncio.wait_for(respond(), HANG_S))
+
+
+async def wait(context: RequestContext) -> Response:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+@pytest.mark.parametrize("handler", [tokenize, decode, wait], ids=["tokenize", "decode", "computes"])
+def test_a_deadline_passes_while_the_body_arrives_or_while_the_gateway_computes(handler: Handler) -> None:
+    response = respond_within("50", handler)
+    assert response.status_code == 504
+    assert b"the deadline of 50 ms has passed" in response.body
 
 
 def test_a_timeout_is_a_passed_deadline_only_after_the_deadline() -> None:

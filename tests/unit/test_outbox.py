@@ -274,7 +274,7 @@ def test_note_is_forgotten_after_a_minute() -> None:
 def test_many_replies_of_a_client_that_leaves_are_dropped_in_several_steps() -> None:
     posts = Posts()
     posts.outbox.subscribe(ALICE)
-    for _ in range(60):
+    for _ in range(100):
         posts.vectors(ALICE)
     posts.outbox.unsubscribe(ALICE, LOST, 0.0)
     held = []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import time
 import uuid
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from typing import TypeVar
 
 from bert_serving.protocol import DeadlineExceeded
 from fastapi import Request
@@ -23,6 +26,8 @@ _MAX_ID_CHARS = 95  # so that a request id, a slash and a trace id fit into the 
 _MAX_FLOW_CHARS = 128
 _MAX_TIMEOUT_MS = 2**53
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,23 @@ class Call:
         if remaining <= 0:
             raise self.exceeded()
         return remaining
+
+    async def limit(self, work: Awaitable[_T]) -> _T:
+        """Return the result of the work. If the deadline passes before, cancel it and raise DeadlineExceeded."""
+        seconds = None if self.deadline is None else self.deadline - time.monotonic()
+        try:
+            return await asyncio.wait_for(work, seconds)
+        except asyncio.TimeoutError:  # of wait_for, or of the work
+            self.remaining_ms()
+            raise
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, but at most until the deadline. Raises DeadlineExceeded if it has passed."""
+        remaining_ms = self.remaining_ms()
+        if remaining_ms is not None:
+            seconds = min(seconds, remaining_ms / 1000)
+        await asyncio.sleep(seconds)
+        self.remaining_ms()
 
     def exceeded(self) -> DeadlineExceeded:
         """Return the error of a request whose deadline has passed."""

@@ -84,7 +84,7 @@ class Dialect:
             if not is_public:
                 context.service.keys.check(context.request)
             context.begin()
-            return await handler(context)
+            return await context.service.call.limit(handler(context))
         except ClientDisconnect:
             return Response(status_code=400)  # not received: the client disconnected while it sent the body
         except (ServingError, TimeoutError) as exc:

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .errors import default_response
+from .hang_up import has_hung_up
 from .limits import MIN_BYTES_PER_S, ConnectionLimits
 
 #: Key in the ASGI scope of a request that was cancelled because of its caller. The value is the HTTP status that
@@ -108,7 +109,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._running: tuple[asyncio.Task[Any], RequestResponseCycle] | None = None
         self._receives: Literal["nothing", "head", "body"] = "nothing"
         self._head_begun_at = time.monotonic()
-        self._head_bytes = 0
+        self._head_bytes = 0  # bytes of a head; or in a body, bytes that have arrived since its last byte
         self._num_received = 0
         self._body_meter = Meter(self._limits.body_timeout_s)
         self._response_meter = Meter(self._limits.response_timeout_s)
@@ -150,16 +151,19 @@ class LimitedConnection(HttpToolsProtocol):
         self._end_request(LEFT)
 
     def data_received(self, data: bytes) -> None:
-        """Parse the data. Refuses a head that does not end within `max_head_bytes`."""
+        """Parse the data. Refuses a head that does not end within `max_head_bytes`.
+
+        The same limit holds for a trailer of a chunked body, and for the extensions of a chunk: the parser keeps
+        a header until its end arrives.
+        """
         self._num_received += len(data)
         while data and not self._is_ending:
-            room = len(data)
-            if self._receives != "body":
-                room = self._limits.max_head_bytes - self._head_bytes
-                self._head_bytes += min(room, len(data))
+            room = self._limits.max_head_bytes - self._head_bytes
             if room <= 0:
-                self._refuse(431, f"the head of a request may have at most {self._limits.max_head_bytes} bytes")
+                part = "trailer or the chunk header" if self._receives == "body" else "head"
+                self._refuse(431, f"the {part} of a request may have at most {self._limits.max_head_bytes} bytes")
                 return
+            self._head_bytes += min(room, len(data))
             super().data_received(data[:room])
             data = data[room:]
         self._note_wait()
@@ -187,15 +191,17 @@ class LimitedConnection(HttpToolsProtocol):
             self._refuse(429, f"at most {_MAX_PIPELINED} requests may wait on one connection")
         if not self._is_ending:
             self._receives = "body"
+            self._head_bytes = 0
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Pass a piece of the body on."""
         if not self._is_ending:
+            self._head_bytes = 0
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Note that the body is complete. Reading goes on: only this shows that the caller leaves."""
+        """Note that the body is complete. Reading goes on: this shows at once that the caller leaves."""
         if self._is_ending:
             return
         self._receives = "nothing"
@@ -220,12 +226,14 @@ class LimitedConnection(HttpToolsProtocol):
     # -- limits ----------------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
-        """End the connection if its caller is too slow. Called about once a second."""
+        """End the connection if its caller is too slow or has left. Called about once a second."""
         if self._refused_at is not None:
             if now - self._refused_at > _LINGER_S:
                 self.transport.abort()
         elif self._reads_too_slowly(now):
             self.drop("its response is not read")
+        elif self.flow.read_paused and has_hung_up(self.transport):
+            self.drop("its caller has left")
         elif self._waits_for_head and now - self._head_begun_at > self._limits.head_timeout_s:
             self._refuse_slow("head", self._limits.head_timeout_s)
         elif self._sends_too_slowly(now):
@@ -301,7 +309,8 @@ class LimitedConnection(HttpToolsProtocol):
         if is_responding or is_of_next_request:  # this response would become a part of another one
             self.transport.abort()
             return
-        self.transport.write(_error_message(status, description))
+        if self._has_request or self._receives != "body":  # otherwise the request has got its response already
+            self.transport.write(_error_message(status, description))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()  # what arrives now is ignored

@@ -15,6 +15,7 @@ from typing import TypeAlias, TypeVar
 import orjson
 from bert_serving.protocol import (
     EncodeOptions,
+    EncodeReply,
     InvalidRequest,
     Overloaded,
     Rows,
@@ -265,19 +266,26 @@ async def _vectors(service: Service, texts: list[Text], options: EncodeOptions) 
     """Return the result of each text. If a text makes the request fail, each text is sent in its own request."""
     if not texts:
         return []
+    try:
+        reply = await _reply(service, texts, options)
+    except (InvalidRequest, WorkerFailed) as exc:
+        if len(texts) == 1:
+            return [exc]
+        return [result for text in texts for result in await _vectors(service, [text], options)]
+    except (ServingError, TimeoutError) as exc:
+        error = exc if isinstance(exc, ServingError) else ServingError(str(exc))
+        return [error] * len(texts)
+    truncated = set(reply.truncated)
+    rows = reply.rows if reply.counts is None else split_rows(reply.rows, reply.counts)
+    return [(of_text, i in truncated) for i, of_text in enumerate(rows)]
+
+
+async def _reply(service: Service, texts: list[Text], options: EncodeOptions) -> EncodeReply:
+    """Return the reply. While the server is overloaded, a stream waits and tries again, until its deadline."""
     while True:
         try:
             reply = await service.encode_reply(texts, options)
             break
-        except Overloaded as exc:  # a stream waits and tries again
-            await asyncio.sleep((exc.retry_after_ms or 1000) / 1000)
-        except (InvalidRequest, WorkerFailed) as exc:
-            if len(texts) == 1:
-                return [exc]
-            return [result for text in texts for result in await _vectors(service, [text], options)]
-        except (ServingError, TimeoutError) as exc:
-            error = exc if isinstance(exc, ServingError) else ServingError(str(exc))
-            return [error] * len(texts)
-    truncated = set(reply.truncated)
-    rows = reply.rows if reply.counts is None else split_rows(reply.rows, reply.counts)
-    return [(of_text, i in truncated) for i, of_text in enumerate(rows)]
+        except Overloaded as exc:
+            await service.call.sleep((exc.retry_after_ms or 1000) / 1000)
+    return reply
