@@ -241,7 +241,7 @@ def test_each_gateway_allows_its_part(path: Path) -> None:
     keys = keyring_of(path, num_gateways=2)
     keys.check(request_with("secret-of-alice-1"))
     send_texts(keys, 30)
-    with pytest.raises(Overloaded):
+    with pytest.raises(Overloaded, match="60 texts per minute; each of the 2 HTTP processes allows an equal part"):
         send_texts(keys, 1)
 
 

@@ -76,8 +76,10 @@ class Keyring:
             return
         wait_s = bucket.take(num_texts, time.monotonic())
         if wait_s > 0:
+            num_gateways = self._source.num_gateways
+            parts = f"; each of the {num_gateways} HTTP processes allows an equal part" if num_gateways > 1 else ""
             raise Overloaded(
-                f"the API key {key.name!r} may send {key.texts_per_minute} texts per minute",
+                f"the API key {key.name!r} may send {key.texts_per_minute} texts per minute{parts}",
                 retry_after_ms=math.ceil(wait_s * 1000),
             )
         try:
