@@ -6,9 +6,11 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import psutil
@@ -18,6 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.running_server import RunningServer, free_ports, run_start
 from tests.support.waiting import HANG_S, wait_until
+
+T = TypeVar("T")
 
 ALICE, BOB, CAROL = "alices-key-0123456789", "bobs-key-0123456789", "carols-key-0123456789"
 KEYS = f"alice {ALICE} share=0.2\nbob {hash_of(BOB)} texts_per_minute=4\n"
@@ -39,6 +43,20 @@ class Keyed:
         body = {"input": texts} if path.startswith("/v1") else {"inputs": texts}
         headers = {"Authorization": f"Bearer {key}"}
         return httpx.post(self.running.url + path, json=body, headers=headers, timeout=HANG_S)
+
+    def is_gateway(self, process: psutil.Process) -> bool:
+        ports = [connection.laddr.port for connection in process.net_connections("tcp")]
+        return process.pid != self.running.process.pid and self.running.http_port in ports
+
+
+def each_process(keyed: Keyed, ask: Callable[[psutil.Process], T | None]) -> list[T]:
+    """Return what a function returns for the server and its children, without None."""
+    answers = []
+    server = psutil.Process(keyed.running.process.pid)
+    for process in (server, *server.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # after SIGHUP, workers end at any time
+            answers.append(ask(process))
+    return [answer for answer in answers if answer is not None]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +132,10 @@ def test_a_stream_waits_for_its_key_only_until_its_deadline(keyed: Keyed) -> Non
     assert (last["id"], last["error"]["code"]) == (999, "deadline_exceeded")
 
 
+def test_the_log_tells_the_process_that_gets_sighup(keyed: Keyed) -> None:
+    assert f"server process {keyed.running.process.pid}\n" in keyed.running.log
+
+
 def test_the_file_is_read_again_on_sighup_and_a_bad_file_changes_nothing(keyed: Keyed) -> None:
     keyed.file.write_text(f"carol {CAROL}\n")
     keyed.running.signal(signal.SIGHUP)
@@ -129,9 +151,28 @@ def test_the_file_is_read_again_on_sighup_and_a_bad_file_changes_nothing(keyed: 
     assert keyed.get("/v1/models", CAROL).status_code == 401
 
 
+def test_a_new_gateway_does_not_accept_a_removed_key_again(keyed: Keyed) -> None:
+    """Not even if the file has an error when the gateway starts."""
+    keyed.file.write_text(f"alice {ALICE}\n")
+    keyed.running.signal(signal.SIGHUP)
+    wait_until(lambda: keyed.get("/v1/models", BOB).status_code == 401)
+    keyed.file.write_text("alice\n")
+    (gateway,) = each_process(keyed, lambda process: process if keyed.is_gateway(process) else None)
+    gateway.kill()
+    psutil.wait_procs([gateway], timeout=HANG_S)
+    assert (
+        keyed.get("/v1/models", ALICE).status_code == 200
+    )  # the connection waits until the new gateway accepts it
+    assert keyed.get("/v1/models", BOB).status_code == 401
+    keyed.file.write_text(KEYS)
+    keyed.running.signal(signal.SIGHUP)
+    wait_until(lambda: keyed.get("/v1/models", BOB).status_code == 200)
+
+
 def test_no_key_and_no_hash_is_in_the_log_or_in_the_list_of_processes(keyed: Keyed) -> None:
-    family = [psutil.Process(keyed.running.process.pid), *keyed.running.family]
-    shown = [keyed.running.log, *(word for process in family for word in process.cmdline())]
+    commands = each_process(keyed, psutil.Process.cmdline)
+    assert len(commands) >= 3  # the server, a worker and a gateway
+    shown = [keyed.running.log, *(word for command in commands for word in command)]
     shown.append(keyed.get("/status/server", ALICE).text)
     for secret in (ALICE, BOB, CAROL, hash_of(ALICE), hash_of(BOB)):
         assert not [text for text in shown if secret in text]
@@ -142,5 +183,5 @@ def test_a_bad_file_ends_the_start_in_one_line(tiny: Path, tmp_path: Path) -> No
     flags = ["-http_port", *free_ports(1), "-api_key_file", tmp_path / "keys"]
     done = run_start("-model_dir", tiny, "-cpu", *flags)
     assert done.returncode == 1
-    assert "line 1: 'alice' has no key; expected NAME KEY" in done.stderr
+    assert "line 1: there is only one word; expected NAME KEY" in done.stderr
     assert "Traceback" not in done.stderr

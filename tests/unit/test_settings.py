@@ -215,6 +215,13 @@ def test_help_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
 # -- the table of settings -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("keys", [{"api_key": "secret"}, {"api_key_file": "keys"}])
+def test_api_keys_have_no_effect_without_http(keys: dict[str, object]) -> None:
+    (line,) = Settings(**keys).without_effect()
+    assert line.startswith("-api_key and -api_key_file have no effect without -http_port")
+    assert Settings(**keys, http_port=8125).without_effect() == []
+
+
 def test_table_has_a_line_for_every_setting_with_an_effect() -> None:
     names = [line.split("=")[0].strip() for line in parse_settings([]).table().splitlines()]
     without_effect = {"xla", "gpu_memory_fraction", "graph_tmp_dir", "prefetch_size"}

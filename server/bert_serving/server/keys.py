@@ -10,18 +10,26 @@ A key file has one key in each line: a name, the key, and optional limits. Lines
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_RESERVED_NAME = re.compile(r"api_key-[0-9]+")  # see `unnamed_keys`
 _HASHED = re.compile(r"sha256:[0-9a-f]{64}")
+_MIN_KEY_LENGTH = 16
 _FORMAT = "expected NAME KEY [texts_per_minute=N] [share=S]"
+
+log = logging.getLogger(__name__)
 
 
 class KeyFileError(ValueError):
-    """The key file cannot be used. The message is one line and contains no key."""
+    """The key file cannot be used. The message is one line.
+
+    It tells the numbers of lines and repeats nothing that is in them: where a name should be, there may be a key.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +47,36 @@ class ApiKey:
     share: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class KeySource:
-    """Where a gateway process gets its keys from.
+    """The keys that are accepted: those of the setting api_key, and those of a file that can be read again.
 
-    fixed: the keys of the setting api_key. file: the key file. from_file: the keys that it had when the server
-    started. num_gateways: the number of gateway processes, which share the limits of each key.
+    The server has one, and each new gateway process gets a copy of it. So a gateway starts with the keys that the
+    server has read last, whatever the file contains at that time.
+
+    fixed: the keys of the setting. num_gateways: the number of gateway processes, which share the limits of each
+    key. The constructor reads the file and raises KeyFileError.
     """
 
-    fixed: tuple[ApiKey, ...] = ()
-    file: Path | None = None
-    from_file: tuple[ApiKey, ...] = ()
-    num_gateways: int = 1
+    def __init__(self, fixed: Iterable[ApiKey] = (), file: Path | None = None, num_gateways: int = 1) -> None:
+        self.num_gateways = num_gateways
+        self._fixed = tuple(fixed)
+        self._file = file
+        self.keys = self._read()
+
+    def reload(self) -> bool:
+        """Read the file again, and return whether there is a file without errors. If it has one, keep the keys."""
+        if self._file is None:
+            return False
+        try:
+            self.keys = self._read()
+        except KeyFileError as exc:
+            log.error("kept the present API keys: %s", exc)
+            return False
+        log.info("read the API keys: %s", " ".join(key.name for key in self.keys))
+        return True
+
+    def _read(self) -> tuple[ApiKey, ...]:
+        return self._fixed if self._file is None else (*self._fixed, *read_key_file(self._file, self._fixed))
 
 
 def hash_of(key: str) -> str:
@@ -60,7 +86,11 @@ def hash_of(key: str) -> str:
     """
     if not (key and key.isascii()):
         raise ValueError("a key must be a non-empty text of ASCII characters: HTTP headers allow no others")
-    return key if _HASHED.fullmatch(key) else hash_of_sent(key)
+    if not key.startswith("sha256:"):
+        return hash_of_sent(key)
+    if not _HASHED.fullmatch(key):
+        raise ValueError("after sha256: there must be 64 characters of 0-9 and a-f")
+    return key
 
 
 def hash_of_sent(key: str) -> str:
@@ -68,24 +98,20 @@ def hash_of_sent(key: str) -> str:
     return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
-def read_key_file(path: Path) -> tuple[ApiKey, ...]:
-    """Return the keys in a file. Raises KeyFileError."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
-        raise KeyFileError(f"cannot read api_key_file {path}: {reason}") from exc
-    keys = []
-    for number, line in enumerate(lines, start=1):
+def read_key_file(path: Path, fixed: Iterable[ApiKey] = ()) -> tuple[ApiKey, ...]:
+    """Return the keys in a file. fixed: keys that must not be in the file too. Raises KeyFileError."""
+    keys: dict[int, ApiKey] = {}  # by the numbers of their lines
+    for number, line in enumerate(_lines_of(path), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             try:
-                keys.append(_key_of(line))
+                key = _key_of(line)
+                _check_is_new(key, keys, fixed)
             except ValueError as exc:
                 raise KeyFileError(f"api_key_file {path}, line {number}: {exc}") from exc
+            keys[number] = key
     if not keys:
         raise KeyFileError(f"api_key_file {path} has no key: {_FORMAT} in each line")
-    _check_that_all_differ(path, keys)
-    return tuple(keys)
+    return tuple(keys.values())
 
 
 def unnamed_keys(hashes: Iterable[str]) -> tuple[ApiKey, ...]:
@@ -93,25 +119,40 @@ def unnamed_keys(hashes: Iterable[str]) -> tuple[ApiKey, ...]:
     return tuple(ApiKey(f"api_key-{i}", hashed) for i, hashed in enumerate(hashes, start=1))
 
 
+def _lines_of(path: Path) -> list[str]:
+    try:
+        if path.exists() and not path.is_file():  # a pipe could stop the server until somebody writes
+            raise KeyFileError(f"cannot read api_key_file {path}: it is not a regular file")
+        return path.read_text().splitlines()
+    except UnicodeDecodeError as exc:
+        raise KeyFileError(f"cannot read api_key_file {path}: it is not UTF-8 text") from exc
+    except OSError as exc:
+        raise KeyFileError(f"cannot read api_key_file {path}: {exc.strerror}") from exc
+
+
 def _key_of(line: str) -> ApiKey:
     name, *rest = line.split()
     if not _NAME.fullmatch(name):
         raise ValueError(f"a name must have 1 to 64 letters, digits, '_', '.' or '-'; {_FORMAT}")
+    if _RESERVED_NAME.fullmatch(name):
+        raise ValueError("names of the form api_key-N stand for the keys of -api_key; choose another name")
     if not rest:
-        raise ValueError(f"{name!r} has no key; {_FORMAT}")
+        raise ValueError(f"there is only one word; {_FORMAT}")
     key, *limits = rest
+    if len(key) < _MIN_KEY_LENGTH:
+        raise ValueError(f"the second word, the key, must have at least {_MIN_KEY_LENGTH} characters; {_FORMAT}")
     values: dict[str, float] = {}
     for limit in limits:
         what, _, value = limit.partition("=")
         if what not in _LIMITS:
-            raise ValueError(f"{name!r} has an unknown limit {what!r:.80}; {_FORMAT}")
+            raise ValueError(f"after the key, only texts_per_minute=N and share=S may follow; {_FORMAT}")
         values[what] = _LIMITS[what](value)
     return ApiKey(name, hash_of(key), **values)  # type: ignore[arg-type]  # _LIMITS has the types of the fields
 
 
 def _texts_per_minute(value: str) -> int:
-    if not (value.isascii() and value.isdigit() and int(value) > 0):
-        raise ValueError(f"texts_per_minute must be a whole number above 0, got {value!r:.80}")
+    if not (re.fullmatch(r"[0-9]{1,12}", value) and int(value) > 0):
+        raise ValueError("texts_per_minute must be a whole number above 0, of at most 12 digits")
     return int(value)
 
 
@@ -121,18 +162,19 @@ def _share(value: str) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:
-        raise ValueError(f"share must be a number above 0 and at most 1, got {value!r:.80}")
+        raise ValueError("share must be a number above 0 and at most 1")
     return share
 
 
 _LIMITS: dict[str, Callable[[str], float]] = {"texts_per_minute": _texts_per_minute, "share": _share}
 
 
-def _check_that_all_differ(path: Path, keys: list[ApiKey]) -> None:
-    names, hashes = [key.name for key in keys], [key.hashed for key in keys]
-    for i, key in enumerate(keys):
-        if key.name in names[:i]:
-            raise KeyFileError(f"api_key_file {path}: names must differ, got {key.name!r} twice")
-        if key.hashed in hashes[:i]:
-            other = names[hashes.index(key.hashed)]
-            raise KeyFileError(f"api_key_file {path}: {other!r} and {key.name!r} have the same key")
+def _check_is_new(key: ApiKey, others: Mapping[int, ApiKey], fixed: Iterable[ApiKey]) -> None:
+    """Raise ValueError if another key has the same name, or is the same key."""
+    if any(key.hashed == other.hashed for other in fixed):
+        raise ValueError("the key is also in -api_key or BERT_SERVING_API_KEY; it must be in one place only")
+    for number, other in others.items():
+        if key.hashed == other.hashed:
+            raise ValueError(f"the key is the same as in line {number}")
+        if key.name == other.name:
+            raise ValueError(f"the name is the same as in line {number}")

@@ -243,9 +243,12 @@ class Settings(ModelOptions, BaseSettings):
         return bool(self.api_key) or self.api_key_file is not None
 
     def without_effect(self) -> list[str]:
-        """Return a line for each setting that was given and has no effect."""
+        """Return a line for each group of settings that were given and have no effect."""
         given = [name for name in _WITHOUT_EFFECT if getattr(self, name) != type(self).model_fields[name].default]
-        return [f"-{name} has no effect: {_WITHOUT_EFFECT[name]}" for name in given]
+        lines = [f"-{name} has no effect: {_WITHOUT_EFFECT[name]}" for name in given]
+        if self.http_port is None and self.requires_key:
+            lines.append("-api_key and -api_key_file have no effect without -http_port: only HTTP has API keys")
+        return lines
 
     def table(self) -> str:
         """Return the settings in force as the two-column table that is printed at start."""

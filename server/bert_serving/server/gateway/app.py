@@ -82,7 +82,6 @@ def main(
     SIGTERM. For the other arguments, see Service.
     """
     keys = Keyring(api_keys)
-    keys.reload()  # this process may have been started long after the server read the file
     limits = BodyLimits(**body_limits)
     # A refusal goes to the HTTP caller with its Retry-After, so this client does not retry.
     client = AsyncBertClient(address=Address(requests_endpoint, replies_endpoint), check_length=False, retry=False)

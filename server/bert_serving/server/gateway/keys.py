@@ -7,22 +7,19 @@ one N-th of a key's texts per minute.
 from __future__ import annotations
 
 import hmac
-import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from bert_serving.protocol import Overloaded, Unauthorized
+from bert_serving.protocol import Overloaded, Unauthorized, Unavailable
 from fastapi import Request
 
-from ..keys import ApiKey, KeyFileError, KeySource, hash_of_sent, read_key_file
+from ..keys import ApiKey, KeySource, hash_of_sent
 
 #: Under this name, the ASGI scope of a request contains its ApiKey, if the server requires keys.
 API_KEY = "bert_serving.api_key"
-
-log = logging.getLogger(__name__)
 
 # The key of the request that the current task handles. The tasks that this task creates have it too.
 _current_key: ContextVar[ApiKey | None] = ContextVar("api_key", default=None)
@@ -31,10 +28,10 @@ _current_key: ContextVar[ApiKey | None] = ContextVar("api_key", default=None)
 class Keyring:
     """The keys that a gateway process accepts. If there are none, no key is required."""
 
-    def __init__(self, source: KeySource = KeySource()) -> None:  # noqa: B008
-        self._source = source
+    def __init__(self, source: KeySource | None = None) -> None:
+        self._source = source or KeySource()
         self._buckets: dict[ApiKey, TokenBucket] = {}
-        self._use(source.from_file)
+        self._make_buckets()
 
     def __repr__(self) -> str:
         return f"<Keyring {' '.join(self.names) or '-'}>"
@@ -44,16 +41,14 @@ class Keyring:
         """The names of the keys."""
         return [key.name for key in self._keys]
 
+    @property
+    def _keys(self) -> tuple[ApiKey, ...]:
+        return self._source.keys
+
     def reload(self) -> None:
         """Read the key file again. If the file has an error, log it and keep the keys."""
-        if self._source.file is None:
-            return
-        try:
-            self._use(read_key_file(self._source.file))
-        except KeyFileError as exc:
-            log.error("kept the present API keys: %s", exc)
-        else:
-            log.info("read the API keys: %s", " ".join(self.names))
+        if self._source.reload():
+            self._make_buckets()
 
     def check(self, request: Request) -> None:
         """Note in the request's scope, and for `charge`, which key it has. Raises Unauthorized if it has none."""
@@ -67,7 +62,10 @@ class Keyring:
 
     @contextmanager
     def charge(self, num_texts: int) -> Iterator[None]:
-        """Count texts of the request that the current task handles, unless they are Overloaded in this context.
+        """Count texts of the request that the current task handles.
+
+        If this context ends in Overloaded or Unavailable, the texts do not count: the caller is asked to send them
+        again. After a timeout they count, because they may have been computed.
 
         Raises Overloaded, with the time until a retry, if the key of the request has sent too many texts.
         """
@@ -78,13 +76,15 @@ class Keyring:
             return
         wait_s = bucket.take(num_texts, time.monotonic())
         if wait_s > 0:
+            num_gateways = self._source.num_gateways
+            parts = f"; each of the {num_gateways} HTTP processes allows an equal part" if num_gateways > 1 else ""
             raise Overloaded(
-                f"the API key {key.name!r} may send {key.texts_per_minute} texts per minute",
+                f"the API key {key.name!r} may send {key.texts_per_minute} texts per minute{parts}",
                 retry_after_ms=math.ceil(wait_s * 1000),
             )
         try:
             yield
-        except Overloaded:  # the caller will send them again
+        except (Overloaded, Unavailable):
             bucket.give_back(num_texts)
             raise
 
@@ -97,8 +97,8 @@ class Keyring:
         found = [key for key in self._keys for each in sent if hmac.compare_digest(each, key.hashed)]
         return found[0] if found else None
 
-    def _use(self, from_file: Iterable[ApiKey]) -> None:
-        self._keys = (*self._source.fixed, *from_file)
+    def _make_buckets(self) -> None:
+        """Make the bucket of each key that has a limit. Keys that have not changed keep their buckets."""
         self._buckets = {
             key: self._buckets.get(key) or TokenBucket(key.texts_per_minute / self._source.num_gateways)
             for key in self._keys

@@ -173,13 +173,15 @@ class Children:
     # -- requests --------------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Replace all workers, one at a time, so that they load the model's folder as it is now.
-
-        Gateways get SIGHUP too, and read their keys again. The signal is blocked when a child starts, so it cannot
-        end a gateway.
-        """
+        """Replace all workers, one at a time, so that they load the model's folder as it is now."""
         for name in self._workers:
             self._rollout.request(name, Reason.RELOAD)
+
+    def reload_keys(self) -> None:
+        """Send SIGHUP to the gateways, which then read their keys again.
+
+        The signal is blocked when a child starts, so it cannot end a gateway.
+        """
         for gateway in self._gateways:
             if gateway.process is not None:
                 gateway.process.send_signal(signal.SIGHUP)

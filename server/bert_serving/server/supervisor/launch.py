@@ -7,7 +7,6 @@ import shutil
 import socket
 import tempfile
 from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
 
 from ..broker.broker import Broker
@@ -15,7 +14,7 @@ from ..broker.curve import CurveError
 from ..broker.metrics import BrokerMetrics
 from ..broker.ports import PortInUse, PrivateEndpoints
 from ..broker.tei_metrics import TeiMetrics
-from ..keys import KeyFileError, KeySource, read_key_file, unnamed_keys
+from ..keys import KeyFileError, KeySource, unnamed_keys
 from ..settings import Settings
 from .process import GatewayProgram, Program
 from .startup import StartError, max_seq_len_in_force, worker_spec
@@ -28,8 +27,8 @@ _MAX_FOLDER_PATH = 98  # the system allows 107 bytes for the path of a socket, s
 class Launch:
     """The parts of one server: its folder, its ports, its broker, and the programs of its child processes.
 
-    settings, token_rows: as in Supervisor. If a port is in use or a key cannot be read, the constructor removes
-    what it has created and raises StartError.
+    settings, token_rows: as in Supervisor. api_keys: the keys that new gateways accept. If a port is in use or a
+    key cannot be read, the constructor removes what it has created and raises StartError.
     """
 
     def __init__(self, settings: Settings, *, token_rows: int | None) -> None:
@@ -42,6 +41,7 @@ class Launch:
                 self.broker = self._make_broker(token_rows)
                 resources.callback(self.broker.close)
                 self.workers = {name: self._make_worker(i, name) for i, name in enumerate(self._worker_names)}
+                self.api_keys = _key_source(settings)
                 self.gateways = self._make_gateways(resources)
             except (PortInUse, CurveError, KeyFileError) as exc:
                 raise StartError(str(exc)) from exc
@@ -82,17 +82,6 @@ class Launch:
         }
         return Program(name, "bert_serving.server.worker.worker:main", kwargs, settings.verbose, str(self._folder))
 
-    @cached_property
-    def _key_source(self) -> KeySource:
-        settings = self._settings
-        file = None if settings.api_key_file is None else Path(settings.api_key_file)
-        return KeySource(
-            fixed=unnamed_keys(key.get_secret_value() for key in settings.api_key),
-            file=file,
-            from_file=() if file is None else read_key_file(file),
-            num_gateways=settings.http_workers,
-        )
-
     def _make_gateways(self, resources: ExitStack) -> list[GatewayProgram]:
         """Return the gateways, which all accept connections from one listening socket."""
         if self._settings.http_port is None:
@@ -117,7 +106,7 @@ class Launch:
             "model_name": settings.served_model_name,
             "tokenizer_dir": str(self._folder),
             "drain_timeout_s": settings.drain_timeout,
-            "api_keys": self._key_source,
+            "api_keys": self.api_keys,  # a process gets the keys as they are when it starts
             "protect_metrics": settings.protect_metrics,
         }
         return GatewayProgram(
@@ -128,6 +117,14 @@ class Launch:
             scratch_dir=str(self._folder),
             env={"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)},
         )
+
+
+def _key_source(settings: Settings) -> KeySource:
+    if settings.http_port is None:
+        return KeySource()
+    fixed = unnamed_keys(key.get_secret_value() for key in settings.api_key)
+    file = None if settings.api_key_file is None else Path(settings.api_key_file)
+    return KeySource(fixed, file, num_gateways=settings.http_workers)
 
 
 def connection_limits(settings: Settings) -> dict[str, float]:

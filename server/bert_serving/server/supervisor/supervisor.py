@@ -169,6 +169,8 @@ class Supervisor:
             self._reload_requested = False
             log.info("reload: reading the keys again, and replacing the workers one at a time")
             self._broker.reload_keys()
+            if self._launch.api_keys.reload():
+                self._children.reload_keys()
             self._children.reload()
 
     # -- readiness -------------------------------------------------------------------------------------
