@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import resource
 from collections.abc import Callable
 
@@ -37,7 +36,6 @@ def serve(
             log.warning("%s", line)
         supervisor = Supervisor(settings, token_rows=token_rows(asked, settings), on_ready=on_ready)
         with supervisor.handle_signals():
-            log.info("server process %d", os.getpid())
             on_start(settings, supervisor)
             supervisor.run()
     except StartError as exc:

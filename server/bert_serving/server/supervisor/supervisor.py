@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import socket
 import time
@@ -178,5 +179,6 @@ class Supervisor:
     def _announce_readiness(self) -> None:
         if not self._children.has_been_ready and self._children.are_ready:
             self._children.has_been_ready = True
+            log.info("server process %d", os.getpid())  # not before: a start that fails logs one line, the reason
             log.info("all set, ready to serve request!")
             self._on_ready()
