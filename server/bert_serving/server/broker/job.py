@@ -17,6 +17,24 @@ from .job_result import JobResult
 TextCost: TypeAlias = Callable[[Text], float]
 
 
+# A worker tokenizes so many characters in about the time in which it computes a token.
+_CHARS_READ_PER_TOKEN = 256
+_CHARS_READ_FREE = (
+    1 << 17
+)  # reading a shorter text takes no longer than computing the longest sequence of most models
+_MOST_CHARS_READ = 1 << 20  # see worker/excerpts.py
+
+
+def _reading_cost(text: Text) -> float:
+    """Return the cost, in tokens, of reading a very long text.
+
+    A text of a million blanks has no token, but it takes a worker a third of a second to find this out.
+    """
+    if not isinstance(text, str) or len(text) <= _CHARS_READ_FREE:
+        return 0.0
+    return min(len(text), _MOST_CHARS_READ) / _CHARS_READ_PER_TOKEN
+
+
 @dataclass(eq=False, slots=True)
 class Job:
     """One encode request.
@@ -80,8 +98,9 @@ class Job:
         return self.num_done == len(self.texts)
 
     def tokens_of(self, text: Text, cost: TextCost) -> float:
-        """Return the estimated tokens of one of the texts after truncation."""
-        return min(cost(text), self.max_text_tokens)
+        """Return the estimated tokens of one of the texts. A text that is cut also costs something to read."""
+        tokens = cost(text)
+        return tokens if tokens <= self.max_text_tokens else self.max_text_tokens + _reading_cost(text)
 
     def reach(self, max_tokens: float, max_texts: int, cost: TextCost) -> tuple[int, float]:
         """Return (index after the last waiting text within the limits, tokens up to this index).

@@ -8,7 +8,6 @@ from typing import NamedTuple
 _CHARS_PER_TOKEN = 16  # first guess, higher than usual: most texts have about 4 characters per token
 _MAX_FIRST_CHARS = 1 << 17  # for sequences of many tokens, the first guess is lower: 4 characters per token
 _FEW_CHARS_PER_TOKEN = 4
-_MOST_CHARS_PER_TOKEN = 256  # words that a tokenizer knows are much shorter; white space may be longer
 _MAX_CHARS = 1 << 20
 _LONGEST_WORD = 1 << 16
 _WHITE_SPACE = re.compile(r"[ \t\r\n]")
@@ -31,10 +30,9 @@ class ReadingLimit(NamedTuple):
     def max_chars(self) -> int:
         """The largest number of characters to read, even if they have fewer tokens.
 
-        Without this limit, a text of white space only, which has no tokens, would be read completely. Reading that
-        many characters takes about as long as computing the tokens.
+        Without this limit, a text of white space only, which has no tokens, would be read completely.
         """
-        return max(self.num_tokens * _CHARS_PER_TOKEN, min(self.num_tokens * _MOST_CHARS_PER_TOKEN, _MAX_CHARS))
+        return max(self.num_tokens * _CHARS_PER_TOKEN, _MAX_CHARS)
 
     def excerpt(self, text: str, size: int) -> str:
         """Return about `size` characters of the text, up to the next white space."""
