@@ -18,6 +18,7 @@ import psutil
 from bert_serving.client import BertClient, Overloaded, ServingError, Unavailable
 from bert_serving.protocol import EncodeReply, ErrorReply, reply_from_frames
 
+from tests.hostile.client_threads import ClientThreads
 from tests.hostile.raw import RawClient
 from tests.hostile.target import Target
 from tests.support.running_server import is_alive
@@ -86,7 +87,7 @@ class Tally:
             self.faults.append(fault)
 
 
-class CheckedClients:
+class CheckedClients(ClientThreads):
     """Clients of all kinds, each in a thread, inside its context. On exit they finish the requests that they sent.
 
     limit_s: a request without a reply after this time is lost. If the server has ended, it is lost at once.
@@ -95,7 +96,7 @@ class CheckedClients:
     def __init__(self, target: Target, pool: Pool, limit_s: float) -> None:
         self._target, self._pool, self._limit_s = target, pool, limit_s
         self._server = psutil.Process(target.pid)
-        self._should_stop = threading.Event()
+        super().__init__()
         kinds: list[_Kind] = [
             self._raw,
             self._library,
@@ -117,16 +118,6 @@ class CheckedClients:
     def faults(self) -> list[str]:
         """A line for each request that was lost, or answered wrongly, or twice, or with an error."""
         return [f"{tally.name}: {fault}" for tally in self.tallies for fault in tally.faults]
-
-    def __enter__(self) -> CheckedClients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._should_stop.set()
-        for thread in self._threads:
-            thread.join()
 
     def _run(self, kind: _Kind, tally: Tally, seed: int) -> None:
         try:

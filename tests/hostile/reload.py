@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from bert_serving.client import BertClient
 
+from tests.hostile.client_threads import ClientThreads
 from tests.hostile.target import Target
 from tests.support.running_server import RunningServer
 from tests.support.tiny_models import WORDS
@@ -49,7 +50,7 @@ class ModelFolders:
         self.name = name
 
 
-class ReloadClients:
+class ReloadClients(ClientThreads):
     """Clients that send requests all the time, inside its context.
 
     expected: the vectors of `texts()` by the name of a model, (B, D) each. num_replies: how many replies had the
@@ -58,20 +59,10 @@ class ReloadClients:
 
     def __init__(self, target: Target, expected: Mapping[str, Vectors]) -> None:
         self._target, self._expected = target, expected
-        self._should_stop = threading.Event()
+        super().__init__()
         self.num_replies: Counter[str] = Counter()
         self.faults: list[str] = []
         self._threads = [threading.Thread(target=self._run, args=(seed,)) for seed in range(_NUM_CLIENTS)]
-
-    def __enter__(self) -> ReloadClients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._should_stop.set()
-        for thread in self._threads:
-            thread.join()
 
     def _run(self, seed: int) -> None:
         rng, all_texts = random.Random(seed), texts()

@@ -25,6 +25,7 @@ from bert_serving.server.settings import own_version
 
 from benchmarks.common import cpu_name
 from tests.hostile.checked_clients import CheckedClients, Pool
+from tests.hostile.client_threads import ClientThreads
 from tests.hostile.scripts import end_on_sigterm, finish, parser_of, print_head
 from tests.hostile.series import Series, Trend
 from tests.hostile.target import Family, Target, rss_mb
@@ -84,25 +85,15 @@ def _add_times(series: Series, calls: Calls, num_seen: int) -> int:
     return num_seen + len(recent.seconds)
 
 
-class Visitors:
+class Visitors(ClientThreads):
     """Two groups of clients, inside its context. Each group stays for some seconds; then a new one comes."""
 
     def __init__(self, target: Target, pool: Pool) -> None:
         self._target, self._pool = target, pool
-        self._should_stop = threading.Event()
+        super().__init__()
         self._threads = [threading.Thread(target=self._receive, args=(stay,)) for stay in _VISIT_S]
         self.num_answered = 0
         self.faults: list[str] = []
-
-    def __enter__(self) -> Visitors:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._should_stop.set()
-        for thread in self._threads:
-            thread.join()
 
     def _receive(self, stay_s: float) -> None:
         while not self._should_stop.is_set():

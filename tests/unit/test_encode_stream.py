@@ -86,7 +86,8 @@ def test_nothing_waits_for_a_caller_that_has_left() -> None:
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
-        await asyncio.sleep(0.01)  # the tasks of its chunks were cancelled, and end in the next steps of the loop
+        if left := asyncio.all_tasks() - others:  # the tasks of its chunks were cancelled, and end soon
+            await asyncio.wait(left, timeout=HANG_S / 2)
         return asyncio.all_tasks() - others
 
     assert asyncio.run(asyncio.wait_for(leave(), HANG_S)) == set()

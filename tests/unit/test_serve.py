@@ -28,5 +28,7 @@ def test_a_system_that_does_not_allow_more_files_does_not_stop_the_server(
     def refuse(*_: object) -> None:
         raise error
 
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
     monkeypatch.setattr(resource, "setrlimit", refuse)
     serve._allow_many_files()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before

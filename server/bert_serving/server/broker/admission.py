@@ -25,7 +25,7 @@ _RESERVED_PART = 16
 # Bytes of a body for each of its texts, on average, and once more for everything else. So a single text of the
 # largest length fits in, if its characters take two bytes or less.
 _BODY_BYTES_PER_TEXT = MAX_TEXT_CHARS
-_MAX_VALUES = 4 << 20  # parsing and checking so many takes about half a second, in which nobody else is served
+_MAX_VALUES = 4 << 20  # while the loop parses and checks them, nobody else is served
 _RETRY_MS = 1000  # if the time cannot be estimated: no worker is ready, or no text waits
 
 

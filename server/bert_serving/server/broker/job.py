@@ -28,7 +28,7 @@ _MOST_CHARS_READ = 1 << 20  # see worker/excerpts.py
 def _reading_cost(text: Text) -> float:
     """Return the cost, in tokens, of reading a very long text.
 
-    A text of a million blanks has no token, but it takes a worker a third of a second to find this out.
+    A text of a million blanks has no token, but a worker must read all of it to find this out.
     """
     if not isinstance(text, str) or len(text) <= _CHARS_READ_FREE:
         return 0.0
