@@ -269,6 +269,17 @@ def test_variables_set_what_flags_do_not() -> None:
         assert "dimension=768" in running.log
 
 
+@pytest.mark.parametrize(("chosen", "in_force"), [("", "10000"), ("77", "77")])
+def test_idle_threads_of_a_worker_spin_for_a_short_time_unless_the_user_says_how_long(
+    chosen: str, in_force: str
+) -> None:
+    """Else a busy program on the same machine makes a sentence many times slower: see benchmarks/spinning.py."""
+    env = {"OMP_DISPLAY_ENV": "verbose", "OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": chosen}
+    with RunningServer("-model_dir", GOOGLE_BERT, "-cpu", env=env) as running:
+        running.wait_ready()
+        assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", running.log)) == {in_force}
+
+
 def _fresh_ports() -> list[object]:
     port, port_out = free_ports(2)
     return ["-port", port, "-port_out", port_out]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 import uuid
 from collections import Counter
 
@@ -15,6 +16,7 @@ from bert_serving.protocol import (
     reply_from_frames,
     reply_to_frames,
 )
+from bert_serving.protocol.encoding import dump_json
 from bert_serving.server.broker.account import Account, NoRoom
 from bert_serving.server.broker.budget import Budget
 from bert_serving.server.broker.held_reply import Dropped, HeldReply
@@ -428,15 +430,6 @@ def test_errors_to_unsubscribed_identities_are_forgotten_within_seconds() -> Non
     assert posts.outbox.held_bytes == 0
 
 
-def test_vectors_wait_longer_for_a_subscription_than_errors() -> None:
-    posts = Posts()
-    posts.vectors(ALICE, b"vectors")
-    posts.outbox.post(reply(ALICE, b"error"), 0.0)
-    posts.outbox.expire(60.0, unlimited())
-    posts.outbox.subscribe(ALICE)
-    assert delivered(posts.outbox) == [(ALICE, b"vectors")]
-
-
 def test_subscriber_that_does_not_read_gets_a_limited_number_of_errors() -> None:
     posts = Posts()
     posts.outbox.subscribe(ALICE)
@@ -473,6 +466,30 @@ def test_reply_older_than_the_maximum_age_is_dropped() -> None:
     posts.outbox.expire(15.1, unlimited())
     assert posts.dropped == [Dropped(ALICE, b"1", "its client did not fetch it within 5 s")]
     assert (posts.outbox.held_bytes, posts.account.held) == (0, 0)
+
+
+def test_vectors_for_an_identity_that_nobody_has_subscribed_to_wait_ten_seconds_only() -> None:
+    posts = Posts()
+    posts.outbox.subscribe(BOB)
+    for identity in (ALICE, BOB):
+        posts.vectors(identity)
+    posts.outbox.expire(10.0, unlimited())
+    assert posts.dropped == []
+    posts.outbox.expire(10.1, unlimited())
+    assert [dropped.topic for dropped in posts.dropped] == [ALICE]
+    assert delivered(posts.outbox) == [(BOB, b"{}")]
+
+
+def test_short_replies_take_no_more_memory_than_their_bytes() -> None:
+    posts = Posts()
+    tracemalloc.start()
+    try:
+        for i in range(1000):
+            posts.vectors(ALICE, dump_json({"dtype": "float32", "shape": [1, i]}))
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < posts.outbox.held_bytes
 
 
 def test_newer_replies_are_kept_when_an_older_one_expires() -> None:

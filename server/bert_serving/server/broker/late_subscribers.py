@@ -14,7 +14,7 @@ its request. A request waits one minute for its subscription.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -57,29 +57,27 @@ class _Recent(Generic[T]):
     def __init__(self, within_s: float) -> None:
         self._within_s = within_s
         # Ordered by the time of the newest item. An ordinary dict takes longer and longer to find its first item
-        # when items are removed from its front.
-        self._items: OrderedDict[bytes, deque[tuple[float, T]]] = OrderedDict()
+        # when items are removed from its front. Lists, because an empty deque already takes 700 bytes.
+        self._items: OrderedDict[bytes, list[tuple[float, T]]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._items)
 
     def add(self, identity: bytes, item: T, now: float) -> None:
         """Add an item; forget identities that have only old items, and the oldest identities beyond the limit."""
-        items = self._items.pop(identity, None) or deque(maxlen=_MAX_PER_IDENTITY)
-        items.append((now, item))
-        self._items[identity] = items
+        items = self._items.pop(identity, [])
+        self._items[identity] = [*items[1 - _MAX_PER_IDENTITY :], (now, item)]
         while len(self._items) > _MAX_IDENTITIES or self._is_old(next(iter(self._items)), now):
             self._items.popitem(last=False)
 
     def take(self, identity: bytes, now: float) -> list[T]:
         """Remove the oldest item that is recent enough; return a list with this item, or an empty list."""
-        items = self._items.get(identity, deque())
-        while items and now - items[0][0] > self._within_s:
-            items.popleft()
-        taken = [items.popleft()[1]] if items else []
-        if not items:
+        items = [item for item in self._items.get(identity, ()) if now - item[0] <= self._within_s]
+        if len(items) > 1:
+            self._items[identity] = items[1:]  # at the same place in the order
+        else:
             self._items.pop(identity, None)
-        return taken
+        return [item for _, item in items[:1]]
 
     def _is_old(self, identity: bytes, now: float) -> bool:
         return now - self._items[identity][-1][0] > self._within_s

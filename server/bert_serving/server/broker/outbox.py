@@ -4,9 +4,10 @@ A PUB socket drops a message if no client has subscribed to the topic of the mes
 client often arrives before its subscription: with PUB, 20 of 30 new clients lost their first reply. So a reply is
 held here until its topic has a subscriber, and until libzmq has room for the reply.
 
-Every held reply lies on one of four shelves, and each shelf has its own limits:
+Every held reply lies on one of five shelves, and each shelf has its own limits:
 
     vectors     Their bytes are reserved (see account.py), so they always fit. Only their age is limited.
+    unclaimed   Vectors for an identity that no client has subscribed to yet: for a few seconds.
     small       Errors and information for a subscriber. A client that does not read them gets no more of them.
     strangers   The same for an identity that no client has subscribed to yet: a few megabytes for a few seconds.
     notes       Errors that tell a client that its request or its reply was dropped: when a reply was too old, or
@@ -55,10 +56,11 @@ class Outbox:
         self._suffix = b"\0" + secrets.token_bytes(16)
         self._subscribers: Counter[bytes] = Counter()
         self._vectors = Shelf(max_age_s, float("inf"))
+        self._unclaimed = Shelf(min(max_age_s, _STRANGER_S), float("inf"))
         self._small = Shelf(max_age_s, _MAX_SMALL_BYTES)
         self._strangers = Shelf(_STRANGER_S, _MAX_STRANGER_BYTES)
         self._notes = Shelf(_NOTE_S, _MAX_NOTE_BYTES)
-        self._shelves = (self._vectors, self._small, self._strangers, self._notes)
+        self._shelves = (self._vectors, self._unclaimed, self._small, self._strangers, self._notes)
         self._topics: dict[bytes, Topic] = {}  # a topic without replies is removed
         # Topics with a subscriber and replies. A topic is blocked while a subscriber's pipe is full.
         self._deliverable: OrderedDict[bytes, Topic] = OrderedDict()
@@ -153,7 +155,7 @@ class Outbox:
         reply = HeldReply(frames, now, reservation)
         if reservation is not None:
             reservation.resize(reply.num_bytes)
-            self._hold(reply, self._vectors)
+            self._hold(reply, self._vectors if reply.topic in self._subscribers else self._unclaimed)
         elif reply.topic not in self._subscribers:
             self._hold(reply, self._strangers)
         elif self._has_room_for(reply):
@@ -184,7 +186,7 @@ class Outbox:
                 reply, reason = shelf.oldest, f"its client did not fetch it within {shelf.max_age_s:g} s"
                 self._drop(reply, reason)
                 # A client that has subscribed waits for the reply. It gets an error when it can receive it.
-                if shelf is self._vectors and reply.topic in self._subscribers:
+                if reply.reservation is not None and reply.topic in self._subscribers:
                     error = Overloaded(f"the reply was dropped: {reason}", retry_after_ms=_RETRY_DROPPED_MS)
                     self._leave_note(reply, error, now)
 

@@ -21,6 +21,9 @@ from .startup import StartError, max_seq_len_in_force, worker_spec
 
 _BACKLOG = 2048
 _GATEWAY_MESSAGES = 8  # how many times -max_message_mb a gateway may hold, if -http_memory_mb is not set
+# If another program keeps a core busy, the thread that spins takes the time of the thread that it waits for.
+# libgomp's default is 300,000 rounds. `python -m benchmarks.spinning` compares both.
+_SPIN_COUNT = 10_000
 _MAX_FOLDER_PATH = 98  # the system allows 107 bytes for the path of a socket, such as FOLDER/requests
 
 
@@ -80,7 +83,14 @@ class Launch:
             "tokenizer_dir": None if settings.http_port is None else str(self._folder),
             "spec": worker_spec(settings, index),
         }
-        return Program(name, "bert_serving.server.worker.worker:main", kwargs, settings.verbose, str(self._folder))
+        return Program(
+            name=name,
+            target="bert_serving.server.worker.worker:main",
+            kwargs=kwargs,
+            verbose=settings.verbose,
+            scratch_dir=str(self._folder),
+            env=_openmp_env(),
+        )
 
     def _make_gateways(self, resources: ExitStack) -> list[GatewayProgram]:
         """Return the gateways, which all accept connections from one listening socket."""
@@ -117,6 +127,12 @@ class Launch:
             scratch_dir=str(self._folder),
             env={"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)},
         )
+
+
+def _openmp_env() -> dict[str, str]:
+    """Return how long an idle OpenMP thread of a worker spins before it sleeps, unless the user has set that."""
+    is_set = os.environ.get("GOMP_SPINCOUNT") or os.environ.get("OMP_WAIT_POLICY")
+    return {} if is_set else {"GOMP_SPINCOUNT": str(_SPIN_COUNT)}
 
 
 def _key_source(settings: Settings) -> KeySource:
