@@ -218,7 +218,7 @@ def test_terminate_does_not_take_http_for_a_server(server: RunningServer) -> Non
 def test_a_server_that_dies_during_a_call_is_an_error() -> None:
     with RunningServer() as running:
         running.wait_ready()
-        with BertClient(**running.ports) as client:
+        with BertClient(**running.ports, retry=False) as client:
             threading.Timer(0.5, running.process.kill).start()
             with pytest.raises(Unavailable, match=f"localhost:{running.port} went away"):
                 client.encode(["a long sentence " * 30] * 5000)

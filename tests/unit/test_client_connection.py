@@ -90,7 +90,7 @@ def test_asyncio_call_that_is_cancelled_or_times_out_cancels_its_request(timeout
     with BareServer() as server:
         request = asyncio.run(main(server))
     assert isinstance(request, EncodeRequest)
-    assert request.deadline_ms == timeout_ms
+    assert request.deadline_ms in ([None] if timeout_ms is None else range(1, timeout_ms + 1))
 
 
 # -- subscriptions ---------------------------------------------------------------------------------------
@@ -122,11 +122,11 @@ def test_ports_of_two_servers_are_an_error_that_says_so() -> None:
             BertClient(port=one.port, port_out=other.port_out, connect_timeout=500)
 
 
-def test_broken_connection_for_replies_alone_fails_the_waiting_call_and_the_next_one_works() -> None:
+def test_broken_connection_for_replies_alone_fails_a_call_that_is_not_sent_again_and_the_next_one_works() -> None:
     with (
         BareServer(answer_texts({"b"})) as server,
         Proxy(server.port_out) as proxy,
-        BertClient(port=server.port, port_out=proxy.port) as client,
+        BertClient(port=server.port, port_out=proxy.port, retry=False) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         waiting = pool.submit(client.encode, ["a"])
@@ -137,6 +137,37 @@ def test_broken_connection_for_replies_alone_fails_the_waiting_call_and_the_next
         before = server.num_configs
         assert client.encode(["b"]).shape == (1, 1)
         assert server.num_configs > before  # the new subscription was checked too
+
+
+def test_call_is_sent_again_when_the_connection_for_replies_broke() -> None:
+    known: set[str] = set()
+    with (
+        BareServer(answer_texts(known)) as server,
+        Proxy(server.port_out) as proxy,
+        BertClient(port=server.port, port_out=proxy.port) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(client.encode, ["a"])
+        first = server.next_request()
+        known.add("a")
+        proxy.cut()
+        assert waiting.result(HANG_S).shape == (1, 1)
+        assert server.next_request() == first
+
+
+def test_asyncio_call_is_sent_again_when_the_connection_for_replies_broke() -> None:
+    known: set[str] = set()
+
+    async def main(server: BareServer, proxy: Proxy) -> None:
+        async with AsyncBertClient(port=server.port, port_out=proxy.port) as client:
+            call = asyncio.create_task(client.encode(["a"]))
+            await asyncio.to_thread(server.next_request)
+            known.add("a")
+            await asyncio.to_thread(proxy.cut)
+            assert (await asyncio.wait_for(call, HANG_S)).shape == (1, 1)
+
+    with BareServer(answer_texts(known)) as server, Proxy(server.port_out) as proxy:
+        asyncio.run(main(server, proxy))
 
 
 # -- refused requests ------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from bert_serving.protocol import (
     request_from_frames,
     request_to_frames,
     sender_of,
+    with_deadline,
 )
 from bert_serving.protocol.workers import (
     Batch,
@@ -159,7 +160,17 @@ def test_request_without_options_is_a_list_as_from_the_old_client() -> None:
 
 def test_request_with_a_deadline_is_an_object() -> None:
     frames = request_to_frames(EncodeRequest(IDENTITY, b"1", ["a"], deadline_ms=250))
-    assert plain(frames) == [IDENTITY, b'{"texts":["a"],"deadline_ms":250}', b"1", b"1"]
+    assert plain(frames) == [IDENTITY, b'{"deadline_ms":250,"texts":["a"]}', b"1", b"1"]
+
+
+@pytest.mark.parametrize("text", ["a", '{"deadline_ms":1'])
+@pytest.mark.parametrize("deadline_ms", [None, 0, 250])
+def test_a_deadline_can_be_replaced(text: str, deadline_ms: int | None) -> None:
+    old, new = (
+        request_to_frames(EncodeRequest(IDENTITY, b"1", [text], deadline_ms=each))
+        for each in (deadline_ms, None if deadline_ms is None else 7)
+    )
+    assert with_deadline(old, 7) == new
 
 
 def test_request_for_tokens_is_an_object_with_options() -> None:

@@ -69,16 +69,19 @@ def test_no_attempt_is_made_at_or_after_the_deadline() -> None:
 def test_without_a_deadline_attempts_end_a_minute_after_the_first_refusal() -> None:
     retry = retry_of(0.5)
     assert retry.refuse(1, BUSY, 1000.0)
+    retry.due(1001.0)
     assert retry.refuse(1, BUSY, 1000.0 + RETRY_S - 1)
+    retry.due(1000.0 + RETRY_S - 0.1)
     assert not retry.refuse(1, BUSY, 1000.0 + RETRY_S - 0.1)
 
 
 def test_each_request_is_due_once_at_its_time() -> None:
     retry = retry_of(0.5)
-    retry.keep(2, [b"second"], None)
+    second: Frames = [b"me", b'["b"]', b"2", b"1"]
+    retry.keep(2, second, None)
     retry.refuse(2, BUSY, 0.0)
     retry.refuse(1, BUSY, 1.0)
-    assert (retry.due(0.1), retry.due(0.2), retry.due(0.9), retry.due(1.3)) == ([], [[b"second"]], [], [FRAMES])
+    assert (retry.due(0.1), retry.due(0.2), retry.due(0.9), retry.due(1.3)) == ([], [second], [], [FRAMES])
 
 
 def test_forgotten_request_is_not_sent_again() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 
 import numpy as np
 import pytest
+from bert_serving.client.retry import RETRY_S
 from bert_serving.client.session import HELLO_AGAIN_S, PROBE_AFTER_S, PROBE_TIMEOUT_S, Session
 from bert_serving.protocol import (
     Command,
@@ -24,13 +26,26 @@ from bert_serving.protocol import (
 )
 
 IDENTITY = b"1f0c9f1e-8b8e-4d0e-9f43-0c2ab9a1f3aa"
+GONE = Unavailable("the server went away", retry_after_ms=100)
 
 
 @pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch) -> Session:
+def new_session(monkeypatch: pytest.MonkeyPatch) -> Session:
     """A session whose request ids on the wire begin with 1, so that tests can name them."""
     monkeypatch.setattr(secrets, "randbits", lambda _: 0)
     return Session(IDENTITY)
+
+
+@pytest.fixture
+def session(new_session: Session) -> Session:
+    """The same, after the server has replied to the hello."""
+    subscribe(new_session, 0.0)
+    return new_session
+
+
+def subscribe(session: Session, now: float) -> None:
+    """Let the server reply to a hello."""
+    session.receive(info(int(hello_id(session, now))), now)
 
 
 def vectors(request_id: int, value: float = 0.0) -> Frames:
@@ -75,8 +90,8 @@ def test_command_is_written_as_by_the_old_client(session: Session) -> None:
 
 
 def test_options_are_sent_with_the_texts(session: Session) -> None:
-    _, frames = session.encode(["a"], 0.0, options=EncodeOptions(show_tokens=True), deadline_ms=50)
-    assert frames[1] == b'{"texts":["a"],"options":{"show_tokens":true},"deadline_ms":50}'
+    _, frames = session.encode(["a"], 0.0, options=EncodeOptions(show_tokens=True), deadline=0.05)
+    assert frames[1] == b'{"deadline_ms":50,"texts":["a"],"options":{"show_tokens":true}}'
 
 
 def test_request_is_pending_until_its_reply(session: Session) -> None:
@@ -94,30 +109,30 @@ def greet(session: Session, **config: object) -> None:
     assert session.is_subscribed
 
 
-def test_a_request_larger_than_the_server_accepts_is_not_sent(session: Session) -> None:
-    greet(session, max_message_mb=1)
+def test_a_request_larger_than_the_server_accepts_is_not_sent(new_session: Session) -> None:
+    greet(new_session, max_message_mb=1)
     with pytest.raises(
         PayloadTooLarge, match=r"^a request may have at most 1048576 bytes .*, got 1048577: send fewer"
     ):
-        session.encode(["x" * ((1 << 20) - 3)], 0.0, to_fetch=True)
-    assert (session.pending, session.has_to_fetch) == (set(), False)
-    assert len(session.encode(["x" * ((1 << 20) - 4)], 0.0)[1][1]) == 1 << 20
+        new_session.encode(["x" * ((1 << 20) - 3)], 0.0, to_fetch=True)
+    assert (new_session.pending, new_session.has_to_fetch) == (set(), False)
+    assert len(new_session.encode(["x" * ((1 << 20) - 4)], 0.0)[1][1]) == 1 << 20
 
 
 @pytest.mark.parametrize("config", [{}, {"max_message_mb": None}, {"max_message_mb": "1"}])
 def test_a_server_that_names_no_limit_gets_requests_of_any_size(
-    session: Session, config: dict[str, object]
+    new_session: Session, config: dict[str, object]
 ) -> None:
-    greet(session, **config)
-    session.encode(["x" * (2 << 20)], 0.0)
-    assert session.pending == {1}
+    greet(new_session, **config)
+    new_session.encode(["x" * (2 << 20)], 0.0)
+    assert new_session.pending == {1}
 
 
-def test_a_hello_may_be_answered_with_any_json(session: Session) -> None:
-    frames = session.hello(0.0)
+def test_a_hello_may_be_answered_with_any_json(new_session: Session) -> None:
+    frames = new_session.hello(0.0)
     assert frames is not None
-    session.receive([IDENTITY, b"[1]", frames[2]], 0.0)
-    assert session.is_subscribed
+    new_session.receive([IDENTITY, b"[1]", frames[2]], 0.0)
+    assert new_session.is_subscribed
 
 
 # -- receiving -----------------------------------------------------------------------------------------
@@ -367,7 +382,7 @@ def test_lost_connection_fails_and_returns_the_pending_requests(session: Session
     for _ in range(3):
         session.encode(["a"], 0.0)
     session.receive(vectors(2), 0.1)
-    assert session.fail_pending(Unavailable("the server went away")) == [1, 3]
+    assert session.fail_pending(GONE) == [1, 3]
     assert session.take(2) is not None
     with pytest.raises(ConnectionError, match="went away"):
         session.take(3)
@@ -375,7 +390,7 @@ def test_lost_connection_fails_and_returns_the_pending_requests(session: Session
 
 def test_late_reply_does_not_replace_the_error_of_a_lost_connection(session: Session) -> None:
     session.encode(["a"], 0.0)
-    session.fail_pending(Unavailable("the server went away"))
+    session.fail_pending(GONE)
     assert session.receive(vectors(1), 0.1) is None
     with pytest.raises(Unavailable):
         session.take(1)
@@ -384,10 +399,47 @@ def test_late_reply_does_not_replace_the_error_of_a_lost_connection(session: Ses
 def test_session_works_after_a_lost_connection(session: Session) -> None:
     session.encode(["a"], 0.0)
     session.probe(10.1)
-    session.fail_pending(Unavailable("the server went away"))
+    session.fail_pending(GONE)
     request_id, _ = session.encode(["b"], 20.0)
     assert session.probe(25.0) is None
     assert session.receive(vectors(request_id), 25.0) == request_id
+
+
+def test_requests_that_were_lost_are_sent_again_on_the_next_connection_and_commands_fail(session: Session) -> None:
+    _, frames = session.encode(["a"], 0.0)
+    session.command(Command.SHOW_STATUS, 0.0)
+    assert session.connection_lost(GONE, 1.0) == [2]
+    assert (session.due(5.0), session.next_due_s(5.0)) == ([], math.inf)
+    subscribe(session, 5.0)
+    assert session.due(5.0) == [frames]
+    session.receive(vectors(1, 7.0), 5.1)
+    assert value_of(session.take(1)) == 7.0
+
+
+def test_a_note_about_a_lost_connection_does_not_send_a_lost_request_twice(session: Session) -> None:
+    _, frames = session.encode(["a"], 0.0)
+    session.connection_lost(GONE, 1.0)
+    subscribe(session, 1.1)
+    session.receive(reply_to_frames(ErrorReply(IDENTITY, b"1", GONE)), 1.1)
+    assert session.due(5.0) == [frames]
+
+
+def test_lost_requests_fail_when_there_is_no_new_connection_in_time(session: Session) -> None:
+    session.encode(["a"], 0.0, deadline=5.0)
+    session.encode(["b"], 0.0)
+    session.connection_lost(GONE, 1.0)
+    assert session.probe(50.0) is None  # nothing can be sent, so the silence says nothing about the server
+    assert [session.fail_overdue(now) for now in (4.9, 5.0, 1.0 + RETRY_S)] == [[], [1], [2]]
+    for request_id in (1, 2):
+        with pytest.raises(Unavailable, match="went away"):
+            session.take(request_id)
+
+
+def test_lost_requests_fail_at_once_without_retry() -> None:
+    session = Session(IDENTITY, retry=False)
+    subscribe(session, 0.0)
+    session.encode(["a"], 0.0)
+    assert session.connection_lost(GONE, 1.0) == [1]
 
 
 def test_repr_counts_requests(session: Session) -> None:
@@ -438,19 +490,19 @@ def test_hello_is_repeated_until_its_reply_arrives() -> None:
     assert session.hello(200.0) is None
 
 
-def test_only_the_reply_to_the_hello_proves_the_subscription(session: Session) -> None:
-    request_id, _ = session.encode(["a"], 0.0)
-    session.hello(0.0)
-    session.receive(vectors(request_id), 0.1)
-    session.receive([IDENTITY, b"{}", b"one"], 0.1)
-    assert not session.is_subscribed
+def test_only_the_reply_to_the_hello_proves_the_subscription(new_session: Session) -> None:
+    request_id, _ = new_session.encode(["a"], 0.0)
+    new_session.hello(0.0)
+    new_session.receive(vectors(request_id), 0.1)
+    new_session.receive([IDENTITY, b"{}", b"one"], 0.1)
+    assert not new_session.is_subscribed
 
 
 def test_lost_connection_needs_a_new_hello() -> None:
     session = Session(IDENTITY)
     first = hello_id(session, 0.0)
     session.receive(info(int(first)), 0.1)
-    session.connection_lost(Unavailable("the server went away"))
+    session.connection_lost(GONE, 0.2)
     second = hello_id(session, 0.2)
     session.receive(info(int(first)), 0.3)
     assert not session.is_subscribed
@@ -487,13 +539,19 @@ def test_refused_request_to_fetch_is_sent_again_too(session: Session) -> None:
     assert session.due(10.0) == [frames]
 
 
-@pytest.mark.parametrize("end", ["cancel", "forget", "connection_lost"])
+@pytest.mark.parametrize("end", ["cancel", "forget"])
 def test_request_that_has_ended_is_not_sent_again(session: Session, end: str) -> None:
     request_id, _ = session.encode(["a"], 0.0)
     session.receive(refused(request_id), 0.1)
-    argument = Unavailable("the server went away") if end == "connection_lost" else request_id
-    getattr(session, end)(argument)
+    getattr(session, end)(request_id)
     assert session.due(10.0) == []
+
+
+def test_request_is_sent_again_with_the_time_that_is_left(session: Session) -> None:
+    request_id, _ = session.encode(["a"], 0.0, deadline=5.0)
+    session.receive(refused(request_id), 0.1)
+    (frames,) = session.due(2.0)
+    assert frames == [IDENTITY, b'{"deadline_ms":3000,"texts":["a"]}', b"1", b"1"]
 
 
 def test_session_without_retry_ends_a_refused_request() -> None:

@@ -8,6 +8,7 @@ from bert_serving.protocol import (
     EncodeReply,
     EncodeRequest,
     ErrorReply,
+    InfoReply,
     InvalidRequest,
     Overloaded,
     Reply,
@@ -39,6 +40,7 @@ class SessionMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.session = Session(IDENTITY)
+        self.connect()
         self.open: set[int] = set()  # requests that must still end
         self.at_server: list[tuple[int, EncodeRequest]] = []  # an attempt of each request that the server has
         self.number_of: dict[bytes, int] = {}
@@ -60,9 +62,17 @@ class SessionMachine(RuleBasedStateMachine):
         except ServingError as error:
             return error
 
-    @rule(deadline_ms=st.none() | st.integers(0, 5000))
-    def encode(self, deadline_ms: int | None) -> None:
-        number, frames = self.session.encode(["a"], self.now, deadline_ms=deadline_ms)
+    @precondition(lambda self: not self.session.is_subscribed)
+    @rule()
+    def connect(self) -> None:
+        hello = self.session.hello(self.now)
+        assert hello is not None
+        self.session.receive(reply_to_frames(InfoReply(IDENTITY, bytes(hello[2]), {})), self.now)
+
+    @precondition(lambda self: self.session.is_subscribed)
+    @rule(seconds=st.just(float("inf")) | st.floats(0, 5))
+    def encode(self, seconds: float) -> None:
+        number, frames = self.session.encode(["a"], self.now, deadline=self.now + seconds)
         self.number_of[bytes(frames[2])] = number
         self.open.add(number)
         self.arrive(frames)
@@ -88,6 +98,9 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 100))
     def wait(self, seconds: float) -> None:
         self.now += seconds
+        for number in self.session.fail_overdue(self.now):
+            assert isinstance(self.outcome(number), Overloaded | Unavailable)
+            self.open.remove(number)
         for frames in self.session.due(self.now):
             self.arrive(frames)
             assert self.at_server[-1][0] in self.open
@@ -101,12 +114,14 @@ class SessionMachine(RuleBasedStateMachine):
         assert self.session.take(number) is None
         self.open.remove(number)
 
-    @rule()
-    def lose_connection(self) -> None:
-        error = Unavailable("the server went away")
-        assert self.session.connection_lost(error) == sorted(self.open)
-        for number in sorted(self.open):
+    @rule(arrives=st.booleans())
+    def lose_connection(self, arrives: bool) -> None:
+        """Lose the connection. arrives: what was sent before arrives all the same."""
+        error = Unavailable("the server went away", retry_after_ms=100)
+        for number in self.session.connection_lost(error, self.now):
             self.end(number, error)
+        if not arrives:
+            self.at_server.clear()
 
     @invariant()
     def pending_requests_are_the_open_ones(self) -> None:
@@ -115,10 +130,13 @@ class SessionMachine(RuleBasedStateMachine):
     @invariant()
     def open_requests_are_at_the_server_or_will_be_sent_again(self) -> None:
         waiting = len(self.open - {number for number, _ in self.at_server})
-        assert waiting == 0 or self.session.next_due_s(self.now) < float("inf")
+        will_be_sent = not self.session.is_subscribed or self.session.next_due_s(self.now) < float("inf")
+        assert waiting == 0 or will_be_sent
 
     def teardown(self) -> None:
-        """Without further refusals, everything ends within a minute."""
+        """Without further refusals and losses, everything ends within a minute."""
+        if not self.session.is_subscribed:
+            self.connect()
         for _ in range(3):
             self.wait(100.0)
             for number, request in self.at_server:

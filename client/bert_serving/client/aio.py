@@ -189,7 +189,7 @@ class AsyncBertClient:
                 now,
                 options=options,
                 spans=spans,
-                deadline_ms=timeout_ms,
+                deadline=deadline,
                 flow=flow,
                 flow_share=flow_share,
                 trace=trace,

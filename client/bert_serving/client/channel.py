@@ -32,7 +32,7 @@ class Channel:
     """Sends the requests of a session and waits for their replies. The first request connects the channel.
 
     Deadlines are values of time.monotonic(). All methods that wait raise TimeoutError after the deadline. They
-    raise Unavailable if the channel is closed, or if the connection breaks and the request may be lost.
+    raise Unavailable if the channel is closed, or if the connection breaks and the request is not sent again.
     """
 
     def __init__(self, session: Session, address: Address) -> None:
@@ -171,7 +171,8 @@ class Channel:
         now = time.monotonic()
         connection.maintain(now)
         if (lost := connection.take_loss()) is not None:
-            self._session.connection_lost(lost)
+            self._session.connection_lost(lost, now)
+        self._session.fail_overdue(now)
         if connection.is_connected and (hello := self._session.hello(now)) is not None:
             connection.send(hello)
         for frames in self._session.due(now):

@@ -35,6 +35,7 @@ HANDSHAKE_FAILED = (
 )
 _RETRY_S = (0.5, 4.0)  # first and longest pause between two attempts of this file to connect a socket
 
+_RETRY_LOST_MS = 100
 _NUM_FILES = 6  # files that a connection opens: two for TCP, four with which ZeroMQ wakes its threads
 _NUM_FILES_TO_OPEN = _NUM_FILES + 8  # the context needs eight more; libzmq aborts if it cannot open them
 
@@ -139,12 +140,13 @@ class Connection:
     def take_loss(self) -> Unavailable | None:
         """Return an error if the connection was lost since the last call, else None.
 
-        Requests that were sent before the loss may not arrive. The caller ends these requests with this error.
+        Requests that were sent before the loss may not arrive. The caller sends them again on the next connection,
+        or ends them with this error.
         """
         if not self._is_lost:
             return None
         self._is_lost = False
-        return Unavailable(f"the server at {self._address.requests_name} went away")
+        return Unavailable(f"the server at {self._address.requests_name} went away", retry_after_ms=_RETRY_LOST_MS)
 
     def timeout_error(self, *, is_subscribed: bool) -> TimeoutError:
         """Return the error for a call whose deadline passed. is_subscribed: see Session."""

@@ -1,8 +1,9 @@
-"""Retry: decides which refused requests are sent again, and when. No sockets, no clock, no threads.
+"""Retry: decides which refused or lost requests are sent again, and when. No sockets, no clock, no threads.
 
 A server that is too busy, or that has no worker for a while, refuses a request with an error that says when to try
-again. The request is sent again after a random pause (Brooker, "Exponential Backoff And Jitter", AWS 2015: full
-jitter), so that clients that were refused together do not come back together. The pauses grow with each refusal.
+again. A connection that is lost gives such an error too. The request is sent again after a random pause (Brooker,
+"Exponential Backoff And Jitter", AWS 2015: full jitter), so that clients that were refused together do not come
+back together. The pauses grow with each refusal. Encoding has no side effects, so sending a request twice is safe.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bert_serving.protocol import Frames, Overloaded, ServingError, Unavailable
+from bert_serving.protocol import Frames, Overloaded, ServingError, Unavailable, with_deadline
 
 #: How long a request without a deadline is sent again, in seconds after its first refusal.
 RETRY_S = 60.0
@@ -24,11 +25,16 @@ _MAX_GROWN_PAUSE_S = 5.0  # growth beyond this would leave a client waiting whil
 
 @dataclass(slots=True)
 class _Request:
-    """A request that may be refused. deadline: monotonic time; None: RETRY_S after the first refusal."""
+    """A request that may be refused.
+
+    deadline: monotonic time; None: RETRY_S after the first refusal. refused_with: the error, while the request
+    waits to be sent again.
+    """
 
     frames: Frames
     deadline: float | None
     num_refusals: int = 0
+    refused_with: ServingError | None = None
 
 
 class Retry:
@@ -55,23 +61,37 @@ class Retry:
         request = self._requests.get(request_id)
         if request is None or error.retry_after_ms is None or not isinstance(error, Overloaded | Unavailable):
             return False
+        if request.refused_with is not None:  # it waits already
+            return True
         if request.deadline is None:
             request.deadline = now + RETRY_S
         at = now + self._pause_s(error.retry_after_ms / 1000, request.num_refusals)
         if at >= request.deadline:
             return False
         request.num_refusals += 1
+        request.refused_with = error
         heapq.heappush(self._waiting, (at, request_id))
         return True
 
     def due(self, now: float) -> list[Frames]:
-        """Return the frames of the requests that must be sent now."""
+        """Return the frames of the requests that must be sent now, with the time that is left to each of them."""
         frames = []
         while self._waiting and self._waiting[0][0] <= now:
             request = self._requests.get(heapq.heappop(self._waiting)[1])
             if request is not None:
-                frames.append(request.frames)
+                assert request.deadline is not None
+                request.refused_with = None
+                frames.append(with_deadline(request.frames, max(1, round((request.deadline - now) * 1000))))
         return frames
+
+    def overdue(self, now: float) -> dict[int, ServingError]:
+        """Return the numbers of the requests whose deadline passed while they waited, with their latest errors."""
+        waiting = [(number, self._requests.get(number)) for _, number in self._waiting]
+        return {
+            number: request.refused_with
+            for number, request in waiting
+            if request is not None and request.refused_with is not None and (request.deadline or 0.0) <= now
+        }
 
     def next_s(self, now: float) -> float:
         """Return the seconds until a request is due; infinity if no request waits."""

@@ -1,7 +1,8 @@
 """Session: numbers the requests of a client and matches replies to them. No sockets, no clock, no threads.
 
 Rules of this file:
-- A request is pending until its reply arrives, `forget` or `cancel` is called for it, or the connection is lost.
+- A request is pending until its reply arrives, or `forget` or `cancel` is called for it. If the connection is
+  lost, requests for vectors stay pending and are sent again on the next connection (see retry.py); commands fail.
 - A reply to a request that is not pending is ignored: it is late, or it belongs to another client with the same
   identity.
 - If requests are pending and no message arrived for PROBE_AFTER_S, the session sends SHOW_CONFIG as a probe. A
@@ -22,7 +23,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from bert_serving.protocol import (
@@ -114,15 +115,16 @@ class Session:
         *,
         options: EncodeOptions = EncodeOptions(),  # noqa: B008
         spans: Sequence[Spans] | None = None,
-        deadline_ms: int | None = None,
+        deadline: float = math.inf,
         flow: str | None = None,
         flow_share: float | None = None,
         trace: str | None = None,
         to_fetch: bool = False,
     ) -> tuple[int, Frames]:
-        """Return (request id, frames) of a request for vectors. to_fetch: let `take_any` return the reply.
+        """Return (request id, frames) of a request for vectors.
 
-        Raises PayloadTooLarge if the server would not accept so large a request.
+        deadline: until when the caller waits. to_fetch: let `take_any` return the reply. Raises PayloadTooLarge if
+        the server would not accept so large a request.
         """
         request_id = self._begin(now, is_for_vectors=True)
         if to_fetch:
@@ -132,7 +134,7 @@ class Session:
             self._wire_id(request_id),
             texts,
             options,
-            deadline_ms,
+            None if deadline == math.inf else max(0, math.ceil((deadline - now) * 1000)),
             spans,
             flow=flow,
             flow_share=flow_share,
@@ -146,7 +148,7 @@ class Session:
                 f"got {num_bytes}: send fewer texts at once"
             )
         if self._retries:
-            self._retry.keep(request_id, frames, None if deadline_ms is None else now + deadline_ms / 1000)
+            self._retry.keep(request_id, frames, None if deadline == math.inf else deadline)
         return request_id, frames
 
     def command(self, command: Command, now: float) -> tuple[int, Frames]:
@@ -159,7 +161,7 @@ class Session:
 
         If the previous probe had no reply in time, all pending requests fail with Unavailable.
         """
-        if not self._pending:
+        if not self._pending or not self.is_subscribed:
             self._probe = None
         elif self._probe is not None:
             if now - self._probe[1] > PROBE_TIMEOUT_S:
@@ -179,11 +181,11 @@ class Session:
 
     def due(self, now: float) -> list[Frames]:
         """Return the frames of the refused requests that must be sent again now."""
-        return self._retry.due(now)
+        return self._retry.due(now) if self.is_subscribed else []
 
     def next_due_s(self, now: float) -> float:
-        """Return the seconds until `due` returns a request; infinity if no request waits for that."""
-        return self._retry.next_s(now)
+        """Return the seconds until `due` returns a request; infinity if it waits for none, or for a connection."""
+        return self._retry.next_s(now) if self.is_subscribed else math.inf
 
     def _command_frames(self, request_id: int, command: Command) -> Frames:
         return request_to_frames(CommandRequest(self.identity, self._wire_id(request_id), command))
@@ -263,21 +265,32 @@ class Session:
         self.forget(request_id)
         return self._command_frames(request_id, Command.CANCEL) if is_for_vectors else None
 
-    def connection_lost(self, error: ServingError) -> list[int]:
-        """End all pending requests with an error; return their numbers. The next connection needs a new hello."""
+    def connection_lost(self, error: ServingError, now: float) -> list[int]:
+        """End the pending requests that are not sent again with an error; return their numbers.
+
+        The next connection needs a new hello.
+        """
         self.is_subscribed = False
         self._hello_at = 0.0
         self._hello_id = _random_id()  # a reply to an earlier hello says nothing about the next connection
-        return self.fail_pending(error)
+        self._probe = None
+        ended = [number for number in self._pending if not self._retry.refuse(number, error, now)]
+        return self._fail(dict.fromkeys(ended, error))
+
+    def fail_overdue(self, now: float) -> list[int]:
+        """End the requests whose time has passed before they could be sent again; return their numbers."""
+        return self._fail(self._retry.overdue(now))
 
     def fail_pending(self, error: ServingError) -> list[int]:
         """End all pending requests with an error. Return their numbers."""
-        failed = sorted(self._pending)
-        for request_id in failed:
+        self._probe = None
+        return self._fail(dict.fromkeys(self._pending, error))
+
+    def _fail(self, errors: Mapping[int, ServingError]) -> list[int]:
+        for request_id, error in errors.items():
             self._replies[request_id] = ErrorReply(self.identity, b"%d" % request_id, error)
             self._end(request_id)
-        self._probe = None
-        return failed
+        return sorted(errors)
 
 
 def _max_bytes_of(reply: Reply) -> float:

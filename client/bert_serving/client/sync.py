@@ -85,9 +85,10 @@ class BertClient:
     curve_dir: a folder with the keys that encrypt the connection: the server's public key in `server.key` and the
     client's key pair in `client.key_secret`; the command bert-serving-keys makes them. Default: the folder in the
     environment variable BERT_SERVING_CLIENT_CURVE_DIR; if it is not set, the connection is not encrypted.
-    retry: send a request again if the server is too busy or has no worker, and says when to try again. The client
-    waits for a random time before each attempt. It raises Overloaded or Unavailable if the next attempt would be
-    after the timeout; without a timeout, after 60 s. False: raise the error at once.
+    retry: send a request again if the server is too busy or has no worker, and says when to try again; or if the
+    connection breaks, as soon as there is a new one. The client waits for a random time before each attempt. It
+    raises Overloaded or Unavailable if the next attempt would be after the timeout; without a timeout, after 60 s.
+    False: raise the error at once.
 
     Attributes: length_limit is the server's max_seq_len in tokens; 0 without check_length. token_info_available
     is True if the server was started with -show_tokens_to_client; it is False without check_token_info.
@@ -95,10 +96,10 @@ class BertClient:
     In a signal handler that interrupts a call, only `close` may be called; all other calls raise RuntimeError.
 
     Calls raise TimeoutError if the server cannot be reached, if it refuses the client's key, or if a timeout
-    passes. They raise Unavailable (a ConnectionError) if the server stops, if one of the two connections to it
-    breaks while they wait, or if the client is closed; later calls connect again. Errors that the server sends are
-    raised as ServingErrors. A call that ends before its reply arrives, for example because of a timeout or
-    KeyboardInterrupt, cancels its request.
+    passes. They raise Unavailable (a ConnectionError) if the server stops or one of the two connections to it
+    breaks, and they are not sent again in time; or if the client is closed. Later calls connect again. Errors that
+    the server sends are raised as ServingErrors. A call that ends before its reply arrives, for example because of
+    a timeout or KeyboardInterrupt, cancels its request.
 
     >>> with BertClient() as client:
     ...     client.encode(["First do it", "then do it right"]).shape
@@ -279,7 +280,7 @@ class BertClient:
                 now,
                 options=options,
                 spans=spans,
-                deadline_ms=timeout_ms,
+                deadline=deadline,
                 trace=trace,
             ),
             deadline,

@@ -15,6 +15,7 @@ from .codec import (
     request_from_frames,
     request_to_frames,
     sender_of,
+    with_deadline,
 )
 from .encoding import Frames
 from .errors import (
@@ -109,4 +110,5 @@ __all__ = [
     "sender_of",
     "shortened",
     "split_rows",
+    "with_deadline",
 ]

@@ -55,6 +55,7 @@ _MAX_COMMAND_BYTES = max(map(len, _COMMANDS))
 _MAX_NUMBER_DIGITS = 20
 _MAX_DEADLINE_MS = 2**53
 _MAX_NAME_CHARS = 128
+_DEADLINE = re.compile(rb'\{"deadline_ms":\d+')
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 # -- client to broker ----------------------------------------------------------------------------------
@@ -64,17 +65,27 @@ def request_to_frames(request: Request) -> Frames:
     """Return the four frames of a request."""
     if isinstance(request, CommandRequest):
         return [request.identity, request.command.value, request.request_id, b"0"]
-    body: JsonObject = {"texts": request.texts}
+    body: JsonObject = {} if request.deadline_ms is None else {"deadline_ms": request.deadline_ms}
+    body["texts"] = request.texts
     if options := request.options.to_json():
         body["options"] = options
     if request.spans is not None:
         body["spans"] = request.spans
-    for name in ("deadline_ms", "flow", "flow_share", "trace"):
+    for name in ("flow", "flow_share", "trace"):
         if (value := getattr(request, name)) is not None:
             body[name] = value
     # A request that has only texts has a list as body, as the old client sends it.
     plain = body if len(body) > 1 else request.texts
     return [request.identity, dump_json(plain), request.request_id, b"%d" % len(request.texts)]
+
+
+def with_deadline(frames: Frames, deadline_ms: int) -> Frames:
+    """Return frames from `request_to_frames` with a new deadline, if they have one. Does not parse the body."""
+    body = bytes(frames[1])
+    found = _DEADLINE.match(body)
+    if found is None:
+        return frames
+    return [frames[0], b'{"deadline_ms":%d' % deadline_ms + body[found.end() :], *frames[2:]]
 
 
 def sender_of(frames: Sequence[Frame]) -> tuple[bytes, bytes] | None:
