@@ -74,6 +74,12 @@ def sends_wrong_items(target: Target, until: float) -> None:
     _post_in_threads(target, until, "/tokenize", b'{"inputs":[' + b"1," * 3_000_000 + b"1]}", num_threads=2)
 
 
+def sends_many_values(target: Target, until: float) -> None:
+    """Send texts that are lists of token ids, with almost as many ids as a request may hold."""
+    body = b'{"model":"m","input":[' + b",".join([b"[" + b",".join([b"100"] * 500) + b"]"] * 8000) + b"]}"
+    _post_in_threads(target, until, "/v1/embeddings", body, num_threads=2)
+
+
 def sends_odd_ids(target: Target, until: float) -> None:
     """Send large bodies with an id that is hard to return as it was sent."""
     body = b'{"id":1.5,"texts":[' + b'"a",' * 1_000_000 + b'"a"]}'
@@ -216,6 +222,7 @@ ATTACKS = (
     leaves,
     sends_gzip_bombs,
     sends_wrong_items,
+    sends_many_values,
     sends_odd_ids,
     sends_form_fields,
     tokenizes,

@@ -127,6 +127,12 @@ def sends_containers(target: Target, until: float) -> None:
     _ask_again_and_again(target, until, body, 9)  # as many texts as let a body be so long
 
 
+def sends_many_values(target: Target, until: float) -> None:
+    """Send texts that are lists of token ids, with almost as many ids as a request may hold."""
+    body = b'{"texts":[' + b",".join([b"[" + b",".join([b"100"] * 500) + b"]"] * 8000) + b"]}"
+    _ask_again_and_again(target, until, body, 8000)
+
+
 def subscribes(target: Target, until: float) -> None:
     """Subscribe to ten thousand identities over a hundred connections, disconnect, and do it again."""
     while time.monotonic() < until:
@@ -192,6 +198,7 @@ ATTACKS = (
     sends_blanks,
     sends_longest_texts,
     sends_containers,
+    sends_many_values,
     subscribes,
     leaves,
     connects_and_leaves,

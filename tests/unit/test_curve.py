@@ -119,6 +119,15 @@ def test_a_removed_client_is_refused_and_a_new_one_let_in_after_a_reload(
     assert protected.lets_in(bob)
 
 
+def test_a_refused_key_is_logged_so_that_the_operator_can_find_it(
+    protected: Protected, folder: Path, stranger: CurveKeys, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert protected.lets_in(CurveKeys.load(folder / "alice"))
+    assert not protected.lets_in(stranger)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"no file in clients/ has its public key {stranger.public.decode()}" in line
+
+
 def test_a_key_that_cannot_be_read_keeps_the_present_clients(
     protected: Protected, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

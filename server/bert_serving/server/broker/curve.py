@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import zmq
 from zmq.auth.certs import load_certificate, load_certificates
 
+from .sparse_log import SparseLog
+
 if TYPE_CHECKING:
     from zmq.auth.thread import ThreadAuthenticator
 
@@ -41,6 +43,7 @@ class CurveServer:
         self._secret_key = _secret_key(folder / "server.key_secret")
         self._authenticator: ThreadAuthenticator | None = None
         self._public_keys = _public_keys(self._clients)
+        self._sparse_log = SparseLog()  # only the authenticator's thread uses it
 
     def start(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Decide about connections to the sockets of this context."""
@@ -49,9 +52,18 @@ class CurveServer:
         )
 
         self._authenticator = ThreadAuthenticator(context, log=logging.getLogger("zmq.auth"))
-        self._authenticator.certs[_DOMAIN] = self._public_keys
+        self._authenticator.configure_curve_callback(_DOMAIN, self)
         self._authenticator.start()
         log.info("CURVE is on clients=%d", len(self._public_keys))
+
+    def callback(self, _domain: str, key: bytes) -> bool:
+        """Return whether a client with this public key may connect. The authenticator calls it in its thread."""
+        is_known = key in self._public_keys
+        if not is_known:
+            self._sparse_log.warning(
+                "refused a connection: no file in clients/ has its public key %s", key.decode()
+            )
+        return is_known
 
     def stop(self) -> None:
         """Accept no more connections."""
@@ -70,12 +82,10 @@ class CurveServer:
     def reload(self) -> None:
         """Read the clients' keys again. If one cannot be read, log it and keep the present keys."""
         try:
-            self._public_keys = _public_keys(self._clients)
+            self._public_keys = _public_keys(self._clients)  # one assignment, so the thread sees old or new
         except CurveError as exc:
             log.error("kept the present CURVE keys: %s", exc)
             return
-        if self._authenticator is not None:
-            self._authenticator.certs[_DOMAIN] = self._public_keys  # one assignment, so the thread sees old or new
         log.info("read the CURVE keys clients=%d", len(self._public_keys))
 
 

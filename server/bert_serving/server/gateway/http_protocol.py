@@ -33,7 +33,9 @@ LEFT = 499  # nginx's number for a caller that closed its connection before it g
 _CHECK_EVERY_S = 1.0
 _LINGER_S = 2.0  # a refused caller may still be sending; it reads the response only if the connection stays open
 _MAX_LINGERING = 64  # refused connections that stay open, in addition to max_connections
-_MAX_PIPELINED = 16  # requests on one connection that wait for the response to an earlier request
+# Requests on one connection that wait for the response to an earlier request. What follows them is not parsed yet.
+_MAX_PIPELINED = 16
+_HEAD_BYTES_AT_ONCE = 1024  # so that the parser does not find thousands of small requests in one call
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +113,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._head_begun_at = time.monotonic()
         self._head_bytes = 0  # bytes of a head; or in a body, bytes that have arrived since its last byte
         self._num_received = 0
+        self._unparsed = b""  # what follows _MAX_PIPELINED requests
         self._body_meter = Meter(self._limits.body_timeout_s)
         self._response_meter = Meter(self._limits.response_timeout_s)
         self._refused_at: float | None = None
@@ -157,8 +160,19 @@ class LimitedConnection(HttpToolsProtocol):
         a header until its end arrives.
         """
         self._num_received += len(data)
+        self._parse(self._unparsed + data)
+        self._note_wait()
+
+    def _parse(self, data: bytes) -> None:
+        self._unparsed = b""
         while data and not self._is_ending:
             room = self._limits.max_head_bytes - self._head_bytes
+            if self._receives != "body":
+                if len(self.pipeline) >= _MAX_PIPELINED:
+                    self._unparsed = data
+                    self.flow.pause_reading()
+                    return
+                room = min(room, _HEAD_BYTES_AT_ONCE)
             if room <= 0:
                 part = "trailer or the chunk header" if self._receives == "body" else "head"
                 self._refuse(431, f"the {part} of a request may have at most {self._limits.max_head_bytes} bytes")
@@ -166,7 +180,6 @@ class LimitedConnection(HttpToolsProtocol):
             self._head_bytes += min(room, len(data))
             super().data_received(data[:room])
             data = data[room:]
-        self._note_wait()
 
     # -- events of the parser --------------------------------------------------------------------------
 
@@ -187,8 +200,6 @@ class LimitedConnection(HttpToolsProtocol):
             return
         if len(self.headers) > self._limits.max_headers:
             self._refuse(431, f"a request may have at most {self._limits.max_headers} headers")
-        elif len(self.pipeline) >= _MAX_PIPELINED:
-            self._refuse(429, f"at most {_MAX_PIPELINED} requests may wait on one connection")
         if not self._is_ending:
             self._receives = "body"
             self._head_bytes = 0
@@ -221,6 +232,8 @@ class LimitedConnection(HttpToolsProtocol):
         self._running = None
         self._head_begun_at = time.monotonic()
         super().on_response_complete()
+        if self._unparsed:
+            self.loop.call_soon(self.data_received, b"")
         self._note_wait()
 
     # -- limits ----------------------------------------------------------------------------------------
