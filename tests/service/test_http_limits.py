@@ -209,7 +209,7 @@ def test_requests_that_are_sent_at_once_on_one_connection_are_answered_in_order(
 
 def test_only_a_few_requests_of_one_connection_are_parsed_before_their_turn(gateway: SmallGateway) -> None:
     wait = b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n"
-    with gateway.connect(wait * 10_000):
+    with gateway.connect(wait * 3000):
         wait_until(lambda: gateway.num_waiting == 1 and _paused(gateway))
         (connection,) = _paused(gateway)
         assert 16 <= len(connection.pipeline) <= 16 + 1024 // len(wait)
