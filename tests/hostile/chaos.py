@@ -7,6 +7,7 @@ a request was lost, or answered wrongly, twice or with an error, or if the serve
 last harm. A client sends a request again if it got Overloaded or Unavailable (over HTTP: 429 or 503), or if its
 HTTP connection broke because its gateway was killed. Encoding has no side effects, so sending again is safe.
 
+    --reload        send SIGHUP in the middle, which replaces the workers one at a time
     --signal STOP   stop processes for a second instead, and once the whole process group for --group_s seconds
     --files 256     give each process of the server this many descriptors; for a while, more clients connect
     --disk-full     fill the disk that the server uses for temporary files (needs Linux user namespaces)
@@ -16,6 +17,7 @@ HTTP connection broke because its gateway was killed. Encoding has no side effec
 from __future__ import annotations
 
 import argparse
+import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -158,7 +160,8 @@ def _harm(server: RunningServer, args: argparse.Namespace) -> Outcome:
         return stopped(server, args.seconds, _LIMIT_S, args.group_s)
     if args.files:
         return crowded(server, args.seconds, _LIMIT_S, args.files)
-    return harmed(server, args.seconds, _LIMIT_S)
+    reload = partial(server.signal, signal.SIGHUP)
+    return harmed(server, args.seconds, _LIMIT_S, in_the_middle=reload if args.reload else lambda: None)
 
 
 def _print_table(outcome: Outcome) -> None:
@@ -171,6 +174,7 @@ def _print_table(outcome: Outcome) -> None:
 def _arguments() -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--reload", action="store_true")
     parser.add_argument("--signal", choices=("KILL", "STOP"), default="KILL")
     parser.add_argument("--group_s", type=float, default=35.0)
     parser.add_argument("--files", type=int, default=0)

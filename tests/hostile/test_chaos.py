@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -19,8 +20,9 @@ def server() -> Iterator[RunningServer]:
         yield running.wait_ready()
 
 
-def test_no_request_is_lost_while_processes_are_killed(server: RunningServer) -> None:
-    _check(harmed(server, 10, HANG_S))
+def test_no_request_is_lost_while_processes_are_killed_and_workers_are_replaced(server: RunningServer) -> None:
+    _check(harmed(server, 10, HANG_S, in_the_middle=lambda: server.signal(signal.SIGHUP)))
+    assert "replacing the workers one at a time" in server.log
 
 
 def test_no_request_is_lost_and_no_process_replaced_while_processes_are_stopped(server: RunningServer) -> None:

@@ -65,6 +65,37 @@ def children_of(running: RunningServer) -> set[int]:
     return {process.pid for process in psutil.Process(running.process.pid).children()}
 
 
+def test_a_worker_that_grows_is_replaced_and_no_request_fails(tiny: Path, tmp_path: Path) -> None:
+    module, grows = tmp_path / "own.py", tmp_path / "grows"
+    module.write_text(_GROWING.format(flag=str(grows)))
+    flags = ("-model_dir", tiny, "-cpu", "-model_module", module, "-max_worker_rss", 1024)
+    with RunningServer(*flags) as running, BertClient(**running.wait_ready().ports) as client:
+        (pid,) = running.worker_pids()
+        expected = client.encode(["who answers?"])
+        grows.touch()
+        while running.worker_pids() == [pid]:
+            assert np.abs(client.encode(["who answers?"]) - expected).max() < 1e-5
+            if psutil.Process(pid).memory_info().rss > 1100 << 20:
+                grows.unlink(missing_ok=True)  # large enough; and the successor must not grow
+        assert np.abs(client.encode(["who answers?"]) - expected).max() < 1e-5
+        wait_until(lambda: "worker-0 was replaced" in running.log, lambda: running.log)
+
+
+#: A module that takes 1 GB a second while a file exists.
+_GROWING = """
+import pathlib, threading, time
+
+def grow():
+    held = []
+    while True:
+        if pathlib.Path({flag!r}).exists():
+            held.append(b"x" * (50 << 20))
+        time.sleep(0.05)
+
+threading.Thread(target=grow, daemon=True).start()
+"""
+
+
 def test_a_pause_of_the_whole_server_kills_nobody(tiny: Path) -> None:
     """A pause is longer than the time after which a child is silent. A gateway that pauses alone is replaced."""
     with RunningServer("-model_dir", tiny, "-cpu", "-worker_timeout", 20) as running, ThreadPoolExecutor() as pool:
