@@ -74,8 +74,9 @@ def test_openai(drive: Drive, expected: np.ndarray) -> None:
     assert_vectors(answers["vectors"], expected)
     assert_near(answers["short"], cut(expected))
     assert answers["usage"] == {"prompt_tokens": 4 + 3, "total_tokens": 4 + 3}
-    assert answers["models"] == [MODEL]
+    assert answers["models"] == [MODEL, "any"]
     assert answers["refusals"] == {
+        "no such path": "NotFoundError: Error code: 404 - Not Found: POST /v1/nope",
         "wrong key": f"AuthenticationError: Error code: 401 - {KEY_IS_MISSING}",
         "empty text": f"UnprocessableEntityError: Error code: 422 - {EMPTY_TEXT}",
         "foreign ids": f"UnprocessableEntityError: Error code: 422 - texts[0]: token id 99999 {FOREIGN_IDS}",
@@ -96,7 +97,7 @@ def test_ollama(drive: Drive, expected: np.ndarray) -> None:
     assert_vectors(answers["vectors"], expected)
     assert_near(answers["short"], cut(expected))
     assert answers["models"] == [MODEL]
-    assert answers["facts"] == ["demo", True, True]
+    assert answers["facts"] == ["demo", True, True, ["embedding"], MODEL, "success"]
     assert answers["refusals"] == {
         "wrong key": f"ResponseError: {KEY_IS_MISSING} (status code: 401)",
         "empty text": f"ResponseError: {EMPTY_TEXT} (status code: 400)",
@@ -121,7 +122,7 @@ def test_cohere(drive: Drive, expected: np.ndarray, ranker: RunningServer, expec
         "wrong key": KEY_IS_MISSING,
         "empty text": EMPTY_TEXT,
         "too long": TOO_LONG,
-        "no reranker": "LOGITS needs a model for sequence classification",
+        "no reranker": "the model is not a reranker: start the server with one to use this route",
     }
     assert_refusals(answers["refusals"], wanted)
 

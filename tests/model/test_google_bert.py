@@ -216,6 +216,23 @@ def test_config_keys_that_weights_cannot_check_are_required(google: Path, key: s
         encode(google)
 
 
+def test_the_activation_may_be_written_in_upper_case(google: Path) -> None:
+    config = json.loads((google / "bert_config.json").read_text())
+    expected = encode(google)
+    (google / "bert_config.json").write_text(json.dumps(config | {"hidden_act": config["hidden_act"].upper()}))
+    assert np.array_equal(encode(google), expected)
+
+
+def test_a_vocabulary_without_padding_pads_with_the_first_token(google: Path) -> None:
+    """As in bert-as-service. Each text has the same vectors alone and beside a longer one."""
+    words = (google / "vocab.txt").read_text().splitlines()
+    (google / "vocab.txt").write_text("\n".join("unused" if word == "[PAD]" else word for word in words))
+    texts = ["hello world", "it"]
+    encoder = Encoder(google, device="cpu", dtype="float32")
+    together, alone = encoder.encode(texts), [encoder.encode([text])[0] for text in texts]
+    assert np.abs(together - alone).max() <= 1e-5
+
+
 @pytest.mark.parametrize("wrong", [{"num_attention_heads": 3}, {"hidden_act": "none"}, {"hidden_size": "16"}])
 def test_error_for_an_invalid_config_is_one_line(google: Path, wrong: dict[str, object]) -> None:
     config = json.loads((google / "bert_config.json").read_text()) | wrong

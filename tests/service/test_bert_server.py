@@ -39,6 +39,9 @@ def test_a_server_is_ready_inside_its_context_and_has_ended_after_it(tiny: Path)
     args = arguments(tiny)
     with BertServer(args) as server:
         assert server.is_ready.is_set()
+        assert (server.args, server.port, server.port_out) == (args, args.port, args.port_out)
+        assert (server.model_dir, server.max_seq_len) == (str(tiny), args.max_seq_len)
+        assert (server.num_worker, server.max_batch_size) == (args.num_worker, args.max_batch_size)
         with pytest.raises(RuntimeError, match="started only once"):
             server.start()
         assert server._process is not None

@@ -26,6 +26,8 @@ ADVICE = (
 )
 TOO_LONG = "a text may have at most 254 tokens, not counting special tokens, got 600"
 NO_HEAD = "LOGITS needs a model for sequence classification"
+NO_RERANKER = "the model is not a reranker: start the server with one to use this route"
+NO_EMBEDDER = "the model is a reranker, so it gives no embeddings: use /rerank"
 NO_SPLADE = "SPLADE needs a server that was started with -pooling_strategy SPLADE, or a sparse model"
 SPARSE_ONLY = (
     "this server returns several vectors per text (-pooling_strategy NONE or SPLADE): use /encode, /embed_all "
@@ -45,6 +47,8 @@ Say = Callable[[int, str], Any]
 def openai(status: int, message: str) -> Any:
     code, kind = {
         401: ("unauthorized", "authentication_error"),
+        404: ("unknown_path", "invalid_request_error"),
+        405: ("wrong_method", "invalid_request_error"),
         413: ("payload_too_large", "invalid_request_error"),
         503: ("unavailable", "server_error"),
     }.get(status, ("invalid_request", "invalid_request_error"))
@@ -369,9 +373,9 @@ def test_fields_that_are_missing_or_of_another_type(
             "token id 99999 is not in this model's vocabulary of 30522",
         ),
         # routes that need a model of another kind
-        ("/rerank", tei, {"query": "a", "texts": ["b"]}, 422, NO_HEAD),
-        ("/", tei, {"query": "a", "texts": ["b"]}, 422, NO_HEAD),
-        ("/v2/rerank", cohere, {"query": "a", "documents": ["b"]}, 400, NO_HEAD),
+        ("/rerank", tei, {"query": "a", "texts": ["b"]}, 424, NO_RERANKER),
+        ("/", tei, {"query": "a", "texts": ["b"]}, 424, NO_RERANKER),
+        ("/v2/rerank", cohere, {"query": "a", "documents": ["b"]}, 400, NO_RERANKER),
         ("/predict", tei, {"inputs": "a"}, 422, NO_HEAD),
         ("/classify", openai, {"input": "a"}, 422, NO_HEAD),
         ("/embed_sparse", tei, {"inputs": "a"}, 422, NO_SPLADE),
@@ -505,6 +509,8 @@ def test_models_of_other_kinds_say_what_they_lack(model_servers: ModelServers) -
     assert_says(reply, tei, 422, "reranking needs a model with one label, this model has 3: use /predict")
     for path, say, field, status in EMBEDDERS:
         if path not in ("/", "/embed_all"):
+            reply = model_servers.reranker.http.post(path, json={field: "a"})
+            assert_says(reply, say, 424 if say is tei else 400, NO_EMBEDDER)
             assert_says(model_servers.sparse.http.post(path, json={field: "a"}), say, status, SPARSE_ONLY)
     assert_says(model_servers.sparse.http.post("/v2/embed", json={"texts": ["a"]}), cohere, 400, SPARSE_ONLY)
     assert_says(model_servers.sparse.http.post("/predict", json={"inputs": "a"}), tei, 422, NO_HEAD)
@@ -515,12 +521,21 @@ def test_other_methods_and_paths(model_servers: ModelServers) -> None:
     for path, _ in POSTS:
         if path != "/":
             reply = http.get(path)
-            assert_says(reply, bert_as_service, 405, "Method Not Allowed")
+            assert_says(reply, *other_error(reply, 405, "Method Not Allowed"))
             assert reply.headers["allow"] == "POST"
     for path, _ in GETS:
-        assert_says(http.post(path, json={}), bert_as_service, 405, "Method Not Allowed")
-    for path in ("/nope", "/v1/nope"):
-        assert_says(http.post(path, json={}), bert_as_service, 404, "Not Found")
+        reply = http.post(path, json={})
+        assert_says(reply, *other_error(reply, 405, "Method Not Allowed"))
+    for path in ("/nope", "/v1/nope", "/openai/nope", "/v2/nope", "/api/nope"):
+        reply = http.post(path, json={})
+        assert_says(reply, *other_error(reply, 404, "Not Found"))
+
+
+def other_error(reply: httpx.Response, status: int, message: str) -> tuple[Say, int, str]:
+    """Return what `assert_says` expects of an error outside of the handlers: its format depends on the path."""
+    path = reply.request.url.path
+    say = {"v1": openai, "openai": openai, "v2": cohere, "api": ollama}.get(path.split("/")[1], bert_as_service)
+    return say, status, message if say is bert_as_service else f"{message}: {reply.request.method} {path}"
 
 
 def test_while_the_model_loads_routes_that_need_it_say_so(tiny: Path) -> None:

@@ -102,6 +102,21 @@ def test_openais_models(http: httpx.Client, path: str) -> None:
     assert stats.keys() == {"queue_fraction", "queue_absolute", "results_pending", "batch_size"}
 
 
+@pytest.mark.parametrize("path", ["/v1/models/", "/models/"])
+@pytest.mark.parametrize("name", ["prompted", "any", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_openais_model_has_any_name(http: httpx.Client, path: str, name: str) -> None:
+    (listed,) = http.get("/v1/models").json()["data"]
+    entry = http.get(path + name).json()
+    assert (entry.pop("id"), entry.keys()) == (name, listed.keys() - {"id"})
+
+
+def test_azures_path(http: httpx.Client, reference: SentenceTransformer) -> None:
+    path = "/openai/deployments/any/embeddings?api-version=2024-10-21"
+    assert_close(
+        [item["embedding"] for item in ask(http, path, {"input": TEXTS})["data"]], reference.encode(TEXTS)
+    )
+
+
 def test_null_and_unknown_fields_are_ignored(model_servers: ModelServers) -> None:
     embedding = ("encoding_format", "output_dtype", "dimensions", "normalize", "prompt_name", "spans", "options")
     cutting = ("truncate", "truncation_direction", "is_tokenized", "add_special_tokens", "skip_special_tokens")
@@ -366,6 +381,17 @@ def test_coheres_embed(http: httpx.Client, reference: SentenceTransformer) -> No
     assert np.array_equal(np.array(found["binary"]) + 128, found["ubinary"])
 
 
+def test_version_1_of_coheres_embed_has_a_list(http: httpx.Client, reference: SentenceTransformer) -> None:
+    query = {"texts": TEXTS, "input_type": "search_query"}
+    body = ask(http, "/v1/embed", {**query, "model": "any", "truncate": "END"})
+    assert (body["response_type"], body["texts"]) == ("embeddings_floats", TEXTS)
+    assert body["meta"]["api_version"] == {"version": "1"}
+    assert_close(body["embeddings"], reference.encode(TEXTS, prompt_name="query"))
+    by_type = ask(http, "/v1/embed", {**query, "embedding_types": ["float"]})
+    assert by_type["response_type"] == "embeddings_by_type"
+    assert_close(by_type["embeddings"]["float"], body["embeddings"])
+
+
 def test_coheres_input_types_select_prompts(http: httpx.Client, reference: SentenceTransformer) -> None:
     for kind, prompt in (("search_query", "query"), ("search_document", "passage"), ("classification", None)):
         body = ask(http, "/v2/embed", {"texts": TEXTS, "input_type": kind, "output_dimension": None})
@@ -407,8 +433,20 @@ def test_ollamas_embed(http: httpx.Client, reference: SentenceTransformer) -> No
     assert body["total_duration"] > 0
     assert len(ask(http, "/api/embed", {"input": TEXTS[0], "dimensions": 8})["embeddings"][0]) == 8
     assert_close([ask(http, "/api/embeddings", {"prompt": TEXTS[0]})["embedding"]], reference.encode(TEXTS[:1]))
-    model = {"name": "prompted", "model": "prompted", "details": {"family": "bert"}}
-    assert http.get("/api/tags").json() == {"models": [model]}
+
+
+def test_ollamas_clients_find_the_model_under_any_name(http: httpx.Client) -> None:
+    (listed,) = http.get("/api/tags").json()["models"]
+    (running,) = http.get("/api/ps").json()["models"]
+    assert listed["name"] == listed["model"] == running["name"] == "prompted"
+    assert listed["details"]["family"] == "bert"
+    shown = ask(http, "/api/show", {"model": "any:latest"})
+    assert shown["capabilities"] == ["embedding"]
+    assert shown["model_info"]["bert.embedding_length"] == 384
+    assert shown["model_info"]["bert.context_length"] == 256
+    assert shown["details"] == listed["details"]
+    assert ask(http, "/api/pull", {"name": "any", "stream": True}) == {"status": "success"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", http.get("/api/version").json()["version"])
 
 
 # -- several dialects ----------------------------------------------------------------------------------

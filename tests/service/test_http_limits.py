@@ -216,6 +216,44 @@ def test_only_a_few_requests_of_one_connection_are_parsed_before_their_turn(gate
     wait_until(lambda: gateway.num_waiting == 0)
 
 
+# -- offers of another protocol ------------------------------------------------------------------------
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\nUpgrade: h2c\r\n"
+WEBSOCKET = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+
+
+@pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+@pytest.mark.parametrize(
+    ("framing", "size"),
+    [
+        (b"Content-Length: 5000\r\n\r\n" + b"x" * 5000, 5000),
+        (b"Content-Length: 0\r\n\r\n", 0),
+        (b"\r\n", 0),
+        (b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", 5),
+    ],
+    ids=["length", "no bytes", "no body", "chunked"],
+)
+def test_an_offer_of_another_protocol_is_ignored_and_the_body_is_read(
+    gateway: SmallGateway, offer: bytes, step: int, framing: bytes, size: int
+) -> None:
+    """Java's java.net.http.HttpClient offers h2c with the first request of a connection."""
+    request = b"POST /echo HTTP/1.1\r\nHost: x\r\n" + offer + framing
+    sent = request * 2 + ALIVE
+    with gateway.connect() as caller:
+        caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(sent), step):
+            caller.sendall(sent[start : start + step])
+        received = read_all(caller)
+    bodies = [piece.partition(b"\r\n\r\n")[2] for piece in received.split(b"HTTP/1.1 200 OK")[1:]]
+    assert [int(body) for body in bodies] == [size, size, 0]
+
+
+def test_a_wrong_body_after_an_offer_is_400(gateway: SmallGateway) -> None:
+    sent = POST.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked\r\n" + H2C[:-2]) % b"echo" + b"z\r\n"
+    assert status_of(gateway.ask(sent)) == 400
+
+
 # -- callers that leave --------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
-"""cohere's client for version 2 of its API."""
+"""cohere's clients for both versions of its API."""
 
-from cohere import ClientV2
+from cohere import Client, ClientV2
 from told import DOCUMENTS, KEY, QUERY, RANKER_URL, TEXTS, URL, refusal, say
 
 TYPES = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
@@ -16,7 +16,11 @@ def embed(texts: list[str], *types: str, client: ClientV2 = client, **options: o
 
 each = embed(TEXTS, *TYPES)
 say(
-    vectors={"embed": embed(TEXTS, "float").float_, "with others": each.float_},
+    vectors={
+        "embed": embed(TEXTS, "float").float_,
+        "with others": each.float_,
+        "version 1": Client(KEY, base_url=URL).embed(texts=TEXTS, model="demo").embeddings,
+    },
     types={"int8": each.int8, "uint8": each.uint8, "binary": each.binary, "ubinary": each.ubinary},
     base64=each.base64,
     short=embed(TEXTS, "float", output_dimension=64, truncate="END").float_,

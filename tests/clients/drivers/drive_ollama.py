@@ -18,7 +18,14 @@ say(
     },
     short=client.embed("demo", TEXTS, dimensions=64).embeddings,
     models=[model.model for model in client.list().models],
-    facts=[reply.model, reply.prompt_eval_count > len(TEXTS), reply.total_duration > 0],
+    facts=[
+        reply.model,
+        reply.prompt_eval_count > len(TEXTS),
+        reply.total_duration > 0,
+        client.show("demo").capabilities,
+        client.ps().models[0].model,
+        client.pull("demo").status,
+    ],
     refusals={
         "wrong key": refusal(lambda: Client(URL).embed("demo", "x")),
         "empty text": refusal(lambda: client.embed("demo", ["fine", ""])),

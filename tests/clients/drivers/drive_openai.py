@@ -2,7 +2,7 @@
 
 import asyncio
 
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, AzureOpenAI, OpenAI
 from told import KEY, TEXTS, URL, refusal, say
 
 MODEL = "demo"
@@ -18,6 +18,9 @@ async def embed_async() -> list[list[float]]:
         return [item.embedding for item in reply.data]
 
 
+azure = AzureOpenAI(
+    azure_endpoint=URL, azure_deployment=MODEL, api_key=KEY, api_version="2024-10-21", max_retries=0
+)
 with OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0) as client:
     say(
         vectors={
@@ -26,13 +29,15 @@ with OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0) as client:
             "async": asyncio.run(embed_async()),
             "without /v1": embed(client.with_options(base_url=URL)),
             "one string": embed(client, TEXTS[0]),
+            "Azure": embed(azure),
         },
         short=embed(client, dimensions=64),
         usage=client.embeddings.create(model=MODEL, input=["hello world", "hello"], user="me").usage.to_dict(),
-        models=[model.id for model in client.models.list()],
+        models=[*(model.id for model in client.models.list()), client.models.retrieve("any").id],
         refusals={
             "wrong key": refusal(lambda: embed(client.with_options(api_key="wrong"))),
             "empty text": refusal(lambda: embed(client, ["fine", ""])),
+            "no such path": refusal(lambda: client.post("/nope", cast_to=object)),
             "foreign ids": refusal(lambda: embed(client, [[15339, 99999]])),
         },
     )

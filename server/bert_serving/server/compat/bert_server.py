@@ -47,7 +47,8 @@ class BertServer(threading.Thread):
     """A server with bert-as-service's interface.
 
     args: what `helper.get_args_parser().parse_args(...)` returned, with or without changes.
-    is_ready: an Event that is set while the server is ready.
+    is_ready: an Event that is set while the server is ready. port, port_out, model_dir, max_seq_len, num_worker
+    and max_batch_size have the values in args.
 
     `with` starts the server, waits until the server is ready, and stops it at the end. The constructor raises
     ValueError for bad arguments and for a model that cannot be found. `with` and `wait_ready` raise RuntimeError
@@ -63,7 +64,11 @@ class BertServer(threading.Thread):
         from .args import settings_of
 
         super().__init__(name="BertServer", daemon=True)
+        self.args = args
         self._settings = settings_of(args)
+        self.port, self.port_out = self._settings.port, self._settings.port_out
+        self.model_dir, self.max_seq_len = self._settings.model_dir, self._settings.max_seq_len
+        self.num_worker, self.max_batch_size = self._settings.num_worker, self._settings.max_batch_size
         try:
             resolve(self._settings)  # the server does this again; here, the caller gets the error
         except StartError as exc:

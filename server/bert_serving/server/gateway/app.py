@@ -34,7 +34,7 @@ from ..settings import own_version
 from . import operations, stream
 from .dialect import BERT_AS_SERVICE
 from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei
-from .errors import default_response
+from .errors import OtherHttpError, default_response
 from .heartbeat import start_heartbeat
 from .http_protocol import ConnectionPool
 from .keys import Keyring
@@ -112,6 +112,7 @@ def main(
         proxy_headers=bool(trusted_proxies),
         forwarded_allow_ips=trusted_proxies,
         timeout_keep_alive=pool.limits.keep_alive_s,  # type: ignore[arg-type]  # seconds may have a fraction
+        headers=[("Keep-Alive", f"timeout={int(pool.limits.keep_alive_s)}")],  # so that clients close first
         timeout_graceful_shutdown=max(1, math.ceil(drain_timeout_s)),
         server_header=False,
     )
@@ -217,12 +218,22 @@ def _add_middleware(app: FastAPI, metrics: GatewayMetrics, cors: str) -> None:
     app.add_middleware(CountRequests, metrics=metrics)
 
 
+#: The format of errors outside of a dialect's handlers, such as for an unknown path, by the path's first part.
+_DIALECTS = {"v1": openai.OPENAI, "openai": openai.OPENAI, "v2": cohere.COHERE, "api": ollama.OLLAMA}
+
+
 def _add_error_handlers(app: FastAPI) -> None:
-    """Use bert-as-service's error body for errors outside of a dialect's handlers, such as an unknown path."""
+    """Give errors outside of a dialect's handlers the format that the clients of the path expect."""
 
     @app.exception_handler(HTTPException)
-    async def http_error(_: Request, exc: HTTPException) -> Response:
-        return default_response(str(exc.detail), "HTTPException", exc.status_code, exc.headers)
+    async def http_error(request: Request, exc: HTTPException) -> Response:
+        dialect = _DIALECTS.get(request.url.path.split("/")[1])
+        if dialect is None:
+            return default_response(str(exc.detail), "HTTPException", exc.status_code, exc.headers)
+        path = f"{request.method} {request.url.path}"
+        response = dialect.error_response(OtherHttpError(f"{exc.detail}: {path}", exc.status_code))
+        response.headers.update(exc.headers or {})
+        return response
 
     @app.exception_handler(ServingError)
     async def serving_error(_: Request, exc: ServingError) -> Response:

@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from .context import RequestContext
 from .errors import default_error
 from .http_protocol import ENDED_WITH
-from .openapi import ERROR_RESPONSES, request_body
+from .openapi import ERROR_RESPONSES, path_parameters, request_body
 from .service import Service
 
 #: Key under which the error code of a failed request is stored in the request's ASGI scope, for the metrics.
@@ -71,7 +71,7 @@ class Dialect:
                 name=handler.__name__,
                 operation_id=f"{handler.__name__}{path}".replace("/", "_"),
                 tags=[self.tag],
-                openapi_extra=None if body is None else request_body(body),
+                openapi_extra={**path_parameters(path), **({} if body is None else request_body(body))},
                 responses=ERROR_RESPONSES,
                 include_in_schema=path == paths[0],
             )

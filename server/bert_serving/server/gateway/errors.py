@@ -8,6 +8,8 @@ import orjson
 from bert_serving.protocol import InvalidRequest, ServingError
 from fastapi import Response
 
+_CODES = {404: "unknown_path", 405: "wrong_method"}
+
 
 class UnreadableBody(InvalidRequest):
     """The body is not JSON, or not valid gzip. The status is 400 in every dialect."""
@@ -17,6 +19,19 @@ class Unprocessable(InvalidRequest):
     """The body is JSON, but a field is missing or has a wrong value. The dialect decides: status 422 or 400."""
 
     http_status = 422
+
+
+class OtherHttpError(ServingError):
+    """An error outside of the handlers, such as a path that does not exist. Each instance has its own status."""
+
+    def __init__(self, message: str, status: int = 404) -> None:
+        super().__init__(message)
+        self.http_status = status  # type: ignore[misc]  # a class variable of the other errors
+        self.code = _CODES.get(status, "invalid_request")  # type: ignore[misc]
+
+
+class WrongModel(InvalidRequest):
+    """The model that is served cannot do what the route is for."""
 
 
 def default_error(error: ServingError) -> tuple[int, object]:

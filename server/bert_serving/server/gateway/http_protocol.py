@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Literal
 
+import httptools
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -30,6 +31,7 @@ from .limits import MIN_BYTES_PER_S, ConnectionLimits
 ENDED_WITH = "bert_serving.ended_with"
 LEFT = 499  # nginx's number for a caller that closed its connection before it got a response
 
+_FRAMING = (b"content-length", b"transfer-encoding")
 _CHECK_EVERY_S = 1.0
 _LINGER_S = 2.0  # a refused caller may still be sending; it reads the response only if the connection stays open
 _MAX_LINGERING = 64  # refused connections that stay open, in addition to max_connections
@@ -114,6 +116,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._head_bytes = 0  # bytes of a head; or in a body, bytes that have arrived since its last byte
         self._num_received = 0
         self._unparsed = b""  # what follows _MAX_PIPELINED requests
+        self._repeats_head = False
         self._body_meter = Meter(self._limits.body_timeout_s)
         self._response_meter = Meter(self._limits.response_timeout_s)
         self._refused_at: float | None = None
@@ -178,25 +181,60 @@ class LimitedConnection(HttpToolsProtocol):
                 self._refuse(431, f"the {part} of a request may have at most {self._limits.max_head_bytes} bytes")
                 return
             self._head_bytes += min(room, len(data))
-            super().data_received(data[:room])
+            self._feed(data[:room])
             data = data[room:]
+
+    def _feed(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as exc:
+            if self.scope["method"] != "CONNECT":  # what follows CONNECT is not HTTP
+                self._ignore_upgrade(data[exc.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Continue after a head that offers another protocol, such as HTTP/2 (as Java's client does) or WebSocket.
+
+        The parser has ended the request with its head, and takes the body for the other protocol. So the parser
+        gets a head again that has nothing but the length of the body.
+        """
+        if framing := self._framing():
+            self._repeats_head = True
+            self._feed(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
+            self._repeats_head = False
+        if rest:
+            self._feed(rest)
+
+    def _framing(self) -> bytes:
+        """Return the headers that say where the body ends; nothing if there is no body."""
+        lines = (name + b": " + value + b"\r\n" for name, value in self.headers if name in _FRAMING)
+        return b"".join(lines)
 
     # -- events of the parser --------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         """Note that a head begins."""
+        if self._repeats_head:
+            return
         self._receives = "head"
         self._head_begun_at = time.monotonic()
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        """Keep a part of the path."""
+        if not self._repeats_head:
+            super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header, unless there are too many already."""
-        if len(self.headers) <= self._limits.max_headers:
+        if len(self.headers) <= self._limits.max_headers and not self._repeats_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Start the request, or refuse it."""
-        if self._is_ending:
+        if self._is_ending or self._repeats_head:
             return
         if len(self.headers) > self._limits.max_headers:
             self._refuse(431, f"a request may have at most {self._limits.max_headers} headers")
@@ -213,7 +251,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Note that the body is complete. Reading goes on: this shows at once that the caller leaves."""
-        if self._is_ending:
+        if self._is_ending or (self.parser.should_upgrade() and self._framing()):  # see _ignore_upgrade
             return
         self._receives = "nothing"
         self._head_bytes = 0

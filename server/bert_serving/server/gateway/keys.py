@@ -21,6 +21,8 @@ from ..keys import ApiKey, KeySource, hash_of_sent
 #: Under this name, the ASGI scope of a request contains its ApiKey, if the server requires keys.
 API_KEY = "bert_serving.api_key"
 
+_KEY_HEADERS = ("x-api-key", "api-key")  # instead of Authorization; the second one is Azure's
+
 # The key of the request that the current task handles. The tasks that this task creates have it too.
 _current_key: ContextVar[ApiKey | None] = ContextVar("api_key", default=None)
 
@@ -92,7 +94,8 @@ class Keyring:
         authorization = headers.get("authorization", "")
         scheme, _, rest = authorization.partition(" ")
         bearer = rest.strip() if scheme.lower() == "bearer" else authorization
-        sent = [hash_of_sent(given) for given in (bearer, headers.get("x-api-key", ""))]
+        others = (headers.get(name, "") for name in _KEY_HEADERS)
+        sent = [hash_of_sent(given) for given in (bearer, *others)]
         # Compare with every key, and in constant time: the time taken must not reveal anything about a key.
         found = [key for key in self._keys for each in sent if hmac.compare_digest(each, key.hashed)]
         return found[0] if found else None

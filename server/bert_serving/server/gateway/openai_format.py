@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bert_serving.protocol import EncodeReply, InvalidRequest, Overloaded, ServingError, Unauthorized
 
-from .errors import Unprocessable, UnreadableBody
+from .errors import OtherHttpError, Unprocessable, UnreadableBody, WrongModel
 from .service import Service
 from .usage import num_tokens
 
@@ -16,6 +16,7 @@ _ERROR_TYPES: dict[type[ServingError], str] = {
     InvalidRequest: "invalid_request_error",
     Unauthorized: "authentication_error",
     Overloaded: "rate_limit_error",
+    OtherHttpError: "invalid_request_error",
 }
 
 
@@ -46,7 +47,7 @@ def describe_error(error: ServingError) -> tuple[int, object]:
     OpenAI's client reads `error`. The clients of pymilvus and of TEI read the other fields.
     """
     status = error.http_status
-    if status == InvalidRequest.http_status and not isinstance(error, UnreadableBody):
+    if status == InvalidRequest.http_status and not isinstance(error, UnreadableBody | WrongModel):
         status = Unprocessable.http_status
     kind = next((name for cls, name in _ERROR_TYPES.items() if isinstance(error, cls)), "server_error")
     inner = {"message": error.message, "type": kind, "param": None, "code": error.code}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,6 +21,13 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     503: {"description": "the server is not ready, or stops"},
     504: {"description": "the deadline in X-Request-Timeout-Ms has passed"},
 }
+
+
+def path_parameters(path: str) -> dict[str, object]:
+    """Return OpenAPI's description of the parameters in a path, such as /models/{name:path}."""
+    names = re.findall(r"{(\w+)", path)
+    found = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    return {"parameters": found} if found else {}
 
 
 def request_body(body: type[BaseModel]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Routes for operators: GET /live, /ready, /metrics."""
+"""Routes for operators: GET and HEAD of /live, /ready, /metrics."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
     """Return the routes. Only /metrics may require an API key: see Service.protects_metrics."""
     router = APIRouter(tags=["operations"], responses=ERROR_RESPONSES)
 
+    @router.head("/live", include_in_schema=False)
     @router.get("/live")
     async def live() -> dict[str, str]:
         """Return 200 as long as this process answers."""
         return {"status": "live"}
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready")
     async def ready() -> Response:
         """Return 200 if every worker has loaded its model and used it recently, else 503."""
@@ -39,6 +41,7 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
             status_code=200 if is_ready else 503,
         )
 
+    @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics(request: Request) -> Response:
         """Return the metrics of the broker and of all gateway processes in Prometheus' text format."""
@@ -51,6 +54,7 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
             text = ""
         return Response(text + metrics.text(broker_up=bool(text)), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
+    @router.head("/", include_in_schema=False)
     @router.get("/", include_in_schema=False)
     async def root(request: Request) -> Response:
         """Redirect a browser to the documentation; return 200 to any other client."""

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from .classify import ranked, relevance
 from .context import RequestContext
+from .errors import WrongModel
 from .fields import Body, Side
 from .service import Service
 from .usage import num_chars, usage_headers
@@ -69,7 +70,9 @@ RankingContent: TypeAlias = Callable[[Service, RerankBody, Ranking], object]
 
 
 async def rank(context: RequestContext, body: RerankBody) -> Ranking:
-    """Return the texts of the body, ranked. Raises InvalidRequest if the model is not a reranker."""
+    """Return the texts of the body, ranked. Raises WrongModel if the model is not a reranker."""
+    if (await context.service.model()).kind not in ("reranker", "classifier"):
+        raise WrongModel("the model is not a reranker: start the server with one to use this route")
     side = "error" if body.truncate is False else body.truncation_direction or "right"
     pairs = [TextPair(text=body.query, text_pair=text) for text in body.candidates]
     logits, reply = await context.service.vectors(pairs, pooling_strategy="LOGITS", truncate=side)

@@ -250,6 +250,8 @@ def _read_config(path: Path, model_type: str) -> PreTrainedConfig:
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
         if key not in config:  # Transformers' default may fit the weights and still give wrong vectors
             raise ModelError(f"{path} must have {key}")
+    if isinstance(activation := config.get("hidden_act"), str):
+        config["hidden_act"] = activation.lower()  # Google's code ignores case
     return AutoConfig.for_model(**config | {"model_type": model_type})
 
 

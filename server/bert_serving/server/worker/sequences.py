@@ -138,6 +138,8 @@ def build_sequences(
         from_left, whole = options.truncate == "left", word_ids
         word_ids = _truncated(whole, room, from_left=from_left)
         lost = _lost(whole, word_ids, from_left=from_left)
+        if not word_ids[-1].ids:  # as in bert-as-service, a pair without its second string ends after the first
+            word_ids = word_ids[:1]
         if from_left:
             # Truncation on the left removes tokens of the prompt first. If a string has unread characters, its
             # prompt was not tokenized, so nothing of the prompt is left.

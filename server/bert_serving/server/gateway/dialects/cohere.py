@@ -1,4 +1,4 @@
-"""Cohere's /v2/embed and /v2/rerank."""
+"""Cohere's embed and rerank, in versions 1 and 2 of its API."""
 
 from __future__ import annotations
 
@@ -65,27 +65,48 @@ class EmbedBody(Body):
 def add_routes(router: APIRouter, service: Service) -> None:
     """Add the routes to the router."""
     COHERE.add_routes(router, service, ["/v2/embed"], embed, body=EmbedBody)
+    COHERE.add_routes(router, service, ["/v1/embed"], embed_v1, body=EmbedBody)
     COHERE.add_routes(router, service, ["/v2/rerank", "/v1/rerank"], rerank, body=RerankBody)
 
 
 async def embed(context: RequestContext) -> Response:
     """Return the vectors of the texts in each of the requested types."""
     body = await context.body(EmbedBody)
+    rows, reply = await _vectors(context, body)
+    embeddings = await context.off_loop(_as_types, body.embedding_types or ["float"], rows)
+    return await _embed_response(context, body, reply, "embeddings_by_type", embeddings)
+
+
+async def embed_v1(context: RequestContext) -> Response:
+    """Return the vectors of the texts: a list of vectors, or as in version 2 if `embedding_types` is given."""
+    body = await context.body(EmbedBody)
+    if body.embedding_types:
+        return await embed(context)
+    rows, reply = await _vectors(context, body)
+    return await _embed_response(context, body, reply, "embeddings_floats", list(rows))
+
+
+async def _vectors(context: RequestContext, body: EmbedBody) -> tuple[Rows, EncodeReply]:
     prompts = (await context.service.model()).prompts
     names = [name for name in _PROMPTS.get(body.input_type or "", ()) if name in prompts]
-    rows, reply = await context.service.vectors(
+    return await context.service.vectors(
         body.strings,
         dimensions=body.output_dimension,
         truncate=_SIDES[body.truncate or "END"],
         normalize=True,
         prompt_name=names[0] if names else None,
     )
+
+
+async def _embed_response(
+    context: RequestContext, body: EmbedBody, reply: EncodeReply, kind: str, embeddings: object
+) -> Response:
     content = {
         "id": str(uuid.uuid4()),
-        "embeddings": await context.off_loop(_as_types, body.embedding_types or ["float"], rows),
+        "embeddings": embeddings,
         "texts": body.strings,
-        "response_type": "embeddings_by_type",
-        "meta": _meta(reply),
+        "response_type": kind,
+        "meta": _meta(context, reply),
     }
     return await context.json(content, headers=usage_headers(reply, num_chars(body.strings)))
 
@@ -102,7 +123,7 @@ async def rerank(context: RequestContext) -> Response:
         }
         for i, score in ranking.places
     ]
-    content = {"id": str(uuid.uuid4()), "results": results, "meta": _meta(ranking.reply)}
+    content = {"id": str(uuid.uuid4()), "results": results, "meta": _meta(context, ranking.reply)}
     return await context.json(content, headers=ranking.headers)
 
 
@@ -116,9 +137,10 @@ def _as_type(kind: EmbeddingType, rows: Rows) -> Numbers | list[str]:
     return convert(rows, "float32" if kind == "float" else kind)
 
 
-def _meta(reply: EncodeReply) -> dict[str, object]:
+def _meta(context: RequestContext, reply: EncodeReply) -> dict[str, object]:
+    version = "1" if context.request.url.path.startswith("/v1/") else "2"
     units = {"input_tokens": num_tokens(reply)}
-    return {"api_version": {"version": "2"}, "billed_units": units, "tokens": units}
+    return {"api_version": {"version": version}, "billed_units": units, "tokens": units}
 
 
 def _describe_error(error: ServingError) -> tuple[int, object]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from fastapi import APIRouter, Response
 
-from ..classify import label_scores, normalized
+from ..classify import NAMED_BYTES, label_scores, normalized
 from ..context import RequestContext
 from ..dialect import Dialect
 from ..fields import Body, Strings
@@ -48,6 +48,7 @@ async def classify(context: RequestContext) -> Response:
     logits, reply = await context.service.vectors(body.input, pooling_strategy="LOGITS")
     model = await context.service.model_of(reply)
     scores = logits if body.raw_scores else normalized(logits)
+    context.hold(scores.size * NAMED_BYTES)
     data = await context.off_loop(label_scores, scores, model.labels)
     headers = usage_headers(reply, num_chars(body.input))
     return await context.json(list_object(context.service, reply, data, kind="classify"), headers=headers)

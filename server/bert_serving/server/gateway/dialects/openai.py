@@ -1,4 +1,7 @@
-"""OpenAI's embeddings API, which most clients use: POST /v1/embeddings, GET /v1/models."""
+"""OpenAI's embeddings API, which most clients use: POST /v1/embeddings, GET /v1/models, GET /v1/models/NAME.
+
+Azure's clients have the same bodies at another path, and send the key as `api-key`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from ..service import Service
 from ..usage import num_chars, usage_headers
 
 OPENAI = Dialect("OpenAI", describe_error)
+
+_AZURE = "/openai/deployments/{deployment}/embeddings"
 
 
 class EmbeddingsBody(Body):
@@ -48,12 +53,19 @@ def add_routes(
 
     async def models(context: RequestContext) -> Response:
         """Return the one model that is served."""
-        entry = {"id": service.model_name, "object": "model", "created": 0, "owned_by": "bert-embedding-service"}
-        content = {"object": "list", "data": [{**entry, **await extra_model_fields(service)}]}
-        return await context.json(content)
+        return await context.json({"object": "list", "data": [await entry(service.model_name)]})
 
-    OPENAI.add_routes(router, service, ["/v1/embeddings", "/embeddings"], embeddings, body=EmbeddingsBody)
+    async def model(context: RequestContext) -> Response:
+        """Return the model that is served, whatever the name: requests may have any name too."""
+        return await context.json(await entry(context.request.path_params["name"]))
+
+    async def entry(name: str) -> dict[str, object]:
+        fields = {"id": name, "object": "model", "created": 0, "owned_by": "bert-embedding-service"}
+        return {**fields, **await extra_model_fields(service)}
+
+    OPENAI.add_routes(router, service, ["/v1/embeddings", "/embeddings", _AZURE], embeddings, body=EmbeddingsBody)
     OPENAI.add_routes(router, service, ["/v1/models", "/models"], models)
+    OPENAI.add_routes(router, service, ["/v1/models/{name:path}", "/models/{name:path}"], model)
 
 
 async def embeddings(context: RequestContext) -> Response:

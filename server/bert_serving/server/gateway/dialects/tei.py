@@ -22,10 +22,10 @@ from bert_serving.protocol import (
 from fastapi import APIRouter, Response
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from ..classify import label_scores, normalized
+from ..classify import NAMED_BYTES, label_scores, normalized
 from ..context import RequestContext
 from ..dialect import Dialect, Handler
-from ..errors import Unprocessable, UnreadableBody
+from ..errors import Unprocessable, UnreadableBody, WrongModel
 from ..fields import Body, Dimensions, Side, Texts
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
 from ..rerank import Ranking, RankingContent, RerankBody, rank
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _ERROR_TYPES: dict[type[ServingError], tuple[int, str]] = {
     UnreadableBody: (400, "Validation"),
+    WrongModel: (424, "Backend"),
     Unauthorized: (401, "Unauthorized"),
     InvalidRequest: (422, "Validation"),
     Overloaded: (429, "Overloaded"),
@@ -233,6 +234,7 @@ async def embed_sparse(context: RequestContext) -> Response:
         body.inputs, pooling_strategy="SPLADE", ragged=True, pairs=False, **body.options()
     )
     assert reply.counts is not None, "ragged is set"
+    context.hold(len(reply.rows) * NAMED_BYTES)
     content = await context.off_loop(_sparse, split_rows(reply.rows, reply.counts))
     return await context.json(content, headers=usage_headers(reply, num_chars(body.inputs)))
 
@@ -260,6 +262,7 @@ async def predict(context: RequestContext) -> Response:
     logits, reply = await context.service.vectors(texts, pooling_strategy="LOGITS", **body.options())
     model = await context.service.model_of(reply)
     scores = logits if body.raw_scores else normalized(logits)
+    context.hold(scores.size * NAMED_BYTES)
     labels = await context.off_loop(label_scores, scores, model.labels)
     return await context.json(labels[0] if is_single else labels, headers=usage_headers(reply, num_chars(texts)))
 
