@@ -46,9 +46,13 @@ _BEGINNINGS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """How much the server process has grown, and the calls of the client beside the garbage."""
+    """How much the server process has grown when it had time to return memory, and right after the garbage.
+
+    calls: the calls of the client beside the garbage.
+    """
 
     growth_mb: float
+    peak_mb: float
     calls: list[Calls]
 
     def faults(self) -> list[str]:
@@ -70,11 +74,13 @@ def pelted(
     family = Family(target)
     _run(send_messages, target, 1000)
     before = family.server_mb()
+    peak = before
     with Victim(target, timeout_s) as victim:
-        _run(send_messages, target, num_messages)
-        _run(open_connections, target, num_connections)
+        for act, count in ((send_messages, num_messages), (open_connections, num_connections)):
+            _run(act, target, count)
+            peak = max(peak, family.server_mb())
     time.sleep(settle_s)
-    return Outcome(family.server_mb() - before, victim.calls)
+    return Outcome(family.server_mb() - before, peak - before, victim.calls)
 
 
 def send_messages(target: Target, count: int) -> None:
@@ -83,7 +89,8 @@ def send_messages(target: Target, count: int) -> None:
         for message in itertools.islice(garbage_messages(seed=count), count):
             while not client.send(message):
                 pass
-        assert client.ask(b"SHOW_STATUS", 0), "the server does not read"
+        while not client.ask(b"SHOW_STATUS", 0):
+            pass
         assert any(client.replies(HANG_S)), "no reply to the message after the garbage"
 
 
@@ -141,7 +148,8 @@ def main() -> None:
         seconds = time.monotonic() - began - _SETTLE_S
     print(f"{cpu_name()}, {os.cpu_count()} cores")
     print(f"{args.messages} messages and {args.connections} connections in {seconds:.0f} s")
-    print(f"the server process grew by {outcome.growth_mb:.1f} MiB\n")
+    print(f"the server process grew by {outcome.growth_mb:.1f} MiB; right after the garbage, by")
+    print(f"{outcome.peak_mb:.1f} MiB\n")
     print_head(CALLS_HEAD)
     for calls in outcome.calls:
         print(f"| {calls.row()} |")

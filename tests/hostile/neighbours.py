@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from typing import TypeAlias
 
 from benchmarks.common import cpu_name
@@ -74,17 +75,29 @@ def attacked(target: Target, attacks: Sequence[Attack], seconds: float, timeout_
     family = Family(target)
     before, at_first = {p.pid: name for name, p in family.members().items()}, family.memory_mb()
     with Victim(target, timeout_s) as victim:
-        until = time.monotonic() + seconds
-        attackers = [_spawn.Process(target=attack, args=(target, until), daemon=True) for attack in attacks]
+        have_begun = [_spawn.Event() for _ in attacks]
+        attackers = [
+            _spawn.Process(target=_attack, args=(attack, target, seconds, has_begun), daemon=True)
+            for attack, has_begun in zip(attacks, have_begun, strict=True)
+        ]
         for attacker in attackers:
             attacker.start()
-        peak = max(family.memory_mb() for _ in _while_running(attackers, until + _LATE_S))
+        for has_begun in have_begun:
+            assert has_begun.wait(timeout_s), "an attack has not begun"
+        until = time.monotonic() + seconds + _LATE_S
+        peak = max(family.memory_mb() for _ in _while_running(attackers, until))
         for attacker in attackers:
             attacker.kill()
             attacker.join()
     after = {p.pid for p in family.members().values()}
     lost = [f"{name} was lost" for pid, name in before.items() if pid not in after]
     return Outcome(victim.calls, peak - at_first, lost)
+
+
+def _attack(attack: Attack, target: Target, seconds: float, has_begun: Event) -> None:
+    """Attack for some seconds. Runs in a process of its own, whose start takes about a second."""
+    has_begun.set()
+    attack(target, time.monotonic() + seconds)
 
 
 def _while_running(processes: Sequence[BaseProcess], until: float) -> Iterator[None]:

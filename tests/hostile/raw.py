@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import uuid
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +12,21 @@ import zmq
 from tests.hostile.target import Target
 
 _SEND_TIMEOUT_MS = 200
+_TIMEOUT_S = 5.0
 _SUBSCRIBE_S = 0.2  # a subscription needs about a millisecond to arrive; a late one costs only the first replies
+
+
+def shaken_hands(port: int, kind: bytes) -> socket.socket:
+    """Return a TCP connection after ZeroMQ's handshake, for bytes that libzmq would never send. kind: PUSH or SUB.
+
+    ZMTP 3.0 (https://rfc.zeromq.org/spec/23): a greeting, then the command READY.
+    """
+    connection = socket.create_connection(("127.0.0.1", port), _TIMEOUT_S)
+    greeting = bytes.fromhex("ff00000000000000017f0300") + b"NULL".ljust(20, b"\0") + bytes(32)
+    ready = b"\5READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
+    connection.sendall(greeting + b"\4" + bytes([len(ready)]) + ready)
+    connection.recv(len(greeting))
+    return connection
 
 
 class RawClient:

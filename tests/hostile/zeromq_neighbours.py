@@ -10,12 +10,13 @@ import json
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 
 import zmq
 from bert_serving.protocol import MAX_TEXT_CHARS
 
 from tests.hostile.garbage_messages import garbage_messages
-from tests.hostile.raw import RawClient
+from tests.hostile.raw import RawClient, shaken_hands
 from tests.hostile.target import Target
 
 _MAX_TEXTS = 262_144  # the server's default limit for the texts of one request
@@ -133,6 +134,17 @@ def sends_many_values(target: Target, until: float) -> None:
     _ask_again_and_again(target, until, body, 8000)
 
 
+def sends_endless_messages(target: Target, until: float) -> None:
+    """Send a message that has frames without end, to both ports."""
+    pieces = {target.port: b"PUSH", target.port_out: b"SUB"}
+    while time.monotonic() < until:
+        with suppress(OSError), ExitStack() as stack:
+            sockets = [stack.enter_context(shaken_hands(port, kind)) for port, kind in pieces.items()]
+            while time.monotonic() < until:
+                for socket in sockets:
+                    socket.sendall(b"\1\0" * 30_000)
+
+
 def subscribes(target: Target, until: float) -> None:
     """Subscribe to ten thousand identities over a hundred connections, disconnect, and do it again."""
     while time.monotonic() < until:
@@ -199,6 +211,7 @@ ATTACKS = (
     sends_longest_texts,
     sends_containers,
     sends_many_values,
+    sends_endless_messages,
     subscribes,
     leaves,
     connects_and_leaves,

@@ -10,6 +10,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import zmq
 from bert_serving.client import BertClient
 
+from tests.hostile.raw import shaken_hands
 from tests.support.running_server import RunningServer
 from tests.support.waiting import HANG_S, wait_until
 
@@ -121,6 +123,19 @@ def test_errors_to_invented_identities_take_little_memory(bounded: RunningServer
     wait_until(lambda: other.server_status["statistic"]["num_data_request"] > num_before)
     assert memory_mb(bounded) - before < 40
     flood.close()
+
+
+@pytest.mark.parametrize("kind", [b"PUSH", b"SUB"])
+def test_a_message_without_an_end_is_ended(bounded: RunningServer, other: BertClient, kind: bytes) -> None:
+    before, num_before = memory_mb(bounded), bounded.log.count("disconnected all clients")
+    port = bounded.port if kind == b"PUSH" else bounded.port_out
+    empty_frames = b"\1\0" * 30_000  # libzmq takes 64 bytes for each of them
+    with shaken_hands(port, kind) as attacker, suppress(ConnectionError):
+        while True:  # until the connection ends
+            attacker.sendall(empty_frames)
+    assert bounded.log.count("disconnected all clients") == num_before + 1
+    assert len(other.encode(["another client"])) == 1
+    wait_until(lambda: memory_mb(bounded) - before < 300)
 
 
 def test_a_body_that_explodes_is_refused_before_it_is_parsed(

@@ -177,7 +177,7 @@ def test_a_request_has_its_names_in_the_logs_of_all_processes(tiny: Path) -> Non
         assert httpx.post(
             f"{verbose.url}/embed", json={"inputs": "a", "prompt_name": "x"}, headers=headers, timeout=HANG_S
         ).is_error
-        wait_until(lambda: {"server", "gateway"} <= _processes_that_name("my-request", verbose.log))
+        wait_until(lambda: {"server", "gateway", "worker-0"} <= _processes_that_name("my-request", verbose.log))
 
 
 def _processes_that_name(trace: str, log: str) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +21,23 @@ from tests.support.waiting import HANG_S, wait_until
 
 pytestmark = pytest.mark.skipif(not are_permitted(), reason="network namespaces are not permitted here")
 
-# Arguments: IP, port, port_out, folder of the keys. Before each request, the script waits for a line of input.
+# Arguments: IP, port, port_out, folder of the keys, and whether requests are sent again. Before each request, the
+# script waits for a line of input.
 CLIENT = """
 import sys
 from bert_serving.client import BertClient
 ip, port, port_out, curve_dir = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4]
-with BertClient(ip, port, port_out, curve_dir=curve_dir, connect_timeout=60_000) as client:
+retry = sys.argv[5] == "True"
+with BertClient(ip, port, port_out, curve_dir=curve_dir, connect_timeout=60_000, retry=retry) as client:
     for _ in sys.stdin:
         try:
             print(client.encode(["hello world"]).shape, flush=True)
         except ConnectionError as error:
             print(type(error).__name__, error, flush=True)
 """
+
+
+_NOTICED_S = 13.0  # a client notices a cut line after ten seconds without heartbeats
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,11 @@ class Site:
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
-    def client(self) -> subprocess.Popen[str]:
+    def client(self, *, retry: bool) -> subprocess.Popen[str]:
         """Start CLIENT on the host of the client."""
         address = (SERVER_IP, str(self.running.port), str(self.running.port_out), str(self.keys / "alice"))
         return subprocess.Popen(
-            [*self.hosts.client, sys.executable, "-c", CLIENT, *address],
+            [*self.hosts.client, sys.executable, "-c", CLIENT, *address, str(retry)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -96,8 +102,27 @@ def answer(client: subprocess.Popen[str]) -> str:
     return client.stdout.readline().strip()
 
 
+def test_a_request_is_sent_again_after_the_line_was_cut(site: Site) -> None:
+    with site.client(retry=True) as client:
+        ask(client)
+        assert answer(client) == "(1, 64)"
+        worker = psutil.Process(site.status()["workers"][0]["pid"])
+        worker.suspend()  # the request must still be open when the line is cut
+        try:
+            ask(client)
+            wait_until(lambda: site.status()["open_requests"] == 1)
+            site.hosts.cut_line()
+            time.sleep(_NOTICED_S)
+        finally:
+            worker.resume()
+            site.hosts.mend_line()
+        assert answer(client) == "(1, 64)"
+        assert client.stdin is not None
+        client.stdin.close()
+
+
 def test_a_line_cut_during_a_request_is_an_error_and_the_client_works_again_afterwards(site: Site) -> None:
-    with site.client() as client:
+    with site.client(retry=False) as client:
         ask(client)
         assert answer(client) == "(1, 64)"
         worker = psutil.Process(site.status()["workers"][0]["pid"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,8 +97,16 @@ def test_only_a_gateway_chooses_the_flow_of_a_request(door: Door) -> None:
     sent = request(b"1", flow="key:alice", flow_share=1.0, trace="4bf92f35")
     door.gateway.send_multipart(request_to_frames(sent))
     assert door.step_until_arrived(1) == [sent]
-    door.tcp.send_multipart(request_to_frames(sent))
-    assert door.step_until_arrived(2)[1] == request(b"1", trace="4bf92f35")
+    door.tcp.send_multipart(request_to_frames(replace(sent, request_id=b"2")))
+    assert door.step_until_arrived(2)[1] == request(b"2", trace="4bf92f35")
+
+
+def test_a_request_that_is_sent_again_is_computed_once(door: Door) -> None:
+    others = [replace(request(b"1"), texts=["other texts, so another request"]), request(b"2")]
+    for sent in [request(b"1")] * 3 + others:
+        door.tcp.send_multipart(request_to_frames(sent))
+    assert door.step_until_arrived(3) == [request(b"1"), *others]
+    assert "jobs=3" in repr(door.broker)
 
 
 def test_cancel_ends_one_request_and_leaves_the_others(door: Door) -> None:

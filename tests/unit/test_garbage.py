@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from bert_serving.server.broker.memory_guard import rss_bytes
 from bert_serving.server.supervisor.garbage import GarbageCollection
-from bert_serving.server.supervisor.memory import rss_bytes
 
 
 @pytest.fixture(autouse=True)

@@ -68,11 +68,19 @@ def test_no_attempt_is_made_at_or_after_the_deadline() -> None:
 
 def test_without_a_deadline_attempts_end_a_minute_after_the_first_refusal() -> None:
     retry = retry_of(0.5)
+    now = 1000.0
+    while retry.refuse(1, BUSY, now):
+        now += retry.next_s(now)
+        assert len(retry.due(now)) == 1
+    assert 1000.0 + RETRY_S - 5.0 <= now < 1000.0 + RETRY_S
+
+
+def test_attempts_begin_anew_when_a_request_was_accepted_and_then_lost() -> None:
+    retry = retry_of(0.5)
     assert retry.refuse(1, BUSY, 1000.0)
     retry.due(1001.0)
-    assert retry.refuse(1, BUSY, 1000.0 + RETRY_S - 1)
-    retry.due(1000.0 + RETRY_S - 0.1)
-    assert not retry.refuse(1, BUSY, 1000.0 + RETRY_S - 0.1)
+    assert retry.refuse(1, BUSY, 1000.0 + RETRY_S + 1)
+    assert retry.next_s(1000.0 + RETRY_S + 1) == pytest.approx(0.2)
 
 
 def test_each_request_is_due_once_at_its_time() -> None:

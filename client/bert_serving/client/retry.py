@@ -9,6 +9,7 @@ back together. The pauses grow with each refusal. Encoding has no side effects, 
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from bert_serving.protocol import Frames, Overloaded, ServingError, Unavailable,
 #: How long a request without a deadline is sent again, in seconds after its first refusal.
 RETRY_S = 60.0
 
+_ACCEPTED_S = 5.0  # a server that refuses a request does it at once; after this time, it has accepted the request
 _MIN_PAUSE_S = 0.01
 _GROWTH = 2.0
 _MAX_GROWN_PAUSE_S = 5.0  # growth beyond this would leave a client waiting while the server has room again
@@ -27,13 +29,15 @@ _MAX_GROWN_PAUSE_S = 5.0  # growth beyond this would leave a client waiting whil
 class _Request:
     """A request that may be refused.
 
-    deadline: monotonic time; None: RETRY_S after the first refusal. refused_with: the error, while the request
-    waits to be sent again.
+    deadline: monotonic time; None: RETRY_S after the first of several refusals. sent_at: when it was last sent
+    again. refused_with: the error, while the request waits to be sent again.
     """
 
     frames: Frames
     deadline: float | None
+    gives_up_at: float = math.inf
     num_refusals: int = 0
+    sent_at: float = -math.inf
     refused_with: ServingError | None = None
 
 
@@ -63,10 +67,11 @@ class Retry:
             return False
         if request.refused_with is not None:  # it waits already
             return True
-        if request.deadline is None:
-            request.deadline = now + RETRY_S
+        if now - request.sent_at > _ACCEPTED_S:
+            request.num_refusals = 0
+            request.gives_up_at = now + RETRY_S if request.deadline is None else request.deadline
         at = now + self._pause_s(error.retry_after_ms / 1000, request.num_refusals)
-        if at >= request.deadline:
+        if at >= request.gives_up_at:
             return False
         request.num_refusals += 1
         request.refused_with = error
@@ -79,9 +84,9 @@ class Retry:
         while self._waiting and self._waiting[0][0] <= now:
             request = self._requests.get(heapq.heappop(self._waiting)[1])
             if request is not None:
-                assert request.deadline is not None
-                request.refused_with = None
-                frames.append(with_deadline(request.frames, max(1, round((request.deadline - now) * 1000))))
+                request.refused_with, request.sent_at = None, now
+                left_ms = max(1, round((request.gives_up_at - now) * 1000))
+                frames.append(with_deadline(request.frames, left_ms))
         return frames
 
     def overdue(self, now: float) -> dict[int, ServingError]:
@@ -90,7 +95,7 @@ class Retry:
         return {
             number: request.refused_with
             for number, request in waiting
-            if request is not None and request.refused_with is not None and (request.deadline or 0.0) <= now
+            if request is not None and request.refused_with is not None and request.gives_up_at <= now
         }
 
     def next_s(self, now: float) -> float:

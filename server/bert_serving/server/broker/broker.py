@@ -54,10 +54,16 @@ from .workers import MessageForBroker, Unreadable, Workers
 log = logging.getLogger(__name__)
 
 _NUM_REQUEST_FRAMES = 4
+_NUM_UNREAD = 4  # requests of the largest size that libzmq may hold before they are read
+# After a step with so many refused requests, the next ones are read later. Without the pause, a client that sends
+# as fast as it can would take the time of a whole core to be refused, and the workers need that time.
+_MANY_REFUSED = 16
+_PAUSE_S = 0.02
 _PHASE_S = 0.005  # there are about ten phases, so even a step with much to do in each takes only 50 ms
 _LAST_DELIVERY_S = 1.0
 # A worker that has died is started again after at most 4 s, and a small model is loaded in a few seconds.
 _RETRY_DURING_OUTAGE_MS = 10_000
+_RETRY_RESTART_MS = 1000  # a server that stops may be started again
 
 
 class Broker:
@@ -86,6 +92,8 @@ class Broker:
         self._token_rows = token_rows
         self._observers = observers
         self._is_accepting = True
+        self._num_refused = 0  # since requests were last read
+        self._paused_until: float | None = None
         self.clock = LoopClock()
         self._sparse_log = SparseLog()
         self._curve = None if settings.curve_dir is None else CurveServer(Path(settings.curve_dir))
@@ -96,6 +104,7 @@ class Broker:
             endpoints=endpoints,
             max_message_bytes=settings.max_message_mb << 20,
             num_children=len(worker_names) + settings.http_workers,
+            max_growth=(settings.memory_mb + _NUM_UNREAD * settings.max_message_mb) << 20,
             curve=self._curve,
         )
         self._scheduler = Scheduler(
@@ -140,10 +149,10 @@ class Broker:
         return self._ports.poll(0 if self._chores else self._replies.poll_ms(self._ms_to_deadline(timeout_ms)))
 
     def _ms_to_deadline(self, timeout_ms: int) -> int:
-        deadline = self._scheduler.next_deadline
-        if deadline is None:
+        times = [at for at in (self._scheduler.next_deadline, self._paused_until) if at is not None]
+        if not times:
             return timeout_ms
-        return min(timeout_ms, max(0, math.ceil((deadline - time.monotonic()) * 1000)))
+        return min(timeout_ms, max(0, math.ceil((min(times) - time.monotonic()) * 1000)))
 
     def handle_messages(self) -> None:
         """Handle the messages that have arrived, then send batches and replies.
@@ -214,6 +223,11 @@ class Broker:
         return self._scheduler.num_jobs
 
     @property
+    def num_held(self) -> int:
+        """The number of requests without a reply, of replies that are held, and of subscribers."""
+        return self._scheduler.num_jobs + self._replies.num_held
+
+    @property
     def is_drained(self) -> bool:
         """Whether every accepted request has a reply, and all replies to connected clients are sent."""
         return self._scheduler.is_idle and self._replies.are_sent
@@ -226,7 +240,8 @@ class Broker:
         """Reply to every open request with Unavailable."""
         now = time.monotonic()
         while not self._scheduler.is_idle:  # in portions, because only so many errors may wait for one client
-            self._fail(self._scheduler.fail_all(Unavailable(reason)), now, Budget(_PHASE_S))
+            error = Unavailable(reason, retry_after_ms=_RETRY_RESTART_MS)
+            self._fail(self._scheduler.fail_all(error), now, Budget(_PHASE_S))
             self._replies.deliver(now, Budget(_PHASE_S))
         self._replies.deliver(now, Budget(_LAST_DELIVERY_S))
 
@@ -255,14 +270,24 @@ class Broker:
         """Count the requests of a client that has left; if it only lost its connection, it finds an error."""
         for job in cancelled:
             self._metrics.cancelled.inc()
-            self._replies.post_lost(job.request, now)
+            if not self._scheduler.has_job(job.request):  # else its client has sent it again already
+                self._replies.post_lost(job.request, now)
             yield
 
     def _read_requests(self, now: float) -> None:
         for message in receive_some(self._ports.gateway_requests, Budget(_PHASE_S)):
             self._on_request(message, now, is_from_gateway=True)
-        for message in receive_some(self._ports.requests, Budget(_PHASE_S)):
+        if self._paused_until is not None:
+            if now < self._paused_until:
+                return
+            self._paused_until = None
+            self._ports.resume_requests()
+        self._num_refused = 0
+        for message in self._ports.requests_of_clients(Budget(_PHASE_S)):
             self._on_request(message, now, is_from_gateway=False)
+        if self._num_refused >= _MANY_REFUSED:
+            self._paused_until = now + _PAUSE_S
+            self._ports.pause_requests()
 
     def _on_request(self, message: list[zmq.Frame], now: float, *, is_from_gateway: bool) -> None:
         frames: Frames = [frame.buffer for frame in message]
@@ -278,8 +303,8 @@ class Broker:
                 assert held is not None
                 if not is_from_gateway and (request.flow is not None or request.flow_share is not None):
                     request = replace(request, flow=None, flow_share=None)  # a client must not choose its share
-                self._on_encode(request, held, now)
-                held = None  # it belongs to the job now
+                if self._on_encode(request, held, now):
+                    held = None  # it belongs to the job now
         except ServingError as error:
             if request is None:
                 self._notify_arrived(None)
@@ -302,18 +327,22 @@ class Broker:
         flow = flow_of(identity, None, is_unsubscribed=not self._replies.has_subscriber(identity))
         return admission.reserve_body(flow, body)
 
-    def _on_encode(self, request: EncodeRequest, held: Reservation, now: float) -> None:
+    def _on_encode(self, request: EncodeRequest, held: Reservation, now: float) -> bool:
+        """Accept a request; return whether it is new and has taken the reservation."""
+        if self._scheduler.has_job(request):
+            return False
         self._metrics.requests.inc()
         self._notify_arrived(request)
         self._replies.note_request(request, now)
         # `now` is the same for all requests of a step; intervals between requests need the real time.
         self._statistic.count_texts(request.identity, len(request.texts), time.monotonic())
         if not self._is_accepting:
-            raise Unavailable("the server is shutting down")
+            raise Unavailable("the server is shutting down", retry_after_ms=_RETRY_RESTART_MS)
         if self._is_out_of_service:
             raise self._out_of_service()
         is_unsubscribed = not self._replies.has_subscriber(request.identity)
         self._scheduler.submit(request, now, held, is_unsubscribed=is_unsubscribed)
+        return True
 
     def _on_command(self, request: CommandRequest, peer: str, now: float) -> None:
         if request.command is Command.CANCEL:
@@ -340,6 +369,7 @@ class Broker:
 
     def _refuse(self, frames: Frames, error: ServingError, now: float) -> None:
         """Reply to a bad request with an error, or log the error if there is no sender to reply to."""
+        self._num_refused += 1
         sender = sender_of(frames)
         # A sender without a subscription may be a port scanner. Hold a reply for it only if the message has as
         # many frames as a request.

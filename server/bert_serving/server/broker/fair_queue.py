@@ -20,6 +20,7 @@ from .job import Job, Slice, TextCost
 # Tokens that may be taken from a flow before the next flow's turn. With a smaller number, slices would have so few
 # texts that they cost more time in the broker than in the worker.
 _QUANTUM_TOKENS = 256.0
+_MIN_LEFT = 64
 
 
 @dataclass(slots=True)
@@ -43,6 +44,7 @@ class FairQueue:
         self._heap: list[tuple[float, int, _Flow]] = []  # lowest clock first
         self._now = 0.0
         self._left: dict[bytes, float] = {}  # clocks of empty flows: a flow that returns keeps its debt
+        self._max_left = _MIN_LEFT  # with more clocks, those without a debt are removed
         self._ticket = itertools.count()
         # Flows that have lost their last job stay in the heap until they reach its top or are too many: to remove
         # one of them from the middle, the heap must be built again.
@@ -155,8 +157,9 @@ class FairQueue:
         else:  # the queue is empty: forget all debts
             self._now = flow.clock
             self._left.clear()
-        if len(self._left) > 2 * len(self._flows) + 64:
+        if len(self._left) > self._max_left:
             self._left = {key: clock for key, clock in self._left.items() if clock > self._now}
+            self._max_left = 2 * len(self._left) + _MIN_LEFT
 
     def _push_flow(self, flow: _Flow) -> None:
         heapq.heappush(self._heap, (flow.clock, next(self._ticket), flow))

@@ -34,7 +34,7 @@ _MAX_SMALL_BYTES_PER_TOPIC = 4 << 20  # 3,000 errors: more than a client has req
 _MAX_STRANGER_BYTES = 2 << 20  # 1,500 errors: more new clients than a server gets in one second
 _STRANGER_S = 10.0  # except on a very slow network, a subscription arrives soon after the first request
 _MAX_NOTE_BYTES = 8 << 20  # 6,000 notes
-_MAX_NOTES_PER_TOPIC = 64  # a client of bert-as-service waits for one reply; ours need no note
+_MAX_NOTES_PER_TOPIC = 512  # more requests than a client of bert-as-service has open; ours need no note
 _NOTE_S = 60.0  # a client that has lost its connection connects again within seconds
 _BLOCKED_S = 2.0  # how long one subscriber that does not read may delay the replies to others with its identity
 _RETRY_DROPPED_MS = 1000
@@ -69,13 +69,19 @@ class Outbox:
         self._num_posted = 0
 
     def __repr__(self) -> str:
-        num_held = sum(map(len, self._shelves))
-        return f"<Outbox subscribers={len(self._subscribers)} held={num_held} bytes={self.held_bytes}>"
+        num_subscribers = len(self._subscribers)
+        num_replies = self.num_held - num_subscribers
+        return f"<Outbox subscribers={num_subscribers} held={num_replies} bytes={self.held_bytes}>"
 
     @property
     def held_bytes(self) -> int:
         """Bytes of all held replies."""
         return sum(shelf.num_bytes for shelf in self._shelves)
+
+    @property
+    def num_held(self) -> int:
+        """The number of held replies and of subscribers."""
+        return sum(map(len, self._shelves)) + len(self._subscribers)
 
     @property
     def has_deliverable(self) -> bool:

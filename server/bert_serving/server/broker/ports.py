@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from zmq.utils.monitor import recv_monitor_message
 from .budget import Budget
 from .curve import CurveServer
 from .descriptors import DescriptorReserve, Door, backlog_for, max_open_files, reserve_for
+from .memory_guard import MemoryGuard
+from .request_reader import POLLIN, RequestReader
+from .sparse_log import SparseLog
 
 # Room for an identity and the command name SUBSCRIBE. A limit is needed because libzmq keeps a tree node for every
 # byte of a subscription.
@@ -42,7 +46,7 @@ _UNREAD_REQUESTS = 2
 # A request of up to so many times the largest size is received and refused. If the old client lost its connection
 # instead, it would wait without end.
 _RECEIVED = 2
-_POLLIN = int(zmq.POLLIN)  # a plain number is faster than zmq's enum
+_REBIND_MS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +72,9 @@ class Ports:
 
     max_message_bytes: the largest request that the broker accepts. Larger ones are received, so that it can
     reply with an error; but libzmq closes the connection of a client whose request is more than twice as large.
-    num_children: how many workers and gateways there are. curve: who may connect over TCP; None: every client,
-    without encryption.
+    num_children: how many workers and gateways there are. max_growth: by how many bytes the memory of the process
+    may grow before all clients are disconnected. curve: who may connect over TCP; None: every client, without
+    encryption.
     """
 
     def __init__(
@@ -81,14 +86,18 @@ class Ports:
         endpoints: PrivateEndpoints,
         max_message_bytes: int,
         num_children: int,
+        max_growth: int = sys.maxsize,
         curve: CurveServer | None = None,
     ) -> None:
         self._context = zmq.Context()
         self._curve = curve
-        self._on_close = ExitStack()
-        self.requests, self.gateway_requests = self._open(zmq.PULL), self._open(zmq.PULL)
-        self.requests.maxmsgsize = _RECEIVED * max_message_bytes
-        self.requests.rcvhwm = _UNREAD_REQUESTS
+        self._host, self._port, self._port_out = host, port, port_out
+        self._max_message_bytes = max_message_bytes
+        self._num_children = num_children
+        self._doors = ExitStack()  # what belongs to the TCP ports
+        self._are_open = False  # the TCP ports
+        self._sparse_log = SparseLog()
+        self.gateway_requests = self._open(zmq.PULL)
         self.replies = self._open(zmq.XPUB)
         self.replies.maxmsgsize = _MAX_SUBSCRIPTION_BYTES
         self.replies.xpub_manual = 1
@@ -98,8 +107,9 @@ class Ports:
         self.workers.router_mandatory = 1
         self.workers.sndhwm = 0  # no limit is needed: a worker has only a few batches
         self._poller = zmq.Poller()
-        for socket in (self.requests, self.gateway_requests, self.replies, self.workers):
+        for socket in (self.gateway_requests, self.replies, self.workers):
             self._poller.register(socket, zmq.POLLIN)
+        self.requests = self._open_requests()
         try:
             # The private addresses are bound before CURVE is turned on: an option holds only for what is bound
             # after it is set.
@@ -111,8 +121,8 @@ class Ports:
                 curve.protect(self.requests)
                 curve.protect(self.replies)
                 self.replies.maxmsgsize = _MAX_CURVE_BYTES
-            doors = [self._bind(self.requests, host, port), self._bind(self.replies, host, port_out)]
-            self._reserve = self._make_reserve(doors, num_children)
+            self._open_doors()
+            self._guard = MemoryGuard(max_growth)
         except BaseException:
             self.close()
             raise
@@ -122,7 +132,21 @@ class Ports:
 
         Return whether a watched file descriptor is readable.
         """
+        if not self._are_open:
+            timeout_ms = min(timeout_ms, _REBIND_MS)
         return any(isinstance(source, int) for source, _ in self._poller.poll(timeout_ms))
+
+    def pause_requests(self) -> None:
+        """Let `poll` no longer return for requests of clients. They wait; libzmq slows their senders down."""
+        self._poller.unregister(self.requests)
+
+    def requests_of_clients(self, budget: Budget) -> Iterator[list[zmq.Frame]]:
+        """Yield messages of clients that have arrived, until the budget is spent."""
+        return self._reader.messages(budget)
+
+    def resume_requests(self) -> None:
+        """Undo `pause_requests`."""
+        self._poller.register(self.requests, zmq.POLLIN)
 
     def watch(self, descriptor: int) -> None:
         """Let `poll` also return when a file descriptor is readable."""
@@ -133,12 +157,23 @@ class Ports:
         self._poller.unregister(descriptor)
 
     def keep_room(self, now: float) -> None:
-        """Let no more clients in while nearly all file descriptors are in use. now: monotonic seconds."""
+        """Let no more clients in while nearly all file descriptors are in use. now: monotonic seconds.
+
+        Disconnect all clients if libzmq holds too much for them, or one of them sends a message without an end.
+        """
+        if not self._are_open:
+            with suppress(PortInUse):  # libzmq closes the old listeners in its own thread
+                self._open_doors()
+            return
         self._reserve.check(now)
+        if self._guard.is_exceeded(now):
+            self._disconnect_clients("libzmq holds too much memory for them")
+        elif self._reader.is_stuck:
+            self._disconnect_clients("one of them has sent a message of a million frames")
 
     def close(self) -> None:
         """Close the sockets. Waits up to one second for replies that libzmq has not sent yet."""
-        self._on_close.close()
+        self._doors.close()
         if self._curve is not None:
             self._curve.stop()
         self._context.destroy(linger=_LINGER_MS)
@@ -153,34 +188,68 @@ class Ports:
         socket.tcp_keepalive_cnt = 3
         return socket
 
-    def _bind(self, socket: zmq.Socket[bytes], host: str, port: int) -> Door:
+    def _open_requests(self) -> zmq.Socket[bytes]:
+        socket = self._open(zmq.PULL)
+        socket.maxmsgsize = _RECEIVED * self._max_message_bytes
+        socket.rcvhwm = _UNREAD_REQUESTS
+        self._reader = RequestReader(socket)
+        self._poller.register(socket, zmq.POLLIN)
+        return socket
+
+    def _open_doors(self) -> None:
+        """Listen on the TCP ports. Raises PortInUse; then it may be called again."""
+        doors = [self._bind(self.requests, self._port), self._bind(self.replies, self._port_out)]
+        limit = max_open_files()
+        self._reserve = DescriptorReserve(doors, size=reserve_for(self._num_children, limit), limit=limit)
+        self._doors.callback(self._reserve.close)
+        self._are_open = True
+
+    def _disconnect_clients(self, reason: str) -> None:
+        """End all connections of clients, with all that libzmq holds for them. The clients connect again."""
+        self._sparse_log.warning("disconnected all clients: %s", reason)
+        self._doors.close()
+        self._are_open = False
+        with suppress(KeyError):  # it is not there while requests are paused
+            self._poller.unregister(self.requests)
+        self.requests.close(linger=0)
+        self.requests = self._open_requests()
+        if self._curve is not None:
+            self._curve.protect(self.requests)
+
+    def _bind(self, socket: zmq.Socket[bytes], port: int) -> Door:
         """Listen on a port. Raises PortInUse."""
+        host = self._host
         monitor = socket.get_monitor_socket(zmq.EVENT_LISTENING)  # it tells libzmq's descriptor
         try:
             socket.ipv6 = ":" in host
             socket.backlog = backlog_for(max_open_files())
             socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
             door = Door(recv_monitor_message(monitor)["value"])
+            self._doors.callback(_unbind, socket, socket.get_string(zmq.LAST_ENDPOINT))
         except zmq.ZMQError as exc:
             if exc.errno == zmq.EADDRINUSE:
                 raise PortInUse(f"port {port} on {host} is in use") from exc
             raise PortInUse(f"cannot listen on {host} port {port}: {exc}") from exc
         finally:
             socket.disable_monitor()
-        self._on_close.callback(door.close)
+        self._doors.callback(door.close)
         return door
 
-    def _make_reserve(self, doors: list[Door], num_children: int) -> DescriptorReserve:
-        limit = max_open_files()
-        reserve = DescriptorReserve(doors, size=reserve_for(num_children, limit), limit=limit)
-        self._on_close.callback(reserve.close)
-        return reserve
+
+def _unbind(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    with suppress(zmq.ZMQError):  # raised if the socket is closed
+        socket.unbind(endpoint)
+
+
+def receive_frame(socket: zmq.Socket[bytes]) -> zmq.Frame | None:
+    """Return the next frame, or None if there is no message now."""
+    return socket.recv(zmq.NOBLOCK, copy=False) if int(socket.get(zmq.EVENTS)) & POLLIN else None
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
     """Return the next message, or None if there is no message now."""
     # Reading the events first costs less than the exception that an empty socket would raise.
-    if not int(socket.get(zmq.EVENTS)) & _POLLIN:
+    if not int(socket.get(zmq.EVENTS)) & POLLIN:
         return None
     try:
         return socket.recv_multipart(zmq.NOBLOCK, copy=False)

@@ -22,7 +22,7 @@ from .late_subscribers import LateSubscribers
 from .metrics import BrokerMetrics
 from .outbox import Outbox
 from .pipes import LARGE_FRAME_BYTES, Pipes
-from .ports import connection_of, receive_some
+from .ports import connection_of, receive_frame
 from .sparse_log import SparseLog
 from .subscriptions import Subscriptions
 
@@ -80,6 +80,11 @@ class Replies:
         return self._outbox.held_bytes
 
     @property
+    def num_held(self) -> int:
+        """The number of replies that are held, and of subscribers."""
+        return self._outbox.num_held
+
+    @property
     def are_sent(self) -> bool:
         """Whether all replies to clients that have subscribed were sent."""
         return not self._outbox.has_deliverable
@@ -100,15 +105,16 @@ class Replies:
 
     def changes(self, now: float, budget: Budget) -> Iterator[Subscribed | Unsubscribed]:
         """Read the socket; yield the accepted subscriptions, and the identities whose last subscriber left."""
-        for message in receive_some(self._socket, budget):
-            kind, identity = message[0].bytes[:1], message[0].bytes[1:]
+        # A client may send messages of any number of frames here. Each frame counts as a message.
+        while not budget.is_spent and (frame := receive_frame(self._socket)) is not None:
+            kind, identity = frame.bytes[:1], frame.bytes[1:]
             if not identity:  # a subscription to an empty topic would match all topics
                 continue
             change: Subscribed | Unsubscribed | None = None
             if kind == b"\x01":
-                change = self._subscribe(connection_of(message[0]), identity, now)
+                change = self._subscribe(connection_of(frame), identity, now)
             elif kind == b"\x00":
-                change = self._unsubscribe(connection_of(message[0]), identity, now)
+                change = self._unsubscribe(connection_of(frame), identity, now)
             if change is not None:
                 yield change
 

@@ -180,6 +180,11 @@ class Scheduler:
                 self._queue.close(job)
                 yield job
 
+    def has_job(self, request: EncodeRequest) -> bool:
+        """Whether the same request is open already: a client has sent it again because it lost a connection."""
+        job = self._queue.job_of(request.identity, request.request_id)
+        return job is not None and (job.request.texts, job.request.options) == (request.texts, request.options)
+
     def cancel_request(self, identity: bytes, request_id: bytes) -> Job | None:
         """End the job of one request; return the job, or None if there is no open job."""
         job = self._queue.job_of(identity, request_id)
@@ -198,7 +203,7 @@ class Scheduler:
 
     def fail_all(self, error: Unavailable) -> Iterator[Failure]:
         """Fail every job, because the server stops or has no worker left: one in each step of the iterator."""
-        for job in self._queue.jobs:
+        while (job := self._queue.oldest) is not None:
             yield self._fail_job(job, error)
 
     # -- workers ---------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ from typing import TypedDict
 import numpy as np
 from bert_serving.protocol import InvalidRequest, Rows
 
+#: What Python needs for a number with its name in an object of its own.
+NAMED_BYTES = 256
+
 
 class LabelScore(TypedDict):
     """A label and its score."""

@@ -85,6 +85,10 @@ class RequestContext:
         except ValidationError as exc:
             raise _validation_error(exc) from exc
 
+    def hold(self, num_bytes: int) -> None:
+        """Hold memory for what is made from the body. Raises Overloaded or PayloadTooLarge."""
+        self._held.grow(num_bytes)
+
     async def off_loop(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call a function: in a thread if the body or the reply is large, so that other requests go on."""
         return await self._held.off_loop(function, *args, **kwargs)

@@ -61,6 +61,12 @@ class RequestMemory:
         self._needed = 0
         self._held = 0
 
+    def __enter__(self) -> RequestMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     @property
     def is_large(self) -> bool:
         """Whether the request is so large that work on it would delay other requests."""

@@ -23,6 +23,7 @@ from bert_serving.protocol import (
 )
 
 from .calls import Call
+from .errors import WrongModel
 from .keys import Keyring
 from .known_models import KnownModels, Model, ServerStatus
 from .limits import BodyLimits
@@ -109,9 +110,12 @@ class Service:
     async def vectors(self, texts: Sequence[object], **options: object) -> tuple[Rows, EncodeReply]:
         """Return one vector for each text, (B, D) float32, and the whole reply.
 
-        Raises ServingError or TimeoutError; InvalidRequest if the server's pooling gives several vectors per text.
+        Raises ServingError or TimeoutError; InvalidRequest if the server's pooling gives several vectors per text;
+        WrongModel if the model is a reranker, whose vectors mean nothing, and no pooling_strategy is given.
         """
         reply = await self.encode(texts, ragged=True, pairs=False, **options)
+        if "pooling_strategy" not in options and (await self.model_of(reply)).kind == "reranker":
+            raise WrongModel("the model is a reranker, so it gives no embeddings: use /rerank")
         if reply.counts is not None:
             raise InvalidRequest(
                 "this server returns several vectors per text (-pooling_strategy NONE or SPLADE): "

@@ -36,6 +36,7 @@ from .context import RequestContext
 from .dialect import BERT_AS_SERVICE
 from .echo import echo
 from .errors import Unprocessable, UnreadableBody
+from .memory import RequestMemory
 from .output import DTYPES, Container, Dtype, convert, encoded
 from .service import Service
 
@@ -92,7 +93,7 @@ async def encode_stream(context: RequestContext) -> Response:
     options = _options(dict(context.request.query_params))
     has_many = bool({"NONE", "SPLADE"} & set(options.encode.pooling_strategy or ()))
     size = _CHUNK_LINES_OF_TOKENS if has_many else _CHUNK_LINES
-    service = context.service.for_call(context.service.call, None)  # each chunk is small, and waits for the others
+    service = context.service  # each chunk holds its own memory, not that of the request
     queue: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_MAX_CHUNKS)
     works: set[asyncio.Task[bytes]] = set()
 
@@ -241,6 +242,11 @@ def _parse(line: bytes, number: int) -> _Line:
 
 async def _encode(service: Service, lines: list[_Line], options: _Options) -> bytes:
     """Return the lines of the response to the lines of one chunk."""
+    with RequestMemory(service.memory, service.call.flow or "") as held:
+        return await _encode_within(service.for_call(service.call, held), lines, options)
+
+
+async def _encode_within(service: Service, lines: list[_Line], options: _Options) -> bytes:
     texts = [line.text for line in lines if line.error is None and line.text is not None]
     computed = iter(await _vectors(service, texts, options.encode))
     results = [line.error if line.error is not None else next(computed) for line in lines]

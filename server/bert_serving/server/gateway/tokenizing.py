@@ -16,6 +16,8 @@ from .fields import Body
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
+_ENCODED_BYTES = 100  # of a token in the tokenizer's result
+_TOKEN_BYTES = 400  # of a token's description
 _MAX_SMALL_TOKENS = 256  # more tokens than this are described while the response is sent
 
 
@@ -53,10 +55,12 @@ async def tokenize(context: RequestContext) -> Response:
     prompt = prompts.get(body.prompt_name or "", "")
     _check_size(context, sum(map(len, body.inputs)) + len(body.inputs) * (len(prompt) + 1), "characters")
     texts = [prompt + text for text in body.inputs]
+    context.hold(sum(map(len, texts)) * _ENCODED_BYTES)  # a character is at most one token
     tokenizer = await context.service.tokenizer()
     encodings = await asyncio.to_thread(
         tokenizer.encode_batch, texts, add_special_tokens=body.add_special_tokens is not False
     )
+    context.hold(max(map(len, encodings), default=0) * _TOKEN_BYTES)  # one text is described at a time
     tokens = map(_tokens, texts, encodings)
     is_small = sum(map(len, encodings)) <= _MAX_SMALL_TOKENS
     return await context.json(list(tokens) if is_small else tokens)

@@ -15,7 +15,7 @@ import gc
 from collections.abc import Callable
 
 _NEVER = 1 << 30
-_FEW_OBJECTS = 1000  # open requests: a collection takes a few milliseconds
+_FEW_OBJECTS = 1000  # requests, replies and subscribers: a collection takes a few milliseconds
 _EVERY_S = 10.0
 _EVERY_S_IF_BUSY = 3600.0
 
@@ -32,7 +32,7 @@ class GarbageCollection:
         gc.set_threshold(young, middle, _NEVER)
 
     def run_if_due(self, now: float, num_held: int) -> bool:
-        """Make a full collection if it is time for one; return whether it was made. num_held: open requests."""
+        """Make a full collection if it is time for one; return whether it was made. num_held: what is held."""
         interval_s = _EVERY_S if num_held < _FEW_OBJECTS else _EVERY_S_IF_BUSY
         if now - self._last_at < interval_s:
             return False

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+
+from ..broker.memory_guard import rss_bytes
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
-
-
-def rss_bytes(pid: int) -> int:
-    """Return the resident memory of a process in bytes; 0 if it is not known."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError, ValueError):  # the process has ended, or the system has no /proc
-        return 0
 
 
 class MemoryWatch:

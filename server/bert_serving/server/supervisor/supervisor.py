@@ -62,7 +62,7 @@ class Supervisor:
             self._children.start_missing()
             while not self._should_stop:
                 self._turn()
-                garbage.run_if_due(time.monotonic(), self._broker.num_open)
+                garbage.run_if_due(time.monotonic(), self._broker.num_held)
             self._drain()
         finally:
             self._stop_children()

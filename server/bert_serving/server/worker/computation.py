@@ -70,6 +70,8 @@ class Computation:
         if results is None:
             return None
         batch = self._batch
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("batch computed id=%d trace=%s", batch.batch_id, batch.traces)
         return Result(batch.batch_id, results, batch.tokenize_ms, self._compute_ms, self._num_padding)
 
 
