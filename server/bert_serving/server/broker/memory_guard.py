@@ -10,33 +10,38 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_CHECK_EVERY_S = 0.1
-_PAUSE_S = 1.0  # libzmq needs time to free memory
+_CHECK_EVERY_S = 0.02  # within this time, libzmq can take 30 MB
+_PAUSE_S = 0.3  # libzmq needs time to free memory
+_MAX_IN_A_ROW = 10
 
 
 class MemoryGuard:
     """Compares the resident memory of this process with a limit, a few times in a second.
 
-    max_growth: bytes that the process may have in addition to what it has now. If it still has too much a second
-    after it had too much, something else holds the memory, and the limit is raised.
+    max_growth: bytes that the process may have in addition to what it has now. If it has too much for several
+    seconds, something else holds the memory, and the limit is raised.
     """
 
     def __init__(self, max_growth: int) -> None:
         self._max_growth = max_growth
         self._limit = rss_bytes(os.getpid()) + max_growth
         self._next_check = 0.0
-        self._was_exceeded = False
+        self._num_in_a_row = 0
 
     def is_exceeded(self, now: float) -> bool:
         """Whether the process has too much memory. False if that was checked just now. now: monotonic seconds."""
         if now < self._next_check:
             return False
         rss = rss_bytes(os.getpid())
-        if self._was_exceeded and rss > self._limit:
+        if rss <= self._limit:
+            self._num_in_a_row = 0
+            self._next_check = now + _CHECK_EVERY_S
+            return False
+        self._num_in_a_row += 1
+        if self._num_in_a_row > _MAX_IN_A_ROW:
             self._limit = rss + self._max_growth
-        self._was_exceeded = rss > self._limit
-        self._next_check = now + (_PAUSE_S if self._was_exceeded else _CHECK_EVERY_S)
-        return self._was_exceeded
+        self._next_check = now + _PAUSE_S
+        return True
 
 
 def rss_bytes(pid: int) -> int:
