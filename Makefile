@@ -8,7 +8,7 @@
 # make bench    run the benchmarks
 # make neighbours  measure what bad neighbours do to another user; 15 minutes
 # make garbage  send a million random messages and 20,000 random connections; some minutes
-# make chaos    kill processes of a server for a minute while clients check every reply
+# make chaos    harm processes of a server in five ways, a minute each, while clients check every reply
 # make soak     serve clients for half an hour and check that nothing grows
 # make clean    remove what these commands created
 #
@@ -71,8 +71,12 @@ bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.service $(ARGS)
 	$(BIN)/python -m benchmarks.gateway
 
-neighbours garbage chaos soak: $(VENV)/.test
+neighbours garbage soak: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.hostile.$@ $(ARGS)
+
+chaos: $(VENV)/.test
+	for how in $(if $(ARGS),"$(ARGS)","--reload" "--signal STOP" "--files 256" "--disk-full" "--clock-jumps"); do \
+		HF_HUB_OFFLINE=1 $(BIN)/python -m tests.hostile.chaos $$how || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

@@ -1,6 +1,7 @@
 """Harms workers and gateways at random while eight clients check every reply.
 
-    make chaos            or: python -m tests.hostile.chaos [--seconds 60] [options]
+    make chaos            each of the options below, one after another
+    python -m tests.hostile.chaos [--seconds 60] [options]
 
 A random worker gets SIGKILL every 2 s, also while it starts, and a random gateway every 5 s. The exit code is 1 if
 a request was lost, or answered wrongly, twice or with an error, or if the server was not ready within 15 s of the
