@@ -127,13 +127,13 @@ def test_errors_to_invented_identities_take_little_memory(bounded: RunningServer
 
 @pytest.mark.parametrize("kind", [b"PUSH", b"SUB"])
 def test_a_message_without_an_end_is_ended(bounded: RunningServer, other: BertClient, kind: bytes) -> None:
-    before, num_before = memory_mb(bounded), bounded.log.count("disconnected all clients")
+    before = memory_mb(bounded)
     port = bounded.port if kind == b"PUSH" else bounded.port_out
     empty_frames = b"\1\0" * 30_000  # libzmq takes 64 bytes for each of them
     with shaken_hands(port, kind) as attacker, suppress(ConnectionError):
         while True:  # until the connection ends
             attacker.sendall(empty_frames)
-    assert bounded.log.count("disconnected all clients") == num_before + 1
+    assert "disconnected all clients: libzmq holds too much memory" in bounded.log
     assert len(other.encode(["another client"])) == 1
     wait_until(lambda: memory_mb(bounded) - before < 300)
 

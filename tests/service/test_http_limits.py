@@ -18,6 +18,8 @@ from tests.support.waiting import wait_until
 ALIVE = b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 POST = b"POST /%s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 MAX_CONNECTIONS = 50
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\nUpgrade: h2c\r\n"
+WEBSOCKET = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +209,25 @@ def test_requests_that_are_sent_at_once_on_one_connection_are_answered_in_order(
     assert [int(body) for body in bodies] == [*sizes, 0]
 
 
+def test_many_requests_behind_a_body_are_answered_too(gateway: SmallGateway) -> None:
+    sent = POST % (b"echo", 2000) + b"x" * 2000 + (POST % (b"echo", 0)) * 500
+    received = gateway.ask(sent + ALIVE)
+    assert received.count(b"HTTP/1.1 200 OK") == 502
+
+
+def test_a_crowd_of_requests_behind_a_chunked_body_is_refused(gateway: SmallGateway) -> None:
+    body = b"7d0\r\n" + b"x" * 2000 + b"\r\n0\r\n\r\n"
+    sent = CHUNKED % b"wait" + body + b"GET /live HTTP/1.1\r\n\r\n" * 2000
+    with gateway.connect(sent) as caller:
+        assert read_all(caller) == b""  # the first request has no response yet, so the connection is closed
+    wait_until(lambda: gateway.num_waiting == 0)
+
+
+def test_too_many_headers_and_an_offer_are_431(gateway: SmallGateway) -> None:
+    sent = b"POST /echo HTTP/1.1\r\nHost: x\r\n" + H2C + b"X: a\r\n" * 30 + b"Content-Length: 2\r\n\r\nab"
+    assert status_of(gateway.ask(sent)) == 431
+
+
 def test_only_a_few_requests_of_one_connection_are_parsed_before_their_turn(gateway: SmallGateway) -> None:
     wait = b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n"
     with gateway.connect(wait * 3000):
@@ -217,9 +238,6 @@ def test_only_a_few_requests_of_one_connection_are_parsed_before_their_turn(gate
 
 
 # -- offers of another protocol ------------------------------------------------------------------------
-
-H2C = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\nUpgrade: h2c\r\n"
-WEBSOCKET = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 
 
 @pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])

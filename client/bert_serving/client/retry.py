@@ -20,6 +20,7 @@ from bert_serving.protocol import Frames, Overloaded, ServingError, Unavailable,
 RETRY_S = 60.0
 
 _ACCEPTED_S = 5.0  # a server that refuses a request does it at once; after this time, it has accepted the request
+_MAX_ACCEPTED = 3  # a request that ends each server must not be sent for ever
 _MIN_PAUSE_S = 0.01
 _GROWTH = 2.0
 _MAX_GROWN_PAUSE_S = 5.0  # growth beyond this would leave a client waiting while the server has room again
@@ -29,14 +30,16 @@ _MAX_GROWN_PAUSE_S = 5.0  # growth beyond this would leave a client waiting whil
 class _Request:
     """A request that may be refused.
 
-    deadline: monotonic time; None: RETRY_S after the first of several refusals. sent_at: when it was last sent
-    again. refused_with: the error, while the request waits to be sent again.
+    deadline: monotonic time; None: there is none. gives_up_at: until when it is sent again; without a deadline,
+    RETRY_S after the first refusal. num_accepted: how often a server seems to have accepted it; then these RETRY_S
+    begin anew. sent_at: when it was last sent again. refused_with: the error, while it waits to be sent again.
     """
 
     frames: Frames
     deadline: float | None
     gives_up_at: float = math.inf
     num_refusals: int = 0
+    num_accepted: int = 0
     sent_at: float = -math.inf
     refused_with: ServingError | None = None
 
@@ -67,7 +70,8 @@ class Retry:
             return False
         if request.refused_with is not None:  # it waits already
             return True
-        if now - request.sent_at > _ACCEPTED_S:
+        if now - request.sent_at > _ACCEPTED_S and request.num_accepted < _MAX_ACCEPTED:
+            request.num_accepted += 1
             request.num_refusals = 0
             request.gives_up_at = now + RETRY_S if request.deadline is None else request.deadline
         at = now + self._pause_s(error.retry_after_ms / 1000, request.num_refusals)
@@ -91,6 +95,8 @@ class Retry:
 
     def overdue(self, now: float) -> dict[int, ServingError]:
         """Return the numbers of the requests whose deadline passed while they waited, with their latest errors."""
+        if not self._waiting or self._waiting[0][0] > now:  # each waits for a time before its deadline
+            return {}
         waiting = [(number, self._requests.get(number)) for _, number in self._waiting]
         return {
             number: request.refused_with

@@ -7,7 +7,9 @@ too much, only the end of all connections of clients helps.
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 _CHECK_EVERY_S = 0.02  # within this time, libzmq can take 30 MB
@@ -33,6 +35,9 @@ class MemoryGuard:
         if now < self._next_check:
             return False
         rss = rss_bytes(os.getpid())
+        if rss > self._limit and self._num_in_a_row:
+            return_memory(0)
+            rss = rss_bytes(os.getpid())
         if rss <= self._limit:
             self._num_in_a_row = 0
             self._next_check = now + _CHECK_EVERY_S
@@ -42,6 +47,10 @@ class MemoryGuard:
             self._limit = rss + self._max_growth
         self._next_check = now + _PAUSE_S
         return True
+
+
+#: glibc's malloc_trim: returns memory that is free to the system. Does nothing with another C library.
+return_memory: Callable[[int], object] = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
 
 
 def rss_bytes(pid: int) -> int:

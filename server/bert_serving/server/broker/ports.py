@@ -47,6 +47,7 @@ _UNREAD_REQUESTS = 2
 # instead, it would wait without end.
 _RECEIVED = 2
 _REBIND_MS = 20
+_LONG_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Ports:
         self._max_message_bytes = max_message_bytes
         self._num_children = num_children
         self._doors = ExitStack()  # what belongs to the TCP ports
-        self._are_open = False  # the TCP ports
+        self._are_open, self._closed_at = False, 0.0  # the TCP ports
         self._sparse_log = SparseLog()
         self.gateway_requests = self._open(zmq.PULL)
         self.replies = self._open(zmq.XPUB)
@@ -103,6 +104,7 @@ class Ports:
         self.replies.xpub_manual = 1
         self.replies.xpub_nodrop = 1
         self.replies.sndhwm = _REPLIES_IN_PIPE
+        self.replies.linger = _LINGER_MS  # also for a client that does not read when all are disconnected
         self.workers = self._open(zmq.ROUTER)
         self.workers.router_mandatory = 1
         self.workers.sndhwm = 0  # no limit is needed: a worker has only a few batches
@@ -162,14 +164,13 @@ class Ports:
         Disconnect all clients if libzmq holds too much for them, or one of them sends a message without an end.
         """
         if not self._are_open:
-            with suppress(PortInUse):  # libzmq closes the old listeners in its own thread
-                self._open_doors()
+            self._open_doors_again(now)
             return
         self._reserve.check(now)
         if self._guard.is_exceeded(now):
-            self._disconnect_clients("libzmq holds too much memory for them")
+            self._disconnect_clients("libzmq holds too much memory for them", now)
         elif self._reader.is_stuck:
-            self._disconnect_clients("one of them has sent a message of a million frames")
+            self._disconnect_clients("one of them has sent a message of too many frames", now)
 
     def close(self) -> None:
         """Close the sockets. Waits up to one second for replies that libzmq has not sent yet."""
@@ -197,18 +198,29 @@ class Ports:
         return socket
 
     def _open_doors(self) -> None:
-        """Listen on the TCP ports. Raises PortInUse; then it may be called again."""
-        doors = [self._bind(self.requests, self._port), self._bind(self.replies, self._port_out)]
-        limit = max_open_files()
-        self._reserve = DescriptorReserve(doors, size=reserve_for(self._num_children, limit), limit=limit)
+        """Listen on the TCP ports. Raises PortInUse, OSError or ZMQError; then it may be called again."""
+        try:
+            doors = [self._bind(self.requests, self._port), self._bind(self.replies, self._port_out)]
+            limit = max_open_files()
+            self._reserve = DescriptorReserve(doors, size=reserve_for(self._num_children, limit), limit=limit)
+        except BaseException:
+            self._doors.close()
+            raise
         self._doors.callback(self._reserve.close)
         self._are_open = True
 
-    def _disconnect_clients(self, reason: str) -> None:
+    def _open_doors_again(self, now: float) -> None:
+        try:
+            self._open_doors()
+        except (PortInUse, OSError, zmq.ZMQError) as exc:
+            if now - self._closed_at > _LONG_S:  # libzmq closes the old listeners in its own thread
+                self._sparse_log.warning("cannot listen for clients again: %s", exc)
+
+    def _disconnect_clients(self, reason: str, now: float) -> None:
         """End all connections of clients, with all that libzmq holds for them. The clients connect again."""
         self._sparse_log.warning("disconnected all clients: %s", reason)
         self._doors.close()
-        self._are_open = False
+        self._are_open, self._closed_at = False, now
         with suppress(KeyError):  # it is not there while requests are paused
             self._poller.unregister(self.requests)
         self.requests.close(linger=0)

@@ -26,6 +26,7 @@ class RequestReader:
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self._socket = socket
+        self._drops = False
         self._drops_since: float | None = None
 
     @property
@@ -36,7 +37,8 @@ class RequestReader:
     def messages(self, budget: Budget) -> Iterator[list[zmq.Frame]]:
         """Yield messages that have arrived, until the budget is spent, so that other sockets do not wait long."""
         while not budget.is_spent:
-            if self._drops_since is not None and not self._drop_rest(budget):
+            if self._drops and not self._drop_rest(budget):
+                self._drops_since = self._drops_since or time.monotonic()
                 return
             # Reading the events first costs less than the exception that an empty socket would raise.
             if not int(self._socket.get(zmq.EVENTS)) & POLLIN:
@@ -44,8 +46,7 @@ class RequestReader:
             frames = [self._socket.recv(zmq.NOBLOCK, copy=False)]
             while self._has_more and len(frames) < _MAX_FRAMES:
                 frames.append(self._socket.recv(zmq.NOBLOCK, copy=False))
-            if self._has_more:
-                self._drops_since = time.monotonic()
+            self._drops = self._has_more
             yield frames
 
     @property
@@ -57,7 +58,7 @@ class RequestReader:
         while not budget.is_spent:
             for _ in range(_FRAMES_AT_ONCE):
                 if not self._has_more:
-                    self._drops_since = None
+                    self._drops, self._drops_since = False, None
                     return True
                 self._socket.recv(zmq.NOBLOCK, copy=False)
         return False

@@ -183,7 +183,9 @@ class Scheduler:
     def has_job(self, request: EncodeRequest) -> bool:
         """Whether the same request is open already: a client has sent it again because it lost a connection."""
         job = self._queue.job_of(request.identity, request.request_id)
-        return job is not None and (job.request.texts, job.request.options) == (request.texts, request.options)
+        return job is not None and all(
+            getattr(job.request, name) == getattr(request, name) for name in ("texts", "options", "spans")
+        )
 
     def cancel_request(self, identity: bytes, request_id: bytes) -> Job | None:
         """End the job of one request; return the job, or None if there is no open job."""

@@ -50,6 +50,7 @@ from .service import Service, server_status
 LOOPBACK = "loopback"
 
 _BACKLOG = 2048
+_MAX_SHOWN_PATH = 200
 _ACCEPTS_PER_STEP = 128  # a flood of connections must not make one step of the event loop long
 
 _LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
@@ -112,7 +113,7 @@ def main(
         proxy_headers=bool(trusted_proxies),
         forwarded_allow_ips=trusted_proxies,
         timeout_keep_alive=pool.limits.keep_alive_s,  # type: ignore[arg-type]  # seconds may have a fraction
-        headers=[("Keep-Alive", f"timeout={int(pool.limits.keep_alive_s)}")],  # so that clients close first
+        headers=[("Keep-Alive", f"timeout={max(1, int(pool.limits.keep_alive_s) - 1)}")],  # clients close first
         timeout_graceful_shutdown=max(1, math.ceil(drain_timeout_s)),
         server_header=False,
     )
@@ -227,11 +228,12 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, exc: HTTPException) -> Response:
-        dialect = _DIALECTS.get(request.url.path.split("/")[1])
+        path = request.scope["path"]
+        dialect = _DIALECTS.get(path.split("/")[1]) if path.startswith("/") else None
         if dialect is None:
             return default_response(str(exc.detail), "HTTPException", exc.status_code, exc.headers)
-        path = f"{request.method} {request.url.path}"
-        response = dialect.error_response(OtherHttpError(f"{exc.detail}: {path}", exc.status_code))
+        error = OtherHttpError(f"{exc.detail}: {request.method} {path[:_MAX_SHOWN_PATH]}", exc.status_code)
+        response = dialect.error_response(error)
         response.headers.update(exc.headers or {})
         return response
 

@@ -117,6 +117,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._num_received = 0
         self._unparsed = b""  # what follows _MAX_PIPELINED requests
         self._repeats_head = False
+        self._body_left: int | None = None  # None: the body is chunked, or there is none
         self._body_meter = Meter(self._limits.body_timeout_s)
         self._response_meter = Meter(self._limits.response_timeout_s)
         self._refused_at: float | None = None
@@ -176,6 +177,8 @@ class LimitedConnection(HttpToolsProtocol):
                     self.flow.pause_reading()
                     return
                 room = min(room, _HEAD_BYTES_AT_ONCE)
+            elif self._body_left is not None:
+                room = min(room, max(1, self._body_left))
             if room <= 0:
                 part = "trailer or the chunk header" if self._receives == "body" else "head"
                 self._refuse(431, f"the {part} of a request may have at most {self._limits.max_head_bytes} bytes")
@@ -189,7 +192,7 @@ class LimitedConnection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
-            if self.scope["method"] != "CONNECT":  # what follows CONNECT is not HTTP
+            if not self._is_ending and self.scope["method"] != "CONNECT":  # what follows CONNECT is not HTTP
                 self._ignore_upgrade(data[exc.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
@@ -238,21 +241,29 @@ class LimitedConnection(HttpToolsProtocol):
             return
         if len(self.headers) > self._limits.max_headers:
             self._refuse(431, f"a request may have at most {self._limits.max_headers} headers")
+        elif len(self.pipeline) > _MAX_PIPELINED + _HEAD_BYTES_AT_ONCE // 16:  # they came behind a chunked body
+            self._refuse(429, f"at most {_MAX_PIPELINED} requests may wait on one connection")
         if not self._is_ending:
             self._receives = "body"
             self._head_bytes = 0
+            lengths = [int(value) for name, value in self.headers if name == b"content-length"]
+            self._body_left = lengths[0] if lengths else None
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Pass a piece of the body on."""
         if not self._is_ending:
             self._head_bytes = 0
+            if self._body_left is not None:
+                self._body_left -= len(body)
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note that the body is complete. Reading goes on: this shows at once that the caller leaves."""
-        if self._is_ending or (self.parser.should_upgrade() and self._framing()):  # see _ignore_upgrade
+        if self._is_ending:
             return
+        if self.parser.should_upgrade() and self.scope["method"] != "CONNECT" and self._framing():
+            return  # see _ignore_upgrade
         self._receives = "nothing"
         self._head_bytes = 0
         self._body_meter.reset()

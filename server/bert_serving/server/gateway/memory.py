@@ -74,16 +74,16 @@ class RequestMemory:
 
     def grow(self, num_bytes: int) -> None:
         """Hold more bytes. Raises Overloaded, or PayloadTooLarge if the request can never get so many."""
-        self._needed += num_bytes
-        if not self.is_large:
-            return
+        needed = self._needed + num_bytes
         most = self._memory.capacity // 2
-        if self._needed > most:
-            raise PayloadTooLarge(
-                f"this request needs more than {most >> 20} MiB in the gateway: send several requests instead"
-            )
-        self._memory.hold(self._flow, self._needed - self._held)
-        self._held = self._needed
+        if needed > _SMALL_BYTES:
+            if needed > most:
+                raise PayloadTooLarge(
+                    f"this request needs more than {most >> 20} MiB in the gateway: send several requests instead"
+                )
+            self._memory.hold(self._flow, needed - self._held)
+            self._held = needed
+        self._needed = needed
 
     async def off_loop(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call a function: in a thread if the request is large."""

@@ -55,7 +55,8 @@ async def tokenize(context: RequestContext) -> Response:
     prompt = prompts.get(body.prompt_name or "", "")
     _check_size(context, sum(map(len, body.inputs)) + len(body.inputs) * (len(prompt) + 1), "characters")
     texts = [prompt + text for text in body.inputs]
-    context.hold(sum(map(len, texts)) * _ENCODED_BYTES)  # a character is at most one token
+    # A character is at most four tokens, one for each of its bytes; and special tokens are added to each text.
+    context.hold(4 * (sum(map(len, texts)) + len(texts)) * _ENCODED_BYTES)
     tokenizer = await context.service.tokenizer()
     encodings = await asyncio.to_thread(
         tokenizer.encode_batch, texts, add_special_tokens=body.add_special_tokens is not False

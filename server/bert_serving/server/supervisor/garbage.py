@@ -10,9 +10,9 @@ told to return all of it after each full collection.
 
 from __future__ import annotations
 
-import ctypes
 import gc
-from collections.abc import Callable
+
+from ..broker.memory_guard import return_memory
 
 _NEVER = 1 << 30
 _FEW_OBJECTS = 1000  # requests, replies and subscribers: a collection takes a few milliseconds
@@ -25,7 +25,6 @@ class GarbageCollection:
 
     def __init__(self, now: float) -> None:
         self._last_at = now
-        self._return_memory = _malloc_trim()
         gc.collect()
         gc.freeze()  # what exists now stays until the end of the process
         young, middle, _ = gc.get_threshold()
@@ -38,10 +37,5 @@ class GarbageCollection:
             return False
         self._last_at = now
         gc.collect()
-        self._return_memory(0)
+        return_memory(0)
         return True
-
-
-def _malloc_trim() -> Callable[[int], object]:
-    """Return glibc's malloc_trim; a function that does nothing if the system has another C library."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)

@@ -17,7 +17,7 @@ from pathlib import Path
 from bert_serving.protocol import EncodeOptions, Text
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import normalizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from ..model.errors import ModelError, one_line
 from .excerpts import ReadingLimit
@@ -84,7 +84,11 @@ class Tokenizer:
         self._do_lower_case = do_lower_case and not cased
         self._no_special_token = no_special_token
         self._vocabulary = Vocabulary(self._rust, special_tokens=self._single, unknown_id=tokenizer.unk_token_id)
-        self.pad_id = _pad_id(tokenizer)
+        self.pad_id: int = tokenizer.pad_token_id or 0
+        # If Google's vocabulary has no [PAD], Transformers adds it after the end, where the model has no
+        # embedding. bert-as-service then pads with the first token.
+        if model_type is not None and self.pad_id >= tokenizer.vocab_size:
+            self.pad_id = 0
 
     def __call__(
         self,
@@ -193,15 +197,6 @@ class Tokenizer:
         if not word_ids[0].ids:
             raise RequestError("this text has no token, and with no_special_token none is added")
         return NO_SPECIAL_TOKENS
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id of padding; 0, as in bert-as-service, if the vocabulary has no token for it.
-
-    Transformers adds a missing token after the end of the vocabulary, where the model has no embedding.
-    """
-    pad_id: int = tokenizer.pad_token_id or 0
-    return pad_id if pad_id < tokenizer.vocab_size else 0
 
 
 def _cased(rust: RustTokenizer) -> RustTokenizer:
