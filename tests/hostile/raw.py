@@ -25,8 +25,18 @@ def shaken_hands(port: int, kind: bytes) -> socket.socket:
     greeting = bytes.fromhex("ff00000000000000017f0300") + b"NULL".ljust(20, b"\0") + bytes(32)
     ready = b"\5READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
     connection.sendall(greeting + b"\4" + bytes([len(ready)]) + ready)
-    connection.recv(len(greeting))
+    _, length = _receive(connection, len(greeting) + 2)[-2:]
+    _receive(connection, length)  # before the server's READY, messages would be an error
     return connection
+
+
+def _receive(connection: socket.socket, count: int) -> bytes:
+    received = b""
+    while len(received) < count:
+        received += (piece := connection.recv(count - len(received)))
+        if not piece:
+            raise ConnectionError("the server closed the connection in the handshake")
+    return received
 
 
 class RawClient:
