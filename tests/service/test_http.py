@@ -157,6 +157,16 @@ def test_other_methods_and_paths_are_json_errors(http: httpx.Client) -> None:
     assert http.get("/no/such/path").json()["status"] == 404
 
 
+@pytest.mark.parametrize("path", ["/live", "/ready", "/metrics", "/", "/health", "/v1/models"])
+def test_head_has_the_status_of_get_and_no_body(http: httpx.Client, path: str) -> None:
+    reply = http.head(path)
+    assert (reply.status_code, reply.content) == (200, b"")
+
+
+def test_callers_learn_how_long_a_connection_stays_open(http: httpx.Client) -> None:
+    assert http.get("/live").headers["keep-alive"] == "timeout=74"  # a second less than the default of 75 s
+
+
 def test_a_body_too_large_is_413_with_or_without_content_length() -> None:
     with RunningServer("-max_message_mb", "1") as running:
         running.wait_ready()
