@@ -83,6 +83,9 @@ def original(reference: Reference, text: str | list[str], *, longest: int = 512)
     else:
         at = text.index("|||") if "|||" in text else len(text)
         a, b = map(reference.tokenizer.convert_tokens_to_ids, (text[:at], text[at + 1 :]))
+    a, b = list(a), list(b)
+    while b and len(a) + len(b) > longest - 3:
+        (a if len(a) > len(b) else b).pop()
     if b:
         return reference.pair(a, b, longest=longest)
     ids = [reference.tokenizer.cls_token_id, *a[: longest - 2], reference.tokenizer.sep_token_id]

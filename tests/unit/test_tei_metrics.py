@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from bert_serving.protocol import (
+    ERROR_CODES,
     EncodeOptions,
     EncodeRequest,
     InvalidRequest,
@@ -11,6 +12,7 @@ from bert_serving.protocol import (
     ServingError,
     Usage,
     WorkerFailed,
+    error_from_info,
 )
 from bert_serving.server.broker.metrics import BrokerMetrics
 from bert_serving.server.broker.tei_metrics import TeiMetrics
@@ -135,8 +137,7 @@ def test_batches_and_the_queue_are_counted_under_both_names() -> None:
         (Overloaded("full"), "overloaded"),
         (InvalidRequest("bad"), "validation"),
         (WorkerFailed("died"), "inference"),
-        *((cls("any"), None) for cls in ServingError.__subclasses__()),
-        (ServingError("any"), None),
+        *((error_from_info({"code": code}), None) for code in ERROR_CODES),
     ],
 )
 def test_each_of_our_errors_maps_to_an_error_of_tei(error: ServingError, err: str | None) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,6 +25,9 @@ _GATEWAY_MESSAGES = 8  # how many times -max_message_mb a gateway may hold, if -
 # If another program keeps a core busy, the thread that spins takes the time of the thread that it waits for.
 # libgomp's default is 300,000 rounds. `python -m benchmarks.spinning` compares both.
 _SPIN_COUNT = 10_000
+# For each number of tokens in a batch, oneDNN and PyTorch keep what they have prepared. With their default of 1024
+# entries each, a worker grew from 1.2 to 2.0 GB in half an hour of mixed requests (benchmarks/results/soak.json).
+_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "128"}
 _MAX_FOLDER_PATH = 98  # the system allows 107 bytes for the path of a socket, such as FOLDER/requests
 
 
@@ -89,7 +93,7 @@ class Launch:
             kwargs=kwargs,
             verbose=settings.verbose,
             scratch_dir=str(self._folder),
-            env=_openmp_env(),
+            env=worker_env(os.environ),
         )
 
     def _make_gateways(self, resources: ExitStack) -> list[GatewayProgram]:
@@ -129,10 +133,11 @@ class Launch:
         )
 
 
-def _openmp_env() -> dict[str, str]:
-    """Return how long an idle OpenMP thread of a worker spins before it sleeps, unless the user has set that."""
-    is_set = os.environ.get("GOMP_SPINCOUNT") or os.environ.get("OMP_WAIT_POLICY")
-    return {} if is_set else {"GOMP_SPINCOUNT": str(_SPIN_COUNT)}
+def worker_env(present: Mapping[str, str]) -> dict[str, str]:
+    """Return variables for the libraries of a worker. present: the environment; what is set there stays."""
+    does_spin = not (present.get("GOMP_SPINCOUNT") or present.get("OMP_WAIT_POLICY"))
+    spin = {"GOMP_SPINCOUNT": str(_SPIN_COUNT)} if does_spin else {}
+    return spin | {name: size for name, size in _CACHES.items() if not present.get(name)}
 
 
 def _key_source(settings: Settings) -> KeySource:
