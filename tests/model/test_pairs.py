@@ -84,7 +84,8 @@ def original(reference: Reference, text: str | list[str], *, longest: int = 512)
         at = text.index("|||") if "|||" in text else len(text)
         a, b = map(reference.tokenizer.convert_tokens_to_ids, (text[:at], text[at + 1 :]))
     a, b = list(a), list(b)
-    while b and len(a) + len(b) > longest - 3:
+    is_pair = bool(b)
+    while is_pair and len(a) + len(b) > longest - 3:
         (a if len(a) > len(b) else b).pop()
     if b:
         return reference.pair(a, b, longest=longest)
