@@ -41,7 +41,7 @@ SERVER_FLAGS = ("-memory_mb", MEMORY_MB, "-http_memory_mb", HTTP_MEMORY_MB, "-ou
 LARGE = ("sends_many_values",)
 #: How much both may grow together: those limits, four times -max_message_mb that libzmq may hold, and what libzmq,
 #: the parsers of JSON and Python's allocator need for the messages at hand.
-MAX_GROWTH_MB = MEMORY_MB + HTTP_MEMORY_MB + 4 * 128 + 500
+MAX_GROWTH_MB = MEMORY_MB + HTTP_MEMORY_MB + 4 * 128 + 300
 
 MAX_P99_MS = 1000.0
 _LATE_S = 10.0  # an attack may be inside a call when its time is over

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,20 +103,27 @@ def answer(client: subprocess.Popen[str]) -> str:
     return client.stdout.readline().strip()
 
 
+@contextmanager
+def line_cut_during_a_request(site: Site, client: subprocess.Popen[str]) -> Iterator[None]:
+    """Let the client ask, and cut the line while the request is open. The worker is stopped inside the context."""
+    worker = psutil.Process(site.status()["workers"][0]["pid"])
+    worker.suspend()
+    try:
+        ask(client)
+        wait_until(lambda: site.status()["open_requests"] == 1)
+        site.hosts.cut_line()
+        yield
+    finally:
+        worker.resume()
+
+
 def test_a_request_is_sent_again_after_the_line_was_cut(site: Site) -> None:
     with site.client(retry=True) as client:
         ask(client)
         assert answer(client) == "(1, 64)"
-        worker = psutil.Process(site.status()["workers"][0]["pid"])
-        worker.suspend()  # the request must still be open when the line is cut
-        try:
-            ask(client)
-            wait_until(lambda: site.status()["open_requests"] == 1)
-            site.hosts.cut_line()
+        with line_cut_during_a_request(site, client):
             time.sleep(_NOTICED_S)
-        finally:
-            worker.resume()
-            site.hosts.mend_line()
+        site.hosts.mend_line()
         assert answer(client) == "(1, 64)"
         assert client.stdin is not None
         client.stdin.close()
@@ -125,15 +133,8 @@ def test_a_line_cut_during_a_request_is_an_error_and_the_client_works_again_afte
     with site.client(retry=False) as client:
         ask(client)
         assert answer(client) == "(1, 64)"
-        worker = psutil.Process(site.status()["workers"][0]["pid"])
-        worker.suspend()  # the request must still be open when the line is cut
-        try:
-            ask(client)
-            wait_until(lambda: site.status()["open_requests"] == 1)
-            site.hosts.cut_line()
+        with line_cut_during_a_request(site, client):
             assert answer(client).startswith(f"Unavailable the server at {SERVER_IP}")
-        finally:
-            worker.resume()
         wait_until(lambda: site.status()["open_requests"] == 0)
         site.hosts.mend_line()
         ask(client)

@@ -109,6 +109,16 @@ def test_a_request_that_is_sent_again_is_computed_once(door: Door) -> None:
     assert "jobs=3" in repr(door.broker)
 
 
+def test_after_many_refused_requests_the_next_ones_are_read_a_little_later(door: Door) -> None:
+    for _ in range(40):
+        door.tcp.send_multipart([b"not a request"])
+    wait_until(lambda: door.broker.step(10) or door.broker._ports._paused_until is not None)
+    door.tcp.send_multipart(request_to_frames(request(b"1")))
+    door.broker.step(0)
+    assert door.arrivals.requests[-1:] != [request(b"1")]
+    wait_until(lambda: door.broker.step(10) or door.arrivals.requests[-1:] == [request(b"1")])
+
+
 def test_cancel_ends_one_request_and_leaves_the_others(door: Door) -> None:
     for number in (b"1", b"2"):
         door.tcp.send_multipart(request_to_frames(request(number)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from bert_serving.client.retry import RETRY_S, Retry
 from bert_serving.protocol import DeadlineExceeded, Frames, InvalidRequest, Overloaded, ServingError, Unavailable
@@ -10,7 +12,7 @@ FRAMES: Frames = [b"me", b'["a"]', b"1", b"1"]
 BUSY = Overloaded("full", retry_after_ms=200)
 
 
-def retry_of(draw: float, *, deadline: float | None = None) -> Retry:
+def retry_of(draw: float, *, deadline: float = math.inf) -> Retry:
     """Return a Retry with request 1, whose random numbers are all equal."""
     retry = Retry(lambda: draw)
     retry.keep(1, FRAMES, deadline)
@@ -86,7 +88,7 @@ def test_attempts_begin_anew_when_a_request_was_accepted_and_then_lost() -> None
 def test_each_request_is_due_once_at_its_time() -> None:
     retry = retry_of(0.5)
     second: Frames = [b"me", b'["b"]', b"2", b"1"]
-    retry.keep(2, second, None)
+    retry.keep(2, second)
     retry.refuse(2, BUSY, 0.0)
     retry.refuse(1, BUSY, 1.0)
     assert (retry.due(0.1), retry.due(0.2), retry.due(0.9), retry.due(1.3)) == ([], [second], [], [FRAMES])

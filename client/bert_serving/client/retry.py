@@ -30,13 +30,13 @@ _MAX_GROWN_PAUSE_S = 5.0  # growth beyond this would leave a client waiting whil
 class _Request:
     """A request that may be refused.
 
-    deadline: monotonic time; None: there is none. gives_up_at: until when it is sent again; without a deadline,
+    deadline: monotonic time; infinity: no limit. gives_up_at: until when it is sent again; without a deadline,
     RETRY_S after the first refusal. num_accepted: how often a server seems to have accepted it; then these RETRY_S
     begin anew. sent_at: when it was last sent again. refused_with: the error, while it waits to be sent again.
     """
 
     frames: Frames
-    deadline: float | None
+    deadline: float
     gives_up_at: float = math.inf
     num_refusals: int = 0
     num_accepted: int = 0
@@ -55,7 +55,7 @@ class Retry:
         self._requests: dict[int, _Request] = {}
         self._waiting: list[tuple[float, int]] = []  # heap of (time to send, request number)
 
-    def keep(self, request_id: int, frames: Frames, deadline: float | None) -> None:
+    def keep(self, request_id: int, frames: Frames, deadline: float = math.inf) -> None:
         """Keep the frames of a request until `forget` is called for it."""
         self._requests[request_id] = _Request(frames, deadline)
 
@@ -73,7 +73,7 @@ class Retry:
         if now - request.sent_at > _ACCEPTED_S and request.num_accepted < _MAX_ACCEPTED:
             request.num_accepted += 1
             request.num_refusals = 0
-            request.gives_up_at = now + RETRY_S if request.deadline is None else request.deadline
+            request.gives_up_at = now + RETRY_S if request.deadline == math.inf else request.deadline
         at = now + self._pause_s(error.retry_after_ms / 1000, request.num_refusals)
         if at >= request.gives_up_at:
             return False

@@ -148,7 +148,7 @@ class Session:
                 f"got {num_bytes}: send fewer texts at once"
             )
         if self._retries:
-            self._retry.keep(request_id, frames, None if deadline == math.inf else deadline)
+            self._retry.keep(request_id, frames, deadline)
         return request_id, frames
 
     def command(self, command: Command, now: float) -> tuple[int, Frames]:

@@ -146,8 +146,8 @@ class Settings(ModelOptions, BaseSettings):
     memory_mb: int = Field(
         2048,
         ge=16,
-        description="limit, in MiB, for everything that is held for clients: requests, vectors and replies that "
-        "wait; the default holds a million vectors of 384 components, or eight requests of 100 MB",
+        description="memory, in MiB, that the server may use for clients: for their requests, vectors and waiting "
+        "replies; the default holds a million vectors of 384 components, or eight requests of 100 MB",
     )
     flow_share: float = Field(
         0.5,
@@ -327,7 +327,7 @@ def parse_settings(argv: Sequence[str] | None = None, *, prog: str = "bert-servi
 
 
 def settings_parser(prog: str, kind: type[OneLineParser] = OneLineParser) -> OneLineParser:
-    """Return a parser with `-name` and `--name` for every field. A flag that is not given has the value None."""
+    """Return a parser with the flags `-name` and `--name` for each setting. Without a flag, its value is None."""
     parser = kind(
         prog=prog,
         description="Serve sentence vectors over ZeroMQ and HTTP.",

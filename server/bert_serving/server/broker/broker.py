@@ -42,7 +42,7 @@ from .job_queue import flow_of
 from .loop_clock import LoopClock
 from .metrics import BrokerMetrics
 from .observer import BrokerObserver
-from .ports import Ports, PrivateEndpoints, is_loopback, peer_of, receive_some
+from .ports import Ports, PrivateEndpoints, is_loopback, peer_of
 from .replies import Replies, Unsubscribed
 from .scheduler import Failure, Scheduler
 from .sizes import ResultSizes
@@ -93,7 +93,6 @@ class Broker:
         self._observers = observers
         self._is_accepting = True
         self._num_refused = 0  # since requests were last read
-        self._paused_until: float | None = None
         self.clock = LoopClock()
         self._sparse_log = SparseLog()
         self._curve = None if settings.curve_dir is None else CurveServer(Path(settings.curve_dir))
@@ -149,10 +148,10 @@ class Broker:
         return self._ports.poll(0 if self._chores else self._replies.poll_ms(self._ms_to_deadline(timeout_ms)))
 
     def _ms_to_deadline(self, timeout_ms: int) -> int:
-        times = [at for at in (self._scheduler.next_deadline, self._paused_until) if at is not None]
-        if not times:
+        deadline = self._scheduler.next_deadline
+        if deadline is None:
             return timeout_ms
-        return min(timeout_ms, max(0, math.ceil((min(times) - time.monotonic()) * 1000)))
+        return min(timeout_ms, max(0, math.ceil((deadline - time.monotonic()) * 1000)))
 
     def handle_messages(self) -> None:
         """Handle the messages that have arrived, then send batches and replies.
@@ -275,19 +274,13 @@ class Broker:
             yield
 
     def _read_requests(self, now: float) -> None:
-        for message in receive_some(self._ports.gateway_requests, Budget(_PHASE_S)):
+        for message in self._ports.requests_of_gateways(Budget(_PHASE_S)):
             self._on_request(message, now, is_from_gateway=True)
-        if self._paused_until is not None:
-            if now < self._paused_until:
-                return
-            self._paused_until = None
-            self._ports.resume_requests()
         self._num_refused = 0
-        for message in self._ports.requests_of_clients(Budget(_PHASE_S)):
+        for message in self._ports.requests_of_clients(now, Budget(_PHASE_S)):
             self._on_request(message, now, is_from_gateway=False)
         if self._num_refused >= _MANY_REFUSED:
-            self._paused_until = now + _PAUSE_S
-            self._ports.pause_requests()
+            self._ports.pause_requests(now + _PAUSE_S)
 
     def _on_request(self, message: list[zmq.Frame], now: float, *, is_from_gateway: bool) -> None:
         frames: Frames = [frame.buffer for frame in message]

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-_CHECK_EVERY_S = 0.02  # within this time, libzmq can take 30 MB
+_CHECK_EVERY_S = 0.02  # within this time, libzmq can take tens of megabytes
 _PAUSE_S = 0.3  # libzmq needs time to free memory
 _MAX_IN_A_ROW = 10
 

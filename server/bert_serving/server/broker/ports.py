@@ -12,8 +12,10 @@ Every receive and send is non-blocking.
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -98,7 +100,9 @@ class Ports:
         self._doors = ExitStack()  # what belongs to the TCP ports
         self._are_open, self._closed_at = False, 0.0  # the TCP ports
         self._sparse_log = SparseLog()
+        self._paused_until: float | None = None
         self.gateway_requests = self._open(zmq.PULL)
+        self._gateway_reader = RequestReader(self.gateway_requests)
         self.replies = self._open(zmq.XPUB)
         self.replies.maxmsgsize = _MAX_SUBSCRIPTION_BYTES
         self.replies.xpub_manual = 1
@@ -136,19 +140,27 @@ class Ports:
         """
         if not self._are_open:
             timeout_ms = min(timeout_ms, _REBIND_MS)
+        if self._paused_until is not None:
+            timeout_ms = min(timeout_ms, max(0, math.ceil((self._paused_until - time.monotonic()) * 1000)))
         return any(isinstance(source, int) for source, _ in self._poller.poll(timeout_ms))
 
-    def pause_requests(self) -> None:
-        """Let `poll` no longer return for requests of clients. They wait; libzmq slows their senders down."""
+    def requests_of_gateways(self, budget: Budget) -> Iterator[list[zmq.Frame]]:
+        """Yield messages of gateways that have arrived, until the budget is spent."""
+        return self._gateway_reader.messages(budget)
+
+    def requests_of_clients(self, now: float, budget: Budget) -> Iterator[list[zmq.Frame]]:
+        """Yield messages of clients that have arrived, until the budget is spent. None arrive during a pause."""
+        if self._paused_until is not None:
+            if now < self._paused_until:
+                return
+            self._paused_until = None
+            self._poller.register(self.requests, zmq.POLLIN)
+        yield from self._reader.messages(budget)
+
+    def pause_requests(self, until: float) -> None:
+        """Read no requests of clients for a while: they wait, and libzmq slows their senders down."""
+        self._paused_until = until
         self._poller.unregister(self.requests)
-
-    def requests_of_clients(self, budget: Budget) -> Iterator[list[zmq.Frame]]:
-        """Yield messages of clients that have arrived, until the budget is spent."""
-        return self._reader.messages(budget)
-
-    def resume_requests(self) -> None:
-        """Undo `pause_requests`."""
-        self._poller.register(self.requests, zmq.POLLIN)
 
     def watch(self, descriptor: int) -> None:
         """Let `poll` also return when a file descriptor is readable."""
@@ -221,8 +233,9 @@ class Ports:
         self._sparse_log.warning("disconnected all clients: %s", reason)
         self._doors.close()
         self._are_open, self._closed_at = False, now
-        with suppress(KeyError):  # it is not there while requests are paused
+        if self._paused_until is None:
             self._poller.unregister(self.requests)
+        self._paused_until = None
         self.requests.close(linger=0)
         self.requests = self._open_requests()
         if self._curve is not None:
@@ -267,15 +280,6 @@ def receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
         return socket.recv_multipart(zmq.NOBLOCK, copy=False)
     except zmq.Again:
         return None
-
-
-def receive_some(socket: zmq.Socket[bytes], budget: Budget) -> Iterator[list[zmq.Frame]]:
-    """Yield messages that have arrived, until the budget is spent, so that other sockets do not wait long."""
-    while not budget.is_spent:
-        message = receive(socket)
-        if message is None:
-            return
-        yield message
 
 
 def peer_of(frame: zmq.Frame) -> str:

@@ -1,4 +1,4 @@
-"""Reads the messages of clients. libzmq limits the bytes of a frame, but not the number of frames in a message."""
+"""Reads requests. libzmq limits the bytes of a frame, but not the number of frames in a message."""
 
 from __future__ import annotations
 

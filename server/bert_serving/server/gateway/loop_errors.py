@@ -15,8 +15,8 @@ _EVERY_S = 10.0
 class LoopErrors:
     """An exception handler for an event loop. asyncio's own handler would log messages that may contain a text.
 
-    An error of the system, such as too many open files, is logged at most once in ten seconds: asyncio reports it
-    for every connection that it cannot accept, so a caller could fill the log.
+    An error of the system, such as too many open files, is logged at most once in ten seconds. asyncio reports it
+    for each connection that it cannot accept, and a caller could fill the log with that.
     """
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ from .startup import StartError
 log = logging.getLogger(__name__)
 
 _SILENT_S = 30.0  # heartbeats come every second; only a very long text in the tokenizer delays them
-_KILL_S = 10.0  # a process that has not ended this long after SIGKILL is reported
+_KILL_S = 10.0  # if a process takes longer to end after SIGKILL, this is logged
 _STOP_S = 2.0
 _MAX_EARLY_DEATHS = 3
 

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 from ..broker.broker import Broker
 from ..broker.curve import CurveError
@@ -29,6 +30,9 @@ _SPIN_COUNT = 10_000
 # entries each, a worker grew from 1.2 to 2.0 GB in half an hour of mixed requests (benchmarks/results/soak.json).
 _CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "128"}
 _MAX_FOLDER_PATH = 98  # the system allows 107 bytes for the path of a socket, such as FOLDER/requests
+
+
+_P = TypeVar("_P", bound=Program)
 
 
 class Launch:
@@ -87,13 +91,8 @@ class Launch:
             "tokenizer_dir": None if settings.http_port is None else str(self._folder),
             "spec": worker_spec(settings, index),
         }
-        return Program(
-            name=name,
-            target="bert_serving.server.worker.worker:main",
-            kwargs=kwargs,
-            verbose=settings.verbose,
-            scratch_dir=str(self._folder),
-            env=worker_env(os.environ),
+        return self._program(
+            Program, name, "bert_serving.server.worker.worker:main", kwargs, env=worker_env(os.environ)
         )
 
     def _make_gateways(self, resources: ExitStack) -> list[GatewayProgram]:
@@ -123,14 +122,13 @@ class Launch:
             "api_keys": self.api_keys,  # a process gets the keys as they are when it starts
             "protect_metrics": settings.protect_metrics,
         }
-        return GatewayProgram(
-            name=name,
-            target="bert_serving.server.gateway.app:main",
-            kwargs=kwargs,
-            verbose=settings.verbose,
-            scratch_dir=str(self._folder),
-            env={"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)},
-        )
+        env = {"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)}
+        return self._program(GatewayProgram, name, "bert_serving.server.gateway.app:main", kwargs, env=env)
+
+    def _program(
+        self, kind: type[_P], name: str, target: str, kwargs: Mapping[str, object], *, env: Mapping[str, str]
+    ) -> _P:
+        return kind(name, target, kwargs, self._settings.verbose, str(self._folder), env)
 
 
 def worker_env(present: Mapping[str, str]) -> dict[str, str]:

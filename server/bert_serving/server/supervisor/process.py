@@ -21,7 +21,7 @@ spawn_context = multiprocessing.get_context("spawn")
 
 
 class State(enum.Enum):
-    """A process runs, was killed but has not ended yet, or is dead."""
+    """Whether a process runs. KILLED: it has got SIGKILL and must still end."""
 
     RUNNING = "running"
     KILLED = "killed"
@@ -81,7 +81,7 @@ class ChildProcess:
 
     def abandon(self) -> None:
         """Leave a process behind that cannot be killed."""
-        # At the end of this interpreter, multiprocessing would wait without a time limit for every child it knows.
+        # When this program ends, multiprocessing waits for each child that it knows, and without a time limit.
         mp_process._children.discard(self._process)  # type: ignore[attr-defined]
 
 
