@@ -186,22 +186,23 @@ def test_every_key_is_accepted_in_every_form_and_some_routes_require_none(model_
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("", "texts[0] is an empty string"),
-        (["a", ""], "texts[1] is an empty string"),
-        (["a", 3], "texts[1] must be a string, got int"),
-        ([None], "texts[0] must be a string, got null"),
-        ([1.5], "texts[0] must be a string, got float"),
-        ("a\0b", "texts[0] contains a NUL character"),
-        ([[]], "texts[0] has no token"),
-        ([[1000], [99999]], f"texts[1]: token id 99999 {ADVICE}"),
-        ([[-1]], "texts[0] contains a number that is not a token id"),
-        ([[2**70]], "texts[0] contains a number that is not a token id"),
-        ([[1000], "a"], "texts[1] must be a list of tokens like texts[0], got str"),
+        ("", "FIELD[0] is an empty string"),
+        (["a", ""], "FIELD[1] is an empty string"),
+        (["a", "\0"], "FIELD[1] is an empty string"),
+        (["a", 3], "FIELD[1] must be a string, got int"),
+        ([None], "FIELD[0] must be a string, got null"),
+        ([1.5], "FIELD[0] must be a string, got float"),
+        ([[]], "FIELD[0] has no token"),
+        ([[1000], [99999]], f"FIELD[1]: token id 99999 {ADVICE}"),
+        (["a", [99999]], f"FIELD[1]: token id 99999 {ADVICE}"),
+        ([[-1]], "FIELD[0] contains a number that is not a token id"),
+        ([[2**70]], "FIELD[0] contains a number that is not a token id"),
     ],
 )
 def test_texts_of_another_type(
     model_servers: ModelServers, path: str, say: Say, field: str, status: int, value: Any, message: str
 ) -> None:
+    message = message.replace("FIELD", field)
     assert_says(model_servers.prompted.http.post(path, json={field: value}), say, status, message)
 
 
@@ -210,8 +211,10 @@ def test_no_texts_at_all(model_servers: ModelServers, path: str, say: Say, field
     reply = model_servers.prompted.http.post(path, json={field: []})
     if say is ollama:  # Ollama's clients load a model with an empty request
         assert (reply.status_code, reply.json()["embeddings"]) == (200, [])
+    elif say is tei:
+        assert (reply.status_code, reply.json()["error_type"]) == (400, "Empty")
     else:
-        assert_says(reply, say, status, "texts must not be empty")
+        assert_says(reply, say, 400, f"{field} must not be empty")
 
 
 @pytest.mark.parametrize(("path", "say", "field", "status"), EMBEDDERS)
@@ -226,13 +229,6 @@ def test_fields_that_are_missing_or_of_another_type(
         for value, shown in ((5, "5"), (None, "null"), (True, "True"), ({"a": 1}, "{'a': 1}")):
             reply = http.post(path, json={field: value})
             assert_says(reply, say, status, f"{field}: must be {kinds}, got {shown}")
-    reply = http.post(path, content=b'{"%s": "a\\ud800"}' % field.encode())
-    assert_says(
-        reply,
-        say,
-        400,
-        f"the body is not JSON: unexpected end of hex escape at line 1 column {19 + len(field) - 5}",
-    )
 
 
 @pytest.mark.parametrize(
@@ -296,7 +292,7 @@ def test_fields_that_are_missing_or_of_another_type(
         ),
         ("/encode", bert_as_service, {"id": 1, "texts": ["a"], "options": {"prompt_name": "nope"}}, 400, PROMPTS),
         *(
-            (path, tei, {"inputs": ["a", LONG], "truncate": False}, 422, f"texts[1]: {TOO_LONG}")
+            (path, tei, {"inputs": ["a", LONG], "truncate": False}, 422, f"inputs[1]: {TOO_LONG}")
             for path in ("/embed", "/embed_all", "/")
         ),
         (
@@ -304,10 +300,10 @@ def test_fields_that_are_missing_or_of_another_type(
             tei,
             {"inputs": {"source_sentence": "a", "sentences": [LONG]}, "parameters": {"truncate": False}},
             422,
-            f"texts[1]: {TOO_LONG}",
+            f"inputs.sentences[0]: {TOO_LONG}",
         ),
         ("/v2/embed", cohere, {"texts": [LONG], "truncate": "NONE"}, 400, f"texts[0]: {TOO_LONG}"),
-        ("/api/embed", ollama, {"input": LONG, "truncate": False}, 400, f"texts[0]: {TOO_LONG}"),
+        ("/api/embed", ollama, {"input": LONG, "truncate": False}, 400, f"input[0]: {TOO_LONG}"),
         (
             "/embed",
             tei,
@@ -320,9 +316,9 @@ def test_fields_that_are_missing_or_of_another_type(
         ("/v2/embed", cohere, {}, 400, 'the body must have a non-empty list "texts"'),
         ("/v2/embed", cohere, {"texts": []}, 400, 'the body must have a non-empty list "texts"'),
         ("/v2/embed", cohere, {"texts": [""]}, 400, "texts[0] is an empty string"),
-        ("/v2/embed", cohere, {"texts": ["a\0"]}, 400, "texts[0] contains a NUL character"),
-        ("/v2/embed", cohere, {"texts": "a"}, 400, "texts: input should be a valid array, got 'a'"),
-        ("/v2/embed", cohere, {"texts": ["a", 5]}, 400, "texts.1: input should be a valid string, got 5"),
+        ("/v2/embed", cohere, {"texts": ["\0"]}, 400, "texts[0] is an empty string"),
+        ("/v2/embed", cohere, {"texts": "a"}, 400, "texts: must be a list of strings, got 'a'"),
+        ("/v2/embed", cohere, {"texts": ["a", 5]}, 400, "texts[1] must be a string, got int"),
         (
             "/v2/embed",
             cohere,
@@ -330,7 +326,7 @@ def test_fields_that_are_missing_or_of_another_type(
             400,
             "inputs: every part must be of type text",
         ),
-        ("/v2/embed", cohere, {"texts": ["a"], "embedding_types": ["int4"]}, 400, f"embedding_types.0: {KINDS}"),
+        ("/v2/embed", cohere, {"texts": ["a"], "embedding_types": ["int4"]}, 400, f"embedding_types[0]: {KINDS}"),
         (
             "/v2/embed",
             cohere,
@@ -356,15 +352,15 @@ def test_fields_that_are_missing_or_of_another_type(
             tei,
             {"inputs": {"source_sentence": "", "sentences": ["a"]}},
             422,
-            "texts[0] is an empty string",
+            "inputs.source_sentence is an empty string",
         ),
         ("/tokenize", tei, {}, 422, "the body has no 'inputs'"),
         ("/tokenize", tei, {"inputs": 5}, 422, "inputs: input should be a valid array, got 5"),
-        ("/tokenize", tei, {"inputs": ["a", 5]}, 422, "inputs.1: input should be a valid string, got 5"),
+        ("/tokenize", tei, {"inputs": ["a", 5]}, 422, "inputs[1]: input should be a valid string, got 5"),
         ("/decode", tei, {}, 422, "the body has no 'ids'"),
         ("/decode", tei, {"ids": "a"}, 422, "ids: input should be a valid array, got 'a'"),
-        ("/decode", tei, {"ids": [-1]}, 422, "ids.0.0: input should be greater than or equal to 0, got -1"),
-        ("/decode", tei, {"ids": [2**70]}, 422, f"ids.0.0: input should be less than 4294967296, got {2**70}"),
+        ("/decode", tei, {"ids": [-1]}, 422, "ids[0][0]: input should be greater than or equal to 0, got -1"),
+        ("/decode", tei, {"ids": [2**70]}, 422, f"ids[0][0]: input should be less than 4294967296, got {2**70}"),
         (
             "/decode",
             tei,
@@ -415,7 +411,7 @@ def test_fields_that_are_missing_or_of_another_type(
             RAGGED,
         ),
         ("/api/embeddings", ollama, {}, 400, "the body has no 'prompt'"),
-        ("/api/embeddings", ollama, {"prompt": ""}, 400, "texts[0] is an empty string"),
+        ("/api/embeddings", ollama, {"prompt": ""}, 400, "prompt is an empty string"),
     ],
 )
 def test_invalid_or_missing_fields(
@@ -439,12 +435,9 @@ def test_invalid_or_missing_fields(
         ({"query": None, "texts": ["a"]}, "query: input should be a valid string, got null"),
         ({"query": "a"}, 'the body must have a non-empty list "texts" or "documents"'),
         ({"query": "a", "texts": []}, 'the body must have a non-empty list "texts" or "documents"'),
-        ({"query": "", "texts": ["a"]}, "text of texts[0] is an empty string"),
-        ({"query": "a", "texts": ["b", ""]}, "text_pair of texts[1] is an empty string"),
-        ({"query": "a\0", "texts": ["b"]}, "text of texts[0] contains a NUL character"),
-        ({"query": "a", "texts": "b"}, "texts: input should be a valid array, got 'b'"),
-        ({"query": "a", "texts": [5]}, "texts.0: input should be a valid string, got 5"),
-        ({"query": "a", "documents": [{"title": "b"}]}, "documents.0: input should be a valid string, got null"),
+        ({"query": "a", "texts": "b"}, "texts: must be a list of strings, got 'b'"),
+        ({"query": "a", "texts": [5]}, "texts[0] must be a string, got int"),
+        ({"query": "a", "documents": ["b", {"title": "b"}]}, "documents[1] must be a string, got null"),
         ({"query": "a", "texts": ["b"], "top_n": 0}, "top_n: input should be greater than or equal to 1, got 0"),
         (
             {"query": "a", "texts": [LONG], "truncate": False},
@@ -462,10 +455,8 @@ def test_what_cannot_be_ranked(
     ("body", "message"),
     [
         ({}, "the body has no 'inputs'"),
-        ({"inputs": ""}, "texts[0] is an empty string"),
-        ({"inputs": [["a", ""]]}, "text_pair of texts[0] is an empty string"),
-        ({"inputs": [[1]]}, "texts[0] must be a string, got int"),
-        ({"inputs": "a\0"}, "texts[0] contains a NUL character"),
+        ({"inputs": [[1]]}, "inputs[0] must be a string, got int"),
+        ({"inputs": [["a"], ["a", None]]}, "text_pair of inputs[1] must be a string, got null"),
         (
             {"inputs": 5},
             "inputs: must be a string, a pair of strings, or a list of lists of one or two strings, got 5",
@@ -479,14 +470,10 @@ def test_what_cannot_be_ranked(
             "inputs: must be a list of lists for more than one text: [[text], [text, text_pair], ...], "
             "got ['a', 'b', 'c']",
         ),
-        (
-            {"inputs": [["a"], ["b", "c"]]},
-            "inputs: must contain either texts or pairs, not both, got [['a'], ['b', 'c']]",
-        ),
         ({"inputs": [["a", "b", "c"]]}, "inputs: must contain lists of one or two strings, got [['a', 'b', 'c']]"),
         (
             {"inputs": LONG, "truncate": False},
-            "texts[0]: a text may have at most 510 tokens, not counting special tokens, got 600",
+            "inputs[0]: a text may have at most 510 tokens, not counting special tokens, got 600",
         ),
     ],
 )
@@ -495,13 +482,13 @@ def test_what_cannot_be_predicted(model_servers: ModelServers, body: Any, messag
 
 
 def test_what_cannot_be_classified(model_servers: ModelServers) -> None:
-    for body, message in (
-        ({}, "the body has no 'input'"),
-        ({"input": []}, "texts must not be empty"),
-        ({"input": None}, "input: must be a string or a list of strings, got null"),
-        ({"input": [5]}, "texts[0] must be a string, got int"),
+    for body, status, message in (
+        ({}, 422, "the body has no 'input'"),
+        ({"input": []}, 400, "input must not be empty"),
+        ({"input": None}, 422, "input: must be a string or a list of strings, got null"),
+        ({"input": [5]}, 422, "input[0] must be a string, got int"),
     ):
-        assert_says(model_servers.classifier.http.post("/classify", json=body), openai, 422, message)
+        assert_says(model_servers.classifier.http.post("/classify", json=body), openai, status, message)
 
 
 def test_models_of_other_kinds_say_what_they_lack(model_servers: ModelServers) -> None:

@@ -88,7 +88,7 @@ def test_bad_lines_among_good_ones_have_an_error_in_their_place(served: Served) 
         b"5": "text must be a string, got int",
         b"{}": "text must be a string, got null",
         b'{"text": ""}': "text is an empty string",
-        b'{"text": "a\\u0000"}': "text contains a NUL character",
+        b'{"text": "\\u0000"}': "text is an empty string",
         b"[99999]": "text: token id 99999 is not in this model's vocabulary of 119: these ids",
     }
     lines = [line for each in bad for line in (b'"good"', each)]
@@ -100,6 +100,12 @@ def test_bad_lines_among_good_ones_have_an_error_in_their_place(served: Served) 
         assert each["error"]["code"] == "invalid_request"
         assert each["error"]["message"].startswith(message)
     assert answers(served.http, [b'{"id": 7, "text": ""}'])[0]["id"] == 7
+
+
+def test_characters_that_are_no_text_are_left_out_of_a_line(served: Served) -> None:
+    clean, dirty = answers(served.http, [b'"a dog"', b'"a\\u0000 d\\ud800og"'])
+    assert dirty["dropped_characters"] == 2
+    assert np.abs(np.subtract(clean["embedding"], dirty["embedding"])).max() <= 1e-5
 
 
 def test_options_come_as_query_parameters(served: Served) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bert_serving.client import AsyncBertClient
+from bert_serving.protocol import Unavailable
+from bert_serving.server.gateway.known_models import KnownModels, ServerStatus
 from bert_serving.server.gateway.limits import BodyLimits, ConnectionLimits
 from bert_serving.server.gateway.memory import GatewayMemory
 from bert_serving.server.gateway.service import Service
@@ -17,7 +19,12 @@ def make_service(client: Any = None, **changed: int) -> Service:
     """Return a service whose client is not connected. changed: fields of BodyLimits that are not the default."""
     limits = BodyLimits(**{**body_limits(Settings()), **changed})
     memory = GatewayMemory(limits.held_bytes)
-    return Service(client or AsyncBertClient(), "a model", Path("tokenizer.json"), limits, memory)
+
+    async def read_status() -> ServerStatus:
+        raise Unavailable("there is no server")
+
+    models = KnownModels(read_status, Path("no folder"))
+    return Service(client or AsyncBertClient(), "a model", models, limits, memory)
 
 
 def make_connection_limits(**changed: Any) -> ConnectionLimits:

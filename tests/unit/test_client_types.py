@@ -26,5 +26,5 @@ def test_results_have_their_types_and_wrong_calls_are_errors() -> None:
 
 
 def test_a_call_has_all_options_of_a_request_except_those_for_the_form_of_the_reply() -> None:
-    of_replies = {"ragged", "show_tokens", "show_offsets", "show_usage"}
+    of_replies = {"ragged", "show_tokens", "show_offsets", "show_usage", "on_error"}
     assert set(EncodeOptionsDict.__annotations__) == set(EncodeOptions.__slots__) - of_replies

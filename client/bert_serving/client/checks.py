@@ -30,7 +30,7 @@ Tokens: TypeAlias = "Sequence[Sequence[str]]"
 TOKEN_LEVEL = {"pooling_strategy": "NONE", "ragged": True, "show_tokens": True, "show_offsets": True}
 
 #: Options that set the form of the reply. A caller cannot set them, because each method needs a certain form.
-_OF_REPLIES = {"ragged", "show_tokens", "show_offsets", "show_usage"}
+_OF_REPLIES = {"ragged", "show_tokens", "show_offsets", "show_usage", "on_error"}
 
 
 class Response(NamedTuple):

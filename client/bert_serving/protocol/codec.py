@@ -133,7 +133,7 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
     if isinstance(texts, list) and len(texts) != int(num_texts):  # first, since it takes no time
         raise InvalidRequest(f"the request announces {int(num_texts)} texts but holds {len(texts)}")
     try:
-        check_texts(texts)
+        check_texts(texts, may_be_empty=True, may_be_mixed=True)
         options = options_from_json(content.get("options") or {})
         if (spans := content.get("spans")) is not None:
             check_spans(spans, len(texts))
@@ -219,7 +219,7 @@ def reply_to_frames(reply: Reply) -> Frames:
         ]
     info = array_info(reply.rows)
     info["tokens"] = "" if reply.tokens is None else reply.tokens
-    for name in ("truncated", "counts", "offsets"):
+    for name in ("truncated", "counts", "offsets", "errors"):
         if value := getattr(reply, name):
             info[name] = value
     if reply.usage is not None:
@@ -252,4 +252,5 @@ def reply_from_frames(frames: Sequence[Frame]) -> Reply:
         info.get("counts"),
         info.get("offsets"),
         usage,
+        info.get("errors", ()),
     )

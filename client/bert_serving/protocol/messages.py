@@ -109,6 +109,14 @@ class CommandRequest:
     command: Command
 
 
+class TextError(TypedDict):
+    """Why a text could not be encoded. index: of the text in the request. code: see ServingError."""
+
+    index: int
+    code: str
+    message: str
+
+
 @dataclass(frozen=True, slots=True)
 class EncodeReply:
     """The vectors of a request, in the order of its texts.
@@ -116,6 +124,7 @@ class EncodeReply:
     rows: (R, D), one row for each text, or counts[i] rows for text i. With pooling_strategy NONE and without
     `ragged`: (B, T, D), one row for each token, filled with zeros after the last token of a text.
     tokens, offsets, usage: None unless the request asked for them. truncated: indices of the texts that were cut.
+    errors: the texts that could not be encoded, if the option on_error is "null".
     """
 
     identity: bytes
@@ -126,6 +135,7 @@ class EncodeReply:
     counts: Sequence[int] | None = None
     offsets: Sequence[Sequence[Sequence[int]] | None] | None = None
     usage: Usage | None = None
+    errors: Sequence[TextError] = ()
 
 
 @dataclass(frozen=True, slots=True)

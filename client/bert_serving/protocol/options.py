@@ -38,7 +38,11 @@ _ALSO_CALLED = {
     "WEIGHTEDMEAN": "WEIGHTED_MEAN",
 }
 _ALONE = {"NONE", "SPLADE"}  # strategies whose number of rows differs from text to text
-_CHOICES = {"truncate": ("right", "left", "error"), "long_text": ("truncate", "chunk")}
+_CHOICES = {
+    "truncate": ("right", "left", "error"),
+    "long_text": ("truncate", "chunk"),
+    "on_error": ("error", "null"),
+}
 _MAX_LIST = 32
 _LIMIT = 1 << 31  # all numbers in options are smaller: 32 bits are enough, and every JSON library reads them
 # Limits for the number of spans of one text and of one request; the reply has one vector for each span.
@@ -102,6 +106,8 @@ class EncodeOptions:
     ragged: return the vectors of tokens without padding.
     show_tokens, show_offsets: return the tokens of each text, and their positions in the text in characters.
     show_usage: return the number of tokens and the time that the request took.
+    on_error: what a text that cannot be encoded leads to. "error": the whole request fails. "null": the text has a
+    row of NaN, or no row if texts have different numbers of rows; the reply says why in `errors`.
 
     Raises TypeError or ValueError; the message names the option.
     """
@@ -119,6 +125,7 @@ class EncodeOptions:
     show_tokens: bool = False
     show_offsets: bool = False
     show_usage: bool = False
+    on_error: str = "error"
 
     def __post_init__(self) -> None:
         # A single name or number becomes a tuple of one item, so that "MEAN" and ["MEAN"] make equal options.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from .errors import PayloadTooLarge
 
@@ -13,12 +13,13 @@ MAX_TEXT_CHARS = 4 << 20
 _ID_LIMIT = 1 << 31  # no vocabulary is larger
 
 
-def check_texts(texts: object) -> bool:
+def check_texts(texts: object, *, may_be_empty: bool = False, may_be_mixed: bool = False) -> bool:
     """Return True if the texts are lists of tokens, False if they are strings or pairs of strings.
 
     texts must be a non-empty list whose items are all of one kind: non-empty strings; {"text", "text_pair"} of
     such strings; non-empty lists of such strings; or non-empty lists of ids, which are whole
-    numbers from 0 and below 2**31.
+    numbers from 0 and below 2**31. may_be_empty: texts and parts of pairs may be empty strings. may_be_mixed: the
+    items may be of several kinds.
     Raises TypeError for a wrong type, ValueError for a wrong value, and PayloadTooLarge for a string of more than
     MAX_TEXT_CHARS characters. The message names the item.
     """
@@ -26,8 +27,18 @@ def check_texts(texts: object) -> bool:
         raise TypeError(f"texts must be a list of strings, got {_kind(texts)}")
     if not texts:
         raise ValueError("texts must not be empty")
+    if may_be_mixed and len(set(map(type, texts))) > 1:
+        for i, text in enumerate(texts):
+            _check_alike([text], i, may_be_empty=may_be_empty)
+        return False
+    _check_alike(texts, 0, may_be_empty=may_be_empty)
+    return isinstance(texts[0], list)
+
+
+def _check_alike(texts: list[Any], start: int, *, may_be_empty: bool) -> None:
+    """Check texts of one kind. start: the index of the first one in the request."""
     if isinstance(texts[0], list):
-        for i, tokens in enumerate(texts):
+        for i, tokens in enumerate(texts, start):
             if not isinstance(tokens, list):
                 raise TypeError(f"texts[{i}] must be a list of tokens like texts[0], got {_kind(tokens)}")
             if not tokens:
@@ -36,41 +47,39 @@ def check_texts(texts: object) -> bool:
                 _check_strings(tokens, f"texts[{i}]")
             elif not 0 <= min(tokens) <= max(tokens) < _ID_LIMIT:
                 raise ValueError(f"texts[{i}] contains a number that is not a token id")
-        return True
-    if isinstance(texts[0], dict):
-        for i, pair in enumerate(texts):
+    elif isinstance(texts[0], dict):
+        for i, pair in enumerate(texts, start):
             if not isinstance(pair, dict) or pair.keys() != {"text", "text_pair"}:
                 raise TypeError(f'texts[{i}] must be {{"text": ..., "text_pair": ...}} like texts[0]')
         for key in ("text", "text_pair"):
-            _check_strings([pair[key] for pair in texts], f"{key} of texts")
-        return False
-    _check_strings(texts, "texts")
-    return False
+            _check_strings([pair[key] for pair in texts], f"{key} of texts", start, may_be_empty=may_be_empty)
+    else:
+        _check_strings(texts, "texts", start, may_be_empty=may_be_empty)
 
 
-def _check_strings(strings: list[object], name: str) -> None:
+def _check_strings(strings: list[Any], name: str, start: int = 0, *, may_be_empty: bool = False) -> None:
     # These checks are fast, because C code reads the whole list. Only a failed check searches for the wrong item.
     if not _are_strings(strings):
         i = next(i for i, s in enumerate(strings) if not isinstance(s, str))
-        raise TypeError(f"{name}[{i}] must be a string, got {_kind(strings[i])}")
-    if "" in strings:
-        raise ValueError(f"{name}[{strings.index('')}] is an empty string")
+        raise TypeError(f"{name}[{start + i}] must be a string, got {_kind(strings[i])}")
+    if not may_be_empty and "" in strings:
+        raise ValueError(f"{name}[{start + strings.index('')}] is an empty string")
     joined = "".join(strings)
     if len(joined) > MAX_TEXT_CHARS:
-        _check_lengths(strings, name)
+        _check_lengths(strings, name, start)
     if "\0" in joined:
         i = next(i for i, s in enumerate(strings) if "\0" in s)
-        raise ValueError(f"{name}[{i}] contains a NUL character")
+        raise ValueError(f"{name}[{start + i}] contains a NUL character")
     if not joined.isascii() and has_lone_surrogate(joined):
         i = next(i for i, s in enumerate(strings) if has_lone_surrogate(s))
-        raise ValueError(f"{name}[{i}] contains a lone surrogate, which is not Unicode text")
+        raise ValueError(f"{name}[{start + i}] contains a lone surrogate, which is not Unicode text")
 
 
-def _check_lengths(strings: Sequence[str], name: str) -> None:
+def _check_lengths(strings: Sequence[str], name: str, start: int) -> None:
     lengths = list(map(len, strings))
     if (longest := max(lengths)) > MAX_TEXT_CHARS:
         i = lengths.index(longest)
-        raise PayloadTooLarge(f"{name}[{i}] may have at most {MAX_TEXT_CHARS} characters, got {longest}")
+        raise PayloadTooLarge(f"{name}[{start + i}] may have at most {MAX_TEXT_CHARS} characters, got {longest}")
 
 
 def _are_strings(values: Sequence[object]) -> TypeGuard[list[str]]:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from .encoding import Frame, Frames, array_frame, array_from_frame, array_info, dump_json, load_json
 from .errors import ServingError, error_from_info
-from .messages import JsonObject, Rows, Spans, Text
+from .messages import JsonObject, Rows, Spans, Text, TextError
 from .options import EncodeOptions, options_from_json
 
 _MAX_TRACES = 8
@@ -103,6 +103,7 @@ class Vectors:
 
     rows: (R, D), one row for each text, or counts[i] rows for text i. num_tokens: tokens that the model
     computed for each text, special tokens included. truncated: indices of the texts that were cut.
+    errors: the texts that could not be encoded, if the option on_error is "null".
     """
 
     rows: Rows
@@ -111,6 +112,7 @@ class Vectors:
     counts: Sequence[int] | None = None
     tokens: Sequence[Sequence[str]] | None = None
     offsets: Sequence[Sequence[Sequence[int]] | None] | None = None
+    errors: Sequence[TextError] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +248,7 @@ def _part_from_json(value: JsonObject) -> Part:
 def _part_result_to_json(part_result: PartResult) -> dict[str, Any]:
     if isinstance(part_result, Rejected):
         return {"error": part_result.error.to_info(), "index": part_result.index}
-    names = ("num_tokens", "truncated", "counts", "tokens", "offsets")
+    names = ("num_tokens", "truncated", "counts", "tokens", "offsets", "errors")
     value = {name: getattr(part_result, name) for name in names if getattr(part_result, name)}
     return {"array": array_info(part_result.rows), **value}
 

@@ -177,6 +177,7 @@ class Job:
             counts,
             result.offsets,
             usage if options.show_usage else None,
+            sorted(result.errors, key=lambda error: error["index"]),
         )
 
     def _reply_rows(self, token_rows: int | None) -> tuple[Rows, list[int] | None]:

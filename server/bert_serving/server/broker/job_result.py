@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
-from bert_serving.protocol import Rows, split_rows
+from bert_serving.protocol import Rows, TextError, split_rows
 from bert_serving.protocol.workers import Vectors
 
 TOKEN_BYTES = 160  # a token as a string, in the result and in the reply
 OFFSET_BYTES = 240  # the start and the end of a token, in the result and in the reply
+ERROR_BYTES = 640  # why a text could not be encoded, in the result and in the reply
 
 #: Whether each text may have several vectors, the shape of one vector, and the number format.
 Layout: TypeAlias = tuple[bool, tuple[int, ...], str]
@@ -31,7 +32,7 @@ class JobResult:
     first vectors are stored. num_bytes: size of the vectors that are stored so far. num_more_bytes: size of their
     tokens and offsets. rows: one row for each text. ragged: one array for each text; used instead of `rows` if
     `Vectors.counts` is set. tokens, offsets: one entry for each text, if the worker sends them. truncated: indices
-    of the truncated texts. num_tokens: number of tokens of each text.
+    of the truncated texts. errors: the texts that could not be encoded. num_tokens: number of tokens of each text.
     """
 
     num_texts: int
@@ -44,6 +45,7 @@ class JobResult:
     tokens: list[Sequence[str]] | None = None
     offsets: list[Sequence[Sequence[int]] | None] | None = None
     truncated: list[int] = field(default_factory=list)
+    errors: list[TextError] = field(default_factory=list)
     num_tokens: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ class JobResult:
             self.offsets[start:stop] = vectors.offsets
         self.num_tokens[start:stop] = vectors.num_tokens
         self.truncated += [start + i for i in vectors.truncated]
+        self.errors += [{**error, "index": start + error["index"]} for error in vectors.errors]
         self.num_bytes += vectors.rows.nbytes
         self.num_more_bytes += _more_bytes(vectors)
 
@@ -107,6 +110,6 @@ class JobResult:
 
 
 def _more_bytes(vectors: Vectors) -> int:
-    """Return the estimated size in bytes of the tokens and the offsets."""
+    """Return the estimated size in bytes of the tokens, the offsets and the errors."""
     size = TOKEN_BYTES * (vectors.tokens is not None) + OFFSET_BYTES * (vectors.offsets is not None)
-    return size * sum(vectors.num_tokens) if size else 0
+    return (size * sum(vectors.num_tokens) if size else 0) + ERROR_BYTES * len(vectors.errors)

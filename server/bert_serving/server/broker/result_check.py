@@ -48,4 +48,6 @@ def _size_error(vectors: Vectors, num_texts: int) -> str | None:
         return f"expected {num_rows} rows, got an array of shape {vectors.rows.shape}"
     if wrong := [index for index in vectors.truncated if not 0 <= index < num_texts]:
         return f"expected the indices of truncated texts below {num_texts}, got {wrong[0]}"
+    if wrong := [error["index"] for error in vectors.errors if not 0 <= error["index"] < num_texts]:
+        return f"expected the indices of texts with errors below {num_texts}, got {wrong[0]}"
     return None

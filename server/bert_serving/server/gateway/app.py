@@ -33,7 +33,7 @@ from ..keys import KeySource
 from ..settings import own_version
 from . import operations, stream
 from .dialect import BERT_AS_SERVICE
-from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei
+from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei, vertex
 from .errors import OtherHttpError, default_response
 from .heartbeat import start_heartbeat
 from .http_protocol import ConnectionPool
@@ -199,6 +199,7 @@ def _add_dialects(router: APIRouter, service: Service) -> None:
     tei.add_routes(
         router,
         service,
+        predict_instances=vertex.predict_instances,
         documents_content=infinity.ranking_content,
         extra_health_fields=infinity.health_fields,
     )

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
-from typing import TypeVar
+from typing import TypeVar, cast, get_args
 
 from bert_serving.protocol import DeadlineExceeded
 from fastapi import Request
@@ -18,6 +18,7 @@ from starlette.types import Scope
 
 from .errors import UnreadableBody
 from .keys import API_KEY
+from .texts import OnError
 
 #: Key in the ASGI scope of a request: its id.
 REQUEST_ID = "bert_serving.request_id"
@@ -35,7 +36,7 @@ class Call:
     """What the broker must know about a request besides its texts.
 
     flow, flow_share: see EncodeRequest. deadline: monotonic seconds; None: no limit. trace: the id of the request,
-    and the id of the trace that it belongs to, if there is one.
+    and the id of the trace that it belongs to, if there is one. on_error: see OnError.
     """
 
     flow: str | None = None
@@ -43,6 +44,7 @@ class Call:
     deadline: float | None = None
     timeout_ms: int | None = None
     trace: str | None = None
+    on_error: OnError = "error"
 
     def remaining_ms(self) -> int | None:
         """Return the milliseconds until the deadline, or None. Raises DeadlineExceeded if it has passed."""
@@ -76,11 +78,12 @@ class Call:
 
 
 def call_of(request: Request) -> Call:
-    """Return what the headers of a request say. Raises UnreadableBody if its timeout is not valid."""
+    """Return what the headers of a request say. Raises UnreadableBody if a value is not valid."""
     flow, share = _flow_of(request)
     timeout_ms = _timeout_ms(request.headers.get("x-request-timeout-ms"))
     deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
-    return Call(flow, share, deadline, timeout_ms, _trace_of(request))
+    on_error = _on_error(request.headers.get("x-on-error", "error"))
+    return Call(flow, share, deadline, timeout_ms, _trace_of(request), on_error)
 
 
 def request_id_of(scope: Scope) -> str:
@@ -113,6 +116,13 @@ def _timeout_ms(given: str | None) -> int | None:
     if not (given.isascii() and given.isdigit() and len(given) <= 16 and 0 < int(given) <= _MAX_TIMEOUT_MS):
         raise UnreadableBody(f"X-Request-Timeout-Ms must be a whole number from 1, got {given[:40]!r}")
     return int(given)
+
+
+def _on_error(given: str) -> OnError:
+    for choice in get_args(OnError):
+        if choice == given:
+            return cast("OnError", choice)
+    raise UnreadableBody(f"X-On-Error must be error or null, got {given[:40]!r}")
 
 
 def _trace_of(request: Request) -> str:

@@ -10,14 +10,16 @@ from typing import ParamSpec, TypeVar
 from bert_serving.protocol import InvalidRequest, PayloadTooLarge, shortened
 from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
 
 from .calls import call_of
 from .errors import Unprocessable, UnreadableBody
+from .fields import TextsBody
+from .json_body import read_json
 from .json_pieces import dump, is_small, json_pieces
 from .memory import RequestMemory, parsed_bytes
 from .responses import PiecesResponse
 from .service import Service
+from .texts import NOTES, TextNotes
 
 #: Key in the ASGI scope of a request: its RequestMemory.
 HELD = "bert_serving.held"
@@ -47,8 +49,9 @@ class RequestContext:
     def begin(self) -> None:
         """Read the headers that the broker must know. Raises UnreadableBody."""
         call = call_of(self.request)
+        notes = self.request.scope[NOTES] = TextNotes()
         self._held = self.request.scope[HELD] = RequestMemory(self.service.memory, call.flow or "")
-        self.service = self.service.for_call(call, self._held)
+        self.service = self.service.for_call(call, self._held, notes)
 
     # -- the body --------------------------------------------------------------------------------------
 
@@ -81,9 +84,16 @@ class RequestContext:
             raw = await self.raw()
             self._parsed = (await self.off_loop(_parse_json, raw, self._limits.max_items),)
         try:
-            return await self.off_loop(model.model_validate, self._parsed[0])
+            body = await self.off_loop(model.model_validate, self._parsed[0])
         except ValidationError as exc:
             raise _validation_error(exc) from exc
+        if isinstance(body, TextsBody) and body.on_error is not None:
+            self.service = self.service.with_on_error(body.on_error)
+        return body
+
+    def for_part(self, part: object) -> PartContext:
+        """Return a context for a part of the body that is a body of its own."""
+        return PartContext(self, part)
 
     def hold(self, num_bytes: int) -> None:
         """Hold memory for what is made from the body. Raises Overloaded or PayloadTooLarge."""
@@ -128,6 +138,23 @@ class RequestContext:
         return "gzip" in accepted and not _REFUSES_GZIP.search(accepted)
 
 
+class PartContext(RequestContext):
+    """A part of a request that is a body of its own. content: the JSON content of its response."""
+
+    def __init__(self, whole: RequestContext, part: object) -> None:
+        super().__init__(whole.request, whole.service)
+        self._parsed = (part,)
+        self._held = whole._held
+        self.content: object = None
+
+    async def json(
+        self, content: object, *, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """Keep the content. The whole request has one response."""
+        self.content = content
+        return Response(status_code=status, headers=headers)
+
+
 def _inflated(body: bytes) -> Iterator[bytes]:
     """Yield the decompressed body in small pieces. Raises UnreadableBody."""
     decompressor = zlib.decompressobj(wbits=31)
@@ -151,7 +178,7 @@ def _inflated(body: bytes) -> Iterator[bytes]:
 
 def _parse_json(raw: bytes, max_items: int) -> object:
     try:
-        value: object = from_json(raw)
+        value = read_json(raw)
     except ValueError as exc:
         raise UnreadableBody(f"the body is not JSON: {exc}") from exc
     _check_lists(value, max_items)
@@ -173,7 +200,7 @@ def _validation_error(exc: ValidationError) -> InvalidRequest:
     as_json = ValidationError.from_exception_data(exc.title, exc.errors(include_url=False)[:1], "json")  # type: ignore[arg-type]
     problem = as_json.errors(include_url=False)[0]
     message = problem["msg"].removeprefix("Value error, ")
-    name = ".".join(map(str, problem["loc"]))
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
     if problem["type"] == "missing":
         return Unprocessable(f"the body has no {name!r}")
     if not name and problem["type"] == "model_type":

@@ -84,7 +84,9 @@ class Dialect:
             if not is_public:
                 context.service.keys.check(context.request)
             context.begin()
-            return await context.service.call.limit(handler(context))
+            response = await context.service.call.limit(handler(context))
+            response.headers.update(context.service.notes.headers())
+            return response
         except ClientDisconnect:
             return Response(status_code=400)  # not received: the client disconnected while it sent the body
         except (ServingError, TimeoutError) as exc:

@@ -21,6 +21,10 @@ class Unprocessable(InvalidRequest):
     http_status = 422
 
 
+class NoTexts(InvalidRequest):
+    """The list of texts is empty. Some dialects have a status of their own for this."""
+
+
 class OtherHttpError(ServingError):
     """An error outside of the handlers, such as a path that does not exist. Each instance has its own status."""
 

@@ -6,11 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from .texts import OnError
+
 
 class Body(BaseModel):
     """A body whose unknown fields are ignored: clients send fields that only other servers have."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class TextsBody(Body):
+    """A body with texts to encode."""
+
+    on_error: OnError | None = Field(
+        None,
+        description='what a text that cannot be encoded leads to: an "error" (default), or "null" as its result',
+    )
 
 
 def _texts(value: object) -> list[object]:
@@ -44,6 +55,18 @@ Texts = Annotated[
 #: One string or several. Service.encode checks the elements.
 Strings = Annotated[
     list[object], BeforeValidator(_strings), WithJsonSchema(_STRING_OR_LIST), Field(examples=[["hello"]])
+]
+
+
+def _list(value: object) -> list[object]:
+    if isinstance(value, list):
+        return value
+    raise ValueError("must be a list of strings")
+
+
+#: Several strings. Service.encode checks the elements.
+TextList = Annotated[
+    list[object], BeforeValidator(_list), WithJsonSchema({"type": "array", "items": {"type": "string"}})
 ]
 
 #: The side on which a long text is truncated. TEI's clients also write "Left" and "Right".

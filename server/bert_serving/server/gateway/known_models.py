@@ -14,6 +14,7 @@ from bert_serving.protocol import Unavailable
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_USUAL_S = 30.0  # half of the time for which most clients wait
 _FRESH_S = 2.0  # for this long after a reload, requests that need no vectors may be answered for the old model
 
 
@@ -30,7 +31,9 @@ class WorkerStatus(TypedDict, total=False):
     labels: list[str]
     prompts: dict[str, str]
     poolings: list[str]
+    device: str
     dtype: str
+    tokens_per_s: int
     dimension: int
     max_seq_len: int
     max_batch_tokens: int
@@ -76,6 +79,16 @@ class Model:
         return self.facts.get("labels", ())
 
     @property
+    def usual_batch_size(self) -> int:
+        """The number of texts of the greatest length that all workers together compute in _USUAL_S.
+
+        Clients take it for the size of their batches. Larger requests work too, but callers may give up waiting.
+        """
+        rate = sum(worker.get("tokens_per_s", 0) for worker in self.server["workers"])
+        most = int(self.server["queue_capacity"] * self.server["flow_share"])
+        return max(1, min(most, int(rate * _USUAL_S) // self.facts["max_seq_len"]))
+
+    @property
     def prompts(self) -> Mapping[str, str]:
         """The model's prompts by their names."""
         return self.facts.get("prompts", {})
@@ -108,6 +121,13 @@ class KnownModels:
         if fingerprint not in self._models:
             await self._read()
         return self._models[fingerprint] if fingerprint in self._models else await self.newest()
+
+    @property
+    def compute_type(self) -> str | None:
+        """What the newest model runs on, "cpu" or "gpu"; None if no model is known yet."""
+        if self._newest is None:
+            return None
+        return "cpu" if self._newest.facts["device"] == "cpu" else "gpu"
 
     async def tokenizer(self) -> Tokenizer:
         """Return the tokenizer of the newest model.

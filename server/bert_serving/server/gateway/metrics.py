@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from ..buckets import SECONDS
+from .texts import TextNotes
 
 #: The route of a request whose path is not known.
 UNKNOWN_ROUTE = "other"
@@ -59,6 +60,16 @@ class GatewayMetrics:
             ["key"],
             registry=registry,
         )
+        self.dropped_characters = Counter(
+            "bert_serving_http_dropped_characters",
+            "Characters that were left out because they are no text: NUL and lone surrogates",
+            registry=registry,
+        )
+        self.null_texts = Counter(
+            "bert_serving_http_null_texts",
+            "Texts that could not be encoded, and got null as their result",
+            registry=registry,
+        )
         # Create every series now: it must exist with the value zero before its first event.
         for code in ERROR_CODES:
             self.errors.labels(code)
@@ -90,6 +101,13 @@ class GatewayMetrics:
         if error_code is not None:
             self.errors.labels(error_code).inc()
         self.latency.labels(route).observe(seconds)
+
+    def count_texts(self, notes: TextNotes) -> None:
+        """Count the texts of a request that were changed or refused."""
+        if notes.num_dropped:
+            self.dropped_characters.inc(notes.num_dropped)
+        if notes.errors:
+            self.null_texts.inc(len(notes.errors))
 
     def count_refusal(self, status: int) -> None:
         """Count a message that was refused before it was known to be a request."""

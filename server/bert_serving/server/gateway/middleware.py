@@ -12,6 +12,7 @@ from .dialect import ERROR_CODE
 from .http_protocol import ENDED_WITH
 from .keys import API_KEY
 from .metrics import UNKNOWN_ROUTE, GatewayMetrics
+from .texts import NOTES
 
 
 class CountRequests:
@@ -50,3 +51,5 @@ class CountRequests:
             key_name = getattr(scope.get(API_KEY), "name", None)
             seconds = time.perf_counter() - start
             self._metrics.observe(route, scope.get(ENDED_WITH, status), seconds, scope.get(ERROR_CODE), key_name)
+            if NOTES in scope:
+                self._metrics.count_texts(scope[NOTES])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
 
 from bert_serving.protocol import EncodeReply, InvalidRequest, Overloaded, ServingError, Unauthorized
 
-from .errors import OtherHttpError, Unprocessable, UnreadableBody, WrongModel
+from .errors import NoTexts, OtherHttpError, Unprocessable, UnreadableBody, WrongModel
 from .service import Service
+from .texts import Results
 from .usage import num_tokens
 
 _ERROR_TYPES: dict[type[ServingError], str] = {
@@ -20,12 +20,10 @@ _ERROR_TYPES: dict[type[ServingError], str] = {
 }
 
 
-def list_object(
-    service: Service, reply: EncodeReply, data: Sequence[object], *, kind: str = "list"
-) -> dict[str, object]:
-    """Return the object around a list of results, with the indices of truncated texts if there are any."""
+def list_object(service: Service, reply: EncodeReply, data: Results, *, kind: str = "list") -> dict[str, object]:
+    """Return the object around a list of results, with the indices of truncated texts and the errors, if any."""
     content = result_object(service, reply, kind, data=data)
-    return content | ({"truncated": reply.truncated} if reply.truncated else {})
+    return content | ({"truncated": reply.truncated} if reply.truncated else {}) | service.notes.fields()
 
 
 def result_object(service: Service, reply: EncodeReply, kind: str, **results: object) -> dict[str, object]:
@@ -47,7 +45,7 @@ def describe_error(error: ServingError) -> tuple[int, object]:
     OpenAI's client reads `error`. The clients of pymilvus and of TEI read the other fields.
     """
     status = error.http_status
-    if status == InvalidRequest.http_status and not isinstance(error, UnreadableBody | WrongModel):
+    if status == InvalidRequest.http_status and not isinstance(error, UnreadableBody | WrongModel | NoTexts):
         status = Unprocessable.http_status
     kind = next((name for cls, name in _ERROR_TYPES.items() if isinstance(error, cls)), "server_error")
     inner = {"message": error.message, "type": kind, "param": None, "code": error.code}

@@ -6,31 +6,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
-from bert_serving.protocol import EncodeReply, TextPair
-from pydantic import BeforeValidator, Field, model_validator
+from bert_serving.protocol import EncodeReply
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from .classify import ranked, relevance
 from .context import RequestContext
 from .errors import WrongModel
-from .fields import Body, Side
+from .fields import Side, TextList, TextsBody
 from .service import Service
+from .texts import Names
 from .usage import num_chars, usage_headers
 
 
-def _document(value: object) -> object:
-    """Return the text of a document. A document is a string, or an object with the field "text"."""
-    return value.get("text") if isinstance(value, dict) else value
+def _documents(value: object) -> object:
+    """Return the texts of documents. A document is a string, or an object with the field "text"."""
+    if not isinstance(value, list):
+        return value
+    return [each.get("text") if isinstance(each, dict) else each for each in value]
 
 
-Document = Annotated[str, BeforeValidator(_document)]
+Documents = Annotated[TextList, BeforeValidator(_documents)]
 
 
-class RerankBody(Body):
+class RerankBody(TextsBody):
     query: str
-    texts: Annotated[list[str], Field(fail_fast=True)] | None = Field(
-        None, description="the texts to rank, in TEI's requests"
-    )
-    documents: Annotated[list[Document], Field(fail_fast=True)] | None = Field(
+    texts: TextList | None = Field(None, description="the texts to rank, in TEI's requests")
+    documents: Documents | None = Field(
         None, description="the texts to rank, in requests of Cohere, Jina and Infinity"
     )
     truncate: bool | None = None
@@ -38,7 +39,10 @@ class RerankBody(Body):
     raw_scores: bool | None = False
     return_text: bool | None = False
     return_documents: bool | None = False
-    top_n: Annotated[int, Field(ge=1)] | None = None
+    top_n: Annotated[int, Field(ge=1)] | None = Field(
+        None, validation_alias=AliasChoices("top_n", "top_k"), description="Voyage's clients call it `top_k`"
+    )
+    truncation: bool | None = Field(None, description="what Voyage's clients call `truncate`")
     model: object = None
 
     @model_validator(mode="after")
@@ -48,7 +52,7 @@ class RerankBody(Body):
         return self
 
     @property
-    def candidates(self) -> list[str]:
+    def candidates(self) -> list[object]:
         """The texts to rank."""
         return self.texts or self.documents or []
 
@@ -57,10 +61,11 @@ class RerankBody(Body):
 class Ranking:
     """Texts ordered by relevance.
 
-    places: (index of the text in the request, score), highest score first. reply: the reply with the logits.
+    places: (index of the text in the request, score), highest score first; at the end those that have no score,
+    because they could not be encoded. reply: the reply with the logits.
     """
 
-    places: list[tuple[int, float]]
+    places: list[tuple[int, float | None]]
     reply: EncodeReply
     headers: dict[str, str]
 
@@ -73,8 +78,14 @@ async def rank(context: RequestContext, body: RerankBody) -> Ranking:
     """Return the texts of the body, ranked. Raises WrongModel if the model is not a reranker."""
     if (await context.service.model()).kind not in ("reranker", "classifier"):
         raise WrongModel("the model is not a reranker: start the server with one to use this route")
-    side = "error" if body.truncate is False else body.truncation_direction or "right"
-    pairs = [TextPair(text=body.query, text_pair=text) for text in body.candidates]
-    logits, reply = await context.service.vectors(pairs, pooling_strategy="LOGITS", truncate=side)
+    side = "error" if body.truncate is False or body.truncation is False else body.truncation_direction or "right"
+    pairs = [{"text": body.query, "text_pair": text} for text in body.candidates]
+    names = Names("texts" if body.texts else "documents", query="query", may_be_empty=True)
+    logits, reply = await context.service.vectors(pairs, names, pooling_strategy="LOGITS", truncate=side)
     places = ranked(relevance(logits, raw=bool(body.raw_scores)))[: body.top_n]
-    return Ranking(places, reply, usage_headers(reply, num_chars(body.candidates)))
+    errors = context.service.notes.errors
+    return Ranking(
+        [(i, None if i in errors else score) for i, score in places],
+        reply,
+        usage_headers(reply, num_chars(body.candidates)),
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -13,12 +15,12 @@ from bert_serving.protocol import (
     EncodeOptions,
     EncodeReply,
     InvalidRequest,
-    PayloadTooLarge,
     Rows,
     Spans,
     Text,
     Unavailable,
-    check_texts,
+    WorkerFailed,
+    check_spans,
     options_from_json,
 )
 
@@ -28,6 +30,7 @@ from .keys import Keyring
 from .known_models import KnownModels, Model, ServerStatus
 from .limits import BodyLimits
 from .memory import GatewayMemory, RequestMemory
+from .texts import Names, OnError, TextNotes, readable_texts, renamed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -42,7 +45,8 @@ class Service:
     model_name: the name of the model in replies. models: what is known about the models that workers serve.
     memory: for the bodies and the replies of all requests. keys: the accepted API keys. protects_metrics: whether
     /metrics requires a key too. call: what the broker must know about the request that uses this object. held: the
-    memory of that request, which must hold its replies; None: they are not counted.
+    memory of that request, which must hold its replies; None: they are not counted. notes: what the response must
+    say about the texts of that request.
     """
 
     client: AsyncBertClient
@@ -54,36 +58,54 @@ class Service:
     protects_metrics: bool = False
     call: Call = Call()  # noqa: RUF009
     held: RequestMemory | None = None
+    notes: TextNotes = field(default_factory=TextNotes)
 
-    def for_call(self, call: Call, held: RequestMemory | None) -> Service:
+    def for_call(self, call: Call, held: RequestMemory | None, notes: TextNotes | None = None) -> Service:
         """Return this service for one request."""
-        return replace(self, call=call, held=held)
+        return replace(self, call=call, held=held, notes=notes or TextNotes())
 
-    async def encode(self, texts: Sequence[object], **options: object) -> EncodeReply:
+    def with_on_error(self, on_error: OnError) -> Service:
+        """Return this service for the same request. on_error: what a text that cannot be encoded leads to."""
+        return replace(self, call=replace(self.call, on_error=on_error))
+
+    async def encode(
+        self,
+        texts: Sequence[object],
+        names: Names = Names(),  # noqa: B008
+        **options: object,
+    ) -> EncodeReply:
         """Check the texts and the options; return the reply, including its usage.
 
-        Raises ServingError or TimeoutError.
+        names: what the caller calls the texts. Raises ServingError or TimeoutError.
         """
         try:
-            await self._check_texts(texts)
+            readable = await self.readable(texts, names)
             checked = options_from_json(options)
-        except PayloadTooLarge:
-            raise
+        except InvalidRequest as exc:
+            raise renamed(exc, names) from exc
         except (TypeError, ValueError) as exc:
             raise InvalidRequest(str(exc)) from exc
-        return await self.encode_reply(cast("Sequence[Text]", texts), checked)
+        return await self.encode_reply(readable, checked, names=names)
 
-    async def _check_texts(self, texts: Sequence[object]) -> None:
-        if self.held is None:
-            check_texts(texts)
-        else:
-            await self.held.off_loop(check_texts, texts)
+    async def readable(self, texts: object, names: Names) -> Sequence[Text]:
+        """Return texts that the broker accepts; see readable_texts. Raises InvalidRequest or PayloadTooLarge."""
+        check = partial(readable_texts, on_error=self.call.on_error, may_be_empty=names.may_be_empty)
+        found = (
+            check(texts, self.notes) if self.held is None else await self.held.off_loop(check, texts, self.notes)
+        )
+        return cast("Sequence[Text]", found)
 
     async def encode_reply(
-        self, texts: Sequence[Text], options: EncodeOptions, spans: Sequence[Spans] | None = None
+        self,
+        texts: Sequence[Text],
+        options: EncodeOptions,
+        spans: Sequence[Spans] | None = None,
+        *,
+        names: Names = Names(),  # noqa: B008
     ) -> EncodeReply:
         """Return the reply to texts that have already been checked, including its usage.
 
+        names: what the caller calls the texts.
         Raises ServingError or TimeoutError: among others, DeadlineExceeded if the deadline of the request passes,
         Overloaded if the caller's API key has sent too many texts, and Overloaded or PayloadTooLarge if there is
         no memory for the reply.
@@ -93,7 +115,7 @@ class Service:
             with self.keys.charge(len(texts)):
                 _, reply = await self.client.encode_reply(
                     texts,
-                    replace(options, show_usage=True),
+                    replace(options, show_usage=True, on_error=call.on_error),
                     spans,
                     timeout_ms=call.remaining_ms(),
                     flow=call.flow,
@@ -103,17 +125,26 @@ class Service:
         except TimeoutError:
             call.remaining_ms()  # raises DeadlineExceeded if it was the deadline that passed
             raise
+        except (InvalidRequest, WorkerFailed) as exc:
+            raise renamed(exc, names) from exc
+        self.notes.add(reply, names)
+        self.notes.compute_type = self.models.compute_type
         if self.held is not None:
             self.held.grow(reply.rows.nbytes)
         return reply
 
-    async def vectors(self, texts: Sequence[object], **options: object) -> tuple[Rows, EncodeReply]:
-        """Return one vector for each text, (B, D) float32, and the whole reply.
+    async def vectors(
+        self,
+        texts: Sequence[object],
+        names: Names = Names(),  # noqa: B008
+        **options: object,
+    ) -> tuple[Rows, EncodeReply]:
+        """Return one vector for each text, (B, D) float32, and the whole reply. A text with an error has NaN.
 
         Raises ServingError or TimeoutError; InvalidRequest if the server's pooling gives several vectors per text;
         WrongModel if the model is a reranker, whose vectors mean nothing, and no pooling_strategy is given.
         """
-        reply = await self.encode(texts, ragged=True, pairs=False, **options)
+        reply = await self.encode(texts, names, ragged=True, pairs=False, **options)
         if "pooling_strategy" not in options and (await self.model_of(reply)).kind == "reranker":
             raise WrongModel("the model is a reranker, so it gives no embeddings: use /rerank")
         if reply.counts is not None:
@@ -122,6 +153,32 @@ class Service:
                 "use /encode, /embed_all or /embed_sparse"
             )
         return reply.rows.astype(np.float32, copy=False), reply  # rows are float16 if -fp16 is set
+
+    async def chunk_vectors(
+        self, texts: Sequence[object], names: Names, **options: object
+    ) -> tuple[Rows, EncodeReply]:
+        """Return one vector for each text, (B, D) float32, and the whole reply. The texts are parts of one text.
+
+        The model reads them as one, and each vector is pooled from the tokens of its part (late chunking).
+        Raises as `vectors` does, and InvalidRequest if a text is not a string, or if the whole is too long.
+        """
+        try:
+            readable = await self.readable(texts, names)
+        except InvalidRequest as exc:
+            raise renamed(exc, names) from exc
+        parts = [text for text in readable if isinstance(text, str)]
+        if len(parts) < len(readable):
+            raise InvalidRequest(f"{names.whole} must hold only strings with late_chunking")
+        ends = list(accumulate(len(part) + 1 for part in parts))
+        spans = [[(end - 1 - len(part), end - 1) for end, part in zip(ends, parts, strict=True)]]
+        try:
+            checked = options_from_json({**options, "truncate": "right", "long_text": "chunk", "ragged": True})
+            check_spans(spans, 1)
+        except (TypeError, ValueError) as exc:
+            raise InvalidRequest(str(exc)) from exc
+        whole = Names(others={0: f"the whole of {names.whole}"})
+        reply = await self.encode_reply([" ".join(parts)], replace(checked, pairs=False), spans, names=whole)
+        return reply.rows.astype(np.float32, copy=False), reply
 
     async def model(self) -> Model:
         """Return the model that computes new requests. Raises Unavailable until a worker has loaded it."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar, cast
 
 import orjson
 from bert_serving.protocol import (
@@ -22,8 +22,9 @@ from bert_serving.protocol import (
     ServingError,
     Text,
     WorkerFailed,
-    check_texts,
+    error_from_info,
     options_from_json,
+    parse_json,
     shortened,
     split_rows,
 )
@@ -39,6 +40,7 @@ from .errors import Unprocessable, UnreadableBody
 from .memory import RequestMemory
 from .output import DTYPES, Container, Dtype, convert, encoded
 from .service import Service
+from .texts import TextNotes, readable_texts
 
 PATHS = frozenset({"/encode/stream"})
 
@@ -65,11 +67,12 @@ class Line(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A parsed line. error: why the line has no text."""
+    """A parsed line. error: why the line has no text. num_dropped: see TextNotes."""
 
     line_id: object
     text: Text | None
     error: ServingError | None = None
+    num_dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,48 +231,62 @@ def _parse(line: bytes, number: int) -> _Line:
     """Return a line of the body with its text, or with the reason why it has none."""
     line_id: object = number
     try:
-        value = orjson.loads(line)
+        value = _json_of(line)
         if isinstance(value, dict):
             line_id = echo(line, value["id"]) if "id" in value else number
             value = value.get("text")
-        check_texts([value])
+        notes = TextNotes()
+        text = cast("Text", readable_texts([value], notes, on_error="error")[0])
+    except InvalidRequest as exc:
+        return _Line(line_id, None, exc)
+    return _Line(line_id, text, num_dropped=notes.num_dropped)
+
+
+def _json_of(line: bytes) -> object:
+    try:
+        value: object = orjson.loads(line)
     except orjson.JSONDecodeError as exc:
-        return _Line(line_id, None, InvalidRequest(f"the line is not JSON: {exc}"))
-    except (TypeError, ValueError) as exc:  # InvalidRequest is a ValueError
-        return _Line(line_id, None, InvalidRequest(str(exc)))
-    return _Line(line_id, value)
+        try:
+            value = parse_json(line)  # also reads lone surrogates
+        except InvalidRequest:
+            raise InvalidRequest(f"the line is not JSON: {exc}") from exc
+    return value
 
 
 async def _encode(service: Service, lines: list[_Line], options: _Options) -> bytes:
     """Return the lines of the response to the lines of one chunk."""
+    service.notes.num_dropped += sum(line.num_dropped for line in lines)
+    call = replace(service.call, on_error="null")  # an error of a text belongs to its line
     with RequestMemory(service.memory, service.call.flow or "") as held:
-        return await _encode_within(service.for_call(service.call, held), lines, options)
+        return await _encode_within(service.for_call(call, held), lines, options)
 
 
 async def _encode_within(service: Service, lines: list[_Line], options: _Options) -> bytes:
     texts = [line.text for line in lines if line.error is None and line.text is not None]
     computed = iter(await _vectors(service, texts, options.encode))
     results = [line.error if line.error is not None else next(computed) for line in lines]
-    objects = [_line_object(line.line_id, result, options) for line, result in zip(lines, results, strict=True)]
+    objects = [_line_object(line, result, options) for line, result in zip(lines, results, strict=True)]
     as_line = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     return b"".join(orjson.dumps(each, option=as_line) for each in objects)
 
 
-def _line_object(line_id: object, result: _Result, options: _Options) -> dict[str, object]:
-    """Return a line of the response: vectors and whether the text was truncated, or an error."""
+def _line_object(line: _Line, result: _Result, options: _Options) -> dict[str, object]:
+    """Return a line of the response: vectors and what was left out of the text, or an error."""
     try:
         if not isinstance(result, ServingError):
             rows, is_truncated = result
             embedding = encoded(convert(rows, options.dtype), options.container)
-            return {"id": line_id, "embedding": embedding, **({"truncated": True} if is_truncated else {})}
+            cut: dict[str, object] = {"truncated": True} if is_truncated else {}
+            dropped = {"dropped_characters": line.num_dropped} if line.num_dropped else {}
+            return {"id": line.line_id, "embedding": embedding, **cut, **dropped}
         info = result.to_info()
     except ServingError as exc:
         info = exc.to_info()
-    return {"id": line_id, "error": {**info, "message": info["message"].replace("texts[0]", "text")}}
+    return {"id": line.line_id, "error": {**info, "message": info["message"].replace("texts[0]", "text")}}
 
 
 async def _vectors(service: Service, texts: list[Text], options: EncodeOptions) -> list[_Result]:
-    """Return the result of each text. If a text makes the request fail, each text is sent in its own request."""
+    """Return the result of each text. If a text makes a worker fail, each text is sent in its own request."""
     if not texts:
         return []
     try:
@@ -283,7 +300,10 @@ async def _vectors(service: Service, texts: list[Text], options: EncodeOptions) 
         return [error] * len(texts)
     truncated = set(reply.truncated)
     rows = reply.rows if reply.counts is None else split_rows(reply.rows, reply.counts)
-    return [(of_text, i in truncated) for i, of_text in enumerate(rows)]
+    found: list[_Result] = [(of_text, i in truncated) for i, of_text in enumerate(rows)]
+    for each in reply.errors:
+        found[each["index"]] = error_from_info({"code": each["code"], "message": f"text: {each['message']}"})
+    return found
 
 
 async def _reply(service: Service, texts: list[Text], options: EncodeOptions) -> EncodeReply:

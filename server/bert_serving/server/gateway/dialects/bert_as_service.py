@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from dataclasses import dataclass, replace
+from typing import NoReturn, TypeVar, cast
 
 import orjson
 from bert_serving.protocol import (
@@ -17,14 +17,12 @@ from bert_serving.protocol import (
     Spans,
     Text,
     check_spans,
-    check_texts,
     options_from_json,
     shortened,
     split_rows,
 )
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import from_json
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.types import Message
@@ -33,14 +31,16 @@ from ..context import RequestContext
 from ..dialect import BERT_AS_SERVICE
 from ..echo import echo
 from ..errors import UnreadableBody
-from ..output import Container, Dtype, binary_response, container_for, convert, encoded
+from ..json_body import read_json
+from ..output import Container, Dtype, Numbers, binary_response, container_for, convert, encoded
 from ..service import Service
+from ..texts import readable_texts
 from ..usage import num_chars, usage_headers
 
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _MAX_BLANKS = 1024
 _MAX_FORM_BYTES = 1 << 20
-_MAX_SLOW_BYTES = 1 << 20  # limit for the slow parser
+_MAX_ORJSON_BYTES = 1 << 20  # limit for bodies that Python's parser may have to read
 
 _T = TypeVar("_T")
 
@@ -92,11 +92,14 @@ def add_routes(router: APIRouter, service: Service) -> None:
 async def encode(context: RequestContext) -> Response:
     """Return a vector for each text; with spans or pooling_strategy NONE, a list of vectors for each text."""
     raw = await _json_of(context)
-    body = await context.off_loop(_parse, raw, context.service.limits.max_items)
+    body = await context.off_loop(_parse, raw, context.service)
     container = container_for(context.request.headers, body.container)
+    if body.options.on_error == "null":
+        context.service = context.service.with_on_error("null")
     reply = await context.service.encode_reply(body.texts, body.options, body.spans)
+    notes = context.service.notes
     headers = usage_headers(reply, num_chars(body.texts))
-    result: object
+    result: Sequence[object] | Numbers
     if reply.counts is not None:
         rows_by_text = split_rows(reply.rows, reply.counts)
         result = await context.off_loop(_results_of_any_length, rows_by_text, container, body.dtype)
@@ -105,7 +108,8 @@ async def encode(context: RequestContext) -> Response:
         if (response := binary_response(vectors, container, headers)) is not None:
             return response
         result = await context.off_loop(encoded, vectors, container) if vectors.ndim == 2 else vectors
-    content = {"id": body.identifier, "result": result, **_extras(reply, body.options), "status": 200}
+    extras = {**_extras(reply, body.options), **notes.fields()}
+    content = {"id": body.identifier, "result": notes.nulled(result), **extras, "status": 200}
     return await context.json(content, headers=headers)
 
 
@@ -180,8 +184,9 @@ async def _form(context: RequestContext, raw: bytes) -> FormData:
         raise UnreadableBody(exc.detail) from exc
 
 
-def _parse(raw: bytes, max_items: int) -> _Encode:
+def _parse(raw: bytes, service: Service) -> _Encode:
     """Return the body after all checks. Raises InvalidRequest."""
+    max_items = service.limits.max_items
     body = _parse_json(raw)
     if not isinstance(body, dict):
         raise InvalidRequest('the body must be a JSON object: {"id": ..., "texts": [...]}')
@@ -191,19 +196,21 @@ def _parse(raw: bytes, max_items: int) -> _Encode:
     if isinstance(body["texts"], list) and len(body["texts"]) > max_items:
         raise PayloadTooLarge(f"a request may have at most {max_items} texts, got {len(body['texts'])}")
     try:
-        is_tokenized = check_texts(body["texts"])
         options = options_from_json(body.get("options") or {})
+        if service.call.on_error == "null":
+            options = replace(options, on_error="null")
+        texts = readable_texts(body["texts"], service.notes, on_error=options.on_error, may_be_mixed=False)
         if (spans := body.get("spans")) is not None:
-            check_spans(spans, len(body["texts"]))
+            check_spans(spans, len(texts))
     except PayloadTooLarge:
         raise
     except (TypeError, ValueError) as exc:
         raise InvalidRequest(str(exc)) from exc
-    if body.get("is_tokenized") and not is_tokenized:
+    if body.get("is_tokenized") and not isinstance(texts[0], list):
         raise InvalidRequest("is_tokenized is set, so texts must be lists of tokens")
     return _Encode(
         identifier=echo(raw, body["id"]),
-        texts=body["texts"],
+        texts=cast("Sequence[Text]", texts),
         options=options,
         spans=spans,
         container=_choice(_CONTAINER, "encoding_format", body.get("encoding_format")),
@@ -215,12 +222,11 @@ def _parse_json(raw: bytes) -> object:
     """Return the JSON value of a body. Raises InvalidRequest.
 
     A small body that orjson refuses is read by Python's parser, which is slower. It reads numbers of any size,
-    which may be in the id. It also reads lone surrogates, which check_texts refuses with an error that names the
-    text.
+    which may be in the id, and lone surrogates.
     """
     try:
-        if len(raw) > _MAX_SLOW_BYTES:
-            return from_json(raw, allow_inf_nan=False)
+        if len(raw) > _MAX_ORJSON_BYTES:
+            return read_json(raw, allow_inf_nan=False)
         try:
             value: object = orjson.loads(raw)
         except ValueError:

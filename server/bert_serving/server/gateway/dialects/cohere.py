@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
+from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -14,18 +15,18 @@ from pydantic import Field, model_validator
 from ..context import RequestContext
 from ..dialect import Dialect
 from ..errors import Unprocessable
-from ..fields import Body, Dimensions
+from ..fields import Body, Dimensions, TextList, TextsBody
 from ..output import Numbers, convert
-from ..rerank import RerankBody, rank
+from ..prompts import prompt_for
+from ..rerank import Ranking, RerankBody, rank
 from ..service import Service
+from ..texts import Names, TextNotes
 from ..usage import num_chars, num_tokens, usage_headers
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 _NUM_TYPES = len(get_args(EmbeddingType))
 
 _SIDES = {"NONE": "error", "START": "left", "END": "right"}
-#: The names that models use for their prompts, by Cohere's input type.
-_PROMPTS = {"search_query": ("query",), "search_document": ("document", "passage")}
 
 
 class _Content(Body):
@@ -37,8 +38,8 @@ class _Input(Body):
     content: Annotated[list[_Content], Field(fail_fast=True)]
 
 
-class EmbedBody(Body):
-    texts: Annotated[list[str], Field(fail_fast=True)] | None = None
+class EmbedBody(TextsBody):
+    texts: TextList | None = None
     inputs: Annotated[list[_Input], Field(fail_fast=True)] | None = Field(
         None, description="instead of `texts`: each text is a list of parts; only parts of type text are supported"
     )
@@ -57,7 +58,7 @@ class EmbedBody(Body):
         return self
 
     @property
-    def strings(self) -> list[str]:
+    def strings(self) -> list[object]:
         """The texts to encode: those of `texts`, or else those of `inputs`."""
         return self.texts or [" ".join(part.text or "" for part in each.content) for each in self.inputs or ()]
 
@@ -66,14 +67,15 @@ def add_routes(router: APIRouter, service: Service) -> None:
     """Add the routes to the router."""
     COHERE.add_routes(router, service, ["/v2/embed"], embed, body=EmbedBody)
     COHERE.add_routes(router, service, ["/v1/embed"], embed_v1, body=EmbedBody)
-    COHERE.add_routes(router, service, ["/v2/rerank", "/v1/rerank"], rerank, body=RerankBody)
+    COHERE.add_routes(router, service, ["/v2/rerank"], rerank, body=RerankBody)
+    COHERE.add_routes(router, service, ["/v1/rerank"], rerank_v1, body=RerankBody)
 
 
 async def embed(context: RequestContext) -> Response:
     """Return the vectors of the texts in each of the requested types."""
     body = await context.body(EmbedBody)
     rows, reply = await _vectors(context, body)
-    embeddings = await context.off_loop(_as_types, body.embedding_types or ["float"], rows)
+    embeddings = await context.off_loop(_as_types, body.embedding_types or ["float"], rows, context.service.notes)
     return await _embed_response(context, body, reply, "embeddings_by_type", embeddings)
 
 
@@ -83,18 +85,20 @@ async def embed_v1(context: RequestContext) -> Response:
     if body.embedding_types:
         return await embed(context)
     rows, reply = await _vectors(context, body)
-    return await _embed_response(context, body, reply, "embeddings_floats", list(rows))
+    return await _embed_response(
+        context, body, reply, "embeddings_floats", context.service.notes.nulled(list(rows))
+    )
 
 
 async def _vectors(context: RequestContext, body: EmbedBody) -> tuple[Rows, EncodeReply]:
     prompts = (await context.service.model()).prompts
-    names = [name for name in _PROMPTS.get(body.input_type or "", ()) if name in prompts]
     return await context.service.vectors(
         body.strings,
+        Names("texts" if body.texts else "inputs"),
         dimensions=body.output_dimension,
         truncate=_SIDES[body.truncate or "END"],
         normalize=True,
-        prompt_name=names[0] if names else None,
+        prompt_name=prompt_for(body.input_type, prompts),
     )
 
 
@@ -107,6 +111,7 @@ async def _embed_response(
         "texts": body.strings,
         "response_type": kind,
         "meta": _meta(context, reply),
+        **context.service.notes.fields(),
     }
     return await context.json(content, headers=usage_headers(reply, num_chars(body.strings)))
 
@@ -115,20 +120,49 @@ async def rerank(context: RequestContext) -> Response:
     """Return the index and the score of each document, highest score first."""
     body = await context.body(RerankBody)
     ranking = await rank(context, body)
-    results = [
-        {
-            "index": i,
-            "relevance_score": score,
-            **({"document": {"text": body.candidates[i]}} if body.return_documents else {}),
-        }
-        for i, score in ranking.places
-    ]
-    content = {"id": str(uuid.uuid4()), "results": results, "meta": _meta(context, ranking.reply)}
+    return await context.json(_ranking_content(context, body, ranking), headers=ranking.headers)
+
+
+async def rerank_v1(context: RequestContext) -> Response:
+    """Return the index and the score of each document, highest score first.
+
+    Jina's and Voyage's clients use this path too. Both read `usage`; Voyage's send `truncation`, and find the
+    places in `data`.
+    """
+    body = await context.body(RerankBody)
+    ranking = await rank(context, body)
+    content = _ranking_content(context, body, ranking)
+    tokens = num_tokens(ranking.reply)
+    content |= {"object": "list", "model": context.service.model_name}
+    content |= {"usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+    if body.truncation is not None:
+        content["data"] = _places(body, ranking, lambda text: text)
     return await context.json(content, headers=ranking.headers)
 
 
-def _as_types(kinds: list[EmbeddingType], rows: Rows) -> dict[EmbeddingType, Numbers | list[str]]:
-    return {kind: _as_type(kind, rows) for kind in kinds}
+def _ranking_content(context: RequestContext, body: RerankBody, ranking: Ranking) -> dict[str, object]:
+    return {
+        "id": str(uuid.uuid4()),
+        "results": _places(body, ranking, lambda text: {"text": text}),
+        "meta": _meta(context, ranking.reply),
+        **context.service.notes.fields(),
+    }
+
+
+def _places(body: RerankBody, ranking: Ranking, document: Callable[[object], object]) -> list[dict[str, object]]:
+    """Return the places of a ranking. document: returns how a document is shown, if the body asks for it."""
+    return [
+        {
+            "index": i,
+            "relevance_score": score,
+            **({"document": document(body.candidates[i])} if body.return_documents else {}),
+        }
+        for i, score in ranking.places
+    ]
+
+
+def _as_types(kinds: list[EmbeddingType], rows: Rows, notes: TextNotes) -> dict[EmbeddingType, object]:
+    return {kind: notes.nulled(_as_type(kind, rows)) for kind in kinds}
 
 
 def _as_type(kind: EmbeddingType, rows: Rows) -> Numbers | list[str]:

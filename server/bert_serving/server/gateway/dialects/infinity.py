@@ -13,10 +13,11 @@ from fastapi import APIRouter, Response
 from ..classify import NAMED_BYTES, label_scores, normalized
 from ..context import RequestContext
 from ..dialect import Dialect
-from ..fields import Body, Strings
+from ..fields import Strings, TextsBody
 from ..openai_format import describe_error, list_object, result_object
 from ..rerank import Ranking, RerankBody
 from ..service import Service
+from ..texts import Names
 from ..usage import num_chars, usage_headers
 
 INFINITY = Dialect("Infinity", describe_error)
@@ -30,7 +31,7 @@ _CAPABILITIES = {
 }
 
 
-class ClassifyBody(Body):
+class ClassifyBody(TextsBody):
     input: Strings
     model: object = None
     raw_scores: bool | None = False
@@ -45,11 +46,13 @@ async def classify(context: RequestContext) -> Response:
     """Return the labels of each input with their scores, highest score first."""
     body = await context.body(ClassifyBody)
     await context.service.model()  # while the first model loads, this raises Unavailable
-    logits, reply = await context.service.vectors(body.input, pooling_strategy="LOGITS")
+    logits, reply = await context.service.vectors(
+        body.input, Names("input", may_be_empty=True), pooling_strategy="LOGITS"
+    )
     model = await context.service.model_of(reply)
     scores = logits if body.raw_scores else normalized(logits)
     context.hold(scores.size * NAMED_BYTES)
-    data = await context.off_loop(label_scores, scores, model.labels)
+    data = context.service.notes.nulled(await context.off_loop(label_scores, scores, model.labels))
     headers = usage_headers(reply, num_chars(body.input))
     return await context.json(list_object(context.service, reply, data, kind="classify"), headers=headers)
 

@@ -16,22 +16,23 @@ from ...settings import own_version
 from ..context import RequestContext
 from ..dialect import Dialect
 from ..errors import Unprocessable
-from ..fields import Body, Dimensions, Strings
+from ..fields import Body, Dimensions, Strings, TextsBody
 from ..service import Service
+from ..texts import Names
 from ..usage import num_chars, num_tokens, usage_headers
 
 _FAMILY = "bert"
 _LONG_AGO, _NEVER = "1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z"
 
 
-class EmbedBody(Body):
+class EmbedBody(TextsBody):
     input: Strings
     model: str | None = None
     truncate: bool | None = True
     dimensions: Dimensions = None
 
 
-class OldEmbedBody(Body):
+class OldEmbedBody(TextsBody):
     prompt: str
     model: str | None = None
 
@@ -65,14 +66,16 @@ async def embed(context: RequestContext) -> Response:
         return await context.json({"model": name, "embeddings": []})
     truncate = "error" if body.truncate is False else "right"
     rows, reply = await context.service.vectors(
-        body.input, normalize=True, dimensions=body.dimensions, truncate=truncate
+        body.input, Names("input"), normalize=True, dimensions=body.dimensions, truncate=truncate
     )
+    notes = context.service.notes
     content = {
         "model": name,
-        "embeddings": list(rows),
+        "embeddings": notes.nulled(list(rows)),
         "total_duration": time.perf_counter_ns() - start,
         "load_duration": 0,
         "prompt_eval_count": num_tokens(reply),
+        **notes.fields(),
     }
     return await context.json(content, headers=usage_headers(reply, num_chars(body.input)))
 
@@ -80,8 +83,10 @@ async def embed(context: RequestContext) -> Response:
 async def old_embed(context: RequestContext) -> Response:
     """Return the vector of a prompt, not normalized. This is Ollama's older route, from before /api/embed."""
     body = await context.body(OldEmbedBody)
-    rows, reply = await context.service.vectors([body.prompt])
-    return await context.json({"embedding": rows[0]}, headers=usage_headers(reply, len(body.prompt)))
+    rows, reply = await context.service.vectors([body.prompt], Names(others={0: "prompt"}))
+    notes = context.service.notes
+    content = {"embedding": notes.nulled(rows)[0], **notes.fields()}
+    return await context.json(content, headers=usage_headers(reply, len(body.prompt)))
 
 
 async def tags(context: RequestContext) -> Response:

@@ -1,22 +1,25 @@
 """OpenAI's embeddings API, which most clients use: POST /v1/embeddings, GET /v1/models, GET /v1/models/NAME.
 
-Azure's clients have the same bodies at another path, and send the key as `api-key`.
+Azure's clients have the same bodies at another path, and send the key as `api-key`. Jina's, Voyage's and Mistral's
+have the same path, and more fields.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BeforeValidator, Field
 
 from ..context import RequestContext
 from ..dialect import Dialect
-from ..fields import Body, Dimensions, Texts
+from ..fields import Dimensions, Texts, TextsBody
 from ..openai_format import describe_error, list_object
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
+from ..prompts import prompt_for
 from ..service import Service
+from ..texts import Names
 from ..usage import num_chars, usage_headers
 
 OPENAI = Dialect("OpenAI", describe_error)
@@ -24,16 +27,67 @@ OPENAI = Dialect("OpenAI", describe_error)
 _AZURE = "/openai/deployments/{deployment}/embeddings"
 
 
-class EmbeddingsBody(Body):
-    input: Texts
+def _text_of(value: object) -> object:
+    """Return the text of one of Jina's inputs, {"text": ...}; any other input as it is."""
+    return value["text"] if isinstance(value, dict) and value.keys() == {"text"} else value
+
+
+def _inputs(value: object) -> object:
+    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        return [_text_of(each) for each in value]
+    return _text_of(value)
+
+
+def _dtype(value: object) -> object:
+    """Return an `output_dtype` or an `embedding_type`: Voyage, Mistral and Jina call float32 `float`."""
+    if isinstance(value, list) and len(value) == 1:  # Jina also accepts a list
+        value = value[0]
+    return "float32" if value == "float" else value
+
+
+class EmbeddingsBody(TextsBody):
+    input: Annotated[Texts, BeforeValidator(_inputs)]
     model: object = None
     encoding_format: Container | None = None
-    output_dtype: Dtype | None = None
-    # Infinity's client sends 0 to request all components. LiteLLM sends output_dimension to Infinity servers.
-    dimensions: Annotated[Dimensions, BeforeValidator(lambda value: None if value == 0 else value)] = Field(
-        None, validation_alias=AliasChoices("dimensions", "output_dimension")
+    output_dtype: Annotated[Dtype | None, BeforeValidator(_dtype)] = Field(
+        None, description="Jina's clients call it `embedding_type`, and may ask for `base64` there"
     )
+    # Infinity's client sends 0 to request all components.
+    dimensions: Annotated[Dimensions, BeforeValidator(lambda value: None if value == 0 else value)] = Field(
+        None,
+        validation_alias=AliasChoices("dimensions", "output_dimension"),
+        description="Voyage's and Mistral's clients, and LiteLLM, call it `output_dimension`",
+    )
+    embedding_type: Annotated[Dtype | Literal["base64"] | None, BeforeValidator(_dtype)] = None
+    task: str | None = Field(None, description="purpose of the texts, which chooses one of the model's prompts")
+    input_type: str | None = Field(None, description="what Voyage's clients call `task`")
+    late_chunking: bool | None = Field(
+        False, description="read the inputs as one text; each vector is pooled from the tokens of its input"
+    )
+    normalized: bool | None = True
+    truncate: bool | None = Field(None, description="cut texts that are too long (default), or reject them")
+    truncation: bool | None = Field(None, description="what Voyage's clients call `truncate`")
     user: object = None
+
+    @property
+    def container(self) -> Container | None:
+        """The requested container."""
+        return "base64" if self.embedding_type == "base64" else self.encoding_format
+
+    @property
+    def dtype(self) -> Dtype:
+        """The number format of the vectors."""
+        kind = None if self.embedding_type == "base64" else self.embedding_type
+        return self.output_dtype or kind or "float32"  # clients decode base64 as float32, even with -fp16
+
+    def options(self, prompts: Mapping[str, str]) -> dict[str, object]:
+        """Return the options of Service.encode. prompts: the model's prompts."""
+        return {
+            "normalize": self.normalized is not False,
+            "dimensions": self.dimensions,
+            "truncate": "error" if self.truncate is False or self.truncation is False else "right",
+            "prompt_name": prompt_for(self.task or self.input_type, prompts),
+        }
 
 
 async def _no_fields(_: Service) -> Mapping[str, object]:
@@ -71,15 +125,21 @@ def add_routes(
 async def embeddings(context: RequestContext) -> Response:
     """Return a vector of unit length for each input, and the number of tokens."""
     body = await context.body(EmbeddingsBody)
-    container = container_for(context.request.headers, body.encoding_format)
-    rows, reply = await context.service.vectors(body.input, normalize=True, dimensions=body.dimensions)
-    dtype = body.output_dtype or "float32"  # clients decode base64 as float32, even with -fp16
-    vectors = await context.off_loop(convert, rows, dtype)
+    container = container_for(context.request.headers, body.container)
+    is_purposeful = body.task is not None or body.input_type is not None
+    options = body.options((await context.service.model()).prompts if is_purposeful else {})
+    if body.late_chunking:
+        rows, reply = await context.service.chunk_vectors(body.input, Names("input"), **options)
+    else:
+        rows, reply = await context.service.vectors(body.input, Names("input"), **options)
+    vectors = await context.off_loop(convert, rows, body.dtype)
     headers = usage_headers(reply, num_chars(body.input))
     if (response := binary_response(vectors, container, headers)) is not None:
         return response
     data = [
         {"object": "embedding", "embedding": vector, "index": i}
-        for i, vector in enumerate(await context.off_loop(encoded, vectors, container))
+        for i, vector in enumerate(
+            context.service.notes.nulled(await context.off_loop(encoded, vectors, container))
+        )
     ]
     return await context.json(list_object(context.service, reply, data), headers=headers)

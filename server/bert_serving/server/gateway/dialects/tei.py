@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
 
 from bert_serving.protocol import (
@@ -25,11 +25,12 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from ..classify import NAMED_BYTES, label_scores, normalized
 from ..context import RequestContext
 from ..dialect import Dialect, Handler
-from ..errors import Unprocessable, UnreadableBody, WrongModel
-from ..fields import Body, Dimensions, Side, Texts
+from ..errors import NoTexts, Unprocessable, UnreadableBody, WrongModel
+from ..fields import Body, Dimensions, Side, TextList, Texts, TextsBody
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
 from ..rerank import Ranking, RankingContent, RerankBody, rank
 from ..service import Service
+from ..texts import Names
 from ..tokenizing import DecodeBody, TokenizeBody, decode, tokenize
 from ..usage import num_chars, usage_headers
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _ERROR_TYPES: dict[type[ServingError], tuple[int, str]] = {
     UnreadableBody: (400, "Validation"),
+    NoTexts: (400, "Empty"),
     WrongModel: (424, "Backend"),
     Unauthorized: (401, "Unauthorized"),
     InvalidRequest: (422, "Validation"),
@@ -46,11 +48,13 @@ _ERROR_TYPES: dict[type[ServingError], tuple[int, str]] = {
     Unavailable: (503, "Unhealthy"),
 }
 
+_INPUTS = Names("inputs")
+
 #: TEI's names for pooling strategies.
 _POOLINGS = {"REDUCE_MEAN": "mean", "CLS_TOKEN": "cls", "FIRST_TOKEN": "cls", "LAST_TOKEN": "last-token"}
 
 
-class _Truncating(Body):
+class _Truncating(TextsBody):
     truncate: bool | None = Field(None, description="truncate texts that are too long (default), or reject them")
     truncation_direction: Side = None
     prompt_name: str | None = None
@@ -75,10 +79,10 @@ class EmbedAllBody(_Truncating):
 
 class _Sentences(Body):
     source_sentence: str
-    sentences: Annotated[list[str], Field(fail_fast=True)]
+    sentences: TextList
 
 
-class SimilarityBody(Body):
+class SimilarityBody(TextsBody):
     inputs: _Sentences
     parameters: _Truncating | None = None
 
@@ -102,8 +106,6 @@ def _predict_inputs(value: object) -> _Inputs:
     items = [value] if is_single else value
     if not all(isinstance(item, list) and len(item) in (1, 2) for item in items):
         raise ValueError("must contain lists of one or two strings")
-    if len({len(item) for item in items}) > 1:
-        raise ValueError("must contain either texts or pairs, not both")
     texts = [item[0] if len(item) == 1 else TextPair(text=item[0], text_pair=item[1]) for item in items]
     return _Inputs(texts, is_single)
 
@@ -117,12 +119,18 @@ class PredictBody(_Truncating):
     raw_scores: bool | None = False
 
 
-class AnyBody(Body):
+class AnyBody(TextsBody):
     """The body of POST /: a body of /embed, /embed_sparse, /similarity, /rerank or /predict."""
 
     inputs: object = None
     query: str | None = None
-    texts: Annotated[list[str], Field(fail_fast=True)] | None = None
+    texts: object = None
+    instances: object = None
+
+
+class VertexBody(TextsBody):
+    instances: list[dict[str, object]] = Field(examples=[[{"content": "hello world"}]])
+    parameters: dict[str, object] | None = None
 
 
 def _ranking_content(_: Service, body: RerankBody, ranking: Ranking) -> object:
@@ -141,17 +149,19 @@ def add_routes(
     router: APIRouter,
     service: Service,
     *,
+    predict_instances: Callable[[RequestContext, Handler], Awaitable[Response]],
     documents_content: RankingContent = _ranking_content,
     extra_health_fields: Callable[[], Mapping[str, object]] = _no_fields,
 ) -> None:
     """Add the routes to the router. For the other arguments, see SharedHandlers."""
-    shared = SharedHandlers(documents_content, extra_health_fields)
+    shared = SharedHandlers(predict_instances, documents_content, extra_health_fields)
     routes: list[tuple[str, Handler, type[Body]]] = [
         ("/embed", embed, EmbedBody),
         ("/embed_all", embed_all, EmbedAllBody),
         ("/embed_sparse", embed_sparse, EmbedAllBody),
         ("/similarity", similarity, SimilarityBody),
-        ("/predict", predict, PredictBody),
+        ("/predict", shared.predict, PredictBody),
+        ("/vertex", shared.vertex, VertexBody),
         ("/tokenize", tokenize, TokenizeBody),
         ("/decode", decode, DecodeBody),
         ("/rerank", shared.rerank, RerankBody),
@@ -167,10 +177,12 @@ def add_routes(
 class SharedHandlers:
     """Handlers of routes that TEI shares with another dialect.
 
+    predict_instances: answers a body of Vertex AI; calls the handler for each instance that is a body of its own.
     documents_content: returns the reply of /rerank to a body that has its texts in "documents".
     extra_health_fields: returns what the other dialect adds to /health.
     """
 
+    predict_instances: Callable[[RequestContext, Handler], Awaitable[Response]]
     documents_content: RankingContent
     extra_health_fields: Callable[[], Mapping[str, object]]
 
@@ -180,6 +192,19 @@ class SharedHandlers:
         ranking = await rank(context, body)
         content = self.documents_content if body.texts is None else _ranking_content
         return await context.json(content(context.service, body, ranking), headers=ranking.headers)
+
+    async def predict(self, context: RequestContext) -> Response:
+        """Return the labels of each input with their scores, highest score first.
+
+        A body with `instances` is answered as by /vertex.
+        """
+        if (await context.body(AnyBody)).instances is not None:
+            return await self.vertex(context)
+        return await predict(context)
+
+    async def vertex(self, context: RequestContext) -> Response:
+        """Return a prediction for each instance. An instance is a text in `content`, or a body of POST /."""
+        return await self.predict_instances(context, self.by_shape)
 
     async def by_shape(self, context: RequestContext) -> Response:
         """Embed, compare, rerank or classify. The shape of the body and the kind of the model decide which."""
@@ -206,37 +231,39 @@ async def embed(context: RequestContext) -> Response:
     body = await context.body(EmbedBody)
     container = container_for(context.request.headers, body.encoding_format)
     rows, reply = await context.service.vectors(
-        body.inputs, normalize=body.normalize is not False, dimensions=body.dimensions, **body.options()
+        body.inputs, _INPUTS, normalize=body.normalize is not False, dimensions=body.dimensions, **body.options()
     )
     vectors = await context.off_loop(convert, rows, body.output_dtype or "float32")
     headers = usage_headers(reply, num_chars(body.inputs))
     if (response := binary_response(vectors, container, headers)) is not None:
         return response
-    return await context.json(await context.off_loop(encoded, vectors, container), headers=headers)
+    content = context.service.notes.nulled(await context.off_loop(encoded, vectors, container))
+    return await context.json(content, headers=headers)
 
 
 async def embed_all(context: RequestContext) -> Response:
     """Return a vector for each token of each input, special tokens included."""
     body = await context.body(EmbedAllBody)
     reply = await context.service.encode(
-        body.inputs, pooling_strategy="NONE", ragged=True, pairs=False, **body.options()
+        body.inputs, _INPUTS, pooling_strategy="NONE", ragged=True, pairs=False, **body.options()
     )
     assert reply.counts is not None, "ragged is set"
-    return await context.json(
-        split_rows(reply.rows, reply.counts), headers=usage_headers(reply, num_chars(body.inputs))
-    )
+    content = context.service.notes.nulled(split_rows(reply.rows, reply.counts))
+    return await context.json(content, headers=usage_headers(reply, num_chars(body.inputs)))
 
 
 async def embed_sparse(context: RequestContext) -> Response:
     """Return for each input the vocabulary indices of its terms, and the weight of each term."""
     body = await context.body(EmbedAllBody)
     reply = await context.service.encode(
-        body.inputs, pooling_strategy="SPLADE", ragged=True, pairs=False, **body.options()
+        body.inputs, _INPUTS, pooling_strategy="SPLADE", ragged=True, pairs=False, **body.options()
     )
     assert reply.counts is not None, "ragged is set"
     context.hold(len(reply.rows) * NAMED_BYTES)
     content = await context.off_loop(_sparse, split_rows(reply.rows, reply.counts))
-    return await context.json(content, headers=usage_headers(reply, num_chars(body.inputs)))
+    return await context.json(
+        context.service.notes.nulled(content), headers=usage_headers(reply, num_chars(body.inputs))
+    )
 
 
 def _sparse(terms: list[Rows]) -> list[list[dict[str, float]]]:
@@ -246,12 +273,13 @@ def _sparse(terms: list[Rows]) -> list[list[dict[str, float]]]:
 async def similarity(context: RequestContext) -> Response:
     """Return the cosine similarity of the source sentence to each of the other sentences."""
     body = await context.body(SimilarityBody)
-    texts = [body.inputs.source_sentence, *body.inputs.sentences]
+    texts = [*body.inputs.sentences, body.inputs.source_sentence]
     if len(texts) == 1:
         raise Unprocessable("inputs.sentences must not be empty")
+    names = Names("inputs.sentences", others={len(texts) - 1: "inputs.source_sentence"})
     options = {} if body.parameters is None else body.parameters.options()
-    rows, reply = await context.service.vectors(texts, normalize=True, **options)
-    return await context.json(rows[1:] @ rows[0], headers=usage_headers(reply, num_chars(texts)))
+    rows, reply = await context.service.vectors(texts, names, normalize=True, **options)
+    return await context.json(rows[:-1] @ rows[-1], headers=usage_headers(reply, num_chars(texts)))
 
 
 async def predict(context: RequestContext) -> Response:
@@ -259,11 +287,13 @@ async def predict(context: RequestContext) -> Response:
     body = await context.body(PredictBody)
     await context.service.model()  # while the first model loads, this raises Unavailable
     texts, is_single = cast("_Inputs", body.inputs)
-    logits, reply = await context.service.vectors(texts, pooling_strategy="LOGITS", **body.options())
+    logits, reply = await context.service.vectors(
+        texts, replace(_INPUTS, may_be_empty=True), pooling_strategy="LOGITS", **body.options()
+    )
     model = await context.service.model_of(reply)
     scores = logits if body.raw_scores else normalized(logits)
     context.hold(scores.size * NAMED_BYTES)
-    labels = await context.off_loop(label_scores, scores, model.labels)
+    labels = context.service.notes.nulled(await context.off_loop(label_scores, scores, model.labels))
     return await context.json(labels[0] if is_single else labels, headers=usage_headers(reply, num_chars(texts)))
 
 
@@ -277,7 +307,7 @@ async def info(context: RequestContext) -> Response:
     pooling = "+".join(_POOLINGS.get(name, name.lower()) for name in facts["poolings"])
     return await context.json(
         {
-            "model_id": server["model_dir"],
+            "model_id": context.service.model_name,
             "model_sha": server["revision"],
             "model_dtype": facts["dtype"],
             "served_model_name": context.service.model_name,
@@ -286,7 +316,7 @@ async def info(context: RequestContext) -> Response:
             "max_input_length": facts["max_seq_len"],
             "max_batch_tokens": facts["max_batch_tokens"],
             "max_batch_requests": server["max_batch_size"],
-            "max_client_batch_size": int(server["queue_capacity"] * server["flow_share"]),
+            "max_client_batch_size": model.usual_batch_size,
             "auto_truncate": True,
             "tokenization_workers": server["num_worker"],
             "version": server["version"],
