@@ -18,7 +18,7 @@ TOLERANCES = {
     "p99 ms": (0.3, 50.0),
 }
 
-# The share of the run that is not judged. A worker keeps prepared matrix products for each number of tokens, and its
+# The share of the run that is not judged. A worker keeps prepared matrix products for each number of tokens; its
 # caches are full after ten minutes of thirty.
 _WARM_UP = 1 / 3
 

@@ -147,7 +147,7 @@ def build_sequences(
             num_left = 0 if whole[0].unread is not None else max(0, prompt.num_tokens - num_lost)
             prompt = prompt._replace(num_tokens=num_left)
     num_left_out = prompt.num_left_out(len(special_tokens.before))
-    sequence = replace(_sequence(word_ids, special_tokens), num_left_out=num_left_out)
+    sequence = _sequence(word_ids, special_tokens, num_left_out)
     return TokenizedText((sequence,), truncated, _offsets(word_ids, special_tokens), lost)
 
 
@@ -181,25 +181,26 @@ def _lost(whole: list[WordIds], kept: list[WordIds], *, from_left: bool) -> tupl
     return tuple(lost)
 
 
-def _sequence(word_ids: list[WordIds], special_tokens: SpecialTokens) -> TokenSequence:
+def _sequence(word_ids: list[WordIds], special_tokens: SpecialTokens, num_left_out: int) -> TokenSequence:
     """Return the words of a string or a pair as one sequence, with special tokens."""
-    words = [w.ids for w in word_ids]
-    # Special tokens and words alternate: before, words, after; or before, words, between, words, after.
-    runs = [
-        special_tokens.before,
-        words[0],
-        *([special_tokens.between, words[1]] if len(words) > 1 else []),
-        special_tokens.after,
-    ]
-    ids = [i for run in runs for i in run]
-    starts = [sum(len(run) for run in runs[:k]) for k in range(len(runs))]
-    specials = tuple(i for k in range(0, len(runs), 2) for i in range(starts[k], starts[k] + len(runs[k])))
+    before, between, after, types = special_tokens
+    first = word_ids[0].ids
+    second: list[int] = []
     type_ids = None
-    if len(words) > 1:
-        types = special_tokens.type_ids
-        first, second = [types.first] * len(words[0]), [types.second] * len(words[1])
-        type_ids = [*types.before, *first, *types.between, *second, *types.after]
-    return TokenSequence(ids, (0, len(ids)), type_ids, specials)
+    if len(word_ids) == 1:
+        between = []
+    else:
+        second = word_ids[1].ids
+        word_types = [types.first] * len(first), [types.second] * len(second)
+        type_ids = [*types.before, *word_types[0], *types.between, *word_types[1], *types.after]
+    ids = [*before, *first, *between, *second, *after]
+    middle = len(before) + len(first)
+    specials = (
+        *range(len(before)),
+        *range(middle, middle + len(between)),
+        *range(len(ids) - len(after), len(ids)),
+    )
+    return TokenSequence(ids, (0, len(ids)), type_ids, specials, num_left_out)
 
 
 def _offsets(word_ids: list[WordIds], special_tokens: SpecialTokens) -> list[Range] | None:
@@ -233,16 +234,16 @@ def _in_windows(word_ids: WordIds, special_tokens: SpecialTokens, room: int, pro
         )
     first_ids, text_ids = word_ids.ids[:num_prompt], word_ids.ids[num_prompt:]
     num_before = len(special_tokens.before) + num_prompt
+    num_left_out = prompt.num_left_out(len(special_tokens.before))
     sequences = []
     plan = windows(len(text_ids), room - num_prompt)
     for window in plan:
         ids = WordIds(first_ids + text_ids[window.start : window.stop])
-        sequence = _sequence([ids], special_tokens)
+        sequence = _sequence([ids], special_tokens, num_left_out)
         start = 0 if window is plan[0] else num_before + window.kept_start - window.start
         stop = len(sequence.ids) if window is plan[-1] else num_before + window.kept_stop - window.start
-        num_left_out = prompt.num_left_out(len(special_tokens.before))
         num_new = window.kept_stop - window.kept_start
-        sequences.append(replace(sequence, kept=(start, stop), num_left_out=num_left_out, num_new=num_new))
+        sequences.append(replace(sequence, kept=(start, stop), num_new=num_new))
     return TokenizedText(tuple(sequences), offsets=_offsets([word_ids], special_tokens))
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -159,7 +161,8 @@ class Transformer:
 
 def _row(lists: Iterable[list[int]]) -> Tensor:
     """Return the numbers of the lists, end to end, as (1, T) int64."""
-    return torch.tensor([i for numbers in lists for i in numbers])[None]
+    numbers = np.fromiter(chain.from_iterable(lists), np.int64)  # several times as fast as torch.tensor
+    return torch.from_numpy(numbers)[None]
 
 
 def _visible(sequence: TokenSequence) -> Tensor:
