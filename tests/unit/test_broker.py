@@ -130,3 +130,10 @@ def test_cancel_ends_one_request_and_leaves_the_others(door: Door) -> None:
     assert value_of(door.metrics.cancelled) == 1
     assert "jobs=2" in repr(door.broker)
     assert value_of(door.metrics.commands) == 0
+
+
+def test_each_turn_of_the_loop_is_measured_without_its_waiting(door: Door) -> None:
+    for _ in range(3):
+        door.broker.wait(0)
+    (family,) = door.metrics.turn.collect()
+    assert {s.name: s.value for s in family.samples}["bert_serving_loop_turn_seconds_count"] == 2

@@ -50,6 +50,11 @@ class Account:
         return len(self._held_by)
 
     @property
+    def capacity(self) -> int:
+        """The limit for all flows together, with the reserve."""
+        return self._capacity + self._reserve
+
+    @property
     def largest(self) -> int:
         """How much one flow may hold if no other flow holds anything."""
         return int(self._capacity * self._share)

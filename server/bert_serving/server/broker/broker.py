@@ -36,6 +36,7 @@ from .account import NoRoom, Reservation
 from .admission import check_length
 from .budget import Budget, Chores
 from .curve import CurveServer
+from .info_metrics import InfoMetrics
 from .inspection import Inspection
 from .job import Job
 from .job_queue import flow_of
@@ -93,6 +94,7 @@ class Broker:
         self._observers = observers
         self._is_accepting = True
         self._num_refused = 0  # since requests were last read
+        self._woke_at: float | None = None  # when `wait` has ended last
         self.clock = LoopClock()
         self._sparse_log = SparseLog()
         self._curve = None if settings.curve_dir is None else CurveServer(Path(settings.curve_dir))
@@ -125,6 +127,7 @@ class Broker:
         )
         self._replies = Replies(self._ports.replies, metrics, self._sparse_log, max_age_s=settings.outbox_age)
         self._workers = Workers(self._ports.workers, worker_names, self.clock)
+        InfoMetrics(metrics.registry, settings, self._workers.views)
         self._statistic = Statistic(time.monotonic())
         report = StatusReport(
             settings, metrics, self._workers.views, self._statistic, worker_endpoint=endpoints.workers
@@ -145,7 +148,11 @@ class Broker:
 
         Return whether a watched file descriptor is readable.
         """
-        return self._ports.poll(0 if self._chores else self._replies.poll_ms(self._ms_to_deadline(timeout_ms)))
+        if self._woke_at is not None:
+            self._metrics.turn.observe(time.monotonic() - self._woke_at)
+        has_news = self._ports.poll(0 if self._chores else self._replies.poll_ms(self._ms_to_deadline(timeout_ms)))
+        self._woke_at = time.monotonic()
+        return has_news
 
     def _ms_to_deadline(self, timeout_ms: int) -> int:
         deadline = self._scheduler.next_deadline

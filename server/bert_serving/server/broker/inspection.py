@@ -61,14 +61,17 @@ class Inspection:
         return self._metrics_text
 
     def _set_gauges(self, now: float) -> None:
-        metrics, memory = self._metrics, self._scheduler.admission.memory
+        metrics, admission = self._metrics, self._scheduler.admission
+        memory = admission.memory
         metrics.queue_texts.set(self._scheduler.num_waiting)
+        metrics.queue_capacity.set(admission.texts.capacity)
         metrics.queue_age.set(self._scheduler.oldest_age_s(now))
         metrics.open_requests.set(self._scheduler.num_jobs)
         for name, worker in self._workers.views.items():
             metrics.set_worker_state(name, worker.state(self._clock.now))
         metrics.workers_ready.set(self._workers.num_ready)
         metrics.held_bytes.set(memory.held)
+        metrics.held_capacity.set(memory.capacity)
         metrics.flows.set(memory.num_flows)
         metrics.outbox_bytes.set(self._replies.held_bytes)
         metrics.clients.set(self._replies.num_subscribers)

@@ -62,15 +62,20 @@ class BrokerMetrics:
         self.queue = self._histogram("queue_seconds", "Time until a worker gets the first text", SECONDS)
         self.tokenize = self._histogram("tokenize_seconds", "Time to tokenize a batch", SECONDS)
         self.compute = self._histogram("compute_seconds", "Time to compute a batch", SECONDS)
+        self.turn = self._histogram(
+            "loop_turn_seconds", "Time of a turn of the server's loop, without waiting for messages", SECONDS
+        )
         self.batch_texts = self._histogram("batch_texts", "Texts in a batch", _SIZES)
         self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch", _SIZES)
         self.subscriptions = self._counter("subscriptions", "Subscriptions of clients to their replies")
         self.clients = self._gauge("clients", "Identities with a connected client")
         self.queue_texts = self._gauge("queue_texts", "Texts that wait for a worker")
+        self.queue_capacity = self._gauge("queue_capacity_texts", "Texts that may wait for a worker at most")
         self.queue_age = self._gauge("queue_age_seconds", "Age of the oldest request that waits for a worker")
         self.open_requests = self._gauge("open_requests", "Requests without a reply yet")
         self.workers_ready = self._gauge("workers_ready", "Workers that can take a batch")
         self.held_bytes = self._gauge("held_bytes", "Bytes reserved for requests, their vectors and their replies")
+        self.held_capacity = self._gauge("held_capacity_bytes", "Bytes that may be reserved at most")
         self.flows = self._gauge("flows", "Clients and HTTP callers for which bytes are reserved")
         self.outbox_bytes = self._gauge("outbox_bytes", "Bytes of replies that wait for their client")
         self.worker_state = self._gauge(
