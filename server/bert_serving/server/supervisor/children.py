@@ -96,6 +96,11 @@ class Children:
         return all(child.is_ready for child in self)
 
     @property
+    def pids(self) -> dict[str, list[int]]:
+        """The ids of the processes of each child, by its name."""
+        return {child.name: [process.pid for process in child.processes] for child in self}
+
+    @property
     def have_live_gateway(self) -> bool:
         """Whether a gateway runs."""
         return any(process.state is State.RUNNING for each in self._gateways for process in each.processes)

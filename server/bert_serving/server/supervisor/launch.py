@@ -38,12 +38,14 @@ _P = TypeVar("_P", bound=Program)
 class Launch:
     """The parts of one server: its folder, its ports, its broker, and the programs of its child processes.
 
-    settings, token_rows: as in Supervisor. api_keys: the keys that new gateways accept. If a port is in use or a
-    key cannot be read, the constructor removes what it has created and raises StartError.
+    settings, token_rows: as in Supervisor. api_keys: the keys that new gateways accept. metrics: those of the
+    server process. If a port is in use or a key cannot be read, the constructor removes what it has created and
+    raises StartError.
     """
 
     def __init__(self, settings: Settings, *, token_rows: int | None) -> None:
         self._settings = settings
+        self.metrics = BrokerMetrics(self._worker_names)
         with ExitStack() as resources:
             self._folder = _make_private_folder()
             resources.callback(shutil.rmtree, self._folder, ignore_errors=True)
@@ -70,15 +72,14 @@ class Launch:
     def _make_broker(self, token_rows: int | None) -> Broker:
         settings = self._settings
         assert settings.model_dir is not None
-        metrics = BrokerMetrics(self._worker_names)
         return Broker(
             settings,
             endpoints=self._endpoints,
             worker_names=self._worker_names,
             max_seq_len=max_seq_len_in_force(settings),
-            metrics=metrics,
+            metrics=self.metrics,
             token_rows=token_rows,
-            observers=[TeiMetrics(metrics)],
+            observers=[TeiMetrics(self.metrics)],
         )
 
     def _make_worker(self, index: int, name: str) -> Program:

@@ -21,6 +21,7 @@ from ..settings import Settings
 from .children import Children
 from .garbage import GarbageCollection
 from .launch import Launch
+from .process_metrics import ProcessMetrics
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Supervisor:
         self._launch = Launch(settings, token_rows=token_rows)
         self._broker = self._launch.broker
         self._children = Children(self._broker, settings, self._launch.workers, self._launch.gateways)
+        ProcessMetrics(self._launch.metrics.registry, self._running)
         self._wake_read, self._wake_write = socket.socketpair()
         for end in (self._wake_read, self._wake_write):
             end.setblocking(False)
@@ -118,6 +120,10 @@ class Supervisor:
         self._launch.close()
         for end in (self._wake_read, self._wake_write):
             end.close()
+
+    def _running(self) -> dict[str, list[int]]:
+        """Return the ids of the processes that run, by name."""
+        return {"server": [os.getpid()], **self._children.pids}
 
     # -- signals ---------------------------------------------------------------------------------------
 

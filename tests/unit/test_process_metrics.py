@@ -1,0 +1,83 @@
+"""CPU time, memory and open files of real processes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from bert_serving.server.supervisor.process_metrics import ProcessMetrics
+from prometheus_client import CollectorRegistry
+
+
+class Shown:
+    """The metrics of processes. running: process ids by name."""
+
+    def __init__(self, running: Mapping[str, Sequence[int]]) -> None:
+        self.running = running
+        self._registry = CollectorRegistry()
+        ProcessMetrics(self._registry, lambda: self.running)
+
+    def __getitem__(self, name: str) -> dict[str, float]:
+        """Return the values of a metric by the names of the processes."""
+        samples = [sample for family in self._registry.collect() for sample in family.samples]
+        return {s.labels["process"]: s.value for s in samples if s.name == f"bert_serving_process_{name}"}
+
+
+@contextmanager
+def idle_process() -> Iterator[int]:
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_open_files_are_counted_exactly() -> None:
+    shown = Shown({"server": [os.getpid()]})
+    before = shown["open_fds"]["server"]
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(open(os.devnull))
+        assert shown["open_fds"] == {"server": before + 5}
+    assert shown["max_fds"] == {"server": resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
+
+
+def test_two_processes_of_one_name_are_added_up_and_a_name_without_a_process_has_zeros() -> None:
+    with idle_process() as one, idle_process() as other:
+        shown = Shown({"a": [one], "b": [other], "both": [one, other], "none": []})
+        memory = shown["resident_memory_bytes"]
+        assert memory["a"] > 0
+        assert memory["both"] == memory["a"] + memory["b"]
+        assert shown["max_fds"]["both"] == shown["max_fds"]["a"]
+        for name in ("cpu_seconds_total", "resident_memory_bytes", "open_fds", "max_fds"):
+            assert shown[name]["none"] == 0
+
+
+def test_cpu_time_grows_with_work_and_does_not_decrease_when_the_process_is_replaced() -> None:
+    shown = Shown({"worker-0": [os.getpid()]})
+    used = [shown["cpu_seconds_total"]["worker-0"]]
+    assert used[0] == pytest.approx(time.process_time(), abs=0.1)
+    until = time.process_time() + 0.05
+    while time.process_time() < until:
+        pass
+    used.append(shown["cpu_seconds_total"]["worker-0"])
+    assert used[1] > used[0]
+    with idle_process() as successor:
+        shown.running = {"worker-0": [successor]}
+        assert shown["cpu_seconds_total"]["worker-0"] >= used[1]
+        shown.running = {"worker-0": []}
+        assert shown["cpu_seconds_total"]["worker-0"] >= used[1]
+
+
+def test_a_process_that_has_ended_is_no_error() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    shown = Shown({"gateway": [process.pid]})
+    assert shown["resident_memory_bytes"] == shown["open_fds"] == shown["cpu_seconds_total"] == {"gateway": 0}
