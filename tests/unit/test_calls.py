@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from bert_serving.protocol import DeadlineExceeded, EncodeOptions, EncodeReply, Unavailable
+from bert_serving.protocol import DeadlineExceeded, EncodeOptions, EncodeReply, Unavailable, Usage
 from bert_serving.server.gateway.calls import REQUEST_ID, Call, call_of, request_id_of
 from bert_serving.server.gateway.context import RequestContext
 from bert_serving.server.gateway.dialect import BERT_AS_SERVICE, Handler
@@ -89,7 +89,8 @@ class FakeClient:
         self.asked = asked
         if self.error is not None:
             raise self.error
-        return 1, EncodeReply(b"a", b"1", zeros((len(texts), 2)))
+        usage = Usage([1] * len(texts), 0.0, 0.0, 0.0, 0.0)
+        return 1, EncodeReply(b"a", b"1", zeros((len(texts), 2)), usage=usage)
 
 
 def encode(client: FakeClient, call: Call) -> EncodeReply:

@@ -83,6 +83,10 @@ class FakeProgram:
     name: str
     processes: list[FakeProcess]
     error: OSError | None = field(default=None)
+    num_forgotten: int = 0
+
+    def forget(self) -> None:
+        self.num_forgotten += 1
 
     def spawn(self, now: float) -> ChildProcess:
         if self.error is not None:
@@ -126,6 +130,29 @@ class Stage:
     @property
     def alive(self) -> list[int]:
         return [process.pid for process in self.processes if process.is_alive()]
+
+
+# -- metrics -------------------------------------------------------------------------------------------
+
+
+def test_a_program_is_forgotten_when_its_process_dies_or_is_killed_and_not_when_another_takes_over() -> None:
+    stage = Stage("w0").all_ready()
+    program = stage.programs["w0"]
+    stage.die(1)
+    assert (program.num_forgotten, stage.children.pids) == (1, {"w0": []})
+    stage.children.start_missing()
+    stage.be_ready("w0", 2)
+    stage.broker.hung = {"w0": "does not answer"}
+    stage.children.replace_hung()
+    assert (program.num_forgotten, stage.children.pids) == (2, {"w0": []})
+    stage.broker.hung = {}
+    stage.turn()
+    stage.be_ready("w0", 3)
+    stage.children.reload()
+    stage.turn()
+    assert stage.children.pids == {"w0": [3, 4]}
+    stage.be_ready("w0", 4)
+    assert (program.num_forgotten, stage.children.pids) == (2, {"w0": [4]})
 
 
 # -- deaths --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from bert_serving.protocol import EncodeReply, Overloaded
+from bert_serving.protocol import EncodeReply, Overloaded, Usage
 from bert_serving.server.gateway.context import RequestContext
 from bert_serving.server.gateway.stream import encode_stream
 from fastapi import Request
@@ -29,7 +29,8 @@ class OverloadedClient:
         self.num_requests += 1
         if self.num_requests <= self.num_refusals:
             raise Overloaded("later", retry_after_ms=self.retry_after_ms)
-        return 1, EncodeReply(b"a", b"1", zeros((len(texts), 2)))
+        usage = Usage([1] * len(texts), 0.0, 0.0, 0.0, 0.0)
+        return 1, EncodeReply(b"a", b"1", zeros((len(texts), 2)), usage=usage)
 
 
 class Stream:

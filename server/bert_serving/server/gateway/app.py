@@ -13,7 +13,7 @@ import logging
 import math
 import multiprocessing
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -45,6 +45,7 @@ from .memory import GatewayMemory
 from .metrics import GatewayMetrics
 from .middleware import CountRequests
 from .service import Service, server_status
+from .vitals import show_forever
 
 #: The value of `cors` that allows only pages of web servers on the caller's own machine.
 LOOPBACK = "loopback"
@@ -58,6 +59,7 @@ _LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 def main(
     *,
+    name: str,
     http_socket: socket,
     heartbeat: Connection,
     requests_endpoint: str,
@@ -80,7 +82,7 @@ def main(
     is believed. cors: the origin whose web pages may send requests; "*" allows every origin, and LOOPBACK the
     pages of web servers on the caller's own machine. tokenizer_dir: see KnownModels. api_keys: see Keyring.
     protect_metrics: whether /metrics requires a key too. drain_timeout_s: how long requests may continue after
-    SIGTERM. For the other arguments, see Service.
+    SIGTERM. name: of this process, in the metrics. For the other arguments, see Service.
     """
     keys = Keyring(api_keys)
     limits = BodyLimits(**body_limits)
@@ -95,7 +97,7 @@ def main(
         keys,
         protect_metrics,
     )
-    app = create_app(service, cors=cors, on_ready=lambda: start_heartbeat(heartbeat.fileno()))
+    app = create_app(service, cors=cors, process=name, on_ready=lambda: start_heartbeat(heartbeat.fileno()))
     pool = ConnectionPool(
         ConnectionLimits(**connection_limits).within_open_files(),
         on_refusal=app.state.metrics.count_refusal,
@@ -117,7 +119,8 @@ def main(
         timeout_graceful_shutdown=max(1, math.ceil(drain_timeout_s)),
         server_header=False,
     )
-    asyncio.run(_serve(Server(config), http_socket, pool, keys))
+    show_state = partial(show_forever, app.state.metrics, pool, service.memory)
+    asyncio.run(_serve(Server(config), http_socket, keys, [pool.check_forever, show_state]))
 
 
 class Server(uvicorn.Server):
@@ -134,7 +137,13 @@ class Server(uvicorn.Server):
             listener.listen(_BACKLOG)
 
 
-async def _serve(server: uvicorn.Server, http_socket: socket, pool: ConnectionPool, keys: Keyring) -> None:
+async def _serve(
+    server: uvicorn.Server,
+    http_socket: socket,
+    keys: Keyring,
+    background: Sequence[Callable[[], Coroutine[Any, Any, None]]],
+) -> None:
+    """Serve until the server stops. background: what runs meanwhile."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     loop = asyncio.get_running_loop()
@@ -147,21 +156,31 @@ async def _serve(server: uvicorn.Server, http_socket: socket, pool: ConnectionPo
     loop.add_signal_handler(signal.SIGHUP, keys.reload)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # children may be started with it blocked
     loop.add_reader(parent.sentinel, stop)  # becomes readable when the server process ends
-    checks = asyncio.create_task(pool.check_forever())
+    tasks = [asyncio.create_task(function()) for function in background]
     with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again; this cancels the task
         await server.serve(sockets=[http_socket])
-    checks.cancel()
+    for task in tasks:
+        task.cancel()
 
 
-def create_app(service: Service, *, cors: str = LOOPBACK, on_ready: Callable[[], None] = lambda: None) -> FastAPI:
-    """Return the HTTP application of a service. on_ready: called when the application begins to serve."""
+def create_app(
+    service: Service,
+    *,
+    cors: str = LOOPBACK,
+    process: str = "gateway",
+    on_ready: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """Return the HTTP application of a service.
+
+    process: name of this process, in metrics. on_ready: called when the application begins to serve.
+    """
     app = _empty_app(service, on_ready)
     router = APIRouter()
     _add_dialects(router, service)
     stream.add_routes(router, service)
     app.include_router(router)
     routes = [*operations.PATHS, *(route.path for route in router.routes)]  # type: ignore[attr-defined]
-    metrics = GatewayMetrics(routes, service.keys.names)
+    metrics = GatewayMetrics(routes, service.keys.names, process=process)
     app.state.metrics = metrics
     app.include_router(operations.create_router(service, metrics))
     _add_error_handlers(app)

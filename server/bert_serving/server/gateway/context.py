@@ -20,6 +20,7 @@ from .memory import RequestMemory, parsed_bytes
 from .responses import PiecesResponse
 from .service import Service
 from .texts import NOTES, TextNotes
+from .usage import ON_COMPUTED
 
 #: Key in the ASGI scope of a request: its RequestMemory.
 HELD = "bert_serving.held"
@@ -51,7 +52,9 @@ class RequestContext:
         call = call_of(self.request)
         notes = self.request.scope[NOTES] = TextNotes()
         self._held = self.request.scope[HELD] = RequestMemory(self.service.memory, call.flow or "")
-        self.service = self.service.for_call(call, self._held, notes)
+        self.service = self.service.for_call(
+            call, self._held, notes=notes, on_computed=self.request.scope.get(ON_COMPUTED)
+        )
 
     # -- the body --------------------------------------------------------------------------------------
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bert_serving.protocol import ERROR_CODES
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from ..buckets import SECONDS
@@ -21,67 +22,76 @@ log = logging.getLogger(__name__)
 
 _BROKER_UP = "bert_serving_broker_up"
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-_FILE_BYTES = 256 << 10  # the larger file needs about 100 kB
+_GAUGES = "gauge_livesum"  # the server process removes these files when their process has ended
+_FILE_BYTES = 512 << 10  # the larger file needs about 200 kB
+_REFUSALS = ("400", "408", "429", "431", "503")
 
 
 class GatewayMetrics:
-    """HTTP requests of all gateway processes, by route and status.
+    """HTTP requests of all gateway processes, by route and status, and the state of each gateway process.
 
     Each process writes its counts to files in the folder that PROMETHEUS_MULTIPROC_DIR names. The process that
     answers /metrics adds up the files of all processes. Raises ValueError if the variable does not name a folder.
     If the disk has no room for its files, a process counts in its own memory: only it shows these counts.
+
+    process: the name of this process. A process that is started again has the same name and continues the counts.
+    num_in_flight: the number of requests that have no complete response yet.
     """
 
-    def __init__(self, routes: Sequence[str], key_names: Sequence[str] = ()) -> None:
+    def __init__(self, routes: Sequence[str], key_names: Sequence[str] = (), *, process: str = "gateway") -> None:
         # prometheus_client reads PROMETHEUS_MULTIPROC_DIR only once, when any module first imports it. If the
         # variable was not set then, metrics would stay in this process. So the variable is read again here.
-        is_shared = _create_files(Path(os.environ.get(_FOLDER) or "no folder"))
-        values.ValueClass = values.get_value_class() if is_shared else values.MutexValue  # type: ignore[no-untyped-call]
-        registry = CollectorRegistry()
-        self.requests = Counter(
-            "bert_serving_http_requests",
-            "HTTP requests that got a response",
-            ["route", "status"],
-            registry=registry,
-        )
-        self.latency = Histogram(
-            "bert_serving_http_request_seconds",
-            "Time from an HTTP request to its response",
-            ["route"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.errors = Counter(
-            "bert_serving_http_errors", "HTTP requests that got an error response", ["code"], registry=registry
-        )
-        self.key_requests = Counter(
-            "bert_serving_http_key_requests",
-            "HTTP requests by the name of their API key",
-            ["key"],
-            registry=registry,
-        )
-        self.dropped_characters = Counter(
-            "bert_serving_http_dropped_characters",
-            "Characters that were left out because they are no text: NUL and lone surrogates",
-            registry=registry,
-        )
-        self.null_texts = Counter(
-            "bert_serving_http_null_texts",
-            "Texts that could not be encoded, and got null as their result",
-            registry=registry,
-        )
-        # Create every series now: it must exist with the value zero before its first event.
-        for code in ERROR_CODES:
-            self.errors.labels(code)
-        for name in key_names:
-            self.key_requests.labels(name)
-        for route in routes:
-            self.requests.labels(route, "200")
-            self.latency.labels(route)
-        self._all = registry
+        is_shared = _create_files(Path(os.environ.get(_FOLDER) or "no folder"), process)
+        values.ValueClass = values.MultiProcessValue(lambda: process) if is_shared else values.MutexValue  # type: ignore[no-untyped-call]
+        self.num_in_flight = 0
+        self._registry = CollectorRegistry()
+        self._add_counts([*routes, UNKNOWN_ROUTE], key_names)
+        self._add_state(process)
+        self._all = self._registry
         if is_shared:
             self._all = CollectorRegistry()
             MultiProcessCollector(self._all)  # type: ignore[no-untyped-call]
+
+    def _add_counts(self, routes: Sequence[str], key_names: Sequence[str]) -> None:
+        """Create every series whose labels are known: it must exist with the value zero before its first event."""
+        self.requests = self._counter("requests", "HTTP requests that got a response", "route", "status")
+        self.latency = self._histogram("request_seconds", "Time from an HTTP request to its response", "route")
+        self.errors = self._counter("errors", "HTTP requests that got an error response", "route", "code")
+        self.texts = self._counter("texts", "Texts whose vectors were computed for HTTP requests", "route")
+        self.tokens = self._counter("tokens", "Tokens of these texts, special ones included", "route")
+        self.callers_left = self._counter(
+            "callers_left", "HTTP requests that were cancelled because their caller left or did not read", "route"
+        )
+        self.refusals = self._counter(
+            "refusals", "HTTP requests and connections refused before or while they arrived", "status"
+        )
+        self.key_requests = self._counter("key_requests", "HTTP requests by the name of their API key", "key")
+        self.dropped_characters = self._counter(
+            "dropped_characters", "Characters that were left out because they are no text: NUL and lone surrogates"
+        )
+        self.null_texts = self._counter(
+            "null_texts", "Texts that could not be encoded, and got null as their result"
+        )
+        for route in routes:
+            self.requests.labels(route, "200")
+            for metric in (self.latency, self.texts, self.tokens, self.callers_left):
+                metric.labels(route)
+            for code in ERROR_CODES:
+                self.errors.labels(route, code)
+        for status in _REFUSALS:
+            self.refusals.labels(status)
+        for name in key_names:
+            self.key_requests.labels(name)
+
+    def _add_state(self, process: str) -> None:
+        self._lag = self._histogram(
+            "event_loop_lag_seconds", "How late a timer of a gateway's event loop is", "process"
+        ).labels(process)
+        self._in_flight = self._gauge("requests_in_flight", "HTTP requests without a complete response", process)
+        self._connections = self._gauge("connections", "Open HTTP connections", process)
+        self._max_connections = self._gauge("max_connections", "HTTP connections that may be open", process)
+        self._held = self._gauge("held_bytes", "Bytes held for large bodies and replies of HTTP requests", process)
+        self._held_capacity = self._gauge("held_capacity_bytes", "Bytes that may be held so at most", process)
 
     def observe(
         self,
@@ -99,7 +109,7 @@ class GatewayMetrics:
             self.key_requests.labels(key_name).inc()
         self.requests.labels(route, str(status)).inc()
         if error_code is not None:
-            self.errors.labels(error_code).inc()
+            self.errors.labels(route, error_code).inc()
         self.latency.labels(route).observe(seconds)
 
     def count_texts(self, notes: TextNotes) -> None:
@@ -109,9 +119,27 @@ class GatewayMetrics:
         if notes.errors:
             self.null_texts.inc(len(notes.errors))
 
+    def count_computed(self, route: str, num_texts: int, num_tokens: int) -> None:
+        """Count texts whose vectors have been computed for a request of a route."""
+        self.texts.labels(route).inc(num_texts)
+        self.tokens.labels(route).inc(num_tokens)
+
     def count_refusal(self, status: int) -> None:
         """Count a message that was refused before it was known to be a request."""
         self.requests.labels(UNKNOWN_ROUTE, str(status)).inc()
+        self.refusals.labels(str(status)).inc()
+
+    def set_limits(self, *, max_connections: int, held_bytes: int) -> None:
+        """Show the limits of this process."""
+        self._max_connections.set(max_connections)
+        self._held_capacity.set(held_bytes)
+
+    def show_state(self, *, lag_s: float, num_connections: int, held_bytes: int) -> None:
+        """Show the state of this process now. lag_s: how late a timer of its event loop was."""
+        self._lag.observe(lag_s)
+        self._in_flight.set(self.num_in_flight)
+        self._connections.set(num_connections)
+        self._held.set(held_bytes)
 
     def text(self, *, broker_up: bool) -> str:
         """Return the metrics of all gateway processes in Prometheus' text format."""
@@ -122,8 +150,25 @@ class GatewayMetrics:
         )
         return generate_latest(self._all).decode() + up
 
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(f"bert_serving_http_{name}", documentation, labels, registry=self._registry)
 
-def _create_files(folder: Path) -> bool:
+    def _histogram(self, name: str, documentation: str, label: str) -> Histogram:
+        name = f"bert_serving_http_{name}"
+        return Histogram(name, documentation, [label], buckets=SECONDS, registry=self._registry)
+
+    def _gauge(self, name: str, documentation: str, process: str) -> Gauge:
+        gauge = Gauge(
+            f"bert_serving_http_{name}",
+            documentation,
+            ["process"],
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        return gauge.labels(process)
+
+
+def _create_files(folder: Path, process: str) -> bool:
     """Create prometheus_client's files for this process with all their blocks; return whether there was room.
 
     prometheus_client would create files without blocks and write to them through a memory map. If the disk is full
@@ -132,12 +177,30 @@ def _create_files(folder: Path) -> bool:
     if not folder.is_dir():
         raise ValueError(f"{_FOLDER} must name a folder, got {str(folder)!r}")
     try:
-        for kind in ("counter", "histogram"):
-            _create_file(folder / f"{kind}_{os.getpid()}.db")
+        for kind in ("counter", "histogram", _GAUGES):
+            path = folder / f"{kind}_{process}.db"
+            if kind == _GAUGES or not _has_counts(path):
+                _create_file(path)
     except OSError as exc:
         log.warning("/metrics will not show the HTTP requests of all gateways: cannot write to the disk: %s", exc)
         return False
     return True
+
+
+def _has_counts(path: Path) -> bool:
+    """Whether an earlier process of the same name has left its counts, and they can be read."""
+    if not path.exists():
+        return False
+    try:
+        with path.open("rb") as file:
+            num_used = int.from_bytes(file.read(4), sys.byteorder, signed=True)
+        MultiProcessCollector.merge([str(path)])  # type: ignore[no-untyped-call]
+        if 0 <= num_used <= path.stat().st_size:
+            return True
+    except Exception as exc:  # of any type: the file may contain anything
+        log.debug("cannot read %s: %s", path.name, exc)
+    log.warning("the counts of an earlier process are lost: cannot read %s", path.name)
+    return False
 
 
 def _create_file(path: Path) -> None:

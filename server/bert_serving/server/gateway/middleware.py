@@ -9,10 +9,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .calls import REQUEST_ID, request_id_of
 from .context import HELD
 from .dialect import ERROR_CODE
-from .http_protocol import ENDED_WITH
+from .http_protocol import ENDED_WITH, LEFT
 from .keys import API_KEY
 from .metrics import UNKNOWN_ROUTE, GatewayMetrics
 from .texts import NOTES
+from .usage import ON_COMPUTED
 
 
 class CountRequests:
@@ -34,6 +35,9 @@ class CountRequests:
         request_id = scope[REQUEST_ID] = request_id_of(scope)
         status = 500
 
+        def count_computed(num_texts: int, num_tokens: int) -> None:
+            self._metrics.count_computed(_route_of(scope), num_texts, num_tokens)
+
         async def observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
@@ -41,15 +45,29 @@ class CountRequests:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
+        scope[ON_COMPUTED] = count_computed
+        self._metrics.num_in_flight += 1
         try:
             await self._app(scope, receive, observed)
         finally:
+            self._metrics.num_in_flight -= 1
             if HELD in scope:
                 scope[HELD].release()
-            # Label with the route, not the path: otherwise any caller could create new series with unknown paths.
-            route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
-            key_name = getattr(scope.get(API_KEY), "name", None)
-            seconds = time.perf_counter() - start
-            self._metrics.observe(route, scope.get(ENDED_WITH, status), seconds, scope.get(ERROR_CODE), key_name)
-            if NOTES in scope:
-                self._metrics.count_texts(scope[NOTES])
+            self._count(scope, status, time.perf_counter() - start)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        route, ended_with = _route_of(scope), scope.get(ENDED_WITH)
+        if ended_with == LEFT:
+            self._metrics.callers_left.labels(route).inc()
+        elif ended_with is not None:
+            self._metrics.refusals.labels(str(ended_with)).inc()
+        key_name = getattr(scope.get(API_KEY), "name", None)
+        self._metrics.observe(route, ended_with or status, seconds, scope.get(ERROR_CODE), key_name)
+        if NOTES in scope:
+            self._metrics.count_texts(scope[NOTES])
+
+
+def _route_of(scope: Scope) -> str:
+    # Label with the route, not the path: otherwise any caller could create new series with unknown paths.
+    route: str = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
+    return route

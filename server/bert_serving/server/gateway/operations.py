@@ -52,7 +52,8 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
             text = str(info["text"])
         except (ServingError, TimeoutError, asyncio.TimeoutError):
             text = ""
-        return Response(text + metrics.text(broker_up=bool(text)), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        text += await asyncio.to_thread(metrics.text, broker_up=bool(text))  # it takes some milliseconds
+        return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     @router.head("/", include_in_schema=False)
     @router.get("/", include_in_schema=False)

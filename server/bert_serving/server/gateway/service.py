@@ -31,6 +31,7 @@ from .known_models import KnownModels, Model, ServerStatus
 from .limits import BodyLimits
 from .memory import GatewayMemory, RequestMemory
 from .texts import Names, OnError, TextNotes, readable_texts, renamed
+from .usage import CountComputed, num_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,7 +47,7 @@ class Service:
     memory: for the bodies and the replies of all requests. keys: the accepted API keys. protects_metrics: whether
     /metrics requires a key too. call: what the broker must know about the request that uses this object. held: the
     memory of that request, which must hold its replies; None: they are not counted. notes: what the response must
-    say about the texts of that request.
+    say about the texts of that request. on_computed: called with the numbers of texts and tokens of each reply.
     """
 
     client: AsyncBertClient
@@ -59,10 +60,19 @@ class Service:
     call: Call = Call()  # noqa: RUF009
     held: RequestMemory | None = None
     notes: TextNotes = field(default_factory=TextNotes)
+    on_computed: CountComputed = lambda num_texts, num_tokens: None
 
-    def for_call(self, call: Call, held: RequestMemory | None, notes: TextNotes | None = None) -> Service:
-        """Return this service for one request."""
-        return replace(self, call=call, held=held, notes=notes or TextNotes())
+    def for_call(
+        self,
+        call: Call,
+        held: RequestMemory | None,
+        *,
+        notes: TextNotes | None = None,
+        on_computed: CountComputed | None = None,
+    ) -> Service:
+        """Return this service for one request. on_computed: None: as before."""
+        counts = on_computed or self.on_computed
+        return replace(self, call=call, held=held, notes=notes or TextNotes(), on_computed=counts)
 
     def with_on_error(self, on_error: OnError) -> Service:
         """Return this service for the same request. on_error: what a text that cannot be encoded leads to."""
@@ -129,6 +139,7 @@ class Service:
             raise renamed(exc, names) from exc
         self.notes.add(reply, names)
         self.notes.compute_type = self.models.compute_type
+        self.on_computed(len(texts), num_tokens(reply))
         if self.held is not None:
             self.held.grow(reply.rows.nbytes)
         return reply

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from bert_serving.protocol import EncodeReply, Usage
+
+#: Counts texts whose vectors have been computed, and their tokens.
+CountComputed: TypeAlias = Callable[[int, int], None]
+
+#: Key in the ASGI scope of a request: a CountComputed that counts for the route of the request.
+ON_COMPUTED = "bert_serving.on_computed"
 
 _MAX_LISTED = 256  # number of indices in x-truncated: servers and proxies limit a header to a few kilobytes
 

@@ -65,6 +65,12 @@ class Child:
         """The processes that run for this child. They may be dead, but they are not released yet."""
         return [process for process in (self.process, self.successor) if process is not None]
 
+    def drop_process(self) -> None:
+        """Let the successor take the place of a process that has ended or is being killed."""
+        self.process, self.successor = self.successor, None
+        if self.process is None:
+            self.program.forget()
+
 
 class Children:
     """All child processes. Only the thread of the server's loop may call the methods."""
@@ -253,7 +259,7 @@ class Children:
         log.info("%s was replaced", worker.name)
 
     def _on_death(self, child: Child, process: ChildProcess) -> None:
-        child.process, child.successor = child.successor, None
+        child.drop_process()
         self._rollout.finished(child.name)
         exit_code, refusal = self._release(child.name, process)
         reason = refusal or f"exit code {exit_code}"
@@ -283,7 +289,7 @@ class Children:
             self._rollout.failed(child.name)
         else:
             log.error("%s %s: replacing it", child.name, reason)
-            child.process, child.successor = child.successor, None
+            child.drop_process()
             self._rollout.finished(child.name)
         self._count_death(child, reason, was_ready=process.has_been_ready)
 

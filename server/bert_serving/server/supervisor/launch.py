@@ -110,6 +110,7 @@ class Launch:
     def _make_gateway(self, name: str, listener: socket.socket, metrics_dir: Path) -> GatewayProgram:
         settings = self._settings
         kwargs = {
+            "name": name,
             "http_socket": listener,
             "requests_endpoint": self._endpoints.requests,
             "replies_endpoint": self._endpoints.replies,

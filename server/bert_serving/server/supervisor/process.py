@@ -14,6 +14,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from prometheus_client.multiprocess import mark_process_dead
+
 from . import child
 
 # Children are spawned, not forked, so that they get no state and no threads of the server process.
@@ -131,6 +133,9 @@ class Program:
         """Start a process. now: time of the loop's clock. Raises OSError if the system refuses."""
         return ChildProcess(self._start(self.kwargs), now)
 
+    def forget(self) -> None:
+        """Called when the process has ended or is being killed, and no other has taken its place."""
+
     def _start(self, kwargs: Mapping[str, object]) -> BaseProcess:
         args = (self.target, self.name, self.verbose, self.scratch_dir, kwargs, self.env)
         process = spawn_context.Process(target=child.run, args=args, name=self.name)
@@ -149,7 +154,12 @@ class Program:
 
 @dataclass(frozen=True)
 class GatewayProgram(Program):
-    """What a gateway runs."""
+    """What a gateway runs. env names the folder for the files of its metrics, which bear its name."""
+
+    def forget(self) -> None:
+        """Remove the gauges of the process from /metrics. Its counters stay: the next process continues them."""
+        with suppress(OSError):  # such as a disk that has become read-only
+            mark_process_dead(self.name, self.env["PROMETHEUS_MULTIPROC_DIR"])  # type: ignore[no-untyped-call]
 
     def spawn(self, now: float) -> GatewayProcess:
         """See Program. The process gets the argument `heartbeat`, the end of a pipe to this process."""
