@@ -200,13 +200,13 @@ def main() -> None:
         }
         children = [start(run_broker, settings, endpoints), start(run_fake_worker, endpoints.workers)]
         gateways = []
-        for _ in range(args.http_workers):
-            ready, child_end = _spawn.Pipe(duplex=False)
-            kwargs = {**gateway, "ready": child_end}
+        for i in range(args.http_workers):
+            heartbeat, child_end = _spawn.Pipe(duplex=False)
+            kwargs = {**gateway, "name": f"gateway-{i}", "heartbeat": child_end}
             env = {"PROMETHEUS_MULTIPROC_DIR": folder}
             target = "bert_serving.server.gateway.app:main"
             gateways.append(start(child.run, target, "gateway", False, folder, kwargs, env))
-            ready.recv_bytes()
+            os.read(heartbeat.fileno(), 1)  # a gateway writes when it is ready
         try:
             print(f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
             print("| load | requests/s | MB/s sent | requests/s per core | MB/s per core |")
