@@ -7,7 +7,14 @@ from pathlib import PurePath
 #: The test files that use the same servers. Each key is a name for these servers. One process starts the servers
 #: and runs all tests of these files. Each of the other tests runs in whichever process is free.
 _FILES = {
-    "model_servers": ("test_dialects", "test_dialect_errors", "test_formats", "test_operations", "test_stream"),
+    "model_servers": (
+        "test_dialects",
+        "test_dialect_errors",
+        "test_formats",
+        "test_operations",
+        "test_stream",
+        "test_openapi_examples",
+    ),
     "server with a small queue": ("test_clients",),
     "server with two workers to harm": ("test_chaos",),
     "server with small limits": ("test_bounds",),

@@ -26,14 +26,13 @@ from bert_serving.client import Address, AsyncBertClient
 from bert_serving.protocol import ServingError
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from ..keys import KeySource
-from ..settings import own_version
 from . import operations, stream
 from .dialect import BERT_AS_SERVICE
 from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei, vertex
+from .docs_page import add_docs_page
 from .errors import OtherHttpError, default_response
 from .heartbeat import start_heartbeat
 from .http_protocol import ConnectionPool
@@ -44,6 +43,7 @@ from .loop_errors import LoopErrors
 from .memory import GatewayMemory
 from .metrics import GatewayMetrics
 from .middleware import CountRequests
+from .openapi import operations_of
 from .service import Service, server_status
 from .vitals import show_forever
 
@@ -182,14 +182,16 @@ def create_app(
     routes = [*operations.PATHS, *(route.path for route in router.routes)]  # type: ignore[attr-defined]
     metrics = GatewayMetrics(routes, service.keys.names, process=process)
     app.state.metrics = metrics
-    app.include_router(operations.create_router(service, metrics))
+    for_operators = operations.create_router(service, metrics)
+    app.include_router(for_operators)
+    add_docs_page(app, service, operations_of(router, for_operators))
     _add_error_handlers(app)
     _add_middleware(app, metrics, cors)
     return app
 
 
 def _empty_app(service: Service, on_ready: Callable[[], None]) -> FastAPI:
-    """Return an application that has only the documentation page."""
+    """Return an application without routes."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -197,13 +199,7 @@ def _empty_app(service: Service, on_ready: Callable[[], None]) -> FastAPI:
         yield
         await service.client.close()
 
-    return FastAPIOffline(  # its documentation page loads nothing from other hosts
-        title="bert-embedding-service",
-        version=own_version(),
-        description="Sentences in, vectors out.",
-        lifespan=lifespan,
-        redoc_url=None,
-    )
+    return FastAPI(title="bert-embedding-service", lifespan=lifespan, openapi_url=None)  # see docs_page.py
 
 
 def _add_dialects(router: APIRouter, service: Service) -> None:
@@ -220,6 +216,7 @@ def _add_dialects(router: APIRouter, service: Service) -> None:
         service,
         predict_instances=vertex.predict_instances,
         documents_content=infinity.ranking_content,
+        documents_reply=infinity.RankingReply,
         extra_health_fields=infinity.health_fields,
     )
     cohere.add_routes(router, service)

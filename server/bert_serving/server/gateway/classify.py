@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
 from bert_serving.protocol import InvalidRequest, Rows
+from typing_extensions import TypedDict
 
 #: What Python needs for a number with its name in an object of its own.
 NAMED_BYTES = 256

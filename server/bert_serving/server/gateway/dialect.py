@@ -19,9 +19,9 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from .context import RequestContext
-from .errors import default_error
+from .errors import DefaultError, default_error
 from .http_protocol import ENDED_WITH
-from .openapi import ERROR_RESPONSES, path_parameters, request_body
+from .openapi import OPERATION, Docs, Operation
 from .service import Service
 
 #: Key under which the error code of a failed request is stored in the request's ASGI scope, for the metrics.
@@ -39,10 +39,13 @@ class Dialect:
     """A family of routes with the same format of errors.
 
     tag: the heading of the routes in /docs. describe_error: returns the HTTP status and the JSON body of an error.
+    error: the type of this body. about: says in /docs which clients use the routes, and how.
     """
 
     tag: str
     describe_error: Callable[[ServingError], tuple[int, object]]
+    error: object
+    about: str
 
     def add_routes(
         self,
@@ -53,30 +56,28 @@ class Dialect:
         *,
         body: type[BaseModel] | None = None,
         is_public: bool = False,
+        docs: Docs = Docs(),  # noqa: B008
     ) -> None:
         """Add a handler under each path: for POST if `body` is given, else for GET and HEAD.
 
-        /docs lists only the first path, with the handler's docstring. is_public: no API key is required.
+        /docs lists only the first path, with the handler's docstring and `docs`. is_public: no API key is
+        required.
         """
 
         async def run(request: Request) -> Response:
             return await self._run(handler, RequestContext(request, service), is_public=is_public)
 
-        run.__doc__ = handler.__doc__
+        operation = Operation(self, paths, handler, body, is_public, docs)
         for path in paths:
             router.add_api_route(
                 path,
                 run,
                 methods=["GET" if body is None else "POST"],
                 name=handler.__name__,
-                operation_id=f"{handler.__name__}{path}".replace("/", "_"),
-                tags=[self.tag],
-                openapi_extra={**path_parameters(path), **({} if body is None else request_body(body))},
-                responses=ERROR_RESPONSES,
-                include_in_schema=path == paths[0],
+                openapi_extra={OPERATION: operation} if path == paths[0] else None,
             )
             if body is None:  # health probes use HEAD
-                router.add_api_route(path, run, methods=["HEAD"], include_in_schema=False)
+                router.add_api_route(path, run, methods=["HEAD"])
 
     async def _run(self, handler: Handler, context: RequestContext, *, is_public: bool) -> Response:
         error: ServingError | TimeoutError
@@ -111,7 +112,13 @@ class Dialect:
 
 
 #: The dialect of bert-as-service's routes, of new routes such as /encode/stream, and of paths that do not exist.
-BERT_AS_SERVICE = Dialect("bert-as-service", default_error)
+BERT_AS_SERVICE = Dialect(
+    "bert-as-service",
+    default_error,
+    DefaultError,
+    "The routes of bert-as-service's HTTP port, with more options, and a stream. The Python client, `BertClient`, "
+    "uses ZeroMQ instead, which is faster.",
+)
 
 
 def _error_headers(error: ServingError) -> dict[str, str]:

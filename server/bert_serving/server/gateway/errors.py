@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import orjson
 from bert_serving.protocol import InvalidRequest, ServingError
 from fastapi import Response
+from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
 
 _CODES = {404: "unknown_path", 405: "wrong_method"}
 
@@ -36,6 +37,14 @@ class OtherHttpError(ServingError):
 
 class WrongModel(InvalidRequest):
     """The model that is served cannot do what the route is for."""
+
+
+class DefaultError(TypedDict):
+    """bert-as-service's error body."""
+
+    description: str
+    type: str
+    status: int
 
 
 def default_error(error: ServingError) -> tuple[int, object]:

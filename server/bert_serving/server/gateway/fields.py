@@ -50,12 +50,9 @@ Texts = Annotated[
     list[object],
     BeforeValidator(_texts),
     WithJsonSchema({"anyOf": [*_STRING_OR_LIST["anyOf"], _IDS, {"type": "array", "items": _IDS}]}),
-    Field(examples=[["hello world"]]),
 ]
 #: One string or several. Service.encode checks the elements.
-Strings = Annotated[
-    list[object], BeforeValidator(_strings), WithJsonSchema(_STRING_OR_LIST), Field(examples=[["hello"]])
-]
+Strings = Annotated[list[object], BeforeValidator(_strings), WithJsonSchema(_STRING_OR_LIST)]
 
 
 def _list(value: object) -> list[object]:

@@ -7,12 +7,15 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from bert_serving.protocol import Unavailable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+#: What a model may be used for. embed: it has one vector for each text.
+Ability = Literal["embed", "embed_sparse", "rerank", "classify"]
 
 _USUAL_S = 30.0  # half of the time for which most clients wait
 _FRESH_S = 2.0  # for this long after a reload, requests that need no vectors may be answered for the old model
@@ -72,6 +75,17 @@ class Model:
     def kind(self) -> str:
         """One of "embedding", "splade", "classifier" and "reranker"."""
         return self.facts["kind"]
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What the model can be used for."""
+        abilities: dict[Ability, bool] = {
+            "embed": self.kind != "reranker" and not {"NONE", "SPLADE"} & {*self.facts["poolings"]},
+            "embed_sparse": self.kind == "splade",
+            "rerank": self.kind == "reranker",
+            "classify": bool(self.labels),
+        }
+        return frozenset(name for name, has in abilities.items() if has)
 
     @property
     def labels(self) -> Sequence[str]:

@@ -6,6 +6,7 @@ import time
 import uuid
 
 from bert_serving.protocol import EncodeReply, InvalidRequest, Overloaded, ServingError, Unauthorized
+from typing_extensions import TypedDict
 
 from .errors import NoTexts, OtherHttpError, Unprocessable, UnreadableBody, WrongModel
 from .service import Service
@@ -18,6 +19,27 @@ _ERROR_TYPES: dict[type[ServingError], str] = {
     Overloaded: "rate_limit_error",
     OtherHttpError: "invalid_request_error",
 }
+
+
+class TokenUsage(TypedDict):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class OpenAIErrorFields(TypedDict):
+    message: str
+    type: str
+    param: None
+    code: str
+
+
+class OpenAIError(TypedDict):
+    """OpenAI's error body. The fields outside of `error` are for clients of other servers."""
+
+    error: OpenAIErrorFields
+    message: str
+    type: str
+    code: int
 
 
 def list_object(service: Service, reply: EncodeReply, data: Results, *, kind: str = "list") -> dict[str, object]:

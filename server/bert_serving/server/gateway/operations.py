@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 from bert_serving.protocol import Command, ServingError
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from typing_extensions import NotRequired, TypedDict
 
+from .dialect import Dialect
+from .errors import DefaultError, default_error
 from .metrics import GatewayMetrics
-from .openapi import ERROR_RESPONSES
+from .openapi import OPERATION, Docs, Operation
 from .service import STATUS_TIMEOUT_S, Service
 
 PATHS = ("/live", "/ready", "/metrics")
 
+Handler: TypeAlias = Callable[..., object]
+
+
+class LiveReply(TypedDict):
+    status: Literal["live"]
+
+
+class ReadyReply(TypedDict):
+    """The body of /ready, also if the status is 503."""
+
+    status: Literal["ready", "not ready"]
+    workers: NotRequired[dict[str, str]]
+    reason: NotRequired[str]
+
+
+OPERATIONS = Dialect(
+    "operations", default_error, DefaultError | ReadyReply, "For orchestrators, load balancers and Prometheus."
+)
+
 
 def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
     """Return the routes. Only /metrics may require an API key: see Service.protects_metrics."""
-    router = APIRouter(tags=["operations"], responses=ERROR_RESPONSES)
+    router = APIRouter()
 
-    @router.head("/live", include_in_schema=False)
-    @router.get("/live")
     async def live() -> dict[str, str]:
         """Return 200 as long as this process answers."""
         return {"status": "live"}
 
-    @router.head("/ready", include_in_schema=False)
-    @router.get("/ready")
     async def ready() -> Response:
         """Return 200 if every worker has loaded its model and used it recently, else 503."""
         try:
@@ -41,8 +61,6 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
             status_code=200 if is_ready else 503,
         )
 
-    @router.head("/metrics", include_in_schema=False)
-    @router.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics(request: Request) -> Response:
         """Return the metrics of the broker and of all gateway processes in Prometheus' text format."""
         if service.protects_metrics:
@@ -55,12 +73,19 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
         text += await asyncio.to_thread(metrics.text, broker_up=bool(text))  # it takes some milliseconds
         return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    @router.head("/", include_in_schema=False)
-    @router.get("/", include_in_schema=False)
     async def root(request: Request) -> Response:
         """Redirect a browser to the documentation; return 200 to any other client."""
         if "text/html" in request.headers.get("accept", ""):
             return RedirectResponse("/docs")
         return JSONResponse({"status": "live"})
 
+    def add(path: str, handler: Handler, docs: Docs | None = None, *, is_public: bool = True) -> None:
+        extra = {} if docs is None else {OPERATION: Operation(OPERATIONS, [path], handler, None, is_public, docs)}
+        router.add_api_route(path, handler, openapi_extra=extra)
+        router.add_api_route(path, handler, methods=["HEAD"])
+
+    add("/live", live, Docs(reply=LiveReply))
+    add("/ready", ready, Docs(reply=ReadyReply))
+    add("/metrics", show_metrics, Docs(reply=str, format="text"), is_public=not service.protects_metrics)
+    add("/", root)
     return router

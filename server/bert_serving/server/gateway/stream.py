@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TypeAlias, TypeVar, cast
+from typing import Annotated, Literal, TypeAlias, TypeVar, cast
 
 import orjson
 from bert_serving.protocol import (
@@ -29,15 +29,17 @@ from bert_serving.protocol import (
     split_rows,
 )
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
+from typing_extensions import NotRequired, TypedDict
 
 from .context import RequestContext
 from .dialect import BERT_AS_SERVICE
 from .echo import echo
 from .errors import Unprocessable, UnreadableBody
 from .memory import RequestMemory
+from .openapi import Docs
 from .output import DTYPES, Container, Dtype, convert, encoded
 from .service import Service
 from .texts import TextNotes, readable_texts
@@ -58,11 +60,56 @@ _T = TypeVar("_T", bound=str)
 _Result: TypeAlias = "tuple[Rows, bool] | ServingError"
 
 
-class Line(BaseModel):
-    """A line of the body. It may also be the text alone, as a JSON string. Options are query parameters."""
-
-    text: str = Field(examples=["hello world"])
+class TextWithId(BaseModel):
+    text: str
     id: object = Field(None, description="returned as it was sent; default: the number of the line, from 0")
+
+
+class Line(RootModel[str | TextWithId]):
+    """A line of the body: a text, or a text with an id. Options are query parameters."""
+
+
+class EncodedLine(TypedDict):
+    """The vector or the vectors of a line, as numbers or as base64."""
+
+    id: object
+    embedding: list[float] | list[list[float]] | str | list[str]
+    truncated: NotRequired[Literal[True]]
+
+
+class LineError(TypedDict):
+    code: str
+    message: str
+    retry_after_ms: NotRequired[int]
+
+
+class FailedLine(TypedDict):
+    """A line that has no vector."""
+
+    id: object
+    error: LineError
+
+
+class StreamQuery(TypedDict, total=False):  # it only documents the route: `_options` does the checks
+    """The options of a stream; see the field "options" of /encode."""
+
+    encoding_format: Literal["float", "base64"]
+    output_dtype: Dtype
+    pooling_strategy: Annotated[str, Field(description="names, separated by commas")]
+    pooling_layer: int
+    normalize: bool
+    dimensions: Annotated[int, Field(ge=1)]
+    truncate: Literal["right", "left", "error"]
+    long_text: Literal["truncate", "chunk"]
+    prompt: str
+    prompt_name: str
+    pairs: bool
+
+
+_EXAMPLES = {
+    "a line for each text": '{"id": "a", "text": "hello world"}\n{"id": "b", "text": "one two three"}\n',
+    "texts alone": '"hello world"\n"one two three"\n',
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +133,8 @@ class _Options:
 
 def add_routes(router: APIRouter, service: Service) -> None:
     """Add the route to the router."""
-    BERT_AS_SERVICE.add_routes(router, service, sorted(PATHS), encode_stream, body=Line)
+    docs = Docs(EncodedLine | FailedLine, _EXAMPLES, "lines", query=StreamQuery)
+    BERT_AS_SERVICE.add_routes(router, service, sorted(PATHS), encode_stream, body=Line, docs=docs)
 
 
 async def encode_stream(context: RequestContext) -> Response:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from bert_serving.protocol import PayloadTooLarge, shortened
 from fastapi import Response
 from pydantic import BeforeValidator, Field
+from typing_extensions import TypedDict
 
 from .context import RequestContext
 from .errors import Unprocessable
@@ -41,6 +42,16 @@ _Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(fail_fast=Tr
 class DecodeBody(Body):
     ids: Annotated[list[_Ids], Field(fail_fast=True), BeforeValidator(_lists_of_ids)]
     skip_special_tokens: bool | None = True
+
+
+class Token(TypedDict):
+    """A token. start and stop are positions in characters; a special token has none."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
 
 
 async def tokenize(context: RequestContext) -> Response:

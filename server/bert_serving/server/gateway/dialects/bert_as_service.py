@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn, TypeVar, cast
+from typing import Any, Literal, NoReturn, TypeVar, cast
 
 import orjson
 from bert_serving.protocol import (
@@ -26,12 +26,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.types import Message
+from typing_extensions import NotRequired, TypedDict
 
 from ..context import RequestContext
 from ..dialect import BERT_AS_SERVICE
 from ..echo import echo
 from ..errors import UnreadableBody
 from ..json_body import read_json
+from ..openapi import Docs
 from ..output import Container, Dtype, Numbers, binary_response, container_for, convert, encoded
 from ..service import Service
 from ..texts import readable_texts
@@ -50,9 +52,9 @@ class EncodeBody(BaseModel):  # it only documents the route: `_parse` does the c
 
     model_config = ConfigDict(extra="allow")
 
-    id: object = Field(description="returned as it was sent", examples=[123])
+    id: object = Field(description="returned as it was sent")
     texts: list[str] | list[list[str]] | list[list[int]] = Field(
-        description="sentences, or lists of tokens or of token ids", examples=[["hello world"]]
+        description="sentences, or lists of tokens or of token ids"
     )
     is_tokenized: bool = Field(False, description="texts are lists of tokens")
     options: dict[str, object] = Field(
@@ -60,7 +62,6 @@ class EncodeBody(BaseModel):  # it only documents the route: `_parse` does the c
         description="options of this request, in place of the server's settings: pooling_strategy, "
         "pooling_layer, normalize, dimensions, truncate, long_text, prompt, prompt_name, pairs, ragged, "
         "show_tokens, show_offsets, show_usage",
-        examples=[{"pooling_strategy": ["REDUCE_MEAN", "CLS_TOKEN"], "normalize": True}],
     )
     spans: list[list[tuple[int, int]]] | None = Field(
         None,
@@ -68,6 +69,72 @@ class EncodeBody(BaseModel):  # it only documents the route: `_parse` does the c
     )
     encoding_format: Container | None = None
     output_dtype: Dtype | None = None
+
+
+class EncodeUsage(TypedDict):
+    """What a request used; see the option show_usage. Times are in milliseconds."""
+
+    num_tokens: list[int]
+    total_ms: float
+    queue_ms: float
+    tokenize_ms: float
+    compute_ms: float
+    model: str
+
+
+class EncodedTexts(TypedDict):
+    """The reply of /encode. A result is a vector, a list of vectors, or base64 of one of them."""
+
+    id: object
+    result: list[list[float]] | list[list[list[float]]] | list[str]
+    status: Literal[200]
+    truncated: NotRequired[list[int]]
+    tokens: NotRequired[list[list[str]]]
+    offsets: NotRequired[list[list[tuple[int, int]]]]
+    usage: NotRequired[EncodeUsage]
+
+
+class ServerStatusReply(TypedDict):
+    """The settings of the server, its counters, and its workers."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # pydantic reads it
+
+    ready: bool
+    workers: list[dict[str, Any]]
+    status: Literal[200]
+
+
+class ClientStatusReply(TypedDict):
+    """The state of the client in the gateway."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # pydantic reads it
+
+    identity: list[int]
+    pending_request: list[int]
+    status: Literal[200]
+
+
+_EXAMPLES = {
+    "a vector for each text": {"id": 1, "texts": ["hello world", "one two three"]},
+    "two poolings": {
+        "id": 2,
+        "texts": ["hello world"],
+        "options": {"pooling_strategy": ["REDUCE_MEAN", "CLS_TOKEN"], "normalize": True, "show_usage": True},
+    },
+    "a vector for each token": {
+        "id": 3,
+        "texts": ["hello world"],
+        "options": {"pooling_strategy": "NONE", "show_tokens": True, "show_offsets": True},
+    },
+    "a vector for each span (late chunking)": {
+        "id": 4,
+        "texts": ["hello world"],
+        "spans": [[[0, 5], [6, 11]]],
+        "options": {"pooling_strategy": "REDUCE_MEAN", "ragged": True},
+    },
+    "base64": {"id": 5, "texts": ["hello world"], "encoding_format": "base64"},
+    "a file in NumPy's format": {"id": 6, "texts": ["hello world"], "encoding_format": "npy"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +151,10 @@ class _Encode:
 
 def add_routes(router: APIRouter, service: Service) -> None:
     """Add the routes to the router."""
-    BERT_AS_SERVICE.add_routes(router, service, ["/encode"], encode, body=EncodeBody)
-    BERT_AS_SERVICE.add_routes(router, service, ["/status/server"], status_server)
-    BERT_AS_SERVICE.add_routes(router, service, ["/status/client"], status_client)
+    docs = Docs(EncodedTexts, _EXAMPLES, "arrays")
+    BERT_AS_SERVICE.add_routes(router, service, ["/encode"], encode, body=EncodeBody, docs=docs)
+    BERT_AS_SERVICE.add_routes(router, service, ["/status/server"], status_server, docs=Docs(ServerStatusReply))
+    BERT_AS_SERVICE.add_routes(router, service, ["/status/client"], status_client, docs=Docs(ClientStatusReply))
 
 
 async def encode(context: RequestContext) -> Response:

@@ -11,11 +11,13 @@ import numpy as np
 from bert_serving.protocol import EncodeReply, InvalidRequest, Rows, ServingError
 from fastapi import APIRouter, Response
 from pydantic import Field, model_validator
+from typing_extensions import NotRequired, TypedDict
 
 from ..context import RequestContext
 from ..dialect import Dialect
 from ..errors import Unprocessable
 from ..fields import Body, Dimensions, TextList, TextsBody
+from ..openapi import Docs
 from ..output import Numbers, convert
 from ..prompts import prompt_for
 from ..rerank import Ranking, RerankBody, rank
@@ -63,12 +65,93 @@ class EmbedBody(TextsBody):
         return self.texts or [" ".join(part.text or "" for part in each.content) for each in self.inputs or ()]
 
 
+class CohereVersion(TypedDict):
+    version: Literal["1", "2"]
+
+
+class CohereUnits(TypedDict):
+    input_tokens: int
+
+
+class CohereMeta(TypedDict):
+    api_version: CohereVersion
+    billed_units: CohereUnits
+    tokens: CohereUnits
+
+
+_Numbers = list[list[int]]
+
+CohereTypes = TypedDict(  # noqa: UP013  # a field of a class could not have the name of a type
+    "CohereTypes",
+    {
+        "float": list[list[float]],
+        "int8": _Numbers,
+        "uint8": _Numbers,
+        "binary": _Numbers,
+        "ubinary": _Numbers,
+        "base64": list[str],
+    },
+    total=False,
+)
+
+
+class CohereEmbeddings(TypedDict):
+    id: str
+    embeddings: CohereTypes
+    texts: list[str]
+    response_type: Literal["embeddings_by_type"]
+    meta: CohereMeta
+
+
+class CohereFloats(TypedDict):
+    id: str
+    embeddings: list[list[float]]
+    texts: list[str]
+    response_type: Literal["embeddings_floats"]
+    meta: CohereMeta
+
+
+class CohereDocument(TypedDict):
+    text: str
+
+
+class CohereRanked(TypedDict):
+    index: int
+    relevance_score: float
+    document: NotRequired[CohereDocument]
+
+
+class CohereRanking(TypedDict):
+    id: str
+    results: list[CohereRanked]
+    meta: CohereMeta
+
+
+class CohereError(TypedDict):
+    id: str
+    message: str
+
+
+_EMBED_EXAMPLES = {
+    "documents": {"model": "any", "texts": ["hello world", "one two three"], "input_type": "search_document"},
+    "several types": {"model": "any", "texts": ["hello world"], "embedding_types": ["float", "int8", "base64"]},
+    "inputs": {"model": "any", "inputs": [{"content": [{"type": "text", "text": "hello world"}]}]},
+}
+_RERANK_EXAMPLES = {
+    "documents": {"model": "any", "query": "hello", "documents": ["hello world", "one two three"], "top_n": 1}
+}
+
+
 def add_routes(router: APIRouter, service: Service) -> None:
     """Add the routes to the router."""
-    COHERE.add_routes(router, service, ["/v2/embed"], embed, body=EmbedBody)
-    COHERE.add_routes(router, service, ["/v1/embed"], embed_v1, body=EmbedBody)
-    COHERE.add_routes(router, service, ["/v2/rerank"], rerank, body=RerankBody)
-    COHERE.add_routes(router, service, ["/v1/rerank"], rerank_v1, body=RerankBody)
+    docs = Docs(CohereEmbeddings, _EMBED_EXAMPLES, needs=["embed"])
+    COHERE.add_routes(router, service, ["/v2/embed"], embed, body=EmbedBody, docs=docs)
+    docs = Docs(CohereFloats | CohereEmbeddings, _EMBED_EXAMPLES, needs=["embed"])
+    COHERE.add_routes(router, service, ["/v1/embed"], embed_v1, body=EmbedBody, docs=docs)
+    docs = Docs(CohereRanking, _RERANK_EXAMPLES, needs=["rerank"])
+    COHERE.add_routes(router, service, ["/v2/rerank"], rerank, body=RerankBody, docs=docs)
+    docs = Docs(CohereRankingV1, _RERANK_EXAMPLES, needs=["rerank"])
+    COHERE.add_routes(router, service, ["/v1/rerank"], rerank_v1, body=RerankBody, docs=docs)
 
 
 async def embed(context: RequestContext) -> Response:
@@ -183,4 +266,9 @@ def _describe_error(error: ServingError) -> tuple[int, object]:
     return status, {"id": str(uuid.uuid4()), "message": error.message}
 
 
-COHERE = Dialect("Cohere", _describe_error)
+COHERE = Dialect(
+    "Cohere",
+    _describe_error,
+    CohereError,
+    'Cohere\'s API, versions 1 and 2: `cohere.ClientV2(base_url="http://HOST:PORT", api_key="any")`.',
+)

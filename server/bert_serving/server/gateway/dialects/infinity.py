@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Literal
 
 from fastapi import APIRouter, Response
+from typing_extensions import NotRequired, TypedDict
 
-from ..classify import NAMED_BYTES, label_scores, normalized
+from ..classify import NAMED_BYTES, LabelScore, label_scores, normalized
 from ..context import RequestContext
 from ..dialect import Dialect
 from ..fields import Strings, TextsBody
-from ..openai_format import describe_error, list_object, result_object
+from ..openai_format import OpenAIError, TokenUsage, describe_error, list_object, result_object
+from ..openapi import Docs
 from ..rerank import Ranking, RerankBody
 from ..service import Service
 from ..texts import Names
 from ..usage import num_chars, usage_headers
 
-INFINITY = Dialect("Infinity", describe_error)
+INFINITY = Dialect(
+    "Infinity",
+    describe_error,
+    OpenAIError,
+    "Infinity's routes, for its clients at `http://HOST:PORT`: /classify, and /embeddings, /rerank, /models and "
+    "/health, which it shares with the sections of OpenAI and Text Embeddings Inference.",
+)
 
 #: Infinity's names for what each kind of model can do.
 _CAPABILITIES = {
@@ -37,9 +46,36 @@ class ClassifyBody(TextsBody):
     raw_scores: bool | None = False
 
 
+class _Result(TypedDict):
+    model: str
+    usage: TokenUsage
+    id: str
+    created: int
+
+
+class Classification(_Result):
+    object: Literal["classify"]
+    data: list[list[LabelScore]]
+    truncated: NotRequired[list[int]]
+
+
+class RankedDocument(TypedDict):
+    index: int
+    relevance_score: float
+    document: NotRequired[str]
+
+
+class RankingReply(_Result):
+    """The reply to a body of /rerank that has "documents"."""
+
+    object: Literal["rerank"]
+    results: list[RankedDocument]
+
+
 def add_routes(router: APIRouter, service: Service) -> None:
     """Add the routes to the router."""
-    INFINITY.add_routes(router, service, ["/classify"], classify, body=ClassifyBody)
+    docs = Docs(Classification, {"texts": {"input": ["hello world", "one two three"]}}, needs=["classify"])
+    INFINITY.add_routes(router, service, ["/classify"], classify, body=ClassifyBody, docs=docs)
 
 
 async def classify(context: RequestContext) -> Response:

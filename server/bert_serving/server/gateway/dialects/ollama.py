@@ -7,16 +7,19 @@ says that the model is there.
 from __future__ import annotations
 
 import time
+from typing import Any, Literal
 
 from bert_serving.protocol import InvalidRequest, ServingError
 from fastapi import APIRouter, Response
 from pydantic import Field
+from typing_extensions import NotRequired, TypedDict
 
 from ...settings import own_version
 from ..context import RequestContext
 from ..dialect import Dialect
 from ..errors import Unprocessable
 from ..fields import Body, Dimensions, Strings, TextsBody
+from ..openapi import Docs
 from ..service import Service
 from ..texts import Names
 from ..usage import num_chars, num_tokens, usage_headers
@@ -46,15 +49,87 @@ class PullBody(NamedBody):
     stream: bool | None = True
 
 
+class OllamaEmbeddings(TypedDict):
+    """Vectors. Durations are in nanoseconds; a reply to an empty input has none."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: NotRequired[int]
+    load_duration: NotRequired[int]
+    prompt_eval_count: NotRequired[int]
+
+
+class OllamaEmbedding(TypedDict):
+    embedding: list[float]
+
+
+class OllamaDetails(TypedDict):
+    parent_model: str
+    format: str
+    family: str
+    families: list[str]
+    parameter_size: str
+    quantization_level: str
+
+
+class OllamaModel(TypedDict):
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: OllamaDetails
+
+
+class OllamaModels(TypedDict):
+    models: list[OllamaModel]
+
+
+class OllamaRunningModel(OllamaModel):
+    expires_at: str
+    size_vram: int
+
+
+class OllamaRunningModels(TypedDict):
+    models: list[OllamaRunningModel]
+
+
+class OllamaVersion(TypedDict):
+    version: str
+
+
+class OllamaFacts(TypedDict):
+    details: OllamaDetails
+    model_info: dict[str, Any]
+    capabilities: list[str]
+    modified_at: str
+
+
+class OllamaStatus(TypedDict):
+    status: Literal["success"]
+
+
+class OllamaError(TypedDict):
+    error: str
+
+
+_EMBED = Docs(
+    OllamaEmbeddings, {"texts": {"model": "any", "input": ["hello world", "one two three"]}}, needs=["embed"]
+)
+_OLD_EMBED = Docs(OllamaEmbedding, {"a text": {"model": "any", "prompt": "hello world"}}, needs=["embed"])
+_SHOW = Docs(OllamaFacts, {"any model": {"model": "any"}})
+_PULL = Docs(OllamaStatus, {"any model": {"model": "any", "stream": False}})
+
+
 def add_routes(router: APIRouter, service: Service) -> None:
     """Add the routes to the router."""
-    OLLAMA.add_routes(router, service, ["/api/embed"], embed, body=EmbedBody)
-    OLLAMA.add_routes(router, service, ["/api/embeddings"], old_embed, body=OldEmbedBody)
-    OLLAMA.add_routes(router, service, ["/api/tags"], tags)
-    OLLAMA.add_routes(router, service, ["/api/ps"], running)
-    OLLAMA.add_routes(router, service, ["/api/version"], version)
-    OLLAMA.add_routes(router, service, ["/api/show"], show, body=NamedBody)
-    OLLAMA.add_routes(router, service, ["/api/pull"], pull, body=PullBody)
+    OLLAMA.add_routes(router, service, ["/api/embed"], embed, body=EmbedBody, docs=_EMBED)
+    OLLAMA.add_routes(router, service, ["/api/embeddings"], old_embed, body=OldEmbedBody, docs=_OLD_EMBED)
+    OLLAMA.add_routes(router, service, ["/api/tags"], tags, docs=Docs(OllamaModels))
+    OLLAMA.add_routes(router, service, ["/api/ps"], running, docs=Docs(OllamaRunningModels))
+    OLLAMA.add_routes(router, service, ["/api/version"], version, docs=Docs(OllamaVersion))
+    OLLAMA.add_routes(router, service, ["/api/show"], show, body=NamedBody, docs=_SHOW)
+    OLLAMA.add_routes(router, service, ["/api/pull"], pull, body=PullBody, docs=_PULL)
 
 
 async def embed(context: RequestContext) -> Response:
@@ -154,4 +229,10 @@ def _describe_error(error: ServingError) -> tuple[int, object]:
     return status, {"error": error.message}
 
 
-OLLAMA = Dialect("Ollama", _describe_error)
+OLLAMA = Dialect(
+    "Ollama",
+    _describe_error,
+    OllamaError,
+    'Ollama\'s routes for embeddings: `ollama.Client(host="http://HOST:PORT").embed(model="any", input="...")`. '
+    "The only model answers to any name.",
+)

@@ -10,19 +10,27 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field
+from typing_extensions import NotRequired, TypedDict
 
 from ..context import RequestContext
 from ..dialect import Dialect
 from ..fields import Dimensions, Texts, TextsBody
-from ..openai_format import describe_error, list_object
+from ..openai_format import OpenAIError, TokenUsage, describe_error, list_object
+from ..openapi import Docs
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
 from ..prompts import prompt_for
 from ..service import Service
 from ..texts import Names
 from ..usage import num_chars, usage_headers
 
-OPENAI = Dialect("OpenAI", describe_error)
+OPENAI = Dialect(
+    "OpenAI",
+    describe_error,
+    OpenAIError,
+    "OpenAI's API for embeddings, also for Azure's clients, LangChain, LlamaIndex and many others: "
+    '`OpenAI(base_url="http://HOST:PORT/v1", api_key="any")`. The only model answers to any name.',
+)
 
 _AZURE = "/openai/deployments/{deployment}/embeddings"
 
@@ -90,6 +98,43 @@ class EmbeddingsBody(TextsBody):
         }
 
 
+class Embedding(TypedDict):
+    object: Literal["embedding"]
+    embedding: Annotated[list[float] | str, Field(description="numbers, or base64 of them")]
+    index: int
+
+
+class Embeddings(TypedDict):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: TokenUsage
+    id: str
+    created: int
+    truncated: NotRequired[Annotated[list[int], Field(description="the inputs that were cut")]]
+
+
+class ModelEntry(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # pydantic reads it; see extra_model_fields
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[ModelEntry]
+
+
+_EXAMPLES = {
+    "texts": {"input": ["hello world", "one two three"], "model": "any"},
+    "base64": {"input": "hello world", "model": "any", "encoding_format": "base64"},
+    "int8": {"input": "hello world", "model": "any", "output_dtype": "int8"},
+}
+
+
 async def _no_fields(_: Service) -> Mapping[str, object]:
     return {}
 
@@ -117,9 +162,12 @@ def add_routes(
         fields = {"id": name, "object": "model", "created": 0, "owned_by": "bert-embedding-service"}
         return {**fields, **await extra_model_fields(service)}
 
-    OPENAI.add_routes(router, service, ["/v1/embeddings", "/embeddings", _AZURE], embeddings, body=EmbeddingsBody)
-    OPENAI.add_routes(router, service, ["/v1/models", "/models"], models)
-    OPENAI.add_routes(router, service, ["/v1/models/{name:path}", "/models/{name:path}"], model)
+    paths = ["/v1/embeddings", "/embeddings", _AZURE]
+    docs = Docs(Embeddings, _EXAMPLES, "arrays", needs=["embed"])
+    OPENAI.add_routes(router, service, paths, embeddings, body=EmbeddingsBody, docs=docs)
+    OPENAI.add_routes(router, service, ["/v1/models", "/models"], models, docs=Docs(ModelList))
+    paths = ["/v1/models/{name:path}", "/models/{name:path}"]
+    OPENAI.add_routes(router, service, paths, model, docs=Docs(ModelEntry))
 
 
 async def embeddings(context: RequestContext) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
 from bert_serving.protocol import (
     InvalidRequest,
@@ -20,18 +20,20 @@ from bert_serving.protocol import (
     split_rows,
 )
 from fastapi import APIRouter, Response
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+from typing_extensions import NotRequired, TypedDict
 
-from ..classify import NAMED_BYTES, label_scores, normalized
+from ..classify import NAMED_BYTES, LabelScore, label_scores, normalized
 from ..context import RequestContext
 from ..dialect import Dialect, Handler
 from ..errors import NoTexts, Unprocessable, UnreadableBody, WrongModel
 from ..fields import Body, Dimensions, Side, TextList, Texts, TextsBody
+from ..openapi import Docs
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
 from ..rerank import Ranking, RankingContent, RerankBody, rank
 from ..service import Service
 from ..texts import Names
-from ..tokenizing import DecodeBody, TokenizeBody, decode, tokenize
+from ..tokenizing import DecodeBody, Token, TokenizeBody, decode, tokenize
 from ..usage import num_chars, usage_headers
 
 if TYPE_CHECKING:
@@ -113,9 +115,7 @@ def _predict_inputs(value: object) -> _Inputs:
 class PredictBody(_Truncating):
     # The value is an _Inputs. The type is object, because pydantic refuses TextPair, a typing.TypedDict, before
     # Python 3.12.
-    inputs: Annotated[
-        object, BeforeValidator(_predict_inputs), WithJsonSchema({}), Field(examples=["I like it", [["a", "b"]]])
-    ]
+    inputs: Annotated[object, BeforeValidator(_predict_inputs), WithJsonSchema({})]
     raw_scores: bool | None = False
 
 
@@ -131,6 +131,93 @@ class AnyBody(TextsBody):
 class VertexBody(TextsBody):
     instances: list[dict[str, object]] = Field(examples=[[{"content": "hello world"}]])
     parameters: dict[str, object] | None = None
+
+
+class TeiError(TypedDict):
+    error: str
+    error_type: Literal["Validation", "Backend", "Unauthorized", "Overloaded", "Unhealthy"]
+
+
+class TeiTerm(TypedDict):
+    index: int
+    value: float
+
+
+class TeiRank(TypedDict):
+    index: int
+    text: NotRequired[str]
+    score: float
+
+
+class TeiHealth(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # pydantic reads it; see extra_health_fields
+
+    status: Literal["ready"]
+
+
+class TeiInfo(TypedDict):
+    """Facts about the model. model_type has one key: embedding, classifier or reranker."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    served_model_name: str
+    model_type: dict[str, dict[str, Any]]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    sha: None
+    docker_label: None
+    dimension: int
+    parity: float
+    prompts: dict[str, str]
+
+
+_SOME = ["hello world", "one two three"]
+_VECTORS = list[list[float]] | list[str]
+_TERMS = list[list[TeiTerm]]
+_LABELS = list[LabelScore] | list[list[LabelScore]]
+_RANKS = list[TeiRank]
+_DOCS = {
+    "/embed": Docs(
+        _VECTORS,
+        {
+            "texts": {"inputs": _SOME},
+            "int8": {"inputs": "hello world", "output_dtype": "int8"},
+            "raw bytes": {"inputs": _SOME, "encoding_format": "raw"},
+            "a file in NumPy's format": {"inputs": _SOME, "encoding_format": "npy"},
+        },
+        "arrays",
+        needs=["embed"],
+    ),
+    "/embed_all": Docs(list[list[list[float]]], {"texts": {"inputs": _SOME}}),
+    "/embed_sparse": Docs(_TERMS, {"texts": {"inputs": _SOME}}, needs=["embed_sparse"]),
+    "/similarity": Docs(
+        list[float],
+        {"sentences": {"inputs": {"source_sentence": "hello world", "sentences": _SOME}}},
+        needs=["embed"],
+    ),
+    "/predict": Docs(
+        _LABELS,
+        {
+            "a text": {"inputs": "hello world"},
+            "texts": {"inputs": [["hello world"], ["one two three"]]},
+            "pairs": {"inputs": [["hello", "hello world"], ["hello", "one two three"]]},
+        },
+        needs=["classify"],
+    ),
+    "/tokenize": Docs(list[list[Token]], {"texts": {"inputs": _SOME}}),
+    "/decode": Docs(list[str], {"token ids": {"ids": [[5, 6, 7], [8, 9]]}}),
+}
+_RANK_EXAMPLES = {
+    "texts, as in TEI": {"query": "hello", "texts": _SOME, "return_text": True},
+    "documents, as in Infinity and Jina": {"query": "hello", "documents": _SOME, "top_n": 1},
+}
 
 
 def _ranking_content(_: Service, body: RerankBody, ranking: Ranking) -> object:
@@ -151,9 +238,13 @@ def add_routes(
     *,
     predict_instances: Callable[[RequestContext, Handler], Awaitable[Response]],
     documents_content: RankingContent = _ranking_content,
+    documents_reply: Any = _RANKS,
     extra_health_fields: Callable[[], Mapping[str, object]] = _no_fields,
 ) -> None:
-    """Add the routes to the router. For the other arguments, see SharedHandlers."""
+    """Add the routes to the router.
+
+    documents_reply: the type of what documents_content returns. For the other arguments, see SharedHandlers.
+    """
     shared = SharedHandlers(predict_instances, documents_content, extra_health_fields)
     routes: list[tuple[str, Handler, type[Body]]] = [
         ("/embed", embed, EmbedBody),
@@ -164,13 +255,21 @@ def add_routes(
         ("/vertex", shared.vertex, VertexBody),
         ("/tokenize", tokenize, TokenizeBody),
         ("/decode", decode, DecodeBody),
-        ("/rerank", shared.rerank, RerankBody),
     ]
     for path, handler, body in routes:
-        TEI.add_routes(router, service, [path], handler, body=body)
-    TEI.add_routes(router, service, ["/", "/invocations"], shared.by_shape, body=AnyBody)
-    TEI.add_routes(router, service, ["/info"], info)
-    TEI.add_routes(router, service, ["/health", "/ping"], shared.health, is_public=True)
+        TEI.add_routes(router, service, [path], handler, body=body, docs=_DOCS[path])
+    rankings = _RANKS | documents_reply
+    docs = Docs(rankings, _RANK_EXAMPLES, needs=["rerank"])
+    TEI.add_routes(router, service, ["/rerank"], shared.rerank, body=RerankBody, docs=docs)
+    docs = Docs(
+        _VECTORS | _TERMS | _LABELS | list[float] | rankings,
+        {"texts or a pair": {"inputs": _SOME}},
+        "arrays",
+        needs=["embed", "embed_sparse", "classify", "rerank"],
+    )
+    TEI.add_routes(router, service, ["/", "/invocations"], shared.by_shape, body=AnyBody, docs=docs)
+    TEI.add_routes(router, service, ["/info"], info, docs=Docs(TeiInfo))
+    TEI.add_routes(router, service, ["/health", "/ping"], shared.health, is_public=True, docs=Docs(TeiHealth))
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,4 +436,10 @@ def _describe_error(error: ServingError) -> tuple[int, object]:
     return status, {"error": error.message, "error_type": kind}
 
 
-TEI = Dialect("Text Embeddings Inference", _describe_error)
+TEI = Dialect(
+    "Text Embeddings Inference",
+    _describe_error,
+    TeiError,
+    "The routes of Hugging Face's Text Embeddings Inference (TEI), for its clients at `http://HOST:PORT`: "
+    "`InferenceClient` of huggingface_hub, LlamaIndex, Haystack, Chroma and others. /rerank is Infinity's too.",
+)
