@@ -3,7 +3,7 @@
 # make check    check formatting, lint rules and types, and whether docs/reference/ is current
 # make format   format the code and apply the linter's safe fixes
 # make test     run all tests except those that install large client packages
-# make clients  run the tests with third-party clients, including the slow ones
+# make clients  run the tests with third-party clients, including the slow ones; with Node, also those of JavaScript
 # make docs     build docs/reference/ from the docstrings
 # make bench    run the benchmarks
 # make neighbours  measure what bad neighbours do to another user; 15 minutes

@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import DOCUMENTS, QUERY, TEXTS
+from corpus import DOCUMENTS, KEY, QUERY, TEXTS
 from environments import python_of
 
 from tests.support.running_server import RunningServer
 from tests.support.tiny_models import make_classifier, make_masked
 from tests.support.waiting import HANG_S
-
-KEY = "secret"
 
 _DRIVERS = Path(__file__).parent / "drivers"
 _FLAGS = ["-cpu", "-dtype", "float32"]

@@ -1,4 +1,4 @@
-"""The texts that the clients send."""
+"""The texts and the API key that the clients send."""
 
 from __future__ import annotations
 
@@ -7,3 +7,4 @@ from tests.support.sentences import ODD, sentences
 TEXTS = [*sentences(9, seed=5), *ODD]
 QUERY = "the quick brown fox"
 DOCUMENTS = ["one two three", "hello world", "the lazy dog jumps over the fox", "a", "five six words"]
+KEY = "secret"

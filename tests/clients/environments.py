@@ -1,4 +1,4 @@
-"""The virtual environments of the clients: which packages they contain, and in which folder they are kept."""
+"""The environments of the clients: which packages they contain, and in which folder they are kept."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-#: The packages of each environment. The keys are the names of the environments.
+#: The packages of each virtual environment. The keys are the names of the environments.
 REQUIREMENTS: dict[str, list[str]] = {
     "light": [
         "cohere==7.3.1",
@@ -30,27 +31,77 @@ REQUIREMENTS: dict[str, list[str]] = {
         "llama-index-postprocessor-tei-rerank==0.6.0",
         "pymilvus-model==0.3.4",
     ],
+    "agents": [
+        "mem0ai==2.2.1",
+        "pydantic-ai-slim[openai]==2.68.0",
+        "semantic-kernel==1.45.0",
+    ],
+    "databases": [
+        "milvus-lite==3.2.2",
+        "openai==3.52.0",
+        "pgserver==0.1.4",
+        "pgvector==0.5.1",
+        "psycopg[binary]==3.3.9",
+        "pymilvus==3.0.2",
+        "qdrant-client==1.20.0",
+    ],
     "litellm": ["litellm==1.106.2"],  # requires an older huggingface_hub than the other clients
     "infinity": ["infinity_client==0.0.78"],  # requires an older httpx than the other clients
 }
 
+#: The packages of each environment of Node.
+NPM_PACKAGES: dict[str, list[str]] = {
+    "npm": [
+        "@ai-sdk/openai-compatible@3.0.92",
+        "@huggingface/inference@4.13.30",
+        "@langchain/core@1.4.0",
+        "@langchain/ollama@1.3.0",
+        "@langchain/openai@1.6.0",
+        "ai@7.0.173",
+        "cohere-ai@8.1.0",
+        "ollama@0.6.4",
+        "openai@7.55.0",
+    ],
+}
+
 
 def python_of(name: str) -> Path:
-    """Return the interpreter of an environment; make the environment if it does not exist."""
+    """Return the interpreter of a virtual environment; make the environment if it does not exist."""
     requirements = REQUIREMENTS[name]
-    digest = hashlib.sha256(" ".join([sys.version, *requirements]).encode()).hexdigest()
+
+    def make(folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        install = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*install, *requirements], check=True)
+
+    return _kept(name, [sys.version, *requirements], make) / "bin" / "python"
+
+
+def npm_folder_of(name: str) -> Path:
+    """Return a folder that has the packages of an environment in node_modules; make it if it does not exist."""
+    packages = NPM_PACKAGES[name]
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]
+        subprocess.run([*install, str(folder), *packages], check=True)
+
+    return _kept(name, packages, make)
+
+
+def _kept(name: str, contents: Sequence[str], make: Callable[[Path], None]) -> Path:
+    """Return the folder of an environment in the cache. If it is not complete, `make` makes it."""
+    digest = hashlib.sha256(" ".join(contents).encode()).hexdigest()
     folder = _cache() / f"{name}-{digest[:12]}"
-    python, done = folder / "bin" / "python", folder / "complete"
+    done = folder / "complete"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{folder}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be making this environment
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
-            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            subprocess.run([*install, *requirements], check=True)
+            make(folder)
             done.touch()
-    return python
+    return folder
 
 
 def _cache() -> Path:

@@ -12,22 +12,29 @@ from tests.support.running_server import RunningServer
 ROOT = Path(__file__).parents[2]
 
 _BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
+    r"^(?:<!-- (?P<note>not run|environment|request): (?P<value>.+?) -->\n)?"
+    r"```(?P<language>\w+)\n(?P<code>.*?)^```$",
+    re.M | re.S,
 )
+_FIELDS = {"not run": "reason", "environment": "environment", "request": "request"}
 _PRINTED = re.compile(r"^.*\bprint\(.*\)  # (.+)$", re.M)
 
 
 @dataclass(frozen=True)
 class CodeBlock:
-    """A fenced code block.
+    """A fenced code block. The line above it may say how it is tested.
 
-    reason: why the tests do not run the block. It is written above the block in `<!-- not run: REASON -->`.
+    reason: why the tests do not run the block: `<!-- not run: REASON -->`. environment: where the block runs, a
+    name of tests/clients/environments.py: `<!-- environment: NAME -->`. request: a file of tests/clients/requests
+    with the requests that the block's program sends, which is not run itself: `<!-- request: NAME -->`.
     """
 
     place: str
     language: str
     code: str
-    reason: str | None
+    reason: str | None = None
+    environment: str | None = None
+    request: str | None = None
 
     def __str__(self) -> str:
         return self.place
@@ -43,7 +50,8 @@ def code_blocks(path: Path) -> Iterator[CodeBlock]:
     text = path.read_text()
     for found in _BLOCK.finditer(text):
         line = text.count("\n", 0, found.start("language")) + 1
-        yield CodeBlock(f"{path.relative_to(ROOT)}:{line}", found["language"], found["code"], found["reason"])
+        notes = {_FIELDS[found["note"]]: found["value"]} if found["note"] else {}
+        yield CodeBlock(f"{path.relative_to(ROOT)}:{line}", found["language"], found["code"], **notes)
 
 
 def on_ports_of(server: RunningServer, code: str) -> str:
