@@ -19,7 +19,7 @@ from tests.support.waiting import HANG_S
 
 VECTORS = {"/v1/embeddings", "/embed", "/similarity", "/v1/embed", "/v2/embed", "/api/embed", "/api/embeddings"}
 LABELS = {"/predict", "/classify"}
-RANKINGS = {"/rerank", "/v2/rerank"}
+RANKINGS = {"/rerank", "/v1/rerank", "/v2/rerank"}
 TERMS = {"/embed_sparse"}
 #: The routes that need another kind of model, by the kind that is served.
 NOT_SERVED = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from bert_serving.protocol import Unavailable
-from bert_serving.server.gateway.dialects import tei
+from bert_serving.server.gateway.dialects import tei, vertex
 from bert_serving.server.gateway.docs_page import LiveDocument
 from bert_serving.server.gateway.known_models import Model
 from bert_serving.server.gateway.openapi import operations_of
@@ -35,7 +35,7 @@ class ModelsOfTest:
 def live_document(models: ModelsOfTest) -> LiveDocument:
     service = replace(make_service(), models=models)
     router = APIRouter()
-    tei.add_routes(router, service)
+    tei.add_routes(router, service, predict_instances=vertex.predict_instances)
     return LiveDocument(service, operations_of(router))
 
 

@@ -156,8 +156,8 @@ class Service:
         WrongModel if the model is a reranker, whose vectors mean nothing, and no pooling_strategy is given.
         """
         reply = await self.encode(texts, names, ragged=True, pairs=False, **options)
-        if "pooling_strategy" not in options and (await self.model_of(reply)).kind == "reranker":
-            raise WrongModel("the model is a reranker, so it gives no embeddings: use /rerank")
+        if "pooling_strategy" not in options:
+            await self._check_is_no_reranker(reply)
         if reply.counts is not None:
             raise InvalidRequest(
                 "this server returns several vectors per text (-pooling_strategy NONE or SPLADE): "
@@ -189,7 +189,12 @@ class Service:
             raise InvalidRequest(str(exc)) from exc
         whole = Names(others={0: f"the whole of {names.whole}"})
         reply = await self.encode_reply([" ".join(parts)], replace(checked, pairs=False), spans, names=whole)
+        await self._check_is_no_reranker(reply)
         return reply.rows.astype(np.float32, copy=False), reply
+
+    async def _check_is_no_reranker(self, reply: EncodeReply) -> None:
+        if (await self.model_of(reply)).kind == "reranker":
+            raise WrongModel("the model is a reranker, so it gives no embeddings: use /rerank")
 
     async def model(self) -> Model:
         """Return the model that computes new requests. Raises Unavailable until a worker has loaded it."""

@@ -75,6 +75,7 @@ class EncodedLine(TypedDict):
     id: object
     embedding: list[float] | list[list[float]] | str | list[str]
     truncated: NotRequired[Literal[True]]
+    dropped_characters: NotRequired[int]
 
 
 class LineError(TypedDict):

@@ -19,6 +19,7 @@ from bert_serving.protocol import (
     check_texts,
     has_lone_surrogate,
 )
+from typing_extensions import TypedDict
 
 from .errors import NoTexts
 
@@ -38,6 +39,18 @@ _REFUSED_TEXT = [(1 << 31) - 1]
 
 #: One result for each text.
 Results: TypeAlias = "Sequence[object] | npt.NDArray[np.generic]"
+
+
+class FailedText(TypedDict):
+    """Why a text could not be encoded; it describes TextError in /docs."""
+
+    index: int
+    code: str
+    message: str
+
+
+#: The type of the field "errors" in a reply: the texts that have null in place of a result, and why.
+FailedTexts: TypeAlias = list[FailedText]
 
 
 @dataclass(frozen=True, slots=True)

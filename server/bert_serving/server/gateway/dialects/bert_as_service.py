@@ -36,7 +36,7 @@ from ..json_body import read_json
 from ..openapi import Docs
 from ..output import Container, Dtype, Numbers, binary_response, container_for, convert, encoded
 from ..service import Service
-from ..texts import readable_texts
+from ..texts import FailedTexts, readable_texts
 from ..usage import num_chars, usage_headers
 
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
@@ -61,7 +61,7 @@ class EncodeBody(BaseModel):  # it only documents the route: `_parse` does the c
         {},
         description="options of this request, in place of the server's settings: pooling_strategy, "
         "pooling_layer, normalize, dimensions, truncate, long_text, prompt, prompt_name, pairs, ragged, "
-        "show_tokens, show_offsets, show_usage",
+        "show_tokens, show_offsets, show_usage, on_error",
     )
     spans: list[list[tuple[int, int]]] | None = Field(
         None,
@@ -83,15 +83,16 @@ class EncodeUsage(TypedDict):
 
 
 class EncodedTexts(TypedDict):
-    """The reply of /encode. A result is a vector, a list of vectors, or base64 of one of them."""
+    """The reply of /encode. A result is a vector, a list of vectors, base64 of one of them, or null."""
 
     id: object
-    result: list[list[float]] | list[list[list[float]]] | list[str]
+    result: list[list[float] | None] | list[list[list[float]] | None] | list[str | None]
     status: Literal[200]
     truncated: NotRequired[list[int]]
     tokens: NotRequired[list[list[str]]]
     offsets: NotRequired[list[list[tuple[int, int]]]]
     usage: NotRequired[EncodeUsage]
+    errors: NotRequired[FailedTexts]
 
 
 class ServerStatusReply(TypedDict):

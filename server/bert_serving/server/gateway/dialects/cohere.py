@@ -17,12 +17,13 @@ from ..context import RequestContext
 from ..dialect import Dialect
 from ..errors import Unprocessable
 from ..fields import Body, Dimensions, TextList, TextsBody
+from ..openai_format import TokenUsage
 from ..openapi import Docs
 from ..output import Numbers, convert
 from ..prompts import prompt_for
 from ..rerank import Ranking, RerankBody, rank
 from ..service import Service
-from ..texts import Names, TextNotes
+from ..texts import FailedTexts, Names, TextNotes
 from ..usage import num_chars, num_tokens, usage_headers
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
@@ -79,17 +80,18 @@ class CohereMeta(TypedDict):
     tokens: CohereUnits
 
 
-_Numbers = list[list[int]]
+_Numbers = list[list[int] | None]
+_Floats = list[list[float] | None]
 
 CohereTypes = TypedDict(  # noqa: UP013  # a field of a class could not have the name of a type
     "CohereTypes",
     {
-        "float": list[list[float]],
+        "float": _Floats,
         "int8": _Numbers,
         "uint8": _Numbers,
         "binary": _Numbers,
         "ubinary": _Numbers,
-        "base64": list[str],
+        "base64": list[str | None],
     },
     total=False,
 )
@@ -98,17 +100,19 @@ CohereTypes = TypedDict(  # noqa: UP013  # a field of a class could not have the
 class CohereEmbeddings(TypedDict):
     id: str
     embeddings: CohereTypes
-    texts: list[str]
+    texts: list[object]
     response_type: Literal["embeddings_by_type"]
     meta: CohereMeta
+    errors: NotRequired[FailedTexts]
 
 
 class CohereFloats(TypedDict):
     id: str
-    embeddings: list[list[float]]
-    texts: list[str]
+    embeddings: _Floats
+    texts: list[object]
     response_type: Literal["embeddings_floats"]
     meta: CohereMeta
+    errors: NotRequired[FailedTexts]
 
 
 class CohereDocument(TypedDict):
@@ -117,7 +121,7 @@ class CohereDocument(TypedDict):
 
 class CohereRanked(TypedDict):
     index: int
-    relevance_score: float
+    relevance_score: float | None
     document: NotRequired[CohereDocument]
 
 
@@ -125,6 +129,22 @@ class CohereRanking(TypedDict):
     id: str
     results: list[CohereRanked]
     meta: CohereMeta
+    errors: NotRequired[FailedTexts]
+
+
+class VoyageRanked(TypedDict):
+    index: int
+    relevance_score: float | None
+    document: NotRequired[str]
+
+
+class RankingV1(CohereRanking):
+    """What Jina's and Voyage's clients read in addition to Cohere's fields."""
+
+    object: Literal["list"]
+    model: str
+    usage: TokenUsage
+    data: NotRequired[list[VoyageRanked]]
 
 
 class CohereError(TypedDict):
@@ -150,7 +170,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
     COHERE.add_routes(router, service, ["/v1/embed"], embed_v1, body=EmbedBody, docs=docs)
     docs = Docs(CohereRanking, _RERANK_EXAMPLES, needs=["rerank"])
     COHERE.add_routes(router, service, ["/v2/rerank"], rerank, body=RerankBody, docs=docs)
-    docs = Docs(CohereRankingV1, _RERANK_EXAMPLES, needs=["rerank"])
+    docs = Docs(RankingV1, _RERANK_EXAMPLES, needs=["rerank"])
     COHERE.add_routes(router, service, ["/v1/rerank"], rerank_v1, body=RerankBody, docs=docs)
 
 

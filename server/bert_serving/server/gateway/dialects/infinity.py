@@ -20,7 +20,7 @@ from ..openai_format import OpenAIError, TokenUsage, describe_error, list_object
 from ..openapi import Docs
 from ..rerank import Ranking, RerankBody
 from ..service import Service
-from ..texts import Names
+from ..texts import FailedTexts, Names
 from ..usage import num_chars, usage_headers
 
 INFINITY = Dialect(
@@ -55,13 +55,14 @@ class _Result(TypedDict):
 
 class Classification(_Result):
     object: Literal["classify"]
-    data: list[list[LabelScore]]
+    data: list[list[LabelScore] | None]
     truncated: NotRequired[list[int]]
+    errors: NotRequired[FailedTexts]
 
 
 class RankedDocument(TypedDict):
     index: int
-    relevance_score: float
+    relevance_score: float | None
     document: NotRequired[str]
 
 

@@ -21,7 +21,7 @@ from ..errors import Unprocessable
 from ..fields import Body, Dimensions, Strings, TextsBody
 from ..openapi import Docs
 from ..service import Service
-from ..texts import Names
+from ..texts import FailedTexts, Names
 from ..usage import num_chars, num_tokens, usage_headers
 
 _FAMILY = "bert"
@@ -53,14 +53,16 @@ class OllamaEmbeddings(TypedDict):
     """Vectors. Durations are in nanoseconds; a reply to an empty input has none."""
 
     model: str
-    embeddings: list[list[float]]
+    embeddings: list[list[float] | None]
     total_duration: NotRequired[int]
     load_duration: NotRequired[int]
     prompt_eval_count: NotRequired[int]
+    errors: NotRequired[FailedTexts]
 
 
 class OllamaEmbedding(TypedDict):
-    embedding: list[float]
+    embedding: list[float] | None
+    errors: NotRequired[FailedTexts]
 
 
 class OllamaDetails(TypedDict):

@@ -21,7 +21,7 @@ from ..openapi import Docs
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
 from ..prompts import prompt_for
 from ..service import Service
-from ..texts import Names
+from ..texts import FailedTexts, Names
 from ..usage import num_chars, usage_headers
 
 OPENAI = Dialect(
@@ -100,7 +100,7 @@ class EmbeddingsBody(TextsBody):
 
 class Embedding(TypedDict):
     object: Literal["embedding"]
-    embedding: Annotated[list[float] | str, Field(description="numbers, or base64 of them")]
+    embedding: Annotated[list[float] | str | None, Field(description="numbers, base64 of them, or null")]
     index: int
 
 
@@ -112,6 +112,7 @@ class Embeddings(TypedDict):
     id: str
     created: int
     truncated: NotRequired[Annotated[list[int], Field(description="the inputs that were cut")]]
+    errors: NotRequired[FailedTexts]
 
 
 class ModelEntry(TypedDict):
@@ -132,6 +133,12 @@ _EXAMPLES = {
     "texts": {"input": ["hello world", "one two three"], "model": "any"},
     "base64": {"input": "hello world", "model": "any", "encoding_format": "base64"},
     "int8": {"input": "hello world", "model": "any", "output_dtype": "int8"},
+    "null for a bad text": {"input": ["hello world", ""], "model": "any", "on_error": "null"},
+    "late chunking, as in Jina's API": {
+        "input": ["hello world", "one two three"],
+        "model": "any",
+        "late_chunking": True,
+    },
 }
 
 

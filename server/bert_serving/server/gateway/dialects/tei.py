@@ -32,7 +32,7 @@ from ..openapi import Docs
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
 from ..rerank import Ranking, RankingContent, RerankBody, rank
 from ..service import Service
-from ..texts import Names
+from ..texts import FailedTexts, Names
 from ..tokenizing import DecodeBody, Token, TokenizeBody, decode, tokenize
 from ..usage import num_chars, usage_headers
 
@@ -135,7 +135,7 @@ class VertexBody(TextsBody):
 
 class TeiError(TypedDict):
     error: str
-    error_type: Literal["Validation", "Backend", "Unauthorized", "Overloaded", "Unhealthy"]
+    error_type: Literal["Validation", "Empty", "Backend", "Unauthorized", "Overloaded", "Unhealthy"]
 
 
 class TeiTerm(TypedDict):
@@ -146,7 +146,7 @@ class TeiTerm(TypedDict):
 class TeiRank(TypedDict):
     index: int
     text: NotRequired[str]
-    score: float
+    score: float | None
 
 
 class TeiHealth(TypedDict):
@@ -178,10 +178,17 @@ class TeiInfo(TypedDict):
     prompts: dict[str, str]
 
 
+class Predictions(TypedDict):
+    """A prediction for each instance of Vertex AI; each has the form of the reply to that instance."""
+
+    predictions: list[Any]
+    errors: NotRequired[FailedTexts]
+
+
 _SOME = ["hello world", "one two three"]
-_VECTORS = list[list[float]] | list[str]
-_TERMS = list[list[TeiTerm]]
-_LABELS = list[LabelScore] | list[list[LabelScore]]
+_VECTORS = list[list[float] | None] | list[str | None]
+_TERMS = list[list[TeiTerm] | None]
+_LABELS = list[LabelScore] | list[list[LabelScore] | None] | None
 _RANKS = list[TeiRank]
 _DOCS = {
     "/embed": Docs(
@@ -195,21 +202,26 @@ _DOCS = {
         "arrays",
         needs=["embed"],
     ),
-    "/embed_all": Docs(list[list[list[float]]], {"texts": {"inputs": _SOME}}),
+    "/embed_all": Docs(list[list[list[float]] | None], {"texts": {"inputs": _SOME}}),
     "/embed_sparse": Docs(_TERMS, {"texts": {"inputs": _SOME}}, needs=["embed_sparse"]),
     "/similarity": Docs(
-        list[float],
+        list[float | None],
         {"sentences": {"inputs": {"source_sentence": "hello world", "sentences": _SOME}}},
         needs=["embed"],
     ),
     "/predict": Docs(
-        _LABELS,
+        _LABELS | Predictions,
         {
             "a text": {"inputs": "hello world"},
             "texts": {"inputs": [["hello world"], ["one two three"]]},
             "pairs": {"inputs": [["hello", "hello world"], ["hello", "one two three"]]},
         },
         needs=["classify"],
+    ),
+    "/vertex": Docs(
+        Predictions,
+        {"bodies of POST /": {"instances": [{"inputs": "hello world"}, {"inputs": "one two three"}]}},
+        needs=["embed", "embed_sparse", "classify", "rerank"],
     ),
     "/tokenize": Docs(list[list[Token]], {"texts": {"inputs": _SOME}}),
     "/decode": Docs(list[str], {"token ids": {"ids": [[5, 6, 7], [8, 9]]}}),
@@ -262,7 +274,7 @@ def add_routes(
     docs = Docs(rankings, _RANK_EXAMPLES, needs=["rerank"])
     TEI.add_routes(router, service, ["/rerank"], shared.rerank, body=RerankBody, docs=docs)
     docs = Docs(
-        _VECTORS | _TERMS | _LABELS | list[float] | rankings,
+        _VECTORS | _TERMS | _LABELS | list[float | None] | rankings,
         {"texts or a pair": {"inputs": _SOME}},
         "arrays",
         needs=["embed", "embed_sparse", "classify", "rerank"],
