@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bert_serving.protocol import Text
 from bert_serving.server.model.errors import ModelError
 from bert_serving.server.model.tensorflow.google_bert import google_name
 from bert_serving.server.model.tensorflow.tensor_bundle import TensorBundle
 from bert_serving.server.worker.encoder import Encoder
+from bert_serving.server.worker.micro_batches import PreparedText
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -231,6 +233,82 @@ def test_a_vocabulary_without_padding_pads_with_the_first_token(google: Path) ->
     encoder = Encoder(google, device="cpu", dtype="float32")
     together, alone = encoder.encode(texts), [encoder.encode([text])[0] for text in texts]
     assert np.abs(together - alone).max() <= 1e-5
+
+
+def ids_of(encoder: Encoder, texts: list[Text]) -> list[list[int]]:
+    return [each.text.ids for each in encoder.prepare(texts) if isinstance(each, PreparedText)]
+
+
+def test_white_space_around_a_token_in_the_vocabulary_is_not_part_of_it(google: Path) -> None:
+    """As in bert-as-service: TensorFlow's reader ignores carriage returns, and each line is stripped."""
+    texts: list[Text] = ["hello world the fox is over it", ["dog", "##s", "lazy"]]
+    expected = ids_of(Encoder(google, device="cpu"), texts)
+    written = {
+        b"hello": b" hello",
+        b"world": b"\tworld \xe3\x80\x80",
+        b"the": "\x85\xa0the\x85".encode(),
+        b"fox": b"\x1c\x1dfox\x1e\x1f",
+        b"is": "\u2028is\u2029".encode(),
+        b"over": b"ov\rer\r\r",
+        b"it": b"it\r",
+        b"dog": b"\x0b\x0cdog",
+        b"##s": b" ##s",
+    }
+    lines = (google / "vocab.txt").read_bytes().splitlines()
+    (google / "vocab.txt").write_bytes(b"\n".join(written.get(line, line) for line in lines))
+    mine = Encoder(google, device="cpu")
+    assert ids_of(mine, texts) == expected
+    assert mine.encode_tokens(["hello world it"])[0].tokens == ["[CLS]", "hello", "world", "it", "[SEP]"]
+
+
+def test_a_byte_order_mark_and_a_zero_width_space_are_part_of_a_token(google: Path) -> None:
+    """They are no white space for Python's str.strip."""
+    content = "\ufeff" + (google / "vocab.txt").read_text().replace("\nhello\n", "\n\u200bhello\n")
+    (google / "vocab.txt").write_text(content, encoding="utf-8")
+    texts: list[Text] = ["hello", ["\u200bhello"], ["\ufeff[PAD]"]]
+    assert ids_of(Encoder(google, device="cpu"), texts) == [[2, 1, 3], [2, 19, 3], [2, 0, 3]]
+
+
+def test_equal_lines_of_a_vocabulary_have_the_id_of_the_last_one(
+    google: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Lines may become equal by stripping. An empty line has an id too."""
+    words = (google / "vocab.txt").read_text().splitlines()
+    fox, lazy, day = words.index("fox"), words.index("lazy"), words.index("day")
+    words[lazy], words[day] = " fox", "  "
+    words.remove("[MASK]")
+    (google / "vocab.txt").write_text("\n".join(words) + "\n\n")
+    mine = Encoder(google, device="cpu")
+    cls, sep = words.index("[CLS]"), words.index("[SEP]")
+    assert ids_of(mine, ["fox"]) == [[cls, lazy - 1, sep]]
+    assert ids_of(mine, [["fox", ""]]) == [[cls, lazy - 1, len(words), sep]]
+    tokens = mine.encode_tokens(["good fox", [fox - 1]])
+    assert [each.tokens[1:-1] for each in tokens] == [["good", "fox"], [f"fox (line {fox})"]]
+    assert "holes" not in "".join(capfd.readouterr())
+
+
+def test_a_vocabulary_that_is_not_utf_8_or_lacks_cls_is_an_error_of_one_line(google: Path) -> None:
+    content = (google / "vocab.txt").read_bytes()
+    (google / "vocab.txt").write_bytes(content.replace(b"\nhello\n", b"\nhell\xff\n"))
+    with pytest.raises(ModelError, match=r"cannot load the tokenizer in .*utf-8"):
+        encode(google)
+    (google / "vocab.txt").write_bytes(content.replace(b"[CLS]", b"[START]"))
+    with pytest.raises(ModelError, match="no embedding"):
+        encode(google)
+
+
+def test_a_vocabulary_of_transformers_is_read_as_transformers_does(google: Path, reference: BertModel) -> None:
+    """A config.json makes the folder one of Transformers, and so does a tokenizer.json."""
+    content = (google / "vocab.txt").read_text()
+    (google / "vocab.txt").write_text(content.replace("\nhello\n", "\n hello\n"))
+    BertTokenizer(str(google / "vocab.txt")).save_pretrained(google)
+    assert ids_of(Encoder(google, device="cpu"), ["hello"]) == [[2, 1, 3]]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (google / name).unlink()
+    assert ids_of(Encoder(google, device="cpu"), ["hello"]) == [[2, 19, 3]]
+    (google / "bert_config.json").unlink()
+    reference.config.save_pretrained(google)
+    assert ids_of(Encoder(google, device="cpu"), ["hello"]) == [[2, 1, 3]]
 
 
 @pytest.mark.parametrize("wrong", [{"num_attention_heads": 3}, {"hidden_act": "none"}, {"hidden_size": "16"}])

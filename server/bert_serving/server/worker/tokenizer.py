@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from ..model.errors import ModelError, one_line
 from .excerpts import ReadingLimit
+from .google_vocabulary import read_google_vocabulary
 from .long_strings import tokenize_strings
 from .sequences import (
     MAX_CHUNKED_TOKENS,
@@ -66,6 +67,7 @@ class Tokenizer:
                 local_files_only=True,
                 use_fast=True,
                 trust_remote_code=trust_remote_code,
+                **_google_vocabulary(folder, model_type),
             )
         except Exception as exc:  # a damaged file makes the libraries raise errors of many types
             raise ModelError(f"cannot load the tokenizer in {folder}: {one_line(exc)}") from exc
@@ -197,6 +199,14 @@ class Tokenizer:
         if not word_ids[0].ids:
             raise RequestError("this text has no token, and with no_special_token none is added")
         return NO_SPECIAL_TOKENS
+
+
+def _google_vocabulary(folder: Path, model_type: str | None) -> dict[str, dict[str, int]]:
+    """Return the argument with which Transformers does not read vocab.txt itself; empty unless it is Google's."""
+    path = folder / "vocab.txt"
+    if model_type != "bert" or (folder / "tokenizer.json").is_file() or not path.is_file():
+        return {}
+    return {"vocab": read_google_vocabulary(path)}
 
 
 def _cased(rust: RustTokenizer) -> RustTokenizer:
