@@ -34,7 +34,8 @@ class ModelFacts:
     splits_specials: the tokenizer treats the name of a special token in a text as ordinary text.
     prompts: the text of each prompt, by its name. labels: the labels of the classification head, if there is one.
     max_seq_len: longest sequence in tokens. forward: "packed" or "padded".
-    parity: lowest cosine between a vector of this model and the float32 reference of that vector.
+    parity: lowest cosine, over a few probe texts, between a row that the model serves without options (or of its
+        classification head) and the float32 reference of that row.
     tokens_per_s: speed during the warm-up. max_batch_tokens: limit for the tokens in a batch.
     """
 

@@ -31,7 +31,7 @@ from ..model.spec import ModelSpec
 from .arrays import dense, padded
 from .checked_texts import checked_texts
 from .loading import load
-from .micro_batches import Budget, PreparedText, run_micro_batches
+from .micro_batches import Budget, PreparedText, finished, run_micro_batches
 from .pooling_plan import FROM_FIRST
 from .sequences import RequestError, TokenizedText
 from .transformer import Transformer
@@ -247,13 +247,7 @@ class Encoder:
 
     def forward(self, prepared: Sequence[PreparedText]) -> list[Rows | EncodingError]:
         """Return the rows of each text, float32. A text whose rows are not finite is computed again in float32."""
-        steps = self.forward_steps(prepared)
-        try:
-            while True:
-                next(steps)
-        except StopIteration as end:
-            found: list[Rows | EncodingError] = end.value
-            return found
+        return finished(self.forward_steps(prepared))
 
     def forward_steps(self, prepared: Sequence[PreparedText]) -> Generator[int, None, list[Rows | EncodingError]]:
         """Do the same as `forward`, one micro-batch at a time, and yield the number of tokens of each micro-batch.
@@ -292,7 +286,11 @@ class Encoder:
 
     @property
     def parity(self) -> float:
-        """The smallest cosine between a probe text's vector and its vector from the padded float32 model."""
+        """The smallest cosine, over a few probe texts, between a vector of this encoder and of the reference.
+
+        The reference is the model as Transformers runs it: padded, in float32. The vectors are those of a call
+        without options; if the model has a classification head, also those of the head.
+        """
         return self._loaded.parity
 
     @property

@@ -13,16 +13,17 @@ from transformers import PreTrainedModel
 
 from ..model.errors import ModelError
 from ..model.folder import ModelFolder
-from ..model.pooling import Pooling, PoolingRules
+from ..model.pooling import PoolingRules
 from ..model.sentence_transformers import SentenceTransformersConfig
 from ..model.spec import ModelSpec
 from .checkpoint import Checkpoint, drop_position_embeddings
 from .classifier import Classifier, classifier_of, pooler_of
 from .dense import load_after_pooling
 from .device import CPU_MICRO_BATCH_TOKENS, fitting_tokens, pick_device, pick_dtype
-from .execution import ChosenExecution, choose_execution
+from .execution import choose_execution, reference_execution
 from .fingerprint import fingerprint, weights_hash
 from .model_module import import_model_module
+from .parity import PROBES, ParityCheck, served_plans
 from .pooling_plan import AfterPooling, Head, ModelShape, PoolingPlanner, needs_classifier, reads_top_layer
 from .sequences import TokenizedText, TokenSequence
 from .splade import SpladeHead
@@ -44,7 +45,7 @@ class LoadedModel:
     transformer: runs in `dtype`. tokenizer: makes the token ids. planner: makes the pooling plans of requests.
     sentence_transformers: the configuration for sentence-transformers in the model folder, if any. max_seq_len: in
     tokens. micro_batch_tokens: the largest number of tokens in a forward pass. hidden_size: the width of a hidden
-    state. parity: the smallest cosine between a probe's vector and its vector from the padded float32 model.
+    state. parity: the smallest cosine between a row of a probe text and its row from the padded float32 model.
     num_ids: the number of token ids that have an embedding, if the tokenizer has more ids; else None. labels: the
     labels of the classification head, if any. fingerprint: two models with the same fingerprint compute the same
     vectors, apart from rounding. load_in_float32: loads the transformer again, in float32.
@@ -75,24 +76,18 @@ def load(spec: ModelSpec) -> LoadedModel:
     max_seq_len = folder.max_seq_len(spec.max_seq_len)
     config = folder.sentence_transformers
     tokenizer = _load_tokenizer(spec, folder, max_seq_len)
-    rules = PoolingRules.of(spec, config)
     after = load_after_pooling(config, device)
     loader = _TransformerLoader(
         spec,
         Checkpoint(folder),
-        rules.default,
+        PoolingRules.of(spec, config),
+        after,
         InputFormat(device, folder.first_position, tokenizer.pad_id, hide_specials=spec.mask_cls_sep),
         _probes(tokenizer),
+        _parity_probes(tokenizer, config),
     )
     loaded = loader.load(dtype)
-    transformer, heads, chosen = loaded.transformer, loaded.heads, loaded.chosen
-    shape = ModelShape(
-        num_layers=loader.checkpoint.num_layers,
-        num_loaded=transformer.num_layers,
-        hidden_size=chosen.hidden_size,
-        head_widths=heads.widths(chosen.hidden_size),
-    )
-    planner = PoolingPlanner(rules, shape, after=after, normalize=spec.normalize)
+    transformer, planner = loaded.transformer, loaded.planner
     longest = TokenSequence([tokenizer.pad_id] * max_seq_len, (0, max_seq_len))
     return LoadedModel(
         transformer=transformer,
@@ -102,21 +97,26 @@ def load(spec: ModelSpec) -> LoadedModel:
         dtype=dtype,
         max_seq_len=max_seq_len,
         micro_batch_tokens=_micro_batch_tokens(spec, transformer, planner.default.reads, longest),
-        hidden_size=chosen.hidden_size,
-        parity=chosen.parity,
+        hidden_size=loaded.hidden_size,
+        parity=loaded.parity,
         num_ids=_num_ids_if_fewer(transformer, tokenizer),
-        labels=heads.labels,
+        labels=loaded.labels,
         fingerprint=_fingerprint(loaded.weights_hash, spec, config, tokenizer, after),
         load_in_float32=lambda: loader.load_same_in_float32(loaded.weights_hash),
     )
 
 
 class _LoadedTransformer(NamedTuple):
-    """A transformer, its heads, how it runs, and the hash of its weights before they are converted to a dtype."""
+    """A transformer, and what was found out about it. The fields are described in LoadedModel.
+
+    weights_hash: the hash of the weights before they were converted to a dtype.
+    """
 
     transformer: Transformer
-    heads: Heads
-    chosen: ChosenExecution
+    planner: PoolingPlanner
+    hidden_size: int
+    parity: float
+    labels: tuple[str, ...]
     weights_hash: str
 
 
@@ -124,24 +124,36 @@ class _LoadedTransformer(NamedTuple):
 class _TransformerLoader:
     """Loads the transformer of a spec. Each call of `load` loads it again.
 
-    pooling: the default pooling, which decides which layers and heads are loaded. probes: the tokenized texts that
-    `choose_execution` encodes.
+    rules: their default pooling decides which layers and heads are loaded. after: the steps after the pooling.
+    probes: the tokenized texts that `choose_execution` encodes. parity_probes: those that `ParityCheck` encodes.
     """
 
     spec: ModelSpec
     checkpoint: Checkpoint
-    pooling: Pooling
+    rules: PoolingRules
+    after: AfterPooling
     inputs: InputFormat
     probes: Sequence[TokenSequence]
+    parity_probes: Sequence[TokenizedText]
 
     def load(self, dtype: torch.dtype) -> _LoadedTransformer:
-        """Return the transformer in the dtype, its heads, and the execution that was chosen for it."""
+        """Return the transformer in the dtype, in the execution that was chosen for it.
+
+        Raises ModelError if its rows are too far from the reference.
+        """
         model, heads, hash_of_weights = self._load_model()
         if self.spec.no_position_embeddings:
             drop_position_embeddings(model)
-        chosen = choose_execution(model, self.inputs, self.probes, dtype)
-        transformer = Transformer(model, self.inputs, chosen.execution, heads)
-        return _LoadedTransformer(transformer, heads, chosen, hash_of_weights)
+        reference = Transformer(model, self.inputs, reference_execution(model), heads)
+        probes = self._known_to(reference)
+        hidden_size = _hidden_size(reference, probes[0].sequences[0])
+        planner = self._planner(heads, reference.num_layers, hidden_size)
+        plans = served_plans(planner, heads.labels)
+        check = ParityCheck(reference, probes, plans, hide_specials=self.inputs.hide_specials)
+        execution = choose_execution(model, self.inputs, self.probes, dtype)
+        transformer = Transformer(model, self.inputs, execution, heads)
+        parity = check.smallest_cosine(transformer, dtype)
+        return _LoadedTransformer(transformer, planner, hidden_size, parity, heads.labels, hash_of_weights)
 
     def load_same_in_float32(self, hash_of_weights: str) -> Transformer:
         """Load the transformer again, in float32, and return it. Raises ModelError if the weights have changed."""
@@ -150,10 +162,29 @@ class _TransformerLoader:
             raise ModelError(f"the weights in {self.checkpoint.folder.weights_dir} have changed")
         return loaded.transformer
 
+    def _known_to(self, transformer: Transformer) -> list[TokenizedText]:
+        """Return those parity probes whose tokens all have an embedding. Raises ModelError if there is none."""
+        num_ids = transformer.num_ids
+        known = [text for text in self.parity_probes if num_ids is None or max(text.ids) < num_ids]
+        if not known:
+            raise ModelError(
+                f"the tokenizer gives tokens that the model has no embedding for: it has {num_ids} embeddings"
+            )
+        return known
+
+    def _planner(self, heads: Heads, num_loaded: int, hidden_size: int) -> PoolingPlanner:
+        shape = ModelShape(
+            num_layers=self.checkpoint.num_layers,
+            num_loaded=num_loaded,
+            hidden_size=hidden_size,
+            head_widths=heads.widths(hidden_size),
+        )
+        return PoolingPlanner(self.rules, shape, after=self.after, normalize=self.spec.normalize)
+
     def _load_model(self) -> tuple[PreTrainedModel, Heads, str]:
         """Return the encoder in float32, the heads that were loaded with it, and the hash of all their weights."""
         highest = self._highest_layer()
-        is_sparse = "SPLADE" in self.pooling.strategies
+        is_sparse = "SPLADE" in self.rules.default.strategies
         with_head = None if is_sparse else self._load_classifier()
         if with_head is not None:
             model, classifier = with_head
@@ -170,8 +201,9 @@ class _TransformerLoader:
     def _highest_layer(self) -> int:
         """Return the highest layer that must be loaded. Raises ModelError for a layer that does not exist."""
         num_layers = self.checkpoint.num_layers
-        highest = self.pooling.highest_layer(num_layers)
-        needs_top = self.spec.all_layers or reads_top_layer(self.pooling.strategies)
+        pooling = self.rules.default
+        highest = pooling.highest_layer(num_layers)
+        needs_top = self.spec.all_layers or reads_top_layer(pooling.strategies)
         return num_layers - 1 if needs_top else highest
 
     def _load_classifier(self) -> tuple[PreTrainedModel, Classifier] | None:
@@ -179,7 +211,7 @@ class _TransformerLoader:
 
         Raises ModelError instead of returning None if the pooling needs this head.
         """
-        is_needed = needs_classifier(self.pooling.strategies)
+        is_needed = needs_classifier(self.rules.default.strategies)
         if not is_needed and not self.checkpoint.is_classifier:
             return None
         try:
@@ -245,6 +277,19 @@ def _num_ids_if_fewer(transformer: Transformer, tokenizer: Tokenizer) -> int | N
 
 def _probes(tokenizer: Tokenizer) -> list[TokenSequence]:
     return [text.sequences[0] for text in tokenizer(_PROBES) if isinstance(text, TokenizedText)]
+
+
+def _parity_probes(tokenizer: Tokenizer, config: SentenceTransformersConfig | None) -> list[TokenizedText]:
+    """Return the tokenized probes, with the prompt that precedes every text by default."""
+    prompt = "" if config is None else config.default_prompt
+    pool_prompt = config is None or config.include_prompt
+    tokenized = tokenizer(PROBES, prompt=prompt, pool_prompt=pool_prompt)
+    return [text for text in tokenized if isinstance(text, TokenizedText)]
+
+
+def _hidden_size(transformer: Transformer, sequence: TokenSequence) -> int:
+    top = transformer.num_layers - 1
+    return transformer.hidden([sequence], [top])[top].shape[1]
 
 
 def _micro_batch_tokens(

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from .splade import nonzero_terms
 from .transformer import Transformer
 
 log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,16 @@ def run_micro_batches(
         half = len(indices) // 2
         pending += [indices[half:], indices[:half]]
     return _finish(texts, sequences_of, transformer.device)
+
+
+def finished(steps: Generator[int, None, _Result]) -> _Result:
+    """Run all steps, such as those of `run_micro_batches`, and return their result."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        result: _Result = end.value
+        return result
 
 
 def _fits_in_memory(
