@@ -40,7 +40,8 @@ from bert_serving.server.broker.tei_metrics import TeiMetrics
 from bert_serving.server.keys import KeySource
 from bert_serving.server.settings import Settings
 from bert_serving.server.supervisor import child
-from bert_serving.server.supervisor.launch import body_limits, connection_limits, listen
+from bert_serving.server.supervisor.launch import body_limits, connection_limits
+from bert_serving.server.supervisor.listeners import listen
 
 from benchmarks.common import cpu_name
 from tests.support.running_server import free_ports
@@ -185,12 +186,13 @@ def main() -> None:
         endpoints = PrivateEndpoints.in_folder(folder)
         settings = {"port": port, "port_out": port_out, "http_port": http_port}
         gateway = {
-            "http_socket": listener,
+            "http_sockets": [listener],
             "requests_endpoint": endpoints.requests,
             "replies_endpoint": endpoints.replies,
             "connection_limits": connection_limits(Settings()),
             "body_limits": body_limits(Settings()),
             "trusted_proxies": "",
+            "root_path": "",
             "cors": "*",
             "model_name": "fake",
             "tokenizer_dir": "",

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from bert_serving.client import BertClient
 from bert_serving.protocol import PayloadTooLarge
-from bert_serving.server.supervisor.launch import listen
+from bert_serving.server.supervisor.listeners import listen
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.running_server import RunningServer, free_ports

@@ -76,14 +76,17 @@ class Ports(TypedDict):
 class RunningServer:
     """A server process. The constructor starts it; `wait_ready` returns when every worker is ready.
 
-    prefix: a command that becomes the command that follows, such as nsenter.
+    prefix: a command that becomes the command that follows, such as nsenter. http: whether there is a port for
+    HTTP.
     """
 
-    def __init__(self, *args: object, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *args: object, env: dict[str, str] | None = None, prefix: Sequence[str] = (), http: bool = True
+    ) -> None:
         self.port, self.port_out, self.http_port = free_ports(3)
         # The server's private sockets are in this folder. A file that is left after the server's end is a leak.
         self.tmp = tempfile.TemporaryDirectory(prefix="bs")
-        ports = ["-port", self.port, "-port_out", self.port_out, "-http_port", self.http_port]
+        ports = ["-port", self.port, "-port_out", self.port_out, *(["-http_port", self.http_port] if http else [])]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by __exit__
         self.process = subprocess.Popen(
             [*prefix, *command("bert-serving-start", *ports, *args)],

@@ -18,20 +18,27 @@ BIG = 20 << 20
 
 
 class SmallGateway:
-    """A context manager with a gateway on a free port, in a thread of its own.
+    """A context manager with a gateway on a free port, or on another listener, in a thread of its own.
 
     GET /live responds at once. POST to any path responds with the size of the body. /big responds with BIG bytes.
-    /early responds before it reads the body. /wait never responds, and /unread neither reads nor responds.
-    num_waiting: requests to /wait and /unread that run. ended: how the requests that were cancelled have ended.
-    refusals: statuses of the refusals.
+    /who responds with the name of the caller's host. /early responds before it reads the body. /wait never
+    responds, and /unread neither reads nor responds. num_waiting: requests to /wait and /unread that run. ended:
+    how the requests that were cancelled have ended. refusals: statuses of the refusals.
     """
 
-    def __init__(self, limits: ConnectionLimits) -> None:
+    def __init__(
+        self,
+        limits: ConnectionLimits,
+        *,
+        listener: socket.socket | None = None,
+        trusted_proxies: str = "",
+        root_path: str = "",
+    ) -> None:
         self.num_waiting = 0
         self.ended: list[object] = []
         self.refusals: list[int] = []
         self.pool = ConnectionPool(limits, self.refusals.append, slow_paths=frozenset({"/slow"}))
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener = listener or socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._app,
@@ -42,6 +49,8 @@ class SmallGateway:
                 interface="asgi3",
                 timeout_keep_alive=limits.keep_alive_s,  # type: ignore[arg-type]
                 timeout_graceful_shutdown=1,
+                forwarded_allow_ips=trusted_proxies,
+                root_path=root_path,
             )
         )
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -58,7 +67,7 @@ class SmallGateway:
 
     def connect(self, sent: bytes = b"", *, receive_bytes: int | None = None) -> socket.socket:
         """Return a connected socket that has sent these bytes."""
-        caller = socket.socket()
+        caller = socket.socket(self._listener.family)
         if receive_bytes is not None:
             caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         caller.settimeout(HANG_S)
@@ -85,16 +94,18 @@ class SmallGateway:
 
     async def _respond(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
         size = 0
-        while scope["method"] == "POST" and scope["path"] not in ("/early", "/unread"):
+        path = scope["path"].removeprefix(scope["root_path"])
+        while scope["method"] == "POST" and path not in ("/early", "/unread"):
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
             size += len(message["body"])
             if not message["more_body"]:
                 break
-        if scope["path"] in ("/wait", "/unread"):
+        if path in ("/wait", "/unread"):
             await self._wait()
-        body = b"x" * BIG if scope["path"] == "/big" else str(size).encode()
+        body = b"x" * BIG if path == "/big" else str(size).encode()
+        body = str(scope["client"][0]).encode() if path == "/who" else body
         headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from bert_serving.protocol import DeadlineExceeded, EncodeOptions, EncodeReply, Unavailable, Usage
-from bert_serving.server.gateway.calls import REQUEST_ID, Call, call_of, request_id_of
+from bert_serving.server.gateway.calls import REQUEST_ID, Call, call_of, path_of, request_id_of
 from bert_serving.server.gateway.context import RequestContext
 from bert_serving.server.gateway.dialect import BERT_AS_SERVICE, Handler
 from bert_serving.server.gateway.errors import UnreadableBody
@@ -37,6 +37,23 @@ def test_a_flow_is_the_name_of_a_key_or_else_an_address() -> None:
     key = SimpleNamespace(name="alice", share=0.2)
     call = call_of(request_with(key, x_forwarded_for="10.9.9.9"))
     assert (call.flow, call.flow_share) == ("key:alice", 0.2)
+
+
+def test_callers_on_a_unix_socket_are_one_flow() -> None:
+    scope = {"type": "http", "headers": [], "client": ("unix", 0), REQUEST_ID: "my id"}
+    assert call_of(Request(scope)).flow == "address:unix"
+
+
+@pytest.mark.parametrize(
+    ("scope", "path"),
+    [
+        ({"path": "/v1/embed"}, "/v1/embed"),
+        ({"path": "/a/v1/embed", "root_path": "/a"}, "/v1/embed"),
+        ({"path": "/a/files/v1", "root_path": "/a/files", "app_root_path": "/a"}, "/files/v1"),
+    ],
+)
+def test_a_path_has_no_prefix(scope: dict[str, str], path: str) -> None:
+    assert path_of(scope) == path
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,9 @@ def test_settings_with_keys_survive_the_way_to_another_process() -> None:
         (["-pooling_layer", "last"], ["pooling_layer", "integer", "'last'"]),
         (["-api_key", "schlüssel"], ["api_key", "ASCII"]),
         (["-protect_metrics"], ["protect_metrics needs api_key or api_key_file"]),
+        (["-root_path", "prefix"], ["root_path must be a path such as /vectors", "'prefix'"]),
+        (["-root_path", "/a?b"], ["root_path must be a path such as /vectors", "'/a?b'"]),
+        (["-root_path", "//"], ["root_path must be a path such as /vectors", "'//'"]),
         (["-dtype", "int8"], ["dtype", "bfloat16", "'int8'"]),
         (["-device_map", "-1"], ["device_map", "GPU ids from 0", "-1"]),
         (["-outbox_age", "nan"], ["outbox_age", "greater than 0"]),
@@ -220,6 +223,19 @@ def test_api_keys_have_no_effect_without_http(keys: dict[str, object]) -> None:
     (line,) = Settings(**keys).without_effect()
     assert line.startswith("-api_key and -api_key_file have no effect without -http_port")
     assert Settings(**keys, http_port=8125).without_effect() == []
+
+
+def test_the_prefix_has_no_effect_without_http() -> None:
+    (line,) = Settings(root_path="/prefix").without_effect()
+    assert line.startswith("-root_path has no effect without -http_port")
+    assert Settings(root_path="/prefix", http_socket="s").without_effect() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "prefix"), [("", ""), ("/", ""), ("/a", "/a"), ("/a/", "/a"), ("/a/b-1.0_~", "/a/b-1.0_~")]
+)
+def test_the_prefix_has_no_slash_at_its_end(given: str, prefix: str) -> None:
+    assert Settings(root_path=given).root_path == prefix
 
 
 def test_table_has_a_line_for_every_setting_with_an_effect() -> None:

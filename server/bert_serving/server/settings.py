@@ -9,6 +9,7 @@ variable, and a variable overrides the default.
 from __future__ import annotations
 
 import argparse
+import re
 import types
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,7 @@ from .keys import hash_of
 from .model.spec import ModelOptions, split_list, validation_line
 
 _ENV_PREFIX = "BERT_SERVING_"
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
 
 
 def own_version() -> str:
@@ -67,6 +69,11 @@ class Settings(ModelOptions, BaseSettings):
         5556, ge=1, le=65535, description="port for replies", json_schema_extra={"aliases": ["port_result"]}
     )
     http_port: int | None = Field(None, ge=1, le=65535, description="port for HTTP; default: no HTTP")
+    http_socket: str | None = Field(
+        None,
+        description="path of a UNIX socket for HTTP, with or without http_port; users who may write to it may "
+        "connect, as the umask decides; default: none",
+    )
     http_workers: int = Field(1, ge=1, le=64, description="number of processes that serve HTTP, all on http_port")
     http_max_connect: int = Field(
         4096,
@@ -109,7 +116,14 @@ class Settings(ModelOptions, BaseSettings):
         description="largest number of characters, or of ids, in /tokenize and /decode; beyond it: 413",
     )
     http_trusted_proxies: str = Field(
-        "", description="addresses of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8; default: none"
+        "",
+        description="addresses of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8; unix stands for "
+        "the callers of http_socket; default: none",
+    )
+    root_path: str = Field(
+        "",
+        description="prefix under which a proxy publishes the server, such as /vectors; the proxy may remove it "
+        "from the path or leave it there",
     )
     api_key: tuple[SecretStr, ...] = Field(
         (),
@@ -209,6 +223,15 @@ class Settings(ModelOptions, BaseSettings):
         except ValueError as exc:
             raise ValueError(f"api_key: {exc}") from exc
 
+    @field_validator("root_path")
+    @classmethod
+    def _root_path_is_a_path(cls, value: str) -> str:
+        if not _ROOT_PATH.fullmatch(value):
+            raise ValueError(
+                f"root_path must be a path such as /vectors, of letters, digits and -._~, got {value[:80]!r}"
+            )
+        return value.rstrip("/")
+
     @field_serializer("api_key", when_used="json")
     def _json_has_the_hashes(self, keys: tuple[SecretStr, ...]) -> list[str]:
         return [key.get_secret_value() for key in keys]  # BertServer sends the settings to its process as JSON
@@ -238,6 +261,11 @@ class Settings(ModelOptions, BaseSettings):
         return self.http_host or self.host
 
     @property
+    def serves_http(self) -> bool:
+        """Whether there is a port or a socket for HTTP."""
+        return self.http_port is not None or self.http_socket is not None
+
+    @property
     def requires_key(self) -> bool:
         """Whether HTTP callers must send an API key."""
         return bool(self.api_key) or self.api_key_file is not None
@@ -246,8 +274,12 @@ class Settings(ModelOptions, BaseSettings):
         """Return a line for each group of settings that were given and have no effect."""
         given = [name for name in _WITHOUT_EFFECT if getattr(self, name) != type(self).model_fields[name].default]
         lines = [f"-{name} has no effect: {_WITHOUT_EFFECT[name]}" for name in given]
-        if self.http_port is None and self.requires_key:
-            lines.append("-api_key and -api_key_file have no effect without -http_port: only HTTP has API keys")
+        if not self.serves_http and self.requires_key:
+            lines.append(
+                "-api_key and -api_key_file have no effect without -http_port or -http_socket: only HTTP has keys"
+            )
+        if not self.serves_http and self.root_path:
+            lines.append("-root_path has no effect without -http_port or -http_socket")
         return lines
 
     def table(self) -> str:

@@ -109,7 +109,7 @@ def _default_pooling(settings: Settings) -> Pooling:
 
 
 def _num_gateways(settings: Settings) -> int:
-    return 0 if settings.http_port is None else settings.http_workers
+    return settings.http_workers if settings.serves_http else 0
 
 
 def _process_info(num_workers: int, *, num_gateways: int, endpoint: str) -> dict[str, object]:

@@ -30,6 +30,7 @@ from starlette.exceptions import HTTPException
 
 from ..keys import KeySource
 from . import operations, stream
+from .calls import path_of
 from .dialect import BERT_AS_SERVICE
 from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei, vertex
 from .docs_page import add_docs_page
@@ -60,13 +61,14 @@ _LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 def main(
     *,
     name: str,
-    http_socket: socket,
+    http_sockets: Sequence[socket],
     heartbeat: Connection,
     requests_endpoint: str,
     replies_endpoint: str,
     connection_limits: Mapping[str, Any],
     body_limits: Mapping[str, int],
     trusted_proxies: str,
+    root_path: str,
     cors: str,
     model_name: str,
     tokenizer_dir: str,
@@ -74,15 +76,16 @@ def main(
     protect_metrics: bool,
     drain_timeout_s: float,
 ) -> None:
-    """Serve HTTP on a listening socket until SIGTERM, or until the server process has ended.
+    """Serve HTTP on listening sockets until SIGTERM, or until the server process has ended.
 
     heartbeat: the gateway writes to this pipe when it begins to serve, and every second after that.
     requests_endpoint, replies_endpoint: the broker's private addresses for gateways. connection_limits,
     body_limits: the fields of ConnectionLimits and BodyLimits. trusted_proxies: addresses whose X-Forwarded-For
-    is believed. cors: the origin whose web pages may send requests; "*" allows every origin, and LOOPBACK the
-    pages of web servers on the caller's own machine. tokenizer_dir: see KnownModels. api_keys: see Keyring.
-    protect_metrics: whether /metrics requires a key too. drain_timeout_s: how long requests may continue after
-    SIGTERM. name: of this process, in the metrics. For the other arguments, see Service.
+    is believed. root_path: prefix that a proxy puts before the paths, whether it strips the prefix or not. cors:
+    the origin whose web pages may send requests; "*" allows every origin, and LOOPBACK the pages of web servers
+    on the caller's own machine. tokenizer_dir: see KnownModels. api_keys: see Keyring. protect_metrics: whether
+    /metrics requires a key too. drain_timeout_s: how long requests may continue after SIGTERM. name: of this
+    process, in the metrics. For the other arguments, see Service.
     """
     keys = Keyring(api_keys)
     limits = BodyLimits(**body_limits)
@@ -114,13 +117,14 @@ def main(
         access_log=False,
         proxy_headers=bool(trusted_proxies),
         forwarded_allow_ips=trusted_proxies,
+        root_path=root_path,
         timeout_keep_alive=pool.limits.keep_alive_s,  # type: ignore[arg-type]  # seconds may have a fraction
         headers=[("Keep-Alive", f"timeout={max(1, int(pool.limits.keep_alive_s) - 1)}")],  # clients close first
         timeout_graceful_shutdown=max(1, math.ceil(drain_timeout_s)),
         server_header=False,
     )
     show_state = partial(show_forever, app.state.metrics, pool, service.memory)
-    asyncio.run(_serve(Server(config), http_socket, keys, [pool.check_forever, show_state]))
+    asyncio.run(_serve(Server(config), http_sockets, keys, [pool.check_forever, show_state]))
 
 
 class Server(uvicorn.Server):
@@ -139,7 +143,7 @@ class Server(uvicorn.Server):
 
 async def _serve(
     server: uvicorn.Server,
-    http_socket: socket,
+    http_sockets: Sequence[socket],
     keys: Keyring,
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]],
 ) -> None:
@@ -158,7 +162,7 @@ async def _serve(
     loop.add_reader(parent.sentinel, stop)  # becomes readable when the server process ends
     tasks = [asyncio.create_task(function()) for function in background]
     with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again; this cancels the task
-        await server.serve(sockets=[http_socket])
+        await server.serve(sockets=list(http_sockets))
     for task in tasks:
         task.cancel()
 
@@ -245,7 +249,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, exc: HTTPException) -> Response:
-        path = request.scope["path"]
+        path = path_of(request.scope)
         dialect = _DIALECTS.get(path.split("/")[1]) if path.startswith("/") else None
         if dialect is None:
             return default_response(str(exc.detail), "HTTPException", exc.status_code, exc.headers)

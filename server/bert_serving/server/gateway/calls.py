@@ -93,6 +93,13 @@ def request_id_of(scope: Scope) -> str:
     return given.decode() if is_valid else uuid.uuid4().hex
 
 
+def path_of(scope: Scope) -> str:
+    """Return the path of a request without the prefix `root_path`."""
+    prefix: str = scope.get("app_root_path", scope.get("root_path", ""))  # Starlette adds to root_path
+    path: str = scope["path"]
+    return path.removeprefix(prefix)
+
+
 def _flow_of(request: Request) -> tuple[str, float | None]:
     """Return the name of the caller's flow, which is its key or else its address, and the share of its key."""
     key = request.scope.get(API_KEY)

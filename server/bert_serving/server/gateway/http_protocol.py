@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from socket import AF_UNIX
 from typing import Any, Literal
 
 import httptools
@@ -32,6 +33,7 @@ ENDED_WITH = "bert_serving.ended_with"
 LEFT = 499  # nginx's number for a caller that closed its connection before it got a response
 
 _FRAMING = (b"content-length", b"transfer-encoding")
+_UNIX_CLIENT = ("unix", 0)  # in place of the address of a caller on a UNIX socket, which has none
 _CHECK_EVERY_S = 1.0
 _LINGER_S = 2.0  # a refused caller may still be sending; it reads the response only if the connection stays open
 _MAX_LINGERING = 64  # refused connections that stay open, in addition to max_connections
@@ -142,6 +144,8 @@ class LimitedConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept the connection, or refuse it if there is no room for it."""
         super().connection_made(transport)
+        if transport.get_extra_info("socket").family == AF_UNIX:
+            self.client = _UNIX_CLIENT
         self._pool.connections.add(self)
         if self._pool.make_room():
             self._note_wait()
@@ -248,6 +252,7 @@ class LimitedConnection(HttpToolsProtocol):
             self._head_bytes = 0
             lengths = [int(value) for name, value in self.headers if name == b"content-length"]
             self._body_left = lengths[0] if lengths else None
+            self.url = without_prefix(self.url, self.root_path.encode())  # uvicorn adds it again
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -342,7 +347,8 @@ class LimitedConnection(HttpToolsProtocol):
         if self._receives != "body" or self.flow.read_paused:
             self._body_meter.reset()
             return False
-        least = 0 if self.scope["path"] in self._pool.slow_paths else MIN_BYTES_PER_S
+        path = self.scope["path"].removeprefix(self.root_path)
+        least = 0 if path in self._pool.slow_paths else MIN_BYTES_PER_S
         return self._body_meter.is_too_slow(now, self._num_received, least)
 
     # -- refusals --------------------------------------------------------------------------------------
@@ -385,6 +391,14 @@ class LimitedConnection(HttpToolsProtocol):
         cycle.scope.setdefault(ENDED_WITH, status)  # type: ignore[misc]  # a key of our own
         cycle.disconnected = True  # nothing more is sent for this request
         task.cancel()
+
+
+def without_prefix(target: bytes, prefix: bytes) -> bytes:
+    """Return the path and query of a request without the prefix that a proxy has left there, if it has."""
+    rest = target.removeprefix(prefix)
+    if rest == target or rest[:1] not in (b"", b"/", b"?"):
+        return target
+    return rest if rest[:1] == b"/" else b"/" + rest
 
 
 def _error_message(status: int, description: str) -> bytes:

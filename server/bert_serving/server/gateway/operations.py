@@ -76,7 +76,7 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
     async def root(request: Request) -> Response:
         """Redirect a browser to the documentation; return 200 to any other client."""
         if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse("/docs")
+            return RedirectResponse(request.scope.get("root_path", "") + "/docs")
         return JSONResponse({"status": "live"})
 
     def add(path: str, handler: Handler, docs: Docs | None = None, *, is_public: bool = True) -> None:

@@ -24,6 +24,7 @@ from multiprocessing.connection import wait
 from ..broker.broker import Broker
 from ..settings import Settings
 from .backoff import Backoff
+from .listeners import http_listeners
 from .memory import MemoryWatch
 from .process import ChildProcess, GatewayProcess, GatewayProgram, Program, State
 from .rollout import Reason, Rollout
@@ -123,7 +124,7 @@ class Children:
         """Find out which processes have become ready; let a successor that is ready take over."""
         for gateway in self._gateways:
             if isinstance(gateway.process, GatewayProcess) and gateway.process.hear(self._now):
-                log.info("HTTP is ready on %s port %s", self._settings.http_address, self._settings.http_port)
+                log.info("HTTP is ready on %s", " and ".join(http_listeners(self._settings)))
         for worker in self._workers.values():
             ready_pid = self._broker.ready_pid(worker.name)
             for process in worker.processes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from socket import socket
 from typing import TypeVar
 
 from ..broker.broker import Broker
@@ -18,10 +18,10 @@ from ..broker.ports import PortInUse, PrivateEndpoints
 from ..broker.tei_metrics import TeiMetrics
 from ..keys import KeyFileError, KeySource, unnamed_keys
 from ..settings import Settings
+from .listeners import open_listeners
 from .process import GatewayProgram, Program
 from .startup import StartError, max_seq_len_in_force, worker_spec
 
-_BACKLOG = 2048
 _GATEWAY_MESSAGES = 8  # how many times -max_message_mb a gateway may hold, if -http_memory_mb is not set
 # If another program keeps a core busy, the thread that spins takes the time of the thread that it waits for.
 # libgomp's default is 300,000 rounds. `python -m benchmarks.spinning` compares both.
@@ -89,7 +89,7 @@ class Launch:
             "endpoint": self._endpoints.workers,
             "num_sharing_cpu": settings.num_worker,
             "float16": settings.fp16,
-            "tokenizer_dir": None if settings.http_port is None else str(self._folder),
+            "tokenizer_dir": str(self._folder) if settings.serves_http else None,
             "spec": worker_spec(settings, index),
         }
         return self._program(
@@ -97,26 +97,27 @@ class Launch:
         )
 
     def _make_gateways(self, resources: ExitStack) -> list[GatewayProgram]:
-        """Return the gateways, which all accept connections from one listening socket."""
-        if self._settings.http_port is None:
+        """Return the gateways, which all accept connections from the same listening sockets."""
+        if not self._settings.serves_http:
             return []
-        listener = resources.enter_context(listen(self._settings.http_address, self._settings.http_port))
+        listeners = open_listeners(self._settings, resources)
         count = self._settings.http_workers
         names = ["gateway"] if count == 1 else [f"gateway-{i}" for i in range(count)]
         metrics_dir = self._folder / "metrics"
         metrics_dir.mkdir()
-        return [self._make_gateway(name, listener, metrics_dir) for name in names]
+        return [self._make_gateway(name, listeners, metrics_dir) for name in names]
 
-    def _make_gateway(self, name: str, listener: socket.socket, metrics_dir: Path) -> GatewayProgram:
+    def _make_gateway(self, name: str, listeners: Sequence[socket], metrics_dir: Path) -> GatewayProgram:
         settings = self._settings
         kwargs = {
             "name": name,
-            "http_socket": listener,
+            "http_sockets": listeners,
             "requests_endpoint": self._endpoints.requests,
             "replies_endpoint": self._endpoints.replies,
             "connection_limits": connection_limits(settings),
             "body_limits": body_limits(settings),
             "trusted_proxies": settings.http_trusted_proxies,
+            "root_path": settings.root_path,
             "cors": settings.cors,
             "model_name": settings.served_model_name,
             "tokenizer_dir": str(self._folder),
@@ -141,7 +142,7 @@ def worker_env(present: Mapping[str, str]) -> dict[str, str]:
 
 
 def _key_source(settings: Settings) -> KeySource:
-    if settings.http_port is None:
+    if not settings.serves_http:
         return KeySource()
     fixed = unnamed_keys(key.get_secret_value() for key in settings.api_key)
     file = None if settings.api_key_file is None else Path(settings.api_key_file)
@@ -171,22 +172,6 @@ def body_limits(settings: Settings) -> dict[str, int]:
         "max_tokenize_chars": settings.http_max_tokenize_chars,
         "held_bytes": memory_mb << 20,
     }
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket for the gateways. It stays open when gateways restart, so no client is refused."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is given explicitly, because otherwise asyncio does not turn off Nagle's algorithm. With this
-    # algorithm, a small response takes 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("" if host == "*" else host, port))
-        listener.listen(_BACKLOG)
-    except OSError as exc:
-        listener.close()
-        raise PortInUse(f"cannot listen on {host} port {port} (http_port): {exc.strerror}") from exc
-    return listener
 
 
 def _make_private_folder() -> Path:

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Response
 from pydantic import Field, model_validator
 from typing_extensions import NotRequired, TypedDict
 
+from ..calls import path_of
 from ..context import RequestContext
 from ..dialect import Dialect
 from ..errors import Unprocessable
@@ -275,7 +276,7 @@ def _as_type(kind: EmbeddingType, rows: Rows) -> Numbers | list[str]:
 
 
 def _meta(context: RequestContext, reply: EncodeReply) -> dict[str, object]:
-    version = "1" if context.request.url.path.startswith("/v1/") else "2"
+    version = "1" if path_of(context.request.scope).startswith("/v1/") else "2"
     units = {"input_tokens": num_tokens(reply)}
     return {"api_version": {"version": version}, "billed_units": units, "tokens": units}
 
