@@ -38,8 +38,9 @@ COPY --from=build --chown=10001:10001 /opt/volumes /
 VOLUME /models
 USER 10001:10001
 EXPOSE 8125
-HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8125/ready', timeout=4)"]
+# With -tls_cert, the port answers only to https. Its certificate need not be valid for 127.0.0.1.
+HEALTHCHECK --interval=10s --timeout=10s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import ssl, urllib.request as u\ntry:\n    u.urlopen('http://127.0.0.1:8125/ready', timeout=4)\nexcept OSError:\n    u.urlopen('https://127.0.0.1:8125/ready', timeout=4, context=ssl._create_unverified_context())"]
 # On this signal, the server finishes the requests that it has accepted, within -drain_timeout seconds.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["bert-serving-start"]

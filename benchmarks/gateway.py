@@ -191,6 +191,7 @@ def main() -> None:
             "replies_endpoint": endpoints.replies,
             "connection_limits": connection_limits(Settings()),
             "body_limits": body_limits(Settings()),
+            "certificate": None,
             "trusted_proxies": "",
             "root_path": "",
             "cors": "*",

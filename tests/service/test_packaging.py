@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.image import health_check
 from tests.support.processes import run
 from tests.support.running_server import RunningServer
 
@@ -76,9 +77,9 @@ def test_the_image_runs_as_an_unprivileged_user_and_checks_its_health(server: Ru
     assert not re.findall(
         r"^RUN ", dockerfile.split("\nFROM ")[2], re.M
     )  # no test runs the RUN lines of the last stage
-    (check,) = re.findall(r'HEALTHCHECK.*\\\n +CMD \["python", "-c", "(.+)"\]', dockerfile)
-    assert "/ready" in check
-    run(sys.executable, "-c", check.replace("127.0.0.1:8125", f"127.0.0.1:{server.http_port}"))
+    check = health_check(server.http_port)
+    assert "/ready" in check[-1]
+    run(*check)
 
 
 def image_settings() -> dict[str, str]:

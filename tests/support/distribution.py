@@ -25,6 +25,9 @@ _FILES = {
     "server of the OpenAPI document": ("test_openapi",),
     "server for callers of HTTP": ("test_http_callers",),
     "gateway with small limits": ("test_http_limits",),
+    "gateway with small limits and TLS": ("test_tls_limits",),
+    "server with TLS": ("test_tls",),
+    "server behind proxies": ("test_proxies",),
     "wheel and sdist": ("test_distributions",),
     "GPU": ("test_encoder",),
 }

@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from bert_serving.server.gateway.http_protocol import ENDED_WITH, ConnectionPool
 from bert_serving.server.gateway.limits import ConnectionLimits
+from bert_serving.server.gateway.tls import Tls
 
 from tests.support.waiting import HANG_S, wait_until
 
@@ -29,6 +30,7 @@ class SmallGateway:
     def __init__(
         self,
         limits: ConnectionLimits,
+        tls: Tls | None = None,
         *,
         listener: socket.socket | None = None,
         trusted_proxies: str = "",
@@ -37,7 +39,7 @@ class SmallGateway:
         self.num_waiting = 0
         self.ended: list[object] = []
         self.refusals: list[int] = []
-        self.pool = ConnectionPool(limits, self.refusals.append, slow_paths=frozenset({"/slow"}))
+        self.pool = ConnectionPool(limits, self.refusals.append, slow_paths=frozenset({"/slow"}), tls=tls)
         self._listener = listener or socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._server = uvicorn.Server(
             uvicorn.Config(

@@ -19,8 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"protocol"},
     "broker": {"protocol", "settings", "model", "compat.pooling_strategy", "buckets"},
     "worker": {"protocol", "model", "model.tensorflow.google_bert"},
-    "gateway": {"protocol", "client", "settings", "buckets", "keys"},
-    "supervisor": {"protocol", "settings", "model", "broker", "keys"},
+    "gateway": {"protocol", "client", "settings", "buckets", "keys", "tls", "signals"},
+    "supervisor": {"protocol", "settings", "model", "broker", "keys", "tls", "signals"},
     "compat": {"protocol", "client", "settings", "supervisor", "model", "compat.pooling_strategy"},
     "cli": {"protocol", "client", "settings", "supervisor", "compat", "model"},
     # Modules for programs that were written for bert-as-service. They only import names from compat.
@@ -30,6 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     # Modules that several parts share.
     "buckets": set(),
     "keys": set(),
+    "signals": set(),
+    "tls": set(),
     "compat.pooling_strategy": {"protocol"},
     # Converts a TensorFlow checkpoint into a PyTorch model. It is in model/ because it reads a file format, but
     # only the worker uses it.

@@ -167,6 +167,8 @@ def test_settings_with_keys_survive_the_way_to_another_process() -> None:
         (["-pooling_layer", "last"], ["pooling_layer", "integer", "'last'"]),
         (["-api_key", "schlüssel"], ["api_key", "ASCII"]),
         (["-protect_metrics"], ["protect_metrics needs api_key or api_key_file"]),
+        (["-tls_cert", "cert.pem"], ["tls_cert and tls_key must be given together"]),
+        (["-tls_key", "key.pem"], ["tls_cert and tls_key must be given together"]),
         (["-root_path", "prefix"], ["root_path must be a path such as /vectors", "'prefix'"]),
         (["-root_path", "/a?b"], ["root_path must be a path such as /vectors", "'/a?b'"]),
         (["-root_path", "//"], ["root_path must be a path such as /vectors", "'//'"]),
@@ -225,10 +227,11 @@ def test_api_keys_have_no_effect_without_http(keys: dict[str, object]) -> None:
     assert Settings(**keys, http_port=8125).without_effect() == []
 
 
-def test_the_prefix_has_no_effect_without_http() -> None:
-    (line,) = Settings(root_path="/prefix").without_effect()
-    assert line.startswith("-root_path has no effect without -http_port")
-    assert Settings(root_path="/prefix", http_socket="s").without_effect() == []
+def test_tls_and_the_prefix_have_no_effect_without_http() -> None:
+    given = {"tls_cert": "cert.pem", "tls_key": "key.pem", "root_path": "/prefix"}
+    assert [line.split()[0] for line in Settings(**given).without_effect()] == ["-root_path", "-tls_cert"]
+    assert [line.split()[0] for line in Settings(**given, http_socket="s").without_effect()] == ["-tls_cert"]
+    assert Settings(**given, http_port=8125).without_effect() == []
 
 
 @pytest.mark.parametrize(

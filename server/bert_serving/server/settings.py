@@ -120,6 +120,12 @@ class Settings(ModelOptions, BaseSettings):
         description="addresses of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8; unix stands for "
         "the callers of http_socket; default: none",
     )
+    tls_cert: str | None = Field(
+        None,
+        description="PEM file with the certificate of http_port and its chain, read again after SIGHUP; needs "
+        "tls_key; default: no TLS",
+    )
+    tls_key: str | None = Field(None, description="PEM file with the private key of tls_cert, without a password")
     root_path: str = Field(
         "",
         description="prefix under which a proxy publishes the server, such as /vectors; the proxy may remove it "
@@ -244,6 +250,12 @@ class Settings(ModelOptions, BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _certificate_has_a_key(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key must be given together")
+        return self
+
+    @model_validator(mode="after")
     def _devices_are_gpu_ids(self) -> Settings:
         if any(gpu < 0 for gpu in self.device_map):
             raise ValueError(f"device_map must hold GPU ids from 0, got {list(self.device_map)}")
@@ -280,6 +292,8 @@ class Settings(ModelOptions, BaseSettings):
             )
         if not self.serves_http and self.root_path:
             lines.append("-root_path has no effect without -http_port or -http_socket")
+        if self.http_port is None and self.tls_cert is not None:
+            lines.append("-tls_cert and -tls_key have no effect without -http_port: only this port has TLS")
         return lines
 
     def table(self) -> str:

@@ -29,6 +29,8 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 
 from ..keys import KeySource
+from ..signals import RELOAD_CERTIFICATE, RELOAD_KEYS
+from ..tls import CertificateSource
 from . import operations, stream
 from .calls import path_of
 from .dialect import BERT_AS_SERVICE
@@ -46,6 +48,7 @@ from .metrics import GatewayMetrics
 from .middleware import CountRequests
 from .openapi import operations_of
 from .service import Service, server_status
+from .tls import Tls
 from .vitals import show_forever
 
 #: The value of `cors` that allows only pages of web servers on the caller's own machine.
@@ -67,6 +70,7 @@ def main(
     replies_endpoint: str,
     connection_limits: Mapping[str, Any],
     body_limits: Mapping[str, int],
+    certificate: CertificateSource | None,
     trusted_proxies: str,
     root_path: str,
     cors: str,
@@ -80,12 +84,13 @@ def main(
 
     heartbeat: the gateway writes to this pipe when it begins to serve, and every second after that.
     requests_endpoint, replies_endpoint: the broker's private addresses for gateways. connection_limits,
-    body_limits: the fields of ConnectionLimits and BodyLimits. trusted_proxies: addresses whose X-Forwarded-For
-    is believed. root_path: prefix that a proxy puts before the paths, whether it strips the prefix or not. cors:
-    the origin whose web pages may send requests; "*" allows every origin, and LOOPBACK the pages of web servers
-    on the caller's own machine. tokenizer_dir: see KnownModels. api_keys: see Keyring. protect_metrics: whether
-    /metrics requires a key too. drain_timeout_s: how long requests may continue after SIGTERM. name: of this
-    process, in the metrics. For the other arguments, see Service.
+    body_limits: the fields of ConnectionLimits and BodyLimits. certificate: for TLS on TCP sockets; None: no TLS.
+    trusted_proxies: addresses whose X-Forwarded-For is believed. root_path: prefix that a proxy puts before the
+    paths, whether it strips the prefix or not. cors: the origin whose web pages may send requests; "*" allows
+    every origin, and LOOPBACK the pages of web servers on the caller's own machine. tokenizer_dir: see
+    KnownModels. api_keys: see Keyring. protect_metrics: whether /metrics requires a key too. drain_timeout_s: how
+    long requests may continue after SIGTERM. name: of this process, in the metrics. For the other arguments, see
+    Service.
     """
     keys = Keyring(api_keys)
     limits = BodyLimits(**body_limits)
@@ -105,6 +110,7 @@ def main(
         ConnectionLimits(**connection_limits).within_open_files(),
         on_refusal=app.state.metrics.count_refusal,
         slow_paths=stream.PATHS,
+        tls=None if certificate is None else Tls(certificate),
     )
     # uvicorn warns of each message that is not HTTP. Anybody could fill the log with these lines.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
@@ -157,8 +163,9 @@ async def _serve(
         loop.remove_reader(parent.sentinel)
         server.should_exit = True
 
-    loop.add_signal_handler(signal.SIGHUP, keys.reload)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # children may be started with it blocked
+    loop.add_signal_handler(RELOAD_KEYS, keys.reload)
+    loop.add_signal_handler(RELOAD_CERTIFICATE, pool.reload_certificate)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {RELOAD_KEYS, RELOAD_CERTIFICATE})  # blocked at the start
     loop.add_reader(parent.sentinel, stop)  # becomes readable when the server process ends
     tasks = [asyncio.create_task(function()) for function in background]
     with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again; this cancels the task

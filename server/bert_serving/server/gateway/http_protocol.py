@@ -1,8 +1,8 @@
 """One HTTP connection: uvicorn's protocol class, with limits, and with the end of a request whose caller leaves.
 
 The gateway waits for a caller at three moments: for the head of a request, for its body, and while the caller
-reads its response. `LimitedConnection.check` bounds each wait. One task calls it for all connections, once a
-second, so a request needs no timer of its own.
+reads its response. With TLS, it also waits for the handshake; see tls.py. `LimitedConnection.check` bounds each
+wait. One task calls it for all connections, once a second, so a request needs no timer of its own.
 
 If all connections are in use, a new one takes the place of another: of the connection that the gateway waits for,
 and that has sent nothing for the longest time. A connection keeps its place while its request is being computed.
@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from .errors import default_response
 from .hang_up import has_hung_up
 from .limits import MIN_BYTES_PER_S, ConnectionLimits
+from .tls import Tls, TlsHandshake
 
 #: Key in the ASGI scope of a request that was cancelled because of its caller. The value is the HTTP status that
 #: the metrics count: LEFT, or the status of the refusal.
@@ -72,19 +73,26 @@ class ConnectionPool:
     """What the connections of one gateway share.
 
     on_refusal: called with the status of each message that is refused before it has become a request. slow_paths:
-    paths whose bodies may arrive slowly, as long as something arrives in each period. waiting: the connections
-    that the gateway waits for, ordered by when it last heard from them.
+    paths whose bodies may arrive slowly, as long as something arrives in each period. tls: None if callers do not
+    use it. waiting: the connections that the gateway waits for, ordered by when it last heard from them.
     """
 
     limits: ConnectionLimits
     on_refusal: Callable[[int], None] = lambda status: None
     slow_paths: frozenset[str] = frozenset()
-    connections: set[LimitedConnection] = field(default_factory=set)
-    waiting: dict[LimitedConnection, None] = field(default_factory=dict)
+    tls: Tls | None = None
+    connections: set[LimitedConnection | TlsHandshake] = field(default_factory=set)
+    waiting: dict[LimitedConnection | TlsHandshake, None] = field(default_factory=dict)
 
-    def new_connection(self, **kwargs: Any) -> LimitedConnection:
+    def new_connection(self, **kwargs: Any) -> LimitedConnection | TlsHandshake:
         """Return the protocol of a new connection. kwargs: see uvicorn's HttpToolsProtocol."""
-        return LimitedConnection(self, **kwargs)
+        connection = LimitedConnection(self, **kwargs)
+        return connection if self.tls is None else TlsHandshake(self, self.tls, connection)
+
+    def reload_certificate(self) -> None:
+        """Read the TLS certificate again, if there is one. Open connections keep the one that they have."""
+        if self.tls is not None:
+            self.tls.reload()
 
     async def check_forever(self) -> None:
         """Check all connections once a second, until cancelled."""
@@ -93,6 +101,18 @@ class ConnectionPool:
             now = time.monotonic()
             for connection in list(self.connections):
                 connection.check(now)
+
+    def admit(self, handshake: TlsHandshake) -> float:
+        """Note that a handshake begins; return the seconds that it may take. If there is no room at all, drop it.
+
+        If there is no room for a request, the handshake is done nevertheless: without it, no response can be sent.
+        """
+        if self.make_room():
+            self.waiting[handshake] = None
+            return self.limits.head_timeout_s
+        if len(self.connections) > self.limits.max_connections + _MAX_LINGERING:
+            handshake.drop("too many connections have been refused just now")
+        return min(_LINGER_S, self.limits.head_timeout_s)
 
     def make_room(self) -> bool:
         """If there are too many connections, close the one silent for longest; return whether there is room."""
@@ -299,6 +319,8 @@ class LimitedConnection(HttpToolsProtocol):
                 self.transport.abort()
         elif self._reads_too_slowly(now):
             self.drop("its response is not read")
+        elif self.transport.is_closing() and self.transport.get_write_buffer_size() == 0:
+            self._refused_at = now  # with TLS, the caller should confirm the end, but it need not do so
         elif self.flow.read_paused and has_hung_up(self.transport):
             self.drop("its caller has left")
         elif self._waits_for_head and now - self._head_begun_at > self._limits.head_timeout_s:

@@ -23,6 +23,7 @@ from multiprocessing.connection import wait
 
 from ..broker.broker import Broker
 from ..settings import Settings
+from ..signals import RELOAD_CERTIFICATE, RELOAD_KEYS
 from .backoff import Backoff
 from .listeners import http_listeners
 from .memory import MemoryWatch
@@ -190,13 +191,18 @@ class Children:
             self._rollout.request(name, Reason.RELOAD)
 
     def reload_keys(self) -> None:
-        """Send SIGHUP to the gateways, which then read their keys again.
+        """Tell the gateways to read their API keys again."""
+        self._signal_gateways(RELOAD_KEYS)
 
-        The signal is blocked when a child starts, so it cannot end a gateway.
-        """
+    def reload_certificate(self) -> None:
+        """Tell the gateways to read their TLS certificate again."""
+        self._signal_gateways(RELOAD_CERTIFICATE)
+
+    def _signal_gateways(self, signum: signal.Signals) -> None:
+        """Send a signal that is blocked when a child starts, so that it cannot end a gateway."""
         for gateway in self._gateways:
             if gateway.process is not None:
-                gateway.process.send_signal(signal.SIGHUP)
+                gateway.process.send_signal(signum)
 
     def terminate_gateways(self) -> None:
         """Ask the gateways to finish their requests and to end."""

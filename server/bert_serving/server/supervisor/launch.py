@@ -18,6 +18,7 @@ from ..broker.ports import PortInUse, PrivateEndpoints
 from ..broker.tei_metrics import TeiMetrics
 from ..keys import KeyFileError, KeySource, unnamed_keys
 from ..settings import Settings
+from ..tls import CertificateSource, TlsError
 from .listeners import open_listeners
 from .process import GatewayProgram, Program
 from .startup import StartError, max_seq_len_in_force, worker_spec
@@ -38,9 +39,9 @@ _P = TypeVar("_P", bound=Program)
 class Launch:
     """The parts of one server: its folder, its ports, its broker, and the programs of its child processes.
 
-    settings, token_rows: as in Supervisor. api_keys: the keys that new gateways accept. metrics: those of the
-    server process. If a port is in use or a key cannot be read, the constructor removes what it has created and
-    raises StartError.
+    settings, token_rows: as in Supervisor. api_keys: the keys that new gateways accept. certificate: what new
+    gateways use for TLS; None: no TLS. metrics: those of the server process. If a port is in use, or a key or
+    certificate cannot be read, the constructor removes what it has created and raises StartError.
     """
 
     def __init__(self, settings: Settings, *, token_rows: int | None) -> None:
@@ -55,8 +56,9 @@ class Launch:
                 resources.callback(self.broker.close)
                 self.workers = {name: self._make_worker(i, name) for i, name in enumerate(self._worker_names)}
                 self.api_keys = _key_source(settings)
+                self.certificate = _certificate_source(settings)
                 self.gateways = self._make_gateways(resources)
-            except (PortInUse, CurveError, KeyFileError) as exc:
+            except (PortInUse, CurveError, KeyFileError, TlsError) as exc:
                 raise StartError(str(exc)) from exc
             self._resources = resources.pop_all()
 
@@ -116,6 +118,7 @@ class Launch:
             "replies_endpoint": self._endpoints.replies,
             "connection_limits": connection_limits(settings),
             "body_limits": body_limits(settings),
+            "certificate": self.certificate,  # as it is when a process starts
             "trusted_proxies": settings.http_trusted_proxies,
             "root_path": settings.root_path,
             "cors": settings.cors,
@@ -147,6 +150,12 @@ def _key_source(settings: Settings) -> KeySource:
     fixed = unnamed_keys(key.get_secret_value() for key in settings.api_key)
     file = None if settings.api_key_file is None else Path(settings.api_key_file)
     return KeySource(fixed, file, num_gateways=settings.http_workers)
+
+
+def _certificate_source(settings: Settings) -> CertificateSource | None:
+    if settings.http_port is None or settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return CertificateSource(Path(settings.tls_cert), Path(settings.tls_key))
 
 
 def connection_limits(settings: Settings) -> dict[str, float]:

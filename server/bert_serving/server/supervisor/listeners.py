@@ -20,7 +20,8 @@ _BACKLOG = 2048
 
 def http_listeners(settings: Settings) -> list[str]:
     """Return where the server listens for HTTP, in words."""
-    port = [] if settings.http_port is None else [f"{settings.http_address} port {settings.http_port}"]
+    tls = "" if settings.tls_cert is None else " with TLS"
+    port = [] if settings.http_port is None else [f"{settings.http_address} port {settings.http_port}{tls}"]
     return port if settings.http_socket is None else [*port, settings.http_socket]
 
 

@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from ..signals import RELOAD_CERTIFICATE, RELOAD_KEYS
 from . import child
 
 # Children are spawned, not forked, so that they get no state and no threads of the server process.
@@ -142,7 +143,7 @@ class Program:
         # Ctrl-C sends SIGINT to the whole process group, and the end of a terminal sends SIGHUP. Only the server
         # decides when its children end. A child inherits the blocked signals, so that not even its first imports
         # can be interrupted.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {RELOAD_KEYS, RELOAD_CERTIFICATE})
         try:
             resource_tracker.ensure_running()  # this unblocks SIGINT in this process, so block SIGINT after it
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

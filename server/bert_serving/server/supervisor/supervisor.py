@@ -133,7 +133,7 @@ class Supervisor:
         self._wake_up()
 
     def request_reload(self) -> None:
-        """Ask to read all keys again, and to replace all workers, one at a time.
+        """Ask to read all keys and the TLS certificate again, and to replace all workers, one at a time.
 
         The new workers load the model's folder as it is now. If not all children have been ready yet, the
         replacement begins when they are. Safe in signal handlers and threads.
@@ -174,10 +174,12 @@ class Supervisor:
     def _reload_if_requested(self) -> None:
         if self._reload_requested:
             self._reload_requested = False
-            log.info("reload: reading the keys again, and replacing the workers one at a time")
+            log.info("reload: reading keys and certificate again, and replacing the workers one at a time")
             self._broker.reload_keys()
             if self._launch.api_keys.reload():
                 self._children.reload_keys()
+            if self._launch.certificate is not None and self._launch.certificate.reload():
+                self._children.reload_certificate()
             self._children.reload()
 
     # -- readiness -------------------------------------------------------------------------------------
