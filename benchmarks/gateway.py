@@ -123,8 +123,13 @@ class Load:
         return head.encode() + body
 
 
-async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
-    """Send requests over several connections; return the number of responses and of bytes in their bodies."""
+async def send(
+    port: int, load: Load, seconds: float, *, num_connections: int = NUM_CONNECTIONS
+) -> tuple[int, int]:
+    """Send requests over several connections; return the number of responses and of bytes in their bodies.
+
+    num_connections: for requests of one text; others use two connections.
+    """
     message, until = load.message, time.perf_counter() + seconds
     done = [0, 0]
 
@@ -139,7 +144,7 @@ async def send(port: int, load: Load, seconds: float) -> tuple[int, int]:
             done[1] += num_bytes
         writer.close()
 
-    await asyncio.gather(*(one_connection() for _ in range(NUM_CONNECTIONS if load.size == 1 else 2)))
+    await asyncio.gather(*(one_connection() for _ in range(num_connections if load.size == 1 else 2)))
     return done[0], done[1]
 
 
