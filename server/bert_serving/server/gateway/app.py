@@ -130,7 +130,8 @@ def main(
         server_header=False,
     )
     show_state = partial(show_forever, app.state.metrics, pool, service.memory)
-    asyncio.run(_serve(Server(config), http_sockets, keys, [pool.check_forever, show_state]))
+    reloads = {RELOAD_KEYS: keys.reload, RELOAD_CERTIFICATE: pool.reload_certificate}
+    asyncio.run(_serve(Server(config), http_sockets, reloads, [pool.check_forever, show_state]))
 
 
 class Server(uvicorn.Server):
@@ -150,10 +151,10 @@ class Server(uvicorn.Server):
 async def _serve(
     server: uvicorn.Server,
     http_sockets: Sequence[socket],
-    keys: Keyring,
+    reloads: Mapping[signal.Signals, Callable[[], None]],
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]],
 ) -> None:
-    """Serve until the server stops. background: what runs meanwhile."""
+    """Serve until the server stops. reloads: what signals lead to. background: what runs meanwhile."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     loop = asyncio.get_running_loop()
@@ -163,9 +164,9 @@ async def _serve(
         loop.remove_reader(parent.sentinel)
         server.should_exit = True
 
-    loop.add_signal_handler(RELOAD_KEYS, keys.reload)
-    loop.add_signal_handler(RELOAD_CERTIFICATE, pool.reload_certificate)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {RELOAD_KEYS, RELOAD_CERTIFICATE})  # blocked at the start
+    for number, reload in reloads.items():
+        loop.add_signal_handler(number, reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, reloads.keys())  # blocked at the start
     loop.add_reader(parent.sentinel, stop)  # becomes readable when the server process ends
     tasks = [asyncio.create_task(function()) for function in background]
     with suppress(asyncio.CancelledError):  # after SIGINT, uvicorn raises the signal again; this cancels the task
