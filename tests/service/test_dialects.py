@@ -415,7 +415,9 @@ def test_cohere_cuts_at_the_start_or_the_end(http: httpx.Client) -> None:
 def test_coheres_rerank(model_servers: ModelServers, path: str) -> None:
     ranked = ask(model_servers.reranker.http, "/rerank", {"query": "fox", "texts": TEXTS})
     body = ask(model_servers.reranker.http, path, {"model": "any", "query": "fox", "documents": TEXTS, "top_n": 2})
-    more = {"object", "model", "usage"} if path == "/v1/rerank" else set()  # for Jina's and Voyage's clients
+    more = (
+        {"object", "model", "usage", "data"} if path == "/v1/rerank" else set()
+    )  # for Jina's and Voyage's clients
     assert body.keys() == {"id", "results", "meta"} | more
     assert body["results"] == [{"index": item["index"], "relevance_score": item["score"]} for item in ranked[:2]]
     asked = {"query": "fox", "documents": [{"text": text} for text in TEXTS], "return_documents": True}

@@ -127,6 +127,20 @@ def test_tei_puts_its_bodies_into_instances(model_servers: ModelServers) -> None
     body = {"query": "one", "texts": ["two", "three"]}
     ranking = reranker.post("/vertex", json={"instances": [body]}).json()["predictions"]
     assert ranking == [reranker.post("/rerank", json=body).json()]
+    nulls = [{"inputs": ["a", "", "b"]}, {"inputs": TEXTS}, {"inputs": ""}]
+    reply = http.post("/vertex", json={"instances": nulls, "on_error": "null"})
+    found = reply.json()["predictions"]
+    assert [[vector is None for vector in each] for each in found] == [
+        [False, True, False],
+        [False, False],
+        [True],
+    ]
+    assert [error["message"] for error in reply.json()["errors"]] == [
+        "instances[0]: is an empty string",
+        "instances[2]: is an empty string",
+    ]
+    reply = http.post("/vertex", json={"instances": [{"inputs": "a"}] * 40 + [{"inputs": ["a", ""]}]})
+    assert reply.json()["error"] == "instances[40]: inputs[1] is an empty string"
     bodies_of_another_form: list[Any] = [[], [{"inputs": 5}], 5, [{}], None]
     for wrong in bodies_of_another_form:
         assert http.post("/vertex", json={"instances": wrong}).status_code == 422, wrong

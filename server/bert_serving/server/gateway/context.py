@@ -145,7 +145,8 @@ class PartContext(RequestContext):
     """A part of a request that is a body of its own. content: the JSON content of its response."""
 
     def __init__(self, whole: RequestContext, part: object) -> None:
-        super().__init__(whole.request, whole.service)
+        own_notes = whole.service.for_call(whole.service.call, whole._held, notes=TextNotes())
+        super().__init__(whole.request, own_notes)
         self._parsed = (part,)
         self._held = whole._held
         self.content: object = None

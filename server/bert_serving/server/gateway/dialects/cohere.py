@@ -145,7 +145,7 @@ class RankingV1(CohereRanking):
     object: Literal["list"]
     model: str
     usage: TokenUsage
-    data: NotRequired[list[VoyageRanked]]
+    data: list[VoyageRanked]
 
 
 class CohereError(TypedDict):
@@ -230,8 +230,7 @@ async def rerank(context: RequestContext) -> Response:
 async def rerank_v1(context: RequestContext) -> Response:
     """Return the index and the score of each document, highest score first.
 
-    Jina's and Voyage's clients use this path too. Both read `usage`; Voyage's send `truncation`, and find the
-    places in `data`.
+    Jina's and Voyage's clients use this path too. Both read `usage`; Voyage's find the places in `data`.
     """
     body = await context.body(RerankBody)
     ranking = await rank(context, body)
@@ -239,8 +238,7 @@ async def rerank_v1(context: RequestContext) -> Response:
     tokens = num_tokens(ranking.reply)
     content |= {"object": "list", "model": context.service.model_name}
     content |= {"usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
-    if body.truncation is not None:
-        content["data"] = _places(body, ranking, lambda text: text)
+    content["data"] = _places(body, ranking, lambda text: text)
     return await context.json(content, headers=ranking.headers)
 
 

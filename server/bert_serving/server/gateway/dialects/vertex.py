@@ -7,17 +7,21 @@ its own bodies into the list. It has no route of its own here: TEI's /vertex and
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
+from bert_serving.protocol import ServingError
 from fastapi import Response
 from pydantic import AliasChoices, Field
 
-from ..context import RequestContext
+from ..context import PartContext, RequestContext
 from ..dialect import Handler
 from ..errors import Unprocessable
 from ..fields import Body, Dimensions, TextsBody
 from ..prompts import prompt_for
-from ..texts import Names
+from ..texts import Names, TextNotes
 from ..usage import num_chars, usage_headers
+
+_AT_ONCE = 16  # instances that are computed at the same time
 
 
 class _Parameters(Body):
@@ -51,8 +55,39 @@ async def predict_instances(context: RequestContext, handle_body: Handler) -> Re
     if isinstance(first, dict) and "content" in first:
         return await _predict_contents(context)
     contexts = [context.for_part(instance) for instance in body.instances]
-    await asyncio.gather(*map(handle_body, contexts))
-    return await context.json({"predictions": [each.content for each in contexts]})
+    for start in range(0, len(contexts), _AT_ONCE):
+        await _handle_together(contexts, range(start, min(start + _AT_ONCE, len(contexts))), handle_body)
+    notes = context.service.notes
+    for i, each in enumerate(contexts):
+        _add_notes(notes, i, each.service.notes)
+    return await context.json({"predictions": [each.content for each in contexts], **notes.fields()})
+
+
+async def _handle_together(contexts: Sequence[PartContext], indices: range, handle_body: Handler) -> None:
+    """Handle some of the instances at the same time. The error of one ends all."""
+
+    async def handle(index: int) -> None:
+        try:
+            await handle_body(contexts[index])
+        except ServingError as exc:
+            exc.message = f"instances[{index}]: {exc.message}"
+            raise
+
+    tasks = [asyncio.create_task(handle(index)) for index in indices]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _add_notes(notes: TextNotes, index: int, own: TextNotes) -> None:
+    """Add the notes of an instance to those of the whole request. Of its errors, the first is kept."""
+    notes.num_dropped += own.num_dropped
+    notes.compute_type = own.compute_type or notes.compute_type
+    for error in list(own.errors.values())[:1]:
+        message = f"instances[{index}]: {error['message']}"
+        notes.errors[index] = {"index": index, "code": error["code"], "message": message}
 
 
 async def _predict_contents(context: RequestContext) -> Response:
