@@ -69,7 +69,7 @@ def encrypted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder = tmp_path_factory.mktemp("tls")
     authority, cert, key = Authority(folder), folder / "cert.pem", folder / "key.pem"
     authority.issue(cert, key)
-    flags = ["-tls_cert", cert, "-tls_key", key, "-http_workers", NUM_GATEWAYS]
+    flags = ["-tls_cert", cert, "-tls_key", key, "-http_workers", NUM_GATEWAYS, "-http_socket", folder / "http"]
     with RunningServer("-model_dir", tiny, "-cpu", *flags) as running:
         yield Encrypted(running.wait_ready(), authority, cert, key)
 
@@ -92,6 +92,12 @@ def test_a_large_body_and_a_large_response_arrive_whole(encrypted: Encrypted) ->
 
 def test_the_log_says_that_the_port_has_tls(encrypted: Encrypted) -> None:
     assert f"HTTP is ready on 127.0.0.1 port {encrypted.running.http_port} with TLS" in encrypted.running.log
+
+
+def test_the_unix_socket_has_no_tls(encrypted: Encrypted) -> None:
+    transport = httpx.HTTPTransport(uds=str(encrypted.cert.parent / "http"))
+    with httpx.Client(transport=transport, base_url="http://localhost", timeout=HANG_S) as client:
+        assert len(client.post("/embed", json={"inputs": "hello"}).raise_for_status().json()) == 1
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")

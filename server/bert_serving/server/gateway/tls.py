@@ -1,8 +1,8 @@
 """TLS in front of the HTTP connections, with their limits.
 
 asyncio can do all of this (`create_server(ssl=...)`), but then a connection would count only after its handshake:
-callers that never finish it could use up the file descriptors. And nobody would know how much of a response the
-caller has still to read, because asyncio's TLS transport passes its bytes to the TCP transport at once.
+callers that never finish it could use up the file descriptors. Also, asyncio's TLS transport passes its bytes to
+the TCP transport at once. So it does not tell how much of a response the caller has still to read.
 """
 
 from __future__ import annotations
@@ -111,7 +111,10 @@ class TlsHandshake(asyncio.Protocol):
 
 
 class FirstBytes(asyncio.Protocol):
-    """Keeps what arrives together with the end of the handshake, decrypted."""
+    """Keeps what arrives together with the end of the handshake, decrypted.
+
+    It is a class of its own, so that bytes that were never encrypted cannot get here.
+    """
 
     def __init__(self) -> None:
         self.received = b""
