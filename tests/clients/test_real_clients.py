@@ -19,8 +19,8 @@ from corpus import DOCUMENTS, TEXTS
 from tests.support.running_server import RunningServer
 
 KEY_IS_MISSING = "this server requires an API key: send Authorization: Bearer <key>"
-EMPTY_TEXT = "texts[1] is an empty string"
-TOO_LONG = "texts[0]: a text may have at most 254 tokens, not counting special tokens, got 500"
+EMPTY_TEXT = "[1] is an empty string"  # after the name of the field
+TOO_LONG = "[0]: a text may have at most 254 tokens, not counting special tokens, got 500"
 FOREIGN_IDS = (
     "is not in this model's vocabulary of 30522: these ids come from another model's tokenizer. Send the text "
     "itself, or ids from this server's /tokenize (langchain-openai: check_embedding_ctx_length=False)"
@@ -78,8 +78,8 @@ def test_openai(drive: Drive, expected: np.ndarray) -> None:
     assert answers["refusals"] == {
         "no such path": "NotFoundError: Error code: 404 - Not Found: POST /v1/nope",
         "wrong key": f"AuthenticationError: Error code: 401 - {KEY_IS_MISSING}",
-        "empty text": f"UnprocessableEntityError: Error code: 422 - {EMPTY_TEXT}",
-        "foreign ids": f"UnprocessableEntityError: Error code: 422 - texts[0]: token id 99999 {FOREIGN_IDS}",
+        "empty text": f"UnprocessableEntityError: Error code: 422 - input{EMPTY_TEXT}",
+        "foreign ids": f"UnprocessableEntityError: Error code: 422 - input[0]: token id 99999 {FOREIGN_IDS}",
     }
 
 
@@ -88,7 +88,7 @@ def test_huggingface_hub(drive: Drive, expected: np.ndarray) -> None:
     assert_vectors(answers["vectors"], expected)
     assert_near(answers["short"], cut(expected))
     assert_near(answers["similarity"], expected[1:] @ expected[0])
-    wanted = {"wrong key": KEY_IS_MISSING, "empty text": EMPTY_TEXT, "too long": TOO_LONG}
+    wanted = {"wrong key": KEY_IS_MISSING, "empty text": f"inputs{EMPTY_TEXT}", "too long": f"inputs{TOO_LONG}"}
     assert_refusals(answers["refusals"], wanted)
 
 
@@ -100,8 +100,8 @@ def test_ollama(drive: Drive, expected: np.ndarray) -> None:
     assert answers["facts"] == ["demo", True, True, ["embedding"], MODEL, "success"]
     assert answers["refusals"] == {
         "wrong key": f"ResponseError: {KEY_IS_MISSING} (status code: 401)",
-        "empty text": f"ResponseError: {EMPTY_TEXT} (status code: 400)",
-        "too long": f"ResponseError: {TOO_LONG} (status code: 400)",
+        "empty text": f"ResponseError: input{EMPTY_TEXT} (status code: 400)",
+        "too long": f"ResponseError: input{TOO_LONG} (status code: 400)",
     }
 
 
@@ -120,8 +120,8 @@ def test_cohere(drive: Drive, expected: np.ndarray, ranker: RunningServer, expec
     assert_ranking(answers["ranking"], expected_ranking)
     wanted = {
         "wrong key": KEY_IS_MISSING,
-        "empty text": EMPTY_TEXT,
-        "too long": TOO_LONG,
+        "empty text": f"texts{EMPTY_TEXT}",
+        "too long": f"texts{TOO_LONG}",
         "no reranker": "the model is not a reranker: start the server with one to use this route",
     }
     assert_refusals(answers["refusals"], wanted)
@@ -141,7 +141,7 @@ def test_langchain(drive: Drive, expected: np.ndarray, open_server: RunningServe
         "ollama, wrong key": KEY_IS_MISSING,
     }
     assert_refusals(answers["refusals"], wanted)
-    assert answers["refusals"]["foreign ids"].startswith("UnprocessableEntityError: Error code: 422 - texts[")
+    assert answers["refusals"]["foreign ids"].startswith("UnprocessableEntityError: Error code: 422 - input[")
 
 
 @slow
@@ -218,7 +218,7 @@ def test_pymilvus(
     assert answers["texts"] == [DOCUMENTS[index] for index, _ in expected_ranking]
     assert answers["refusals"] == {
         "no key": f"RuntimeError: {KEY_IS_MISSING}",
-        "empty text": f"RuntimeError: {EMPTY_TEXT}",
+        "empty text": f"RuntimeError: input{EMPTY_TEXT}",
         "ranker, no key": f"RuntimeError: {KEY_IS_MISSING}",
         "no documents": 'RuntimeError: the body must have a non-empty list "texts" or "documents"',
     }
@@ -238,5 +238,5 @@ def test_infinity_client(
     assert answers["texts"] == [DOCUMENTS[index] for index, _ in expected_ranking[:4]]
     assert [label for label, _ in answers["labels"]] == ["LABEL_0"] * len(DOCUMENTS)
     assert all(0 < score < 1 for _, score in answers["labels"])
-    assert answers["error"]["message"] == EMPTY_TEXT
+    assert answers["error"]["message"] == f"input{EMPTY_TEXT}"
     assert_refusals(answers["refusals"], {"wrong key": KEY_IS_MISSING})

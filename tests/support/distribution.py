@@ -14,6 +14,8 @@ _FILES = {
         "test_operations",
         "test_stream",
         "test_openapi_examples",
+        "test_bad_texts",
+        "test_other_apis",
     ),
     "server with a small queue": ("test_clients",),
     "server with two workers to harm": ("test_chaos",),
