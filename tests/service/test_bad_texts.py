@@ -119,7 +119,9 @@ def test_rankings_and_labels(model_servers: ModelServers) -> None:
     http = model_servers.reranker.http
     body = {"query": "one", "documents": ["two", 5, "", "three"], "on_error": "null", "return_documents": True}
     for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
-        results = http.post(path, json=body).json()["results"]
+        reply = http.post(path, json=body).json()
+        assert [error["index"] for error in reply["errors"]] == [1]
+        results = reply["results"]
         assert (results[-1]["index"], results[-1]["relevance_score"]) == (1, None)
         assert {each["index"] for each in results} == {0, 1, 2, 3}
     assert [each["score"] for each in http.post("/rerank", json={"query": "a", "texts": [""]}).json()] != [None]
@@ -146,6 +148,52 @@ def test_characters_that_are_no_text_are_left_out_and_counted(http: httpx.Client
     assert pair.headers["x-dropped-characters"] == "1"  # the first text is an emoji
     tokens = http.post("/encode", json={"id": 1, "texts": [["a\0", "b"]]})
     assert tokens.headers["x-dropped-characters"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v2/embed", rb'{"texts": ["a\ud800"]}'),
+        ("/v1/embed", rb'{"texts": ["a\ud800"]}'),
+        ("/api/embed", rb'{"model": "\ud800", "input": "a"}'),
+        ("/tokenize", rb'{"inputs": "a\ud800"}'),
+        ("/v1/embeddings", rb'{"input": "a", "\ud800": 1, "user": {"b": ["\udfff"]}}'),
+    ],
+)
+def test_a_lone_surrogate_anywhere_in_a_body_is_harmless(http: httpx.Client, path: str, body: bytes) -> None:
+    reply = http.post(path, content=body)
+    assert (reply.status_code, reply.json() is not None) == (200, True), reply.text
+
+
+def test_a_lone_surrogate_in_an_error_message_is_harmless(model_servers: ModelServers) -> None:
+    long = b'{"\\ud800": [%s]}' % b",".join([b"1"] * 262_146)
+    reply = model_servers.prompted.http.post("/embed", content=long)
+    assert (reply.status_code, reply.json()["error_type"]) == (413, "Validation")
+    reply = model_servers.prompted.http.post(
+        "/encode", content=rb'{"id": 1, "texts": ["a"], "options": {"\ud800": 1}}'
+    )
+    assert (reply.status_code, reply.json()["type"]) == (400, "InvalidRequest")
+    body = rb'{"query": "a", "documents": ["b\ud800"], "return_documents": true}'
+    assert model_servers.reranker.http.post("/rerank", content=body).status_code == 200
+
+
+def test_characters_of_a_query_are_counted_once(model_servers: ModelServers) -> None:
+    body = {"query": "a\0", "documents": ["b", "c", "d\0"]}
+    assert model_servers.reranker.http.post("/rerank", json=body).headers["x-dropped-characters"] == "2"
+
+
+def test_a_request_without_a_good_text_has_only_nulls(http: httpx.Client) -> None:
+    for path in ("/embed", "/embed_all"):
+        reply = http.post(path, json={"inputs": ["", LONG], "truncate": False, "on_error": "null"})
+        assert reply.json() == [None, None]
+        assert reply.headers["x-compute-tokens"] == "0"
+
+
+def test_a_body_says_more_than_a_header(http: httpx.Client) -> None:
+    header = {"X-On-Error": "null"}
+    assert http.post("/embed", json={"inputs": "", "on_error": "error"}, headers=header).status_code == 422
+    body = {"id": 1, "texts": [""], "options": {"on_error": "error"}}
+    assert http.post("/encode", json=body, headers=header).status_code == 400
 
 
 def test_a_large_body_with_lone_surrogates_is_read_too(http: httpx.Client) -> None:

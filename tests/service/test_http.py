@@ -156,7 +156,9 @@ def test_other_methods_and_paths_are_json_errors(http: httpx.Client) -> None:
     assert http.get("/no/such/path").json()["status"] == 404
 
 
-@pytest.mark.parametrize("path", ["/live", "/ready", "/metrics", "/", "/health", "/v1/models"])
+@pytest.mark.parametrize(
+    "path", ["/live", "/ready", "/metrics", "/", "/health", "/v1/models", "/docs", "/openapi.json"]
+)
 def test_head_has_the_status_of_get_and_no_body(http: httpx.Client, path: str) -> None:
     reply = http.head(path)
     assert (reply.status_code, reply.content) == (200, b"")

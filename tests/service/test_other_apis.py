@@ -65,10 +65,29 @@ def test_jina_late_chunking_reads_the_inputs_as_one_text(http: httpx.Client) -> 
     reply = http.post("/v1/embeddings", json={"input": ["a", [1000]], "late_chunking": True})
     assert (reply.status_code, reply.json()["error"]["message"]) == (
         422,
-        "input must hold only strings with late_chunking",
+        "input[1] must be a string with late_chunking",
     )
-    empty = http.post("/v1/embeddings", json={"input": ["a", ""], "late_chunking": True})
-    assert (empty.status_code, empty.json()["error"]["message"]) == (422, "input[1] is an empty string")
+    for texts, message in (
+        (["a", ""], "input[1] is an empty string"),
+        (["a", " "], "input[1] has no token"),
+        (["a"] * 1025, "input must have 1 to 1024 texts with late_chunking, got 1025"),
+        (["word " * 140_000, "a" * 9], "the whole of input: "),
+    ):
+        reply = http.post("/v1/embeddings", json={"input": texts, "late_chunking": True})
+        assert (reply.status_code, reply.json()["error"]["message"][: len(message)]) == (422, message)
+
+
+def test_jina_late_chunking_leaves_out_what_cannot_be_encoded(http: httpx.Client) -> None:
+    body = {"input": [TEXTS[0], "", " ", 5, TEXTS[1]], "late_chunking": True, "on_error": "null"}
+    reply = http.post("/v1/embeddings", json=body).json()
+    found = [each["embedding"] for each in reply["data"]]
+    np.testing.assert_allclose([found[0], found[4]], embed(http, late_chunking=True), atol=1e-5)
+    assert found[1:4] == [None] * 3
+    assert [error["message"] for error in reply["errors"]] == [
+        "is an empty string",
+        "has no token",
+        "must be a string, got int",
+    ]
 
 
 def test_normalized_and_truncation_are_obeyed(http: httpx.Client) -> None:
@@ -136,14 +155,30 @@ def test_tei_puts_its_bodies_into_instances(model_servers: ModelServers) -> None
         [True],
     ]
     assert [error["message"] for error in reply.json()["errors"]] == [
-        "instances[0]: is an empty string",
-        "instances[2]: is an empty string",
+        "instances[0], text 1: is an empty string",
+        "instances[2], text 0: is an empty string",
     ]
     reply = http.post("/vertex", json={"instances": [{"inputs": "a"}] * 40 + [{"inputs": ["a", ""]}]})
     assert reply.json()["error"] == "instances[40]: inputs[1] is an empty string"
-    bodies_of_another_form: list[Any] = [[], [{"inputs": 5}], 5, [{}], None]
+    for accept in ("application/x-npy", "application/octet-stream"):
+        binary = http.post("/vertex", json={"instances": [{"inputs": "a"}]}, headers={"Accept": accept})
+        assert (binary.status_code, "raw and npy are not available" in binary.text) == (422, True)
+    assert http.post("/vertex", json={"instances": [{"inputs": "a"}] * 1025}).status_code == 413
+    bodies_of_another_form: list[Any] = [[{"inputs": 5}], 5, [{}], None]
     for wrong in bodies_of_another_form:
         assert http.post("/vertex", json={"instances": wrong}).status_code == 422, wrong
+
+
+def test_an_empty_list_is_400_as_in_tei(model_servers: ModelServers) -> None:
+    for served, path, body in (
+        (model_servers.prompted, "/embed", {"inputs": []}),
+        (model_servers.prompted, "/similarity", {"inputs": {"source_sentence": "a", "sentences": []}}),
+        (model_servers.prompted, "/vertex", {"instances": []}),
+        (model_servers.classifier, "/predict", {"inputs": []}),
+        (model_servers.reranker, "/rerank", {"query": "a", "texts": []}),
+    ):
+        reply = served.http.post(path, json=body)
+        assert (reply.status_code, reply.json()["error_type"]) == (400, "Empty"), path
 
 
 def test_predict_takes_texts_and_pairs_in_one_batch(model_servers: ModelServers) -> None:

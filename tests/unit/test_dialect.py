@@ -35,6 +35,7 @@ from bert_serving.server.gateway.dialects.tei import (
     PredictBody,
     SimilarityBody,
 )
+from bert_serving.server.gateway.dialects.vertex import _ContentsBody
 from bert_serving.server.gateway.errors import Unprocessable, UnreadableBody
 from bert_serving.server.gateway.keys import Keyring
 from bert_serving.server.gateway.rerank import RerankBody
@@ -301,6 +302,7 @@ def test_headers_have_the_times_and_the_truncated_texts() -> None:
     [
         (TokenizeBody, {"inputs": [1] * 10_000}),
         (DecodeBody, {"ids": [["a"] * 10_000] * 2}),
+        (_ContentsBody, {"instances": [1] * 10_000}),
         (CohereEmbedBody, {"inputs": [1] * 10_000}),
         (CohereEmbedBody, {"inputs": [{"content": [1] * 10_000}]}),
         (CohereEmbedBody, {"texts": ["a"], "embedding_types": [1] * 10_000}),

@@ -263,3 +263,8 @@ def test_table_shows_the_values_in_effect(argv: list[str], line: str) -> None:
 
 def test_equal_signs_of_the_table_are_aligned() -> None:
     assert len({row.index("=") for row in parse_settings([]).table().splitlines()}) == 1
+
+
+def test_an_empty_path_is_not_set() -> None:  # compose files set variables to nothing
+    settings = Settings(http_socket="", tls_cert="", tls_key="")
+    assert (settings.http_socket, settings.tls_cert, settings.tls_key) == (None, None, None)

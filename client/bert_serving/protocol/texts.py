@@ -27,9 +27,13 @@ def check_texts(texts: object, *, may_be_empty: bool = False, may_be_mixed: bool
         raise TypeError(f"texts must be a list of strings, got {_kind(texts)}")
     if not texts:
         raise ValueError("texts must not be empty")
-    if may_be_mixed and len(set(map(type, texts))) > 1:
-        for i, text in enumerate(texts):
-            _check_alike([text], i, may_be_empty=may_be_empty)
+    if may_be_mixed and len(kinds := set(map(type, texts))) > 1:
+        try:
+            for kind in kinds:
+                _check_alike([text for text in texts if type(text) is kind], 0, may_be_empty=may_be_empty)
+        except (TypeError, ValueError):
+            for i, text in enumerate(texts):  # raises the same error, with the index of the text in the request
+                _check_alike([text], i, may_be_empty=may_be_empty)
         return False
     _check_alike(texts, 0, may_be_empty=may_be_empty)
     return isinstance(texts[0], list)

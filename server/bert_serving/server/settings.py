@@ -229,6 +229,11 @@ class Settings(ModelOptions, BaseSettings):
         except ValueError as exc:
             raise ValueError(f"api_key: {exc}") from exc
 
+    @field_validator("http_socket", "tls_cert", "tls_key", mode="before")
+    @classmethod
+    def _empty_is_not_set(cls, value: object) -> object:
+        return None if value == "" else value  # a compose file sets variables to nothing
+
     @field_validator("root_path")
     @classmethod
     def _root_path_is_a_path(cls, value: str) -> str:

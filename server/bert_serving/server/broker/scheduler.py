@@ -379,7 +379,7 @@ class Scheduler:
         computed = [
             (slice_.texts, part_result)
             for slice_, part_result in zip(batch.slices, result.part_results, strict=True)
-            if isinstance(part_result, Vectors)
+            if isinstance(part_result, Vectors) and not part_result.errors  # texts with errors have no tokens
         ]
         if not computed:
             return

@@ -190,12 +190,12 @@ def create_app(
     router = APIRouter()
     _add_dialects(router, service)
     stream.add_routes(router, service)
-    app.include_router(router)
+    app.router.routes += router.routes
     routes = [*operations.PATHS, *(route.path for route in router.routes)]  # type: ignore[attr-defined]
     metrics = GatewayMetrics(routes, service.keys.names, process=process)
     app.state.metrics = metrics
     for_operators = operations.create_router(service, metrics)
-    app.include_router(for_operators)
+    app.router.routes += for_operators.routes
     add_docs_page(app, service, operations_of(router, for_operators))
     _add_error_handlers(app)
     _add_middleware(app, metrics, cors)

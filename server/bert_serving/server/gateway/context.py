@@ -141,15 +141,20 @@ class RequestContext:
         return "gzip" in accepted and not _REFUSES_GZIP.search(accepted)
 
 
+NO_CONTENT = object()
+
+
 class PartContext(RequestContext):
-    """A part of a request that is a body of its own. content: the JSON content of its response."""
+    """A part of a request that is a body of its own.
+
+    content: the JSON content of its response; NO_CONTENT if the response is not JSON.
+    """
 
     def __init__(self, whole: RequestContext, part: object) -> None:
-        own_notes = whole.service.for_call(whole.service.call, whole._held, notes=TextNotes())
-        super().__init__(whole.request, own_notes)
+        super().__init__(whole.request, whole.service.for_call(whole.service.call, whole._held, notes=TextNotes()))
         self._parsed = (part,)
         self._held = whole._held
-        self.content: object = None
+        self.content: object = NO_CONTENT
 
     async def json(
         self, content: object, *, status: int = 200, headers: Mapping[str, str] | None = None

@@ -7,6 +7,7 @@ Response. To report an error, they raise a ServingError.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from starlette.requests import ClientDisconnect
 from .context import RequestContext
 from .errors import DefaultError, default_error
 from .http_protocol import ENDED_WITH
-from .openapi import OPERATION, Docs, Operation
+from .openapi import Docs, Operation
+from .routes import DirectRoute
 from .service import Service
 
 #: Key under which the error code of a failed request is stored in the request's ASGI scope, for the metrics.
@@ -69,15 +71,10 @@ class Dialect:
 
         operation = Operation(self, paths, handler, body, is_public, docs)
         for path in paths:
-            router.add_api_route(
-                path,
-                run,
-                methods=["GET" if body is None else "POST"],
-                name=handler.__name__,
-                openapi_extra={OPERATION: operation} if path == paths[0] else None,
+            described = operation if path == paths[0] else None
+            router.routes.append(
+                DirectRoute(path, run, method=operation.method.upper(), name=handler.__name__, operation=described)
             )
-            if body is None:  # health probes use HEAD
-                router.add_api_route(path, run, methods=["HEAD"])
 
     async def _run(self, handler: Handler, context: RequestContext, *, is_public: bool) -> Response:
         error: ServingError | TimeoutError
@@ -108,7 +105,7 @@ class Dialect:
         if not isinstance(error, ServingError):
             error = Unavailable(str(error))  # a TimeoutError means that the broker does not answer
         status, content = self.describe_error(error)
-        return Response(orjson.dumps(content), status, _error_headers(error), "application/json")
+        return Response(_dump(content), status, _error_headers(error), "application/json")
 
 
 #: The dialect of bert-as-service's routes, of new routes such as /encode/stream, and of paths that do not exist.
@@ -119,6 +116,13 @@ BERT_AS_SERVICE = Dialect(
     "The routes of bert-as-service's HTTP port, with more options, and a stream. The Python client, `BertClient`, "
     "uses ZeroMQ instead, which is faster.",
 )
+
+
+def _dump(content: object) -> bytes:
+    try:
+        return orjson.dumps(content)
+    except TypeError:  # the message repeats a lone surrogate from the request
+        return json.dumps(content).encode()
 
 
 def _error_headers(error: ServingError) -> dict[str, str]:

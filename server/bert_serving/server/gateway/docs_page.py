@@ -62,6 +62,7 @@ def add_docs_page(app: FastAPI, service: Service, operations: Sequence[Operation
     live = LiveDocument(service, operations)
     app.mount(_FILES, StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static"))
 
+    @app.head(_DOCUMENT)
     @app.get(_DOCUMENT)
     async def openapi(request: Request) -> Response:
         """Return the OpenAPI document."""
@@ -70,6 +71,7 @@ def add_docs_page(app: FastAPI, service: Service, operations: Sequence[Operation
             content = {**content, "servers": [{"url": root}]}
         return Response(orjson.dumps(content), media_type="application/json")
 
+    @app.head("/docs")
     @app.get("/docs")
     async def docs(request: Request) -> Response:
         """Return the page."""

@@ -8,21 +8,35 @@ from bert_serving.protocol import InvalidRequest, parse_json
 from pydantic_core import from_json
 
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_MAX_SLOW_BYTES = 16 << 20  # the parser that reads lone surrogates is slow, and other requests wait for it
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_MAX_SLOW_BYTES = 2 << 20  # the parser that reads lone surrogates is slow, and other requests wait for it
 
 
 def read_json(raw: bytes, *, allow_inf_nan: bool = True) -> object:
     """Return the JSON value of a body. Raises ValueError if it is not JSON, or has more than 200 levels.
 
-    allow_inf_nan: also read NaN and Infinity, which some clients send.
+    A lone surrogate becomes NUL: neither is text, and only NUL can be written as UTF-8. allow_inf_nan: also read
+    NaN and Infinity, which some clients send.
     """
     try:
         value: object = from_json(raw, allow_inf_nan=allow_inf_nan)
     except ValueError as exc:
-        if len(raw) > _MAX_SLOW_BYTES or _ESCAPED_SURROGATE.search(raw) is None:
+        if _ESCAPED_SURROGATE.search(raw) is None:
             raise
+        if len(raw) > _MAX_SLOW_BYTES:
+            raise ValueError(f"{exc}; with lone surrogates it may have at most {_MAX_SLOW_BYTES} bytes") from exc
         try:
-            value = parse_json(raw)
+            value = _without_surrogates(parse_json(raw))
         except InvalidRequest:
             raise exc from None
+    return value
+
+
+def _without_surrogates(value: object) -> object:
+    if isinstance(value, str):
+        return _LONE_SURROGATE.sub("\0", value)
+    if isinstance(value, list):
+        return [_without_surrogates(each) for each in value]
+    if isinstance(value, dict):
+        return {_LONE_SURROGATE.sub("\0", key): _without_surrogates(each) for key, each in value.items()}
     return value

@@ -31,9 +31,6 @@ from .known_models import Ability, Model
 if TYPE_CHECKING:
     from .dialect import Dialect
 
-#: Under this key, the `openapi_extra` of a route has the route's Operation.
-OPERATION = "operation"
-
 Json: TypeAlias = "dict[str, Any]"
 #: json: bodies and replies are JSON; arrays: a reply may also be an array as raw bytes or in NumPy's format;
 #: lines: bodies and replies have one JSON value in each line; text: a reply is plain text.
@@ -144,8 +141,8 @@ class Operation:
 
 def operations_of(*routers: APIRouter) -> list[Operation]:
     """Return the operations of all routes that have one."""
-    extras = (getattr(route, "openapi_extra", None) for router in routers for route in router.routes)
-    return [extra[OPERATION] for extra in extras if extra]
+    found = (getattr(route, "operation", None) for router in routers for route in router.routes)
+    return [operation for operation in found if operation is not None]
 
 
 class _Types:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Literal, TypeAlias
 
 from bert_serving.protocol import Command, ServingError
@@ -15,12 +15,13 @@ from typing_extensions import NotRequired, TypedDict
 from .dialect import Dialect
 from .errors import DefaultError, default_error
 from .metrics import GatewayMetrics
-from .openapi import OPERATION, Docs, Operation
+from .openapi import Docs, Operation
+from .routes import DirectRoute
 from .service import STATUS_TIMEOUT_S, Service
 
 PATHS = ("/live", "/ready", "/metrics")
 
-Handler: TypeAlias = Callable[..., object]
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 class LiveReply(TypedDict):
@@ -44,11 +45,11 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
     """Return the routes. Only /metrics may require an API key: see Service.protects_metrics."""
     router = APIRouter()
 
-    async def live() -> dict[str, str]:
+    async def live(_: Request) -> Response:
         """Return 200 as long as this process answers."""
-        return {"status": "live"}
+        return JSONResponse({"status": "live"})
 
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
         """Return 200 if every worker has loaded its model and used it recently, else 503."""
         try:
             status = await service.status()
@@ -80,9 +81,8 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
         return JSONResponse({"status": "live"})
 
     def add(path: str, handler: Handler, docs: Docs | None = None, *, is_public: bool = True) -> None:
-        extra = {} if docs is None else {OPERATION: Operation(OPERATIONS, [path], handler, None, is_public, docs)}
-        router.add_api_route(path, handler, openapi_extra=extra)
-        router.add_api_route(path, handler, methods=["HEAD"])
+        operation = None if docs is None else Operation(OPERATIONS, [path], handler, None, is_public, docs)
+        router.routes.append(DirectRoute(path, handler, method="GET", name=handler.__name__, operation=operation))
 
     add("/live", live, Docs(reply=LiveReply))
     add("/ready", ready, Docs(reply=ReadyReply))

@@ -63,12 +63,14 @@ def convert(rows: Rows, dtype: Dtype | None) -> Numbers:
     """
     if dtype is None:
         return np.ascontiguousarray(rows)
-    if dtype != "float32" and np.isnan(rows.min(initial=0)):  # of a text with an error: only float32 has NaN here
-        rows = np.nan_to_num(rows, nan=0.0, posinf=None, neginf=None)
-    if dtype in ("float32", "float16"):
-        if dtype == "float16" and np.abs(rows).max(initial=0.0) > np.finfo(np.float16).max:
+    if dtype == "float32":
+        return np.ascontiguousarray(rows, dtype=dtype)
+    without_nan = np.nan_to_num(rows, nan=0.0) if np.isnan(rows.min(initial=0)) else rows  # of texts with errors
+    if dtype == "float16":
+        if np.abs(without_nan).max(initial=0.0) > np.finfo(np.float16).max:
             raise Unprocessable("a component is too large for float16: request float32, or normalize")
         return np.ascontiguousarray(rows, dtype=dtype)
+    rows = without_nan
     if dtype in ("int8", "uint8"):
         largest = np.abs(rows).max(axis=-1, keepdims=True).astype(np.float32)
         largest[largest == 0] = 1  # avoids a division by zero

@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from .classify import ranked, relevance
 from .context import RequestContext
-from .errors import WrongModel
+from .errors import NoTexts, WrongModel
 from .fields import Side, TextList, TextsBody
 from .service import Service
 from .texts import Names
@@ -47,7 +47,7 @@ class RerankBody(TextsBody):
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> RerankBody:
-        if not (self.texts or self.documents):
+        if self.texts is None and self.documents is None:
             raise ValueError('the body must have a non-empty list "texts" or "documents"')
         return self
 
@@ -78,8 +78,11 @@ async def rank(context: RequestContext, body: RerankBody) -> Ranking:
     """Return the texts of the body, ranked. Raises WrongModel if the model is not a reranker."""
     if (await context.service.model()).kind not in ("reranker", "classifier"):
         raise WrongModel("the model is not a reranker: start the server with one to use this route")
+    if not body.candidates:
+        raise NoTexts(f"{'documents' if body.texts is None else 'texts'} must not be empty")
+    (query,) = await context.service.readable([body.query], Names(others={0: "query"}, may_be_empty=True))
     side = "error" if body.truncate is False or body.truncation is False else body.truncation_direction or "right"
-    pairs = [{"text": body.query, "text_pair": text} for text in body.candidates]
+    pairs = [{"text": query, "text_pair": text} for text in body.candidates]
     names = Names("texts" if body.texts else "documents", query="query", may_be_empty=True)
     logits, reply = await context.service.vectors(pairs, names, pooling_strategy="LOGITS", truncate=side)
     places = ranked(relevance(logits, raw=bool(body.raw_scores)))[: body.top_n]

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -20,7 +19,6 @@ from bert_serving.protocol import (
     Text,
     Unavailable,
     WorkerFailed,
-    check_spans,
     options_from_json,
 )
 
@@ -30,7 +28,7 @@ from .keys import Keyring
 from .known_models import KnownModels, Model, ServerStatus
 from .limits import BodyLimits
 from .memory import GatewayMemory, RequestMemory
-from .texts import Names, OnError, TextNotes, readable_texts, renamed
+from .texts import ERROR_BYTES, Names, OnError, TextNotes, readable_texts, renamed
 from .usage import CountComputed, num_tokens
 
 if TYPE_CHECKING:
@@ -137,7 +135,9 @@ class Service:
             raise
         except (InvalidRequest, WorkerFailed) as exc:
             raise renamed(exc, names) from exc
-        self.notes.add(reply, names)
+        if reply.errors and self.held is not None:
+            self.held.grow(len(reply.errors) * ERROR_BYTES)
+            await self.held.off_loop(self.notes.add, reply, names)
         self.notes.compute_type = self.models.compute_type
         self.on_computed(len(texts), num_tokens(reply))
         if self.held is not None:
@@ -157,7 +157,7 @@ class Service:
         """
         reply = await self.encode(texts, names, ragged=True, pairs=False, **options)
         if "pooling_strategy" not in options:
-            await self._check_is_no_reranker(reply)
+            await self.check_is_no_reranker(reply)
         if reply.counts is not None:
             raise InvalidRequest(
                 "this server returns several vectors per text (-pooling_strategy NONE or SPLADE): "
@@ -165,34 +165,8 @@ class Service:
             )
         return reply.rows.astype(np.float32, copy=False), reply  # rows are float16 if -fp16 is set
 
-    async def chunk_vectors(
-        self, texts: Sequence[object], names: Names, **options: object
-    ) -> tuple[Rows, EncodeReply]:
-        """Return one vector for each text, (B, D) float32, and the whole reply. The texts are parts of one text.
-
-        The model reads them as one, and each vector is pooled from the tokens of its part (late chunking).
-        Raises as `vectors` does, and InvalidRequest if a text is not a string, or if the whole is too long.
-        """
-        try:
-            readable = await self.readable(texts, names)
-        except InvalidRequest as exc:
-            raise renamed(exc, names) from exc
-        parts = [text for text in readable if isinstance(text, str)]
-        if len(parts) < len(readable):
-            raise InvalidRequest(f"{names.whole} must hold only strings with late_chunking")
-        ends = list(accumulate(len(part) + 1 for part in parts))
-        spans = [[(end - 1 - len(part), end - 1) for end, part in zip(ends, parts, strict=True)]]
-        try:
-            checked = options_from_json({**options, "truncate": "right", "long_text": "chunk", "ragged": True})
-            check_spans(spans, 1)
-        except (TypeError, ValueError) as exc:
-            raise InvalidRequest(str(exc)) from exc
-        whole = Names(others={0: f"the whole of {names.whole}"})
-        reply = await self.encode_reply([" ".join(parts)], replace(checked, pairs=False), spans, names=whole)
-        await self._check_is_no_reranker(reply)
-        return reply.rows.astype(np.float32, copy=False), reply
-
-    async def _check_is_no_reranker(self, reply: EncodeReply) -> None:
+    async def check_is_no_reranker(self, reply: EncodeReply) -> None:
+        """Raise WrongModel if a reranker has computed the reply: its vectors mean nothing."""
         if (await self.model_of(reply)).kind == "reranker":
             raise WrongModel("the model is a reranker, so it gives no embeddings: use /rerank")
 

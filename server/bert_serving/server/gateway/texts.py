@@ -29,7 +29,9 @@ OnError: TypeAlias = Literal["error", "null"]
 #: Key in the ASGI scope of a request: its TextNotes.
 NOTES = "bert_serving.text_notes"
 
-_MAX_HEADER_CHARS = 2000  # servers and proxies limit a header to a few kilobytes
+_MAX_HEADER_CHARS = 1000  # proxies limit all headers of a response together to a few kilobytes
+#: What an error takes in the reply of the broker and in the notes.
+ERROR_BYTES = 1024
 _WHOLE = re.compile(r"^texts(?= must)")
 _NAME = re.compile(r"(text of |text_pair of )?texts\[(\d+)\]")
 
@@ -96,12 +98,12 @@ class TextNotes:
         if self.num_dropped:
             headers["x-dropped-characters"] = str(self.num_dropped)
         if self.errors:
-            headers |= {"x-error-count": str(len(self.errors)), "x-errors": _header_of(self.errors.values())}
+            headers |= {"x-error-count": str(len(self.errors)), "x-errors": _header_of(self._sorted())}
         return headers
 
     def fields(self) -> dict[str, list[TextError]]:
         """Return the field "errors" of a response with a JSON object; nothing if there are none."""
-        return {"errors": list(self.errors.values())} if self.errors else {}
+        return {"errors": self._sorted()} if self.errors else {}
 
     def nulled(self, results: Results) -> Results:
         """Return the results of all texts, with None for each text that has an error."""
@@ -109,12 +111,18 @@ class TextNotes:
             return results
         return [None if i in self.errors else result for i, result in enumerate(results)]
 
+    def add_error(self, index: int, error: ServingError) -> None:
+        """Note why a text has no result."""
+        self.errors[index] = {"index": index, "code": error.code, "message": error.message}
+
     def add(self, reply: EncodeReply, names: Names) -> None:
         """Note the errors of a reply. An error that was noted before keeps its reason."""
         for error in reply.errors:
-            named: TextError = {**error, "message": names.in_message(error["message"])}
-            self.errors.setdefault(error["index"], named)
-        self.errors = dict(sorted(self.errors.items()))
+            if error["index"] not in self.errors:
+                self.errors[error["index"]] = {**error, "message": names.in_message(error["message"])}
+
+    def _sorted(self) -> list[TextError]:
+        return [error for _, error in sorted(self.errors.items())]
 
 
 def _header_of(errors: Iterable[TextError]) -> str:
@@ -163,7 +171,8 @@ def readable_texts(
     for i, text in enumerate(texts):
         error = _error_of(check, text)
         if error is not None:
-            notes.errors[i] = {"index": i, "code": error.code, "message": _NAME.sub("", error.message).strip(": ")}
+            error.message = _NAME.sub("", error.message).strip(": ")
+            notes.add_error(i, error)
             texts[i] = _REFUSED_TEXT
     return texts
 

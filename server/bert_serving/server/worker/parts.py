@@ -12,7 +12,7 @@ from bert_serving.protocol.workers import Part, PartResult, Rejected, Vectors
 
 from .encoder import Encoder, EncodingError
 from .micro_batches import PreparedText
-from .sequences import RequestError
+from .sequences import RequestError, TokenizedText
 
 _STAND_IN = "a"
 _MAX_REASON_CHARS = 200
@@ -22,12 +22,14 @@ _MAX_REASON_CHARS = 200
 class TokenizedPart:
     """A part, and its texts ready for the model.
 
-    errors: by index, why a text cannot be encoded, if the option on_error is "null". A stand-in is computed then.
+    prepared: those that can be encoded. errors: by index, why the others cannot; only if the option on_error is
+    "null". model: a text whose rows look like those of the part. It is one of `prepared`, unless there are none.
     """
 
     part: Part
     prepared: list[PreparedText]
-    errors: dict[int, ServingError] = field(default_factory=dict)
+    model: PreparedText
+    errors: dict[int, InvalidRequest] = field(default_factory=dict)
 
 
 def tokenize_parts(encoder: Encoder, parts: Sequence[Part]) -> list[TokenizedPart | Rejected]:
@@ -56,23 +58,19 @@ def _tokenized_or_rejected(
     encoder: Encoder, part: Part, texts: list[PreparedText | RequestError]
 ) -> TokenizedPart | Rejected:
     """Return the part with its texts, or its rejection if one of the texts has an error."""
-    prepared: list[PreparedText] = []
-    errors: dict[int, ServingError] = {}
-    for i, text in enumerate(texts):
-        if not isinstance(text, RequestError):
-            prepared.append(text)
-            continue
-        error = InvalidRequest(str(text))
-        stand_in = _stand_in(encoder, part) if part.options.on_error == "null" else text
-        if isinstance(stand_in, RequestError):
-            return Rejected(error, i)
-        prepared.append(stand_in)
-        errors[i] = error
-    return TokenizedPart(part, prepared, errors)
+    errors = {i: InvalidRequest(str(text)) for i, text in enumerate(texts) if isinstance(text, RequestError)}
+    prepared = [text for text in texts if not isinstance(text, RequestError)]
+    if errors and part.options.on_error != "null":
+        index = next(iter(errors))
+        return Rejected(errors[index], index)
+    model = prepared[0] if prepared else _stand_in(encoder, part)
+    if isinstance(model, RequestError):
+        return Rejected(errors[0], 0)
+    return TokenizedPart(part, prepared, model, errors)
 
 
 def _stand_in(encoder: Encoder, part: Part) -> PreparedText | RequestError:
-    """Return a text that has rows like the others of the part. They are replaced when they are computed."""
+    """Return a text whose rows would look like those of the part, if none of its texts can be encoded."""
     return encoder.prepare([_STAND_IN], part.options, spans=None if part.spans is None else [[[0, 1]]])[0]
 
 
@@ -96,46 +94,60 @@ def part_results(
 def _vectors_or_rejected(
     encoder: Encoder,
     part: TokenizedPart,
-    rows_of: list[Rows | EncodingError],
+    computed: list[Rows | EncodingError],
     dtype: np.dtype[np.floating],
 ) -> PartResult:
-    """Return the vectors of a part, or its rejection if the model failed on one of its texts."""
-    options, errors = part.part.options, dict(part.errors)
-    first = part.prepared[0]
-    rows = []
-    for i, of_text in enumerate(rows_of):
-        if isinstance(of_text, EncodingError):
-            errors[i] = WorkerFailed(str(of_text))
-            if options.on_error != "null":
-                return Rejected(errors[i], i)
-        rows.append(_no_rows(first) if i in errors or isinstance(of_text, EncodingError) else of_text)
-    if first.plan.is_sparse:  # rows hold indices of terms, which float16 would round
+    """Return the vectors of a part, or its rejection if the model failed on one of its texts.
+
+    computed: the rows of each prepared text.
+    """
+    options, model = part.part.options, part.model
+    if model.plan.is_sparse:  # rows hold indices of terms, which float16 would round
         dtype = np.dtype(np.float32)
-    vectors = np.concatenate(rows) if first.is_ragged else np.stack(rows)
-    largest = np.finfo(dtype).max
-    if np.abs(vectors).max(initial=0.0) > largest:
-        return Rejected(
-            WorkerFailed(f"the vector has a component beyond {largest}, the largest value of {dtype.name}")
-        )
-    vectors = vectors.astype(dtype, copy=False)
-    if errors and not first.is_ragged:
-        vectors[list(errors)] = np.nan
-    texts = [None if i in errors else prepared.text for i, prepared in enumerate(part.prepared)]
+    texts: list[TokenizedText | None] = []
+    rows: list[Rows] = []
+    errors: dict[int, ServingError] = dict(part.errors)
+    done = iter(zip(part.prepared, computed, strict=True))
+    for i in range(len(part.part.texts)):
+        if i not in part.errors:
+            prepared, of_text = next(done)
+            error = _error_of(of_text, dtype)
+            if error is None:
+                assert not isinstance(of_text, EncodingError)
+                texts.append(prepared.text)
+                rows.append(of_text)
+                continue
+            if options.on_error != "null":
+                return Rejected(error, i)
+            errors[i] = error
+        texts.append(None)
+        rows.append(_no_rows(model))
+    vectors = (np.concatenate(rows) if model.is_ragged else np.stack(rows)).astype(dtype, copy=False)
     return Vectors(
         rows=vectors,
         num_tokens=[text.num_tokens if text else 0 for text in texts],
         truncated=[i for i, text in enumerate(texts) if text and text.truncated],
-        counts=list(map(len, rows)) if first.is_ragged else None,
+        counts=list(map(len, rows)) if model.is_ragged else None,
         tokens=[encoder.tokens(text) if text else [] for text in texts] if options.show_tokens else None,
         offsets=[text.offsets if text else [] for text in texts] if options.show_offsets else None,
-        errors=[_text_error(i, error) for i, error in errors.items()],
+        errors=[_text_error(i, error) for i, error in sorted(errors.items())],
     )
 
 
+def _error_of(rows: Rows | EncodingError, dtype: np.dtype[np.floating]) -> WorkerFailed | None:
+    """Return why the rows of a text cannot be sent, or None."""
+    if isinstance(rows, EncodingError):
+        return WorkerFailed(str(rows))
+    largest = np.finfo(dtype).max
+    if dtype != np.float32 and np.abs(rows).max(initial=0.0) > largest:
+        return WorkerFailed(f"the vector has a component beyond {largest}, the largest value of {dtype.name}")
+    return None
+
+
 def _no_rows(prepared: PreparedText) -> Rows:
-    """Return what a text with an error has in place of its rows: none, or zeros where each text has one row."""
+    """Return what a text with an error has in place of its rows: none, or NaN where each text has one row."""
     if not prepared.is_ragged:
-        return np.zeros(prepared.plan.width, np.float32)
+        return np.full(prepared.plan.width, np.nan, np.float32)
     return np.zeros((0, 2 if prepared.plan.is_sparse else prepared.plan.width), np.float32)
 
 

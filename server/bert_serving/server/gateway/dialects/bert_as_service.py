@@ -163,8 +163,7 @@ async def encode(context: RequestContext) -> Response:
     raw = await _json_of(context)
     body = await context.off_loop(_parse, raw, context.service)
     container = container_for(context.request.headers, body.container)
-    if body.options.on_error == "null":
-        context.service = context.service.with_on_error("null")
+    context.service = context.service.with_on_error("null" if body.options.on_error == "null" else "error")
     reply = await context.service.encode_reply(body.texts, body.options, body.spans)
     notes = context.service.notes
     headers = usage_headers(reply, num_chars(body.texts))
@@ -265,9 +264,10 @@ def _parse(raw: bytes, service: Service) -> _Encode:
     if isinstance(body["texts"], list) and len(body["texts"]) > max_items:
         raise PayloadTooLarge(f"a request may have at most {max_items} texts, got {len(body['texts'])}")
     try:
-        options = options_from_json(body.get("options") or {})
-        if service.call.on_error == "null":
-            options = replace(options, on_error="null")
+        asked = body.get("options") or {}
+        options = options_from_json(asked)
+        if "on_error" not in asked:
+            options = replace(options, on_error=service.call.on_error)
         texts = readable_texts(body["texts"], service.notes, on_error=options.on_error, may_be_mixed=False)
         if (spans := body.get("spans")) is not None:
             check_spans(spans, len(texts))

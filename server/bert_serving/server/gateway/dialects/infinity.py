@@ -71,6 +71,7 @@ class RankingReply(_Result):
 
     object: Literal["rerank"]
     results: list[RankedDocument]
+    errors: NotRequired[FailedTexts]
 
 
 def add_routes(router: APIRouter, service: Service) -> None:
@@ -104,7 +105,7 @@ def ranking_content(service: Service, body: RerankBody, ranking: Ranking) -> dic
         }
         for i, score in ranking.places
     ]
-    return result_object(service, ranking.reply, "rerank", results=results)
+    return result_object(service, ranking.reply, "rerank", results=results) | service.notes.fields()
 
 
 async def model_fields(service: Service) -> Mapping[str, object]:

@@ -16,6 +16,7 @@ from typing_extensions import NotRequired, TypedDict
 from ..context import RequestContext
 from ..dialect import Dialect
 from ..fields import Dimensions, Texts, TextsBody
+from ..late_chunking import chunk_vectors
 from ..openai_format import OpenAIError, TokenUsage, describe_error, list_object
 from ..openapi import Docs
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
@@ -33,6 +34,9 @@ OPENAI = Dialect(
 )
 
 _AZURE = "/openai/deployments/{deployment}/embeddings"
+
+
+_EmbeddingType = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary", "base64"]
 
 
 def _text_of(value: object) -> object:
@@ -66,7 +70,7 @@ class EmbeddingsBody(TextsBody):
         validation_alias=AliasChoices("dimensions", "output_dimension"),
         description="Voyage's and Mistral's clients, and LiteLLM, call it `output_dimension`",
     )
-    embedding_type: Annotated[Dtype | Literal["base64"] | None, BeforeValidator(_dtype)] = None
+    embedding_type: Annotated[_EmbeddingType | None, BeforeValidator(_dtype)] = None
     task: str | None = Field(None, description="purpose of the texts, which chooses one of the model's prompts")
     input_type: str | None = Field(None, description="what Voyage's clients call `task`")
     late_chunking: bool | None = Field(
@@ -184,7 +188,7 @@ async def embeddings(context: RequestContext) -> Response:
     is_purposeful = body.task is not None or body.input_type is not None
     options = body.options((await context.service.model()).prompts if is_purposeful else {})
     if body.late_chunking:
-        rows, reply = await context.service.chunk_vectors(body.input, Names("input"), **options)
+        rows, reply = await chunk_vectors(context.service, body.input, Names("input"), **options)
     else:
         rows, reply = await context.service.vectors(body.input, Names("input"), **options)
     vectors = await context.off_loop(convert, rows, body.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 from bert_serving.protocol import (
     InvalidRequest,
@@ -26,7 +26,7 @@ from typing_extensions import NotRequired, TypedDict
 from ..classify import NAMED_BYTES, LabelScore, label_scores, normalized
 from ..context import RequestContext
 from ..dialect import Dialect, Handler
-from ..errors import NoTexts, Unprocessable, UnreadableBody, WrongModel
+from ..errors import NoTexts, UnreadableBody, WrongModel
 from ..fields import Body, Dimensions, Side, TextList, Texts, TextsBody
 from ..openapi import Docs
 from ..output import Container, Dtype, binary_response, container_for, convert, encoded
@@ -35,9 +35,6 @@ from ..service import Service
 from ..texts import FailedTexts, Names
 from ..tokenizing import DecodeBody, Token, TokenizeBody, decode, tokenize
 from ..usage import num_chars, usage_headers
-
-if TYPE_CHECKING:
-    pass
 
 _ERROR_TYPES: dict[type[ServingError], tuple[int, str]] = {
     UnreadableBody: (400, "Validation"),
@@ -100,9 +97,9 @@ def _predict_inputs(value: object) -> _Inputs:
     """Return texts or pairs. A list of two strings is one pair, as in TEI. Raises ValueError."""
     if isinstance(value, str):
         return _Inputs([value], is_single=True)
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list):
         raise ValueError("must be a string, a pair of strings, or a list of lists of one or two strings")
-    is_single = all(isinstance(item, str) for item in value)
+    is_single = bool(value) and all(isinstance(item, str) for item in value)
     if is_single and len(value) > 2:
         raise ValueError("must be a list of lists for more than one text: [[text], [text, text_pair], ...]")
     items = [value] if is_single else value
@@ -386,7 +383,7 @@ async def similarity(context: RequestContext) -> Response:
     body = await context.body(SimilarityBody)
     texts = [*body.inputs.sentences, body.inputs.source_sentence]
     if len(texts) == 1:
-        raise Unprocessable("inputs.sentences must not be empty")
+        raise NoTexts("inputs.sentences must not be empty")
     names = Names("inputs.sentences", others={len(texts) - 1: "inputs.source_sentence"})
     options = {} if body.parameters is None else body.parameters.options()
     rows, reply = await context.service.vectors(texts, names, normalize=True, **options)

@@ -7,21 +7,23 @@ its own bodies into the list. It has no route of its own here: TEI's /vertex and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Annotated
 
-from bert_serving.protocol import ServingError
+from bert_serving.protocol import PayloadTooLarge, ServingError
 from fastapi import Response
 from pydantic import AliasChoices, Field
 
-from ..context import PartContext, RequestContext
+from ..context import NO_CONTENT, PartContext, RequestContext
 from ..dialect import Handler
-from ..errors import Unprocessable
+from ..errors import NoTexts, Unprocessable
 from ..fields import Body, Dimensions, TextsBody
 from ..prompts import prompt_for
 from ..texts import Names, TextNotes
 from ..usage import num_chars, usage_headers
 
-_AT_ONCE = 16  # instances that are computed at the same time
+_AT_ONCE = 16  # bodies that are computed at the same time
+_MAX_BODIES = 1024
 
 
 class _Parameters(Body):
@@ -37,7 +39,7 @@ class _Content(Body):
 
 
 class _ContentsBody(TextsBody):
-    instances: list[_Content]
+    instances: Annotated[list[_Content], Field(fail_fast=True)]
     parameters: _Parameters | None = None
 
 
@@ -50,30 +52,36 @@ async def predict_instances(context: RequestContext, handle_body: Handler) -> Re
     """Return a prediction for each instance. handle_body: answers an instance that is a body of TEI."""
     body = await context.body(InstancesBody)
     if not body.instances:
-        raise Unprocessable("instances must not be empty")
+        raise NoTexts("instances must not be empty")
     first = body.instances[0]
     if isinstance(first, dict) and "content" in first:
         return await _predict_contents(context)
-    contexts = [context.for_part(instance) for instance in body.instances]
-    for start in range(0, len(contexts), _AT_ONCE):
-        await _handle_together(contexts, range(start, min(start + _AT_ONCE, len(contexts))), handle_body)
-    notes = context.service.notes
-    for i, each in enumerate(contexts):
-        _add_notes(notes, i, each.service.notes)
-    return await context.json({"predictions": [each.content for each in contexts], **notes.fields()})
+    if len(body.instances) > _MAX_BODIES:
+        raise PayloadTooLarge(f"instances may have at most {_MAX_BODIES} bodies, got {len(body.instances)}")
+    contents, notes = [], context.service.notes
+    for start in range(0, len(body.instances), _AT_ONCE):
+        bodies = body.instances[start : start + _AT_ONCE]
+        parts = {i: context.for_part(each) for i, each in enumerate(bodies, start)}
+        await _handle_together(parts, handle_body)
+        for i, part in parts.items():
+            contents.append(part.content)
+            _add_notes(notes, i, part.service.notes)
+    return await context.json({"predictions": contents, **notes.fields()})
 
 
-async def _handle_together(contexts: Sequence[PartContext], indices: range, handle_body: Handler) -> None:
-    """Handle some of the instances at the same time. The error of one ends all."""
+async def _handle_together(parts: Mapping[int, PartContext], handle_body: Handler) -> None:
+    """Handle some instances at the same time. The error of one ends all. parts: by index of the instance."""
 
-    async def handle(index: int) -> None:
+    async def handle(index: int, part: PartContext) -> None:
         try:
-            await handle_body(contexts[index])
+            await handle_body(part)
+            if part.content is NO_CONTENT:
+                raise Unprocessable("raw and npy are not available in an instance: ask for JSON or base64")
         except ServingError as exc:
             exc.message = f"instances[{index}]: {exc.message}"
             raise
 
-    tasks = [asyncio.create_task(handle(index)) for index in indices]
+    tasks = [asyncio.create_task(handle(index, part)) for index, part in parts.items()]
     try:
         await asyncio.gather(*tasks)
     finally:
@@ -82,12 +90,12 @@ async def _handle_together(contexts: Sequence[PartContext], indices: range, hand
 
 
 def _add_notes(notes: TextNotes, index: int, own: TextNotes) -> None:
-    """Add the notes of an instance to those of the whole request. Of its errors, the first is kept."""
+    """Add the notes of an instance to those of the whole request."""
     notes.num_dropped += own.num_dropped
     notes.compute_type = own.compute_type or notes.compute_type
-    for error in list(own.errors.values())[:1]:
-        message = f"instances[{index}]: {error['message']}"
-        notes.errors[index] = {"index": index, "code": error["code"], "message": message}
+    for error in own.errors.values():
+        message = f"instances[{index}], text {error['index']}: {error['message']}"
+        notes.errors[len(notes.errors)] = {"index": index, "code": error["code"], "message": message}
 
 
 async def _predict_contents(context: RequestContext) -> Response:
