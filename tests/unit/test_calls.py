@@ -143,7 +143,7 @@ def respond_within(timeout_ms: str, handler: Handler) -> Response:
         router = APIRouter()
         BERT_AS_SERVICE.add_routes(router, make_service(), ["/x"], handler, body=TokenizeBody)
         request = request_with(x_request_timeout_ms=timeout_ms)
-        return await router.routes[0].endpoint(Request(request.scope, receive))  # type: ignore[attr-defined]
+        return await router.routes[0].handle_request(Request(request.scope, receive))  # type: ignore[attr-defined]
 
     is_begun: Future[None] = Future()
     return asyncio.run(asyncio.wait_for(respond(), HANG_S))

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -43,6 +44,8 @@ from bert_serving.server.gateway.stream import LineBuffer
 from bert_serving.server.gateway.tokenizing import DecodeBody, TokenizeBody
 from bert_serving.server.gateway.usage import usage_headers
 from bert_serving.server.keys import KeySource, hash_of, unnamed_keys
+from bert_serving.server.settings import Settings
+from bert_serving.server.supervisor.launch import body_limits
 from fastapi import Request
 from numpy import zeros
 from pydantic import BaseModel, ValidationError
@@ -149,7 +152,7 @@ def test_invalid_gzip_and_other_encodings_are_refused(body: bytes, coding: str, 
 def test_json_is_parsed_once_however_many_models_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[bytes] = []
 
-    def counted(raw: bytes) -> object:
+    def counted(raw: bytes, **_: object) -> object:
         parsed.append(raw)
         return from_json(raw)
 
@@ -327,6 +330,24 @@ def test_the_number_of_items_is_checked_before_the_items(model: type[BaseModel],
     context = RequestContext(request_with(json.dumps(body).encode()), make_service(max_items=10))
     with pytest.raises(PayloadTooLarge, match="may have at most 10 texts, got 11"):
         asyncio.run(context.body(model))
+
+
+def test_the_levels_of_a_body_are_limited() -> None:
+    body = {"id": 1, "texts": ["a"], "inputs": ["a"], "more": [{"b": [1]}, [[1]]]}
+    for limit, is_refused in ((3, True), (4, False)):
+        service = make_service(max_nesting=limit)
+        read = RequestContext(request_with(json.dumps(body).encode()), service).body(EmbedBody)
+        refused = pytest.raises(ValueError, match=f"more than {limit} levels") if is_refused else nullcontext()
+        with refused:
+            asyncio.run(read)
+        with refused:
+            bert_as_service._parse(json.dumps(body).encode(), service)
+
+
+def test_the_number_of_texts_is_a_share_of_the_queue_or_smaller() -> None:
+    assert body_limits(Settings(queue_capacity=100, flow_share=0.3))["max_items"] == 30
+    assert body_limits(Settings(queue_capacity=100, flow_share=0.3, http_max_texts=20))["max_items"] == 20
+    assert body_limits(Settings(queue_capacity=100, flow_share=0.3, http_max_texts=40))["max_items"] == 30
 
 
 def test_a_body_that_grows_when_it_is_parsed_is_refused_before() -> None:

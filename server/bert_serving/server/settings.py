@@ -107,6 +107,14 @@ class Settings(ModelOptions, BaseSettings):
         description="memory of one HTTP process, in MiB, for large bodies and replies; beyond it: 429, and for a "
         "request that alone needs more than half of it: 413; default: 8 times max_message_mb",
     )
+    http_max_texts: int | None = Field(
+        None,
+        ge=1,
+        description="largest number of texts in a request; beyond it: 413; default: flow_share of queue_capacity",
+    )
+    http_max_nesting: int = Field(
+        200, ge=1, le=200, description="most levels of lists and objects in a JSON body; beyond it: 400"
+    )
     http_max_form_fields: int = Field(
         1000, ge=1, description="largest number of fields in an HTML form; beyond it: 400"
     )

@@ -16,6 +16,7 @@ from .errors import Unprocessable, UnreadableBody
 from .fields import TextsBody
 from .json_body import read_json
 from .json_pieces import dump, is_small, json_pieces
+from .limits import BodyLimits
 from .memory import RequestMemory, parsed_bytes
 from .responses import PiecesResponse
 from .service import Service
@@ -85,7 +86,7 @@ class RequestContext:
         """
         if self._parsed is None:
             raw = await self.raw()
-            self._parsed = (await self.off_loop(_parse_json, raw, self._limits.max_items),)
+            self._parsed = (await self.off_loop(_parse_json, raw, self._limits),)
         try:
             body = await self.off_loop(model.model_validate, self._parsed[0])
         except ValidationError as exc:
@@ -185,12 +186,12 @@ def _inflated(body: bytes) -> Iterator[bytes]:
         raise UnreadableBody(f"the body is not valid gzip: {exc}") from exc
 
 
-def _parse_json(raw: bytes, max_items: int) -> object:
+def _parse_json(raw: bytes, limits: BodyLimits) -> object:
     try:
-        value = read_json(raw)
+        value = read_json(raw, max_nesting=limits.max_nesting)
     except ValueError as exc:
         raise UnreadableBody(f"the body is not JSON: {exc}") from exc
-    _check_lists(value, max_items)
+    _check_lists(value, limits.max_items)
     return value
 
 

@@ -44,13 +44,14 @@ class ConnectionLimits:
 class BodyLimits:
     """Limits for the bodies of requests.
 
-    max_bytes: one body, after decompression. max_items: texts in one request. max_form_fields: fields of an HTML
-    form. max_tokenize_chars: characters or ids in /tokenize and /decode. held_bytes: memory of one gateway
-    for all large bodies and replies.
+    max_bytes: one body, after decompression. max_items: texts in one request. max_nesting: levels of lists and
+    objects in JSON. max_form_fields: fields of an HTML form. max_tokenize_chars: characters or ids in /tokenize
+    and /decode. held_bytes: memory of one gateway for all large bodies and replies.
     """
 
     max_bytes: int
     max_items: int
+    max_nesting: int
     max_form_fields: int
     max_tokenize_chars: int
     held_bytes: int

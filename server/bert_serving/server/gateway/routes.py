@@ -31,6 +31,7 @@ class DirectRoute(Route):
         operation: Operation | None = None,
     ) -> None:
         super().__init__(path, _Endpoint(handle_request), methods=[method], name=name)
+        self.handle_request = handle_request
         self.operation = operation
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -174,9 +174,11 @@ def connection_limits(settings: Settings) -> dict[str, float]:
 def body_limits(settings: Settings) -> dict[str, int]:
     """Return the fields of the gateway's BodyLimits."""
     memory_mb = settings.http_memory_mb or _GATEWAY_MESSAGES * settings.max_message_mb
+    share_of_queue = int(settings.queue_capacity * settings.flow_share)
     return {
         "max_bytes": settings.max_message_mb << 20,
-        "max_items": int(settings.queue_capacity * settings.flow_share),
+        "max_items": min(share_of_queue, settings.http_max_texts or share_of_queue),
+        "max_nesting": settings.http_max_nesting,
         "max_form_fields": settings.http_max_form_fields,
         "max_tokenize_chars": settings.http_max_tokenize_chars,
         "held_bytes": memory_mb << 20,

@@ -32,7 +32,7 @@ from ..context import RequestContext
 from ..dialect import BERT_AS_SERVICE
 from ..echo import echo
 from ..errors import UnreadableBody
-from ..json_body import read_json
+from ..json_body import check_nesting, read_json
 from ..openapi import Docs
 from ..output import Container, Dtype, Numbers, binary_response, container_for, convert, encoded
 from ..service import Service
@@ -255,7 +255,7 @@ async def _form(context: RequestContext, raw: bytes) -> FormData:
 def _parse(raw: bytes, service: Service) -> _Encode:
     """Return the body after all checks. Raises InvalidRequest."""
     max_items = service.limits.max_items
-    body = _parse_json(raw)
+    body = _parse_json(raw, service.limits.max_nesting)
     if not isinstance(body, dict):
         raise InvalidRequest('the body must be a JSON object: {"id": ..., "texts": [...]}')
     for key in ("id", "texts"):
@@ -287,7 +287,7 @@ def _parse(raw: bytes, service: Service) -> _Encode:
     )
 
 
-def _parse_json(raw: bytes) -> object:
+def _parse_json(raw: bytes, max_nesting: int) -> object:
     """Return the JSON value of a body. Raises InvalidRequest.
 
     A small body that orjson refuses is read by Python's parser, which is slower. It reads numbers of any size,
@@ -295,11 +295,12 @@ def _parse_json(raw: bytes) -> object:
     """
     try:
         if len(raw) > _MAX_ORJSON_BYTES:
-            return read_json(raw, allow_inf_nan=False)
+            return read_json(raw, max_nesting=max_nesting, allow_inf_nan=False)
         try:
             value: object = orjson.loads(raw)
         except ValueError:
             value = json.loads(raw.decode(), parse_constant=_refuse_constant)
+        check_nesting(value, raw, max_nesting)
     except (ValueError, RecursionError) as exc:
         raise InvalidRequest(f"the body is not JSON: {exc}") from exc
     return value
