@@ -177,6 +177,15 @@ def test_a_lone_surrogate_in_an_error_message_is_harmless(model_servers: ModelSe
     assert model_servers.reranker.http.post("/rerank", content=body).status_code == 200
 
 
+def test_a_bad_query_is_an_error_of_the_request(model_servers: ModelServers) -> None:
+    long = {"query": "a" * ((4 << 20) + 1), "documents": ["b"], "on_error": "null"}
+    reply = model_servers.reranker.http.post("/rerank", json=long)
+    assert (reply.status_code, reply.json()["error"]) == (
+        413,
+        "query may have at most 4194304 characters, got 4194305",
+    )
+
+
 def test_characters_of_a_query_are_counted_once(model_servers: ModelServers) -> None:
     body = {"query": "a\0", "documents": ["b", "c", "d\0"]}
     assert model_servers.reranker.http.post("/rerank", json=body).headers["x-dropped-characters"] == "2"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from bert_serving.protocol import InvalidRequest, Rows
+from bert_serving.protocol import EncodeReply, InvalidRequest, Rows
 from typing_extensions import TypedDict
+
+from .context import RequestContext
+from .texts import Names, Results
 
 #: What Python needs for a number with its name in an object of its own.
 NAMED_BYTES = 256
@@ -17,6 +21,24 @@ class LabelScore(TypedDict):
 
     score: float
     label: str
+
+
+async def labelled(
+    context: RequestContext, texts: Sequence[object], names: Names, *, raw: bool, **options: object
+) -> tuple[Results, EncodeReply]:
+    """Return the labels of each text with their scores, highest score first, and the whole reply.
+
+    A text with an error has None; a text may be empty. texts, names, options: as in Service.encode. raw:
+    the scores are logits, not probabilities.
+    """
+    service = context.service
+    await service.model()  # while the first model loads, this raises Unavailable
+    names = replace(names, may_be_empty=True)
+    logits, reply = await service.vectors(texts, names, pooling_strategy="LOGITS", **options)
+    scores = logits if raw else normalized(logits)
+    context.hold(scores.size * NAMED_BYTES)
+    labels = (await service.model_of(reply)).labels
+    return service.notes.nulled(await context.off_loop(label_scores, scores, labels)), reply
 
 
 def normalized(logits: Rows) -> Rows:

@@ -10,7 +10,7 @@ from bert_serving.protocol import EncodeReply, InvalidRequest, Rows, Text, optio
 
 from .errors import Unprocessable
 from .service import Service
-from .texts import Names, renamed
+from .texts import Names
 
 _MAX_PARTS = 1024  # as many spans may a text have
 
@@ -25,14 +25,12 @@ async def chunk_vectors(
     Raises ServingError or TimeoutError: InvalidRequest if a text is no string or is blank, if there are too many
     texts, or if they are too long together; WrongModel if the model is a reranker.
     """
+    readable = await service.readable(texts, names)
+    parts = _parts(readable, service, names)
     try:
-        readable = await service.readable(texts, names)
-        parts = _parts(readable, service)
         checked = options_from_json(
             {**options, "truncate": "right", "long_text": "chunk", "ragged": True, "pairs": False}
         )
-    except InvalidRequest as exc:
-        raise renamed(exc, names) from exc
     except (TypeError, ValueError) as exc:
         raise InvalidRequest(str(exc)) from exc
     if not 1 <= len(parts) <= _MAX_PARTS:
@@ -50,7 +48,7 @@ async def chunk_vectors(
     return rows, reply
 
 
-def _parts(texts: Sequence[Text], service: Service) -> dict[int, str]:
+def _parts(texts: Sequence[Text], service: Service, names: Names) -> dict[int, str]:
     """Return the texts without an error, by their index. Raises InvalidRequest, or notes the error of a text."""
     parts: dict[int, str] = {}
     for i, text in enumerate(texts):
@@ -61,6 +59,6 @@ def _parts(texts: Sequence[Text], service: Service) -> dict[int, str]:
             continue
         reason = "has no token" if isinstance(text, str) else "must be a string with late_chunking"
         if service.call.on_error != "null":
-            raise InvalidRequest(f"texts[{i}] {reason}")
+            raise InvalidRequest(f"{names.whole}[{i}] {reason}")
         service.notes.add_error(i, InvalidRequest(reason))
     return parts

@@ -70,6 +70,23 @@ class Ranking:
     headers: dict[str, str]
 
 
+def relevance_results(
+    body: RerankBody, ranking: Ranking, shown: Callable[[object], object]
+) -> list[dict[str, object]]:
+    """Return the places of a ranking as Cohere's API writes them.
+
+    shown: returns how a document is shown, if the body asks for the documents.
+    """
+    return [
+        {
+            "index": i,
+            "relevance_score": score,
+            **({"document": shown(body.candidates[i])} if body.return_documents else {}),
+        }
+        for i, score in ranking.places
+    ]
+
+
 #: Returns the JSON content of a response with a ranking.
 RankingContent: TypeAlias = Callable[[Service, RerankBody, Ranking], object]
 
@@ -80,7 +97,8 @@ async def rank(context: RequestContext, body: RerankBody) -> Ranking:
         raise WrongModel("the model is not a reranker: start the server with one to use this route")
     if not body.candidates:
         raise NoTexts(f"{'documents' if body.texts is None else 'texts'} must not be empty")
-    (query,) = await context.service.readable([body.query], Names(others={0: "query"}, may_be_empty=True))
+    of_query = Names(others={0: "query"}, may_be_empty=True)
+    (query,) = await context.service.with_on_error("error").readable([body.query], of_query)
     side = "error" if body.truncate is False or body.truncation is False else body.truncation_direction or "right"
     pairs = [{"text": query, "text_pair": text} for text in body.candidates]
     names = Names("texts" if body.texts else "documents", query="query", may_be_empty=True)

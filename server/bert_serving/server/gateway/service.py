@@ -86,11 +86,9 @@ class Service:
 
         names: what the caller calls the texts. Raises ServingError or TimeoutError.
         """
+        readable = await self.readable(texts, names)
         try:
-            readable = await self.readable(texts, names)
             checked = options_from_json(options)
-        except InvalidRequest as exc:
-            raise renamed(exc, names) from exc
         except (TypeError, ValueError) as exc:
             raise InvalidRequest(str(exc)) from exc
         return await self.encode_reply(readable, checked, names=names)
@@ -98,9 +96,13 @@ class Service:
     async def readable(self, texts: object, names: Names) -> Sequence[Text]:
         """Return texts that the broker accepts; see readable_texts. Raises InvalidRequest or PayloadTooLarge."""
         check = partial(readable_texts, on_error=self.call.on_error, may_be_empty=names.may_be_empty)
-        found = (
-            check(texts, self.notes) if self.held is None else await self.held.off_loop(check, texts, self.notes)
-        )
+        try:
+            if self.held is None:
+                found = check(texts, self.notes)
+            else:
+                found = await self.held.off_loop(check, texts, self.notes)
+        except InvalidRequest as exc:
+            raise renamed(exc, names) from exc
         return cast("Sequence[Text]", found)
 
     async def encode_reply(

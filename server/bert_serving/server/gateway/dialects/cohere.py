@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -22,7 +21,7 @@ from ..openai_format import TokenUsage
 from ..openapi import Docs
 from ..output import Numbers, convert
 from ..prompts import prompt_for
-from ..rerank import Ranking, RerankBody, rank
+from ..rerank import Ranking, RerankBody, rank, relevance_results
 from ..service import Service
 from ..texts import FailedTexts, Names, TextNotes
 from ..usage import num_chars, num_tokens, usage_headers
@@ -238,29 +237,17 @@ async def rerank_v1(context: RequestContext) -> Response:
     tokens = num_tokens(ranking.reply)
     content |= {"object": "list", "model": context.service.model_name}
     content |= {"usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
-    content["data"] = _places(body, ranking, lambda text: text)
+    content["data"] = relevance_results(body, ranking, lambda text: text)
     return await context.json(content, headers=ranking.headers)
 
 
 def _ranking_content(context: RequestContext, body: RerankBody, ranking: Ranking) -> dict[str, object]:
     return {
         "id": str(uuid.uuid4()),
-        "results": _places(body, ranking, lambda text: {"text": text}),
+        "results": relevance_results(body, ranking, lambda text: {"text": text}),
         "meta": _meta(context, ranking.reply),
         **context.service.notes.fields(),
     }
-
-
-def _places(body: RerankBody, ranking: Ranking, document: Callable[[object], object]) -> list[dict[str, object]]:
-    """Return the places of a ranking. document: returns how a document is shown, if the body asks for it."""
-    return [
-        {
-            "index": i,
-            "relevance_score": score,
-            **({"document": document(body.candidates[i])} if body.return_documents else {}),
-        }
-        for i, score in ranking.places
-    ]
 
 
 def _as_types(kinds: list[EmbeddingType], rows: Rows, notes: TextNotes) -> dict[EmbeddingType, object]:

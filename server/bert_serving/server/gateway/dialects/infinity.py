@@ -12,13 +12,13 @@ from typing import Literal
 from fastapi import APIRouter, Response
 from typing_extensions import NotRequired, TypedDict
 
-from ..classify import NAMED_BYTES, LabelScore, label_scores, normalized
+from ..classify import LabelScore, labelled
 from ..context import RequestContext
 from ..dialect import Dialect
 from ..fields import Strings, TextsBody
 from ..openai_format import OpenAIError, TokenUsage, describe_error, list_object, result_object
 from ..openapi import Docs
-from ..rerank import Ranking, RerankBody
+from ..rerank import Ranking, RerankBody, relevance_results
 from ..service import Service
 from ..texts import FailedTexts, Names
 from ..usage import num_chars, usage_headers
@@ -83,28 +83,14 @@ def add_routes(router: APIRouter, service: Service) -> None:
 async def classify(context: RequestContext) -> Response:
     """Return the labels of each input with their scores, highest score first."""
     body = await context.body(ClassifyBody)
-    await context.service.model()  # while the first model loads, this raises Unavailable
-    logits, reply = await context.service.vectors(
-        body.input, Names("input", may_be_empty=True), pooling_strategy="LOGITS"
-    )
-    model = await context.service.model_of(reply)
-    scores = logits if body.raw_scores else normalized(logits)
-    context.hold(scores.size * NAMED_BYTES)
-    data = context.service.notes.nulled(await context.off_loop(label_scores, scores, model.labels))
+    data, reply = await labelled(context, body.input, Names("input"), raw=bool(body.raw_scores))
     headers = usage_headers(reply, num_chars(body.input))
     return await context.json(list_object(context.service, reply, data, kind="classify"), headers=headers)
 
 
 def ranking_content(service: Service, body: RerankBody, ranking: Ranking) -> dict[str, object]:
     """Return the reply to a body of /rerank that has "documents"."""
-    results = [
-        {
-            "index": i,
-            "relevance_score": score,
-            **({"document": body.candidates[i]} if body.return_documents else {}),
-        }
-        for i, score in ranking.places
-    ]
+    results = relevance_results(body, ranking, lambda text: text)
     return result_object(service, ranking.reply, "rerank", results=results) | service.notes.fields()
 
 

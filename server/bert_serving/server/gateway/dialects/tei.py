@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 from bert_serving.protocol import (
@@ -23,7 +23,7 @@ from fastapi import APIRouter, Response
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from typing_extensions import NotRequired, TypedDict
 
-from ..classify import NAMED_BYTES, LabelScore, label_scores, normalized
+from ..classify import NAMED_BYTES, LabelScore, labelled
 from ..context import RequestContext
 from ..dialect import Dialect, Handler
 from ..errors import NoTexts, UnreadableBody, WrongModel
@@ -393,15 +393,8 @@ async def similarity(context: RequestContext) -> Response:
 async def predict(context: RequestContext) -> Response:
     """Return the labels of each input with their scores, highest score first."""
     body = await context.body(PredictBody)
-    await context.service.model()  # while the first model loads, this raises Unavailable
     texts, is_single = cast("_Inputs", body.inputs)
-    logits, reply = await context.service.vectors(
-        texts, replace(_INPUTS, may_be_empty=True), pooling_strategy="LOGITS", **body.options()
-    )
-    model = await context.service.model_of(reply)
-    scores = logits if body.raw_scores else normalized(logits)
-    context.hold(scores.size * NAMED_BYTES)
-    labels = context.service.notes.nulled(await context.off_loop(label_scores, scores, model.labels))
+    labels, reply = await labelled(context, texts, _INPUTS, raw=bool(body.raw_scores), **body.options())
     return await context.json(labels[0] if is_single else labels, headers=usage_headers(reply, num_chars(texts)))
 
 
