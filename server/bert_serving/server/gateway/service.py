@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from bert_serving.client import AsyncBertClient
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 STATUS_TIMEOUT_S = 5.0
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,7 @@ class Service:
         """Return texts that the broker accepts; see readable_texts. Raises InvalidRequest or PayloadTooLarge."""
         check = partial(readable_texts, on_error=self.call.on_error, may_be_empty=names.may_be_empty)
         try:
-            if self.held is None:
-                found = check(texts, self.notes)
-            else:
-                found = await self.held.off_loop(check, texts, self.notes)
+            found = await self._off_loop(partial(check, texts, self.notes))
         except InvalidRequest as exc:
             raise renamed(exc, names) from exc
         return cast("Sequence[Text]", found)
@@ -137,9 +136,10 @@ class Service:
             raise
         except (InvalidRequest, WorkerFailed) as exc:
             raise renamed(exc, names) from exc
-        if reply.errors and self.held is not None:
-            self.held.grow(len(reply.errors) * ERROR_BYTES)
-            await self.held.off_loop(self.notes.add, reply, names)
+        if reply.errors:
+            if self.held is not None:
+                self.held.grow(len(reply.errors) * ERROR_BYTES)
+            await self._off_loop(partial(self.notes.add, reply, names))
         self.notes.compute_type = self.models.compute_type
         self.on_computed(len(texts), num_tokens(reply))
         if self.held is not None:
@@ -171,6 +171,10 @@ class Service:
         """Raise WrongModel if a reranker has computed the reply: its vectors mean nothing."""
         if (await self.model_of(reply)).kind == "reranker":
             raise WrongModel("the model is a reranker, so it gives no embeddings: use /rerank")
+
+    async def _off_loop(self, function: Callable[[], _T]) -> _T:
+        """Call a function: in a thread if the request is large."""
+        return function() if self.held is None else await self.held.off_loop(function)
 
     async def model(self) -> Model:
         """Return the model that computes new requests. Raises Unavailable until a worker has loaded it."""
