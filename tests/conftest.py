@@ -1,4 +1,4 @@
-"""For all tests: access to the hub is disabled, and tests that share the same servers run in the same process."""
+"""For all tests: no access to the hub, no compiling, and tests that share servers run in the same process."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Compiling takes half a minute of both cores. The tests of it set these variables themselves.
+os.environ["BERT_SERVING_COMPILE"] = "off"
+os.environ["BERT_SERVING_COMPILE_CACHE"] = "/nonexistent/bert-serving-compiled"
 
 
 @pytest.hookimpl(optionalhook=True)

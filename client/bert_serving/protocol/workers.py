@@ -1,6 +1,6 @@
 """Messages between the broker and its workers, and their frames. Clients do not import this module.
 
-    worker -> broker   Ready, Refused, Result, Failed, Heartbeat
+    worker -> broker   Ready, Changed, Refused, Result, Failed, Heartbeat
     broker -> worker   Batch, Stop
 
 A message is sent as `kind | header | array ...`. The header is a JSON object. Nothing is pickled.
@@ -33,7 +33,7 @@ class ModelFacts:
     poolings: the strategies that are used if a request names no strategy.
     splits_specials: the tokenizer treats the name of a special token in a text as ordinary text.
     prompts: the text of each prompt, by its name. labels: the labels of the classification head, if there is one.
-    max_seq_len: longest sequence in tokens. forward: "packed" or "padded".
+    max_seq_len: longest sequence in tokens. forward: "compiled", "packed" or "padded".
     parity: lowest cosine, over a few probe texts, between a row that the model serves without options (or of its
         classification head) and the float32 reference of that row.
     tokens_per_s: speed during the warm-up. max_batch_tokens: limit for the tokens in a batch.
@@ -64,6 +64,13 @@ class ModelFacts:
 @dataclass(frozen=True, slots=True)
 class Ready:
     """A worker has loaded its model and warmed it up."""
+
+    facts: ModelFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A worker that is ready computes in another way from now on, such as with a compiled forward pass."""
 
     facts: ModelFacts
 
@@ -172,11 +179,11 @@ def joined_traces(traces: Iterable[str | None]) -> str:
 
 
 PartResult: TypeAlias = "Vectors | Rejected"
-WorkerMessage: TypeAlias = Ready | Refused | Result | Failed | Heartbeat
+WorkerMessage: TypeAlias = Ready | Changed | Refused | Result | Failed | Heartbeat
 BrokerMessage: TypeAlias = Batch | Stop
 
 _KINDS: dict[bytes, type[Any]] = {
-    cls.__name__.upper().encode(): cls for cls in (Ready, Refused, Result, Failed, Heartbeat, Batch, Stop)
+    cls.__name__.upper().encode(): cls for cls in (Ready, Changed, Refused, Result, Failed, Heartbeat, Batch, Stop)
 }
 
 
@@ -194,7 +201,7 @@ def worker_message_to_frames(message: WorkerMessage | BrokerMessage) -> Frames:
             for part_result in message.part_results
             if isinstance(part_result, Vectors)
         ]
-    elif isinstance(message, Ready):
+    elif isinstance(message, (Ready, Changed)):
         header["facts"] = asdict(message.facts)
     return [kind, dump_json(header), *arrays]
 
@@ -213,7 +220,7 @@ def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | Broke
         header["part_results"] = [
             _part_result_from_json(part_result, arrays) for part_result in header["part_results"]
         ]
-    elif cls is Ready:
+    elif cls in (Ready, Changed):
         header["facts"] = ModelFacts(**header["facts"])
     message: WorkerMessage | BrokerMessage = cls(**header)
     return message

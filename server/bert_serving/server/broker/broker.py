@@ -29,7 +29,15 @@ from bert_serving.protocol import (
     request_from_frames,
     sender_of,
 )
-from bert_serving.protocol.workers import Batch, Failed, Heartbeat, Ready, Result, worker_message_to_frames
+from bert_serving.protocol.workers import (
+    Batch,
+    Changed,
+    Failed,
+    Heartbeat,
+    Ready,
+    Result,
+    worker_message_to_frames,
+)
 
 from ..settings import Settings
 from .account import NoRoom, Reservation
@@ -440,6 +448,9 @@ class Broker:
             self._fail(self._scheduler.fail(name, message.batch_id, message.message), now)
         elif isinstance(message, Unreadable):
             self._fail(self._scheduler.fail_in_flight(name, "the worker's message cannot be read"), now)
+        elif isinstance(message, Changed):
+            self._scheduler.worker_changed(name, message.facts)
+            log.info("%s is %s tokens_per_s=%d", name, message.facts.forward, message.facts.tokens_per_s)
         else:
             self._on_ready(name, message)
 

@@ -218,6 +218,11 @@ class Scheduler:
         self._workers[name] = WorkerLoad(name, facts.fingerprint, facts.max_batch_tokens, rate)
         self._sizes.learn(facts)
 
+    def worker_changed(self, name: str, facts: ModelFacts) -> None:
+        """Note the new speed of a worker that is ready."""
+        if (worker := self._workers.get(name)) is not None:
+            worker.rate = RateEstimate(facts.tokens_per_s)
+
     def worker_lost(self, name: str) -> list[Failure]:
         """Remove a worker that died and take back its batches; return the jobs that fail."""
         batches = self._take_back(name)

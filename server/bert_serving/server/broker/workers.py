@@ -16,6 +16,7 @@ import zmq
 from bert_serving.protocol import Frames
 from bert_serving.protocol.workers import (
     BrokerMessage,
+    Changed,
     Failed,
     Heartbeat,
     ModelFacts,
@@ -43,7 +44,7 @@ class Unreadable:
 
 
 #: What `Workers.messages` passes to the broker.
-MessageForBroker: TypeAlias = "Ready | Result | Failed | Heartbeat | Unreadable"
+MessageForBroker: TypeAlias = "Ready | Changed | Result | Failed | Heartbeat | Unreadable"
 
 
 @dataclass(slots=True)
@@ -159,10 +160,12 @@ class Workers:
             return message
         elif pid != view.pid:
             log.debug("ignored a message of a process that was replaced name=%s pid=%d", view.name, pid)
-        elif isinstance(message, (Result, Failed, Heartbeat, Unreadable)):
+        elif isinstance(message, (Changed, Result, Failed, Heartbeat, Unreadable)):
             view.heard_at = self._clock.now
             if isinstance(message, Heartbeat):
                 view.heartbeat = message
+            elif isinstance(message, Changed):
+                view.facts = message.facts
             elif isinstance(message, Unreadable):
                 view.num_unreadable += 1
             return message

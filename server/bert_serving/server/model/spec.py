@@ -61,6 +61,15 @@ class ModelOptions(BaseModel):
         description="number format of the forward pass; auto: float16 on a GPU, bfloat16 on a CPU with hardware "
         "support for it, else float32",
     )
+    compile: Literal["auto", "off", "wait"] = Field(
+        "auto",
+        description="compile the forward pass for this processor, which takes half a minute and is kept in "
+        "compile_cache; auto: serve at once, and change over when it is done; wait: serve when it is done",
+    )
+    compile_cache: str | None = Field(
+        None,
+        description="folder for compiled passes; default: bert-serving/compiled in the user's cache folder",
+    )
     max_seq_len: Annotated[int, Field(ge=3)] | Literal["NONE"] | None = Field(
         None,
         description="longest sequence in tokens, special tokens included; NONE: the model's number of positions; "
@@ -103,7 +112,7 @@ class ModelOptions(BaseModel):
         False, description="do not lower-case texts, even if the model's tokenizer is configured to do so"
     )
 
-    @field_validator("model_dir", "tuned_model_dir", "model_module", mode="before")
+    @field_validator("model_dir", "tuned_model_dir", "model_module", "compile_cache", mode="before")
     @classmethod
     def _paths_are_strings(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else value

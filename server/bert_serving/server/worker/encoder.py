@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,12 @@ from bert_serving.protocol import (
     shortened,
 )
 
+from ..model.errors import ModelError
 from ..model.spec import ModelSpec
 from .arrays import dense, padded
 from .checked_texts import checked_texts
+from .compiled.forward import NotCompiled
+from .compiled.target import Target
 from .loading import load
 from .micro_batches import Budget, PreparedText, finished, run_micro_batches
 from .pooling_plan import FROM_FIRST
@@ -65,6 +69,11 @@ class Encoder:
     trust_remote_code: run the Python code that comes with the model.
     dtype: number format of the forward pass, "auto", "float32", "float16" or "bfloat16"; vectors are always
         float32.
+    compile: "auto": use the forward pass that was compiled for this processor, if compile_cache has it; "wait":
+        compile it now if it is not there, which takes half a minute and needs g++; "off": never use it. See
+        `compile`.
+    compile_cache: folder for compiled forward passes; None: the value of BERT_SERVING_COMPILE_CACHE, or
+        bert-serving/compiled in the user's cache folder.
     max_seq_len: longest sequence in tokens, special tokens included; "NONE": the model's number of positions;
         None: the limit that the model is configured with.
     max_batch_tokens: largest number of tokens in one forward pass; it limits the memory that a pass needs.
@@ -99,6 +108,8 @@ class Encoder:
         model_module: str | Path | None = None,
         trust_remote_code: bool = False,
         dtype: str = "auto",
+        compile: str = "auto",  # noqa: A002
+        compile_cache: str | Path | None = None,
         max_seq_len: int | str | None = None,
         max_batch_tokens: int = 16384,
         pooling_strategy: str | Sequence[str] = "auto",
@@ -115,6 +126,9 @@ class Encoder:
         # A test checks that the parameters are the fields of ModelSpec.
         spec = ModelSpec.checked(**{name: value for name, value in locals().items() if name != "self"})
         self._loaded = load(spec)
+        self._spec = spec
+        if spec.compile != "off":
+            self._try_compiled(build=spec.compile == "wait")
         self._exact: Transformer | None = None
         self._budget = Budget(self._loaded.micro_batch_tokens)
         self._hides_specials = spec.mask_cls_sep
@@ -267,6 +281,17 @@ class Encoder:
                 found[i] = EncodingError("the model gives no finite vector for this text")
         return found
 
+    def compile(self) -> bool:
+        """Compile the forward pass for this processor, or load it from the cache; return whether it is used.
+
+        Compiling takes half a minute, in a process of its own. This may be called in any thread; passes that run
+        meanwhile are not disturbed, and later ones use the compiled pass. Its vectors are compared with those of
+        the reference first. If it cannot be used, the reason is logged, and passes run as before.
+        """
+        if not self._loaded.transformer.is_compiled:
+            self._try_compiled(build=True)
+        return self._loaded.transformer.is_compiled
+
     # -- facts -----------------------------------------------------------------------------------------
 
     @property
@@ -297,6 +322,14 @@ class Encoder:
     def fingerprint(self) -> str:
         """A short value that two encoders share if they compute the same vectors, apart from rounding."""
         return self._loaded.fingerprint
+
+    @property
+    def forward_kind(self) -> str:
+        """How forward passes run: "compiled", "packed" (without padding) or "padded"."""
+        transformer = self._loaded.transformer
+        if transformer.is_compiled:
+            return "compiled"
+        return "packed" if transformer.padded_because is None else "padded"
 
     @property
     def padded_because(self) -> str | None:
@@ -371,6 +404,28 @@ class Encoder:
         self, transformer: Transformer, prepared: Sequence[PreparedText]
     ) -> Generator[int, None, list[Rows]]:
         return run_micro_batches(transformer, prepared, self._budget, hide_specials=self._hides_specials)
+
+    def _try_compiled(self, *, build: bool) -> None:
+        """Use the compiled forward pass from now on; log the reason if this is not possible.
+
+        build: compile it if the cache does not have it.
+        """
+        loaded = self._loaded
+        try:
+            target = Target.of(self._spec, loaded)
+            compiled = target.find()
+            if compiled is None and build:
+                log.info("compiling the forward pass for this processor")
+                compiled = target.build()
+            if compiled is None:
+                return
+            transformer = loaded.transformer.with_compiled(compiled)
+            parity = loaded.check.smallest_cosine(transformer, loaded.dtype)
+        except (NotCompiled, ModelError) as exc:
+            log.info("the forward pass is not compiled: %s", exc)
+            return
+        self._loaded = replace(loaded, transformer=transformer, parity=parity)
+        log.info("the forward pass is compiled parity=%.6f", parity)
 
     def _in_float32(self) -> Transformer:
         """Return the transformer in float32, loaded when it is first needed."""

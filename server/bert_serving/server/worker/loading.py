@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 _PROBES = ["a", "Hello world!", "one two three", "four five six", "The quick brown fox jumps. " * 4, "word " * 600]
 _PROBES += ["the first ||| and the second"]
 
+# Options that decide where a model comes from and how it runs, but not what it computes.
+_NOT_IN_FINGERPRINT = {"model_dir", "tuned_model_dir", "revision", "device", "dtype", "compile", "compile_cache"}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
@@ -48,7 +51,9 @@ class LoadedModel:
     state. parity: the smallest cosine between a row of a probe text and its row from the padded float32 model.
     num_ids: the number of token ids that have an embedding, if the tokenizer has more ids; else None. labels: the
     labels of the classification head, if any. fingerprint: two models with the same fingerprint compute the same
-    vectors, apart from rounding. load_in_float32: loads the transformer again, in float32.
+    vectors, apart from rounding. check: compares another transformer of this model with the reference.
+    load_in_float32: loads the transformer again, in float32. load_model: loads the model again, in float32, as
+    Transformers makes it.
     """
 
     transformer: Transformer
@@ -63,7 +68,9 @@ class LoadedModel:
     num_ids: int | None
     labels: tuple[str, ...]
     fingerprint: str
+    check: ParityCheck
     load_in_float32: Callable[[], Transformer]
+    load_model: Callable[[], PreTrainedModel]
 
 
 def load(spec: ModelSpec) -> LoadedModel:
@@ -102,7 +109,9 @@ def load(spec: ModelSpec) -> LoadedModel:
         num_ids=_num_ids_if_fewer(transformer, tokenizer),
         labels=loaded.labels,
         fingerprint=_fingerprint(loaded.weights_hash, spec, config, tokenizer, after),
+        check=loaded.check,
         load_in_float32=lambda: loader.load_same_in_float32(loaded.weights_hash),
+        load_model=loader.load_model,
     )
 
 
@@ -116,6 +125,7 @@ class _LoadedTransformer(NamedTuple):
     planner: PoolingPlanner
     hidden_size: int
     parity: float
+    check: ParityCheck
     labels: tuple[str, ...]
     weights_hash: str
 
@@ -141,9 +151,7 @@ class _TransformerLoader:
 
         Raises ModelError if its rows are too far from the reference.
         """
-        model, heads, hash_of_weights = self._load_model()
-        if self.spec.no_position_embeddings:
-            drop_position_embeddings(model)
+        model, heads, hash_of_weights = self._load_with_heads()
         reference = Transformer(model, self.inputs, reference_execution(model), heads)
         probes = self._known_to(reference)
         hidden_size = _hidden_size(reference, probes[0].sequences[0])
@@ -153,7 +161,7 @@ class _TransformerLoader:
         execution = choose_execution(model, self.inputs, self.probes, dtype)
         transformer = Transformer(model, self.inputs, execution, heads)
         parity = check.smallest_cosine(transformer, dtype)
-        return _LoadedTransformer(transformer, planner, hidden_size, parity, heads.labels, hash_of_weights)
+        return _LoadedTransformer(transformer, planner, hidden_size, parity, check, heads.labels, hash_of_weights)
 
     def load_same_in_float32(self, hash_of_weights: str) -> Transformer:
         """Load the transformer again, in float32, and return it. Raises ModelError if the weights have changed."""
@@ -181,8 +189,18 @@ class _TransformerLoader:
         )
         return PoolingPlanner(self.rules, shape, after=self.after, normalize=self.spec.normalize)
 
-    def _load_model(self) -> tuple[PreTrainedModel, Heads, str]:
+    def load_model(self) -> PreTrainedModel:
+        """Return the encoder in float32, as Transformers makes it."""
+        return self._load_with_heads()[0]
+
+    def _load_with_heads(self) -> tuple[PreTrainedModel, Heads, str]:
         """Return the encoder in float32, the heads that were loaded with it, and the hash of all their weights."""
+        model, heads, hash_of_weights = self._load_unchanged()
+        if self.spec.no_position_embeddings:
+            drop_position_embeddings(model)
+        return model, heads, hash_of_weights
+
+    def _load_unchanged(self) -> tuple[PreTrainedModel, Heads, str]:
         highest = self._highest_layer()
         is_sparse = "SPLADE" in self.rules.default.strategies
         with_head = None if is_sparse else self._load_classifier()
@@ -261,7 +279,7 @@ def _fingerprint(
     after: AfterPooling,
 ) -> str:
     """Return the fingerprint of a model. Paths, device and dtype are left out."""
-    settings = spec.model_dump(exclude={"model_dir", "tuned_model_dir", "revision", "device", "dtype"})
+    settings = spec.model_dump(exclude=_NOT_IN_FINGERPRINT)
     folder = None
     if config is not None:
         folder = {**asdict(config), "transformer_dir": None, "modules_after_pooling": None}

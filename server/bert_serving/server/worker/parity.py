@@ -94,6 +94,11 @@ class ParityCheck:
         prepared_for = [[PreparedText(text, plan) for text in probes] for plan in plans]
         self._expected = [_Expected(prepared, self._rows(reference, prepared)) for prepared in prepared_for]
 
+    @property
+    def layers(self) -> frozenset[int]:
+        """The layers whose hidden states are compared: those that a request without options reads."""
+        return frozenset[int]().union(*(expected.prepared[0].plan.reads for expected in self._expected))
+
     def smallest_cosine(self, transformer: Transformer, dtype: torch.dtype) -> float:
         """Return the smallest cosine between a row of the transformer, which runs in the dtype, and the reference.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from . import attention
+from .compiled.forward import CompiledForward
 from .packing import groups_of
 from .pooling_plan import Head
 from .sequences import TokenSequence
@@ -71,7 +72,10 @@ class Heads:
 
 
 class Transformer:
-    """A Transformers model, and how its forward passes run."""
+    """A Transformers model, and how its forward passes run.
+
+    compiled: the compiled forward pass, used for packed rows for which it can be used.
+    """
 
     def __init__(
         self,
@@ -79,11 +83,14 @@ class Transformer:
         inputs: InputFormat,
         execution: Execution,
         heads: Heads = Heads(),
+        compiled: CompiledForward | None = None,
     ) -> None:
         self._model = model
+        self._compiled = compiled
         self._inputs = inputs
         self._execution = execution
-        self._takes_types = _takes_types(model)
+        self._takes_types = takes_types(model)
+        self._all_heads = heads
         self.heads = heads.by_strategy
         self.sparse_head = heads.sparse
         self.num_layers: int = model.config.num_hidden_layers
@@ -99,6 +106,15 @@ class Transformer:
     def padded_because(self) -> str | None:
         """Why the forward pass is padded, or None if it is packed."""
         return self._execution.padded_because
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the forward pass is compiled, at least for the layers that are pooled by default."""
+        return self._compiled is not None
+
+    def with_compiled(self, compiled: CompiledForward) -> Transformer:
+        """Return a transformer of the same model that uses the compiled forward pass."""
+        return Transformer(self._model, self._inputs, self._execution, self._all_heads, compiled)
 
     @property
     def num_ids(self) -> int | None:
@@ -118,7 +134,11 @@ class Transformer:
         return run(sequences, frozenset(layers))
 
     def _packed(self, sequences: Sequence[TokenSequence], layers: frozenset[int]) -> dict[int, Tensor]:
-        groups = groups_of([len(s.ids) for s in sequences])
+        lengths = [len(s.ids) for s in sequences]
+        compiled = self._compiled
+        if compiled is not None and compiled.can_compute(sum(lengths), layers):
+            return self._run_compiled(compiled, sequences, lengths)
+        groups = groups_of(lengths)
         positions = torch.cat([torch.arange(g.length).repeat(g.count) for g in groups])
         inputs = {
             "input_ids": _row([s.ids for s in sequences]),
@@ -133,6 +153,18 @@ class Transformer:
         ends = attention.cumulative_lengths(groups, self.device) if use_varlen else None
         with attention.packed_row(attention.PackedRow(groups, visible, ends)):
             return {layer: hidden[0] for layer, hidden in self._call_model(inputs, layers).items()}
+
+    def _run_compiled(
+        self, compiled: CompiledForward, sequences: Sequence[TokenSequence], lengths: Sequence[int]
+    ) -> dict[int, Tensor]:
+        first, ends = self._inputs.first_position, np.cumsum(lengths)
+        starts = np.repeat(ends - lengths, lengths)
+        positions = torch.from_numpy(np.arange(first, first + ends[-1]) - starts)[None]
+        ids = _row([s.ids for s in sequences])
+        types = torch.zeros_like(ids)
+        if self._takes_types and any(s.type_ids for s in sequences):
+            types = _row([s.type_ids or [0] * len(s.ids) for s in sequences])
+        return compiled(ids, positions, torch.from_numpy(ends), types)
 
     def _padded(self, sequences: Sequence[TokenSequence], layers: frozenset[int]) -> dict[int, Tensor]:
         pad_id, device = self._inputs.pad_id, self.device
@@ -173,6 +205,7 @@ def _visible(sequence: TokenSequence) -> Tensor:
     return visible
 
 
-def _takes_types(model: PreTrainedModel) -> bool:
+def takes_types(model: PreTrainedModel) -> bool:
+    """Return whether token type ids make a difference to a model."""
     takes = "token_type_ids" in inspect.signature(model.forward).parameters
     return takes and getattr(model.config, "type_vocab_size", 0) > 1

@@ -1,6 +1,7 @@
 """The worker process: one model on one device, connected to the broker by one socket.
 
     main thread          forward passes, one micro-batch at a time (computation.py)
+    compiler thread      waits while another process compiles the forward pass (compiled/)
     io thread            socket, heartbeats
     tokenizer threads    tokenization of the next batches (tokenization.py)
 
@@ -26,6 +27,7 @@ import torch
 import zmq
 from bert_serving.protocol.workers import (
     Batch,
+    Changed,
     Failed,
     Heartbeat,
     ModelFacts,
@@ -116,13 +118,15 @@ class Worker:
         self._io.send(Ready(facts))
         thread = threading.Thread(target=self._io.run, args=(encoder,), name="io")
         thread.start()
+        if spec.compile == "auto" and encoder.forward_kind == "packed":
+            threading.Thread(target=self._io.compile, args=(encoder,), name="compiler", daemon=True).start()
         try:
-            self._serve_batches(encoder)
+            self._serve_batches(encoder, max_batch_tokens=spec.max_batch_tokens)
         finally:
             self._io.is_closing = True
             thread.join()
 
-    def _serve_batches(self, encoder: Encoder) -> None:
+    def _serve_batches(self, encoder: Encoder, *, max_batch_tokens: int) -> None:
         """Compute batches from the inbox and pass their results to the io thread, until the inbox holds None."""
         turns, canary = Turns(), _canary(encoder)
         while True:
@@ -140,6 +144,9 @@ class Worker:
                 return
             if isinstance(batch, Failed):
                 self._send(batch)
+            elif isinstance(batch, _Compiled):
+                # Measured here, between two batches, so that the broker learns the new speed.
+                self._send(Changed(warm_up(encoder, max_batch_tokens=max_batch_tokens)))
             else:
                 turns.add(Computation(encoder, batch, self._dtype))
 
@@ -153,21 +160,25 @@ class Worker:
             turns.remove(computation)
             self._send(result)
 
-    def _send(self, result: Result | Failed) -> None:
-        """Pass a result to the io thread, which sends it to the broker."""
+    def _send(self, result: Result | Failed | Changed) -> None:
+        """Pass a message to the io thread, which sends it to the broker."""
         self._results.send_multipart(worker_message_to_frames(result), copy=False)
+
+
+class _Compiled:
+    """Tells the main thread that forward passes are compiled from now on."""
 
 
 class _IoThread:
     """The worker's socket, and the loop that serves it in the io thread.
 
-    inbox: tokenized batches for the main thread, or why they could not be tokenized; None tells the main thread to
-    stop. The broker limits how many batches a worker has. is_closing: whether the main thread has stopped
-    computing; the main thread sets it.
+    inbox: tokenized batches for the main thread, or why they could not be tokenized; _Compiled, when passes have
+    become faster; None tells the main thread to stop. The broker limits how many batches a worker has.
+    is_closing: whether the main thread has stopped computing; the main thread sets it.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes, endpoint: str) -> None:
-        self.inbox: queue.SimpleQueue[TokenizedBatch | Failed | None] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[TokenizedBatch | Failed | _Compiled | None] = queue.SimpleQueue()
         self.is_closing = False
         self._forward_at = time.monotonic()
         self._num_forwards = 0
@@ -190,6 +201,11 @@ class _IoThread:
     def note_canary(self) -> None:
         """Note that the model works. This is no progress with a batch. Only the main thread may call this."""
         self._forward_at = time.monotonic()
+
+    def compile(self, encoder: Encoder) -> None:
+        """Let the encoder compile its forward passes, and tell the main thread if it could."""
+        if encoder.compile():
+            self.inbox.put(_Compiled())
 
     def run(self, encoder: Encoder) -> None:
         """Serve the socket until is_closing is set. When this thread ends, the main thread ends too."""
@@ -269,7 +285,7 @@ def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
         prompts=encoder.prompts,
         labels=encoder.labels,
         max_seq_len=encoder.max_seq_len,
-        forward="packed" if encoder.padded_because is None else "padded",
+        forward=encoder.forward_kind,
         parity=round(encoder.parity, 6),
         tokens_per_s=round(length * len(texts) / min(seconds)),
         max_batch_tokens=max_batch_tokens,

@@ -1,0 +1,11 @@
+"""A model's packed forward pass, compiled ahead of time for this machine's processor.
+
+    graph.py        what is compiled: token ids -> hidden states, with attention as one operator
+    build.py        a process of its own, which compiles a graph, checks it and puts it into the cache
+    native.py       the attention operator: compiles packed_attention.cpp, and calls it
+    cache.py        the folder that keeps compiled graphs, under a key of everything that they depend on
+    forward.py      loads a compiled graph and runs it
+    background.py   starts build.py, and waits for it
+
+The encoder works without all this: a graph that cannot be compiled only means that passes are slower.
+"""

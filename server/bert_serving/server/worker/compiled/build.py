@@ -1,0 +1,97 @@
+"""Compiles the graph of a model, in a process of its own: `python -m bert_serving.server.worker.compiled.build`.
+
+Standard input has the options of the model, as JSON. The process puts the graph into the cache, or why there is
+none. It ends when its parent ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from ...model.errors import ModelError, one_line
+from ...model.spec import ModelSpec
+from ..execution import compute_linear_in
+from ..loading import LoadedModel, load
+from ..transformer import takes_types
+from . import native
+from .cache import Cache
+from .forward import CompiledForward, GraphFacts, NotCompiled, attention_library, hashes_in, unpack
+from .graph import PackedGraph
+from .target import Target
+
+log = logging.getLogger(__name__)
+
+_NICENESS = 19  # requests come first
+_PARENT_CHECK_S = 1.0
+
+
+def main(key: str, num_threads: int, parent_pid: int) -> None:
+    """Put the graph of the spec on standard input into the cache under the key, unless it is there."""
+    os.nice(_NICENESS)
+    threading.Thread(target=_end_with, args=(parent_pid,), daemon=True).start()
+    torch.set_num_threads(num_threads)
+    spec = ModelSpec.model_validate_json(sys.stdin.read()).model_copy(update={"compile": "off"})
+    cache = Cache(spec.compile_cache)
+    with cache.locked(key):  # another worker may be compiling the same graph
+        if cache.find(key) is not None:
+            return
+        loaded = load(spec)
+        target = Target.of(spec, loaded)
+        if target.key != key:
+            raise SystemExit("the model's files have changed")
+        with cache.scratch() as scratch:
+            _build(target, loaded, scratch)
+
+
+def _build(target: Target, loaded: LoadedModel, scratch: Path) -> None:
+    os.environ.setdefault(
+        "TORCHINDUCTOR_CACHE_DIR", str(scratch / "inductor")
+    )  # is removed with the scratch folder
+    folder = scratch / "graph"
+    folder.mkdir()
+    try:
+        facts = _compile(target, loaded, scratch, folder)
+    except (ModelError, NotCompiled) as exc:
+        facts = GraphFacts(failed=str(exc))
+    except (MemoryError, OSError, subprocess.SubprocessError):
+        raise  # it may work the next time
+    except Exception as exc:  # code that cannot be traced or compiled may raise anything
+        log.debug("cannot compile", exc_info=True)
+        facts = GraphFacts(failed=f"PyTorch cannot compile this model ({one_line(exc)[:200]})")
+    if facts.failed is not None:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    facts.write(folder)
+    target.cache.add(target.key, folder)
+
+
+def _compile(target: Target, loaded: LoadedModel, scratch: Path, folder: Path) -> GraphFacts:
+    """Write a graph and its attention to the folder. Raises ModelError if its vectors are too far from float32."""
+    native.build(target.compiler, attention_library(folder))
+    model = loaded.load_model()
+    compute_linear_in(loaded.dtype, model)
+    graph = PackedGraph(model, target.layers, takes_types=takes_types(model))
+    unpack(graph.compile_to(scratch, max_tokens=target.max_tokens), folder)
+    facts = GraphFacts(target.layers, target.max_tokens, hashes=hashes_in(folder))
+    facts.write(folder)
+    loaded.check.smallest_cosine(loaded.transformer.with_compiled(CompiledForward(folder)), loaded.dtype)
+    return facts
+
+
+def _end_with(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(_PARENT_CHECK_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

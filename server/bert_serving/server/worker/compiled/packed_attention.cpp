@@ -1,0 +1,304 @@
+// Attention within each sequence of a packed row, computed in float32.
+//
+// A vector register holds one number for each of 16 queries, so a sequence needs no padding for its keys, and the
+// softmax needs no sums across a register. A task is one head of up to 128 queries of one sequence; it reads the
+// keys in blocks and corrects its running sums when a block has a larger score (Milakov & Gimelshein 2018; Dao et
+// al. 2022), so its memory does not grow with the length.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int kLanes = 16;        // queries in a vector
+constexpr int kKeyBlock = 256;    // keys whose scores are in the cache at the same time
+constexpr int kTaskVectors = 8;   // vectors of queries in a task
+
+typedef float Vec __attribute__((vector_size(64)));
+typedef int32_t IntVec __attribute__((vector_size(64)));
+typedef float LooseVec __attribute__((vector_size(64), aligned(4), may_alias));
+
+struct bf16 {
+  uint16_t bits;
+};
+
+inline Vec load(const float* from) { return *reinterpret_cast<const LooseVec*>(from); }
+inline void store(float* to, Vec v) { *reinterpret_cast<LooseVec*>(to) = v; }
+inline Vec splat(float x) { return Vec{} + x; }
+
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) {
+  const uint32_t wide = static_cast<uint32_t>(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &wide, sizeof y);
+  return y;
+}
+
+inline void put(float* to, float x) { *to = x; }
+inline void put(bf16* to, float x) {  // rounds to the nearest, ties to even; the quiet bit keeps a NaN a NaN
+  uint32_t wide;
+  std::memcpy(&wide, &x, sizeof wide);
+  const uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+  to->bits = static_cast<uint16_t>((wide & 0x7fffffff) > 0x7f800000 ? (wide >> 16) | 0x40 : rounded);
+}
+
+// exp(x) for x <= 0, with a relative error below 2e-7; 1.8e-35 for less than -80; NaN for NaN. The polynomial is that of
+// Cephes' expf.
+inline Vec exp_of_negative(Vec x) {
+  x = x < -80.0f ? splat(-80.0f) : x;
+  const Vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // the nearest whole number
+  const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec y = splat(1.9875691500e-4f);
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * (r * r) + r + 1.0f;
+  const IntVec exponent = (__builtin_convertvector(n, IntVec) + 127) << 23;
+  Vec power;
+  std::memcpy(&power, &exponent, sizeof power);
+  return y * power;
+}
+
+// Swaps the off-diagonal halves of each square of 2 * Step rows and columns.
+template <int Step>
+inline void transpose_step(Vec* rows) {
+  IntVec low, high;
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i & Step ? kLanes + i - Step : i;
+    high[i] = i & Step ? kLanes + i : i + Step;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & Step) continue;
+    const Vec a = rows[i], b = rows[i + Step];
+    rows[i] = __builtin_shuffle(a, b, low);
+    rows[i + Step] = __builtin_shuffle(a, b, high);
+  }
+}
+
+// Transposes 16 x 16 numbers: rows[i][j] becomes rows[j][i].
+inline void transpose(Vec* rows) {
+  transpose_step<1>(rows);
+  transpose_step<2>(rows);
+  transpose_step<4>(rows);
+  transpose_step<8>(rows);
+}
+
+// A row of D numbers for each token, `token` numbers apart.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t token;
+};
+
+struct Scratch {
+  std::vector<float> queries, keys, values, scores, sums;
+  void fit(int64_t width) {
+    queries.resize(kTaskVectors * width * kLanes);
+    keys.resize((kKeyBlock + kLanes) * width);
+    values.resize(kKeyBlock * width);
+    scores.resize(2 * (kKeyBlock + kLanes) * kLanes);
+    sums.resize(kTaskVectors * width * kLanes);
+  }
+};
+
+template <typename T>
+void read_block(Rows<const T> rows, int64_t first, int64_t count, int64_t width, float* to) {
+  for (int64_t j = 0; j < count; ++j) {
+    const T* from = rows.data + (first + j) * rows.token;
+    for (int64_t d = 0; d < width; ++d) to[j * width + d] = to_float(from[d]);
+  }
+}
+
+// Writes queries first .. first + 15 as (D, 16), scaled. A query after the last one is the last one again.
+template <typename T>
+void read_queries(Rows<const T> rows, int64_t first, int64_t length, int64_t width, float scale, float* to) {
+  for (int64_t d = 0; d < width; d += kLanes) {
+    Vec block[kLanes];
+    const int64_t count = std::min<int64_t>(kLanes, width - d);
+    for (int i = 0; i < kLanes; ++i) {
+      const T* from = rows.data + std::min(first + i, length - 1) * rows.token + d;
+      float line[kLanes] = {};
+      if (count == kLanes)
+        for (int x = 0; x < kLanes; ++x) line[x] = to_float(from[x]) * scale;
+      else
+        for (int x = 0; x < count; ++x) line[x] = to_float(from[x]) * scale;
+      block[i] = load(line);
+    }
+    transpose(block);
+    for (int x = 0; x < count; ++x) store(to + (d + x) * kLanes, block[x]);
+  }
+}
+
+template <typename T>
+void write_rows(const float* sums, const Vec& total, int64_t first, int64_t length, int64_t width, Rows<T> out) {
+  const Vec inverse = 1.0f / total;
+  for (int64_t d = 0; d < width; d += kLanes) {
+    Vec block[kLanes] = {};
+    const int64_t count = std::min<int64_t>(kLanes, width - d);
+    for (int x = 0; x < count; ++x) block[x] = load(sums + (d + x) * kLanes) * inverse;
+    transpose(block);
+    for (int i = 0; i < kLanes && first + i < length; ++i) {
+      T* to = out.data + (first + i) * out.token + d;
+      float line[kLanes];
+      store(line, block[i]);
+      if (count == kLanes)
+        for (int x = 0; x < kLanes; ++x) put(to + x, line[x]);
+      else
+        for (int x = 0; x < count; ++x) put(to + x, line[x]);
+    }
+  }
+}
+
+// Scores of `Keys` keys with `Vectors` vectors of queries.
+template <int Vectors, int Keys>
+inline void score(const float* queries, const float* keys, int64_t width, float* scores) {
+  Vec sum[Keys][Vectors] = {};
+  for (int64_t d = 0; d < width; ++d) {
+    Vec q[Vectors];
+    for (int v = 0; v < Vectors; ++v) q[v] = load(queries + (v * width + d) * kLanes);
+    for (int j = 0; j < Keys; ++j)
+      for (int v = 0; v < Vectors; ++v) sum[j][v] += q[v] * keys[j * width + d];
+  }
+  for (int j = 0; j < Keys; ++j)
+    for (int v = 0; v < Vectors; ++v) store(scores + (j * Vectors + v) * kLanes, sum[j][v]);
+}
+
+// Adds the weighted values of `count` keys to `Columns` columns of the sums, which are multiplied by `keep` first.
+template <int Vectors, int Columns>
+inline void weigh(const float* weights, const float* values, int64_t count, int64_t width, const Vec* keep,
+                  float* sums) {
+  Vec sum[Columns][Vectors];
+  for (int d = 0; d < Columns; ++d)
+    for (int v = 0; v < Vectors; ++v) sum[d][v] = load(sums + (v * width + d) * kLanes) * keep[v];
+  for (int64_t j = 0; j < count; ++j) {
+    Vec w[Vectors];
+    for (int v = 0; v < Vectors; ++v) w[v] = load(weights + (j * Vectors + v) * kLanes);
+    for (int d = 0; d < Columns; ++d)
+      for (int v = 0; v < Vectors; ++v) sum[d][v] += w[v] * values[j * width + d];
+  }
+  for (int d = 0; d < Columns; ++d)
+    for (int v = 0; v < Vectors; ++v) store(sums + (v * width + d) * kLanes, sum[d][v]);
+}
+
+// Lets `Vectors` vectors of queries, the first of them at `query`, see `count` keys, the first of them at `key`.
+template <int Vectors>
+void see_block(const float* queries, const float* keys, const float* values, int64_t query, int64_t key,
+               int64_t count, int64_t width, int64_t window, float* scores, Vec* highest, Vec* total,
+               float* sums) {
+  constexpr int kKeys = 16 / Vectors;  // so that 16 registers hold sums
+  int64_t j = 0;
+  for (; j < count; j += kKeys)  // the last keys may be of no use; their scores are not read
+    score<Vectors, kKeys>(queries, keys + j * width, width, scores + j * Vectors * kLanes);
+  if (window > 0) {
+    for (j = 0; j < count; ++j)
+      for (int i = 0; i < Vectors * kLanes; ++i)
+        if (std::abs(query + i - key - j) >= window) scores[j * Vectors * kLanes + i] = -INFINITY;
+  }
+  Vec keep[Vectors];
+  for (int v = 0; v < Vectors; ++v) {
+    Vec top = highest[v];
+    for (j = 0; j < count; ++j) {
+      const Vec x = load(scores + (j * Vectors + v) * kLanes);
+      top = x > top ? x : top;
+    }
+    // A query that has seen no key yet has -infinity, and infinity minus infinity is no number.
+    const Vec base = top == -INFINITY ? Vec{} : top;
+    keep[v] = exp_of_negative(highest[v] - base);
+    highest[v] = top;
+    Vec sum = total[v] * keep[v];
+    for (j = 0; j < count; ++j) {
+      float* at = scores + (j * Vectors + v) * kLanes;
+      const Vec weight = exp_of_negative(load(at) - base);
+      store(at, weight);
+      sum += weight;
+    }
+    total[v] = sum;
+  }
+  constexpr int kColumns = 16 / Vectors;
+  int64_t d = 0;
+  for (; d + kColumns <= width; d += kColumns)
+    weigh<Vectors, kColumns>(scores, values + d, count, width, keep, sums + d * kLanes);
+  for (; d < width; ++d) weigh<Vectors, 1>(scores, values + d, count, width, keep, sums + d * kLanes);
+}
+
+// Computes the output of queries first .. last - 1 of a sequence of `length` tokens.
+template <typename T>
+void attend(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<T> out, int64_t first, int64_t last,
+            int64_t length, int64_t width, float scale, int64_t window, Scratch& scratch) {
+  scratch.fit(width);
+  const int vectors = static_cast<int>((last - first + kLanes - 1) / kLanes);
+  float *queries = scratch.queries.data(), *sums = scratch.sums.data();
+  Vec highest[kTaskVectors], total[kTaskVectors];
+  for (int i = 0; i < vectors; ++i) {
+    read_queries(q, first + i * kLanes, length, width, scale, queries + i * width * kLanes);
+    highest[i] = splat(-INFINITY);
+    total[i] = Vec{};
+  }
+  std::fill(sums, sums + vectors * width * kLanes, 0.0f);
+  const int64_t reach = window > 0 ? window - 1 : length;
+  const int64_t end = std::min(length, last + reach);
+  for (int64_t key = std::max<int64_t>(0, first - reach); key < end; key += kKeyBlock) {
+    const int64_t count = std::min<int64_t>(kKeyBlock, end - key);
+    read_block(k, key, count, width, scratch.keys.data());
+    read_block(v, key, count, width, scratch.values.data());
+    for (int i = 0; i < vectors; i += 2) {
+      const auto see = i + 1 < vectors ? see_block<2> : see_block<1>;
+      see(queries + i * width * kLanes, scratch.keys.data(), scratch.values.data(), first + i * kLanes, key, count,
+          width, window, scratch.scores.data(), highest + i, total + i, sums + i * width * kLanes);
+    }
+  }
+  for (int i = 0; i < vectors; ++i)
+    write_rows(sums + i * width * kLanes, total[i], first + i * kLanes, last, width, out);
+}
+
+struct Task {
+  int64_t start, length, first, last;  // a sequence, and the queries of it that the task computes
+};
+
+template <typename T>
+void packed(const T* q, const T* k, const T* v, T* out, const int64_t* strides, const int64_t* ends, int64_t count,
+            int64_t heads, int64_t width, float scale, int64_t window, int threads) {
+  std::vector<Task> tasks;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t start = i == 0 ? 0 : ends[i - 1], length = ends[i] - start;
+    for (int64_t first = 0; first < length; first += kTaskVectors * kLanes)
+      tasks.push_back({start, length, first, std::min<int64_t>(length, first + kTaskVectors * kLanes)});
+  }
+  const int64_t num_tasks = static_cast<int64_t>(tasks.size()) * heads;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    thread_local Scratch scratch;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < num_tasks; ++i) {
+      const Task task = tasks[i / heads];
+      const int64_t head = i % heads;
+      const Rows<const T> queries{q + task.start * strides[0] + head * strides[1], strides[0]};
+      const Rows<const T> keys{k + task.start * strides[2] + head * strides[3], strides[2]};
+      const Rows<const T> values{v + task.start * strides[4] + head * strides[5], strides[4]};
+      const Rows<T> rows{out + task.start * heads * width + head * width, heads * width};
+      attend(queries, keys, values, rows, task.first, task.last, task.length, width, scale, window, scratch);
+    }
+  }
+}
+
+}  // namespace
+
+// q, k, v: T tokens of `heads` rows of `width` numbers; strides: of a token and of a head, for q, k and v, counted
+// in numbers; the width is contiguous. out: (T, heads, width), contiguous. ends: where each of `count` sequences
+// ends in the row of tokens.
+extern "C" void packed_attention(const void* q, const void* k, const void* v, void* out, const int64_t* strides,
+                                 const int64_t* ends, int64_t count, int64_t heads, int64_t width, float scale,
+                                 int64_t window, int32_t is_bfloat16, int32_t threads) {
+  if (is_bfloat16)
+    packed(static_cast<const bf16*>(q), static_cast<const bf16*>(k), static_cast<const bf16*>(v),
+           static_cast<bf16*>(out), strides, ends, count, heads, width, scale, window, threads);
+  else
+    packed(static_cast<const float*>(q), static_cast<const float*>(k), static_cast<const float*>(v),
+           static_cast<float*>(out), strides, ends, count, heads, width, scale, window, threads);
+}

@@ -1,0 +1,200 @@
+"""A forward pass that is compiled for this processor gives the vectors of the model, for every packed family."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bert_serving.server.worker.compiled import native
+from bert_serving.server.worker.compiled.cache import Cache
+from bert_serving.server.worker.encoder import Encoder
+
+from tests.support.tiny_models import FAMILIES, WORDS, make_model
+
+PADDED = {"mpnet", "deberta-v2"}
+TEXTS = [" ".join(WORDS[i : i + 1 + i % 19]) for i in range(len(WORDS))] + ["a", "word " * 300]
+
+
+def encoder(folder: Path, cache: Path, **options: object) -> Encoder:
+    given = {"device": "cpu", "dtype": "float32", "compile": "wait", "compile_cache": cache} | options
+    return Encoder(folder, **given)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_files_of_the_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let PyTorch's compiler find again what it compiled and measured for another test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("bert"), "bert")
+
+
+@pytest.fixture(scope="module")
+def compiled(bert: Path, cache: Path) -> Encoder:
+    return encoder(bert, cache)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in PADDED])
+def test_every_packed_family_is_compiled(family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    folder = make_model(tmp_path / family, family)
+    mine = encoder(folder, tmp_path / "cache")
+    assert mine.forward_kind == "compiled", caplog.text
+    assert mine.parity > 0.99999
+    assert np.abs(mine.encode(TEXTS) - encoder(folder, tmp_path, compile="off").encode(TEXTS)).max() <= 1e-5
+
+
+def test_bfloat16_stays_close(bert: Path, cache: Path) -> None:
+    mine, exact = encoder(bert, cache, dtype="bfloat16"), encoder(bert, cache, compile="off")
+    assert mine.forward_kind == "compiled"
+    rows, expected = mine.encode(TEXTS), exact.encode(TEXTS)
+    cosine = (rows * expected).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosine.min() >= 0.999
+
+
+def test_a_vector_does_not_depend_on_its_company(compiled: Encoder) -> None:
+    together = compiled.encode(TEXTS)
+    alone = np.concatenate([compiled.encode([text]) for text in TEXTS])
+    assert np.abs(together - alone).max() <= 1e-5
+
+
+def test_what_the_graph_lacks_is_computed_without_it(compiled: Encoder, bert: Path, cache: Path) -> None:
+    plain = encoder(bert, cache, compile="off", all_layers=True)
+    whole = encoder(bert, cache, all_layers=True)
+    for options in ({"pooling_layer": -3}, {"pooling_layer": [-1, -2]}, {"pooling_strategy": "NONE"}):
+        assert np.abs(whole.encode(TEXTS, **options) - plain.encode(TEXTS, **options)).max() <= 1e-5
+
+
+def test_pairs_and_single_tokens(compiled: Encoder, bert: Path, cache: Path) -> None:
+    plain = encoder(bert, cache, compile="off")
+    texts = ["one two ||| three four", "five", [5], [5, 6]]
+    assert np.abs(compiled.encode(texts) - plain.encode(texts)).max() <= 1e-5
+
+
+def test_the_next_encoder_takes_the_graph_from_the_cache(compiled: Encoder, bert: Path, cache: Path) -> None:
+    before = sorted(cache.iterdir())
+    again = encoder(bert, cache, compile="auto")
+    assert again.forward_kind == "compiled"
+    assert sorted(cache.iterdir()) == before
+    assert np.array_equal(again.encode(TEXTS), compiled.encode(TEXTS))
+
+
+def test_an_encoder_compiles_only_if_it_is_asked_to(bert: Path, tmp_path: Path) -> None:
+    assert encoder(bert, tmp_path, compile="auto").forward_kind == "packed"
+    assert encoder(bert, tmp_path, compile="off").forward_kind == "packed"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_options_have_another_graph(compiled: Encoder, bert: Path, cache: Path) -> None:
+    assert encoder(bert, cache, compile="auto", pooling_layer=[-2]).forward_kind == "packed"
+
+
+def test_a_damaged_graph_is_not_used(
+    compiled: Encoder, bert: Path, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    copy = tmp_path / "copy"
+    for folder in [path for path in cache.iterdir() if path.is_dir()]:
+        (copy / folder.name).mkdir(parents=True)
+        for file in folder.iterdir():
+            (copy / folder.name / file.name).write_bytes(file.read_bytes()[:1000])
+    copy.chmod(0o700)
+    assert encoder(bert, copy, compile="auto").forward_kind == "packed"
+    assert "cannot be loaded" in caplog.text
+
+
+def test_without_a_compiler_passes_run_as_before(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert encoder(bert, tmp_path / "cache").forward_kind == "packed"
+    assert [r.getMessage() for r in caplog.records if "not compiled" in r.getMessage()] == [
+        "the forward pass is not compiled: there is no C++ compiler (g++)"
+    ]
+
+
+def test_padded_models_and_hidden_special_tokens_are_not_compiled(
+    bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert encoder(make_model(tmp_path / "mpnet", "mpnet"), tmp_path / "cache").forward_kind == "padded"
+    assert encoder(bert, tmp_path / "cache", mask_cls_sep=True).forward_kind == "packed"
+    assert "only packed passes are compiled" in caplog.text
+    assert "with -mask_cls_sep, passes are not compiled" in caplog.text
+
+
+def test_a_cache_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(PermissionError, match="must belong to the user of the server"):
+        Cache(tmp_path)
+
+
+def test_a_full_cache_forgets_what_was_not_used_for_the_longest_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bert_serving.server.worker.compiled.cache._MAX_BYTES", 250)
+    cache = Cache(tmp_path / "cache")
+    for age, key in ((30, "old"), (20, "older than new"), (10, "new")):
+        with cache.scratch() as scratch:
+            (scratch / "graph").mkdir()
+            (scratch / "graph" / "file").write_bytes(bytes(100))
+            path = cache.add(key, scratch / "graph")
+        os.utime(path, (path.stat().st_mtime - age, path.stat().st_mtime - age))
+        if key == "older than new":
+            cache.find("old")  # used just now
+    assert sorted(path.name for path in cache.folder.iterdir()) == ["new", "old"]
+
+
+@pytest.fixture(scope="module")
+def attention(tmp_path_factory: pytest.TempPathFactory) -> None:
+    compiler = native.find_compiler()
+    assert compiler is not None
+    path = tmp_path_factory.mktemp("native") / "attention.so"
+    native.build(compiler, path)
+    native.use(path)
+
+
+@pytest.mark.parametrize("window", [None, 5, 64])
+@pytest.mark.parametrize("width", [4, 20, 32, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_within_each_sequence(
+    attention: None, window: int | None, width: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    lengths = [1, 2, 15, 16, 17, 33, 129, 300, 700]
+    shape = (1, sum(lengths), 3, width)
+    q, k, v = (torch.randn(shape).to(dtype).transpose(1, 2) for _ in range(3))
+    ends = torch.tensor(lengths).cumsum(0)
+    found = native.attention(q, k, v, ends, None, window)[0]
+    start = 0
+    for end in ends.tolist():
+        at = torch.arange(end - start)
+        mask = None if window is None else (at[:, None] - at[None, :]).abs() < window
+        own = (x[:, :, start:end].double() for x in (q, k, v))
+        expected = torch.nn.functional.scaled_dot_product_attention(*own, attn_mask=mask)[0].transpose(0, 1)
+        assert (found[start:end] - expected).abs().max() <= (2e-6 if dtype is torch.float32 else 1e-2)
+        start = end
+
+
+def test_a_number_that_is_not_finite_stays_visible(attention: None) -> None:
+    q = torch.randn(1, 2, 40, 32)
+    q[0, 0, 7, 3] = float("nan")
+    found = native.attention(q, q, q, torch.tensor([5, 40]), None, None)
+    assert not found[0, 5:, 0].isfinite().any()
+    assert found[0, :5].isfinite().all()
+    assert found[0, :, 1].isfinite().all()
