@@ -58,16 +58,16 @@ def test_every_strategy_has_a_formula_in_this_file() -> None:
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=20))
 def test_strategy_equals_its_formula(name: str, lengths: list[int]) -> None:
     hidden = random_rows(lengths)
-    rows = STRATEGIES[name](hidden, whole_segments(lengths, CPU)).numpy()
+    rows = STRATEGIES[name](hidden, whole_segments(lengths).on(CPU)).numpy()
     np.testing.assert_allclose(rows, reference(name, hidden, lengths), rtol=1e-5, atol=1e-6)
 
 
 @every_strategy
 def test_vector_of_a_text_is_the_same_alone_and_in_a_batch(name: str) -> None:
     hidden = random_rows(LENGTHS)
-    together = STRATEGIES[name](hidden, whole_segments(LENGTHS, CPU))
+    together = STRATEGIES[name](hidden, whole_segments(LENGTHS).on(CPU))
     parts = zip(hidden.split(LENGTHS), LENGTHS, strict=True)
-    alone = [STRATEGIES[name](part, whole_segments([length], CPU)) for part, length in parts]
+    alone = [STRATEGIES[name](part, whole_segments([length]).on(CPU)) for part, length in parts]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-6, atol=1e-6)
 
 
@@ -75,14 +75,14 @@ def test_vector_of_a_text_is_the_same_alone_and_in_a_batch(name: str) -> None:
 def test_tokens_that_are_left_out_do_not_count(name: str) -> None:
     """The tokens of a prompt, or special tokens, may be left out. Only the other tokens are pooled."""
     hidden = random_rows([4, 5])
-    segments = partial_segments([[1, 2, 3], [5, 6, 8]], first=[1, 5], last=[3, 8], origin=[0, 4], device=CPU)
+    segments = partial_segments([[1, 2, 3], [5, 6, 8]], first=[1, 5], last=[3, 8], origin=[0, 4]).on(CPU)
     expected = reference(name, hidden[[1, 2, 3, 5, 6, 8]], [3, 3])
     np.testing.assert_allclose(STRATEGIES[name](hidden, segments).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_count_positions_from_the_beginning_of_the_text() -> None:
     hidden = random_rows([4])
-    segments = partial_segments([[2, 3]], first=[2], last=[3], origin=[0], device=CPU)
+    segments = partial_segments([[2, 3]], first=[2], last=[3], origin=[0]).on(CPU)
     expected = (3 * hidden[2] + 4 * hidden[3]) / 7
     torch.testing.assert_close(STRATEGIES["WEIGHTED_MEAN"](hidden, segments)[0], expected)
 
@@ -91,7 +91,7 @@ def test_weights_count_positions_from_the_beginning_of_the_text() -> None:
     "name", ["REDUCE_MEAN", "REDUCE_MAX", "REDUCE_MEAN_MAX", "MEAN_SQRT_LEN", "WEIGHTED_MEAN"]
 )
 def test_text_without_a_token_has_a_zero_vector(name: str) -> None:
-    segments = partial_segments([[0, 1], []], first=[0, 1], last=[1, 1], origin=[0, 1], device=CPU)
+    segments = partial_segments([[0, 1], []], first=[0, 1], last=[1, 1], origin=[0, 1]).on(CPU)
     assert not STRATEGIES[name](random_rows([2]), segments)[1].any()
 
 
@@ -100,17 +100,17 @@ def test_text_without_a_token_has_a_zero_vector(name: str) -> None:
 def test_a_token_that_is_not_finite_gives_a_vector_that_is_not_finite(name: str, value: float) -> None:
     hidden = random_rows([1, 3])
     hidden[0] = value
-    rows = STRATEGIES[name](hidden, whole_segments([1, 3], CPU))
+    rows = STRATEGIES[name](hidden, whole_segments([1, 3]).on(CPU))
     assert not torch.isfinite(rows[0]).any()
     assert torch.isfinite(rows[1]).all()
 
 
 def test_maximum_of_negative_tokens_is_negative() -> None:
-    rows = STRATEGIES["REDUCE_MAX"](torch.tensor([[-3.0], [-2.0]]), whole_segments([2], CPU))
+    rows = STRATEGIES["REDUCE_MAX"](torch.tensor([[-3.0], [-2.0]]), whole_segments([2]).on(CPU))
     assert rows.tolist() == [[-2.0]]
 
 
 def test_lengths_and_positions_of_segments() -> None:
-    segments: Segments = partial_segments([[0, 2], [4]], first=[0, 4], last=[2, 4], origin=[0, 3], device=CPU)
+    segments: Segments = partial_segments([[0, 2], [4]], first=[0, 4], last=[2, 4], origin=[0, 3]).on(CPU)
     assert segments.lengths.tolist() == [2, 1]
     assert segments.positions.tolist() == [0, 2, 1]

@@ -17,6 +17,7 @@ from bert_serving.server.worker.encoder import Encoder, EncodingError
 from bert_serving.server.worker.linear import PrepackedLinear, prepack
 from bert_serving.server.worker.micro_batches import PreparedText
 from bert_serving.server.worker.sequences import TokenSequence
+from bert_serving.server.worker.transfers import Array
 from bert_serving.server.worker.transformer import Transformer
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
@@ -121,17 +122,20 @@ class Memory:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
         self.limit = limit
         self.passes: list[int] = []
-        original = Transformer.hidden
+        original = Transformer.hidden_with
 
-        def hidden(
-            transformer: Transformer, sequences: Sequence[TokenSequence], layers: Iterable[int]
-        ) -> dict[int, torch.Tensor]:
+        def hidden_with(
+            transformer: Transformer,
+            sequences: Sequence[TokenSequence],
+            layers: Iterable[int],
+            arrays: Sequence[Array],
+        ) -> tuple[dict[int, torch.Tensor], list[torch.Tensor]]:
             self.passes.append(sum(len(sequence.ids) for sequence in sequences))
             if self.passes[-1] > self.limit:
                 raise torch.OutOfMemoryError("no more")
-            return original(transformer, sequences, layers)
+            return original(transformer, sequences, layers, arrays)
 
-        monkeypatch.setattr(Transformer, "hidden", hidden)
+        monkeypatch.setattr(Transformer, "hidden_with", hidden_with)
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet"])

@@ -11,14 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from .packing import Group
+from .transfers import Array
 
 PACKED = "packed"
 PADDED = "sdpa"
@@ -108,10 +110,10 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> Tenso
     return (at[:, None] - at[None, :]).abs() < window
 
 
-def cumulative_lengths(groups: Sequence[Group], device: torch.device) -> Tensor:
-    """Return the cumulative lengths of a packed row's sequences, starting with 0: (B + 1,) int32 on the device."""
+def cumulative_lengths(groups: Sequence[Group]) -> Array:
+    """Return the cumulative lengths of a packed row's sequences, starting with 0: (B + 1,) int32."""
     lengths = [group.length for group in groups for _ in range(group.count)]
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
+    return np.array([0, *accumulate(lengths)], np.int32)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, row: PackedRow, scaling: float | None, window: int | None) -> Tensor:
@@ -129,12 +131,10 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, row: PackedRow, scaling: float | No
     return output
 
 
-def pad(
-    sequences: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (input_ids, attention_mask), both (B, T) int64 on the device; mask 1 = real token, 0 = padding."""
-    width = max(map(len, sequences))
-    ids = torch.tensor([[*s, *[pad_id] * (width - len(s))] for s in sequences])  # (B, T)
-    lengths = torch.tensor([len(s) for s in sequences])  # (B,)
-    mask = (torch.arange(width) < lengths[:, None]).long()  # (B, T)
-    return ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)
+def pad(sequences: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Array, Array]:
+    """Return (input_ids, attention_mask), both (B, T) int64; mask 1 = real token, 0 = padding."""
+    lengths = [len(s) for s in sequences]
+    is_real = np.arange(max(lengths)) < np.array(lengths)[:, None]  # (B, T)
+    ids = np.full(is_real.shape, pad_id, np.int64)
+    ids[is_real] = np.fromiter(chain.from_iterable(sequences), np.int64)
+    return ids, is_real.astype(np.int64)

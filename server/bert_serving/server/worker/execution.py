@@ -80,7 +80,7 @@ class _Trial:
         transformer = Transformer(self.model, self.inputs, execution)
         top = transformer.num_layers - 1
         hidden = transformer.hidden(probes, [top])[top].float()
-        return mean(hidden, whole_segments([len(s.ids) for s in probes], self.inputs.device))
+        return mean(hidden, whole_segments([len(s.ids) for s in probes]).on(self.inputs.device))
 
 
 def _why_not_packed(trial: _Trial, reference: Tensor) -> str | None:

@@ -10,10 +10,11 @@ Shapes: B texts, T tokens, H hidden size, D components of a vector, V terms of t
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TypeVar
+from functools import partial
+from itertools import accumulate, islice
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,10 +23,11 @@ from torch import Tensor
 
 from .device import Pace
 from .packing import plan_micro_batches
-from .pooling import Segments, partial_segments, whole_segments
+from .pooling import SegmentArrays, Segments, partial_segments, whole_segments
 from .pooling_plan import PoolingPlan
 from .sequences import TokenizedText, TokenSequence
-from .splade import nonzero_terms
+from .splade import nonzero_terms, terms_of_texts
+from .transfers import as_array, start_to_host, to_device, to_host, wait_for
 from .transformer import Transformer
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ class _BatchedSequence:
     """A sequence in a micro-batch.
 
     output: None until the forward pass has run; then the pooled vector (D,), the weight of each term (V,), or the
-    vectors of the kept tokens (T, D).
+    vectors of all its tokens (T, D) on the host, valid when the device has done the whole batch.
     """
 
     sequence: TokenSequence
@@ -114,7 +116,7 @@ def run_micro_batches(
         budget.shrink(num_tokens)
         half = len(indices) // 2
         pending += [indices[half:], indices[:half]]
-    return _finish(texts, sequences_of, transformer.device)
+    return _finish(texts, sequences_of, transformer, hide_specials=hide_specials)
 
 
 def finished(steps: Generator[int, None, _Result]) -> _Result:
@@ -149,46 +151,62 @@ def _forward_and_pool(
 ) -> None:
     """Run one forward pass over a micro-batch and set the output of each of its sequences."""
     layers = frozenset[int]().union(*(item.prepared.plan.reads for item in micro_batch))
-    hidden = transformer.hidden([item.sequence for item in micro_batch], layers)  # (T, H) for each layer
     starts = [0, *accumulate(item.length for item in micro_batch)]
     alike: dict[tuple[PoolingPlan, bool], list[int]] = {}  # sequences with the same plan are pooled together
     for i, item in enumerate(micro_batch):
         alike.setdefault((item.prepared.plan, item.prepared.keeps_token_vectors), []).append(i)
-    for members in alike.values():
-        plan = micro_batch[members[0]].prepared.plan
+    groups = [[micro_batch[i] for i in members] for members in alike.values()]
+    arrays = [array for items in groups for array in _segments(items, hide_specials=hide_specials)]
+    sequences = [item.sequence for item in micro_batch]
+    hidden, tensors = transformer.hidden_with(sequences, layers, arrays)  # hidden: (T, H) for each layer
+    pooled = iter(tensors)
+    for items, members in zip(groups, alike.values(), strict=True):
         own = hidden
-        if len(members) < len(micro_batch):  # copy only what this plan needs: there may be as many plans as texts
+        if len(items) < len(micro_batch):  # copy only what this plan needs: there may be as many plans as texts
             ranges = [slice(starts[i], starts[i + 1]) for i in members]
-            own = {layer: torch.cat([hidden[layer][rows] for rows in ranges]) for layer in plan.reads}
-        _pool([micro_batch[i] for i in members], own, transformer, hide_specials=hide_specials)
+            reads = items[0].prepared.plan.reads
+            own = {layer: torch.cat([hidden[layer][rows] for rows in ranges]) for layer in reads}
+        _pool(items, own, pooled, transformer)
 
 
 def _pool(
-    items: Sequence[_BatchedSequence], hidden: dict[int, Tensor], transformer: Transformer, *, hide_specials: bool
+    items: Sequence[_BatchedSequence],
+    hidden: dict[int, Tensor],
+    segments: Iterator[Tensor],
+    transformer: Transformer,
 ) -> None:
     """Set the output of sequences that have the same plan.
 
-    hidden: by layer, the hidden states of these sequences end to end, (T, H).
+    hidden: by layer, the hidden states of these sequences end to end, (T, H). segments: if the tokens are pooled,
+    the fields of the sequences' Segments come next.
     """
-    plan, sequences = items[0].prepared.plan, [item.sequence for item in items]
+    plan = items[0].prepared.plan
     outputs: Iterable[Tensor]
     if plan.is_sparse:
         assert transformer.sparse_head is not None, "sparse plans are made only for models with a SPLADE head"
         outputs = transformer.sparse_head(hidden[max(plan.reads)], [item.length for item in items])  # (B, V)
     elif items[0].prepared.keeps_token_vectors:
-        tokens = torch.split(plan.token_vectors(hidden).cpu(), [item.length for item in items])
-        outputs = [_kept_tokens(s, t, hide_specials) for s, t in zip(sequences, tokens, strict=True)]
+        tokens = plan.token_vectors(hidden)
+        if plan.is_token_level:
+            tokens = plan.finish(tokens)  # before the copy, which is then shorter if the request gives dimensions
+        # A text's windows may lie in several micro-batches, so its token vectors wait for them on the host.
+        outputs = torch.split(start_to_host(tokens), [item.length for item in items])
     else:
-        segments = _segments(sequences, transformer.device, hide_specials=hide_specials)
-        outputs = plan.pool(hidden, segments, transformer.heads)  # (B, D)
+        outputs = plan.pool(hidden, Segments(*islice(segments, len(SegmentArrays._fields))), transformer.heads)
     for item, output in zip(items, outputs, strict=True):
         item.output = output
 
 
-def _segments(sequences: Sequence[TokenSequence], device: torch.device, *, hide_specials: bool) -> Segments:
-    """Return which rows of the hidden states are pooled for each sequence. The sequences lie end to end."""
+def _segments(items: Sequence[_BatchedSequence], *, hide_specials: bool) -> SegmentArrays | tuple[()]:
+    """Return which rows of the hidden states are pooled for each sequence; () if no tokens are pooled.
+
+    items: sequences of the same plan; they lie end to end.
+    """
+    prepared, sequences = items[0].prepared, [item.sequence for item in items]
+    if prepared.is_ragged:
+        return ()
     if not hide_specials and not any(s.num_left_out for s in sequences):
-        return whole_segments([len(s.ids) for s in sequences], device)
+        return whole_segments([len(s.ids) for s in sequences])
     starts = [0, *accumulate(len(s.ids) for s in sequences)][:-1]
     rows, first, last = [], [], []
     for sequence, start in zip(sequences, starts, strict=True):
@@ -197,49 +215,82 @@ def _segments(sequences: Sequence[TokenSequence], device: torch.device, *, hide_
         first.append(start + min(sequence.num_left_out, len(sequence.ids) - 1))
         # In bert-as-service, the last token is number (sum of the mask - 1), even if masked ones come before it.
         last.append(start + max(0, len(sequence.ids) - len(left_out) - 1))
-    return partial_segments(rows, first=first, last=last, origin=starts, device=device)
-
-
-def _kept_tokens(sequence: TokenSequence, tokens: Tensor, hide_specials: bool) -> Tensor:
-    """Return a copy of the vectors of a sequence's kept tokens, with zeros for hidden tokens."""
-    tokens = tokens.clone()  # a view would keep the token vectors of the whole micro-batch in memory
-    if hide_specials:
-        tokens[list(sequence.specials)] = 0
-    return tokens[slice(*sequence.kept)]
+    return partial_segments(rows, first=first, last=last, origin=starts)
 
 
 @torch.inference_mode()
 def _finish(
-    texts: Sequence[PreparedText], sequences_of: Sequence[Sequence[_BatchedSequence]], device: torch.device
+    texts: Sequence[PreparedText],
+    sequences_of: Sequence[Sequence[_BatchedSequence]],
+    transformer: Transformer,
+    *,
+    hide_specials: bool,
 ) -> list[Rows]:
-    """Return the rows of each text from the outputs of its sequences."""
+    """Return the rows of each text from the outputs of its sequences; they come from the device in one copy."""
+    device, head = transformer.device, transformer.sparse_head
     rows_of: list[Rows] = [np.empty(0, np.float32)] * len(texts)
-    pooled: dict[PoolingPlan, list[int]] = {}
+    if any(prepared.keeps_token_vectors for prepared in texts):
+        wait_for(device)
+    finished: list[_Finished] = []
+    alike: dict[PoolingPlan, list[int]] = {}  # texts whose vectors are finished together
     for i, prepared in enumerate(texts):
-        if prepared.plan.is_sparse:
-            weights = torch.stack([_output(item) for item in sequences_of[i]]).amax(0)  # (V,)
-            rows_of[i] = nonzero_terms(weights).cpu().numpy()
-        elif prepared.keeps_token_vectors:
-            rows_of[i] = _finish_tokens(prepared, sequences_of[i], device)
-        else:
-            pooled.setdefault(prepared.plan, []).append(i)
-    for plan, members in pooled.items():
-        vectors = plan.finish(torch.stack([_mean_of_windows(sequences_of[i]) for i in members]))  # (B, D)
-        for i, vector in zip(members, vectors.cpu().numpy(), strict=True):
-            rows_of[i] = vector
+        if not prepared.keeps_token_vectors:
+            alike.setdefault(prepared.plan, []).append(i)
+            continue
+        rows_of[i] = _kept_tokens(sequences_of[i], hide_specials)
+        if prepared.text.spans is not None:
+            finished.append(_Finished([i], _span_vectors(prepared, rows_of[i], device), lambda rows: [rows]))
+    for plan, members in alike.items():
+        size = len(members) if head is None or not plan.is_sparse else head.rows_at_once
+        for some in (members[j : j + size] for j in range(0, len(members), size)):
+            windows_of = [sequences_of[i] for i in some]
+            if plan.is_sparse:
+                nonzero = nonzero_terms(torch.stack([_maximum_of_windows(windows) for windows in windows_of]))
+                finished.append(_Finished(some, nonzero, partial(terms_of_texts, num_texts=len(some))))
+            else:
+                vectors = torch.stack([_mean_of_windows(windows) for windows in windows_of])  # (B, D)
+                finished.append(_Finished(some, plan.finish(vectors), list))
+    for each, array in zip(finished, to_host([each.rows for each in finished], device), strict=True):
+        for i, rows in zip(each.texts, each.split(array), strict=True):
+            rows_of[i] = rows
     return rows_of
 
 
-def _finish_tokens(prepared: PreparedText, windows: Sequence[_BatchedSequence], device: torch.device) -> Rows:
-    """Return a row for each span of a text, or for each token if there are no spans."""
-    tokens = torch.cat([_output(window) for window in windows]).to(device)  # (T, D)
-    if prepared.text.spans is not None:
-        rows = [range(start, stop) for start, stop in prepared.text.spans]
-        first, last = [r[0] for r in rows], [r[-1] for r in rows]
-        segments = partial_segments(rows, first=first, last=last, origin=first, device=tokens.device)
-        tokens = prepared.plan.pool_tokens(tokens, segments)  # (number of spans, D)
-    finished: Rows = prepared.plan.finish(tokens).cpu().numpy()
-    return finished
+class _Finished(NamedTuple):
+    """Finished rows of texts, on the device. split: gives the rows of each of these texts."""
+
+    texts: Sequence[int]
+    rows: Tensor
+    split: Callable[[Rows], Sequence[Rows]]
+
+
+def _kept_tokens(windows: Sequence[_BatchedSequence], hide_specials: bool) -> Rows:
+    """Return the vectors of the tokens that a text's windows keep, (T, D), with zeros for hidden tokens."""
+    kept = []
+    for window in windows:
+        tokens = as_array(_output(window))
+        if hide_specials:
+            tokens = tokens.copy()
+            tokens[list(window.sequence.specials)] = 0
+        kept.append(tokens[slice(*window.sequence.kept)])
+    return np.concatenate(kept)  # a copy, because a view would keep the token vectors of the whole micro-batch
+
+
+def _span_vectors(prepared: PreparedText, tokens: Rows, device: torch.device) -> Tensor:
+    """Return the vectors of a text's spans, (number of spans, D). tokens: the vectors of its tokens, (T, H)."""
+    assert prepared.text.spans is not None
+    rows = [range(start, stop) for start, stop in prepared.text.spans]
+    first = [r[0] for r in rows]
+    segments = partial_segments(rows, first=first, last=[r[-1] for r in rows], origin=first)
+    on_device, *fields = to_device([tokens, *segments], device)
+    return prepared.plan.finish(prepared.plan.pool_tokens(on_device, Segments(*fields)))
+
+
+def _maximum_of_windows(windows: Sequence[_BatchedSequence]) -> Tensor:
+    """Return the largest weight of each term in a text's windows, (V,)."""
+    if len(windows) == 1:
+        return _output(windows[0])
+    return torch.stack([_output(window) for window in windows]).amax(0)
 
 
 def _mean_of_windows(windows: Sequence[_BatchedSequence]) -> Tensor:
@@ -250,9 +301,9 @@ def _mean_of_windows(windows: Sequence[_BatchedSequence]) -> Tensor:
     if len(windows) == 1:
         return _output(windows[0])
     rows = torch.stack([_output(window) for window in windows])  # (number of windows, D)
-    counts = [window.sequence.num_new for window in windows]
-    weights = torch.tensor(counts, dtype=rows.dtype, device=rows.device)[:, None]
-    return (rows * weights).sum(0) / weights.sum()
+    counts = np.array([window.sequence.num_new for window in windows], np.float32)
+    (weights,) = to_device([counts], rows.device)
+    return (rows * weights[:, None]).sum(0) / weights.sum()
 
 
 def _output(item: _BatchedSequence) -> Tensor:

@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, pad
+
+from .transfers import Array, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,37 +38,44 @@ class Segments:
     @property
     def lengths(self) -> Tensor:
         """The number of pooled rows of each text, (B,)."""
-        ends = torch.cat([self.starts[1:], self.starts.new_tensor([len(self.rows)])])
+        ends = pad(self.starts[1:], (0, 1), value=len(self.rows))
         return ends - self.starts
 
     @property
     def positions(self) -> Tensor:
         """For each of `rows`, the position of its token in the text, from 0."""
-        return self.rows - torch.repeat_interleave(self.origin, self.lengths)
+        # Without output_size, a GPU would have to tell the host the sum of the lengths.
+        return self.rows - torch.repeat_interleave(self.origin, self.lengths, output_size=len(self.rows))
 
 
-def whole_segments(lengths: Sequence[int], device: torch.device) -> Segments:
+class SegmentArrays(NamedTuple):
+    """The fields of Segments, as arrays on the host."""
+
+    rows: Array
+    starts: Array
+    first: Array
+    last: Array
+    origin: Array
+
+    def on(self, device: torch.device) -> Segments:
+        """Return the segments on the device."""
+        return Segments(*to_device(self, device))
+
+
+def whole_segments(lengths: Sequence[int]) -> SegmentArrays:
     """Return segments that pool all rows of texts that lie end to end. lengths: numbers of tokens of the texts."""
-    ends = list(accumulate(lengths))
-    starts = torch.tensor([0, *ends[:-1]], device=device)
-    last = torch.tensor(ends, device=device) - 1
-    return Segments(torch.arange(ends[-1], device=device), starts, starts, last, starts)
+    bounds = np.array([0, *accumulate(lengths)], np.int64)
+    starts = bounds[:-1]
+    return SegmentArrays(np.arange(bounds[-1]), starts, starts, bounds[1:] - 1, starts)
 
 
 def partial_segments(
-    rows: Sequence[Sequence[int]],
-    *,
-    first: Sequence[int],
-    last: Sequence[int],
-    origin: Sequence[int],
-    device: torch.device,
-) -> Segments:
+    rows: Sequence[Sequence[int]], *, first: Sequence[int], last: Sequence[int], origin: Sequence[int]
+) -> SegmentArrays:
     """Return segments that pool the given rows of each text. The mean and maximum of no rows are zeros."""
     starts = [0, *accumulate(map(len, rows))][:-1]
     flat = [i for of_text in rows for i in of_text]
-    return Segments(
-        *(torch.tensor(x, dtype=torch.int64, device=device) for x in (flat, starts, first, last, origin))
-    )
+    return SegmentArrays(*(np.array(x, np.int64) for x in (flat, starts, first, last, origin)))
 
 
 def mean(hidden: Tensor, segments: Segments) -> Tensor:
@@ -103,7 +114,8 @@ def weighted_mean(hidden: Tensor, segments: Segments) -> Tensor:
     weights = (segments.positions + 1).to(hidden.dtype)  # (number of pooled rows,)
     total = embedding_bag(segments.rows, hidden, segments.starts, mode="sum", per_sample_weights=weights)
     sums = torch.zeros(len(segments.starts), dtype=hidden.dtype, device=hidden.device)  # (B,)
-    sums.index_add_(0, torch.repeat_interleave(segments.lengths), weights)
+    owners = torch.repeat_interleave(segments.lengths, output_size=len(weights))  # the text of each pooled row
+    sums.index_add_(0, owners, weights)
     return total / sums[:, None].clamp(min=1.0)
 
 

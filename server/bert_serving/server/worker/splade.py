@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
+from bert_serving.protocol import Rows
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,6 +27,8 @@ class SpladeHead:
         self._logits, self._dtype = _head_of(model if model.device.type == "cpu" else copy.deepcopy(model))
         self._squashes_twice = squashes_twice
         self.num_terms = int(model.config.vocab_size)
+        #: Number of tokens, or of texts, whose weights for all terms may be computed at once.
+        self.rows_at_once = max(1, _MAX_LOGITS // self.num_terms)
 
     @torch.inference_mode()
     def __call__(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -34,21 +38,38 @@ class SpladeHead:
         each text, T in total.
         """
         weights = hidden.new_full((len(lengths), self.num_terms), -torch.inf, dtype=torch.float32)
-        owner = torch.repeat_interleave(torch.tensor(lengths))
-        size = max(1, _MAX_LOGITS // self.num_terms)
+        size = self.rows_at_once
         for start in range(0, len(hidden), size):
             logits = self._logits(hidden[start : start + size].to(self._dtype)).float()
-            texts, counts = torch.unique_consecutive(owner[start : start + size], return_counts=True)
-            for i, of_text in zip(texts.tolist(), torch.split(logits, counts.tolist()), strict=True):
-                torch.maximum(weights[i], of_text.amax(0), out=weights[i])
+            for i, rows in _ranges(lengths, start, start + size):
+                torch.maximum(weights[i], logits[rows].amax(0), out=weights[i])
         weights = weights.relu().log1p()
         return weights.log1p() if self._squashes_twice else weights
 
 
+def _ranges(lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, slice]]:
+    """Return the texts that have tokens from `start` to `stop`, and which of these tokens belong to each text."""
+    begin = 0
+    for i, length in enumerate(lengths):
+        end = begin + length
+        if begin < stop and end > start:
+            yield i, slice(max(begin, start) - start, min(end, stop) - start)
+        begin = end
+
+
 def nonzero_terms(weights: Tensor) -> Tensor:
-    """Return (index, weight) of the terms whose weight is not 0, (n, 2) float32. Indices are exact up to 2**24."""
-    (index,) = weights.nonzero(as_tuple=True)
-    return torch.stack([index.to(weights.dtype), weights[index]], dim=1)
+    """Return (text, index, weight) of the weights that are not 0, text after text: (n, 3) float32.
+
+    weights: (B, V). Texts and indices are exact up to 2**24. Waits for the device.
+    """
+    texts, indices = weights.nonzero().unbind(1)
+    return torch.stack([texts.to(weights.dtype), indices.to(weights.dtype), weights[texts, indices]], dim=1)
+
+
+def terms_of_texts(nonzero: Rows, num_texts: int) -> list[Rows]:
+    """Return the (index, weight) of each text's terms, (n, 2). nonzero: what `nonzero_terms` returns."""
+    stops = np.searchsorted(nonzero[:, 0], np.arange(1, num_texts))
+    return [np.ascontiguousarray(of_text) for of_text in np.split(nonzero[:, 1:], stops)]
 
 
 def _head_of(model: PreTrainedModel) -> tuple[Callable[[Tensor], Tensor], torch.dtype]:

@@ -22,6 +22,7 @@ from .packing import groups_of
 from .pooling_plan import Head
 from .sequences import TokenSequence
 from .splade import SpladeHead
+from .transfers import Array, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,60 +131,74 @@ class Transformer:
 
         This is fastest if the sequences are sorted by length.
         """
-        run = self._packed if self.padded_because is None else self._padded
-        return run(sequences, frozenset(layers))
+        return self.hidden_with(sequences, layers, [])[0]
 
-    def _packed(self, sequences: Sequence[TokenSequence], layers: frozenset[int]) -> dict[int, Tensor]:
+    @torch.inference_mode()
+    def hidden_with(
+        self, sequences: Sequence[TokenSequence], layers: Iterable[int], arrays: Sequence[Array]
+    ) -> tuple[dict[int, Tensor], list[Tensor]]:
+        """Do the same as `hidden`, and also return the arrays on the device.
+
+        The arrays travel there together with the inputs of the model.
+        """
+        run = self._packed if self.padded_because is None else self._padded
+        return run(sequences, frozenset(layers), arrays)
+
+    def _packed(
+        self, sequences: Sequence[TokenSequence], layers: frozenset[int], arrays: Sequence[Array]
+    ) -> tuple[dict[int, Tensor], list[Tensor]]:
         lengths = [len(s.ids) for s in sequences]
         compiled = self._compiled
         if compiled is not None and compiled.can_compute(sum(lengths), layers):
-            return self._run_compiled(compiled, sequences, lengths)
+            hidden = self._run_compiled(compiled, sequences, lengths)
+            return hidden, to_device(arrays, self.device)
         groups = groups_of(lengths)
-        positions = torch.cat([torch.arange(g.length).repeat(g.count) for g in groups])
         inputs = {
             "input_ids": _row([s.ids for s in sequences]),
-            "position_ids": (positions + self._inputs.first_position)[None],
+            "position_ids": _positions(lengths)[None] + self._inputs.first_position,
         }
         if self._takes_types and any(s.type_ids for s in sequences):
             inputs["token_type_ids"] = _row([s.type_ids or [0] * len(s.ids) for s in sequences])
-        visible = None
+        row = {}  # what attention must know
         if self._inputs.hide_specials:
-            visible = torch.cat([_visible(s) for s in sequences]).to(self.device)
-        use_varlen = self._execution.has_varlen and visible is None
-        ends = attention.cumulative_lengths(groups, self.device) if use_varlen else None
-        with attention.packed_row(attention.PackedRow(groups, visible, ends)):
-            return {layer: hidden[0] for layer, hidden in self._call_model(inputs, layers).items()}
+            row["visible"] = np.concatenate([_visible(s) for s in sequences])
+        elif self._execution.has_varlen:
+            row["cu_seqlens"] = attention.cumulative_lengths(groups)
+        moved = iter(to_device([*inputs.values(), *row.values(), *arrays], self.device))
+        on_device = {name: next(moved) for name in inputs}
+        with attention.packed_row(attention.PackedRow(groups, **{name: next(moved) for name in row})):
+            hidden = self._call_model(on_device, layers)
+        return {layer: states[0] for layer, states in hidden.items()}, list(moved)
 
     def _run_compiled(
         self, compiled: CompiledForward, sequences: Sequence[TokenSequence], lengths: Sequence[int]
     ) -> dict[int, Tensor]:
-        first, ends = self._inputs.first_position, np.cumsum(lengths)
-        starts = np.repeat(ends - lengths, lengths)
-        positions = torch.from_numpy(np.arange(first, first + ends[-1]) - starts)[None]
-        ids = _row([s.ids for s in sequences])
-        types = torch.zeros_like(ids)
+        ids, positions = _row([s.ids for s in sequences]), _positions(lengths)[None] + self._inputs.first_position
+        types = np.zeros_like(ids)
         if self._takes_types and any(s.type_ids for s in sequences):
             types = _row([s.type_ids or [0] * len(s.ids) for s in sequences])
-        return compiled(ids, positions, torch.from_numpy(ends), types)
+        return compiled(*to_device([ids, positions, np.cumsum(lengths), types], self.device))
 
-    def _padded(self, sequences: Sequence[TokenSequence], layers: frozenset[int]) -> dict[int, Tensor]:
-        pad_id, device = self._inputs.pad_id, self.device
-        input_ids, mask = attention.pad([s.ids for s in sequences], pad_id=pad_id, device=device)
-        real = mask.bool()  # (B, T)
-        self.num_padding += mask.numel() - sum(len(s.ids) for s in sequences)
+    def _padded(
+        self, sequences: Sequence[TokenSequence], layers: frozenset[int], arrays: Sequence[Array]
+    ) -> tuple[dict[int, Tensor], list[Tensor]]:
+        input_ids, mask = attention.pad([s.ids for s in sequences], pad_id=self._inputs.pad_id)
+        real = np.flatnonzero(mask)  # (number of real tokens,)
+        self.num_padding += mask.size - len(real)
         inputs = {"input_ids": input_ids, "attention_mask": mask}
         if self._takes_types and any(s.type_ids for s in sequences):
             types = [s.type_ids or [0] * len(s.ids) for s in sequences]
-            inputs["token_type_ids"] = attention.pad(types, pad_id=0, device=device)[0]
+            inputs["token_type_ids"] = attention.pad(types, pad_id=0)[0]
         if self._inputs.hide_specials:
-            seen = attention.pad([_visible(s).tolist() for s in sequences], pad_id=0, device=device)[0]
-            inputs["attention_mask"] = seen.long()
-        return {layer: hidden[real] for layer, hidden in self._call_model(inputs, layers).items()}
+            inputs["attention_mask"] = attention.pad([_visible(s).tolist() for s in sequences], pad_id=0)[0]
+        moved = iter(to_device([*inputs.values(), real, *arrays], self.device))
+        hidden = self._call_model({name: next(moved) for name in inputs}, layers)
+        rows = next(moved)
+        return {layer: states.flatten(0, 1)[rows] for layer, states in hidden.items()}, list(moved)
 
     def _call_model(self, inputs: dict[str, Tensor], layers: frozenset[int]) -> dict[int, Tensor]:
         """Return the layers' hidden states, (B, T, H) each."""
         top = self.num_layers - 1
-        inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
         autocast = self._execution.autocast
         with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
             output = self._model(**inputs, output_hidden_states=layers != {top})
@@ -191,15 +206,20 @@ class Transformer:
         return {i: output.last_hidden_state if i == top else output.hidden_states[i + 1] for i in layers}
 
 
-def _row(lists: Iterable[list[int]]) -> Tensor:
+def _row(lists: Iterable[list[int]]) -> Array:
     """Return the numbers of the lists, end to end, as (1, T) int64."""
-    numbers = np.fromiter(chain.from_iterable(lists), np.int64)  # several times as fast as torch.tensor
-    return torch.from_numpy(numbers)[None]
+    return np.fromiter(chain.from_iterable(lists), np.int64)[None]
 
 
-def _visible(sequence: TokenSequence) -> Tensor:
+def _positions(lengths: Sequence[int]) -> Array:
+    """Return the positions of the tokens of sequences that lie end to end, (T,) int64, each counted from 0."""
+    stops = np.cumsum(lengths)
+    return np.arange(stops[-1]) - np.repeat(stops - lengths, lengths)
+
+
+def _visible(sequence: TokenSequence) -> Array:
     """Return (T,) bool, True for tokens that are not special. If all tokens are special, all are True."""
-    visible = torch.ones(len(sequence.ids), dtype=torch.bool)
+    visible = np.ones(len(sequence.ids), np.bool_)
     if len(sequence.specials) < len(sequence.ids):
         visible[list(sequence.specials)] = False
     return visible
