@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from bert_serving.protocol import EncodeOptions, Rows, options_from_json
+from bert_serving.server.worker import attention
 from bert_serving.server.worker.loading import LoadedModel
 from bert_serving.server.worker.micro_batches import Budget, PreparedText, run_micro_batches
 from bert_serving.server.worker.pooling import STRATEGIES
@@ -164,6 +165,16 @@ def test_dense_layers_after_the_pooling_do_not_wait(tmp_path: Path) -> None:
     loaded = load_on_fake_cuda(cuda, folder, torch.float16)
     _, rows = run(cuda, loaded, prepare(loaded))
     assert {row.shape for row in rows} == {(32,)}
+
+
+@pytest.mark.skipif(not attention._takes_num_splits(), reason="this PyTorch always lets the kernel choose")
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_the_attention_kernel_does_not_split_a_sequence(folders: dict[str, Path], family: str) -> None:
+    cuda = FakeCuda()
+    loaded = load_on_fake_cuda(cuda, folders[family], torch.float16, all_layers=True)
+    steps, _ = run(cuda, loaded, prepare(loaded))
+    assert {value for step in steps for value in step.num_splits} == {1}
+    assert {len(step.num_splits) for step in steps[:-1]} == {loaded.transformer.num_layers}
 
 
 def test_the_fake_device_notices_what_waits_and_what_mixes() -> None:

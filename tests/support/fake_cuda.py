@@ -22,6 +22,7 @@ from bert_serving.server.worker.loading import LoadedModel, load
 from bert_serving.server.worker.transformer import Execution
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.nn.attention import varlen  # noqa: F401  # registers torch_attn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,6 +31,7 @@ CUDA = torch.device("cuda:0")
 
 _Result = TypeVar("_Result")
 _aten = torch.ops.aten
+_VARLEN = [argument.name for argument in torch.ops.torch_attn._varlen_attn.default._schema.arguments]
 # Methods that need the device, and the same operations that do not.
 _SAME: dict[Any, Any] = {
     torch.Tensor.contiguous: _aten.contiguous.default,
@@ -53,13 +55,14 @@ class Step:
 
     waits: names of the operations for which the host waits. mixed: those that got tensors of both devices, as
     (name, number of dimensions of the host's tensor). unready: operations that read memory of the host before the
-    copy into it has ended.
+    copy into it has ended. num_splits: this argument of each call of the attention kernel for packed rows.
     """
 
     copies: list[Copy] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
     mixed: list[tuple[str, int]] = field(default_factory=list)
     unready: list[str] = field(default_factory=list)
+    num_splits: list[object] = field(default_factory=list)
 
 
 class FakeCuda:
@@ -130,6 +133,8 @@ class _Operations(TorchDispatchMode):
                 return result
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         of_host = [tensor for tensor in tensors if tensor.device.type == "cpu"]
+        if func.namespace == "torch_attn":
+            self._cuda.step.num_splits.append(dict(zip(_VARLEN, args, strict=False)).get("num_splits"))
         if not func.is_view:
             for tensor in of_host:
                 self._cuda.check_ready(tensor, name)

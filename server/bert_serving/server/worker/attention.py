@@ -7,11 +7,14 @@ same name returns no mask, since there is no padding to hide.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,11 +127,24 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, row: PackedRow, scaling: float | No
     reach = -1 if window is None else window - 1  # tokens visible on each side; -1: all
     cu_seqlens = row.cu_seqlens
     assert cu_seqlens is not None
+    options: dict[str, Any] = {"num_splits": 1} if _takes_num_splits() else {}
     output = varlen_attn(
-        q, k, v, cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(reach, reach)
+        q, k, v, cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(reach, reach), **options
     )
     assert isinstance(output, Tensor)
     return output
+
+
+@cache
+def _takes_num_splits() -> bool:
+    """Return whether `varlen_attn` has the argument num_splits. Older versions of PyTorch lack it.
+
+    With one split, the order in which the kernel adds up the values of a sequence does not depend on the longest
+    sequence of the row. So a text has the same vector alone and in any company.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "num_splits" in inspect.signature(varlen_attn).parameters
 
 
 def pad(sequences: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Array, Array]:
