@@ -70,6 +70,7 @@ bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.roofline --shape minilm
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.service $(ARGS)
 	$(BIN)/python -m benchmarks.gateway
+	$(BIN)/python -m benchmarks.broker
 
 neighbours garbage soak: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.hostile.$@ $(ARGS)
