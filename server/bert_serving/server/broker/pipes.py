@@ -11,7 +11,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+import zmq
+from bert_serving.protocol import Frames
+
 from .account import Reservation
+from .ports import send
 
 #: A frame of at least this size is sent without a copy. Below it, a copy takes less time than to watch the frame.
 LARGE_FRAME_BYTES = 8192
@@ -24,6 +28,18 @@ class Tracker(Protocol):
     @property
     def done(self) -> bool:
         """Whether libzmq has sent the frame, or has dropped it because the connection was lost."""
+
+
+def send_tracked(socket: zmq.Socket[bytes], frames: Frames) -> list[Tracker]:
+    """Send a message without waiting; return the trackers of its large frames.
+
+    Raises zmq.Again if libzmq has no room for it. Only the first frame can be refused.
+    """
+    parts = [
+        zmq.Frame(frame, track=True, copy=False) if len(frame) >= LARGE_FRAME_BYTES else frame for frame in frames
+    ]
+    send(socket, parts)
+    return [part.tracker for part in parts if isinstance(part, zmq.Frame)]
 
 
 class Pipes:

@@ -16,20 +16,21 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
 from bert_serving.protocol import MAX_IDENTITY_BYTES
+from bert_serving.protocol.encoding import Frame
 from zmq.utils.monitor import recv_monitor_message
 
 from .budget import Budget
 from .curve import CurveServer
 from .descriptors import DescriptorReserve, Door, backlog_for, max_open_files, reserve_for
 from .memory_guard import MemoryGuard
-from .request_reader import POLLIN, RequestReader
+from .request_reader import NOBLOCK, POLLIN, RequestReader, receive_frames
 from .sparse_log import SparseLog
 
 # Room for an identity and the command name SUBSCRIBE. A limit is needed because libzmq keeps a tree node for every
@@ -50,6 +51,7 @@ _UNREAD_REQUESTS = 2
 _RECEIVED = 2
 _REBIND_MS = 20
 _LONG_S = 1.0
+_MORE = NOBLOCK | int(zmq.SNDMORE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +270,7 @@ def _unbind(socket: zmq.Socket[bytes], endpoint: str) -> None:
 
 def receive_frame(socket: zmq.Socket[bytes]) -> zmq.Frame | None:
     """Return the next frame, or None if there is no message now."""
-    return socket.recv(zmq.NOBLOCK, copy=False) if int(socket.get(zmq.EVENTS)) & POLLIN else None
+    return socket.recv(NOBLOCK, copy=False) if int(socket.get(zmq.EVENTS)) & POLLIN else None
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
@@ -277,9 +279,19 @@ def receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
     if not int(socket.get(zmq.EVENTS)) & POLLIN:
         return None
     try:
-        return socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        return receive_frames(socket)
     except zmq.Again:
         return None
+
+
+def send(socket: zmq.Socket[bytes], frames: Sequence[Frame | zmq.Frame]) -> None:
+    """Send a message without waiting. Raises zmq.ZMQError, but only for the first frame.
+
+    This is `send_multipart` without its checks, and with flags that are plain numbers: both take longer than to send.
+    """
+    for frame in frames[:-1]:
+        socket.send(frame, _MORE, copy=False)
+    socket.send(frames[-1], NOBLOCK, copy=False)
 
 
 def peer_of(frame: zmq.Frame) -> str:

@@ -21,7 +21,7 @@ from .held_reply import Dropped, HeldReply
 from .late_subscribers import LateSubscribers
 from .metrics import BrokerMetrics
 from .outbox import Outbox
-from .pipes import LARGE_FRAME_BYTES, Pipes
+from .pipes import Pipes, send_tracked
 from .ports import connection_of, receive_frame
 from .sparse_log import SparseLog
 from .subscriptions import Subscriptions
@@ -179,12 +179,7 @@ class Replies:
         if is_lossy:
             self._socket.xpub_nodrop = 0
         try:
-            self._socket.send(reply.frames[0], zmq.NOBLOCK | zmq.SNDMORE)  # only a first frame may be refused
-            parts = [
-                zmq.Frame(frame, track=True, copy=False) if len(frame) >= LARGE_FRAME_BYTES else frame
-                for frame in reply.frames[1:]
-            ]
-            self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+            trackers = send_tracked(self._socket, reply.frames)
         except zmq.Again:
             return False
         finally:
@@ -192,7 +187,6 @@ class Replies:
                 self._socket.xpub_nodrop = 1
         self._retry_ms = _RETRY_MS[0]
         if reply.reservation is not None:
-            trackers = [part.tracker for part in parts if isinstance(part, zmq.Frame)]
             if trackers:
                 self._pipes.add(trackers, reply.reservation)
             else:

@@ -30,7 +30,7 @@ from bert_serving.protocol.workers import (
 )
 
 from .loop_clock import LoopClock
-from .ports import receive
+from .ports import receive, send
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class Workers:
         view = self._views[name]
         assert view.is_ready
         try:
-            self._socket.send_multipart([view.routing_id, *frames], zmq.NOBLOCK, copy=False)
+            send(self._socket, [view.routing_id, *frames])
         except zmq.ZMQError as exc:
             # The worker has just died. The supervisor will call `worker_lost`, and another worker gets the batch.
             log.warning("cannot send to %s: %s", name, exc)
