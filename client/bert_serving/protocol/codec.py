@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from .encoding import (
@@ -32,6 +31,7 @@ from .encoding import (
     refuse_constant,
 )
 from .errors import InvalidRequest, PayloadTooLarge, error_from_info
+from .known_options import known_options, options_to_json
 from .messages import (
     Command,
     CommandRequest,
@@ -44,7 +44,7 @@ from .messages import (
     Request,
     Usage,
 )
-from .options import check_spans, options_from_json
+from .options import check_spans
 from .shortened import shortened
 from .texts import check_texts
 
@@ -67,7 +67,7 @@ def request_to_frames(request: Request) -> Frames:
         return [request.identity, request.command.value, request.request_id, b"0"]
     body: JsonObject = {} if request.deadline_ms is None else {"deadline_ms": request.deadline_ms}
     body["texts"] = request.texts
-    if options := request.options.to_json():
+    if options := options_to_json(request.options):
         body["options"] = options
     if request.spans is not None:
         body["spans"] = request.spans
@@ -134,7 +134,7 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
         raise InvalidRequest(f"the request announces {int(num_texts)} texts but holds {len(texts)}")
     try:
         check_texts(texts, may_be_empty=True, may_be_mixed=True)
-        options = options_from_json(content.get("options") or {})
+        options = known_options(content.get("options"))
         if (spans := content.get("spans")) is not None:
             check_spans(spans, len(texts))
     except PayloadTooLarge:
@@ -222,8 +222,8 @@ def reply_to_frames(reply: Reply) -> Frames:
     for name in ("truncated", "counts", "offsets", "errors"):
         if value := getattr(reply, name):
             info[name] = value
-    if reply.usage is not None:
-        info["usage"] = asdict(reply.usage)
+    if (usage := reply.usage) is not None:
+        info["usage"] = {name: getattr(usage, name) for name in usage.__slots__}
     return [reply.identity, dump_json(info), array_frame(reply.rows), reply.request_id]
 
 

@@ -6,6 +6,7 @@ An array is sent as raw little-endian bytes in C order. Its dtype and its shape 
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,17 +41,27 @@ except ImportError:
 
 def array_info(rows: Rows) -> JsonObject:
     """Return the dtype and shape of an array."""
-    return {"dtype": rows.dtype.name, "shape": list(rows.shape)}
+    return {"dtype": _name_of(rows.dtype), "shape": rows.shape}
 
 
 def array_frame(rows: Rows) -> memoryview:
     """Return the bytes of an array."""
-    little_endian = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
-    return np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8).data
+    little_endian = rows.astype(_little_endian(_name_of(rows.dtype)), order="C", copy=False)
+    return little_endian.reshape(-1).view(np.uint8).data
 
 
 def array_from_frame(info: JsonObject, frame: Frame) -> Rows:
     """Return the array that these results of `array_info` and `array_frame` describe. It is read-only."""
-    dtype = np.dtype(str(info["dtype"])).newbyteorder("<")
-    rows: Rows = np.frombuffer(frame, dtype=dtype).reshape(info["shape"])
+    rows: Rows = np.frombuffer(frame, _little_endian(str(info["dtype"]))).reshape(info["shape"])
     return rows
+
+
+# numpy needs microseconds for a name, and for a dtype.
+@lru_cache(maxsize=16)
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return dtype.name
+
+
+@lru_cache(maxsize=16)
+def _little_endian(name: str) -> np.dtype[Any]:
+    return np.dtype(name).newbyteorder("<")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Literal, TypedDict, TypeGuard, TypeVar
 
 from .shortened import shortened
@@ -166,7 +166,7 @@ class EncodeOptions:
 
     def to_json(self) -> dict[str, object]:
         """Return the options that differ from the defaults, by name."""
-        return {name: value for name, value in asdict(self).items() if value != _DEFAULTS[name]}
+        return {name: value for name, default in _DEFAULTS.items() if (value := getattr(self, name)) != default}
 
 
 _DEFAULTS = {field.name: field.default for field in fields(EncodeOptions)}

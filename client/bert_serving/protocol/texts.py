@@ -87,7 +87,8 @@ def _check_lengths(strings: Sequence[str], name: str, start: int) -> None:
 
 
 def _are_strings(values: Sequence[object]) -> TypeGuard[list[str]]:
-    return all(issubclass(kind, str) for kind in set(map(type, values)))
+    kinds = set(map(type, values))
+    return kinds == {str} or all(issubclass(kind, str) for kind in kinds)
 
 
 def has_lone_surrogate(text: str) -> bool:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 from .encoding import Frame, Frames, array_frame, array_from_frame, array_info, dump_json, load_json
 from .errors import ServingError, error_from_info
+from .known_options import known_options, options_to_json
 from .messages import JsonObject, Rows, Spans, Text, TextError
-from .options import EncodeOptions, options_from_json
+from .options import EncodeOptions
 
 _MAX_TRACES = 8
 
@@ -226,16 +226,9 @@ def worker_message_from_frames(frames: Sequence[Frame]) -> WorkerMessage | Broke
     return message
 
 
-# Most requests have the same few options, and to_json takes longer than everything else in a small part. Callers
-# must not change the object.
-@lru_cache(maxsize=256)
-def _options_to_json(options: EncodeOptions) -> JsonObject:
-    return options.to_json()
-
-
 def _part_to_json(part: Part) -> JsonObject:
     value: JsonObject = {"texts": part.texts}
-    if options := _options_to_json(part.options):
+    if options := options_to_json(part.options):
         value["options"] = options
     for name in ("spans", "trace"):
         if (of_part := getattr(part, name)) is not None:
@@ -244,13 +237,8 @@ def _part_to_json(part: Part) -> JsonObject:
 
 
 def _part_from_json(value: JsonObject) -> Part:
-    options = value.get("options")
-    return Part(
-        value["texts"],
-        options_from_json(options) if options else EncodeOptions(),
-        value.get("spans"),
-        value.get("trace"),
-    )
+    options = known_options(value.get("options"))
+    return Part(value["texts"], options, value.get("spans"), value.get("trace"))
 
 
 def _part_result_to_json(part_result: PartResult) -> dict[str, Any]:

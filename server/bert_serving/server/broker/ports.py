@@ -287,7 +287,7 @@ def receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
 def send(socket: zmq.Socket[bytes], frames: Sequence[Frame | zmq.Frame]) -> None:
     """Send a message without waiting. Raises zmq.ZMQError, but only for the first frame.
 
-    This is `send_multipart` without its checks, and with flags that are plain numbers: both take longer than to send.
+    This is `send_multipart` without its checks, and with plain numbers as flags: both take longer than to send.
     """
     for frame in frames[:-1]:
         socket.send(frame, _MORE, copy=False)
