@@ -26,7 +26,7 @@ from bert_serving.protocol.workers import (
 from bert_serving.server.broker import inspection, outbox
 from bert_serving.server.broker.broker import Broker
 from bert_serving.server.broker.budget import Budget
-from bert_serving.server.broker.metrics import BrokerMetrics
+from bert_serving.server.broker.metrics import BrokerMetrics, value_of
 from bert_serving.server.broker.ports import PrivateEndpoints
 from bert_serving.server.settings import Settings
 
@@ -111,9 +111,9 @@ class Neighbourhood:
 
     def step_all(self) -> None:
         """Let the broker read everything that was sent: the last message is a request of BOB."""
-        num_before = self.metrics.requests._value.get()
+        num_before = value_of(self.metrics.requests)
         self.ask(BOB, 999)
-        self.step_until(lambda: self.metrics.requests._value.get() > num_before and self.num_jobs == 0)
+        self.step_until(lambda: value_of(self.metrics.requests) > num_before and self.num_jobs == 0)
 
     def receive(self, sub: zmq.Socket[bytes]) -> tuple[int, dict[str, Any]]:
         """Return the next reply: its request id and its info."""
@@ -165,7 +165,7 @@ def test_garbage_of_any_shape_leaves_nothing_reserved_and_little_held(around: Ne
 def test_a_body_that_explodes_is_refused_unparsed(around: Neighbourhood, monkeypatch: pytest.MonkeyPatch) -> None:
     sub = around.subscriber(ALICE)
     body = b'{"texts":["a"],"x":[' + b"[]," * 1_000_000 + b"[]]}"
-    monkeypatch.setattr("bert_serving.server.broker.broker.request_from_frames", pytest.fail)
+    monkeypatch.setattr("bert_serving.server.broker.intake.request_from_frames", pytest.fail)
     around.push.send_multipart([ALICE, body, b"7", b"1"])
     request_id, info = around.receive(sub)
     assert (request_id, info["error"]["code"]) == (7, "payload_too_large")
@@ -223,7 +223,7 @@ def test_a_body_that_takes_seconds_to_parse_is_refused_unparsed(
 ) -> None:
     with closing(Neighbourhood(tmp_path, memory_mb=8192)) as around:
         sub = around.subscriber(ALICE)
-        monkeypatch.setattr("bert_serving.server.broker.broker.request_from_frames", pytest.fail)
+        monkeypatch.setattr("bert_serving.server.broker.intake.request_from_frames", pytest.fail)
         around.push.send_multipart([ALICE, body, b"7", b"%d" % num_texts])
         request_id, info = around.receive(sub)
     assert (request_id, info["error"]["code"]) == (7, "payload_too_large")

@@ -25,20 +25,20 @@ NAME = "worker-0"
 
 
 class FakeSocket:
-    """A socket with messages to receive, and a list of the messages that were sent."""
+    """A socket with frames to receive, and a list of the frames that were sent."""
 
     def __init__(self) -> None:
-        self.inbox: deque[list[zmq.Frame]] = deque()
-        self.sent: list[list[bytes]] = []
+        self.inbox: deque[zmq.Frame] = deque()
+        self.sent: list[bytes] = []
 
     def get(self, _option: int) -> int:
         return int(zmq.POLLIN) if self.inbox else 0
 
-    def recv_multipart(self, _flags: int, *, copy: bool) -> list[zmq.Frame]:
+    def recv(self, _flags: int, *, copy: bool) -> zmq.Frame:
         return self.inbox.popleft()
 
-    def send_multipart(self, frames: list[bytes], _flags: int, *, copy: bool) -> None:
-        self.sent.append(frames)
+    def send(self, frame: bytes, _flags: int, *, copy: bool) -> None:
+        self.sent.append(frame)
 
 
 class Stage:
@@ -54,7 +54,9 @@ class Stage:
         return self.hear_frames(f"{NAME}#{pid}".encode(), *worker_message_to_frames(message))
 
     def hear_frames(self, *frames: object) -> list[object]:
-        self.socket.inbox.append([zmq.Frame(bytes(memoryview(frame))) for frame in frames])
+        self.socket.inbox += [zmq.Frame(bytes(memoryview(frame))) for frame in frames]
+        for frame in [*self.socket.inbox][:-1]:
+            frame.more = True
         return [message for _, message in self.workers.messages()]
 
     @property
@@ -101,7 +103,7 @@ def test_a_successor_takes_the_name_and_its_predecessor_is_not_heard_any_more(st
     assert stage.hear(1, Failed(7, "late")) == []
     assert stage.faults() == ["does not answer"]
     stage.workers.send(NAME, [b"BATCH"])
-    assert stage.socket.sent == [[b"worker-0#2", b"BATCH"]]
+    assert stage.socket.sent == [b"worker-0#2", b"BATCH"]
 
 
 def test_the_end_of_a_predecessor_does_not_end_its_successor(stage: Stage) -> None:

@@ -66,17 +66,13 @@ class Account:
     def reserve(self, flow: bytes, amount: int, *, share: float | None = None) -> Reservation:
         """Return a reservation for a flow. Raises NoRoom. share: the share of this flow, if it is smaller."""
         share = self._share if share is None else min(share, self._share)
-        self._check(flow, amount, share, total=amount)
+        if amount > 0:
+            self._check(flow, amount, share, total=amount)
         self._add(flow, amount)
         return Reservation(self, flow, amount, share)
 
     def _check(self, flow: bytes, more: int, share: float, *, total: int) -> None:
-        """Raise NoRoom if the flow may not hold so much more. It may always hold less, even above its limit.
-
-        total: what the reservation will have then.
-        """
-        if more <= 0:
-            return
+        """Raise NoRoom if the flow may not hold so much more. total: what the reservation will have then."""
         before = self._held_by.get(flow, 0)
         if before + more <= self._small:
             limit = self._capacity + self._reserve - (self.held - before)
@@ -113,9 +109,15 @@ class Reservation:
         return f"<Reservation {self.amount} flow={self.flow!r}>"
 
     def resize(self, amount: int) -> None:
-        """Change the amount. A smaller one is always possible; a larger one raises NoRoom if it does not fit."""
+        """Change the amount. A larger one raises NoRoom if it does not fit.
+
+        A smaller one is always possible, even while the flow holds more than it may.
+        """
         more = amount - self.amount
-        self._account._check(self.flow, more, self._share, total=amount)
+        if more == 0:
+            return
+        if more > 0:
+            self._account._check(self.flow, more, self._share, total=amount)
         self._account._add(self.flow, more)
         self.amount = amount
 

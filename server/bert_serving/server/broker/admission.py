@@ -6,8 +6,7 @@ be computed and answered. Does no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from bert_serving.protocol import MAX_TEXT_CHARS, EncodeRequest, Overloaded, PayloadTooLarge, ServingError
 from bert_serving.protocol.encoding import Frame
@@ -80,17 +79,21 @@ class Admission:
                 f"a request may hold at most {_MAX_VALUES} values (texts, tokens, numbers of spans; "
                 f"a comma in a text counts too), got {num_values}"
             )
-        with self._refusing_bytes():
+        try:
             return self.memory.reserve(flow, num_bytes)
+        except NoRoom as exc:
+            raise self.no_bytes(exc) from exc
 
     def reserve_job(self, request: EncodeRequest, flow: bytes, reservation: Reservation) -> Reservation:
         """Let the reservation of a body grow by the job and its vectors; return a reservation for the texts.
 
         flow: holds both reservations from now on. Raises PayloadTooLarge or Overloaded.
         """
-        with self._refusing_bytes():
+        try:
             reservation.move_to(flow, share=request.flow_share)
             reservation.resize(reservation.amount + self._sizes.of(request, self._cost))
+        except NoRoom as exc:
+            raise self.no_bytes(exc) from exc
         try:
             return self.texts.reserve(flow, len(request.texts), share=request.flow_share)
         except NoRoom as exc:
@@ -130,10 +133,3 @@ class Admission:
 
     def _retry_after_ms(self, num_texts: int) -> int:
         return (self._wait_ms(num_texts) if num_texts else None) or _RETRY_MS
-
-    @contextmanager
-    def _refusing_bytes(self) -> Iterator[None]:
-        try:
-            yield
-        except NoRoom as exc:
-            raise self.no_bytes(exc) from exc

@@ -9,26 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import zmq
-from bert_serving.protocol import (
-    Command,
-    CommandRequest,
-    EncodeRequest,
-    ErrorReply,
-    Frames,
-    InfoReply,
-    ServingError,
-    Unauthorized,
-    Unavailable,
-    announced_texts,
-    is_command,
-    request_from_frames,
-    sender_of,
-)
+from bert_serving.protocol import Unavailable
 from bert_serving.protocol.workers import (
     Batch,
     Changed,
@@ -40,18 +24,17 @@ from bert_serving.protocol.workers import (
 )
 
 from ..settings import Settings
-from .account import NoRoom, Reservation
-from .admission import check_length
+from .answers import Answers
 from .budget import Budget, Chores
 from .curve import CurveServer
 from .info_metrics import InfoMetrics
 from .inspection import Inspection
+from .intake import RETRY_RESTART_MS, Intake
 from .job import Job
-from .job_queue import flow_of
 from .loop_clock import LoopClock
 from .metrics import BrokerMetrics
 from .observer import BrokerObserver
-from .ports import Ports, PrivateEndpoints, is_loopback, peer_of
+from .ports import Ports, PrivateEndpoints
 from .replies import Replies, Unsubscribed
 from .scheduler import Failure, Scheduler
 from .sizes import ResultSizes
@@ -62,17 +45,9 @@ from .workers import MessageForBroker, Unreadable, Workers
 
 log = logging.getLogger(__name__)
 
-_NUM_REQUEST_FRAMES = 4
 _NUM_UNREAD = 4  # requests of the largest size that libzmq may hold before they are read
-# After a step with so many refused requests, the next ones are read later. Without the pause, a client that sends
-# as fast as it can would take the time of a whole core to be refused, and the workers need that time.
-_MANY_REFUSED = 16
-_PAUSE_S = 0.02
 _PHASE_S = 0.005  # there are about ten phases, so even a step with much to do in each takes only 50 ms
 _LAST_DELIVERY_S = 1.0
-# A worker that has died is started again after at most 4 s, and a small model is loaded in a few seconds.
-_RETRY_DURING_OUTAGE_MS = 10_000
-_RETRY_RESTART_MS = 1000  # a server that stops may be started again
 
 
 class Broker:
@@ -95,16 +70,10 @@ class Broker:
         token_rows: int | None = None,
         observers: Sequence[BrokerObserver] = (),
     ) -> None:
-        self.termination_requested = False
         self._settings = settings
         self._metrics = metrics
-        self._token_rows = token_rows
-        self._observers = observers
-        self._is_accepting = True
-        self._num_refused = 0  # since requests were last read
         self._woke_at: float | None = None  # when `wait` has ended last
         self.clock = LoopClock()
-        self._sparse_log = SparseLog()
         self._curve = None if settings.curve_dir is None else CurveServer(Path(settings.curve_dir))
         self._ports = Ports(
             host=settings.host,
@@ -133,14 +102,20 @@ class Broker:
             show_tokens=settings.show_tokens_to_client,
             clock=self.clock,
         )
-        self._replies = Replies(self._ports.replies, metrics, self._sparse_log, max_age_s=settings.outbox_age)
+        sparse_log = SparseLog()
+        self._replies = Replies(self._ports.replies, metrics, sparse_log, max_age_s=settings.outbox_age)
         self._workers = Workers(self._ports.workers, worker_names, self.clock)
         InfoMetrics(metrics.registry, settings, self._workers.views)
-        self._statistic = Statistic(time.monotonic())
-        report = StatusReport(
-            settings, metrics, self._workers.views, self._statistic, worker_endpoint=endpoints.workers
+        statistic = Statistic(time.monotonic())
+        report = StatusReport(settings, metrics, self._workers.views, statistic, worker_endpoint=endpoints.workers)
+        inspection = Inspection(report, metrics, self._scheduler, self._replies, self._workers, self.clock)
+        self._answers = Answers(
+            self._replies, metrics, self._scheduler.admission, token_rows=token_rows, observers=observers
         )
-        self._inspection = Inspection(report, metrics, self._scheduler, self._replies, self._workers, self.clock)
+        self._intake = Intake(
+            settings, self._ports, self._scheduler, self._replies, self._answers, self._workers,
+            metrics, statistic, inspection, sparse_log, observers=observers,
+        )  # fmt: skip
         self._chores = Chores()
 
     def __repr__(self) -> str:
@@ -179,7 +154,7 @@ class Broker:
         self._ports.keep_room(now)
         self._read_subscriptions(now)
         self._read_worker_messages(now)
-        self._read_requests(now)
+        self._intake.read(now, _PHASE_S)
         self._fail_expired_jobs(now)  # before batches are sent, so that they contain no expired texts
         self._fail_jobs_during_outage(now)
         self._replies.expire(now, Budget(_PHASE_S))
@@ -208,12 +183,12 @@ class Broker:
     def worker_lost(self, name: str, pid: int) -> None:
         """Take back the batches of a process that is dead or is being killed, if it serves under this name."""
         if self._workers.lost(name, pid):
-            self._fail(self._scheduler.worker_lost(name), time.monotonic())
+            self._answers.failed(self._scheduler.worker_lost(name), time.monotonic())
 
     def worker_ended(self, name: str, pid: int) -> str | None:
         """Note that a process has ended; return why it refused to serve, or None."""
         self.worker_lost(name, pid)
-        self._metrics.worker_restarts.inc(self._is_accepting)  # a stopping server does not replace workers
+        self._metrics.worker_restarts.inc(self._intake.is_accepting)  # a stopping server does not replace workers
         return self._workers.take_refusal(pid)
 
     def hung_workers(self, *, silent_s: float) -> dict[str, str]:
@@ -232,6 +207,11 @@ class Broker:
         return self._workers.views[name].pid
 
     @property
+    def termination_requested(self) -> bool:
+        """Whether a client has asked the server to end."""
+        return self._intake.termination_requested
+
+    @property
     def num_open(self) -> int:
         """The number of requests without a reply."""
         return self._scheduler.num_jobs
@@ -248,14 +228,14 @@ class Broker:
 
     def stop_accepting(self) -> None:
         """Refuse new requests for vectors from now on; accepted requests are still computed."""
-        self._is_accepting = False
+        self._intake.is_accepting = False
 
     def fail_all(self, reason: str) -> None:
         """Reply to every open request with Unavailable."""
         now = time.monotonic()
         while not self._scheduler.is_idle:  # in portions, because only so many errors may wait for one client
-            error = Unavailable(reason, retry_after_ms=_RETRY_RESTART_MS)
-            self._fail(self._scheduler.fail_all(error), now, Budget(_PHASE_S))
+            error = Unavailable(reason, retry_after_ms=RETRY_RESTART_MS)
+            self._answers.failed(self._scheduler.fail_all(error), now, Budget(_PHASE_S))
             self._replies.deliver(now, Budget(_PHASE_S))
         self._replies.deliver(now, Budget(_LAST_DELIVERY_S))
 
@@ -277,7 +257,7 @@ class Broker:
             self._metrics.subscriptions.inc()
             self._chores.add(self._scheduler.client_subscribed(change.identity))
             if change.missed is not None:
-                self._reply_to_command(change.missed, now)
+                self._intake.reply_to_command(change.missed, now)
         self._chores.run(Budget(_PHASE_S))
 
     def _end_lost(self, cancelled: Iterator[Job], now: float) -> Iterator[None]:
@@ -288,140 +268,12 @@ class Broker:
                 self._replies.post_lost(job.request, now)
             yield
 
-    def _read_requests(self, now: float) -> None:
-        for message in self._ports.requests_of_gateways(Budget(_PHASE_S)):
-            self._on_request(message, now, is_from_gateway=True)
-        self._num_refused = 0
-        for message in self._ports.requests_of_clients(now, Budget(_PHASE_S)):
-            self._on_request(message, now, is_from_gateway=False)
-        if self._num_refused >= _MANY_REFUSED:
-            self._ports.pause_requests(now + _PAUSE_S)
-
-    def _on_request(self, message: list[zmq.Frame], now: float, *, is_from_gateway: bool) -> None:
-        frames: Frames = [frame.buffer for frame in message]
-        request = held = None
-        try:
-            held = (
-                None if is_command(frames) else self._reserve(frames)
-            )  # commands are answered even if it is full
-            request = request_from_frames(frames)
-            if isinstance(request, CommandRequest):
-                self._on_command(request, peer_of(message[0]), now)
-            else:
-                assert held is not None
-                if not is_from_gateway and (request.flow is not None or request.flow_share is not None):
-                    request = replace(request, flow=None, flow_share=None)  # a client must not choose its share
-                if self._on_encode(request, held, now):
-                    held = None  # it belongs to the job now
-        except ServingError as error:
-            if request is None:
-                self._notify_arrived(None)
-            log.debug("refused request trace=%s error=%s", getattr(request, "trace", None), error)
-            self._refuse(frames, error, now)
-        except Exception:  # an unexpected error must fail only this request
-            log.exception("cannot handle a request trace=%s", getattr(request, "trace", None))
-            self._refuse(frames, ServingError("internal error"), now)
-        finally:
-            if held is not None:
-                held.release()
-
-    def _reserve(self, frames: Frames) -> Reservation:
-        """Reserve what the parsed request will take. Raises PayloadTooLarge or Overloaded."""
-        identity, _ = sender_of(frames) or (b"", b"")
-        body = frames[1] if len(frames) == _NUM_REQUEST_FRAMES else b""
-        admission = self._scheduler.admission
-        max_bytes, max_texts = self._settings.max_message_mb << 20, admission.texts.largest
-        check_length(body, announced_texts(frames), max_bytes=max_bytes, max_texts=max_texts)
-        flow = flow_of(identity, None, is_unsubscribed=not self._replies.has_subscriber(identity))
-        return admission.reserve_body(flow, body)
-
-    def _on_encode(self, request: EncodeRequest, held: Reservation, now: float) -> bool:
-        """Accept a request; return whether it is new and has taken the reservation."""
-        if self._scheduler.has_job(request):
-            return False
-        self._metrics.requests.inc()
-        self._notify_arrived(request)
-        self._replies.note_request(request, now)
-        # `now` is the same for all requests of a step; intervals between requests need the real time.
-        self._statistic.count_texts(request.identity, len(request.texts), time.monotonic())
-        if not self._is_accepting:
-            raise Unavailable("the server is shutting down", retry_after_ms=_RETRY_RESTART_MS)
-        if self._is_out_of_service:
-            raise self._out_of_service()
-        is_unsubscribed = not self._replies.has_subscriber(request.identity)
-        self._scheduler.submit(request, now, held, is_unsubscribed=is_unsubscribed)
-        return True
-
-    def _on_command(self, request: CommandRequest, peer: str, now: float) -> None:
-        if request.command is Command.CANCEL:
-            job = self._scheduler.cancel_request(request.identity, request.request_id)
-            self._metrics.cancelled.inc(job is not None)
-            return
-        self._metrics.commands.inc()
-        self._statistic.count_command(request.identity)
-        if request.command is Command.TERMINATION:
-            if not (self._settings.allow_remote_termination or is_loopback(peer)):
-                raise Unauthorized(
-                    f"TERMINATION is accepted from this machine only, not from {peer}; "
-                    "start the server with -allow_remote_termination to change this"
-                )
-            log.info("termination requested peer=%s", peer)
-            self.termination_requested = True
-            return
-        self._reply_to_command(request, now)
-        self._replies.note_request(request, now)
-
-    def _reply_to_command(self, request: CommandRequest, now: float) -> None:
-        info = self._inspection.info(request, now, is_accepting=self._is_accepting)
-        self._replies.post(InfoReply(request.identity, request.request_id, info), now)
-
-    def _refuse(self, frames: Frames, error: ServingError, now: float) -> None:
-        """Reply to a bad request with an error, or log the error if there is no sender to reply to."""
-        self._num_refused += 1
-        sender = sender_of(frames)
-        # A sender without a subscription may be a port scanner. Hold a reply for it only if the message has as
-        # many frames as a request.
-        if sender is None or not (len(frames) == _NUM_REQUEST_FRAMES or self._replies.has_subscriber(sender[0])):
-            self._metrics.malformed.inc()
-            self._sparse_log.warning("ignored a message that is not a request: it has %d frames", len(frames))
-            return
-        self._post_error(*sender, error, now)
-
     def _fail_expired_jobs(self, now: float) -> None:
-        self._fail(self._scheduler.expire(now), now, Budget(_PHASE_S))
+        self._answers.failed(self._scheduler.expire(now), now, Budget(_PHASE_S))
 
     def _fail_jobs_during_outage(self, now: float) -> None:
-        if self._is_out_of_service:
-            self._fail(self._scheduler.fail_all(self._out_of_service()), now, Budget(_PHASE_S))
-
-    @property
-    def _is_out_of_service(self) -> bool:
-        """Whether the server has lost its last worker long ago. At the first start, requests wait instead."""
-        return self._workers.outage_s > self._settings.unavailable_after
-
-    def _out_of_service(self) -> Unavailable:
-        return Unavailable(
-            f"no worker has been ready for {self._workers.outage_s:.0f} s", retry_after_ms=_RETRY_DURING_OUTAGE_MS
-        )
-
-    def _fail(self, failures: Iterable[Failure], now: float, budget: Budget | None = None) -> None:
-        """Reply to jobs that failed, until the budget is spent. The other jobs fail in the next step."""
-        for failure in failures:
-            request = failure.job.request
-            log.debug("request failed trace=%s error=%s", request.trace, failure.error)
-            self._post_error(request.identity, request.request_id, failure.error, now)
-            if budget is not None and budget.is_spent:
-                return
-
-    def _post_error(self, identity: bytes, request_id: bytes, error: ServingError, now: float) -> None:
-        self._metrics.errors.labels(error.code).inc()
-        for observer in self._observers:
-            observer.request_failed(error)
-        self._replies.post(ErrorReply(identity, request_id, error), now)
-
-    def _notify_arrived(self, request: EncodeRequest | None) -> None:
-        for observer in self._observers:
-            observer.request_arrived(request)
+        if (outage := self._intake.outage) is not None:
+            self._answers.failed(self._scheduler.fail_all(outage), now, Budget(_PHASE_S))
 
     # -- workers ---------------------------------------------------------------------------------------
 
@@ -434,7 +286,7 @@ class Broker:
             self._handle_worker_message(name, message, now)
         except Exception:  # an unexpected error must fail one batch, not the server
             log.exception("cannot handle a message of %s", name)
-            self._fail(self._scheduler.fail_in_flight(name, "internal error"), now)
+            self._answers.failed(self._scheduler.fail_in_flight(name, "internal error"), now)
 
     def _handle_worker_message(self, name: str, message: MessageForBroker, now: float) -> None:
         if isinstance(message, Result):
@@ -445,9 +297,9 @@ class Broker:
             traces = self._scheduler.traces(name, message.batch_id)
             log.error("batch failed worker=%s id=%d trace=%s", name, message.batch_id, traces)
             log.debug("batch failed id=%d error=%s", message.batch_id, message.message)
-            self._fail(self._scheduler.fail(name, message.batch_id, message.message), now)
+            self._answers.failed(self._scheduler.fail(name, message.batch_id, message.message), now)
         elif isinstance(message, Unreadable):
-            self._fail(self._scheduler.fail_in_flight(name, "the worker's message cannot be read"), now)
+            self._answers.failed(self._scheduler.fail_in_flight(name, "the worker's message cannot be read"), now)
         elif isinstance(message, Changed):
             self._scheduler.worker_changed(name, message.facts)
             log.info("%s is %s tokens_per_s=%d", name, message.facts.forward, message.facts.tokens_per_s)
@@ -468,29 +320,9 @@ class Broker:
         )  # fmt: skip
         for ended in self._scheduler.complete(name, result, now):
             if isinstance(ended, Failure):
-                self._fail([ended], now)
+                self._answers.failed([ended], now)
             else:
-                self._end_job(ended, now)
-
-    def _end_job(self, job: Job, now: float) -> None:
-        try:
-            self._reply_to_job(job, now)
-            return
-        except NoRoom as exc:
-            error = self._scheduler.admission.no_bytes(exc)
-        except Exception:  # an unexpected error must fail only this request
-            log.exception("cannot reply to %r", job)
-            error = ServingError("internal error")
-        job.reservation.release()
-        self._fail([Failure(job, error)], now)
-
-    def _reply_to_job(self, job: Job, now: float) -> None:
-        usage = job.usage(now)
-        self._metrics.latency.observe(usage.total_ms / 1000)
-        self._metrics.queue.observe(usage.queue_ms / 1000)
-        for observer in self._observers:
-            observer.request_done(job.request, usage)
-        self._replies.post(job.to_reply(usage, token_rows=self._token_rows), now, job.reservation)
+                self._answers.job_done(ended, now)
 
     def _send_batches(self, now: float) -> None:
         budget = Budget(_PHASE_S)
@@ -504,6 +336,8 @@ class Broker:
             frames = worker_message_to_frames(batch)
         except Exception:  # an accepted request cannot be written as frames: only that request must fail
             log.exception("cannot write batch id=%d trace=%s", batch.batch_id, batch.traces)
-            self._fail(self._scheduler.fail(name, batch.batch_id, "the request cannot be sent to a worker"), now)
+            self._answers.failed(
+                self._scheduler.fail(name, batch.batch_id, "the request cannot be sent to a worker"), now
+            )
             return
         self._workers.send(name, frames)

@@ -51,8 +51,7 @@ class FairQueue:
         self._num_empty = 0
 
     def __bool__(self) -> bool:
-        self._skip_closed()
-        return bool(self._heap)
+        return self._front() is not None
 
     def push(self, job: Job) -> None:
         """Add a job after the other jobs of its flow."""
@@ -91,9 +90,8 @@ class FairQueue:
         slices: list[Slice] = []
         skipped: list[tuple[float, int, _Flow]] = []
         room_tokens, room_texts = max_tokens, max_texts
-        while room_texts > 0 and self:
+        while room_texts > 0 and (job := self._front()) is not None:
             clock, _, flow = self._heap[0]
-            job = flow.first
             quantum = min(room_tokens, self._lead(clock) + _QUANTUM_TOKENS)
             stop, tokens = job.reach(quantum, room_texts, cost)
             if tokens > max_text_tokens:
@@ -101,10 +99,10 @@ class FairQueue:
                 continue
             if tokens > room_tokens and (slices or not at_least_one):
                 break
-            slices.append(job.take(stop))
             room_tokens -= tokens
-            room_texts -= len(slices[-1])
-            self._advance(flow, tokens)
+            room_texts -= stop - job.num_taken
+            slices.append(job.take(stop))
+            self._advance(flow, job, tokens)
             if room_tokens <= 0:
                 break
         for entry in skipped:
@@ -113,29 +111,33 @@ class FairQueue:
 
     def _lead(self, clock: float) -> float:
         """Return how many tokens `clock`, the lowest, is behind the next clock; inf if there is only one."""
-        others = [entry[0] for entry in self._heap[1:3]]
-        return min(others) - clock if others else float("inf")
+        heap = self._heap
+        if len(heap) < 3:
+            return heap[1][0] - clock if len(heap) == 2 else math.inf
+        return min(heap[1][0], heap[2][0]) - clock
 
-    def _advance(self, flow: _Flow, tokens: float) -> None:
+    def _advance(self, flow: _Flow, job: Job, tokens: float) -> None:
+        """Note that tokens of the first job of the first flow were taken."""
         heapq.heappop(self._heap)
         self._now = max(self._now, flow.clock)  # the clock of a flow that was skipped may be lower
         flow.clock += tokens
-        if not flow.first.is_waiting:
-            flow.jobs.popitem(last=False)
+        if not job.is_waiting:
+            del flow.jobs[job.job_id]
         self._requeue(flow)
 
-    def _skip_closed(self) -> None:
-        """Remove jobs that have ended from the front of the queue, and flows without jobs."""
+    def _front(self) -> Job | None:
+        """Return the first job of the first flow; None if no job waits. Removes what has ended before it."""
         while self._heap:
             flow = self._heap[0][2]
             if not flow.jobs:
                 self._num_empty -= 1
-            elif flow.first.is_waiting:
-                return
+            elif (job := flow.first).is_waiting:
+                return job
             else:
                 flow.jobs.popitem(last=False)
             heapq.heappop(self._heap)
             self._requeue(flow)
+        return None
 
     def _drop_empty_flows(self) -> None:
         if self._num_empty <= len(self._heap) // 2 + 64:

@@ -15,6 +15,7 @@ from .account import Reservation
 
 _REPLY_OVERHEAD_BYTES = 1024  # for the Python objects of a reply: the limits must hold for many small replies too
 _MAX_COPIED_BYTES = 1 << 20
+_MAX_COPIED_VIEW_BYTES = 8 << 10  # libzmq receives larger frames one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,13 @@ class Topic:
 
 
 def _compact(frame: Frame) -> Frame:
-    """Return the frame in as much memory as its bytes need. orjson 3.13 takes 4 KB for the shortest result."""
-    return bytes(memoryview(frame)) if isinstance(frame, bytes) and len(frame) <= _MAX_COPIED_BYTES else frame
+    """Return the frame in as much memory as its bytes need.
+
+    orjson 3.13 takes 4 KB for the shortest result. A few rows may be a part of what libzmq has received at once.
+    """
+    if isinstance(frame, bytes):
+        return bytes(memoryview(frame)) if len(frame) <= _MAX_COPIED_BYTES else frame
+    return bytes(frame) if frame.nbytes <= _MAX_COPIED_VIEW_BYTES else frame
 
 
 def _bytes_of(frames: Frames) -> int:

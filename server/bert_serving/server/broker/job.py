@@ -64,13 +64,15 @@ class Job:
     begun_at: float | None = None
     tokenize_ms: float = 0.0
     compute_ms: float = 0.0
+    num_texts: int = field(init=False)
     result: JobResult = field(init=False)
 
     def __post_init__(self) -> None:
-        self.result = JobResult(len(self.texts))
+        self.num_texts = len(self.request.texts)
+        self.result = JobResult(self.num_texts)
 
     def __repr__(self) -> str:
-        return f"<Job {self.job_id} texts={len(self.texts)} taken={self.num_taken} done={self.num_done}>"
+        return f"<Job {self.job_id} texts={self.num_texts} taken={self.num_taken} done={self.num_done}>"
 
     @property
     def identity(self) -> bytes:
@@ -85,17 +87,17 @@ class Job:
     @property
     def num_waiting(self) -> int:
         """The number of texts that were not given to a worker yet."""
-        return len(self.texts) - self.num_taken if self.is_open else 0
+        return self.num_texts - self.num_taken if self.is_open else 0
 
     @property
     def is_waiting(self) -> bool:
         """Whether some texts have not been given to a worker yet."""
-        return self.num_waiting > 0
+        return self.is_open and self.num_taken < self.num_texts
 
     @property
     def is_done(self) -> bool:
         """Whether the vectors of all texts have arrived."""
-        return self.num_done == len(self.texts)
+        return self.num_done == self.num_texts
 
     def tokens_of(self, text: Text, cost: TextCost) -> float:
         """Return the estimated tokens of one of the texts. A text that is cut also costs something to read."""
@@ -107,12 +109,12 @@ class Job:
 
         The first waiting text is included even if it exceeds the limit.
         """
-        first = self.num_taken
-        last = min(len(self.texts), first + max_texts)
-        tokens = self.tokens_of(self.texts[first], cost)
+        first, texts = self.num_taken, self.request.texts
+        last = min(self.num_texts, first + max_texts)
+        tokens = self.tokens_of(texts[first], cost)
         stop = first + 1
         while stop < last and tokens < max_tokens:
-            more = self.tokens_of(self.texts[stop], cost)
+            more = self.tokens_of(texts[stop], cost)
             if tokens + more > max_tokens:
                 break
             tokens += more
@@ -123,7 +125,7 @@ class Job:
         """Mark the texts up to `stop` as given to a worker; return them as a slice."""
         taken = Slice(self, self.num_taken, stop, self.attempt)
         self.num_taken = stop
-        self.waiting.resize(min(self.waiting.amount, len(self.texts) - stop))
+        self.waiting.resize(min(self.waiting.amount, self.num_texts - stop))
         return taken
 
     def mixes_models(self, model: str) -> bool:
@@ -143,7 +145,7 @@ class Job:
         """Drop the stored vectors. All texts wait again; the results of earlier slices will be ignored."""
         self.attempt += 1
         self.num_taken = self.num_done = 0
-        self.result = JobResult(len(self.texts))
+        self.result = JobResult(self.num_texts)
 
     def queue_s(self, now: float) -> float:
         """Return the seconds from arrival until a worker got the first text, or until `now` if no worker has."""
@@ -173,11 +175,11 @@ class Job:
             self.request.request_id,
             rows,
             result.tokens if options.show_tokens else None,
-            sorted(result.truncated),
+            sorted(result.truncated) if result.truncated else (),
             counts,
             result.offsets,
             usage if options.show_usage else None,
-            sorted(result.errors, key=lambda error: error["index"]),
+            sorted(result.errors, key=lambda error: error["index"]) if result.errors else (),
         )
 
     def _reply_rows(self, token_rows: int | None) -> tuple[Rows, list[int] | None]:

@@ -119,6 +119,11 @@ class JobQueue:
 
     # -- to the workers --------------------------------------------------------------------------------
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a text waits for a worker."""
+        return bool(self._small or self._large)
+
     def fill(self, builder: BatchBuilder) -> None:
         """Move waiting texts into a batch, up to its limits."""
         if self._small and self._large:
@@ -189,7 +194,7 @@ class JobQueue:
             heapq.heapify(self._deadlines)
 
     def _queue_of(self, job: Job) -> FairQueue:
-        return self._small if len(job.texts) <= self._priority_batch_size else self._large
+        return self._small if job.num_texts <= self._priority_batch_size else self._large
 
 
 def flow_of(identity: bytes, gateways_name: str | None, *, is_unsubscribed: bool) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from bert_serving.protocol import Rows, TextError, split_rows
@@ -16,12 +16,12 @@ OFFSET_BYTES = 240  # the start and the end of a token, in the result and in the
 ERROR_BYTES = 640  # why a text could not be encoded, in the result and in the reply
 
 #: Whether each text may have several vectors, the shape of one vector, and the number format.
-Layout: TypeAlias = tuple[bool, tuple[int, ...], str]
+Layout: TypeAlias = tuple[bool, tuple[int, ...], np.dtype[Any]]
 
 
 def layout_of(vectors: Vectors) -> Layout:
     """Return what must be the same for all vectors of a job."""
-    return vectors.counts is not None, vectors.rows.shape[1:], vectors.rows.dtype.str
+    return vectors.counts is not None, vectors.rows.shape[1:], vectors.rows.dtype
 
 
 @dataclass(slots=True)
@@ -62,13 +62,19 @@ class JobResult:
         return self.num_texts * math.prod(vectors.rows.shape[1:]) * vectors.rows.itemsize + more
 
     def store(self, start: int, vectors: Vectors) -> None:
-        """Copy the vectors of consecutive texts, beginning with text `start`."""
+        """Copy the vectors of consecutive texts, beginning with text `start`.
+
+        If these are all texts, their vectors are not copied.
+        """
         stop = start + len(vectors.num_tokens)
         self.layout = layout_of(vectors)
         if vectors.counts is None:
-            if self.rows is None:
-                self.rows = np.empty((self.num_texts, *vectors.rows.shape[1:]), vectors.rows.dtype)
-            self.rows[start:stop] = vectors.rows
+            if stop - start == self.num_texts:
+                self.rows = vectors.rows
+            else:
+                if self.rows is None:
+                    self.rows = np.empty((self.num_texts, *vectors.rows.shape[1:]), vectors.rows.dtype)
+                self.rows[start:stop] = vectors.rows
         else:
             if self.ragged is None:
                 self.ragged = [vectors.rows[:0]] * self.num_texts
@@ -80,8 +86,10 @@ class JobResult:
             self.offsets = self.offsets or [None] * self.num_texts
             self.offsets[start:stop] = vectors.offsets
         self.num_tokens[start:stop] = vectors.num_tokens
-        self.truncated += [start + i for i in vectors.truncated]
-        self.errors += [{**error, "index": start + error["index"]} for error in vectors.errors]
+        if vectors.truncated:
+            self.truncated += [start + i for i in vectors.truncated]
+        if vectors.errors:
+            self.errors += [{**error, "index": start + error["index"]} for error in vectors.errors]
         self.num_bytes += vectors.rows.nbytes
         self.num_more_bytes += _more_bytes(vectors)
 

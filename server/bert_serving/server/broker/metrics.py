@@ -9,19 +9,14 @@ from collections.abc import Iterable
 
 from bert_serving.protocol import ERROR_CODES
 from bert_serving.protocol.workers import Result, Vectors
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics, generate_latest
+from prometheus_client import Counter as LabelledCounter
+from prometheus_client.registry import Collector
 
 from ..buckets import SECONDS
+from .counting import Counter, Histogram
 
-_SIZES = tuple(2**i for i in range(15))
+_SIZES = tuple(float(2**i) for i in range(15))
 
 WORKER_STATES = ("starting", "ready", "stale")
 
@@ -55,7 +50,7 @@ class BrokerMetrics:
             "malformed_messages", "Messages that are not requests and have no sender to reply to"
         )
         self.worker_restarts = self._counter("worker_restarts", "Workers that were replaced")
-        self.errors = self._counter("errors", "Requests that failed, by error code", "code")
+        self.errors = self._labelled_counter("errors", "Requests that failed, by error code", "code")
         for code in ERROR_CODES:
             self.errors.labels(code)
         self.latency = self._histogram("request_seconds", "Time from arrival to reply", SECONDS)
@@ -84,7 +79,9 @@ class BrokerMetrics:
             "worker",
             "state",
         )
-        self.busy = self._counter("device_busy_seconds", "Time for which a worker's device has computed", "worker")
+        self.busy = self._labelled_counter(
+            "device_busy_seconds", "Time for which a worker's device has computed", "worker"
+        )
         for name in worker_names:
             self.busy.labels(name)
             self.set_worker_state(name, "starting")
@@ -96,15 +93,18 @@ class BrokerMetrics:
 
     def count_batch(self, worker: str, result: Result) -> tuple[int, int]:
         """Count a computed batch; return its number of texts and its number of tokens."""
-        computed = [part for part in result.part_results if isinstance(part, Vectors)]
-        num_texts = sum(len(vectors.num_tokens) for vectors in computed)
-        num_tokens = sum(sum(vectors.num_tokens) for vectors in computed)
+        num_texts = num_tokens = num_truncated = 0
+        for part in result.part_results:
+            if isinstance(part, Vectors):
+                num_texts += len(part.num_tokens)
+                num_tokens += sum(part.num_tokens)
+                num_truncated += len(part.truncated)
         self.batches.inc()
         self.texts.inc(num_texts)
         self.tokens.inc(num_tokens)
         self.padding.inc(result.padding_tokens)
         self.busy.labels(worker).inc(result.compute_ms / 1000)
-        self.truncated.inc(sum(len(vectors.truncated) for vectors in computed))
+        self.truncated.inc(num_truncated)
         self.batch_texts.observe(num_texts)
         self.batch_tokens.observe(num_tokens)
         self.tokenize.observe(result.tokenize_ms / 1000)
@@ -115,16 +115,23 @@ class BrokerMetrics:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry).decode()
 
-    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
-        return Counter(f"bert_serving_{name}", documentation, labels, registry=self.registry)
+    def _counter(self, name: str, documentation: str) -> Counter:
+        counter = Counter(f"bert_serving_{name}", documentation)
+        self.registry.register(counter)
+        return counter
+
+    def _labelled_counter(self, name: str, documentation: str, label: str) -> LabelledCounter:
+        return LabelledCounter(f"bert_serving_{name}", documentation, [label], registry=self.registry)
 
     def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
         return Gauge(f"bert_serving_{name}", documentation, labels, registry=self.registry)
 
     def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"bert_serving_{name}", documentation, buckets=buckets, registry=self.registry)
+        histogram = Histogram(f"bert_serving_{name}", documentation, buckets)
+        self.registry.register(histogram)
+        return histogram
 
 
-def value_of(metric: MetricWrapperBase) -> float:
+def value_of(metric: Collector) -> float:
     """Return the current value of a counter or gauge without labels."""
     return float(next(iter(metric.collect())).samples[0].value)

@@ -40,14 +40,16 @@ def _stored_layout(slice_: Slice, model: str) -> Layout | None:
 
 
 def _size_error(vectors: Vectors, num_texts: int) -> str | None:
-    lists = (vectors.num_tokens, vectors.counts, vectors.tokens, vectors.offsets)
-    if wrong := [len(each) for each in lists if each is not None and len(each) != num_texts]:
-        return f"expected values for {num_texts} texts, got values for {wrong[0]}"
+    for values in (vectors.num_tokens, vectors.counts, vectors.tokens, vectors.offsets):
+        if values is not None and len(values) != num_texts:
+            return f"expected values for {num_texts} texts, got values for {len(values)}"
     num_rows = num_texts if vectors.counts is None else sum(vectors.counts)
     if vectors.rows.shape[:1] != (num_rows,):
         return f"expected {num_rows} rows, got an array of shape {vectors.rows.shape}"
-    if wrong := [index for index in vectors.truncated if not 0 <= index < num_texts]:
-        return f"expected the indices of truncated texts below {num_texts}, got {wrong[0]}"
-    if wrong := [error["index"] for error in vectors.errors if not 0 <= error["index"] < num_texts]:
-        return f"expected the indices of texts with errors below {num_texts}, got {wrong[0]}"
+    for index in vectors.truncated:
+        if not 0 <= index < num_texts:
+            return f"expected the indices of truncated texts below {num_texts}, got {index}"
+    for error in vectors.errors:
+        if not 0 <= error["index"] < num_texts:
+            return f"expected the indices of texts with errors below {num_texts}, got {error['index']}"
     return None

@@ -259,26 +259,30 @@ class Scheduler:
         batch = self._next_to_send_again() or self._merge(worker)
         if batch is None:
             return None
-        if not worker.in_flight:
-            worker.progress_at = self._clock.now
         for slice_ in batch.slices:
             if slice_.job.begun_at is None:
                 slice_.job.begun_at = now
-        batch.sent_at = self._clock.now
         batch_id = next(self._batch_ids)
-        worker.in_flight[batch_id] = batch
+        worker.add(batch_id, batch, self._clock.now)
         return Batch(batch_id, [slice_.to_part() for slice_ in batch.slices])
 
     def next_batches(self, now: float) -> Iterable[tuple[str, Batch]]:
         """Yield (worker name, batch) until no worker gets another batch, the least loaded worker first."""
         progress = True
-        while progress:
+        while progress and self._has_texts:
             progress = False
             for worker in sorted(self._workers.values(), key=lambda w: len(w.in_flight)):
+                if not self._has_texts:  # there may be many workers
+                    return
                 batch = self.next_batch(worker.name, now)
                 if batch is not None:
                     progress = True
                     yield worker.name, batch
+
+    @property
+    def _has_texts(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._to_send_again or self._queue.has_waiting)
 
     def complete(self, name: str, result: Result, now: float) -> list[Job | Failure]:
         """Store the result of a batch; return the jobs that end with this batch.
@@ -292,7 +296,8 @@ class Scheduler:
         if wrong := result_error(slices, result.part_results, worker.model):
             log.error("wrong result worker=%s id=%d error=%s", name, result.batch_id, wrong)
             return [*self.fail(name, result.batch_id, f"the worker returned a wrong result: {wrong}")]
-        batch = worker.in_flight.pop(result.batch_id)
+        batch = worker.remove(result.batch_id)
+        assert batch is not None
         worker.progress_at = self._clock.now
         ended: list[Job | Failure] = []
         for slice_, part_result in zip(slices, result.part_results, strict=True):
@@ -315,7 +320,7 @@ class Scheduler:
     def fail(self, name: str, batch_id: int, message: str) -> list[Failure]:
         """Take back a batch that raised an error; return the jobs that fail."""
         worker = self._workers.get(name)
-        batch = None if worker is None else worker.in_flight.pop(batch_id, None)
+        batch = None if worker is None else worker.remove(batch_id)
         if batch is None:
             return []
         return self._split(batch, WorkerFailed(message), num_lost_workers=batch.num_lost_workers)
@@ -343,9 +348,9 @@ class Scheduler:
 
     def _merge(self, worker: WorkerLoad) -> InFlightBatch | None:
         """Return a batch of waiting texts; None if no text waits, or if the batch is still too small to send."""
-        full, ordinary_tokens = worker.full_batch_tokens, worker.ordinary_tokens_in_flight
+        full = worker.full_batch_tokens
         waiting_tokens = self.num_waiting * self._estimate.tokens_per_text
-        if worker.has_ordinary and waiting_tokens < min(ordinary_tokens, full / 2):
+        if worker.num_ordinary and waiting_tokens < min(worker.ordinary_tokens, full / 2):
             return None
         builder = BatchBuilder(
             full,

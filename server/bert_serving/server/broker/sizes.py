@@ -62,7 +62,7 @@ def parsed_size(body: Frame) -> ParsedSize:
 
 def _short_parsed_size(body: bytes) -> ParsedSize:
     char_bytes = 1 if body.isascii() and b"\\" not in body else 4
-    return _size_of({mark: body.count(mark) for mark in _VALUE_BYTES}, len(body) * char_bytes)
+    return _size_of(dict(zip(_VALUE_BYTES, map(body.count, _VALUE_BYTES), strict=True)), len(body) * char_bytes)
 
 
 def _size_of(counts: Mapping[bytes, int], string_bytes: int) -> ParsedSize:

@@ -7,12 +7,8 @@ classification head counts as "predict"; every other request counts as "embed".
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Mapping
 
-import numpy as np
 from bert_serving.protocol import (
     DeadlineExceeded,
     EncodeRequest,
@@ -25,15 +21,14 @@ from bert_serving.protocol import (
     Usage,
     WorkerFailed,
 )
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric, UnknownMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
+from .counting import Buckets
 from .metrics import BrokerMetrics
 
 _DURATIONS = tuple(1.5e-5 * 1.5**i for i in range(35))
 _LENGTHS = tuple(float(2**i) for i in range(21))
-_FEW = 8
 _STAGES = ("duration", "tokenization_duration", "queue_duration", "inference_duration")
 
 #: Error code of this server -> TEI's name for such a failure.
@@ -51,39 +46,6 @@ _FAILURE_NAMES = (*dict.fromkeys(_FAILURES.values()), "tokenization", "model_typ
 _PREDICT_STRATEGIES = {"LOGITS", "CLASSIFICATION", "REGRESSION"}
 
 
-@dataclass(slots=True)
-class _Buckets:
-    """A histogram to which many values can be added in one call."""
-
-    bounds: Sequence[float]
-    counts: list[int] = field(init=False)
-    total: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.bounds) + 1)
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def observe_all(self, values: Sequence[int]) -> None:
-        if len(values) < _FEW:  # then the calls of numpy take longer than the counting
-            for value in values:
-                self.observe(value)
-            return
-        found = np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.counts))
-        self.counts = (found + self.counts).tolist()
-        self.total += sum(values)
-
-    def family(self, name: str, documentation: str, *others: _Buckets) -> Metric:
-        """Return the sum of this histogram and the others as a metric family."""
-        all_of_them = (self, *others)
-        counts = [sum(column) for column in zip(*(each.counts for each in all_of_them), strict=True)]
-        bounds = [*map(floatToGoString, self.bounds), "+Inf"]
-        buckets = list(zip(bounds, map(float, accumulate(counts)), strict=True))
-        return HistogramMetricFamily(name, documentation, buckets, sum(each.total for each in all_of_them))
-
-
 class TeiMetrics(Collector):
     """Counts requests as TEI does. The broker calls it as a BrokerObserver.
 
@@ -98,8 +60,8 @@ class TeiMetrics(Collector):
         self._failures = dict.fromkeys(_FAILURE_NAMES, 0)
         self._counts = dict.fromkeys(("embed", "predict"), 0)
         self._done = dict.fromkeys(("embed", "predict"), 0)
-        self._stages = {kind: {stage: _Buckets(_DURATIONS) for stage in _STAGES} for kind in ("embed", "predict")}
-        self._input_length = _Buckets(_LENGTHS)
+        self._stages = {kind: {stage: Buckets(_DURATIONS) for stage in _STAGES} for kind in ("embed", "predict")}
+        self._input_length = Buckets(_LENGTHS)
         ours.registry.register(self)
 
     def request_arrived(self, request: EncodeRequest | None) -> None:

@@ -21,7 +21,9 @@ class WorkerLoad:
 
     model: fingerprint of its model. progress_at: when it began to compute, or last showed that it computes, in
     seconds of the loop's clock. num_forwards: as in its last heartbeat. in_flight: its batches by batch_id, the
-    oldest first.
+    oldest first; only `add` and `remove` change it. num_ordinary: how many of them are not long; ordinary_tokens:
+    the estimated tokens of these. Both are counted and not computed, because they are read for each worker in
+    each step.
     """
 
     name: str
@@ -31,6 +33,31 @@ class WorkerLoad:
     progress_at: float = 0.0
     num_forwards: int = 0
     in_flight: dict[int, InFlightBatch] = field(default_factory=dict)
+    num_ordinary: int = 0
+    ordinary_tokens: float = 0.0
+    _num_suspects: int = 0
+
+    def add(self, batch_id: int, batch: InFlightBatch, now: float) -> None:
+        """Note that a batch is sent to the worker. now: in seconds of the loop's clock."""
+        if not self.in_flight:
+            self.progress_at = now
+        batch.sent_at, batch.is_long = now, batch.tokens > self.longest_ordinary_tokens
+        self.in_flight[batch_id] = batch
+        self._count(batch, 1)
+
+    def remove(self, batch_id: int) -> InFlightBatch | None:
+        """Forget a batch; return it, or None if the worker does not have it."""
+        batch = self.in_flight.pop(batch_id, None)
+        if batch is not None:
+            self._count(batch, -1)
+        return batch
+
+    def _count(self, batch: InFlightBatch, sign: int) -> None:
+        self._num_suspects += sign * batch.is_suspect
+        if not batch.is_long:
+            self.num_ordinary += sign
+            # Without a batch it is exactly 0: sums of floats keep small errors.
+            self.ordinary_tokens = self.ordinary_tokens + sign * batch.tokens if self.num_ordinary else 0.0
 
     @property
     def full_batch_tokens(self) -> float:
@@ -43,30 +70,15 @@ class WorkerLoad:
         return _LONG * self.full_batch_tokens
 
     @property
-    def has_ordinary(self) -> bool:
-        """Whether it has a batch that is not long."""
-        return self._num_ordinary > 0
-
-    @property
-    def ordinary_tokens_in_flight(self) -> float:
-        """The estimated tokens of its batches that are not long."""
-        return sum(batch.tokens for batch in self.in_flight.values() if not self._is_long(batch))
-
-    @property
     def can_take_long(self) -> bool:
         """Whether it has room for a long batch."""
-        return len(self.in_flight) - self._num_ordinary < _MAX_IN_FLIGHT
-
-    @property
-    def tokens_in_flight(self) -> float:
-        """The estimated tokens of its batches."""
-        return sum(batch.tokens for batch in self.in_flight.values())
+        return len(self.in_flight) - self.num_ordinary < _MAX_IN_FLIGHT
 
     def can_take(self, *, suspect: bool) -> bool:
         """Whether the worker has room for a batch. A suspect needs a worker without other batches."""
-        if suspect or any(batch.is_suspect for batch in self.in_flight.values()):
+        if suspect or self._num_suspects:
             return not self.in_flight
-        return self._num_ordinary < _MAX_IN_FLIGHT
+        return self.num_ordinary < _MAX_IN_FLIGHT
 
     def is_overdue(self, now: float, timeout_s: float) -> bool:
         """Whether the worker has a batch and has computed nothing for too long. now: as `progress_at`.
@@ -77,13 +89,7 @@ class WorkerLoad:
         """
         if not self.in_flight:
             return False
-        limit_s = timeout_s + self.tokens_in_flight / self.rate.floor_tokens_per_s
+        tokens = sum(batch.tokens for batch in self.in_flight.values())
+        limit_s = timeout_s + tokens / self.rate.floor_tokens_per_s
         oldest_sent_at = min(batch.sent_at for batch in self.in_flight.values())
         return now - self.progress_at > limit_s or now - oldest_sent_at > _MAX_LIMITS * limit_s
-
-    @property
-    def _num_ordinary(self) -> int:
-        return sum(not self._is_long(batch) for batch in self.in_flight.values())
-
-    def _is_long(self, batch: InFlightBatch) -> bool:
-        return batch.tokens > self.longest_ordinary_tokens

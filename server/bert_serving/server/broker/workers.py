@@ -67,11 +67,6 @@ class WorkerView:
         """Whether the worker has loaded its model and has not been lost since."""
         return self.pid is not None
 
-    @property
-    def routing_id(self) -> bytes:
-        """The address of the process."""
-        return f"{self.name}#{self.pid}".encode()
-
     def has_recent_forward(self, now: float) -> bool:
         """Whether the worker is ready and its last successful forward pass was less than a minute ago."""
         return self.is_ready and self._forward_age_s(now) < _RECENT_FORWARD_S
@@ -96,7 +91,10 @@ class WorkerView:
 
 
 class Workers:
-    """All workers and the socket to them. A worker is ready from its Ready message until `lost` is called."""
+    """All workers and the socket to them. A worker is ready from its Ready message until `lost` is called.
+
+    num_ready: the number of ready workers.
+    """
 
     def __init__(self, socket: zmq.Socket[bytes], names: Sequence[str], clock: LoopClock) -> None:
         self._socket = socket
@@ -105,6 +103,7 @@ class Workers:
         self._refusals: dict[int, str] = {}  # by process id
         self._gone: set[int] = set()  # processes that were killed but have not ended yet
         self._lost_at: float | None = None  # when a ready worker was lost last
+        self.num_ready = 0
 
     def __repr__(self) -> str:
         return f"<Workers {self.num_ready} of {len(self._views)} are ready>"
@@ -113,11 +112,6 @@ class Workers:
     def views(self) -> Mapping[str, WorkerView]:
         """What is known about each worker, by name."""
         return self._views
-
-    @property
-    def num_ready(self) -> int:
-        """The number of ready workers."""
-        return sum(view.is_ready for view in self._views.values())
 
     def have_recent_forwards(self) -> bool:
         """Whether every worker is ready and has computed something less than a minute ago."""
@@ -156,6 +150,7 @@ class Workers:
         elif pid in self._gone:
             log.debug("ignored a message of a process that was killed name=%s pid=%d", view.name, pid)
         elif isinstance(message, Ready):
+            self.num_ready += not view.is_ready
             self._views[view.name] = WorkerView(view.name, pid, message.facts, heard_at=self._clock.now)
             return message
         elif pid != view.pid:
@@ -174,9 +169,9 @@ class Workers:
     def send(self, name: str, frames: Frames) -> None:
         """Send a message to a worker that is ready."""
         view = self._views[name]
-        assert view.is_ready
+        assert view.pid is not None
         try:
-            send(self._socket, [view.routing_id, *frames])
+            send(self._socket, [b"%s#%d" % (name.encode(), view.pid), *frames])
         except zmq.ZMQError as exc:
             # The worker has just died. The supervisor will call `worker_lost`, and another worker gets the batch.
             log.warning("cannot send to %s: %s", name, exc)
@@ -188,6 +183,7 @@ class Workers:
             return False
         self._views[name] = WorkerView(name)
         self._lost_at = self._clock.now
+        self.num_ready -= 1
         return True
 
     def take_refusal(self, pid: int) -> str | None:
