@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from bert_serving.protocol import (
@@ -35,6 +35,7 @@ from bert_serving.server.broker.held_reply import Dropped, HeldReply
 from bert_serving.server.broker.job import Job
 from bert_serving.server.broker.outbox import Outbox
 from bert_serving.server.broker.pipes import Pipes
+from bert_serving.server.broker.repeats import Repeats
 from bert_serving.server.broker.scheduler import Failure, Scheduler
 from bert_serving.server.broker.sizes import ResultSizes
 from hypothesis import settings
@@ -66,6 +67,10 @@ def make_texts(count: int, width: int) -> list[str]:
     return [f"{next(_unique)} {width} " + "x" * 40 for _ in range(count)]
 
 
+def repeated_texts(count: int, width: int) -> list[str]:
+    return [f"{i % 5} {width} " + "x" * 40 for i in range(count)]
+
+
 def row_of(text: Text) -> list[float]:
     number, width = map(int, str(text).split()[:2])
     return [float(number)] * width
@@ -89,14 +94,17 @@ class AnyNeighbours(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        sizes = ResultSizes(max_seq_len=512)
+        self.repeats = Repeats(sizes, cache_bytes=20_000)
         self.scheduler = Scheduler(
             memory_bytes=MEMORY_BYTES,
             queue_capacity=QUEUE_CAPACITY,
             flow_share=0.5,
-            sizes=ResultSizes(max_seq_len=512),
+            sizes=sizes,
             max_batch_size=40,
             priority_batch_size=4,
             max_seq_len=512,
+            repeats=self.repeats,
         )
         self.memory, self.texts = self.scheduler.admission.memory, self.scheduler.admission.texts
         self.dropped: set[bytes] = set()
@@ -116,21 +124,31 @@ class AnyNeighbours(RuleBasedStateMachine):
 
     # -- clients ---------------------------------------------------------------------------------------
 
-    @rule(client=CLIENTS, count=st.integers(1, 60), is_wide=st.booleans(), has_deadline=st.booleans())
-    def submit(self, client: bytes, count: int, is_wide: bool, has_deadline: bool) -> None:
-        texts = make_texts(count, WIDE if is_wide else NARROW)
+    @rule(
+        client=CLIENTS,
+        count=st.integers(1, 60),
+        make=st.sampled_from([make_texts, repeated_texts]),
+        is_wide=st.booleans(),
+        has_deadline=st.booleans(),
+    )
+    def submit(
+        self, client: bytes, count: int, make: Callable[[int, int], list[str]], is_wide: bool, has_deadline: bool
+    ) -> None:
+        texts = make(count, WIDE if is_wide else NARROW)
         request_id = b"%d" % next(_unique)
         request = EncodeRequest(client, request_id, texts, deadline_ms=500 if has_deadline else None)
         is_unsubscribed = not self.outbox.has_subscriber(client)
         held: Reservation | None = None
         try:
             held = self.scheduler.admission.reserve_body(client, request_to_frames(request)[1])
-            self.scheduler.submit(request, self.now, held, is_unsubscribed=is_unsubscribed)
+            job = self.scheduler.submit(request, self.now, held, is_unsubscribed=is_unsubscribed)
         except ServingError:
             if held is not None:
                 held.release()
             return
         self.requests[request_id] = request
+        if job.is_done:
+            self.reply_to(job)
 
     @rule(client=CLIENTS)
     def refuse(self, client: bytes) -> None:
@@ -249,6 +267,7 @@ class AnyNeighbours(RuleBasedStateMachine):
             self.deliver()
         self.pipes_are_emptied()
         assert self.scheduler.is_idle
+        assert len(self.repeats.in_flight) == 0
         assert (self.memory.held, self.memory.num_flows, self.texts.held, self.outbox.held_bytes) == (0, 0, 0, 0)
         for request_id, request in self.requests.items():
             is_lost = request_id in (self.dropped if request.identity != READER else ())

@@ -31,6 +31,7 @@ from bert_serving.protocol import (
 from bert_serving.protocol.workers import Batch, ModelFacts, Rejected, Result, Vectors
 from bert_serving.server.broker.job import Job
 from bert_serving.server.broker.loop_clock import LoopClock
+from bert_serving.server.broker.repeats import Repeats
 from bert_serving.server.broker.scheduler import Failure, Scheduler
 from bert_serving.server.broker.sizes import ResultSizes
 from hypothesis import given, settings
@@ -1397,8 +1398,14 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.now = 0.0
+        self.repeats = Repeats(ResultSizes(max_seq_len=512), cache_bytes=5000)
         self.scheduler = make_scheduler(
-            workers=0, queue_capacity=400, memory_bytes=1 << 20, max_batch_size=50, priority_batch_size=4
+            workers=0,
+            queue_capacity=400,
+            memory_bytes=1 << 20,
+            max_batch_size=50,
+            priority_batch_size=4,
+            repeats=self.repeats,
         )
         self.jobs: list[Job] = []
         self.ends: Counter[int] = Counter()
@@ -1412,9 +1419,12 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         tokens=st.integers(5, 700),
         deadline=st.booleans(),
         is_unsubscribed=st.booleans(),
+        repeats=st.booleans(),
     )
-    def submit(self, client: bytes, count: int, tokens: int, deadline: bool, is_unsubscribed: bool) -> None:
-        texts = make_texts(count, tokens)
+    def submit(
+        self, client: bytes, count: int, tokens: int, deadline: bool, is_unsubscribed: bool, repeats: bool
+    ) -> None:
+        texts = [f"{i % 7} equal" for i in range(count)] if repeats else make_texts(count, tokens)
         try:
             job = self.scheduler.submit(
                 request(client, texts, deadline_ms=300 if deadline else None),
@@ -1426,6 +1436,9 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         else:
             overload = None
             self.jobs.append(job)
+            if job.is_done:
+                self._check_rows(job)
+                self._end(job)
         assert overload is None or (overload.retry_after_ms or 0) >= 1
 
     @rule(name=NAMES, rate=st.sampled_from([500, 20_000, 1_000_000]), model=st.sampled_from("AAAB"))
@@ -1515,6 +1528,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
                 self._end(job)
         assert {self.ends[job.job_id] for job in self.jobs} <= {1}
         assert self.scheduler.is_idle
+        assert len(self.repeats.in_flight) == 0
         assert (self.scheduler.num_waiting, self.scheduler.admission.memory.held) == (0, 0)
 
     def _pick(self, data: st.DataObject) -> tuple[str, Batch]:

@@ -191,6 +191,11 @@ class Settings(ModelOptions, BaseSettings):
         description="largest request in MiB; the default is enough for 262,144 texts of 500 bytes, and the server "
         "needs at most about half a second to read it",
     )
+    cache_mb: int = Field(
+        0,
+        ge=0,
+        description="MiB for the vectors of texts that were computed before, beside memory_mb; 0: none are kept",
+    )
     outbox_age: float = Field(300, gt=0, description="seconds that vectors wait for a client that does not read")
     worker_timeout: float = Field(
         120, gt=0, description="seconds that a batch may take; after that, its worker is replaced"

@@ -71,6 +71,15 @@ class BatchBuilder:
         self.num_texts += taken_texts
         return max(taken_tokens / self.max_tokens, taken_texts / self.max_texts)
 
+    def replace(self, start: int, slices: list[Slice]) -> bool:
+        """Replace the slices from index `start` on by what is needed of them; return whether that is less."""
+        num_removed = sum(map(len, self.slices[start:])) - sum(map(len, slices))
+        if num_removed:
+            self.slices[start:] = slices
+            self.num_texts -= num_removed
+            self.tokens = sum(each.job.tokens_of(text, self.cost) for each in self.slices for text in each.texts)
+        return num_removed > 0
+
 
 def halve(slices: list[Slice], count: int) -> tuple[list[Slice], list[Slice]]:
     """Divide slices into two lists: the first `count` texts, and the other texts."""

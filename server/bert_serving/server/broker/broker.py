@@ -35,6 +35,8 @@ from .loop_clock import LoopClock
 from .metrics import BrokerMetrics
 from .observer import BrokerObserver
 from .ports import Ports, PrivateEndpoints
+from .repeat_metrics import RepeatMetrics
+from .repeats import Repeats
 from .replies import Replies, Unsubscribed
 from .scheduler import Failure, Scheduler
 from .sizes import ResultSizes
@@ -85,22 +87,25 @@ class Broker:
             max_growth=(settings.memory_mb + _NUM_UNREAD * settings.max_message_mb) << 20,
             curve=self._curve,
         )
+        sizes = ResultSizes(
+            itemsize=2 if settings.fp16 else 4,
+            num_layers=len(settings.pooling_layer or (-1,)),
+            max_seq_len=max_seq_len,
+            token_rows=token_rows,
+            show_tokens=settings.show_tokens_to_client,
+        )
+        repeats = Repeats(sizes, cache_bytes=settings.cache_mb << 20)
         self._scheduler = Scheduler(
             memory_bytes=settings.memory_mb << 20,
             queue_capacity=settings.queue_capacity,
             flow_share=settings.flow_share,
-            sizes=ResultSizes(
-                itemsize=2 if settings.fp16 else 4,
-                num_layers=len(settings.pooling_layer or (-1,)),
-                max_seq_len=max_seq_len,
-                token_rows=token_rows,
-                show_tokens=settings.show_tokens_to_client,
-            ),
+            sizes=sizes,
             max_batch_size=settings.max_batch_size,
             priority_batch_size=settings.priority_batch_size,
             max_seq_len=max_seq_len,
             show_tokens=settings.show_tokens_to_client,
             clock=self.clock,
+            repeats=repeats,
         )
         sparse_log = SparseLog()
         self._replies = Replies(self._ports.replies, metrics, sparse_log, max_age_s=settings.outbox_age)
@@ -108,6 +113,7 @@ class Broker:
         InfoMetrics(metrics.registry, settings, self._workers.views)
         statistic = Statistic(time.monotonic())
         report = StatusReport(settings, metrics, self._workers.views, statistic, worker_endpoint=endpoints.workers)
+        RepeatMetrics(metrics.registry, repeats)
         inspection = Inspection(report, metrics, self._scheduler, self._replies, self._workers, self.clock)
         self._answers = Answers(
             self._replies, metrics, self._scheduler.admission, token_rows=token_rows, observers=observers

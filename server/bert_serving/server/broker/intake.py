@@ -157,7 +157,9 @@ class Intake:
         if (outage := self.outage) is not None:
             raise outage
         is_unsubscribed = not self._replies.has_subscriber(request.identity)
-        self._scheduler.submit(request, now, held, is_unsubscribed=is_unsubscribed)
+        job = self._scheduler.submit(request, now, held, is_unsubscribed=is_unsubscribed)
+        if job.is_done:
+            self._answers.job_done(job, now)
         return True
 
     @property

@@ -134,6 +134,14 @@ class JobQueue:
         builder.take(self._small)
         builder.take(self._large)
 
+    def skip(self, job: Job, num_texts: int) -> None:
+        """Note that the first texts of a job need not be sent to a worker."""
+        if num_texts == 0:
+            return
+        job.take(num_texts)
+        if not job.is_waiting:
+            self._queue_of(job).discard(job)
+
     def restart(self, job: Job) -> None:
         """Drop the vectors of an open job; all its texts wait again."""
         was_waiting = job.is_waiting

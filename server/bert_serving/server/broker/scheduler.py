@@ -30,7 +30,7 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bert_serving.protocol import (
@@ -49,6 +49,7 @@ from .estimates import RateEstimate, TokenEstimate
 from .job import Job, Slice
 from .job_queue import JobQueue, flow_of
 from .loop_clock import LoopClock
+from .repeats import Repeats
 from .result_check import result_error
 from .sizes import ResultSizes
 from .worker_load import WorkerLoad
@@ -72,7 +73,8 @@ class Scheduler:
     memory_bytes, queue_capacity, flow_share: limits for what all requests and one flow may hold; see Admission.
     sizes: estimates what a request will need. max_batch_size: limit for the number of texts in a batch.
     priority_batch_size: requests of up to this many texts overtake larger ones. max_seq_len: limit for the
-    estimated tokens of a text, because longer texts are truncated. clock: the loop's clock.
+    estimated tokens of a text, because longer texts are truncated. clock: the loop's clock. repeats: so
+    that equal texts are computed once; None: each text is computed.
 
     model: fingerprint of the newest model, the one that became ready last; empty until a worker is ready.
     """
@@ -89,8 +91,10 @@ class Scheduler:
         max_seq_len: int,
         show_tokens: bool = False,
         clock: LoopClock | None = None,
+        repeats: Repeats | None = None,
     ) -> None:
         self._clock = clock or LoopClock()
+        self._repeats = repeats
         self._max_batch_size = max_batch_size
         self._queue = JobQueue(
             priority_batch_size=priority_batch_size, max_seq_len=max_seq_len, show_tokens=show_tokens
@@ -153,6 +157,7 @@ class Scheduler:
     ) -> Job:
         """Queue a request. Raises PayloadTooLarge or Overloaded; then `held` is released.
 
+        The job is done already if the vectors of all its texts are in the cache.
         held: what is reserved for the parsed request already. is_unsubscribed: no client has subscribed to the
         identity of the request yet; call `client_subscribed` when a client subscribes.
         """
@@ -164,7 +169,12 @@ class Scheduler:
         except ServingError:
             held.release()
             raise
-        return self._queue.add(request, now, flow=flow, num_bytes=num_bytes, held=held, waiting=waiting)
+        job = self._queue.add(request, now, flow=flow, num_bytes=num_bytes, held=held, waiting=waiting)
+        if self._repeats is not None:
+            self._queue.skip(job, self._repeats.arrived(job, self.model, now))
+        if job.is_done:
+            self._queue.close(job)
+        return job
 
     def client_subscribed(self, identity: bytes) -> Iterator[None]:
         """Move the open requests of an identity to its own flow, one in each step of the iterator."""
@@ -213,6 +223,8 @@ class Scheduler:
     def worker_ready(self, name: str, facts: ModelFacts) -> None:
         """Add a worker, or replace the process that served under this name; its model is the newest one now."""
         self._take_back(name)
+        if self._repeats is not None and facts.fingerprint != self.model:
+            self._repeats.cache.clear()
         self.model = facts.fingerprint
         rate = RateEstimate(facts.tokens_per_s)
         self._workers[name] = WorkerLoad(name, facts.fingerprint, facts.max_batch_tokens, rate)
@@ -256,7 +268,7 @@ class Scheduler:
         worker = self._workers.get(name)
         if worker is None or worker.model != self.model or not worker.can_take(suspect=bool(self._to_send_again)):
             return None
-        batch = self._next_to_send_again() or self._merge(worker)
+        batch = self._next_to_send_again() or self._merge(worker, now)
         if batch is None:
             return None
         for slice_ in batch.slices:
@@ -308,6 +320,7 @@ class Scheduler:
                 job = self._fail_job(slice_.job, WorkerFailed("the worker returned a wrong result"))
             if job is not None:
                 ended.append(job)
+            ended += self._share(slice_, part_result, worker.model)
         self._learn(worker, batch, result)
         return ended
 
@@ -341,12 +354,19 @@ class Scheduler:
     def _next_to_send_again(self) -> InFlightBatch | None:
         while self._to_send_again:
             batch = self._to_send_again.popleft()
-            batch.slices = [slice_ for slice_ in batch.slices if slice_.is_needed]
+            batch.slices = self._needed(batch.slices)
             if batch.slices:
                 return batch
         return None
 
-    def _merge(self, worker: WorkerLoad) -> InFlightBatch | None:
+    def _needed(self, slices: Sequence[Slice]) -> list[Slice]:
+        """Return the slices that are still needed; the texts of the others are not in flight any more."""
+        for slice_ in slices:
+            if not slice_.is_needed:
+                list(self._share(slice_, None))
+        return [slice_ for slice_ in slices if slice_.is_needed]
+
+    def _merge(self, worker: WorkerLoad, now: float) -> InFlightBatch | None:
         """Return a batch of waiting texts; None if no text waits, or if the batch is still too small to send."""
         full = worker.full_batch_tokens
         waiting_tokens = self.num_waiting * self._estimate.tokens_per_text
@@ -358,19 +378,28 @@ class Scheduler:
             self._estimate.of_text,
             max_text_tokens=math.inf if worker.can_take_long else worker.longest_ordinary_tokens,
         )
+        while self._fill(builder, now):
+            pass
+        return InFlightBatch(builder.slices, builder.tokens) if builder.slices else None
+
+    def _fill(self, builder: BatchBuilder, now: float) -> bool:
+        """Take waiting texts into a batch; return whether repeats were left out, so that others have room."""
+        num_before = len(builder.slices)
         self._queue.fill(builder)
-        if not builder.slices:
-            return None
-        return InFlightBatch(builder.slices, builder.tokens)
+        if self._repeats is None:
+            return False
+        return builder.replace(num_before, self._repeats.begin(builder.slices[num_before:], now))
 
     def _split(self, batch: InFlightBatch, error: ServingError, *, num_lost_workers: int) -> list[Failure]:
         """Put the halves of a failed batch in front of the queue. If the batch has a single text, fail its job."""
-        slices = [slice_ for slice_ in batch.slices if slice_.is_needed]
+        slices = self._needed(batch.slices)
         num_texts = sum(map(len, slices))
         if num_texts == 0:
             return []
         if num_texts == 1:
-            return [self._fail_job(slices[0].job, error)]
+            failure = self._fail_job(slices[0].job, error)
+            list(self._share(slices[0], None))
+            return [failure]
         for half in reversed(halve(slices, num_texts // 2)):
             tokens = self._estimate.of_slices(half)
             self._to_send_again.appendleft(
@@ -398,10 +427,33 @@ class Scheduler:
             worker.rate.learn(num_tokens, result.compute_ms)
         self._estimate.learn(computed, num_tokens)
 
+    # -- inside: repeated texts ------------------------------------------------------------------------
+
+    def _share(self, slice_: Slice, part_result: PartResult | None, model: str = "") -> Iterator[Job | Failure]:
+        """Give what a worker returned for a slice to the texts that follow it; yield the jobs that end.
+
+        None: nothing was returned. Texts that get no vectors are sent to workers.
+        """
+        if self._repeats is None:
+            return
+        followers = self._repeats.end(slice_, part_result, model, is_newest=model == self.model)
+        for text, vectors in followers.vectors:
+            job = self._store(text, vectors, None, model)
+            if job is not None:
+                yield job
+        left = [text for text in followers.left if text.is_needed]
+        for text in self._repeats.begin(left, self._clock.now):  # the first one; equal ones follow it
+            self._to_send_again.append(InFlightBatch([text], self._estimate.of_slices([text])))
+
     # -- inside: jobs ----------------------------------------------------------------------------------
 
-    def _store(self, slice_: Slice, part_result: PartResult, result: Result, model: str) -> Job | Failure | None:
-        """Store what a worker returned for a slice; return its job if the job ends now."""
+    def _store(
+        self, slice_: Slice, part_result: PartResult, result: Result | None, model: str
+    ) -> Job | Failure | None:
+        """Store what a worker returned for a slice; return its job if the job ends now.
+
+        result: the result of the slice's batch; None: another request has paid the time of the batch.
+        """
         job = slice_.job
         if not slice_.is_needed:
             return None
@@ -417,8 +469,9 @@ class Scheduler:
         except MemoryError:
             log.exception("no memory for the vectors of %r", job)
             return self._fail_job(job, ServingError("the server has no memory for the vectors of this request"))
-        job.tokenize_ms += result.tokenize_ms
-        job.compute_ms += result.compute_ms
+        if result is not None:
+            job.tokenize_ms += result.tokenize_ms
+            job.compute_ms += result.compute_ms
         if not job.is_done:
             return None
         self._queue.close(job)

@@ -135,6 +135,10 @@ class ResultSizes:
             return num_bytes + 2 * row_bytes * sum(map(len, request.spans))
         return num_bytes + row_bytes * len(texts)
 
+    def has_one_row(self, request: EncodeRequest) -> bool:
+        """Whether each text has one vector, judging by the options and by the model's facts."""
+        return request.spans is None and self._strategies(request.options) not in (("NONE",), ("SPLADE",))
+
     def _num_reply_rows(self, options: EncodeOptions, tokens: Sequence[float]) -> int:
         """Return the number of token vectors in the reply: until it is made, it exists beside the results."""
         if options.ragged:

@@ -1,0 +1,173 @@
+"""Repeated texts: a text that a worker computes already is not sent again, and vectors may be remembered.
+
+- A text is *in flight* from the moment when it is given to a worker until its vectors or an error arrive. A text
+  of another request, or of the same one, with equal options follows it: it is not sent, and gets a copy of the
+  vectors.
+- Whether a text follows another one is decided when its turn has come, or when it arrives. So it never waits
+  behind a request that would be computed later than its own.
+- It does not matter what happens to the request that the worker computes for: if it is cancelled or passes its
+  deadline, the vectors still go to the followers. If there are no vectors, one of the followers is sent to a
+  worker: an error is never shared.
+- Only texts with one row each are shared: not the vectors of tokens or of spans, and not those of SPLADE.
+
+Does no I/O. The cost for a text that is not repeated is that of one entry in a dict: all of them are made at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import repeat
+
+import numpy as np
+from bert_serving.protocol.workers import PartResult, Rejected, Vectors
+
+from .job import Job, Slice
+from .sizes import ResultSizes
+from .vector_cache import Key, VectorCache, keys_of, kind_of
+
+# Slices of equal texts that follow one text. They are answered in one step of the loop, which must not take long;
+# further ones are computed.
+_MAX_FOLLOWERS = 32
+
+
+class InFlightTexts:
+    """The texts that workers compute, and which texts follow each of them.
+
+    num_shared: how many texts followed another one.
+    """
+
+    def __init__(self) -> None:
+        self.num_shared = 0
+        self._followers: dict[Key, list[Slice] | None] = {}
+
+    def __len__(self) -> int:
+        return len(self._followers)
+
+    def begin(self, slice_: Slice, now: float) -> list[Slice]:
+        """Return the parts of a slice that must be computed; its other texts follow those in flight."""
+        job = slice_.job
+        keys = None if job.kind is None else keys_of(job.kind, slice_.texts)
+        if keys is None:
+            return [slice_]
+        fresh: dict[Key, list[Slice] | None] = dict.fromkeys(keys)
+        if len(fresh) == len(keys) and not job.settled and self._followers.keys().isdisjoint(fresh):
+            self._followers.update(fresh)
+            return [slice_]
+        return list(self._without_repeats(slice_, keys, now))
+
+    def _without_repeats(self, slice_: Slice, keys: Sequence[Key], now: float) -> Iterator[Slice]:
+        start = slice_.start
+        for i, key in enumerate(keys, slice_.start):
+            if i not in slice_.job.settled and not self._follow(key, slice_.job, i, now):
+                self._followers.setdefault(key, None)
+                continue
+            if i > start:
+                yield replace(slice_, start=start, stop=i)
+            start = i + 1
+        if start < slice_.stop:
+            yield replace(slice_, start=start)
+
+    def _follow(self, key: Key, job: Job, index: int, now: float) -> bool:
+        """Let a text follow the one with this key; return False if there is none, or if too many follow it."""
+        if key not in self._followers:
+            return False
+        followers = self._followers[key]
+        if followers is None:
+            followers = self._followers[key] = []
+        last = followers[-1] if followers else None
+        if last is not None and last.job is job and last.stop == index and last.attempt == job.attempt:
+            followers[-1] = Slice(job, last.start, index + 1, job.attempt)
+        elif len(followers) >= _MAX_FOLLOWERS:
+            return False
+        else:
+            followers.append(Slice(job, index, index + 1, job.attempt))
+        self.num_shared += 1
+        if job.begun_at is None:
+            job.begun_at = now
+        return True
+
+    def follow_first(self, job: Job, now: float) -> int:
+        """Let the first texts of a new job follow those in flight; return their number."""
+        if job.kind is None or not self._followers:
+            return 0
+        first = keys_of(job.kind, job.texts[:1])
+        if first is None or first[0] not in self._followers:
+            return 0
+        keys = keys_of(job.kind, job.texts) or ()
+        return next((i for i, key in enumerate(keys) if not self._follow(key, job, i, now)), len(keys))
+
+    def end(self, slice_: Slice) -> list[tuple[int, list[Slice]]]:
+        """Forget the texts of a slice; return (place in the slice, followers) for each text that has followers."""
+        job = slice_.job
+        keys = None if job.kind is None else keys_of(job.kind, slice_.texts)
+        if keys is None:
+            return []
+        found = list(map(self._followers.pop, keys, repeat(None)))
+        return [(i, texts) for i, texts in enumerate(found) if texts] if any(found) else []
+
+
+@dataclass(slots=True)
+class Ended:
+    """What the end of a slice means for the texts that follow it.
+
+    vectors: those that get vectors. left: those that must be computed, because there is nothing to share.
+    """
+
+    vectors: list[tuple[Slice, Vectors]] = field(default_factory=list)
+    left: list[Slice] = field(default_factory=list)
+
+
+class Repeats:
+    """What the scheduler asks about repeated texts. sizes: knows which requests have one vector for each text.
+
+    cache_bytes: limit for the vectors that are remembered; 0: none are. in_flight, cache: public for metrics.
+    """
+
+    def __init__(self, sizes: ResultSizes, *, cache_bytes: int = 0) -> None:
+        self.in_flight = InFlightTexts()
+        self.cache = VectorCache(cache_bytes)
+        self._sizes = sizes
+
+    def arrived(self, job: Job, model: str, now: float) -> int:
+        """Store the known vectors of a new job; return how many of its first texts follow texts in flight."""
+        if not self._sizes.has_one_row(job.request) or job.options.show_tokens or job.options.show_offsets:
+            return 0
+        job.kind = kind_of(job.options)
+        settled: set[int] = set()
+        for start, vectors in self.cache.find(job.kind, job.texts):
+            job.store(start, vectors, model)
+            settled.update(range(start, start + len(vectors.num_tokens)))
+        job.settled = settled
+        return 0 if settled else self.in_flight.follow_first(job, now)
+
+    def begin(self, slices: Iterable[Slice], now: float) -> list[Slice]:
+        """Return the texts that must be computed; the others follow those in flight, or are known."""
+        return [part for slice_ in slices for part in self.in_flight.begin(slice_, now)]
+
+    def end(self, slice_: Slice, part_result: PartResult | None, model: str, *, is_newest: bool = True) -> Ended:
+        """Note that a worker has returned this for a slice; None: the slice is not computed any more.
+
+        model: fingerprint of the worker's model. is_newest: whether this is the server's model.
+        """
+        ended = Ended()
+        followed = self.in_flight.end(slice_)
+        vectors = None if isinstance(part_result, Rejected) else part_result
+        if vectors is None or vectors.counts is not None:
+            ended.left = [text for _, followers in followed for text in followers]
+            return ended
+        if slice_.job.kind is not None and is_newest:
+            self.cache.add(slice_.job.kind, slice_.texts, vectors)
+        wrong = {error["index"] for error in vectors.errors}
+        for i, followers in followed:
+            if i in wrong:
+                ended.left += followers
+            else:
+                ended.vectors += [(texts, _repeated(vectors, i, len(texts))) for texts in followers]
+        return ended
+
+
+def _repeated(vectors: Vectors, i: int, times: int) -> Vectors:
+    """Return the vector of text i as that of so many texts."""
+    truncated = range(times) if i in vectors.truncated else ()
+    return Vectors(np.repeat(vectors.rows[i : i + 1], times, axis=0), [vectors.num_tokens[i]] * times, truncated)
