@@ -119,7 +119,7 @@ class SimulatedWorkers:
     def turn(self) -> None:
         """Wait until a batch arrives or is done; take the batches, and send the results that are due."""
         next_at = min([self._heartbeat_at, *(entry[0] for entry in self._due[:1])])
-        for socket, _ in self._poller.poll(max(0.0, next_at - time.monotonic()) * 1000):
+        for socket, _ in self._poller.poll(int(max(0.0, next_at - time.monotonic()) * 1000)):
             self._take(socket, time.monotonic())
         now = time.monotonic()
         while self._due and self._due[0][0] <= now:

@@ -156,9 +156,9 @@ def test_tokens_and_their_vectors_are_not_shared(poolings: list[str], options: d
 
 def test_texts_that_were_sent_as_tokens_are_not_shared_and_pairs_are() -> None:
     stage = Stage()
-    pair: Text = {"text": "a", "text_pair": "b"}
+    pair, same = ({"text": "a", "text_pair": "b"} for _ in range(2))
     stage.submit(ALICE, [["a"], ["a"]])
-    stage.submit(BOB, [pair, {"text": "b", "text_pair": "a"}, {**pair}])
+    stage.submit(BOB, [pair, {"text": "b", "text_pair": "a"}, same])
     stage.finish()
     assert sorted(map(str, stage.sent[0])) == sorted(
         map(str, [["a"], ["a"], pair, {"text": "b", "text_pair": "a"}])

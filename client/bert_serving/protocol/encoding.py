@@ -59,9 +59,10 @@ def array_from_frame(info: JsonObject, frame: Frame) -> Rows:
 # numpy needs microseconds for a name, and for a dtype.
 @lru_cache(maxsize=16)
 def _name_of(dtype: np.dtype[Any]) -> str:
-    return dtype.name
+    return str(dtype.name)
 
 
 @lru_cache(maxsize=16)
 def _little_endian(name: str) -> np.dtype[Any]:
-    return np.dtype(name).newbyteorder("<")
+    dtype: np.dtype[Any] = np.dtype(name).newbyteorder("<")
+    return dtype

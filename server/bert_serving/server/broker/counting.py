@@ -66,7 +66,7 @@ class Buckets:
         all_of_them = (self, *others)
         for each in all_of_them:
             each._count()
-        counts = accumulate(sum(each._counts for each in all_of_them).tolist())
+        counts = accumulate(np.sum([each._counts for each in all_of_them], axis=0).tolist())
         bounds = [*map(floatToGoString, self._bounds), "+Inf"]
         buckets = list(zip(bounds, map(float, counts), strict=True))
         return HistogramMetricFamily(name, documentation, buckets, sum(each._total for each in all_of_them))

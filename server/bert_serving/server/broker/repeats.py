@@ -50,6 +50,9 @@ class InFlightTexts:
         keys = None if job.kind is None else keys_of(job.kind, slice_.texts)
         if keys is None:
             return [slice_]
+        if len(keys) == 1 and not job.settled and keys[0] not in self._followers:  # most requests
+            self._followers[keys[0]] = None
+            return [slice_]
         fresh: dict[Key, list[Slice] | None] = dict.fromkeys(keys)
         if len(fresh) == len(keys) and not job.settled and self._followers.keys().isdisjoint(fresh):
             self._followers.update(fresh)
@@ -118,6 +121,9 @@ class Ended:
     left: list[Slice] = field(default_factory=list)
 
 
+_NOTHING = Ended()
+
+
 class Repeats:
     """What the scheduler asks about repeated texts. sizes: knows which requests have one vector for each text.
 
@@ -150,8 +156,10 @@ class Repeats:
 
         model: fingerprint of the worker's model. is_newest: whether this is the server's model.
         """
-        ended = Ended()
         followed = self.in_flight.end(slice_)
+        if not followed and not self.cache.max_bytes:
+            return _NOTHING
+        ended = Ended()
         vectors = None if isinstance(part_result, Rejected) else part_result
         if vectors is None or vectors.counts is not None:
             ended.left = [text for _, followers in followed for text in followers]

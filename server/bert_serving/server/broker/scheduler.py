@@ -320,7 +320,8 @@ class Scheduler:
                 job = self._fail_job(slice_.job, WorkerFailed("the worker returned a wrong result"))
             if job is not None:
                 ended.append(job)
-            ended += self._share(slice_, part_result, worker.model)
+            if self._repeats is not None:
+                ended += self._share(slice_, part_result, worker.model)
         self._learn(worker, batch, result)
         return ended
 

@@ -30,6 +30,8 @@ def kind_of(options: EncodeOptions) -> int:
 
 def keys_of(kind: int, texts: Sequence[Text]) -> list[Key] | None:
     """Return the key of each text; None if one of them was sent as tokens."""
+    if len(texts) == 1 and isinstance(texts[0], str):  # most requests
+        return [(kind, texts[0])]
     types = set(map(type, texts))
     if types == {str}:
         return list(zip(repeat(kind), texts, strict=False))  # type: ignore[arg-type]  # strings
