@@ -51,19 +51,26 @@ class TokenEstimate:
         self._learn_chars_per_token(computed)
 
     def _learn_chars_per_token(self, computed: Sequence[ComputedTexts]) -> None:
-        # Skip truncated texts: it is not known how many tokens they would have without truncation.
-        whole = [
-            (min(len(text), _MAX_CHARS_PER_TOKEN * num_tokens), num_tokens)
-            for texts, vectors in computed
-            for i, (text, num_tokens) in enumerate(zip(texts, vectors.num_tokens, strict=True))
-            if i not in vectors.truncated and isinstance(text, str)
-        ]
-        chars = sum(num_chars for num_chars, _ in whole)
-        tokens = sum(num_tokens for _, num_tokens in whole) - _NUM_SPECIAL_TOKENS * len(whole)
+        chars = tokens = 0
+        for texts, vectors in computed:
+            for text_chars, text_tokens in _whole_texts(texts, vectors):
+                chars += min(text_chars, _MAX_CHARS_PER_TOKEN * text_tokens)
+                tokens += text_tokens - _NUM_SPECIAL_TOKENS
         if tokens > 0:
             # Weighted by tokens, so that one unusual text (a long word that is one token) changes little.
             weight = min(_SMOOTHING, tokens / _FULL_WEIGHT_TOKENS)
             self._chars_per_token += weight * (chars / tokens - self._chars_per_token)
+
+
+def _whole_texts(texts: Sequence[Text], vectors: Vectors) -> Iterable[tuple[int, int]]:
+    """Return (characters, tokens) of the strings that were not truncated: of others, the tokens are not known."""
+    if not vectors.truncated and set(map(type, texts)) == {str}:
+        return zip(map(len, texts), vectors.num_tokens, strict=True)
+    return [
+        (len(text), num_tokens)
+        for i, (text, num_tokens) in enumerate(zip(texts, vectors.num_tokens, strict=True))
+        if i not in vectors.truncated and isinstance(text, str)
+    ]
 
 
 @dataclass(slots=True)

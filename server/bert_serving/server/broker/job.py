@@ -113,11 +113,11 @@ class Job:
         The first waiting text is included even if it exceeds the limit.
         """
         first, texts = self.num_taken, self.request.texts
-        last = min(self.num_texts, first + max_texts)
-        tokens = self.tokens_of(texts[first], cost)
+        last, tokens_of = min(self.num_texts, first + max_texts), self.tokens_of
+        tokens = tokens_of(texts[first], cost)
         stop = first + 1
         while stop < last and tokens < max_tokens:
-            more = self.tokens_of(texts[stop], cost)
+            more = tokens_of(texts[stop], cost)
             if tokens + more > max_tokens:
                 break
             tokens += more
