@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from tests.support.kept_folders import kept
 
 #: The packages of each virtual environment. The keys are the names of the environments.
 REQUIREMENTS: dict[str, list[str]] = {
@@ -74,7 +71,7 @@ def python_of(name: str) -> Path:
         install = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*install, *requirements], check=True)
 
-    return _kept(name, [sys.version, *requirements], make) / "bin" / "python"
+    return kept(name, [sys.version, *requirements], make) / "bin" / "python"
 
 
 def npm_folder_of(name: str) -> Path:
@@ -86,23 +83,4 @@ def npm_folder_of(name: str) -> Path:
         install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]
         subprocess.run([*install, str(folder), *packages], check=True)
 
-    return _kept(name, packages, make)
-
-
-def _kept(name: str, contents: Sequence[str], make: Callable[[Path], None]) -> Path:
-    """Return the folder of an environment in the cache. If it is not complete, `make` makes it."""
-    digest = hashlib.sha256(" ".join(contents).encode()).hexdigest()
-    folder = _cache() / f"{name}-{digest[:12]}"
-    done = folder / "complete"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be making this environment
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            make(folder)
-            done.touch()
-    return folder
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("BERT_SERVING_CLIENTS_CACHE", "~/.cache/bert-serving-test-clients")).expanduser()
+    return kept(name, packages, make)
