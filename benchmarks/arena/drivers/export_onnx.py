@@ -1,6 +1,6 @@
-"""Writes FOLDER/onnx/model.onnx and model_int8.onnx from the weights in FOLDER, as sentence-transformers does.
+"""Writes FOLDER/onnx/model.onnx and model_quantized.onnx from the weights in FOLDER.
 
-int8 is dynamic: the scales of activations come from each batch, so no texts are needed.
+int8 is dynamic, as in sentence-transformers: the scales of activations come from each batch.
 """
 
 import sys
@@ -14,4 +14,4 @@ folder = Path(sys.argv[1])
 out = folder / "onnx"
 main_export(str(folder), output=out, task="feature-extraction", library_name="transformers")
 quantizer = ORTQuantizer.from_pretrained(out, file_name="model.onnx")
-quantizer.quantize(AutoQuantizationConfig.avx512_vnni(is_static=False), save_dir=out, file_suffix="int8")
+quantizer.quantize(AutoQuantizationConfig.avx512_vnni(is_static=False), save_dir=out)
