@@ -18,12 +18,21 @@ from benchmarks.arena.workloads import QUICK, WORKLOADS, Scale
 _RESULTS = Path(__file__).parents[1] / "results"
 
 
-def chosen_systems(patterns: list[str] | None) -> list[System]:
-    """Return the systems whose names begin with one of the patterns, ignoring case; all for None."""
-    if patterns is None:
+def chosen_systems(words: list[str] | None) -> list[System]:
+    """Return the systems with these names, ignoring case; all for None.
+
+    A word that is no name stands for all names that begin with it. Exits if there are none.
+    """
+    if words is None:
         return list(SYSTEMS.values())
-    starts = tuple(pattern.lower() for pattern in patterns)
-    return [system for name, system in SYSTEMS.items() if name.lower().startswith(starts)]
+    chosen: set[str] = set()
+    for word in words:
+        starting = [name for name in SYSTEMS if name.lower().startswith(word.lower())]
+        exact = [name for name in starting if name.lower() == word.lower()]
+        if not starting:
+            raise SystemExit(f"no system begins with {word!r}; --list shows all")
+        chosen.update(exact or starting)
+    return [system for name, system in SYSTEMS.items() if name in chosen]
 
 
 def main() -> None:
@@ -32,7 +41,7 @@ def main() -> None:
         prog="python -m benchmarks.arena", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", nargs="+", choices=MODELS, default=["demo"])
-    parser.add_argument("--systems", nargs="+", help="beginnings of names; --list shows the names")
+    parser.add_argument("--systems", nargs="+", help="names, or their beginnings; --list shows the names")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bulk", type=int, help="texts of a bulk job, for example 100000")

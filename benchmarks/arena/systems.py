@@ -64,7 +64,7 @@ class Own:
     def about(self) -> dict[str, Any]:
         """Return how it is called, for the results."""
         how = "BertClient" if self.how is None else f"HTTP, {self.how.path}"
-        return {"how": how, "flags": self.flags}
+        return {"how": how, "flags": list(self.flags)}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Peer:
 
     def about(self) -> dict[str, Any]:
         """Return how it is called, for the results."""
-        return {"how": f"HTTP, {self.how.path}", "command": self.command}
+        return {"how": f"HTTP, {self.how.path}", "command": list(self.command)}
 
 
 @dataclass(frozen=True)
