@@ -11,6 +11,7 @@ goes through the systems in the opposite order. A system that cannot run is in t
     __main__.py       the flags
     tournament.py     rounds: which system runs when, and what is recorded
     systems.py        the systems: their arguments, and why some are left out
+    kinds.py          the kinds of systems, and how each starts
     in_process.py     a library in a process of its own; the programs in drivers/ answer there
     served.py         a server, and the ways its clients call it
     callers.py        what a client does for one request: ZeroMQ, or HTTP in one of its formats

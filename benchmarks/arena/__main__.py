@@ -9,9 +9,10 @@ from pathlib import Path
 
 from benchmarks.arena import __doc__ as about
 from benchmarks.arena import machine, report
+from benchmarks.arena.kinds import System
 from benchmarks.arena.models import MODELS, find_model
 from benchmarks.arena.results import Results
-from benchmarks.arena.systems import SYSTEMS, System
+from benchmarks.arena.systems import SYSTEMS
 from benchmarks.arena.tournament import Tournament
 from benchmarks.arena.workloads import QUICK, WORKLOADS, Scale
 

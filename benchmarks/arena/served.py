@@ -106,8 +106,9 @@ class PeerServer:
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             family = psutil.Process(self._process.pid).children(recursive=True)
-            for each in (*family, self._process):
+            for each in family:
                 each.kill()
+            self._process.kill()
         self._process.wait()
         self._log.close()
         self._hub.cleanup()

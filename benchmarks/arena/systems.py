@@ -2,121 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
 from bert_serving.server.model.spec import ModelSpec
 from bert_serving.server.settings import Settings
 
-from benchmarks.arena.callers import RAW, Format, openai_base64, openai_floats
-from benchmarks.arena.environments import python_of
-from benchmarks.arena.in_process import Driver, LeftOutError
-from benchmarks.arena.models import Export, Model, exported
-from benchmarks.arena.served import OwnServer, PeerServer
-
-Running = Driver | OwnServer | PeerServer
-
-
-@dataclass(frozen=True)
-class InProcess:
-    """A library, called in a process of its own.
-
-    environment: None for this project's. arguments: what the driver of this name gets. export: what the library
-    reads instead of the weights. own_model: the library has its own model, so its vectors are different ones.
-    """
-
-    name: str
-    driver: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    environment: str | None = None
-    export: Export | None = None
-    own_model: bool = False
-
-    def start(self, model: Model, sample: Sequence[str], chosen: dict[str, Any]) -> Driver:
-        """Start it. chosen: what it chose in an earlier round. Raises LeftOutError, NotInstalledError."""
-        if self.own_model and model.name != "demo":
-            raise LeftOutError("it has its own model, which is measured beside the demo model")
-        python = python_of(self.environment)
-        folder = exported(model, self.export) if self.export else model.folder
-        arguments = {**self.arguments, **chosen}
-        return Driver(python, self.driver, folder, arguments, sample=sample, own=self.environment is None)
-
-    def about(self) -> dict[str, Any]:
-        """Return how it is called, for the results."""
-        return {"how": "in process", "arguments": self.arguments}
-
-
-@dataclass(frozen=True)
-class Own:
-    """This service, called through BertClient (how is None) or HTTP."""
-
-    name: str
-    flags: tuple[str, ...]
-    how: Format | None = None
-    environment: str | None = None
-    own_model: bool = False
-
-    def start(self, model: Model, sample: Sequence[str], chosen: dict[str, Any]) -> OwnServer:
-        """Start it. Raises LeftOutError if this version refuses the flags."""
-        return OwnServer(["-model_dir", str(model.folder), *self.flags], self.how)
-
-    def about(self) -> dict[str, Any]:
-        """Return how it is called, for the results."""
-        how = "BertClient" if self.how is None else f"HTTP, {self.how.path}"
-        return {"how": how, "flags": list(self.flags)}
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Another server, called through HTTP."""
-
-    name: str
-    command: tuple[str, ...]
-    how: Format
-    environment: str
-    export: Export | None = None
-    env: dict[str, str] = field(default_factory=dict)
-    own_model: bool = False
-
-    def start(self, model: Model, sample: Sequence[str], chosen: dict[str, Any]) -> PeerServer:
-        """Start it. Raises LeftOutError, NotInstalledError."""
-        if self.own_model and model.name != "demo":
-            raise LeftOutError("it has its own model, which is measured beside the demo model")
-        program = python_of(self.environment).parent / self.command[0]
-        # optimum finds the file only if it is beside config.json, as it is in the folder of the export alone.
-        folder = exported(model, self.export) / self.export if self.export else model.folder
-        return PeerServer([str(program), *self.command[1:]], folder, self.how, self.env)
-
-    def about(self) -> dict[str, Any]:
-        """Return how it is called, for the results."""
-        return {"how": f"HTTP, {self.how.path}", "command": list(self.command)}
-
-
-@dataclass(frozen=True)
-class NotHere:
-    """A system that cannot run here; reason: what was tried."""
-
-    name: str
-    reason: str
-    environment: str | None = None
-    own_model: bool = False
-
-    def start(self, model: Model, sample: Sequence[str], chosen: dict[str, Any]) -> Running:
-        """Raise LeftOutError."""
-        raise LeftOutError(self.reason)
-
-    def about(self) -> dict[str, Any]:
-        """Return how it is called, for the results."""
-        return {"how": "not measured"}
-
-
-System = InProcess | Own | Peer | NotHere
+from benchmarks.arena.callers import RAW, openai_base64, openai_floats
+from benchmarks.arena.kinds import InProcess, NotHere, Own, Peer, System
+from benchmarks.arena.models import Export
 
 #: The reference of all cosines and ratios.
 REFERENCE = "sentence-transformers float32"
 
-_ST: dict[str, Any] = {"driver": "sentence_transformers"}
 _V1 = "/v1/embeddings"
 _INFINITY = ("infinity_emb", "v2", "--model-id", ".", "--host", "127.0.0.1", "--port", "PORT", "--device", "cpu")
 #: Title, flags and export. The engine optimum takes the file in int8 unless it is told otherwise.
@@ -148,46 +43,46 @@ OWN: list[System] = [
     Own("HTTP raw", (), RAW),
 ]
 
+
+def _sentence_transformers(
+    title: str, environment: str, export: Export | None = None, **arguments: str
+) -> InProcess:
+    name = f"sentence-transformers {title}"
+    return InProcess(name, "sentence_transformers", dict(arguments), environment, export)
+
+
+def _st_backend(title: str, backend: Export, file_name: str) -> InProcess:
+    return _sentence_transformers(title, backend, backend, backend=backend, file_name=file_name)
+
+
+def _onnx_runtime(title: str, file: str) -> InProcess:
+    return InProcess(f"ONNX Runtime {title}", "onnxruntime", {"file": file}, "onnx", "onnx")
+
+
+def _openvino(title: str, file: str, precision: str) -> InProcess:
+    return InProcess(
+        f"OpenVINO {title}", "openvino", {"file": file, "precision": precision}, "openvino", "openvino"
+    )
+
+
+_ONNX, _ONNX_INT8 = "onnx/model.onnx", "onnx/model_quantized.onnx"
+_IR, _IR_INT8 = "openvino/openvino_model.xml", "openvino/openvino_model_int8.xml"
+
+#: Other projects'.
 PEERS: list[System] = [
-    InProcess(REFERENCE, **_ST, arguments={"dtype": "float32"}, environment="sentence-transformers"),
-    InProcess(
-        "sentence-transformers bfloat16",
-        **_ST,
-        arguments={"dtype": "bfloat16"},
-        environment="sentence-transformers",
-    ),
-    *(
-        InProcess(
-            f"sentence-transformers {title}",
-            **_ST,
-            arguments={"backend": backend, "file_name": file},
-            environment=backend,
-            export=backend,
-        )
-        for title, backend, file in (
-            ("ONNX", "onnx", "onnx/model.onnx"),
-            ("ONNX int8", "onnx", "onnx/model_quantized.onnx"),
-            ("OpenVINO", "openvino", "openvino/openvino_model.xml"),
-            ("OpenVINO int8", "openvino", "openvino/openvino_model_int8.xml"),
-        )
-    ),
-    InProcess("ONNX Runtime float32", "onnxruntime", {"file": "onnx/model.onnx"}, "onnx", "onnx"),
+    _sentence_transformers("float32", "sentence-transformers", dtype="float32"),
+    _sentence_transformers("bfloat16", "sentence-transformers", dtype="bfloat16"),
+    _st_backend("ONNX", "onnx", _ONNX),
+    _st_backend("ONNX int8", "onnx", _ONNX_INT8),
+    _st_backend("OpenVINO", "openvino", _IR),
+    _st_backend("OpenVINO int8", "openvino", _IR_INT8),
+    _onnx_runtime("float32", _ONNX),
     NotHere("ONNX Runtime bfloat16", "ONNX Runtime's CPU provider computes in bfloat16 only on Arm"),
-    InProcess("ONNX Runtime int8", "onnxruntime", {"file": "onnx/model_quantized.onnx"}, "onnx", "onnx"),
-    *(
-        InProcess(
-            f"OpenVINO {title}",
-            "openvino",
-            {"file": f"openvino/{file}", "precision": precision},
-            *["openvino"] * 2,
-        )
-        for title, file, precision in (
-            ("float32", "openvino_model.xml", "f32"),
-            ("bfloat16", "openvino_model.xml", "bf16"),
-            ("int8", "openvino_model_int8.xml", "f32"),
-            ("int8 and bfloat16", "openvino_model_int8.xml", "bf16"),
-        )
-    ),
+    _onnx_runtime("int8", _ONNX_INT8),
+    _openvino("float32", _IR, "f32"),
+    _openvino("bfloat16", _IR, "bf16"),
+    _openvino("int8", _IR_INT8, "f32"),
+    _openvino("int8 and bfloat16", _IR_INT8, "bf16"),
     InProcess("fastembed", "fastembed", {}, "fastembed", "onnx"),
     *(
         Peer(

@@ -13,10 +13,11 @@ from bert_serving.protocol import Rows
 from benchmarks.arena import texts
 from benchmarks.arena.environments import NotInstalledError, python_of, versions_of
 from benchmarks.arena.in_process import Driver, LeftOutError
+from benchmarks.arena.kinds import Running, System
 from benchmarks.arena.machine import PACKAGES
 from benchmarks.arena.models import Model
 from benchmarks.arena.results import Closeness, LeftOut, Measurement, Results
-from benchmarks.arena.systems import REFERENCE, Running, System
+from benchmarks.arena.systems import REFERENCE
 from benchmarks.arena.workloads import WORKLOADS, Bout, Scale, warm_up
 
 _CLOSENESS_SEED = 7  # texts that no workload measures
@@ -100,7 +101,9 @@ class Tournament:
 
     def _compare(self) -> None:
         reference = self._vectors.get(REFERENCE)
-        for name, rows in self._vectors.items() if reference is not None else ():
+        if reference is None:
+            return
+        for name, rows in self._vectors.items():
             worst, mean = cosines(rows, reference)
             self._results.closeness.append(Closeness(self._model.name, name, len(rows), worst, mean))
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from benchmarks.arena import texts
 from benchmarks.arena.arrivals import poisson_arrivals
 from benchmarks.arena.in_process import Driver
+from benchmarks.arena.kinds import Running
 from benchmarks.arena.load import closed_loop, job_beside_users, open_loop, opened
 from benchmarks.arena.models import Model
 from benchmarks.arena.results import JOB_RATE, RATE, SERVER_CPU, Values, latencies
 from benchmarks.arena.served import Served
-from benchmarks.arena.systems import Running
 from benchmarks.spinning import busy_core
 
 LENGTHS = (20, 64, 128, 256, 512, 2048, 8192)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.arena.in_process import LeftOutError
+from benchmarks.arena.kinds import InProcess, Own
 from benchmarks.arena.models import find_model
-from benchmarks.arena.systems import InProcess, Own
 from tests.support.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
