@@ -5,7 +5,7 @@
 # make test     run all tests except those that install large client packages
 # make clients  run the tests with third-party clients, including the slow ones; with Node, also those of JavaScript
 # make docs     build docs/reference/ from the docstrings
-# make bench    run the benchmarks
+# make bench    compare this service with other embedding servers and libraries; an hour, and some GB for the others
 # make neighbours  measure what bad neighbours do to another user; 15 minutes
 # make garbage  send a million random messages and 20,000 random connections; some minutes
 # make chaos    harm processes of a server in five ways, a minute each, while clients check every reply
@@ -14,9 +14,9 @@
 #
 # PYTHON   the Python interpreter that creates the virtual environment
 # VENV     the folder of the virtual environment
-# ARGS     more flags for bert-serving-start, for pytest, or for the scripts in tests/hostile/
+# ARGS     more flags for bert-serving-start, for pytest, for benchmarks.arena, or for the scripts in tests/hostile/
 # TORCH    what pip installs as torch, with options of pip; the default is the build in your package index
-# BERT_SERVING_CLIENTS_CACHE   the folder that keeps the clients' environments
+# BERT_SERVING_CLIENTS_CACHE   the folder that keeps the environments of the clients and of the arena's peers
 #                              (default: ~/.cache/bert-serving-test-clients)
 
 PYTHON ?= python3
@@ -65,11 +65,7 @@ docs: $(VENV)/.test
 	$(BIN)/python docs/build_reference.py
 
 bench: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.encoder
-	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.encoder --shape base --texts 256
-	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.roofline --shape minilm
-	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.service $(ARGS)
-	$(BIN)/python -m benchmarks.gateway
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.arena $(ARGS)
 	$(BIN)/python -m benchmarks.broker
 
 neighbours garbage soak: $(VENV)/.test

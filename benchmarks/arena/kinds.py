@@ -56,7 +56,7 @@ class Own:
 
     def start(self, model: Model, sample: Sequence[str], chosen: dict[str, Any]) -> OwnServer:
         """Start it. Raises LeftOutError if this version refuses the flags."""
-        return OwnServer(["-model_dir", str(model.folder), *self.flags], self.how)
+        return OwnServer(["-cpu", "-model_dir", str(model.folder), *self.flags], self.how)
 
     def about(self) -> dict[str, Any]:
         """Return how it is called, for the results."""
