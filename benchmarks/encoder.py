@@ -23,10 +23,10 @@ from bert_serving.server import Encoder
 from bert_serving.server.model.demo import find_demo_model
 from bert_serving.server.worker.micro_batches import PreparedText
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.arena.random_models import save_bert_base
 from benchmarks.device import Shape, device_name, device_seconds, matmul_seconds
 from tests.support.sentences import sentences
 
@@ -52,16 +52,6 @@ def padded_transformers(folder: Path, device: torch.device) -> Way:
             torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1)).cpu()
 
     return run
-
-
-def save_bert_base(folder: Path) -> Path:
-    """Write a sentence-transformers folder of BERT-base's shape, with random weights."""
-    torch.manual_seed(0)
-    BertModel(BertConfig()).save_pretrained(folder / "body")
-    AutoTokenizer.from_pretrained(find_demo_model()).save_pretrained(folder / "body")
-    body = Transformer(str(folder / "body"), max_seq_length=256)
-    SentenceTransformer(modules=[body, Pooling(768), Normalize()], device="cpu").save(str(folder / "model"))
-    return folder / "model"
 
 
 def compare(folder: Path, texts: list[str], rounds: int, device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -13,11 +14,18 @@ from typing import IO, Any
 import numpy as np
 from bert_serving.protocol import Rows
 
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception): .")
 _DRIVERS = Path(__file__).parent / "drivers"
 
 
 class LeftOutError(Exception):
     """A system cannot be measured; the message is the reason."""
+
+
+def reason_in(log: str) -> str:
+    """Return the line of a log that says why a process ended: its last exception, or else its last line."""
+    lines = log.strip().splitlines() or ["it wrote nothing"]
+    return next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
 
 
 class Driver:
@@ -96,7 +104,7 @@ class Driver:
 
     def _last_line(self) -> str:
         self._log.seek(0)
-        return (self._log.read().strip().splitlines() or ["nothing on standard error"])[-1]
+        return reason_in(self._log.read())
 
 
 def _stream(stream: IO[str] | None) -> IO[str]:

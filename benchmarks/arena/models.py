@@ -18,6 +18,7 @@ from typing import Literal
 from bert_serving.server.model.demo import find_demo_model
 
 from benchmarks.arena.environments import NotInstalledError, python_of
+from benchmarks.arena.in_process import reason_in
 from benchmarks.arena.texts import natural
 from tests.support.kept_folders import kept
 
@@ -48,11 +49,11 @@ def _demo() -> Model:
 
 
 def _base() -> Model:
-    return Model("base", _random("base") / "model", 512, 256)
+    return Model("base", _random("base"), 512, 256)
 
 
 def _long() -> Model:
-    return Model("long", _random("long") / "model", 8192, 512)
+    return Model("long", _random("long"), 8192, 512)
 
 
 MODELS: dict[str, Callable[[], Model]] = {"demo": _demo, "base": _base, "long": _long}
@@ -62,7 +63,6 @@ def _random(name: str) -> Path:
     """Return a kept folder with a model that has random weights."""
 
     def make(folder: Path) -> None:
-        folder.mkdir()
         # A process of its own, because the arena must not import torch.
         subprocess.run([sys.executable, "-m", "benchmarks.arena.random_models", name, folder], check=True)
 
@@ -87,6 +87,6 @@ def exported(model: Model, export: Export) -> Path:
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         )
         if done.returncode:
-            raise NotInstalledError(f"the export failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+            raise NotInstalledError(f"the export failed: {reason_in(done.stderr)}")
 
     return kept(f"arena-model-{model.name}-{export}", [_VERSION, str(python), str(model.folder)], make)

@@ -1,55 +1,76 @@
-"""Makes a model with random weights: python -m benchmarks.arena.random_models base|long FOLDER."""
+"""Makes a model with random weights: python -m benchmarks.arena.random_models base|long FOLDER.
+
+All files but the weights and the config are those of the demo model, because a folder that the newest
+sentence-transformers writes cannot be read by the older ones that some peers need.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 from bert_serving.server.model.demo import find_demo_model
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from transformers import AutoTokenizer, ModernBertConfig, ModernBertModel
+from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, PreTrainedModel
 
-from benchmarks.encoder import save_bert_base
-
-_LONG_TOKENS = 8192
+_FILES = ("modules.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+_INPUTS = ["input_ids", "attention_mask"]
+_NUM_WORDS, _PAD, _CLS, _SEP = 30522, 0, 101, 102  # of the demo model's tokenizer
 
 
-def save_long(folder: Path) -> Path:
-    """Write a sentence-transformers folder of a small ModernBERT for long texts, with random weights."""
+def save_bert_base(folder: Path, *, max_tokens: int = 256) -> Path:
+    """Write a sentence-transformers folder of BERT-base's shape, with random weights; return the folder."""
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(find_demo_model(), model_max_length=_LONG_TOKENS)
+    return _save(BertModel(BertConfig()), folder, max_tokens)
+
+
+def save_long(folder: Path, *, max_tokens: int = 8192) -> Path:
+    """Write a sentence-transformers folder of a small ModernBERT, with random weights; return the folder."""
+    torch.manual_seed(0)
     config = ModernBertConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=_NUM_WORDS,
         hidden_size=384,
         intermediate_size=576,
         num_hidden_layers=8,
         num_attention_heads=6,
-        max_position_embeddings=_LONG_TOKENS,
-        pad_token_id=tokenizer.pad_token_id,
-        cls_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id,
-        bos_token_id=tokenizer.cls_token_id,
-        eos_token_id=tokenizer.sep_token_id,
+        max_position_embeddings=max_tokens,
+        pad_token_id=_PAD,
+        cls_token_id=_CLS,
+        bos_token_id=_CLS,
+        sep_token_id=_SEP,
+        eos_token_id=_SEP,
     )
-    ModernBertModel(config).save_pretrained(folder / "body")
-    tokenizer.save_pretrained(folder / "body")
-    body = Transformer(str(folder / "body"), max_seq_length=_LONG_TOKENS)
-    SentenceTransformer(modules=[body, Pooling(384), Normalize()], device="cpu").save(str(folder / "model"))
-    return folder / "model"
+    return _save(ModernBertModel(config), folder, max_tokens)
 
 
-def _allow_tokens(model: Path, num_tokens: int) -> None:
-    """Set the longest sequence of a model folder."""
-    path = model / "sentence_bert_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "max_seq_length": num_tokens}))
+def _save(model: PreTrainedModel, folder: Path, max_tokens: int) -> Path:
+    model.save_pretrained(folder)
+    for name in _FILES:
+        shutil.copy(find_demo_model() / name, folder / name)
+    tokenizer = {**_read(folder / "tokenizer_config.json"), "model_max_length": max_tokens}
+    if isinstance(model, ModernBertModel):  # takes no token_type_ids
+        tokenizer |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": _INPUTS}
+    _write(folder / "tokenizer_config.json", tokenizer)
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    pooling = _read(find_demo_model() / "1_Pooling" / "config.json")
+    _write(folder / "1_Pooling" / "config.json", {**pooling, "word_embedding_dimension": model.config.hidden_size})
+    return folder
+
+
+def _read(path: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def _write(path: Path, content: dict[str, object]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content), "utf-8")
 
 
 if __name__ == "__main__":
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    if name == "base":
-        _allow_tokens(save_bert_base(folder), 512)
+    if sys.argv[1] == "base":
+        save_bert_base(Path(sys.argv[2]), max_tokens=512)
     else:
-        save_long(folder)
+        save_long(Path(sys.argv[2]))

@@ -17,7 +17,7 @@ from bert_serving.client import BertClient
 from bert_serving.protocol import Rows
 
 from benchmarks.arena.callers import BertCaller, Caller, Format, HttpCaller, OpenCaller
-from benchmarks.arena.in_process import LeftOutError
+from benchmarks.arena.in_process import LeftOutError, reason_in
 from benchmarks.common import seconds
 from tests.support.running_server import RunningServer, free_ports
 from tests.support.waiting import HANG_S
@@ -36,7 +36,7 @@ class OwnServer:
             try:
                 self._server.wait_ready()
             except AssertionError:
-                raise LeftOutError(_last_line(self._server.log)) from None
+                raise LeftOutError(reason_in(self._server.log)) from None
             if how is None:
                 client = BertClient(**self._server.ports, ip="127.0.0.1", check_length=False)
                 self._client: BertClient | None = stack.enter_context(client)
@@ -76,7 +76,8 @@ class OwnServer:
 class PeerServer:
     """Another server, called through HTTP. The constructor starts it.
 
-    command: PORT in it stands for the port. folder: of the model, in which the command runs.
+    command: PORT in it stands for the port. folder: of the model. The command runs in a folder with links to its
+    files, because a server may write beside them.
     """
 
     def __init__(self, command: Sequence[str], folder: Path, how: Format, env: dict[str, str]) -> None:
@@ -84,11 +85,14 @@ class PeerServer:
         words = [word.replace("PORT", str(self._port)) for word in command]
         own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by __exit__
+        self._folder = tempfile.TemporaryDirectory()
         # What a server keeps for its next start belongs to one model, but a server may look only at the name.
         self._hub = tempfile.TemporaryDirectory()
+        for path in folder.iterdir():
+            (Path(self._folder.name) / path.name).symlink_to(path)
         self._process = subprocess.Popen(
             words,
-            cwd=folder,
+            cwd=self._folder.name,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env={**own, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": self._hub.name, **env},
@@ -112,6 +116,7 @@ class PeerServer:
         self._process.wait()
         self._log.close()
         self._hub.cleanup()
+        self._folder.cleanup()
 
     async def open_caller(self) -> Caller:
         """Return a new client."""
@@ -135,7 +140,7 @@ class PeerServer:
         while (problem := self._problem()) is not None:
             if self._process.poll() is not None or time.monotonic() > until:
                 self._log.seek(0)
-                raise LeftOutError(f"{_last_line(self._log.read())} ({problem})")
+                raise LeftOutError(f"{reason_in(self._log.read())} ({problem})")
             time.sleep(0.2)
 
     def _problem(self) -> str | None:
@@ -174,7 +179,3 @@ async def _bulk_over_http(open_caller: OpenCaller, texts: Sequence[str]) -> floa
     for caller in callers:
         await caller.close()
     return took
-
-
-def _last_line(log: str) -> str:
-    return (log.strip().splitlines() or ["no log"])[-1]

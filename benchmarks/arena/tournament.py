@@ -21,6 +21,7 @@ from benchmarks.arena.systems import REFERENCE
 from benchmarks.arena.workloads import WORKLOADS, Bout, Scale, warm_up
 
 _CLOSENESS_SEED = 7  # texts that no workload measures
+_REASON = 300  # characters of a reason in the results
 _NUM_SAMPLE = 96  # with which a driver chooses its best way
 
 
@@ -79,7 +80,7 @@ class Tournament:
                         )
         except (LeftOutError, NotInstalledError, RuntimeError, OSError) as error:
             self._out.add(system.name)
-            reason = str(error) or type(error).__name__
+            reason = (str(error) or type(error).__name__)[:_REASON]
             self._results.left_out.append(LeftOut(self._model.name, system.name, reason))
             _say(f"round {round_ + 1}: {system.name} is left out: {reason}")
         else:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from benchmarks.arena import targets, texts
 from benchmarks.arena.__main__ import chosen_systems
 from benchmarks.arena.arrivals import poisson_arrivals
+from benchmarks.arena.in_process import reason_in
 from benchmarks.arena.load import closed_loop, job_beside_users, open_loop, part_within
 from benchmarks.arena.plots import Bar, Line, bars, lines
 from benchmarks.arena.report import markdown, plots, target_table, write
@@ -198,6 +199,21 @@ class TestTournament:
     def test_an_unknown_system_is_an_error(self) -> None:
         with pytest.raises(SystemExit, match="no system begins with 'htp'"):
             chosen_systems(["htp"])
+
+    @pytest.mark.parametrize(
+        ("log", "reason"),
+        [
+            ("Traceback\n  File x\nValueError: no file\n\nERROR:    Exiting.", "ValueError: no file"),
+            (
+                "INFO  starting\nbert-serving-start: error: no such flag\n",
+                "bert-serving-start: error: no such flag",
+            ),
+            ("a.b.CustomError: first\nwarning\nTypeError: last\nbye", "TypeError: last"),
+            ("", "it wrote nothing"),
+        ],
+    )
+    def test_the_reason_is_the_last_exception_of_a_log(self, log: str, reason: str) -> None:
+        assert reason_in(log) == reason
 
 
 class TestTargets:
