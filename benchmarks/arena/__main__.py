@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +61,7 @@ def main() -> None:
         scale = replace(scale, bulk=args.bulk)
     options = {"rounds": args.rounds, "workloads": args.workloads, "quick": args.quick, "bulk": args.bulk}
     results = Results({**machine.describe(), "options": options})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the system that runs is stopped
     gc.freeze()  # what is loaded now need not be looked at again in the middle of a measurement
     for name in args.model:
         tournament = Tournament(find_model(name), args.workloads, scale, results, lambda: results.save(args.out))

@@ -25,11 +25,12 @@ class Done:
     """What was done within the measured time.
 
     seconds: the times of the requests that were sent in it. sentences: of all requests; a request that lies in it
-    only in part counts in part.
+    only in part counts in part. requests: the number of all requests, those of the warm-up too.
     """
 
     seconds: list[float] = field(default_factory=list)
     sentences: float = 0.0
+    requests: int = 0
 
 
 @asynccontextmanager
@@ -67,6 +68,7 @@ async def closed_loop(
             texts = next(rest)
             await caller.encode(texts)
             now = time.perf_counter()
+            done.requests += 1
             if sent >= begin:
                 done.seconds.append(now - sent)
             done.sentences += len(texts) * part_within(sent, now, begin, end)

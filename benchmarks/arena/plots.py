@@ -25,10 +25,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points (x, y)."""
+    """A line through points (x, y). number: chooses the colour, so a system has the same one in every plot."""
 
     label: str
     points: Sequence[tuple[float, float]]
+    number: int = 0
 
 
 def bars(title: str, subtitle: str, rows: Sequence[Bar]) -> str:
@@ -70,8 +71,8 @@ def lines(title: str, subtitle: str, ticks: Sequence[tuple[float, str]], series:
         ]
     parts += [_text(place(x, 0)[0], height - bottom + 20, label, anchor="middle") for x, label in ticks]
     labels_y: list[float] = []
-    for number, line in enumerate(sorted(series, key=lambda line: -line.points[-1][1])):
-        colour = _SERIES[number % len(_SERIES)]
+    for line in sorted(series, key=lambda line: -line.points[-1][1]):
+        colour = _SERIES[line.number % len(_SERIES)]
         places = [place(x, y) for x, y in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         x, y = places[-1]

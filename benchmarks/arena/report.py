@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.arena import targets
 from benchmarks.arena.plots import Bar, Line, bars, lines
-from benchmarks.arena.results import JOB_RATE, MEAN, P50, P99, RATE, SERVER_CPU, Results, Spread
+from benchmarks.arena.results import CLIENT_CPU, JOB_RATE, MEAN, P50, P99, RATE, SERVER_CPU, Results, Spread
 from benchmarks.arena.systems import OWN, REFERENCE
 
 _OWN = {system.name for system in OWN}
@@ -72,7 +72,8 @@ def target_table(results: Results, model: str) -> str:
 def tables(results: Results, model: str) -> Iterator[tuple[str, str]]:
     """Yield (title, table) for each group of workloads that was measured."""
     there = results.workloads(model)
-    yield "In bulk, and one sentence alone", _main_table(results, model)
+    if {"bulk", "one sentence"} & set(there):
+        yield "In bulk, and one sentence alone", _main_table(results, model)
     counts = [name for name in there if name.endswith(_CLIENTS_SUFFIX)]
     groups: list[tuple[str, list[Column]]] = [
         (
@@ -107,14 +108,15 @@ def tables(results: Results, model: str) -> Iterator[tuple[str, str]]:
             ],
         ),
         (
-            "Repeats, a busy neighbour, and the server's own process",
+            "Repeats, a busy neighbour, and the cost of a request",
             [
                 (title, name, value)
                 for title, name, value in (
                     ("half of the texts repeat, sentences/s", "duplicates", RATE),
                     ("one core busy: p50", "one sentence, one core busy", P50),
                     ("one core busy: p99", "one sentence, one core busy", P99),
-                    ("64 clients: CPU a request, µs", "64 clients", SERVER_CPU),
+                    ("64 clients: the server's own process, CPU µs a request", "64 clients", SERVER_CPU),
+                    ("64 clients: the clients, CPU µs a request", "64 clients", CLIENT_CPU),
                 )
                 if name in there
             ],
@@ -161,13 +163,13 @@ def _bars(results: Results, model: str, workload: str, value: str) -> list[Bar]:
 
 def _lines(results: Results, model: str, workloads: Sequence[str], xs: Sequence[float], value: str) -> list[Line]:
     series = []
-    for name in _LINES:
+    for number, name in enumerate(_LINES):
         found = [
             (x, results.spread(model, name, workload, value)) for x, workload in zip(xs, workloads, strict=True)
         ]
         points = [(x, each.median) for x, each in found if each is not None]
         if points:
-            series.append(Line(name, points))
+            series.append(Line(name, points, number))
     return series
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 #: Names of values. Rates are sentences/s; times are milliseconds.
 RATE, P50, P99, MEAN = "sentences_per_s", "p50_ms", "p99_ms", "mean_ms"
-#: The rate of the bulk job beside interactive users, and the CPU time of the server's own process in µs a request.
-JOB_RATE, SERVER_CPU = "job_sentences_per_s", "server_cpu_us"
+#: The rate of the bulk job beside interactive users.
+JOB_RATE = "job_sentences_per_s"
+#: CPU time in µs a request: of the server's own process, which is the broker, and of the process of all clients.
+SERVER_CPU, CLIENT_CPU = "server_cpu_us", "client_cpu_us"
 
 Values = dict[str, float]
 

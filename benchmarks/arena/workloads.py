@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from benchmarks.arena.in_process import Driver
 from benchmarks.arena.kinds import Running
 from benchmarks.arena.load import closed_loop, job_beside_users, open_loop, opened
 from benchmarks.arena.models import Model
-from benchmarks.arena.results import JOB_RATE, RATE, SERVER_CPU, Values, latencies
+from benchmarks.arena.results import CLIENT_CPU, JOB_RATE, RATE, SERVER_CPU, Values, latencies
 from benchmarks.arena.served import Served
 from benchmarks.spinning import busy_core
 
@@ -115,11 +116,7 @@ def clients(bout: Bout) -> Found:
     if bout.server is None:
         return
     for count in bout.scale.clients:
-        cpu = bout.server.own_cpu_seconds()
         values = asyncio.run(_clients(bout, count, [[text] for text in texts.natural(1024)]))
-        requests = values[RATE] * (bout.scale.seconds + bout.scale.warm_s)
-        if cpu is not None and (after := bout.server.own_cpu_seconds()) is not None:
-            values[SERVER_CPU] = 1e6 * (after - cpu) / requests
         bout.capacity = max(bout.capacity or 0.0, values[RATE])
         yield f"{count} clients", values
 
@@ -190,7 +187,14 @@ async def _each(server: Served, some: Sequence[str]) -> list[float]:
 
 
 async def _clients(bout: Bout, count: int, requests: Sequence[Sequence[str]]) -> Values:
-    assert bout.server is not None
-    async with opened(bout.server.open_caller, count) as open_callers:
-        done = await closed_loop(open_callers, requests, warm_s=bout.scale.warm_s, seconds=bout.scale.seconds)
-    return {RATE: done.sentences / bout.scale.seconds, **latencies(done.seconds or [bout.scale.seconds])}
+    """Measure a closed loop, and the CPU time of a request in the server's own process and in the clients."""
+    server, scale = bout.server, bout.scale
+    assert server is not None
+    async with opened(server.open_caller, count) as open_callers:
+        server_cpu, client_cpu = server.own_cpu_seconds(), time.process_time()
+        done = await closed_loop(open_callers, requests, warm_s=scale.warm_s, seconds=scale.seconds)
+        values = {RATE: done.sentences / scale.seconds, **latencies(done.seconds or [scale.seconds])}
+        values[CLIENT_CPU] = 1e6 * (time.process_time() - client_cpu) / done.requests
+        if server_cpu is not None and (after := server.own_cpu_seconds()) is not None:
+            values[SERVER_CPU] = 1e6 * (after - server_cpu) / done.requests
+    return values

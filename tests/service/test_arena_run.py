@@ -43,7 +43,8 @@ def test_a_quick_run_measures_every_workload_of_every_system(tmp_path: Path) -> 
     for each in found["measurements"]:
         assert each["model"] == "demo"
         assert each["round"] == 0
-        assert all(value > 0 for value in each["values"].values()), each
+        # CPU time may be 0, because it is counted in steps of 10 ms.
+        assert all(value > 0 or name.endswith("_cpu_us") for name, value in each["values"].items()), each
         measured.setdefault(each["system"], set()).add(each["workload"])
     assert measured == {
         "encoder float32": ALL,

@@ -130,6 +130,7 @@ class TestLoads:
         done = asyncio.run(closed_loop(callers, [["a"], ["b", "c"]], warm_s=0.03, seconds=0.1))
         assert log[:4] == [["a"], ["b", "c"], ["a"], ["b", "c"]]
         assert 0 < len(done.seconds) < len(log)  # those of the warm-up do not count
+        assert done.requests == len(log)
         assert 0 < done.sentences < sum(map(len, log))
         assert min(done.seconds) >= 0.009
 
