@@ -70,6 +70,11 @@ class Driver:
         self._process.communicate()
         self._log.close()
 
+    @property
+    def ran(self) -> dict[str, str]:
+        """How it computes, as far as it says so."""
+        return dict(self.facts.get("ran", {}))
+
     def encode(self, texts: Sequence[str]) -> float:
         """Encode the texts in one call; return the seconds that it takes."""
         return float(self._ask("encode", texts=list(texts))["seconds"])

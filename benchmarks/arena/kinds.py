@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.arena.callers import Format
 from benchmarks.arena.environments import python_of
@@ -21,6 +21,7 @@ class InProcess:
 
     environment: None for this project's. arguments: what the driver of this name gets. export: what the library
     reads instead of the weights. own_model: the library has its own model, so its vectors are different ones.
+    forward: how forward passes must run; None: in any way.
     """
 
     name: str
@@ -29,6 +30,7 @@ class InProcess:
     environment: str | None = None
     export: Export | None = None
     own_model: bool = False
+    forward: str | None = None
 
     def start(self, model: Model, sample: Sequence[str], chosen: dict[str, Any]) -> Driver:
         """Start it. chosen: what it chose in an earlier round. Raises LeftOutError, NotInstalledError."""
@@ -37,7 +39,8 @@ class InProcess:
         python = python_of(self.environment)
         folder = exported(model, self.export) if self.export else model.folder
         arguments = {**self.arguments, **chosen}
-        return Driver(python, self.driver, folder, arguments, sample=sample, own=self.environment is None)
+        driver = Driver(python, self.driver, folder, arguments, sample=sample, own=self.environment is None)
+        return _checked(driver, self.forward)
 
     def about(self) -> dict[str, Any]:
         """Return how it is called, for the results."""
@@ -46,17 +49,19 @@ class InProcess:
 
 @dataclass(frozen=True)
 class Own:
-    """This service, called through BertClient (how is None) or HTTP."""
+    """This service, called through BertClient (how is None) or HTTP. forward: as in InProcess."""
 
     name: str
     flags: tuple[str, ...]
     how: Format | None = None
     environment: str | None = None
     own_model: bool = False
+    forward: str | None = None
 
     def start(self, model: Model, sample: Sequence[str], chosen: dict[str, Any]) -> OwnServer:
         """Start it. Raises LeftOutError if this version refuses the flags."""
-        return OwnServer(["-cpu", "-model_dir", str(model.folder), *self.flags], self.how)
+        server = OwnServer(["-cpu", "-model_dir", str(model.folder), *self.flags], self.how)
+        return _checked(server, self.forward)
 
     def about(self) -> dict[str, Any]:
         """Return how it is called, for the results."""
@@ -106,6 +111,18 @@ class NotHere:
     def about(self) -> dict[str, Any]:
         """Return how it is called, for the results."""
         return {"how": "not measured"}
+
+
+_Checked = TypeVar("_Checked", Driver, OwnServer)
+
+
+def _checked(running: _Checked, forward: str | None) -> _Checked:
+    """Return the running system. Stops it and raises LeftOutError if its forward passes run in another way."""
+    found = running.ran.get("forward")
+    if forward in {None, found}:
+        return running
+    running.__exit__()
+    raise LeftOutError(f"its forward passes are {found}, not {forward}")
 
 
 System = InProcess | Own | Peer | NotHere

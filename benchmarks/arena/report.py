@@ -212,7 +212,7 @@ def _systems(results: Results) -> Iterator[str]:
     yield "\n## How each system was called\n"
     yield "| system | how | environment |\n|---|---|---|"
     for name, about in results.systems.items():
-        words = {key: about[key] for key in ("flags", "arguments", "command", "chosen") if about.get(key)}
+        words = {key: about[key] for key in ("flags", "arguments", "command", "chosen", "ran") if about.get(key)}
         how = "; ".join([about["how"], *(f"{key}: {_plain(value)}" for key, value in words.items())])
         yield f"| {name} | {how.replace('|', '/')} | {about['environment']} |"
     yield "\n| environment | versions |\n|---|---|"

@@ -67,6 +67,13 @@ class OwnServer:
         """Return the vectors of the texts."""
         return asyncio.run(_vectors(self, texts))
 
+    @property
+    def ran(self) -> dict[str, str]:
+        """How its worker computes now."""
+        with BertClient(**self._server.ports, ip="127.0.0.1", ignore_all_checks=True) as client:
+            worker = client.server_status["workers"][0]
+        return {name: str(worker[name]) for name in ("device", "dtype", "forward")}
+
     def own_cpu_seconds(self) -> float | None:
         """Return the CPU time of the server's own process, which is the broker and the supervisor."""
         times = psutil.Process(self._server.process.pid).cpu_times()
@@ -129,6 +136,11 @@ class PeerServer:
     def vectors(self, texts: Sequence[str]) -> Rows:
         """Return the vectors of the texts."""
         return asyncio.run(_vectors(self, texts))
+
+    @property
+    def ran(self) -> dict[str, str]:
+        """Nothing: it does not say."""
+        return {}
 
     def own_cpu_seconds(self) -> float | None:
         """Return None: another server's processes are not divided as ours are."""

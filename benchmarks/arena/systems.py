@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bert_serving.server.model.spec import ModelSpec
 from bert_serving.server.settings import Settings
 
 from benchmarks.arena.callers import RAW, openai_base64, openai_floats
@@ -22,21 +21,36 @@ _INFINITIES: tuple[tuple[str, tuple[str, ...], Export | None], ...] = (
     ("optimum int8", ("--pooling-method", "mean"), "onnx"),
 )
 _INFINITY_ENV = {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1"}
-_EAGER = {"compile": "off"} if "compile" in ModelSpec.model_fields else {}  # a version without it is always eager
-_FLAGS = {
-    "bfloat16 compiled": ("-dtype", "bfloat16", "-compile", "wait"),
-    "bfloat16 eager": ("-dtype", "bfloat16", *(("-compile", "off") if "compile" in Settings.model_fields else ())),
-    "float32": ("-dtype", "float32"),
-    "int8": ("-dtype", "int8"),
-}
 
-#: This project's. Those that wait for the compiler come first, so that later ones find what it has made.
+
+def _own(dtype: str, compile_: str) -> dict[str, str]:
+    """Return settings of this project; without `compile` where this version has no such setting."""
+    return {"dtype": dtype, **({"compile": compile_} if "compile" in Settings.model_fields else {})}
+
+
+_SETTINGS: dict[str, dict[str, str]] = {
+    "bfloat16 compiled": {"dtype": "bfloat16", "compile": "wait"},
+    "bfloat16 eager": _own("bfloat16", "off"),
+    "float32": _own("float32", "off"),
+    "int8": _own("int8", "wait"),
+}
+_FORWARD = {"bfloat16 compiled": "compiled"}
+
+#: This project's. Those that wait for the compiler come first. So it does not run in the background of those that
+#: have the defaults.
 OWN: list[System] = [
-    InProcess("encoder bfloat16 compiled", "encoder", {"dtype": "bfloat16", "compile": "wait"}),
-    InProcess("encoder bfloat16 eager", "encoder", {"dtype": "bfloat16", **_EAGER}),
-    InProcess("encoder float32", "encoder", {"dtype": "float32"}),
-    InProcess("encoder int8", "encoder", {"dtype": "int8"}),
-    *(Own(f"BertClient {name}", flags) for name, flags in _FLAGS.items()),
+    *(
+        InProcess(f"encoder {name}", "encoder", dict(settings), forward=_FORWARD.get(name))
+        for name, settings in _SETTINGS.items()
+    ),
+    *(
+        Own(
+            f"BertClient {name}",
+            tuple(word for setting, value in settings.items() for word in (f"-{setting}", value)),
+            forward=_FORWARD.get(name),
+        )
+        for name, settings in _SETTINGS.items()
+    ),
     Own("BertClient", ()),
     Own("HTTP JSON", (), openai_floats(_V1)),
     Own("HTTP base64", (), openai_base64(_V1)),

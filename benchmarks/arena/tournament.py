@@ -78,6 +78,8 @@ class Tournament:
                         self._results.measurements.append(
                             Measurement(self._model.name, system.name, workload, round_, values)
                         )
+                if running.ran:
+                    self._results.systems[system.name]["ran"] = running.ran
         except (LeftOutError, NotInstalledError, RuntimeError, OSError) as error:
             self._out.add(system.name)
             reason = (str(error) or type(error).__name__)[:_REASON]

@@ -54,7 +54,9 @@ def test_a_quick_run_measures_every_workload_of_every_system(tmp_path: Path) -> 
     about = found["about"]
     assert about["cores"] >= 1
     assert about["environments"]["this project"]["torch"]
-    assert found["systems"]["BertClient float32"]["flags"] == ["-dtype", "float32"]
+    assert found["systems"]["BertClient float32"]["flags"][:2] == ["-dtype", "float32"]
+    for name in ("encoder float32", "BertClient float32"):
+        assert found["systems"][name]["ran"]["forward"] in {"packed", "compiled"}
     page = out.with_suffix(".md").read_text()
     assert "| one sentence, time: one core busy / at rest, BertClient | at most 2 | not measured |" in done.stdout
     assert all(f"| **{name}** |" in page for name in SYSTEMS)
@@ -72,6 +74,11 @@ def test_a_quick_run_measures_every_workload_of_every_system(tmp_path: Path) -> 
             "unexpected keyword argument 'no_such_argument'",
         ),
         (InProcess("refused", "no_such_driver"), "drive_no_such_driver.py"),
+        (
+            InProcess("refused", "encoder", forward="folded"),
+            "forward passes are (packed|compiled), not folded",
+        ),
+        (Own("refused", (), forward="folded"), "forward passes are (packed|compiled), not folded"),
     ],
 )
 def test_a_system_whose_arguments_are_refused_is_left_out(system: Own | InProcess, reason: str) -> None:
