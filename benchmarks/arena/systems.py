@@ -119,7 +119,9 @@ PEERS: list[System] = [
     ),
     NotHere("embedx-inference", "its package on PyPI has no server (see its README)"),
     NotHere("cembedding", "it serves a fixed list of models, which it downloads from a hub"),
-    NotHere("egemma2", "it serves one model, which it downloads from a hub"),
+    NotHere("egemma2", "it serves only EmbeddingGemma 2, whose weights are not on PyPI"),
+    NotHere("local-embed", "pip finds no release of it for this version of Python"),
+    NotHere("LitServe and mosec", "they are frameworks: the program that embeds would be ours"),
     NotHere("text-embeddings-inference", "it is not on PyPI"),
     NotHere("bert-serving-server 1.10", "it needs TensorFlow 1, which has no build for a Python of today"),
 ]
