@@ -15,7 +15,7 @@ Does no I/O. The cost for a text that is not repeated is that of one entry in a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 
@@ -24,7 +24,7 @@ from bert_serving.protocol.workers import PartResult, Rejected, Vectors
 
 from .job import Job, Slice
 from .sizes import ResultSizes
-from .vector_cache import Key, VectorCache, keys_of, kind_of
+from .vector_cache import VectorCache, hashable, kind_of
 
 # Slices of equal texts that follow one text. They are answered in one step of the loop, which must not take long;
 # further ones are computed.
@@ -39,31 +39,35 @@ class InFlightTexts:
 
     def __init__(self) -> None:
         self.num_shared = 0
-        self._followers: dict[Key, list[Slice] | None] = {}
+        # By the kind of the options, and by the text. A text without followers has None.
+        self._groups: dict[int, dict[Hashable, list[Slice] | None]] = {}
 
     def __len__(self) -> int:
-        return len(self._followers)
+        return sum(map(len, self._groups.values()))
 
     def begin(self, slice_: Slice, now: float) -> list[Slice]:
         """Return the parts of a slice that must be computed; its other texts follow those in flight."""
         job = slice_.job
-        keys = None if job.kind is None else keys_of(job.kind, slice_.texts)
-        if keys is None:
+        keys = None if job.kind is None else hashable(slice_.texts)
+        if job.kind is None or keys is None:
             return [slice_]
-        if len(keys) == 1 and not job.settled and keys[0] not in self._followers:  # most requests
-            self._followers[keys[0]] = None
+        group = self._groups.setdefault(job.kind, {})
+        fresh: dict[Hashable, list[Slice] | None] = dict.fromkeys(keys)
+        if len(fresh) == len(keys) and not job.settled and group.keys().isdisjoint(fresh):
+            group.update(fresh)
             return [slice_]
-        fresh: dict[Key, list[Slice] | None] = dict.fromkeys(keys)
-        if len(fresh) == len(keys) and not job.settled and self._followers.keys().isdisjoint(fresh):
-            self._followers.update(fresh)
-            return [slice_]
-        return list(self._without_repeats(slice_, keys, now))
+        needed = list(self._without_repeats(slice_, keys, group, now))
+        if not group:
+            del self._groups[job.kind]
+        return needed
 
-    def _without_repeats(self, slice_: Slice, keys: Sequence[Key], now: float) -> Iterator[Slice]:
+    def _without_repeats(
+        self, slice_: Slice, keys: Sequence[Hashable], group: dict[Hashable, list[Slice] | None], now: float
+    ) -> Iterator[Slice]:
         start = slice_.start
         for i, key in enumerate(keys, slice_.start):
-            if i not in slice_.job.settled and not self._follow(key, slice_.job, i, now):
-                self._followers.setdefault(key, None)
+            if i not in slice_.job.settled and not self._follow(key, group, slice_.job, i, now):
+                group.setdefault(key, None)
                 continue
             if i > start:
                 yield replace(slice_, start=start, stop=i)
@@ -71,13 +75,15 @@ class InFlightTexts:
         if start < slice_.stop:
             yield replace(slice_, start=start)
 
-    def _follow(self, key: Key, job: Job, index: int, now: float) -> bool:
+    def _follow(
+        self, key: Hashable, group: dict[Hashable, list[Slice] | None], job: Job, index: int, now: float
+    ) -> bool:
         """Let a text follow the one with this key; return False if there is none, or if too many follow it."""
-        if key not in self._followers:
+        if key not in group:
             return False
-        followers = self._followers[key]
+        followers = group[key]
         if followers is None:
-            followers = self._followers[key] = []
+            followers = group[key] = []
         last = followers[-1] if followers else None
         if last is not None and last.job is job and last.stop == index and last.attempt == job.attempt:
             followers[-1] = Slice(job, last.start, index + 1, job.attempt)
@@ -92,21 +98,23 @@ class InFlightTexts:
 
     def follow_first(self, job: Job, now: float) -> int:
         """Let the first texts of a new job follow those in flight; return their number."""
-        if job.kind is None or not self._followers:
+        group = None if job.kind is None else self._groups.get(job.kind)
+        first = hashable(job.texts[:1]) if group else None
+        if group is None or first is None or first[0] not in group:
             return 0
-        first = keys_of(job.kind, job.texts[:1])
-        if first is None or first[0] not in self._followers:
-            return 0
-        keys = keys_of(job.kind, job.texts) or ()
-        return next((i for i, key in enumerate(keys) if not self._follow(key, job, i, now)), len(keys))
+        keys = hashable(job.texts) or ()
+        return next((i for i, key in enumerate(keys) if not self._follow(key, group, job, i, now)), len(keys))
 
     def end(self, slice_: Slice) -> list[tuple[int, list[Slice]]]:
         """Forget the texts of a slice; return (place in the slice, followers) for each text that has followers."""
-        job = slice_.job
-        keys = None if job.kind is None else keys_of(job.kind, slice_.texts)
-        if keys is None:
+        kind = slice_.job.kind
+        group = None if kind is None else self._groups.get(kind)
+        keys = hashable(slice_.texts) if group else None
+        if kind is None or group is None or keys is None:
             return []
-        found = list(map(self._followers.pop, keys, repeat(None)))
+        found = list(map(group.pop, keys, repeat(None)))
+        if not group:
+            del self._groups[kind]
         return [(i, texts) for i, texts in enumerate(found) if texts] if any(found) else []
 
 

@@ -28,21 +28,20 @@ def kind_of(options: EncodeOptions) -> int:
     return next(_kinds) if plain == options else kind_of(plain)
 
 
-def keys_of(kind: int, texts: Sequence[Text]) -> list[Key] | None:
-    """Return the key of each text; None if one of them was sent as tokens."""
-    if len(texts) == 1 and isinstance(texts[0], str):  # most requests
-        return [(kind, texts[0])]
+def hashable(texts: Sequence[Text]) -> Sequence[Hashable] | None:
+    """Return the texts as keys for a dict: strings as they are; None if one of the texts was sent as tokens."""
     types = set(map(type, texts))
     if types == {str}:
-        return list(zip(repeat(kind), texts, strict=False))  # type: ignore[arg-type]  # strings
+        return texts  # type: ignore[return-value]
     if list in types:
         return None
-    return [(kind, _hashable(text)) for text in texts]
+    return [(text["text"], text["text_pair"]) if isinstance(text, dict) else str(text) for text in texts]
 
 
-def _hashable(text: Text) -> Hashable:
-    assert not isinstance(text, list)
-    return text if isinstance(text, str) else (text["text"], text["text_pair"])
+def keys_of(kind: int, texts: Sequence[Text]) -> list[Key] | None:
+    """Return the key of each text; None if one of them was sent as tokens."""
+    keys = hashable(texts)
+    return None if keys is None else list(zip(repeat(kind), keys, strict=False))
 
 
 @dataclass(frozen=True, slots=True)
