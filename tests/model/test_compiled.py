@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bert_serving.protocol import Text
 from bert_serving.server.worker.compiled import native
 from bert_serving.server.worker.compiled.cache import Cache
 from bert_serving.server.worker.encoder import Encoder
@@ -81,7 +82,7 @@ def test_what_the_graph_lacks_is_computed_without_it(compiled: Encoder, bert: Pa
 
 def test_pairs_and_single_tokens(compiled: Encoder, bert: Path, cache: Path) -> None:
     plain = encoder(bert, cache, compile="off")
-    texts = ["one two ||| three four", "five", [5], [5, 6]]
+    texts: list[Text] = ["one two ||| three four", "five", [5], [5, 6]]
     assert np.abs(compiled.encode(texts) - plain.encode(texts)).max() <= 1e-5
 
 

@@ -34,7 +34,7 @@ def test_a_server_serves_at_once_and_changes_over(cache: Path) -> None:
         before = client.encode(TEXTS)
         deadline = time.monotonic() + _PATIENCE_S
         while set(forwards(client)) != {"compiled"}:
-            assert time.monotonic() < deadline, server.log()
+            assert time.monotonic() < deadline, server.log
             assert (client.encode(TEXTS) * before).sum(1).min() > 0.999
             time.sleep(0.2)
         after = client.encode(TEXTS)

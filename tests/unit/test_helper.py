@@ -105,7 +105,9 @@ def test_arguments_may_be_changed_to_every_value_that_the_original_accepts(
 
 
 @pytest.mark.parametrize("name", sorted(vars(get_args_parser().parse_args([]))))
-def test_none_means_the_default(name: str) -> None:
+def test_none_means_the_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("BERT_SERVING_COMPILE", "BERT_SERVING_COMPILE_CACHE"):  # set for all tests
+        monkeypatch.delenv(variable)
     args = get_args_parser().parse_args(OLD_FLAGS)
     setattr(args, name, None)
     field = "cased_tokenization" if name == "do_lower_case" else name

@@ -23,6 +23,8 @@ CHANGED: dict[str, Any] = {
     "ckpt_name": "d.ckpt",
     "model_module": "e",
     "trust_remote_code": True,
+    "compile": "wait",
+    "compile_cache": "/cache",
     "dtype": "float16",
     "max_seq_len": "NONE",
     "max_batch_tokens": 128,

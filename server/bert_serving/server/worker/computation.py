@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import queue
 import time
 import traceback
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -35,6 +37,14 @@ class TokenizedBatch:
         """The number of tokens that the model computes, special tokens included."""
         texts = (text for part in self.parts if isinstance(part, TokenizedPart) for text in part.prepared)
         return sum(prepared.text.num_tokens for prepared in texts)
+
+
+class Compiled:
+    """In place of a batch: forward passes are compiled from now on."""
+
+
+#: What the main thread of a worker gets: batches, or why they cannot be computed; None: stop.
+Inbox: TypeAlias = "queue.SimpleQueue[TokenizedBatch | Failed | Compiled | None]"
 
 
 class Computation:

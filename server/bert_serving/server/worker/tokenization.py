@@ -8,7 +8,7 @@ import time
 
 from bert_serving.protocol.workers import Batch, Failed
 
-from .computation import TokenizedBatch, failed
+from .computation import Inbox, TokenizedBatch, failed
 from .encoder import Encoder
 from .parts import tokenize_parts
 
@@ -22,7 +22,7 @@ class TokenizerThreads:
     need another thread to pass it. None in the inbox means that a thread has ended, because the tokenizer crashed.
     """
 
-    def __init__(self, encoder: Encoder, inbox: queue.SimpleQueue[TokenizedBatch | Failed | None]) -> None:
+    def __init__(self, encoder: Encoder, inbox: Inbox) -> None:
         self._encoder = encoder
         self._inbox = inbox
         self._batches: queue.SimpleQueue[Batch] = queue.SimpleQueue()

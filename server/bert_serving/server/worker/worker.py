@@ -42,7 +42,7 @@ from bert_serving.protocol.workers import (
 
 from ..model.errors import ModelError, one_line
 from ..model.spec import ModelSpec
-from .computation import Computation, TokenizedBatch, Turns
+from .computation import Compiled, Computation, Inbox, Turns
 from .device import allowed_cpus
 from .encoder import Encoder
 from .micro_batches import PreparedText
@@ -144,7 +144,7 @@ class Worker:
                 return
             if isinstance(batch, Failed):
                 self._send(batch)
-            elif isinstance(batch, _Compiled):
+            elif isinstance(batch, Compiled):
                 # Measured here, between two batches, so that the broker learns the new speed.
                 self._send(Changed(warm_up(encoder, max_batch_tokens=max_batch_tokens)))
             else:
@@ -165,20 +165,16 @@ class Worker:
         self._results.send_multipart(worker_message_to_frames(result), copy=False)
 
 
-class _Compiled:
-    """Tells the main thread that forward passes are compiled from now on."""
-
-
 class _IoThread:
     """The worker's socket, and the loop that serves it in the io thread.
 
-    inbox: tokenized batches for the main thread, or why they could not be tokenized; _Compiled, when passes have
+    inbox: tokenized batches for the main thread, or why they could not be tokenized; Compiled, when passes have
     become faster; None tells the main thread to stop. The broker limits how many batches a worker has.
     is_closing: whether the main thread has stopped computing; the main thread sets it.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes, endpoint: str) -> None:
-        self.inbox: queue.SimpleQueue[TokenizedBatch | Failed | _Compiled | None] = queue.SimpleQueue()
+        self.inbox: Inbox = queue.SimpleQueue()
         self.is_closing = False
         self._forward_at = time.monotonic()
         self._num_forwards = 0
@@ -205,7 +201,7 @@ class _IoThread:
     def compile(self, encoder: Encoder) -> None:
         """Let the encoder compile its forward passes, and tell the main thread if it could."""
         if encoder.compile():
-            self.inbox.put(_Compiled())
+            self.inbox.put(Compiled())
 
     def run(self, encoder: Encoder) -> None:
         """Serve the socket until is_closing is set. When this thread ends, the main thread ends too."""

@@ -40,11 +40,11 @@ def build(compiler: str, path: Path) -> None:
 @cache
 def define() -> torch.library.Library:
     """Make the operator known to PyTorch, so that it can be traced. It exists as long as the returned object."""
-    library = torch.library.Library("bert_serving", "DEF")
-    library.define(
+    library = torch.library.Library("bert_serving", "DEF")  # type: ignore[no-untyped-call]
+    library.define(  # type: ignore[no-untyped-call]
         "packed_attention(Tensor query, Tensor key, Tensor value, Tensor ends, float scale, int window) -> Tensor"
     )
-    library.impl("packed_attention", _attend, "CPU")
+    library.impl("packed_attention", _attend, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake("bert_serving::packed_attention", _shape_of_output, lib=library)
     return library
 
