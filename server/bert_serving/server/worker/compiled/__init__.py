@@ -5,7 +5,8 @@
     native.py       the attention operator: compiles packed_attention.cpp, and calls it
     cache.py        the folder that keeps compiled graphs, under a key of everything that they depend on
     forward.py      loads a compiled graph and runs it
-    background.py   starts build.py, and waits for it
+    threads.py      chooses between all threads and one, for each pass
+    target.py       finds a graph in the cache, or lets build.py make it
 
 The encoder works without all this: a graph that cannot be compiled only means that passes are slower.
 """

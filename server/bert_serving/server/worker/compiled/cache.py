@@ -92,7 +92,7 @@ def key_of(
     fingerprint: of the model's weights and options. compiler: the path of the C++ compiler.
     """
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
-    sources = [SOURCE, *sorted(Path(__file__).parent.glob("*.py"))]
+    sources = [SOURCE, *(Path(__file__).with_name(f"{name}.py") for name in ("build", "graph", "native"))]
     parts = [
         fingerprint,
         list(layers),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zipfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .threads import ThreadChoice
 
 _FACTS = "facts.json"
 _GRAPH = "graph"  # graph.so and graph.json, as PyTorch's runner expects them
@@ -53,6 +56,7 @@ class CompiledForward:
     """A compiled graph, ready to run on the CPU. Raises NotCompiled if it cannot be loaded from the folder."""
 
     def __init__(self, folder: Path) -> None:
+        self._threads = ThreadChoice()
         try:
             self.facts = GraphFacts.read(folder)
             if self.facts.failed is not None:
@@ -71,7 +75,13 @@ class CompiledForward:
 
     def __call__(self, ids: Tensor, positions: Tensor, ends: Tensor, types: Tensor) -> dict[int, Tensor]:
         """Return the hidden states of the graph's layers, (T, H) each. Arguments: as in PackedGraph.forward."""
-        return dict(zip(self.facts.layers, self._runner.run([ids, positions, ends, types]), strict=True))
+        num_tokens = ids.shape[1]
+        alone = self._threads.should_run_alone(num_tokens)
+        start = time.perf_counter()
+        with native.one_thread() if alone else nullcontext():
+            outputs = self._runner.run([ids, positions, ends, types])
+        self._threads.note(num_tokens, time.perf_counter() - start, alone=alone)
+        return dict(zip(self.facts.layers, outputs, strict=True))
 
 
 def unpack(package: Path, folder: Path) -> None:

@@ -19,11 +19,13 @@ _EXAMPLE = (30,) * 8  # lengths of the sequences that the graph is traced with, 
 _ends: ContextVar[Tensor] = ContextVar("ends of the sequences of the row that is traced")
 
 # Options of PyTorch's compiler. freezing: weights are constants, in the layout of the processor's product.
+# dynamic_threads: the number of threads is not fixed when the graph is compiled.
 # The products of one input (query, key and value) become one product. For each product, the faster one of oneDNN's
 # and the compiler's own is taken.
 _OPTIONS: dict[str, Any] = {
     "freezing": True,
     "cpp.enable_concat_linear": True,
+    "cpp.dynamic_threads": True,
     "max_autotune": True,
     "max_autotune_gemm_backends": "CPP,ATEN",
 }

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ _FLAGS += ["-std=c++17", "-shared", "-fPIC", "-Wno-psabi"]
 _TIMEOUT_S = 300
 _THREADED = 1 << 14  # with fewer numbers in the queries than this, a second thread costs more than it brings
 
-_Function = Callable[..., None]
+_Function = Callable[..., Any]
 _loaded: dict[str, _Function] = {}  # the code of the operator, by name, once it is loaded
 
 
@@ -53,12 +55,27 @@ def use(path: Path) -> None:
     """Let the operator run the code of a shared library that `build` has made. Raises OSError."""
     define()
     if not _loaded:  # all libraries are made from the same source
-        function = ctypes.CDLL(str(path)).packed_attention
+        library = ctypes.CDLL(str(path))
+        function = library.packed_attention
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         function.argtypes = [pointer] * 6 + [number] * 3
         function.argtypes += [ctypes.c_float, number, ctypes.c_int32, ctypes.c_int32]
         function.restype = None
         _loaded["packed_attention"] = function
+        _loaded["set_num_threads"] = library.set_num_threads
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let what the calling thread computes run in this thread alone.
+
+    Unlike torch.set_num_threads, this does not change the number that other threads start with.
+    """
+    before = _loaded["set_num_threads"](1)
+    try:
+        yield
+    finally:
+        _loaded["set_num_threads"](before)
 
 
 def attention(

@@ -11,6 +11,8 @@
 #include <cstring>
 #include <vector>
 
+#include <omp.h>
+
 namespace {
 
 constexpr int kLanes = 16;        // queries in a vector
@@ -301,4 +303,11 @@ extern "C" void packed_attention(const void* q, const void* k, const void* v, vo
   else
     packed(static_cast<const float*>(q), static_cast<const float*>(k), static_cast<const float*>(v),
            static_cast<float*>(out), strides, ends, count, heads, width, scale, window, threads);
+}
+
+// Sets the number of threads of the parallel regions that the calling thread starts, and returns the number before.
+extern "C" int32_t set_num_threads(int32_t count) {
+  const int32_t before = omp_get_max_threads();
+  omp_set_num_threads(count);
+  return before;
 }
