@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from .native import SOURCE
 
 _MAX_BYTES = 4 << 30  # all graphs together; those that were not used for the longest time are deleted first
 _VARIABLE = "BERT_SERVING_COMPILE_CACHE"
+_PARTIAL = "partial-"
+_ABANDONED_S = 3600.0  # no graph takes so long to compile
 
 
 class Cache:
@@ -57,7 +60,8 @@ class Cache:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Make a folder for the files of a graph that is being compiled; remove what is left of it afterwards."""
-        folder = Path(tempfile.mkdtemp(prefix="partial-", dir=self.folder))
+        self._remove_abandoned()
+        folder = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self.folder))
         try:
             yield folder
         finally:
@@ -71,10 +75,14 @@ class Cache:
         self._trim(keep=target)
         return target
 
+    def _remove_abandoned(self) -> None:
+        """Remove what processes that were killed have left behind."""
+        for path in self.folder.glob(f"{_PARTIAL}*"):
+            if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True)
+
     def _trim(self, *, keep: Path) -> None:
-        entries = [
-            path for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith("partial-")
-        ]
+        entries = [path for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith(_PARTIAL)]
         newest_first = sorted(entries, key=lambda path: (path == keep, path.stat().st_mtime), reverse=True)
         total = 0
         for path in newest_first:

@@ -1,8 +1,8 @@
 """Chooses, for each forward pass, between all threads and one.
 
-At rest, all threads are faster. But if another program keeps a core busy, each thread often waits for the one whose
-core is taken, and one thread alone is much faster (`python -m benchmarks.arena --workloads busy`).
-What other programs do can change at any time, so the choice follows from how long passes have taken.
+At rest, all threads are faster. But if another program keeps a core busy, each thread often waits for the one
+whose core is taken, and one thread alone is much faster (`python -m benchmarks.arena --workloads busy`). What
+other programs do can change at any time, so the choice follows from how long passes have taken.
 """
 
 from __future__ import annotations
