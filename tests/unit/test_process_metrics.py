@@ -31,12 +31,18 @@ class Shown:
 
 @contextmanager
 def idle_process() -> Iterator[int]:
-    process = subprocess.Popen(["sleep", "60"])
+    """Start a process; yield its id when it has started, so that its memory does not change any more."""
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
+        process.stdin.write(b"started\n")
+        process.stdin.flush()
+        process.stdout.readline()
         yield process.pid
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_open_files_are_counted_exactly() -> None:
