@@ -13,6 +13,7 @@ import zmq
 from bert_serving.client import BertClient
 
 from tests.support.running_server import RunningServer
+from tests.support.sentences import numbered
 from tests.support.waiting import HANG_S, wait_until
 
 Frames = list[bytes]
@@ -187,7 +188,7 @@ def test_requests_of_invented_identities_do_not_go_before_those_of_clients() -> 
 def test_queued_work_of_a_client_that_goes_away_is_removed(server: RunningServer, client: BertClient) -> None:
     leaver = RawClient(server)
     leaver.ask(b"SHOW_CONFIG", b"1", b"0")
-    leaver.send(leaver.identity, json.dumps(["a sentence to forget"] * 30_000).encode(), b"2", b"30000")
+    leaver.send(leaver.identity, json.dumps(numbered("a sentence to forget", 30_000)).encode(), b"2", b"30000")
     wait_until(lambda: client.server_status["queue_texts"] >= 1000)
     leaver.close()
     wait_until(lambda: client.server_status["queue_texts"] == 0)

@@ -21,6 +21,7 @@ from bert_serving.client import BertClient
 
 from tests.hostile.raw import shaken_hands
 from tests.support.running_server import RunningServer
+from tests.support.sentences import numbered
 from tests.support.waiting import HANG_S, wait_until
 
 OUTBOX_AGE_S = 4
@@ -161,13 +162,15 @@ def test_a_request_whose_vectors_cannot_fit_is_refused_at_once(bounded: RunningS
 def test_replies_that_are_not_read_hold_no_more_than_their_share(
     bounded: RunningServer, other: BertClient, stranger: Stranger
 ) -> None:
-    body = json.dumps({"texts": ["word"] * 500, "options": {"pooling_strategy": "NONE", "ragged": True}}).encode()
+    body = json.dumps(
+        {"texts": numbered("word", 500), "options": {"pooling_strategy": "NONE", "ragged": True}}
+    ).encode()
     for i in range(200):
         stranger.ask(body, i + 2, 500)
     wait_until(lambda: other.server_status["open_requests"] == 0)
     held = metric(other, bounded, "held_bytes")
     assert held < MEMORY_MB / 2 * 2**20
-    assert len(other.encode(["another client"] * 500)) == 500
+    assert len(other.encode(numbered("another client", 500))) == 500
     wait_until(lambda: metric(other, bounded, "dropped_replies_total") > 0)
     seen = dict(stranger.reply() for _ in range(200))  # each request has exactly one reply: vectors or an error
     assert sorted(seen) == list(range(2, 202))
@@ -184,7 +187,7 @@ def test_one_request_cannot_lock_others_out(bounded: RunningServer, other: BertC
 def test_a_lost_connection_for_replies_ends_in_an_error(
     bounded: RunningServer, other: BertClient, stranger: Stranger
 ) -> None:
-    stranger.ask(json.dumps(["a sentence to wait for"] * 9_000).encode(), 7, 9_000)
+    stranger.ask(json.dumps(numbered("a sentence to wait for", 9_000)).encode(), 7, 9_000)
     wait_until(lambda: other.server_status["open_requests"] == 1)
     stranger.lose_replies()
     wait_until(lambda: other.server_status["open_requests"] == 0)

@@ -29,6 +29,7 @@ from bert_serving.client import (
 
 from tests.support.cutting_proxy import Proxy
 from tests.support.running_server import RunningServer, command, free_ports
+from tests.support.sentences import numbered
 from tests.support.waiting import HANG_S, wait_until
 
 TEXTS = ["First do it", "then do it right", "then do it better"]
@@ -180,7 +181,7 @@ def test_the_configuration_is_printed_on_request(
 def test_a_timeout_holds_for_fetching_too_and_costs_no_result(server: RunningServer) -> None:
     with BertClient(**server.ports) as client:
         client.timeout = 5
-        client.encode(["a long sentence " * 30] * 600, blocking=False)
+        client.encode(numbered("a long sentence " * 30, 600), blocking=False)
         for fetch in (client.fetch_all, lambda: next(client.fetch())):
             with pytest.raises(TimeoutError, match="did not reply in time"):
                 fetch()
@@ -256,7 +257,7 @@ def test_concurrent_client_tells_how_many_may_call_and_waits_no_longer_than_its_
 ) -> None:
     with ConcurrentBertClient(max_concurrency=2, **server.ports) as client, ThreadPoolExecutor(2) as pool:
         assert client.available_bc == [client, client]
-        busy = [pool.submit(client.encode, ["a long sentence " * 30] * 300) for _ in range(2)]
+        busy = [pool.submit(client.encode, numbered(f"a long sentence {i} " * 30, 300)) for i in range(2)]
         while len(client.pending_request) < 2:
             time.sleep(0.001)
         assert client.available_bc == []
@@ -322,7 +323,7 @@ def _fetch_in_child(client: BertClient, queue: multiprocessing.SimpleQueue[objec
 def test_a_child_process_does_not_fetch_what_its_parent_sent(client: BertClient) -> None:
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
-    client.encode(["a sentence to wait for"] * 500, blocking=False)
+    client.encode(numbered("a sentence to wait for", 500), blocking=False)
     child = context.Process(target=_fetch_in_child, args=(client, queue))
     child.start()
     assert queue.get() == (None, [])
@@ -397,7 +398,7 @@ def test_encode_async_of_two_threads_in_one_client_ends_in_both(client: BertClie
 
 def test_encode_async_says_when_it_ran_out_of_time(server: RunningServer) -> None:
     with BertClient(**server.ports, timeout=100) as client, pytest.raises(TimeoutError):
-        list(client.encode_async(iter([["a long sentence " * 30] * 500] * 4), delay=0))
+        list(client.encode_async((numbered(f"a long sentence {i} " * 30, 500) for i in range(4)), delay=0))
 
 
 def test_encode_async_sends_more_than_the_queue_holds(small_queue_server: RunningServer) -> None:
@@ -485,7 +486,7 @@ def test_a_timeout_holds_and_the_late_reply_is_forgotten(server: RunningServer, 
     with BertClient(**server.ports) as client:
         client.timeout = 300
         with pytest.raises(TimeoutError):
-            client.encode(["a long sentence " * 30] * 2000)
+            client.encode(numbered("a long sentence " * 30, 2000))
         client.timeout = -1
         assert close(client.encode(TEXTS), vectors)
         assert client.status["num_pending_request"] == 0
@@ -621,8 +622,8 @@ def test_async_client_times_out_and_is_cancelled(server: RunningServer) -> None:
     async def main() -> None:
         async with AsyncBertClient(**server.ports, timeout=200) as client:
             with pytest.raises((TimeoutError, DeadlineExceeded)):
-                await client.encode(["a long sentence " * 30] * 2000)
-            task = asyncio.create_task(client.encode(["x"] * 500))
+                await client.encode(numbered("a long sentence " * 30, 2000))
+            task = asyncio.create_task(client.encode(numbered("x", 500)))
             await asyncio.sleep(0.05)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -644,7 +645,7 @@ def test_async_client_of_a_running_loop_refuses_another_loop_and_loses_nothing(s
     started = threading.Event()
 
     async def main() -> object:
-        pending = asyncio.create_task(client.encode(["a sentence to wait for"] * 500))
+        pending = asyncio.create_task(client.encode(numbered("a sentence to wait for", 500)))
         while client.status["num_pending_request"] == 0:
             await asyncio.sleep(0.001)
         started.set()
@@ -720,9 +721,9 @@ def test_calls_that_the_full_queue_refuses_are_repeated_until_they_are_answered(
 
 def test_a_client_that_leaves_cancels_nothing_of_others_with_its_identity(server: RunningServer) -> None:
     with BertClient(**server.ports, identity="shared") as stays, ThreadPoolExecutor(2) as pool:
-        waiting = pool.submit(stays.encode, ["a long sentence " * 30] * 300)
+        waiting = pool.submit(stays.encode, numbered("a long sentence " * 30, 300))
         with BertClient(**server.ports, identity="shared") as leaves:
-            leaving = pool.submit(leaves.encode, ["a long sentence " * 30] * 300)
+            leaving = pool.submit(leaves.encode, numbered("another long sentence " * 30, 300))
             wait_until(lambda: leaves.pending_request and stays.pending_request)
         with pytest.raises(ConnectionError, match="closed"):
             leaving.result(HANG_S)

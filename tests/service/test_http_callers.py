@@ -15,6 +15,7 @@ import pytest
 from bert_serving.client import BertClient
 
 from tests.support.running_server import RunningServer
+from tests.support.sentences import numbered
 from tests.support.waiting import HANG_S, wait_until
 
 SECRET = "zanzibar"
@@ -91,7 +92,7 @@ def test_a_stream_that_its_caller_leaves_is_not_computed(running: RunningServer)
     ],
 )
 def test_a_deadline_that_passes_is_504(http: httpx.Client, path: str, field: str, is_described: Any) -> None:
-    body = {"id": 1, field: ["some words " * 20] * 2000}
+    body = {"id": 1, field: numbered("some words " * 20, 2000)}
     reply = http.post(path, json=body, headers={"X-Request-Timeout-Ms": "1"})
     assert reply.status_code == 504
     assert is_described(reply.json())

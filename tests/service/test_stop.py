@@ -21,6 +21,7 @@ import zmq
 from bert_serving.client import BertClient, Unavailable
 
 from tests.support.running_server import RunningServer, command, free_ports
+from tests.support.sentences import numbered
 from tests.support.waiting import HANG_S, wait_until
 
 
@@ -125,7 +126,7 @@ def test_accepted_work_is_finished_before_the_end() -> None:
     with RunningServer("-drain_timeout", HANG_S) as running:
         running.wait_ready()
         with BertClient(**running.ports) as client:
-            client.encode(["one sentence to wait for"] * 300, blocking=False)
+            client.encode(numbered("one sentence to wait for", 300), blocking=False)
             client.server_status  # noqa: B018  # the reply shows that the texts were accepted
             running.signal(signal.SIGTERM)
             (rows,) = client.fetch_all()
@@ -138,7 +139,9 @@ def test_http_has_the_whole_drain_time() -> None:
     with RunningServer("-drain_timeout", HANG_S) as running, ThreadPoolExecutor(1) as pool:
         (worker,) = running.wait_ready().worker_pids()
         os.kill(worker, signal.SIGSTOP)
-        reply = pool.submit(httpx.post, f"{running.url}/embed", json={"inputs": ["word"] * 400}, timeout=HANG_S)
+        reply = pool.submit(
+            httpx.post, f"{running.url}/embed", json={"inputs": numbered("word", 400)}, timeout=HANG_S
+        )
         with BertClient(**running.ports) as client:
             wait_until(lambda: client.server_status["open_requests"] > 0)
         running.signal(signal.SIGTERM)
@@ -153,7 +156,7 @@ def test_work_that_does_not_fit_into_the_drain_time_gets_an_error() -> None:
     with RunningServer("-drain_timeout", "0.2") as running:
         running.wait_ready()
         with BertClient(**running.ports) as client:
-            client.encode(["a long sentence " * 30] * 5000, blocking=False)
+            client.encode(numbered("a long sentence " * 30, 5000), blocking=False)
             client.server_status  # noqa: B018
             running.signal(signal.SIGTERM)
             with pytest.raises(Unavailable, match="shutting down"):
@@ -221,7 +224,7 @@ def test_a_server_that_dies_during_a_call_is_an_error() -> None:
         with BertClient(**running.ports, retry=False) as client:
             threading.Timer(0.5, running.process.kill).start()
             with pytest.raises(Unavailable, match=f"localhost:{running.port} went away"):
-                client.encode(["a long sentence " * 30] * 5000)
+                client.encode(numbered("a long sentence " * 30, 5000))
         running.process.wait()
         running.assert_nothing_left()
 

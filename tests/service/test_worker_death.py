@@ -15,6 +15,7 @@ import psutil
 from bert_serving.client import BertClient, WorkerFailed
 
 from tests.support.running_server import RunningServer
+from tests.support.sentences import numbered
 from tests.support.tiny_models import make_model
 from tests.support.waiting import HANG_S, wait_until
 
@@ -101,7 +102,7 @@ def test_a_pause_of_the_whole_server_kills_nobody(tiny: Path) -> None:
     with RunningServer("-model_dir", tiny, "-cpu", "-worker_timeout", 20) as running, ThreadPoolExecutor() as pool:
         pids = running.wait_ready().worker_pids()
         with BertClient(**running.ports) as client, BertClient(**running.ports) as watcher:
-            asking = pool.submit(client.encode, ["the quick brown fox"] * 20_000)
+            asking = pool.submit(client.encode, numbered("the quick brown fox", 20_000))
             wait_until(lambda: watcher.server_status["open_requests"] > 0)
             os.killpg(running.process.pid, signal.SIGSTOP)
             time.sleep(_PAUSE_S)
@@ -164,5 +165,5 @@ def test_two_workers_share_a_job() -> None:
     with RunningServer("-num_worker", "2") as running, BertClient(**running.wait_ready().ports) as client:
         assert len(running.worker_pids()) == 2
         before = client.server_status["num_batch"]
-        assert client.encode(["some words to share between them"] * 600).shape == (600, 384)
+        assert client.encode(numbered("some words to share between them", 600)).shape == (600, 384)
         assert client.server_status["num_batch"] - before >= 2

@@ -37,3 +37,8 @@ def sentences(count: int, *, seed: int = 0) -> list[str]:
     for i, odd in enumerate(ODD[: count // 10]):
         picked[i * 7 % count] = odd
     return picked
+
+
+def numbered(text: str, count: int) -> list[str]:
+    """Return this number of different texts. Equal ones would be computed only once."""
+    return [f"{i} {text}" for i in range(count)]
