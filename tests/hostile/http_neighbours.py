@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection, HTTPException
 
 from tests.hostile.target import Target
+from tests.support.sentences import numbered
 
 _SOURCE = ("127.0.0.2", 0)
 _TIMEOUT_S = 5.0
@@ -45,7 +46,7 @@ def stalls_in_the_body(target: Target, until: float) -> None:
 
 def does_not_read(target: Target, until: float) -> None:
     """Ask for large replies and read none of them."""
-    request = _request("/encode", json.dumps({"id": 1, "texts": ["a"] * 2000}).encode())
+    request = _request("/encode", json.dumps({"id": 1, "texts": numbered("a", 2000)}).encode())
     with ExitStack() as stack:
         while time.monotonic() < until:
             connection = stack.enter_context(_connect(target))
@@ -56,7 +57,7 @@ def does_not_read(target: Target, until: float) -> None:
 
 def leaves(target: Target, until: float) -> None:
     """Send a large request and close the connection at once."""
-    request = _request("/encode", json.dumps({"id": 1, "texts": ["one two three four"] * 2000}).encode())
+    request = _request("/encode", json.dumps({"id": 1, "texts": numbered("one two three four", 2000)}).encode())
     while time.monotonic() < until:
         with suppress(OSError), _connect(target) as connection:
             connection.sendall(request)

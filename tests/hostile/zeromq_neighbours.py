@@ -18,6 +18,7 @@ from bert_serving.protocol import MAX_TEXT_CHARS
 from tests.hostile.garbage_messages import garbage_messages
 from tests.hostile.raw import RawClient, shaken_hands
 from tests.hostile.target import Target
+from tests.support.sentences import numbered
 
 _MAX_TEXTS = 262_144  # the server's default limit for the texts of one request
 _NUM_SUBSCRIPTIONS = 10_000
@@ -26,7 +27,7 @@ _NUM_UNREAD = 70_000  # so many replies once stopped a server for a minute
 
 def does_not_read(target: Target, until: float) -> None:
     """Ask for many small replies and many large ones, and read none of them."""
-    large = _body(["a"] * 500)
+    large = _body(numbered("a", 500))
     with RawClient(target, reads=False) as client:
         for i in range(_NUM_UNREAD):
             if time.monotonic() > until:
@@ -60,30 +61,30 @@ def floods_with_garbage(target: Target, until: float) -> None:
 def explodes_by_duplicates(target: Target, until: float) -> None:
     """Ask for vectors of the same layer and strategy 120 times over."""
     options = {"pooling_layer": [-1] * 30, "pooling_strategy": ["REDUCE_MEAN"] * 4}
-    _ask_again_and_again(target, until, _body(["a"] * 3000, options), 3000)
+    _ask_again_and_again(target, until, _body(numbered("a", 3000), options), 3000)
 
 
 def explodes_by_layers(target: Target, until: float) -> None:
     """Ask for vectors of as many components as distinct layers and strategies allow."""
     strategies = ["REDUCE_MEAN_MAX", "REDUCE_MEAN", "REDUCE_MAX", "CLS_TOKEN", "SEP_TOKEN", "MEAN_SQRT_LEN"]
     options = {"pooling_layer": [0, 1, 2, 3, 4, 5], "pooling_strategy": strategies}
-    _ask_again_and_again(target, until, _body(["a"] * 3000, options), 3000)
+    _ask_again_and_again(target, until, _body(numbered("a", 3000), options), 3000)
 
 
 def asks_for_token_vectors(target: Target, until: float) -> None:
     """Ask for the vectors of all tokens of long texts."""
     options = {"pooling_strategy": "NONE"}
-    _ask_again_and_again(target, until, _body(["a b c d e f g h " * 32] * 200, options), 200)
+    _ask_again_and_again(target, until, _body(numbered("a b c d e f g h " * 32, 200), options), 200)
 
 
 def sends_huge_lists(target: Target, until: float) -> None:
     """Fill the queue with requests of as many texts as the server accepts."""
-    _ask_again_and_again(target, until, _body(["a"] * _MAX_TEXTS), _MAX_TEXTS)
+    _ask_again_and_again(target, until, _body(numbered("a", _MAX_TEXTS)), _MAX_TEXTS)
 
 
 def sends_under_many_names(target: Target, until: float) -> None:
     """Fill the queue from fifty identities, each of which has a share."""
-    body, names = _body(["a"] * 5000), [str(uuid.uuid4()).encode() for _ in range(50)]
+    body, names = _body(numbered("a", 5000)), [str(uuid.uuid4()).encode() for _ in range(50)]
     with RawClient(target) as client:
         for name in names:
             client.subscribe(name)
@@ -119,7 +120,8 @@ def sends_blanks(target: Target, until: float) -> None:
 def sends_longest_texts(target: Target, until: float) -> None:
     """Send 100 MB in texts as long as the server accepts."""
     text = ("word " * MAX_TEXT_CHARS)[:MAX_TEXT_CHARS]
-    _ask_again_and_again(target, until, _body([text] * 24), 24)
+    texts = [each[:MAX_TEXT_CHARS] for each in numbered(text, 24)]
+    _ask_again_and_again(target, until, _body(texts), 24)
 
 
 def sends_containers(target: Target, until: float) -> None:
@@ -160,7 +162,7 @@ def subscribes(target: Target, until: float) -> None:
 
 def leaves(target: Target, until: float) -> None:
     """Send a large request, leave before the reply, and come back under another name."""
-    body = _body(["one two three four"] * 2000)
+    body = _body(numbered("one two three four", 2000))
     while time.monotonic() < until:
         with RawClient(target) as client:
             client.ask(body, 2000)

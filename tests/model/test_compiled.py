@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from bert_serving.protocol import Text
 from bert_serving.server.worker.compiled import native
 from bert_serving.server.worker.compiled.cache import Cache
+from bert_serving.server.worker.compiled.forward import CompiledForward
 from bert_serving.server.worker.encoder import Encoder
 
 from tests.support.tiny_models import FAMILIES, WORDS, make_model
@@ -104,18 +106,77 @@ def test_other_options_have_another_graph(compiled: Encoder, bert: Path, cache: 
     assert encoder(bert, cache, compile="auto", pooling_layer=[-2]).forward_kind == "packed"
 
 
-def test_a_damaged_graph_is_not_used(
+def test_a_damaged_graph_is_removed(
     compiled: Encoder, bert: Path, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
     copy = tmp_path / "copy"
     for folder in [path for path in cache.iterdir() if path.is_dir()]:
         (copy / folder.name).mkdir(parents=True)
         for file in folder.iterdir():
             (copy / folder.name / file.name).write_bytes(file.read_bytes()[:1000])
     copy.chmod(0o700)
+    before = len(list(copy.iterdir()))
     assert encoder(bert, copy, compile="auto").forward_kind == "packed"
-    assert "cannot be loaded" in caplog.text
+    assert "is damaged" in caplog.text
+    assert len(list(copy.iterdir())) == before - 1
+
+
+# A model whose code looks at its own numbers.
+_UNTRACEABLE = """
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel
+
+class UntraceableConfig(BertConfig):
+    model_type = "untraceable"
+
+class Untraceable(BertModel):
+    config_class = UntraceableConfig
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        if output.last_hidden_state.sum().item() > 1e30:
+            raise ValueError("too large")
+        return output
+
+AutoConfig.register("untraceable", UntraceableConfig)
+AutoModel.register(UntraceableConfig, Untraceable)
+"""
+
+
+def test_a_model_that_cannot_be_traced_runs_as_before_and_is_tried_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    folder, module = make_model(tmp_path / "own", "bert"), tmp_path / "untraceable.py"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"model_type": "untraceable", "architectures": ["Untraceable"]})
+    )
+    module.write_text(_UNTRACEABLE)
+    for _ in range(2):
+        mine = encoder(folder, tmp_path / "cache", model_module=str(module))
+        assert mine.forward_kind == "packed"
+        assert mine.encode(TEXTS).shape == (len(TEXTS), 64)
+    said = [each.getMessage() for each in caplog.records if "not compiled" in each.getMessage()]
+    assert len(said) == 2
+    assert said[0] == said[1]
+    assert said[0].startswith("the forward pass is not compiled: PyTorch cannot trace this model (")
+    assert caplog.text.count("compiling the forward pass") == 1
+
+
+def test_a_graph_that_is_not_exact_enough_is_not_used(
+    compiled: Encoder, bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    run = CompiledForward.__call__
+
+    def with_noise(self: CompiledForward, *inputs: torch.Tensor) -> dict[int, torch.Tensor]:
+        return {layer: hidden + torch.randn_like(hidden) for layer, hidden in run(self, *inputs).items()}
+
+    monkeypatch.setattr(CompiledForward, "__call__", with_noise)
+    mine = encoder(bert, cache, compile="auto")
+    assert mine.forward_kind == "packed"
+    assert mine.parity > 0.99999
+    assert "is too coarse" in caplog.text
 
 
 def test_without_a_compiler_passes_run_as_before(

@@ -97,6 +97,9 @@ def test_equal_texts_of_one_request_are_computed_once() -> None:
     assert [rows.index(row) for row in rows] == [0, 1, 0, 3, 4, 4, 0]
     assert job.result.num_tokens == [3] * 7
     assert job.waiting.amount == 0
+    assert job.compute_ms == 10.0, (
+        "the time of the batch counts once, though the batch has several parts of the job"
+    )
 
 
 def test_a_text_that_is_in_flight_is_not_sent_for_another_client() -> None:

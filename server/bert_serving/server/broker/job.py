@@ -157,15 +157,12 @@ class Job:
 
     def usage(self, now: float) -> Usage:
         """Return the tokens and times of the job. The job must be done."""
-        total_ms = (now - self.arrived_at) * 1000
-        # A text that repeats one in flight has the times of that one, which may have begun before this job came.
-        tokenize_ms = min(self.tokenize_ms, total_ms)
         return Usage(
             self.result.num_tokens,
-            total_ms=total_ms,
+            total_ms=(now - self.arrived_at) * 1000,
             queue_ms=self.queue_s(now) * 1000,
-            tokenize_ms=tokenize_ms,
-            compute_ms=min(self.compute_ms, total_ms - tokenize_ms),
+            tokenize_ms=self.tokenize_ms,
+            compute_ms=self.compute_ms,
             model=self.result.model or "",
         )
 

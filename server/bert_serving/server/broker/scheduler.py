@@ -311,15 +311,18 @@ class Scheduler:
         batch = worker.remove(result.batch_id)
         assert batch is not None
         worker.progress_at = self._clock.now
+        for job in {slice_.job for slice_ in slices}:  # a batch may have several slices of a job
+            job.tokenize_ms += result.tokenize_ms
+            job.compute_ms += result.compute_ms
         ended: list[Job | Failure] = []
         for slice_, part_result in zip(slices, result.part_results, strict=True):
             try:
-                job = self._store(slice_, part_result, result, worker.model)
+                end = self._store(slice_, part_result, worker.model)
             except Exception:  # the result is wrong in a way that was not checked: only this job must fail
                 log.exception("cannot store a result worker=%s id=%d", name, result.batch_id)
-                job = self._fail_job(slice_.job, WorkerFailed("the worker returned a wrong result"))
-            if job is not None:
-                ended.append(job)
+                end = self._fail_job(slice_.job, WorkerFailed("the worker returned a wrong result"))
+            if end is not None:
+                ended.append(end)
             if self._repeats is not None:
                 ended += self._share(slice_, part_result, worker.model)
         self._learn(worker, batch, result)
@@ -439,7 +442,7 @@ class Scheduler:
             return
         followers = self._repeats.end(slice_, part_result, model, is_newest=model == self.model)
         for text, vectors in followers.vectors:
-            job = self._store(text, vectors, None, model)
+            job = self._store(text, vectors, model)
             if job is not None:
                 yield job
         left = [text for text in followers.left if text.is_needed]
@@ -448,13 +451,8 @@ class Scheduler:
 
     # -- inside: jobs ----------------------------------------------------------------------------------
 
-    def _store(
-        self, slice_: Slice, part_result: PartResult, result: Result | None, model: str
-    ) -> Job | Failure | None:
-        """Store what a worker returned for a slice; return its job if the job ends now.
-
-        result: the result of the slice's batch; None: another request has paid the time of the batch.
-        """
+    def _store(self, slice_: Slice, part_result: PartResult, model: str) -> Job | Failure | None:
+        """Store what a worker returned for a slice; return its job if the job ends now."""
         job = slice_.job
         if not slice_.is_needed:
             return None
@@ -470,9 +468,6 @@ class Scheduler:
         except MemoryError:
             log.exception("no memory for the vectors of %r", job)
             return self._fail_job(job, ServingError("the server has no memory for the vectors of this request"))
-        if result is not None:
-            job.tokenize_ms += result.tokenize_ms
-            job.compute_ms += result.compute_ms
         if not job.is_done:
             return None
         self._queue.close(job)

@@ -422,7 +422,8 @@ class Encoder:
             transformer = loaded.transformer.with_compiled(compiled)
             parity = loaded.check.smallest_cosine(transformer, loaded.dtype)
         except (NotCompiled, ModelError) as exc:
-            log.info("the forward pass is not compiled: %s", exc)
+            # A worker that has only looked into the cache goes on to compile, and gives the reason then.
+            log.log(logging.INFO if build else logging.DEBUG, "the forward pass is not compiled: %s", exc)
             return
         self._loaded = replace(loaded, transformer=transformer, parity=parity)
         log.info("the forward pass is compiled parity=%.6f", parity)

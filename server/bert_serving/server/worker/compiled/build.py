@@ -6,10 +6,8 @@ none. It ends when its parent ends.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -24,11 +22,9 @@ from ..loading import LoadedModel, load
 from ..transformer import takes_types
 from . import native
 from .cache import Cache
-from .forward import CompiledForward, GraphFacts, NotCompiled, attention_library, hashes_in, unpack
-from .graph import PackedGraph
+from .forward import CompiledForward, GraphFacts, attention_library, hashes_in, unpack
+from .graph import PackedGraph, compile_program
 from .target import Target
-
-log = logging.getLogger(__name__)
 
 _NICENESS = 19  # requests come first
 _PARENT_CHECK_S = 1.0
@@ -53,20 +49,11 @@ def main(key: str, num_threads: int, parent_pid: int) -> None:
 
 
 def _build(target: Target, loaded: LoadedModel, scratch: Path) -> None:
-    os.environ.setdefault(
-        "TORCHINDUCTOR_CACHE_DIR", str(scratch / "inductor")
-    )  # is removed with the scratch folder
+    # The compiler's own files are removed with the scratch folder.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(scratch / "inductor"))
     folder = scratch / "graph"
     folder.mkdir()
-    try:
-        facts = _compile(target, loaded, scratch, folder)
-    except (ModelError, NotCompiled) as exc:
-        facts = GraphFacts(failed=str(exc))
-    except (MemoryError, OSError, subprocess.SubprocessError):
-        raise  # it may work the next time
-    except Exception as exc:  # code that cannot be traced or compiled may raise anything
-        log.debug("cannot compile", exc_info=True)
-        facts = GraphFacts(failed=f"PyTorch cannot compile this model ({one_line(exc)[:200]})")
+    facts = _compile(target, loaded, scratch, folder)
     if facts.failed is not None:
         shutil.rmtree(folder)
         folder.mkdir()
@@ -75,15 +62,25 @@ def _build(target: Target, loaded: LoadedModel, scratch: Path) -> None:
 
 
 def _compile(target: Target, loaded: LoadedModel, scratch: Path, folder: Path) -> GraphFacts:
-    """Write a graph and its attention to the folder. Raises ModelError if its vectors are too far from float32."""
-    native.build(target.compiler, attention_library(folder))
+    """Write a graph and its attention to the folder; return its facts, or that there never will be one.
+
+    May raise any exception for what may work the next time: the compiler may lack a header, or disk or memory.
+    """
     model = loaded.load_model()
     compute_linear_in(loaded.dtype, model)
     graph = PackedGraph(model, target.layers, takes_types=takes_types(model))
-    unpack(graph.compile_to(scratch, max_tokens=target.max_tokens), folder)
+    try:
+        program = graph.traced(max_tokens=target.max_tokens)
+    except Exception as exc:  # the code of a model may be anything
+        return GraphFacts(failed=f"PyTorch cannot trace this model ({one_line(exc)[:200]})")
+    native.build(target.compiler, attention_library(folder))
+    unpack(compile_program(program, scratch), folder)
     facts = GraphFacts(target.layers, target.max_tokens, hashes=hashes_in(folder))
     facts.write(folder)
-    loaded.check.smallest_cosine(loaded.transformer.with_compiled(CompiledForward(folder)), loaded.dtype)
+    try:
+        loaded.check.smallest_cosine(loaded.transformer.with_compiled(CompiledForward(folder)), loaded.dtype)
+    except ModelError as exc:
+        return GraphFacts(failed=str(exc))
     return facts
 
 

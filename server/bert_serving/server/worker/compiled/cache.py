@@ -50,6 +50,10 @@ class Cache:
             os.utime(found)
         return found
 
+    def remove(self, key: str) -> None:
+        """Remove a graph, so that it is compiled again."""
+        shutil.rmtree(self.folder / key, ignore_errors=True)
+
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:
         """Let only one process at a time compile the graph of this key. Others wait here."""

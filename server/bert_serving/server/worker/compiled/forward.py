@@ -27,6 +27,10 @@ class NotCompiled(Exception):
     """There is no compiled graph; the message says why, in one line."""
 
 
+class Damaged(NotCompiled):
+    """The files of a compiled graph are not those that were written."""
+
+
 @dataclass(frozen=True, slots=True)
 class GraphFacts:
     """What is stored with a graph.
@@ -53,7 +57,10 @@ class GraphFacts:
 
 
 class CompiledForward:
-    """A compiled graph, ready to run on the CPU. Raises NotCompiled if it cannot be loaded from the folder."""
+    """A compiled graph, ready to run on the CPU.
+
+    Raises NotCompiled if it cannot be loaded from the folder, and Damaged if it should be compiled again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._threads = ThreadChoice()
@@ -62,11 +69,13 @@ class CompiledForward:
             if self.facts.failed is not None:
                 raise NotCompiled(self.facts.failed)
             if hashes_in(folder) != self.facts.hashes:  # a program that was cut off would crash the process
-                raise NotCompiled(f"the compiled graph in {folder} cannot be loaded: its files have changed")
+                raise Damaged(f"the compiled graph in {folder} is damaged")
             native.use(folder / _ATTENTION)
             # PyTorch's own loader of packages would extract the whole package again for each process.
             self._runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / f"{_GRAPH}.so"), 1)
-        except (OSError, ValueError, KeyError, RuntimeError) as exc:
+        except (OSError, ValueError, KeyError) as exc:
+            raise Damaged(f"the compiled graph in {folder} is damaged: {str(exc)[:200]}") from exc
+        except RuntimeError as exc:
             raise NotCompiled(f"the compiled graph in {folder} cannot be loaded: {str(exc)[:200]}") from exc
 
     def can_compute(self, num_tokens: int, layers: frozenset[int]) -> bool:

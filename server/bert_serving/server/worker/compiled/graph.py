@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from . import native
@@ -68,22 +68,24 @@ class PackedGraph(nn.Module):
             (output.last_hidden_state if i == self._top else output.hidden_states[i + 1])[0] for i in self._layers
         )
 
-    def compile_to(self, folder: Path, *, max_tokens: int) -> Path:
-        """Compile the graph for rows of 2 to max_tokens tokens; return the package, written to the folder.
-
-        May raise any exception: PyTorch's compiler has many, and so has the code of a model.
-        """
+    def traced(self, *, max_tokens: int) -> ExportedProgram:
+        """Return the graph for rows of 2 to max_tokens tokens. May raise any exception, as a model's code may."""
         num_tokens = sum(_EXAMPLE)
         row = torch.ones(1, num_tokens, dtype=torch.int64)
         example = (row, row * 2, torch.tensor(_EXAMPLE).cumsum(0), row * 0)
         tokens = {1: Dim("tokens", min=2, max=max_tokens)}
         shapes = {"input_ids": tokens, "position_ids": tokens, "token_type_ids": tokens, "ends": {0: Dim.DYNAMIC}}
         with torch.no_grad():
-            program = torch.export.export(self, example, dynamic_shapes=shapes)
-            package = torch._inductor.aoti_compile_and_package(
-                program, package_path=str(folder / "graph.pt2"), inductor_configs=_OPTIONS
-            )
-        return Path(package)
+            return torch.export.export(self, example, dynamic_shapes=shapes)
+
+
+def compile_program(program: ExportedProgram, folder: Path) -> Path:
+    """Compile a graph; return the package, which is written to the folder. May raise any exception."""
+    with torch.no_grad():
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(folder / "graph.pt2"), inductor_configs=_OPTIONS
+        )
+    return Path(package)
 
 
 def _attention(

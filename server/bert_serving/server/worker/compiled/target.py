@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from ...model.spec import ModelSpec
 from ..device import CPU_MICRO_BATCH_TOKENS
 from . import native
 from .cache import Cache, key_of
-from .forward import CompiledForward, NotCompiled
+from .forward import CompiledForward, Damaged, NotCompiled
 
 if TYPE_CHECKING:
     from ..loading import LoadedModel
+
+log = logging.getLogger(__name__)
 
 _PROGRAM = "bert_serving.server.worker.compiled.build"
 _MAX_REASON_CHARS = 300
@@ -57,9 +60,14 @@ class Target:
         return cls(spec, cache, key, compiler, layers, max_tokens)
 
     def find(self) -> CompiledForward | None:
-        """Load the graph from the cache; None if it is not there. Raises NotCompiled, as CompiledForward does."""
+        """Load the graph from the cache; None if it is not there, or damaged. Raises NotCompiled."""
         folder = self.cache.find(self.key)
-        return None if folder is None else CompiledForward(folder)
+        try:
+            return None if folder is None else CompiledForward(folder)
+        except Damaged as exc:
+            log.warning("%s: removed", exc)
+            self.cache.remove(self.key)
+            return None
 
     def build(self) -> CompiledForward:
         """Let a process of its own compile the graph, wait for it, and load the graph. Raises NotCompiled.
