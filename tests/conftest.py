@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Compiling takes half a minute of both cores. The tests of it set these variables themselves.
+# Compiling takes up to a minute of both cores. The tests of it set these variables themselves.
 os.environ["BERT_SERVING_COMPILE"] = "off"
 os.environ["BERT_SERVING_COMPILE_CACHE"] = "/nonexistent/bert-serving-compiled"
 

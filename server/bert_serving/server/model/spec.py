@@ -63,7 +63,7 @@ class ModelOptions(BaseModel):
     )
     compile: Literal["auto", "off", "wait"] = Field(
         "auto",
-        description="compile the forward pass for this processor, which takes half a minute and is kept in "
+        description="compile the forward pass for this processor, which takes up to a minute and is kept in "
         "compile_cache; auto: serve at once, and change over when it is done; wait: serve when it is done",
     )
     compile_cache: str | None = Field(

@@ -70,7 +70,7 @@ class Encoder:
     dtype: number format of the forward pass, "auto", "float32", "float16" or "bfloat16"; vectors are always
         float32.
     compile: "auto": use the forward pass that was compiled for this processor, if compile_cache has it; "wait":
-        compile it now if it is not there, which takes half a minute and needs g++; "off": never use it. See
+        compile it now if it is not there, which takes up to a minute and needs g++; "off": never use it. See
         `compile`.
     compile_cache: folder for compiled forward passes; None: the value of BERT_SERVING_COMPILE_CACHE, or
         bert-serving/compiled in the user's cache folder.
@@ -284,7 +284,7 @@ class Encoder:
     def compile(self) -> bool:
         """Compile the forward pass for this processor, or load it from the cache; return whether it is used.
 
-        Compiling takes half a minute, in a process of its own. This may be called in any thread; passes that run
+        Compiling takes up to a minute, in a process of its own. This may be called in any thread; passes that run
         meanwhile are not disturbed, and later ones use the compiled pass. Its vectors are compared with those of
         the reference first. If it cannot be used, the reason is logged, and passes run as before.
         """
