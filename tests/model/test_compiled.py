@@ -6,26 +6,43 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from bert_serving.protocol import Text
-from bert_serving.server.worker.compiled import native
+from bert_serving.protocol import Rows, Text
+from bert_serving.server.model.errors import ModelError
+from bert_serving.server.worker.compiled import operators
+from bert_serving.server.worker.compiled.build import program_of
 from bert_serving.server.worker.compiled.cache import Cache
-from bert_serving.server.worker.compiled.forward import CompiledForward
+from bert_serving.server.worker.compiled.forward import CompiledForward, GraphFacts
+from bert_serving.server.worker.compiled.quantization import TracedForward
 from bert_serving.server.worker.encoder import Encoder
 
 from tests.support.tiny_models import FAMILIES, WORDS, make_model
 
 PADDED = {"mpnet", "deberta-v2"}
+needs_products = pytest.mark.skipif(
+    not (torch.cpu._is_vnni_supported() and torch.cpu._is_avx512_bf16_supported()),
+    reason="needs a processor with AVX-512 VNNI and BF16",
+)
 TEXTS = [" ".join(WORDS[i : i + 1 + i % 19]) for i in range(len(WORDS))] + ["a", "word " * 300]
 
 
 def encoder(folder: Path, cache: Path, **options: object) -> Encoder:
     given = {"device": "cpu", "dtype": "float32", "compile": "wait", "compile_cache": cache} | options
     return Encoder(folder, **given)  # type: ignore[arg-type]
+
+
+def smallest_cosine(rows: Rows, expected: Rows) -> float:
+    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(((rows * expected).sum(1) / norms).min())
+
+
+def int8_products(folder: Path) -> int:
+    return GraphFacts.read(folder).int8_products
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,25 +65,63 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compiled(bert: Path, cache: Path) -> Encoder:
-    return encoder(bert, cache)
+    mine = encoder(bert, cache)
+    assert mine.forward_kind == "compiled"
+    return mine
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in PADDED])
-def test_every_packed_family_is_compiled(family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_graph_of_every_packed_family_gives_its_vectors(
+    family: str, tmp_path: Path, code_of_operators: None
+) -> None:
+    folder = make_model(tmp_path / family, family)
+    exact = encoder(folder, tmp_path, compile="off").encode(TEXTS)
+    mine = encoder(folder, tmp_path, compile="off", dtype="bfloat16")
+    loaded = mine._loaded
+    layers = sorted(loaded.check.layers)
+    program, _ = program_of(loaded, layers, max_tokens=2048, integers=False)
+    forward = TracedForward(program.module(), layers)
+    mine._loaded = replace(loaded, transformer=loaded.transformer.with_compiled(forward))
+    assert smallest_cosine(mine.encode(TEXTS), exact) >= 0.999
+    operations = {str(node.target) for node in program.graph.nodes}
+    assert "bert_serving.packed_attention.default" in operations
+    assert ("bert_serving.product.default" in operations) is operators.has_products()
+    assert ("aten.linear.default" in operations) is not operators.has_products()
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("modernbert", "float32"), ("roberta", "bfloat16")])
+def test_it_is_compiled(family: str, dtype: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     folder = make_model(tmp_path / family, family)
-    mine = encoder(folder, tmp_path / "cache")
+    mine = encoder(folder, tmp_path / "cache", dtype=dtype)
     assert mine.forward_kind == "compiled", caplog.text
-    assert mine.parity > 0.99999
-    assert np.abs(mine.encode(TEXTS) - encoder(folder, tmp_path, compile="off").encode(TEXTS)).max() <= 1e-5
+    rows, exact = mine.encode(TEXTS), encoder(folder, tmp_path, compile="off").encode(TEXTS)
+    if dtype == "float32":
+        assert mine.parity > 0.99999
+        assert np.abs(rows - exact).max() <= 1e-5
+    else:
+        assert smallest_cosine(rows, exact) >= 0.999
 
 
-def test_bfloat16_stays_close(bert: Path, cache: Path) -> None:
-    mine, exact = encoder(bert, cache, dtype="bfloat16"), encoder(bert, cache, compile="off")
-    assert mine.forward_kind == "compiled"
-    rows, expected = mine.encode(TEXTS), exact.encode(TEXTS)
-    cosine = (rows * expected).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(expected, axis=1)
-    assert cosine.min() >= 0.999
+@needs_products
+def test_integers_stay_close(bert: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mine, exact = encoder(bert, cache, dtype="int8"), encoder(bert, cache, compile="off")
+    assert (mine.forward_kind, mine.dtype_name) == ("compiled", "int8")
+    assert smallest_cosine(mine.encode(TEXTS), exact.encode(TEXTS)) >= 0.999
+    (folder,) = [path for path in cache.iterdir() if (path / "facts.json").exists() and int8_products(path)]
+    assert int8_products(folder) > 0
+
+
+def test_integers_need_a_processor_and_a_compiled_pass(
+    bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(ModelError, match="needs a CPU with AVX-512 VNNI and BF16"):
+        encoder(bert, cache, dtype="int8")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    with pytest.raises(ModelError, match="needs a compiled forward pass"):
+        encoder(bert, cache, dtype="int8", compile="off")
 
 
 def test_a_vector_does_not_depend_on_its_company(compiled: Encoder) -> None:
@@ -234,26 +289,26 @@ def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def attention(tmp_path_factory: pytest.TempPathFactory) -> None:
-    compiler = native.find_compiler()
+def code_of_operators(tmp_path_factory: pytest.TempPathFactory) -> None:
+    compiler = operators.find_compiler()
     assert compiler is not None
-    path = tmp_path_factory.mktemp("native") / "attention.so"
-    native.build(compiler, path)
-    native.use(path)
+    path = tmp_path_factory.mktemp("operators") / "operators.so"
+    operators.build(compiler, path)
+    operators.use(path)
 
 
 @pytest.mark.parametrize("window", [None, 5, 64])
 @pytest.mark.parametrize("width", [4, 20, 32, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_within_each_sequence(
-    attention: None, window: int | None, width: int, dtype: torch.dtype
+    code_of_operators: None, window: int | None, width: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
     lengths = [1, 2, 15, 16, 17, 33, 129, 300, 700]
     shape = (1, sum(lengths), 3, width)
     q, k, v = (torch.randn(shape).to(dtype).transpose(1, 2) for _ in range(3))
     ends = torch.tensor(lengths).cumsum(0)
-    found = native.attention(q, k, v, ends, None, window)[0]
+    found = operators.attention(q, k, v, ends, None, window)[0]
     start = 0
     for end in ends.tolist():
         at = torch.arange(end - start)
@@ -264,10 +319,10 @@ def test_attention_within_each_sequence(
         start = end
 
 
-def test_a_number_that_is_not_finite_stays_visible(attention: None) -> None:
+def test_a_number_that_is_not_finite_stays_visible(code_of_operators: None) -> None:
     q = torch.randn(1, 2, 40, 32)
     q[0, 0, 7, 3] = float("nan")
-    found = native.attention(q, q, q, torch.tensor([5, 40]), None, None)
+    found = operators.attention(q, q, q, torch.tensor([5, 40]), None, None)
     assert not found[0, 5:, 0].isfinite().any()
     assert found[0, :5].isfinite().all()
     assert found[0, :, 1].isfinite().all()

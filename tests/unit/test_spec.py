@@ -77,7 +77,7 @@ def test_an_option_that_is_a_list_may_be_given_as_one_value() -> None:
     [
         ({"max_seq_len": 2}, "max_seq_len must be greater than or equal to 3, got 2"),
         ({"max_seq_len": "12"}, "max_seq_len must be a valid integer, got '12'"),
-        ({"dtype": "int8"}, "dtype must be 'auto', 'float32', 'float16' or 'bfloat16', got 'int8'"),
+        ({"dtype": "int4"}, "dtype must be 'auto', 'float32', 'float16', 'bfloat16' or 'int8', got 'int4'"),
         (
             {"pooling_strategy": "NO_SUCH_STRATEGY"},
             "pooling_strategy must be one of auto, NONE, .*, got 'NO_SUCH_STRATEGY'",

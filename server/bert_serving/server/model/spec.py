@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .errors import ModelError
 
-Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 
 
 def split_list(value: object) -> object:
@@ -59,7 +59,8 @@ class ModelOptions(BaseModel):
     dtype: Dtype = Field(
         "auto",
         description="number format of the forward pass; auto: float16 on a GPU, bfloat16 on a CPU with hardware "
-        "support for it, else float32",
+        "support for it, else float32; int8: 8-bit integers where the vectors allow it, in a compiled pass on a "
+        "CPU with AVX-512 VNNI and BF16, and bfloat16 elsewhere",
     )
     compile: Literal["auto", "off", "wait"] = Field(
         "auto",

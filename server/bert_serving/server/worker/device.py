@@ -38,11 +38,20 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype with this name; "auto": the fastest that the device supports in hardware."""
+    """Return the dtype with this name; "auto": the fastest that the device supports in hardware.
+
+    "int8": what is not in 8-bit integers is in bfloat16. Raises ModelError if the device cannot compute so.
+    """
     if dtype in _DTYPES:
         return _DTYPES[dtype]
+    if dtype == "int8":
+        if device.type != "cpu":
+            raise ModelError(f"dtype int8 runs on the CPU only, and the device is {device}")
+        if not (torch.cpu._is_vnni_supported() and torch.cpu._is_avx512_bf16_supported()):
+            raise ModelError("dtype int8 needs a CPU with AVX-512 VNNI and BF16: use -dtype auto")
+        return torch.bfloat16
     if dtype != "auto":
-        raise ModelError(f"dtype must be one of auto, {', '.join(_DTYPES)}, got {dtype!r}")
+        raise ModelError(f"dtype must be one of auto, {', '.join(_DTYPES)}, int8, got {dtype!r}")
     if device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32

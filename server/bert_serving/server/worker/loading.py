@@ -80,6 +80,8 @@ def load(spec: ModelSpec) -> LoadedModel:
         import_model_module(spec.model_module)
     device = pick_device(spec.device)
     dtype = pick_dtype(spec.dtype, device)
+    if spec.dtype == "int8" and spec.compile == "off":
+        raise ModelError("dtype int8 needs a compiled forward pass: use -compile auto or wait")
     max_seq_len = folder.max_seq_len(spec.max_seq_len)
     config = folder.sentence_transformers
     tokenizer = _load_tokenizer(spec, folder, max_seq_len)

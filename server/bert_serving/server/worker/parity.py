@@ -104,21 +104,31 @@ class ParityCheck:
 
         Raises ModelError if it is below MIN_COSINE, or if a row of the reference is not finite.
         """
-        return min(self._smallest_for(expected, transformer, dtype) for expected in self._expected)
+        cosines = []
+        for expected in self._expected:
+            rows = self._finite_rows(transformer, expected)
+            cosine = float(_cosines(rows, expected.rows).min())
+            difference = float(np.abs(rows - expected.rows).max())
+            names = "+".join(expected.prepared[0].plan.poolings)
+            log.info("compared with float32 pooling=%s cosine=%.6f difference=%.2g", names, cosine, difference)
+            if not cosine >= MIN_COSINE:  # also true for NaN
+                raise ModelError(
+                    f"{dtype} is too coarse for {names} of this model (cosine {cosine:.4f}): use -dtype float32"
+                )
+            cosines.append(cosine)
+        return min(cosines)
 
-    def _smallest_for(self, expected: _Expected, transformer: Transformer, dtype: torch.dtype) -> float:
+    def cosine(self, transformer: Transformer) -> float:
+        """Return the smallest cosine between a row of the transformer and of the reference, however small."""
+        return min(
+            float(_cosines(self._finite_rows(transformer, expected), expected.rows).min())
+            for expected in self._expected
+        )
+
+    def _finite_rows(self, transformer: Transformer, expected: _Expected) -> _Matrix:
         rows = self._rows(transformer, expected.prepared)
         # A row that is not finite is never sent: it is computed again in float32.
-        rows = np.where(np.isfinite(rows), rows, expected.rows)
-        cosine = float(_cosines(rows, expected.rows).min())
-        difference = float(np.abs(rows - expected.rows).max())
-        names = "+".join(expected.prepared[0].plan.poolings)
-        log.info("compared with float32 pooling=%s cosine=%.6f difference=%.2g", names, cosine, difference)
-        if not cosine >= MIN_COSINE:  # also true for NaN
-            raise ModelError(
-                f"{dtype} is too coarse for {names} of this model (cosine {cosine:.4f}): use -dtype float32"
-            )
-        return cosine
+        return np.where(np.isfinite(rows), rows, expected.rows)
 
     def _rows(self, transformer: Transformer, prepared: Sequence[PreparedText]) -> _Matrix:
         """Return the rows of all probes, (N, D). For NONE, each token has a row."""

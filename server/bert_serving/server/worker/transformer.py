@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from . import attention
-from .compiled.forward import CompiledForward
 from .packing import groups_of
 from .pooling_plan import Head
 from .sequences import TokenSequence
@@ -72,10 +72,23 @@ class Heads:
         return found if self.sparse is None else found | {"SPLADE": self.sparse.num_terms}
 
 
+class PackedForward(Protocol):
+    """A forward pass over a packed row that takes the place of the model's own."""
+
+    def can_compute(self, num_tokens: int, layers: frozenset[int]) -> bool:
+        """Whether it computes these layers for a row of this length."""
+
+    def __call__(self, ids: Tensor, positions: Tensor, ends: Tensor, types: Tensor) -> dict[int, Tensor]:
+        """Return the hidden states of its layers, (T, H) each.
+
+        ids, positions, types: (1, T) int64. ends: where each sequence ends in the row, (B,) int64.
+        """
+
+
 class Transformer:
     """A Transformers model, and how its forward passes run.
 
-    compiled: the compiled forward pass, used for packed rows for which it can be used.
+    compiled: the compiled forward pass, used for packed rows that it can compute.
     """
 
     def __init__(
@@ -84,7 +97,7 @@ class Transformer:
         inputs: InputFormat,
         execution: Execution,
         heads: Heads = Heads(),
-        compiled: CompiledForward | None = None,
+        compiled: PackedForward | None = None,
     ) -> None:
         self._model = model
         self._compiled = compiled
@@ -113,7 +126,7 @@ class Transformer:
         """Whether the forward pass is compiled, at least for the layers that are pooled by default."""
         return self._compiled is not None
 
-    def with_compiled(self, compiled: CompiledForward) -> Transformer:
+    def with_compiled(self, compiled: PackedForward) -> Transformer:
         """Return a transformer of the same model that uses the compiled forward pass."""
         return Transformer(self._model, self._inputs, self._execution, self._all_heads, compiled)
 
@@ -171,7 +184,7 @@ class Transformer:
         return {layer: states[0] for layer, states in hidden.items()}, list(moved)
 
     def _run_compiled(
-        self, compiled: CompiledForward, sequences: Sequence[TokenSequence], lengths: Sequence[int]
+        self, compiled: PackedForward, sequences: Sequence[TokenSequence], lengths: Sequence[int]
     ) -> dict[int, Tensor]:
         ids, positions = _row([s.ids for s in sequences]), _positions(lengths)[None] + self._inputs.first_position
         types = np.zeros_like(ids)

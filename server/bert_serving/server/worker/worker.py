@@ -272,7 +272,7 @@ def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
         pid=os.getpid(),
         fingerprint=encoder.fingerprint,
         device=str(encoder.device),
-        dtype=str(encoder.dtype).removeprefix("torch."),
+        dtype=encoder.dtype_name,
         dimension=encoder.dimension,
         hidden_size=encoder.hidden_size,
         kind=encoder.kind,

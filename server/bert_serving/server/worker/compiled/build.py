@@ -11,19 +11,23 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.export import ExportedProgram
 
 from ...model.errors import ModelError, one_line
 from ...model.spec import ModelSpec
 from ..execution import compute_linear_in
 from ..loading import LoadedModel, load
 from ..transformer import takes_types
-from . import native
+from . import operators
 from .cache import Cache
-from .forward import CompiledForward, GraphFacts, attention_library, hashes_in, unpack
-from .graph import PackedGraph, compile_program
+from .forward import CompiledForward, GraphFacts, hashes_in, operator_library, share_weights, unpack
+from .fusion import fuse
+from .graph import PackedGraph, compile_program, traced
+from .quantization import Quantization
 from .target import Target
 
 _NICENESS = 19  # requests come first
@@ -35,7 +39,7 @@ def main(key: str, num_threads: int, parent_pid: int) -> None:
     os.nice(_NICENESS)
     threading.Thread(target=_end_with, args=(parent_pid,), daemon=True).start()
     torch.set_num_threads(num_threads)
-    spec = ModelSpec.model_validate_json(sys.stdin.read()).model_copy(update={"compile": "off"})
+    spec = ModelSpec.model_validate_json(sys.stdin.read())
     cache = Cache(spec.compile_cache)
     with cache.locked(key):  # another worker may be compiling the same graph
         if cache.find(key) is not None:
@@ -66,22 +70,46 @@ def _compile(target: Target, loaded: LoadedModel, scratch: Path, folder: Path) -
 
     May raise any exception for what may work the next time: the compiler may lack a header, or disk or memory.
     """
-    model = loaded.load_model()
-    compute_linear_in(loaded.dtype, model)
-    graph = PackedGraph(model, target.layers, takes_types=takes_types(model))
+    operators.build(target.compiler, operator_library(folder))
+    operators.use(operator_library(folder))
     try:
-        program = graph.traced(max_tokens=target.max_tokens)
+        program, int8_products = program_of(
+            loaded, target.layers, max_tokens=target.max_tokens, integers=target.spec.dtype == "int8"
+        )
     except Exception as exc:  # the code of a model may be anything
         return GraphFacts(failed=f"PyTorch cannot trace this model ({one_line(exc)[:200]})")
-    native.build(target.compiler, attention_library(folder))
     unpack(compile_program(program, scratch), folder)
-    facts = GraphFacts(target.layers, target.max_tokens, hashes=hashes_in(folder))
+    share_weights(folder)
+    facts = GraphFacts(target.layers, target.max_tokens, hashes=hashes_in(folder), int8_products=int8_products)
     facts.write(folder)
     try:
         loaded.check.smallest_cosine(loaded.transformer.with_compiled(CompiledForward(folder)), loaded.dtype)
     except ModelError as exc:
         return GraphFacts(failed=str(exc))
     return facts
+
+
+def program_of(
+    loaded: LoadedModel, layers: Sequence[int], *, max_tokens: int, integers: bool
+) -> tuple[ExportedProgram, int]:
+    """Return what is compiled, and how many of its products are in 8-bit integers.
+
+    May raise any exception, as the code of a model may. layers: whose hidden states it returns. max_tokens: the
+    longest row. integers: whether products may be in 8-bit integers.
+    """
+    model = loaded.load_model()
+    is_fused = loaded.dtype is torch.bfloat16 and operators.has_products()
+    if not is_fused:
+        compute_linear_in(loaded.dtype, model)
+    graph = PackedGraph(model, layers, takes_types=takes_types(model))
+    program = traced(graph, max_tokens=max_tokens)
+    if not is_fused:
+        return program, 0
+    module = program.module(check_guards=False)
+    quantization = Quantization(loaded, module, layers) if integers else None
+    linears = fuse(module)
+    int8_products = 0 if quantization is None else quantization.apply(module, linears)
+    return traced(module, max_tokens=max_tokens), int8_products
 
 
 def _end_with(parent_pid: int) -> None:

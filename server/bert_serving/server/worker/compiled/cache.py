@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from .native import SOURCE
+from .operators import SOURCES
 
 _MAX_BYTES = 4 << 30  # all graphs together; those that were not used for the longest time are deleted first
 _VARIABLE = "BERT_SERVING_COMPILE_CACHE"
@@ -97,18 +97,18 @@ class Cache:
 
 
 def key_of(
-    fingerprint: str, layers: Sequence[int], dtype: torch.dtype, max_tokens: int, num_threads: int, compiler: str
+    fingerprint: str, layers: Sequence[int], dtype: str, max_tokens: int, num_threads: int, compiler: str
 ) -> str:
     """Return the key of a graph: a hash of the model, its options, this code, PyTorch and the processor.
 
     fingerprint: of the model's weights and options. compiler: the path of the C++ compiler.
     """
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
-    sources = [SOURCE, *(Path(__file__).with_name(f"{name}.py") for name in ("build", "graph", "native"))]
+    sources = [*SOURCES, Path(__file__).with_name("calibration.txt"), *sorted(Path(__file__).parent.glob("*.py"))]
     parts = [
         fingerprint,
         list(layers),
-        str(dtype),
+        dtype,
         max_tokens,
         num_threads,
         torch.__version__,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 import zipfile
 from collections.abc import Mapping
@@ -15,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native
+from . import operators
 from .threads import ThreadChoice
 
 _FACTS = "facts.json"
 _GRAPH = "graph"  # graph.so and graph.json, as PyTorch's runner expects them
-_ATTENTION = "attention.so"
+_BLOB = "graph.blob"  # the weights as PyTorch's compiler stores them
+_WEIGHTS = "weights.pt"  # the weights if they are shared; then there is no blob
+_OPERATORS = "operators.so"
 
 
 class NotCompiled(Exception):
@@ -37,13 +40,14 @@ class GraphFacts:
 
     layers: whose hidden states it returns. max_tokens: the longest row that it computes (the shortest has 2
     tokens). failed: why there is no graph, if compiling failed in a way that will not change; else None. hashes:
-    SHA-256 of the other files, by name.
+    SHA-256 of the other files, by name. int8_products: how many products are in 8-bit integers.
     """
 
     layers: tuple[int, ...] = ()
     max_tokens: int = 0
     failed: str | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
+    int8_products: int = 0
 
     def write(self, folder: Path) -> None:
         """Write the facts to a file in the folder."""
@@ -53,7 +57,13 @@ class GraphFacts:
     def read(cls, folder: Path) -> GraphFacts:
         """Return the facts in the folder. Raises OSError or ValueError."""
         facts = json.loads((folder / _FACTS).read_text())
-        return cls(tuple(facts["layers"]), int(facts["max_tokens"]), facts["failed"], facts["hashes"])
+        return cls(
+            tuple(facts["layers"]),
+            int(facts["max_tokens"]),
+            facts["failed"],
+            facts["hashes"],
+            facts["int8_products"],
+        )
 
 
 class CompiledForward:
@@ -70,9 +80,8 @@ class CompiledForward:
                 raise NotCompiled(self.facts.failed)
             if hashes_in(folder) != self.facts.hashes:  # a program that was cut off would crash the process
                 raise Damaged(f"the compiled graph in {folder} is damaged")
-            native.use(folder / _ATTENTION)
-            # PyTorch's own loader of packages would extract the whole package again for each process.
-            self._runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / f"{_GRAPH}.so"), 1)
+            operators.use(folder / _OPERATORS)
+            self._runner, self._weights = _runner_with_weights(folder)
         except (OSError, ValueError, KeyError) as exc:
             raise Damaged(f"the compiled graph in {folder} is damaged: {str(exc)[:200]}") from exc
         except RuntimeError as exc:
@@ -87,19 +96,46 @@ class CompiledForward:
         num_tokens = ids.shape[1]
         alone = self._threads.should_run_alone(num_tokens)
         start = time.perf_counter()
-        with native.one_thread() if alone else nullcontext():
+        with operators.one_thread() if alone else nullcontext():
             outputs = self._runner.run([ids, positions, ends, types])
         self._threads.note(num_tokens, time.perf_counter() - start, alone=alone)
         return dict(zip(self.facts.layers, outputs, strict=True))
 
 
+def _runner_with_weights(folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    """Load a graph and its weights; return PyTorch's runner, and the weights that must live as long as it."""
+    # PyTorch's own loader of packages would extract the whole package again for each process.
+    runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / f"{_GRAPH}.so"), 1)
+    if not (folder / _WEIGHTS).exists():
+        runner.update_constant_buffer_from_blob(str(folder / _BLOB))
+        return runner, {}
+    # Mapped into memory, so all processes with this graph share one copy.
+    weights = torch.load(folder / _WEIGHTS, mmap=True, weights_only=True)
+    runner.update_constant_buffer(weights, use_inactive=False, validate_full_updates=True, user_managed=True)
+    return runner, weights
+
+
+def share_weights(folder: Path) -> None:
+    """Let processes share the weights of a new graph, if PyTorch gives them as plain tensors, by their names."""
+    runner, _ = _runner_with_weights(folder)
+    by_origin = runner.extract_constants_map(False)
+    origins: dict[str, str] = runner.get_constant_names_to_original_fqns()
+    is_plain = all(tensor.layout is torch.strided for tensor in by_origin.values())
+    if is_plain and len(set(origins.values())) == len(origins):  # names of the compiler's own constants may repeat
+        # Copies begin at a multiple of 64 bytes, in this process and in the file.
+        torch.save({name: by_origin[origin].clone() for name, origin in origins.items()}, folder / _WEIGHTS)
+        (folder / _BLOB).unlink()
+
+
 def unpack(package: Path, folder: Path) -> None:
-    """Extract from PyTorch's package what the runner needs: the shared library, and the list of its operators."""
+    """Extract what the runner needs from PyTorch's package: the program, its list of operators, the weights."""
+    needed = {".wrapper.so": ".so", ".wrapper.json": ".json", ".wrapper_weights.blob": ".blob"}
     with zipfile.ZipFile(package) as archive:
         for name in archive.namelist():
-            for suffix in (".so", ".json"):
-                if name.endswith(f".wrapper{suffix}"):
-                    (folder / f"{_GRAPH}{suffix}").write_bytes(archive.read(name))
+            for end, suffix in needed.items():
+                if name.endswith(end):
+                    with archive.open(name) as source, (folder / f"{_GRAPH}{suffix}").open("wb") as copy:
+                        shutil.copyfileobj(source, copy)
 
 
 def hashes_in(folder: Path) -> dict[str, str]:
@@ -108,6 +144,6 @@ def hashes_in(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def attention_library(folder: Path) -> Path:
-    """Return the path of the attention operator's shared library."""
-    return folder / _ATTENTION
+def operator_library(folder: Path) -> Path:
+    """Return the path of the operators' shared library."""
+    return folder / _OPERATORS

@@ -12,22 +12,21 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from . import native
+from . import operators
 
 _NAME = "packed_native"
-_EXAMPLE = (30,) * 8  # lengths of the sequences that the graph is traced with, and its products are tuned for
+_EXAMPLE = (30,) * 8  # lengths of the sequences that the graph is traced with
 _ends: ContextVar[Tensor] = ContextVar("ends of the sequences of the row that is traced")
 
-# Options of PyTorch's compiler. freezing: weights are constants, in the layout of the processor's product.
-# dynamic_threads: the number of threads is not fixed when the graph is compiled.
-# The products of one input (query, key and value) become one product. For each product, the faster one of oneDNN's
-# and the compiler's own is taken.
+# Options of PyTorch's compiler. freezing: weights are constants, in the layout of the processor's product. The
+# products of one input (query, key and value) become one product. dynamic_threads: the number of threads is not
+# fixed when the graph is compiled. The weights are a file of their own (see forward.py). PyTorch could also find
+# out which of its products is fastest, but beside a server that computes it may choose one that is much slower.
 _OPTIONS: dict[str, Any] = {
     "freezing": True,
     "cpp.enable_concat_linear": True,
     "cpp.dynamic_threads": True,
-    "max_autotune": True,
-    "max_autotune_gemm_backends": "CPP,ATEN",
+    "aot_inductor.package_constants_on_disk_format": "binary_blob",
 }
 
 
@@ -46,7 +45,7 @@ class PackedGraph(nn.Module):
         self._top = model.config.num_hidden_layers - 1
         AttentionInterface.register(_NAME, _attention)
         AttentionMaskInterface.register(_NAME, lambda *args, **kwargs: None)
-        native.define()
+        operators.define()
         model.set_attn_implementation(_NAME)
 
     def forward(
@@ -68,15 +67,18 @@ class PackedGraph(nn.Module):
             (output.last_hidden_state if i == self._top else output.hidden_states[i + 1])[0] for i in self._layers
         )
 
-    def traced(self, *, max_tokens: int) -> ExportedProgram:
-        """Return the graph for rows of 2 to max_tokens tokens. May raise any exception, as a model's code may."""
-        num_tokens = sum(_EXAMPLE)
-        row = torch.ones(1, num_tokens, dtype=torch.int64)
-        example = (row, row * 2, torch.tensor(_EXAMPLE).cumsum(0), row * 0)
-        tokens = {1: Dim("tokens", min=2, max=max_tokens)}
-        shapes = {"input_ids": tokens, "position_ids": tokens, "token_type_ids": tokens, "ends": {0: Dim.DYNAMIC}}
-        with torch.no_grad():
-            return torch.export.export(self, example, dynamic_shapes=shapes)
+
+def traced(graph: nn.Module, *, max_tokens: int) -> ExportedProgram:
+    """Trace a PackedGraph, or the module of a traced one, for rows of 2 to max_tokens tokens.
+
+    May raise any exception, as a model's code may.
+    """
+    num_tokens = sum(_EXAMPLE)
+    row = torch.ones(1, num_tokens, dtype=torch.int64)
+    example = (row, row * 2, torch.tensor(_EXAMPLE).cumsum(0), row * 0)
+    tokens = {1: Dim("tokens", min=2, max=max_tokens)}
+    with torch.no_grad():
+        return torch.export.export(graph, example, dynamic_shapes=(tokens, tokens, {0: Dim.DYNAMIC}, tokens))
 
 
 def compile_program(program: ExportedProgram, folder: Path) -> Path:
@@ -99,4 +101,4 @@ def _attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """Take the place of attention.packed_attention while the model is traced."""
-    return native.attention(query, key, value, _ends.get(), scaling, sliding_window), None
+    return operators.attention(query, key, value, _ends.get(), scaling, sliding_window), None

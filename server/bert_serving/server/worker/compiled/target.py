@@ -15,7 +15,7 @@ import torch
 from ...model.errors import one_line
 from ...model.spec import ModelSpec
 from ..device import CPU_MICRO_BATCH_TOKENS
-from . import native
+from . import operators
 from .cache import Cache, key_of
 from .forward import CompiledForward, Damaged, NotCompiled
 
@@ -45,16 +45,17 @@ class Target:
     @classmethod
     def of(cls, spec: ModelSpec, loaded: LoadedModel) -> Target:
         """Return the target of a model. Raises NotCompiled if it has none on this machine."""
-        compiler = native.find_compiler()
+        compiler = operators.find_compiler()
         if compiler is None:
             raise NotCompiled("there is no C++ compiler (g++)")
         if (reason := _why_not(spec, loaded)) is not None:
             raise NotCompiled(reason)
         layers = tuple(sorted(loaded.check.layers))
         max_tokens = max(CPU_MICRO_BATCH_TOKENS, loaded.max_seq_len)
+        dtype = "int8" if spec.dtype == "int8" else str(loaded.dtype)
         try:
             cache = Cache(spec.compile_cache)
-            key = key_of(loaded.fingerprint, layers, loaded.dtype, max_tokens, torch.get_num_threads(), compiler)
+            key = key_of(loaded.fingerprint, layers, dtype, max_tokens, torch.get_num_threads(), compiler)
         except (OSError, subprocess.SubprocessError) as exc:
             raise NotCompiled(one_line(exc)) from exc
         return cls(spec, cache, key, compiler, layers, max_tokens)

@@ -5,13 +5,15 @@
 // keys in blocks and corrects its running sums when a block has a larger score (Milakov & Gimelshein 2018; Dao et
 // al. 2022), so its memory does not grow with the length.
 
+#include "packed_attention.h"
+
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
-
-#include <omp.h>
 
 namespace {
 
@@ -291,23 +293,13 @@ void packed(const T* q, const T* k, const T* v, T* out, const int64_t* strides, 
 
 }  // namespace
 
-// q, k, v: T tokens of `heads` rows of `width` numbers; strides: of a token and of a head, for q, k and v, counted
-// in numbers; the width is contiguous. out: (T, heads, width), contiguous. ends: where each of `count` sequences
-// ends in the row of tokens.
-extern "C" void packed_attention(const void* q, const void* k, const void* v, void* out, const int64_t* strides,
+void packed_attention(const void* q, const void* k, const void* v, void* out, const int64_t* strides,
                                  const int64_t* ends, int64_t count, int64_t heads, int64_t width, float scale,
-                                 int64_t window, int32_t is_bfloat16, int32_t threads) {
+                                 int64_t window, bool is_bfloat16, int threads) {
   if (is_bfloat16)
     packed(static_cast<const bf16*>(q), static_cast<const bf16*>(k), static_cast<const bf16*>(v),
            static_cast<bf16*>(out), strides, ends, count, heads, width, scale, window, threads);
   else
     packed(static_cast<const float*>(q), static_cast<const float*>(k), static_cast<const float*>(v),
            static_cast<float*>(out), strides, ends, count, heads, width, scale, window, threads);
-}
-
-// Sets the number of threads of the parallel regions that the calling thread starts, and returns the number before.
-extern "C" int32_t set_num_threads(int32_t count) {
-  const int32_t before = omp_get_max_threads();
-  omp_set_num_threads(count);
-  return before;
 }

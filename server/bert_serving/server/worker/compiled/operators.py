@@ -1,0 +1,124 @@
+"""The operators of a compiled graph, `bert_serving::...`. Their code is in native/.
+
+    packed_attention    attention within each sequence of a packed row; the same as attention.packed_attention
+    product             a linear layer, and GELU if asked for
+    product_and_norm    a linear layer, a residual, and layer normalization
+    feed_forward        two linear layers with GELU between them, the residual, and layer normalization
+
+The code is compiled for this processor by the C++ compiler that PyTorch's compiler uses too. Products are there
+only on processors with AVX-512's dot products (`has_products`); they compute in bfloat16 or 8-bit integers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_FOLDER = Path(__file__).with_name("native")
+SOURCES = sorted(_FOLDER.glob("*.*"))
+_FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-funroll-loops", "-fno-math-errno", "-fopenmp"]
+_FLAGS += ["-std=c++17", "-shared", "-fPIC", "-Wno-psabi"]
+_TIMEOUT_S = 300
+
+_SIGNATURES = [
+    "packed_attention(Tensor query, Tensor key, Tensor value, Tensor ends, float scale, int window) -> Tensor",
+    "product(Tensor x, Tensor[] linear, bool gelu) -> Tensor",
+    "product_and_norm(Tensor x, Tensor[] linear, Tensor residual, Tensor weight, Tensor bias, float epsilon)"
+    " -> Tensor",
+    "feed_forward(Tensor x, Tensor[] up, Tensor[] down, Tensor weight, Tensor bias, float epsilon) -> Tensor",
+]
+
+_loaded: list[ctypes.CDLL] = []  # the library with the code, once it is loaded
+
+
+def find_compiler() -> str | None:
+    """Return the path of the C++ compiler, or None if there is none."""
+    return shutil.which("g++")
+
+
+def build(compiler: str, path: Path, *flags: str) -> None:
+    """Compile the code to a shared library, with more flags of the compiler.
+
+    Raises subprocess.SubprocessError or OSError.
+    """
+    torch_folder = Path(torch.__file__).parent
+    sources = [str(source) for source in SOURCES if source.suffix == ".cpp"]
+    libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
+    command = [compiler, *_FLAGS, *flags, f"-I{torch_folder / 'include'}", *sources, *libraries, "-o", str(path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
+
+
+@cache
+def define() -> torch.library.Library:
+    """Make the operators known to PyTorch, so that they can be traced, as long as the returned object exists."""
+    library = torch.library.Library("bert_serving", "DEF")  # type: ignore[no-untyped-call]
+    shapes: list[Callable[..., Tensor]] = [_attention_shape, _product_shape, _norm_shape, _norm_shape]
+    for signature, shape in zip(_SIGNATURES, shapes, strict=True):
+        library.define(signature, tags=torch.Tag.flexible_layout)  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"bert_serving::{signature.partition('(')[0]}", shape, lib=library)
+    return library
+
+
+def use(path: Path) -> None:
+    """Let the operators run the code of a shared library that `build` has made. Raises OSError."""
+    define()
+    if not _loaded:  # all libraries are made from the same source
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+        _loaded.append(ctypes.CDLL(str(path)))
+
+
+def has_products() -> bool:
+    """Whether the code that is loaded has the products, and not only the attention."""
+    return bool(_loaded and _loaded[0].has_products())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let what the calling thread computes run in this thread alone.
+
+    Unlike torch.set_num_threads, this does not change the number that other threads start with.
+    """
+    before = _loaded[0].set_num_threads(1)
+    try:
+        yield
+    finally:
+        _loaded[0].set_num_threads(before)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ends: Tensor,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """Return the attention output, (1, T, N, D).
+
+    query, key, value: (1, N, T, D). ends: where each sequence ends in the row, (B,) int64.
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output: Tensor = torch.ops.bert_serving.packed_attention(query, key, value, ends, scale, sliding_window or 0)
+    return output
+
+
+def _attention_shape(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scale: float, window: int) -> Tensor:
+    batch, heads, tokens, width = query.shape
+    return value.new_empty((batch, tokens, heads, width))
+
+
+def _product_shape(x: Tensor, linear: Sequence[Tensor], gelu: bool) -> Tensor:
+    return x.new_empty((*x.shape[:-1], linear[1].shape[0]), dtype=torch.bfloat16)
+
+
+def _norm_shape(x: Tensor, linear: Sequence[Tensor], *others: object) -> Tensor:
+    down = others[0] if isinstance(others[0], list) else linear
+    return x.new_empty((*x.shape[:-1], down[1].shape[0]), dtype=torch.float32)

@@ -1,0 +1,137 @@
+"""Products of packed weights give what float32 gives, apart from the rounding of their numbers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from bert_serving.server.worker.compiled import operators
+from bert_serving.server.worker.compiled.packed_weights import LinearParts, to_bfloat16, to_int8
+from torch import Tensor
+from torch.nn import functional
+
+pytestmark = pytest.mark.skipif(
+    not (torch.cpu._is_vnni_supported() and torch.cpu._is_avx512_bf16_supported()),
+    reason="needs a processor with AVX-512 VNNI and BF16",
+)
+ROWS = [1, 15, 16, 31, 33, 64, 65, 200, 600]
+SIZES = [(48, 208), (64, 64), (384, 1536)]
+EPSILON = 1e-5
+
+
+def integers(weight: Tensor, bias: Tensor) -> LinearParts:
+    return to_int8(weight, bias, torch.full(weight.shape[1:], 3.0), 0.5)
+
+
+KINDS: dict[str, tuple[Callable[[Tensor, Tensor], LinearParts], float]] = {
+    "bfloat16": (to_bfloat16, 8e-3),
+    "int8": (integers, 3e-2),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def code(tmp_path_factory: pytest.TempPathFactory) -> None:
+    compiler = operators.find_compiler()
+    assert compiler is not None
+    path = tmp_path_factory.mktemp("operators") / "operators.so"
+    operators.build(compiler, path)
+    operators.use(path)
+    assert operators.has_products()
+
+
+def linear(inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(outputs, inputs) / inputs**0.5, torch.randn(outputs)
+
+
+def deviation(found: Tensor, expected: Tensor) -> float:
+    """Return the largest deviation in a row, relative to the row's length."""
+    return float(((found.float() - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+
+
+def check(kind: str, rows: int, width: int, inner: int) -> None:
+    torch.manual_seed(rows)
+    parts, limit = KINDS[kind]
+    ops = torch.ops.bert_serving
+    x, residual = torch.randn(rows, width), torch.randn(rows, width)
+    up, down, out = linear(width, inner), linear(inner, width), linear(width, width)
+    norm = (torch.randn(width), torch.randn(width))
+    for given in (x, x.bfloat16()):
+        for gelu in (False, True):
+            expected = functional.linear(x, *up)
+            found = ops.product(given, list(parts(*up)), gelu)
+            assert found.dtype is torch.bfloat16
+            assert deviation(found, functional.gelu(expected) if gelu else expected) <= limit
+        found = ops.product_and_norm(given, list(parts(*out)), residual, *norm, EPSILON)
+        expected = functional.layer_norm(functional.linear(x, *out) + residual, (width,), *norm, EPSILON)
+        assert deviation(found, expected) <= limit
+    found = ops.feed_forward(x, list(parts(*up)), list(parts(*down)), *norm, EPSILON)
+    expected = functional.layer_norm(
+        functional.linear(functional.gelu(functional.linear(x, *up)), *down) + x, (width,), *norm, EPSILON
+    )
+    assert deviation(found, expected) <= limit
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products(kind: str, num_threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        for rows in ROWS:
+            for sizes in SIZES:
+                check(kind, rows, *sizes)
+    finally:
+        torch.set_num_threads(before)
+
+
+_WITHOUT_TILES = """
+import sys
+from pathlib import Path
+from bert_serving.server.worker.compiled import operators
+from tests.model.test_products import KINDS, ROWS, SIZES, check
+operators.build(operators.find_compiler(), Path(sys.argv[1]), "-DBERT_SERVING_NO_AMX")
+operators.use(Path(sys.argv[1]))
+for kind in KINDS:
+    for rows in ROWS:
+        for sizes in SIZES:
+            check(kind, rows, *sizes)
+print("right")
+"""
+
+
+def test_processors_without_tiles_give_the_same(tmp_path: Path) -> None:
+    # In a process of its own, because a process can load the operators only once.
+    command = [sys.executable, "-c", _WITHOUT_TILES, str(tmp_path / "operators.so")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "right\n", done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_does_not_depend_on_its_company(kind: str) -> None:
+    parts, _ = KINDS[kind]
+    up, down = linear(64, 208), linear(208, 64)
+    norm = (torch.randn(64), torch.randn(64))
+    x = torch.randn(300, 64)
+    x[7] *= 1000
+    arguments = (list(parts(*up)), list(parts(*down)), *norm, EPSILON)
+    together = torch.ops.bert_serving.feed_forward(x, *arguments)
+    for i in (0, 6, 7, 150, 299):
+        alone = torch.ops.bert_serving.feed_forward(x[i : i + 1].clone(), *arguments)
+        assert torch.equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_stays_visible(kind: str, number: float) -> None:
+    parts, _ = KINDS[kind]
+    up, down = linear(64, 208), linear(208, 64)
+    x = torch.randn(40, 64)
+    x[9, 3] = number
+    y = torch.ops.bert_serving.feed_forward(x, list(parts(*up)), list(parts(*down)), down[1], down[1], EPSILON)
+    finite = y.isfinite().all(-1)
+    assert not finite[9]
+    assert finite.sum() == 39
