@@ -148,7 +148,7 @@ with BertClient(**ports) as bc:
     found["tokens"] = warned(lambda: bc.encode(["word"], show_tokens=True))
 
     bc.timeout = 1
-    found["in time"] = raised(lambda: bc.encode(["a sentence that takes a while"] * 300))
+    found["in time"] = raised(lambda: bc.encode([f"sentence {i} takes a while" for i in range(1000)]))
     bc.timeout = ports["timeout"]
     again = bc.encode(texts[:1])                       # must not be the late reply
     found["later"] = int(np.abs(rows - again).max(axis=1).argmin())

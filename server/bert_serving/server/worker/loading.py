@@ -110,7 +110,7 @@ def load(spec: ModelSpec) -> LoadedModel:
         parity=loaded.parity,
         num_ids=_num_ids_if_fewer(transformer, tokenizer),
         labels=loaded.labels,
-        fingerprint=_fingerprint(loaded.weights_hash, spec, config, tokenizer, after),
+        fingerprint=_fingerprint(loaded.weights_hash, spec, max_seq_len, config, tokenizer, after),
         check=loaded.check,
         load_in_float32=lambda: loader.load_same_in_float32(loaded.weights_hash),
         load_model=loader.load_model,
@@ -276,12 +276,13 @@ def _load_tokenizer(spec: ModelSpec, folder: ModelFolder, max_seq_len: int) -> T
 def _fingerprint(
     hash_of_weights: str,
     spec: ModelSpec,
+    max_seq_len: int,
     config: SentenceTransformersConfig | None,
     tokenizer: Tokenizer,
     after: AfterPooling,
 ) -> str:
     """Return the fingerprint of a model. Paths, device and dtype are left out."""
-    settings = spec.model_dump(exclude=_NOT_IN_FINGERPRINT)
+    settings = spec.model_dump(exclude=_NOT_IN_FINGERPRINT) | {"max_seq_len": max_seq_len}
     folder = None
     if config is not None:
         folder = {**asdict(config), "transformer_dir": None, "modules_after_pooling": None}

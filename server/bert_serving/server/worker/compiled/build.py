@@ -30,7 +30,7 @@ from .graph import PackedGraph, compile_program, traced
 from .quantization import Quantization
 from .target import Target
 
-_NICENESS = 19  # requests come first
+_NICENESS = 10  # requests come first: beside a worker that is always busy, it gets a tenth of a core's time
 _PARENT_CHECK_S = 1.0
 
 
