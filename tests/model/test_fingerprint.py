@@ -41,6 +41,13 @@ def test_the_number_format_of_the_forward_pass_does_not_change_it(folder: Path) 
     assert fingerprint(folder, dtype="float32") == fingerprint(folder, dtype="bfloat16")
 
 
+def test_the_limit_of_the_model_and_the_same_number_are_the_same_limit(folder: Path) -> None:
+    # The server gives the number, and an Encoder by default nothing.
+    limit = shared_encoder(folder, device="cpu").max_seq_len
+    assert fingerprint(folder, max_seq_len=limit) == fingerprint(folder)
+    assert fingerprint(folder, max_seq_len=limit - 1) != fingerprint(folder)
+
+
 def _change_weights(path: Path) -> None:
     weights = load_file(path)
     name = next(name for name, weight in weights.items() if weight.is_floating_point() and weight.numel() > 1)

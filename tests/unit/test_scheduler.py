@@ -489,7 +489,7 @@ def test_long_batch_does_not_delay_the_batches_after_it() -> None:
     scheduler = make_scheduler()
     submit_long(scheduler, ALICE)
     next_batch(scheduler)
-    for count in (1, FULL_BATCH):
+    for count in (1, SMALL):
         job = submit(scheduler, BOB, count)
         assert texts_of(next_batch(scheduler)) == job.texts
     submit(scheduler, CAROL, 1)
@@ -578,14 +578,46 @@ def test_small_requests_fill_the_batch_when_no_large_one_waits() -> None:
     assert len(texts_of(next_batch(scheduler))) == FULL_BATCH
 
 
-def test_job_of_20000_texts_delays_a_single_text_only_by_the_batches_in_flight() -> None:
+def test_a_small_request_does_not_wait_until_a_worker_has_computed_its_large_ones() -> None:
     scheduler = make_scheduler(workers=2)
     submit(scheduler, ALICE, 20_000)
-    in_flight = list(scheduler.next_batches(0.0))
+    assert len(list(scheduler.next_batches(0.0))) == 4  # each worker has two, and cannot take another large one
     single = submit(scheduler, BOB, 1)
-    name, first = in_flight[0]
-    scheduler.complete(name, computed(first), 0.0)
-    assert share_of(single, next_batch(scheduler, name)) == 1
+    ((_, batch),) = scheduler.next_batches(0.0)
+    assert texts_of(batch) == single.texts
+
+
+def test_small_requests_go_in_one_batch_of_their_own_at_a_time_beside_large_ones() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 20_000)
+    large = [next_batch(scheduler), next_batch(scheduler)]
+    first = submit(scheduler, BOB, 1)
+    urgent = next_batch(scheduler)
+    assert texts_of(urgent) == first.texts
+    others = [submit(scheduler, client, 1) for client in (BOB, CAROL)]
+    assert scheduler.next_batch("w0", 0.0) is None
+    scheduler.complete("w0", computed(large[0]), 0.0)
+    # The next large batch has no small ones, because these come sooner in a batch of their own.
+    assert not {job.texts[0] for job in others} & set(texts_of(next_batch(scheduler)))
+    scheduler.complete("w0", computed(urgent), 0.0)
+    assert texts_of(next_batch(scheduler)) == [job.texts[0] for job in others]
+
+
+def test_without_large_requests_small_ones_wait_for_a_full_enough_batch() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, SMALL)
+    next_batch(scheduler)
+    submit(scheduler, BOB, 1)
+    assert scheduler.next_batch("w0", 0.0) is None
+
+
+def test_no_urgent_batch_keeps_a_suspect_from_a_worker() -> None:
+    scheduler = make_scheduler(workers=2)
+    submit(scheduler, ALICE, 20_000)
+    assert len(list(scheduler.next_batches(0.0))) == 4
+    scheduler.worker_lost("w1")
+    submit(scheduler, BOB, 1)
+    assert scheduler.next_batch("w0", 0.0) is None  # it computes what it has, and then a suspect alone
 
 
 def test_large_requests_share_by_tokens_not_by_texts() -> None:

@@ -18,7 +18,9 @@ class InFlightBatch:
     tokens: the estimated number of tokens. num_lost_workers: how many workers died while they had this batch and
     no other. is_suspect: a worker died while it had this batch. A suspect is sent again with the same slices, to a
     worker without other batches, so that the text that kills workers can be found. is_long: it was long for its
-    worker when it was sent; see worker_load.py. sent_at: when it was sent, in seconds of the loop's clock.
+    worker when it was sent; see worker_load.py. has_large: it has texts of a large request. is_urgent: it has
+    texts of small requests, and was sent while its worker had a batch with large ones. sent_at: when it was sent,
+    in seconds of the loop's clock.
     """
 
     slices: list[Slice]
@@ -26,6 +28,8 @@ class InFlightBatch:
     num_lost_workers: int = 0
     is_suspect: bool = False
     is_long: bool = False
+    has_large: bool = False
+    is_urgent: bool = False
     sent_at: float = 0.0
 
     @property

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import Literal
 
 from bert_serving.protocol import EncodeRequest
 
@@ -124,8 +125,20 @@ class JobQueue:
         """Whether a text waits for a worker."""
         return bool(self._small or self._large)
 
-    def fill(self, builder: BatchBuilder) -> None:
-        """Move waiting texts into a batch, up to its limits."""
+    @property
+    def has_small(self) -> bool:
+        """Whether a text of a small request waits for a worker."""
+        return bool(self._small)
+
+    def is_large(self, job: Job) -> bool:
+        """Whether a job is a large request."""
+        return job.num_texts > self._priority_batch_size
+
+    def fill(self, builder: BatchBuilder, *, only: Literal["small", "large"] | None = None) -> None:
+        """Move waiting texts into a batch, up to its limits. only: of requests of this kind."""
+        if only is not None:
+            builder.take(self._small if only == "small" else self._large)
+            return
         if self._small and self._large:
             # A quarter of a batch may be less than one text. What large requests did not get is added to their
             # share of the next batch.
@@ -202,7 +215,7 @@ class JobQueue:
             heapq.heapify(self._deadlines)
 
     def _queue_of(self, job: Job) -> FairQueue:
-        return self._small if job.num_texts <= self._priority_batch_size else self._large
+        return self._large if self.is_large(job) else self._small
 
 
 def flow_of(identity: bytes, gateways_name: str | None, *, is_unsubscribed: bool) -> bytes:

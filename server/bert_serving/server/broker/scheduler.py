@@ -12,6 +12,9 @@ Rules of this file:
   computes long batches in turns with others, so they do not count when the next batch is chosen. A worker has at
   most two of them; while it has two, other texts overtake the next long text.
 - job_queue.py decides which texts go first: small requests before large ones, and fairly among flows.
+- While a worker has texts of large requests, small requests do not wait for them: they are sent at once, as one
+  more batch of their own, and the next one when this is computed. The worker computes its batches in turns, so a
+  small batch waits for one or two micro-batches, and large ones still get every second micro-batch.
 - The batches of a lost worker return to the front of the queue and become suspects. A suspect is sent only to a
   worker without other batches. If a third worker is lost while it has only this batch, or if a batch raises an
   error, the batch is split into halves. This is repeated until one text is left. Only the request with that text
@@ -32,6 +35,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from bert_serving.protocol import (
     DeadlineExceeded,
@@ -266,11 +270,16 @@ class Scheduler:
     def next_batch(self, name: str, now: float) -> Batch | None:
         """Return the batch that the worker should get now, or None."""
         worker = self._workers.get(name)
-        if worker is None or worker.model != self.model or not worker.can_take(suspect=bool(self._to_send_again)):
+        if worker is None or worker.model != self.model:
             return None
-        batch = self._next_to_send_again() or self._merge(worker, now)
+        batch = None
+        if self._queue.has_small and worker.can_take_urgent and not self._to_send_again:
+            batch = self._merge_urgent(worker, now)
+        if batch is None and worker.can_take(suspect=bool(self._to_send_again)):
+            batch = self._next_to_send_again() or self._merge(worker, now)
         if batch is None:
             return None
+        batch.has_large = any(self._queue.is_large(slice_.job) for slice_ in batch.slices)
         for slice_ in batch.slices:
             if slice_.job.begun_at is None:
                 slice_.job.begun_at = now
@@ -382,14 +391,22 @@ class Scheduler:
             self._estimate.of_text,
             max_text_tokens=math.inf if worker.can_take_long else worker.longest_ordinary_tokens,
         )
-        while self._fill(builder, now):
+        while self._fill(builder, now, only="large" if worker.has_large else None):
             pass
         return InFlightBatch(builder.slices, builder.tokens) if builder.slices else None
 
-    def _fill(self, builder: BatchBuilder, now: float) -> bool:
+    def _merge_urgent(self, worker: WorkerLoad, now: float) -> InFlightBatch | None:
+        """Return a batch of small requests for a worker that has large ones; None if none of them fits."""
+        full = worker.full_batch_tokens
+        builder = BatchBuilder(full, self._max_batch_size, self._estimate.of_text, max_text_tokens=full)
+        while self._fill(builder, now, only="small"):
+            pass
+        return InFlightBatch(builder.slices, builder.tokens, is_urgent=True) if builder.slices else None
+
+    def _fill(self, builder: BatchBuilder, now: float, *, only: Literal["small", "large"] | None) -> bool:
         """Take waiting texts into a batch; return whether repeats were left out, so that others have room."""
         num_before = len(builder.slices)
-        self._queue.fill(builder)
+        self._queue.fill(builder, only=only)
         if self._repeats is None:
             return False
         return builder.replace(num_before, self._repeats.begin(builder.slices[num_before:], now))

@@ -21,7 +21,8 @@ class WorkerLoad:
 
     model: fingerprint of its model. progress_at: when it began to compute, or last showed that it computes, in
     seconds of the loop's clock. num_forwards: as in its last heartbeat. in_flight: its batches by batch_id, the
-    oldest first; only `add` and `remove` change it. num_ordinary: how many of them are not long; ordinary_tokens:
+    oldest first; only `add` and `remove` change it. num_ordinary: how many of them are neither long nor urgent;
+    ordinary_tokens:
     the estimated tokens of these. Both are counted and not computed, because they are read for each worker in
     each step.
     """
@@ -36,6 +37,8 @@ class WorkerLoad:
     num_ordinary: int = 0
     ordinary_tokens: float = 0.0
     _num_suspects: int = 0
+    _num_large: int = 0
+    _num_urgent: int = 0
 
     def add(self, batch_id: int, batch: InFlightBatch, now: float) -> None:
         """Note that a batch is sent to the worker. now: in seconds of the loop's clock."""
@@ -54,7 +57,9 @@ class WorkerLoad:
 
     def _count(self, batch: InFlightBatch, sign: int) -> None:
         self._num_suspects += sign * batch.is_suspect
-        if not batch.is_long:
+        self._num_large += sign * batch.has_large
+        self._num_urgent += sign * batch.is_urgent
+        if not batch.is_long and not batch.is_urgent:
             self.num_ordinary += sign
             # Without a batch it is exactly 0: sums of floats keep small errors.
             self.ordinary_tokens = self.ordinary_tokens + sign * batch.tokens if self.num_ordinary else 0.0
@@ -72,13 +77,23 @@ class WorkerLoad:
     @property
     def can_take_long(self) -> bool:
         """Whether it has room for a long batch."""
-        return len(self.in_flight) - self.num_ordinary < _MAX_IN_FLIGHT
+        return len(self.in_flight) - self.num_ordinary - self._num_urgent < _MAX_IN_FLIGHT
 
     def can_take(self, *, suspect: bool) -> bool:
         """Whether the worker has room for a batch. A suspect needs a worker without other batches."""
         if suspect or self._num_suspects:
             return not self.in_flight
         return self.num_ordinary < _MAX_IN_FLIGHT
+
+    @property
+    def has_large(self) -> bool:
+        """Whether it has a batch with texts of large requests."""
+        return self._num_large > 0
+
+    @property
+    def can_take_urgent(self) -> bool:
+        """Whether small requests need not wait until the large ones that it has are computed."""
+        return self.has_large and not self._num_urgent and not self._num_suspects
 
     def is_overdue(self, now: float, timeout_s: float) -> bool:
         """Whether the worker has a batch and has computed nothing for too long. now: as `progress_at`.

@@ -12,7 +12,7 @@ from .computation import Inbox, TokenizedBatch, failed
 from .encoder import Encoder
 from .parts import tokenize_parts
 
-_NUM_THREADS = 4  # as many as the broker sends batches to a worker: two with a long text, and two others
+_NUM_THREADS = 5  # as many as the broker sends batches to a worker: two long ones, two others, an urgent one
 
 
 class TokenizerThreads:
