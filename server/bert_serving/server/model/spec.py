@@ -80,7 +80,7 @@ class ModelOptions(BaseModel):
         16384,
         ge=64,
         description="largest number of tokens in a batch of a worker and in one forward pass; on a CPU a pass "
-        "has at most 2048",
+        "has at most 1024",
     )
     pooling_strategy: tuple[str, ...] = Field(
         ("auto",),
