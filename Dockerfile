@@ -8,7 +8,11 @@
 # The Python version that CI tests.
 ARG PYTHON_VERSION=3.11
 
-FROM python:${PYTHON_VERSION}-slim AS build
+# Workers use g++ to compile forward passes for the processor that they run on.
+FROM python:${PYTHON_VERSION}-slim AS base
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+
+FROM base AS build
 ARG TORCH_BACKEND=cpu
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
@@ -19,14 +23,18 @@ RUN /opt/venv/bin/pip install --no-cache-dir -c constraints.txt uv
 RUN /opt/venv/bin/uv pip install --no-cache --no-deps --python /opt/venv --torch-backend=${TORCH_BACKEND} -c constraints.txt torch
 RUN /opt/venv/bin/uv pip install --no-cache --python /opt/venv -c constraints.txt ".[server,demo]"
 
-RUN mkdir -p /opt/volumes/models
+# The forward pass of the demo model, compiled for the processor that builds the image. On another processor, or with
+# another model, a server compiles it at its first start and keeps it in the volume.
+RUN mkdir -p -m 755 /opt/volumes/models && mkdir -m 700 /opt/volumes/models/.compiled
+RUN BERT_SERVING_COMPILE_CACHE=/opt/volumes/models/.compiled /opt/venv/bin/python -c "from bert_serving.server import Encoder; Encoder(compile='wait', device='cpu')"
 
-FROM python:${PYTHON_VERSION}-slim
+FROM base
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
     HF_HOME=/models/.huggingface \
+    BERT_SERVING_COMPILE_CACHE=/models/.compiled \
     BERT_SERVING_HTTP_HOST=0.0.0.0 \
     BERT_SERVING_HTTP_PORT=8125
 # Only HTTP can be reached from outside the container. For BertClient, set BERT_SERVING_HOST=0.0.0.0 too, and protect

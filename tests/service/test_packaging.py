@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bert_serving.server.worker.compiled.forward import GraphFacts
 
 from tests.support.image import health_check
 from tests.support.processes import run
 from tests.support.running_server import RunningServer
 
 ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+BASE_STAGE, BUILD_STAGE, LAST_STAGE = DOCKERFILE.split("\nFROM ")[1:]
 
 
 @pytest.mark.parametrize(
@@ -37,21 +40,19 @@ def test_nothing_but_the_worker_loads_torch_or_transformers(module: str) -> None
 
 def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> None:
     """Run the RUN lines of the Dockerfile's build stage with other paths, then the image's entry point."""
-    dockerfile = (ROOT / "Dockerfile").read_text()
     source, opt = tmp_path / "src", tmp_path / "opt"
     target = opt / "venv"
     source.mkdir()
     opt.mkdir()
-    build_stage = dockerfile.split("\nFROM ")[1]
-    for what, where in re.findall(r"^COPY (.+) (\S+)$", build_stage, re.M):
+    for what, where in re.findall(r"^COPY (.+) (\S+)$", BUILD_STAGE, re.M):
         for name in what.split():
             here = ROOT / name
             if here.is_dir():
                 shutil.copytree(here, source / where, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(here, source / where)
-    lines = re.findall(r"^RUN (.+)$", build_stage, re.M)
-    assert len(lines) == 5
+    lines = re.findall(r"^RUN (.+)$", BUILD_STAGE, re.M)
+    assert len(lines) == 6
     for line in lines:
         env = {"TORCH_BACKEND": "cpu"}
         if "--torch-backend" in line and (local := os.environ.get("PIP_FIND_LINKS")):
@@ -61,22 +62,20 @@ def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> Non
     assert re.fullmatch(
         r"bert-serving-start \S+\n", run(target / "bin/bert-serving-start", "-version", cwd=tmp_path)
     )
-    assert (opt / "volumes" / "models").is_dir()
+    (compiled,) = [path for path in (opt / "volumes/models/.compiled").iterdir() if path.is_dir()]
+    assert GraphFacts.read(compiled).failed is None
     run(target / "bin/python", "-c", "from bert_serving.server.model.demo import find_demo_model as f; f()")
 
 
 def test_the_image_has_the_python_that_the_tests_run_on() -> None:
     tested = re.findall(r'"Programming Language :: Python :: (\d\.\d+)"', (ROOT / "pyproject.toml").read_text())
-    (version,) = re.findall(r"^ARG PYTHON_VERSION=(\S+)$", (ROOT / "Dockerfile").read_text(), re.M)
+    (version,) = re.findall(r"^ARG PYTHON_VERSION=(\S+)$", DOCKERFILE, re.M)
     assert version in tested
 
 
 def test_the_image_runs_as_an_unprivileged_user_and_checks_its_health(server: RunningServer) -> None:
-    dockerfile = (ROOT / "Dockerfile").read_text()
-    assert re.search(r"^USER 10001:10001$", dockerfile, re.M)
-    assert not re.findall(
-        r"^RUN ", dockerfile.split("\nFROM ")[2], re.M
-    )  # no test runs the RUN lines of the last stage
+    assert re.search(r"^USER 10001:10001$", LAST_STAGE, re.M)
+    assert not re.findall(r"^RUN ", LAST_STAGE, re.M)  # no test runs the RUN lines of the last stage
     check = health_check(server.http_port)
     assert "/ready" in check[-1]
     run(*check)
@@ -84,8 +83,7 @@ def test_the_image_runs_as_an_unprivileged_user_and_checks_its_health(server: Ru
 
 def image_settings() -> dict[str, str]:
     """Return the settings that the image sets as environment variables."""
-    last_stage = (ROOT / "Dockerfile").read_text().split("\nFROM ")[2]
-    return dict(re.findall(r"^ +BERT_SERVING_(\w+)=(\S+)", last_stage, re.M))
+    return dict(re.findall(r"^ +BERT_SERVING_(\w+)=(\S+)", LAST_STAGE, re.M))
 
 
 def compose_service(text: str) -> dict[str, Any]:
@@ -96,14 +94,21 @@ def compose_service(text: str) -> dict[str, Any]:
 
 
 def test_the_image_opens_http_and_keeps_the_other_ports_to_itself() -> None:
-    assert image_settings() == {"HTTP_HOST": "0.0.0.0", "HTTP_PORT": "8125"}
+    settings = image_settings()
+    assert settings.pop("COMPILE_CACHE") == "/models/.compiled"
+    assert settings == {"HTTP_HOST": "0.0.0.0", "HTTP_PORT": "8125"}
+
+
+def test_the_image_has_the_compiler_of_forward_passes() -> None:
+    assert " install --yes --no-install-recommends g++ " in BASE_STAGE
+    assert BUILD_STAGE.startswith("base ")
+    assert LAST_STAGE.startswith("base\n")
 
 
 def test_the_user_of_the_image_owns_the_folder_of_the_models() -> None:
-    last_stage = (ROOT / "Dockerfile").read_text().split("\nFROM ")[2]
-    (user,) = re.findall(r"^USER (\S+)$", last_stage, re.M)
-    made = last_stage.index(f"COPY --from=build --chown={user} /opt/volumes /\n")
-    assert made < last_stage.index("VOLUME /models")
+    (user,) = re.findall(r"^USER (\S+)$", LAST_STAGE, re.M)
+    made = LAST_STAGE.index(f"COPY --from=build --chown={user} /opt/volumes /\n")
+    assert made < LAST_STAGE.index("VOLUME /models")
 
 
 def test_compose_publishes_only_ports_that_the_image_opens_and_a_model_volume() -> None:

@@ -12,8 +12,8 @@ from ..model.errors import ModelError
 
 _CGROUP = Path("/sys/fs/cgroup")
 
-# Micro-batches of this size keep the activations in a CPU's caches (1,000 to 2,000 tokens were fastest), and a small
-# request waits for one of them. A GPU is fastest with as many tokens as possible.
+# Micro-batches of this size keep the activations in a CPU's caches (1,000 to 2,000 tokens were fastest), and a
+# small request waits for one of them. A GPU is fastest with as many tokens as possible.
 CPU_MICRO_BATCH_TOKENS = 1024
 _TRIAL_TOKENS = (1024, 4096)
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -96,9 +96,7 @@ class Cache:
                 path.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def key_of(
-    fingerprint: str, layers: Sequence[int], dtype: str, max_tokens: int, num_threads: int, compiler: str
-) -> str:
+def key_of(fingerprint: str, layers: Sequence[int], dtype: str, max_tokens: int, compiler: str) -> str:
     """Return the key of a graph: a hash of the model, its options, this code, PyTorch and the processor.
 
     fingerprint: of the model's weights and options. compiler: the path of the C++ compiler.
@@ -110,7 +108,6 @@ def key_of(
         list(layers),
         dtype,
         max_tokens,
-        num_threads,
         torch.__version__,
         transformers.__version__,
         version.decode(errors="replace"),

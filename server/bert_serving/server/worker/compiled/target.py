@@ -55,7 +55,7 @@ class Target:
         dtype = "int8" if spec.dtype == "int8" else str(loaded.dtype)
         try:
             cache = Cache(spec.compile_cache)
-            key = key_of(loaded.fingerprint, layers, dtype, max_tokens, torch.get_num_threads(), compiler)
+            key = key_of(loaded.fingerprint, layers, dtype, max_tokens, compiler)
         except (OSError, subprocess.SubprocessError) as exc:
             raise NotCompiled(one_line(exc)) from exc
         return cls(spec, cache, key, compiler, layers, max_tokens)
