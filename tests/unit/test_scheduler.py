@@ -603,6 +603,36 @@ def test_small_requests_go_in_one_batch_of_their_own_at_a_time_beside_large_ones
     assert texts_of(next_batch(scheduler)) == [job.texts[0] for job in others]
 
 
+@pytest.mark.parametrize("num_tokens", [200, 300, 512])
+def test_a_long_text_of_a_small_request_does_not_wait_for_all_of_a_bulk_job(num_tokens: int) -> None:
+    scheduler = make_scheduler(tokens_per_s=3000)  # a full batch has 256 tokens
+    submit(scheduler, ALICE, 2000)
+    next_batch(scheduler)
+    long = scheduler.submit(request(BOB, make_texts(1, num_tokens)), 0.0)
+    short = submit(scheduler, BOB, 3)
+    for _ in range(12):
+        for name, batch in list(scheduler.next_batches(0.0)):
+            scheduler.complete(name, computed(batch, tokens_per_s=3000), 0.0)
+    assert long.is_done
+    assert short.is_done
+
+
+def test_many_small_requests_keep_most_of_a_worker_beside_large_ones() -> None:
+    scheduler = make_scheduler()
+    submit(scheduler, ALICE, 20_000)
+    in_flight = [next_batch(scheduler), next_batch(scheduler)]
+    small = large = 0
+    for _ in range(40):
+        while scheduler.num_waiting < 20_000:
+            submit(scheduler, BOB, SMALL)
+        in_flight += [batch for _, batch in scheduler.next_batches(0.0)]
+        batch = in_flight.pop(0)
+        count = sum(len(part.texts) for part in batch.parts if len(part.texts) <= SMALL)
+        small, large = small + count, large + len(texts_of(batch)) - count
+        scheduler.complete("w0", computed(batch), 0.0)
+    assert small > large
+
+
 def test_without_large_requests_small_ones_wait_for_a_full_enough_batch() -> None:
     scheduler = make_scheduler()
     submit(scheduler, ALICE, SMALL)

@@ -53,6 +53,11 @@ class FairQueue:
     def __bool__(self) -> bool:
         return self._front() is not None
 
+    def first_tokens(self, cost: TextCost) -> float:
+        """Return the estimated tokens of the text that goes next; 0 if no text waits."""
+        job = self._front()
+        return 0.0 if job is None else job.reach(0.0, 1, cost)[1]
+
     def push(self, job: Job) -> None:
         """Add a job after the other jobs of its flow."""
         flow = self._flows.get(job.flow)

@@ -1,7 +1,7 @@
 """Stores every open job, and decides which waiting texts go to a worker first.
 
-Small requests (up to `priority_batch_size` texts) go first. Large requests get a quarter of every batch, so that
-they do not starve. Among the small requests, and among the large ones, each flow gets an equal share of the
+Small requests (up to `priority_batch_size` texts) go first. Large requests get a quarter of a batch that has both, so
+that they do not starve; scheduler.py says when batches have only one kind. Among the small requests, and among the large ones, each flow gets an equal share of the
 tokens. A flow is an identity that a client has subscribed to, or the flow that a gateway names in a request. All
 unsubscribed clients are one flow, because a client can invent any number of identities.
 """
@@ -141,9 +141,11 @@ class JobQueue:
             return
         if self._small and self._large:
             # A quarter of a batch may be less than one text. What large requests did not get is added to their
-            # share of the next batch.
+            # share of the next batch. A small request's text that fills a batch alone leaves them nothing, until a
+            # whole batch is owed to them.
             self._owed_to_large = min(1.0, self._owed_to_large + _LARGE_SHARE)
-            self._owed_to_large -= min(self._owed_to_large, builder.take(self._large, self._owed_to_large))
+            if self._owed_to_large == 1.0 or self._small.first_tokens(builder.cost) <= builder.max_tokens:
+                self._owed_to_large -= min(self._owed_to_large, builder.take(self._large, self._owed_to_large))
         builder.take(self._small)
         builder.take(self._large)
 

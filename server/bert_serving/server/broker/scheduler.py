@@ -14,7 +14,8 @@ Rules of this file:
 - job_queue.py decides which texts go first: small requests before large ones, and fairly among flows.
 - While a worker has texts of large requests, small requests do not wait for them: they are sent at once, as one
   more batch of their own, and the next one when this is computed. The worker computes its batches in turns, so a
-  small batch waits for one or two micro-batches, and large ones still get every second micro-batch.
+  small batch waits for one or two micro-batches, and large ones still get every second micro-batch. If small
+  requests fill such a batch to its half, they also get their share of the others.
 - The batches of a lost worker return to the front of the queue and become suspects. A suspect is sent only to a
   worker without other batches. If a third worker is lost while it has only this batch, or if a batch raises an
   error, the batch is split into halves. This is repeated until one text is left. Only the request with that text
@@ -272,11 +273,11 @@ class Scheduler:
         worker = self._workers.get(name)
         if worker is None or worker.model != self.model:
             return None
-        batch = None
+        batch, only_large = None, worker.keeps_large_apart
         if self._queue.has_small and worker.can_take_urgent and not self._to_send_again:
-            batch = self._merge_urgent(worker, now)
+            batch, only_large = self._merge_urgent(worker, now), False  # a text may be too long to be urgent
         if batch is None and worker.can_take(suspect=bool(self._to_send_again)):
-            batch = self._next_to_send_again() or self._merge(worker, now)
+            batch = self._next_to_send_again() or self._merge(worker, now, only_large=only_large)
         if batch is None:
             return None
         batch.has_large = any(self._queue.is_large(slice_.job) for slice_ in batch.slices)
@@ -379,7 +380,7 @@ class Scheduler:
                 list(self._share(slice_, None))
         return [slice_ for slice_ in slices if slice_.is_needed]
 
-    def _merge(self, worker: WorkerLoad, now: float) -> InFlightBatch | None:
+    def _merge(self, worker: WorkerLoad, now: float, *, only_large: bool) -> InFlightBatch | None:
         """Return a batch of waiting texts; None if no text waits, or if the batch is still too small to send."""
         full = worker.full_batch_tokens
         waiting_tokens = self.num_waiting * self._estimate.tokens_per_text
@@ -391,14 +392,18 @@ class Scheduler:
             self._estimate.of_text,
             max_text_tokens=math.inf if worker.can_take_long else worker.longest_ordinary_tokens,
         )
-        while self._fill(builder, now, only="large" if worker.has_large else None):
+        while self._fill(builder, now, only="large" if only_large else None):
             pass
         return InFlightBatch(builder.slices, builder.tokens) if builder.slices else None
 
     def _merge_urgent(self, worker: WorkerLoad, now: float) -> InFlightBatch | None:
         """Return a batch of small requests for a worker that has large ones; None if none of them fits."""
-        full = worker.full_batch_tokens
-        builder = BatchBuilder(full, self._max_batch_size, self._estimate.of_text, max_text_tokens=full)
+        builder = BatchBuilder(
+            worker.full_batch_tokens,
+            self._max_batch_size,
+            self._estimate.of_text,
+            max_text_tokens=worker.longest_ordinary_tokens,
+        )
         while self._fill(builder, now, only="small"):
             pass
         return InFlightBatch(builder.slices, builder.tokens, is_urgent=True) if builder.slices else None

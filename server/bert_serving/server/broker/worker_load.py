@@ -22,9 +22,8 @@ class WorkerLoad:
     model: fingerprint of its model. progress_at: when it began to compute, or last showed that it computes, in
     seconds of the loop's clock. num_forwards: as in its last heartbeat. in_flight: its batches by batch_id, the
     oldest first; only `add` and `remove` change it. num_ordinary: how many of them are neither long nor urgent;
-    ordinary_tokens:
-    the estimated tokens of these. Both are counted and not computed, because they are read for each worker in
-    each step.
+    ordinary_tokens: the estimated tokens of these. All are counted and not computed, because they are read for
+    each worker in each step.
     """
 
     name: str
@@ -39,6 +38,7 @@ class WorkerLoad:
     _num_suspects: int = 0
     _num_large: int = 0
     _num_urgent: int = 0
+    _urgent_tokens: float = 0.0
 
     def add(self, batch_id: int, batch: InFlightBatch, now: float) -> None:
         """Note that a batch is sent to the worker. now: in seconds of the loop's clock."""
@@ -59,6 +59,8 @@ class WorkerLoad:
         self._num_suspects += sign * batch.is_suspect
         self._num_large += sign * batch.has_large
         self._num_urgent += sign * batch.is_urgent
+        if batch.is_urgent:
+            self._urgent_tokens = batch.tokens if sign > 0 else 0.0  # it has at most one
         if not batch.is_long and not batch.is_urgent:
             self.num_ordinary += sign
             # Without a batch it is exactly 0: sums of floats keep small errors.
@@ -94,6 +96,15 @@ class WorkerLoad:
     def can_take_urgent(self) -> bool:
         """Whether small requests need not wait until the large ones that it has are computed."""
         return self.has_large and not self._num_urgent and not self._num_suspects
+
+    @property
+    def keeps_large_apart(self) -> bool:
+        """Whether its next batches are for large requests alone, because small ones come sooner on their own.
+
+        If small requests fill half a batch of their own, there are too many of them for that: then they also get
+        their share of the other batches.
+        """
+        return self.has_large and self._urgent_tokens < self.full_batch_tokens / 2
 
     def is_overdue(self, now: float, timeout_s: float) -> bool:
         """Whether the worker has a batch and has computed nothing for too long. now: as `progress_at`.
