@@ -26,7 +26,7 @@ RUN /opt/venv/bin/uv pip install --no-cache --python /opt/venv -c constraints.tx
 # The forward pass of the demo model, compiled for the processor that builds the image. On another processor, or with
 # another model, a server compiles it at its first start and keeps it in the volume.
 RUN mkdir -p -m 755 /opt/volumes/models && mkdir -m 700 /opt/volumes/models/.compiled
-RUN BERT_SERVING_COMPILE_CACHE=/opt/volumes/models/.compiled /opt/venv/bin/python -c "from bert_serving.server import Encoder; Encoder(compile='wait', device='cpu')"
+RUN BERT_SERVING_COMPILE_CACHE=/opt/volumes/models/.compiled /opt/venv/bin/python -c "from bert_serving.server import Encoder; assert Encoder(compile='wait', device='cpu').forward_kind == 'compiled'"
 
 FROM base
 COPY --from=build /opt/venv /opt/venv

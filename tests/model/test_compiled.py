@@ -279,7 +279,7 @@ def test_a_full_cache_forgets_what_was_not_used_for_the_longest_time(
 
 def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
-    for name, age in (("partial-old", 4000), ("partial-new", 10)):
+    for name, age in (("partial-old", 90_000), ("partial-new", 10)):
         path = cache.folder / name
         path.mkdir()
         os.utime(path, (path.stat().st_mtime - age, path.stat().st_mtime - age))

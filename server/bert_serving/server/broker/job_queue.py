@@ -1,9 +1,10 @@
 """Stores every open job, and decides which waiting texts go to a worker first.
 
-Small requests (up to `priority_batch_size` texts) go first. Large requests get a quarter of a batch that has both, so
-that they do not starve; scheduler.py says when batches have only one kind. Among the small requests, and among the large ones, each flow gets an equal share of the
-tokens. A flow is an identity that a client has subscribed to, or the flow that a gateway names in a request. All
-unsubscribed clients are one flow, because a client can invent any number of identities.
+Small requests (up to `priority_batch_size` texts) go first. Large requests get a quarter of a batch that has both,
+so that they do not starve; scheduler.py says when batches have only one kind. Among the small requests, and among
+the large ones, each flow gets an equal share of the tokens. A flow is an identity that a client has subscribed to,
+or the flow that a gateway names in a request. All unsubscribed clients are one flow, because a client can invent
+any number of identities.
 """
 
 from __future__ import annotations

@@ -128,6 +128,7 @@ class Encoder:
         spec = ModelSpec.checked(**{name: value for name, value in locals().items() if name != "self"})
         self._loaded = load(spec)
         self._spec = spec
+        self._int8_products = 0
         if spec.compile != "off":
             self._try_compiled(build=spec.compile == "wait")
         self._exact: Transformer | None = None
@@ -285,9 +286,10 @@ class Encoder:
     def compile(self) -> bool:
         """Compile the forward pass for this processor, or load it from the cache; return whether it is used.
 
-        Compiling takes up to a minute, in a process of its own. This may be called in any thread; passes that run
-        meanwhile are not disturbed, and later ones use the compiled pass. Its vectors are compared with those of
-        the reference first. If it cannot be used, the reason is logged, and passes run as before.
+        Compiling takes up to a minute, and with dtype="int8" longer, in a process of its own. This may be called
+        in any thread; passes that run meanwhile are not disturbed, and later ones use the compiled pass. Its
+        vectors are compared with those of the reference first. If it cannot be used, the reason is logged, and
+        passes run as before.
         """
         if not self._loaded.transformer.is_compiled:
             self._try_compiled(build=True)
@@ -308,7 +310,7 @@ class Encoder:
     @property
     def dtype_name(self) -> str:
         """The dtype of the forward passes; "int8" if a compiled pass has products of 8-bit integers."""
-        if self._loaded.transformer.is_compiled and self._spec.dtype == "int8":
+        if self._int8_products:
             return "int8"
         return str(self.dtype).removeprefix("torch.")
 
@@ -434,7 +436,8 @@ class Encoder:
             log.log(logging.INFO if build else logging.DEBUG, "the forward pass is not compiled: %s", exc)
             return
         self._loaded = replace(loaded, transformer=transformer, parity=parity)
-        log.info("the forward pass is compiled parity=%.6f", parity)
+        self._int8_products = compiled.facts.int8_products
+        log.info("the forward pass is compiled parity=%.6f int8_products=%d", parity, self._int8_products)
 
     def _in_float32(self) -> Transformer:
         """Return the transformer in float32, loaded when it is first needed."""

@@ -27,7 +27,7 @@ from .cache import Cache
 from .forward import CompiledForward, GraphFacts, hashes_in, operator_library, share_weights, unpack
 from .fusion import fuse
 from .graph import PackedGraph, compile_program, traced
-from .quantization import Quantization
+from .quantization import MIN_INT8_COSINE, Quantization
 from .target import Target
 
 _NICENESS = 10  # requests come first: beside a worker that is always busy, it gets a tenth of a core's time
@@ -82,10 +82,13 @@ def _compile(target: Target, loaded: LoadedModel, scratch: Path, folder: Path) -
     share_weights(folder)
     facts = GraphFacts(target.layers, target.max_tokens, hashes=hashes_in(folder), int8_products=int8_products)
     facts.write(folder)
+    compiled = loaded.transformer.with_compiled(CompiledForward(folder))
     try:
-        loaded.check.smallest_cosine(loaded.transformer.with_compiled(CompiledForward(folder)), loaded.dtype)
+        cosine = loaded.check.smallest_cosine(compiled, loaded.dtype)
     except ModelError as exc:
         return GraphFacts(failed=str(exc))
+    if int8_products and cosine < MIN_INT8_COSINE:
+        return GraphFacts(failed=f"8-bit integers are too coarse for this model (cosine {cosine:.4f})")
     return facts
 
 

@@ -22,7 +22,7 @@ from .operators import SOURCES
 _MAX_BYTES = 4 << 30  # all graphs together; those that were not used for the longest time are deleted first
 _VARIABLE = "BERT_SERVING_COMPILE_CACHE"
 _PARTIAL = "partial-"
-_ABANDONED_S = 3600.0  # no graph takes so long to compile
+_ABANDONED_S = 86400.0  # no graph takes so long to compile
 
 
 class Cache:

@@ -22,6 +22,7 @@ from .threads import ThreadChoice
 _FACTS = "facts.json"
 _GRAPH = "graph"  # graph.so and graph.json, as PyTorch's runner expects them
 _BLOB = "graph.blob"  # the weights as PyTorch's compiler stores them
+_BLOCK_BYTES = 1 << 20
 _WEIGHTS = "weights.pt"  # the weights if they are shared; then there is no blob
 _OPERATORS = "operators.so"
 
@@ -141,7 +142,15 @@ def unpack(package: Path, folder: Path) -> None:
 def hashes_in(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file in a graph's folder, except its facts. Raises OSError."""
     files = [path for path in folder.iterdir() if path.name != _FACTS]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.name: _sha256(path) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:  # in blocks, because the weights may be large
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def operator_library(folder: Path) -> Path:

@@ -7,8 +7,10 @@ block of a layer. Linear layers that read the same input become one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any, NamedTuple
 
 import torch
@@ -20,13 +22,23 @@ from .packed_weights import LinearParts, to_bfloat16
 
 _aten = torch.ops.aten
 _MULTIPLE = 16  # the operators need whole vectors
+_NORM_DEFAULTS = (None, None, None, None, 1e-5)  # of aten.layer_norm's first arguments
+_OPERATORS = {operators.operation(name) for name in operators.NAMES}
+_OF_SHAPE = {
+    *(_aten.view.default, _aten.reshape.default, _aten.transpose.int, _aten.permute.default, _aten.unbind.int),
+    *(_aten.split.Tensor, _aten.split_with_sizes.default, _aten.contiguous.default, getitem),
+}
 
 
 class FusedLinear(NamedTuple):
-    """A linear layer of the fused graph, or several that read the same input. weight: (N, K). bias: (N,)."""
+    """A linear layer of the fused graph, or several that read the same input.
+
+    weight: (N, K). bias: (N,). first: the name of its (first) weight in the module.
+    """
 
     weight: Tensor
     bias: Tensor
+    first: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +62,18 @@ class _Layer:
         """Return the linear layer that a node computes; None if it computes something else."""
         if not isinstance(node, Node) or node.target is not _aten.linear.default:
             return None
-        _, weight, *rest = node.args
-        assert isinstance(weight, Node)
-        owner = node.graph.owning_module
-        matrix = _constant(owner, weight)
-        bias = _constant(owner, rest[0]) if rest and rest[0] is not None else torch.zeros(len(matrix))
-        if any(size % _MULTIPLE for size in matrix.shape):
+        found = _weight_and_bias(node)
+        if found is None or any(size % _MULTIPLE for size in found[0].shape):
             return None
-        return cls(node, str(weight.target), matrix, bias)
+        weight: Any = node.args[1]
+        return cls(node, str(weight.target), *found)
 
 
 def fuse(module: GraphModule) -> dict[str, FusedLinear]:
     """Replace what can be replaced in the graph of a module; return the linear layers that were replaced, by name.
 
-    Their products are in bfloat16 until `store` changes this. Float32 stays between the operators. The name is
-    that of the (first) layer's weight in the module.
+    Their products are in bfloat16 until `store` changes this. Float32 stays between the operators. Linear layers
+    whose sizes the operators cannot compute are in bfloat16, too.
     """
     return _Fusion(module).run()
 
@@ -99,28 +108,28 @@ class _Fusion:
         for node in list(self._graph.nodes):
             if node.target is _aten.layer_norm.default:
                 self._fuse_norm(node)
+        self._graph.eliminate_dead_code()  # what was replaced must not be replaced again
         for node in list(self._graph.nodes):
             if node.target is _aten.gelu.default and self._is_exact_gelu(node):
                 self._fuse_gelu(node)
+        self._graph.eliminate_dead_code()
         self._fuse_others()
+        self._cast_rest()
         self._graph.eliminate_dead_code()
         self._module.recompile()
         return self._linears
 
     def _fuse_norm(self, norm: Node) -> None:
         """Replace norm(linear(x) + residual), and norm(linear(gelu(linear(x))) + x)."""
-        arguments: tuple[Any, ...] = norm.args
-        added, shape, weight, bias, epsilon = arguments[:5]
-        if (
-            added.target is not _aten.add.Tensor
-            or len(added.users) > 1
-            or None in (weight, bias)
-            or len(shape) != 1
-        ):
+        given: tuple[Any, ...] = norm.args
+        added, shape, weight, bias, epsilon = (*given, *_NORM_DEFAULTS[len(given) :])[:5]
+        if added.target is not _aten.add.Tensor or len(added.users) > 1 or added.kwargs or len(added.args) != 2:
+            return
+        if None in (weight, bias) or len(shape) != 1:
             return
         for i in (0, 1):
             last, residual = _Layer.of(added.args[i]), added.args[1 - i]
-            if last is None or len(last.node.users) > 1 or not isinstance(residual, Node):
+            if last is None or len(last.node.users) > 1 or _shape(residual) != _shape(last.node):
                 continue
             first = self._up(last)
             with self._graph.inserting_before(norm):
@@ -134,6 +143,7 @@ class _Fusion:
                     new = self._graph.call_function(
                         torch.ops.bert_serving.product_and_norm.default, (*others, *rest)
                     )
+            new.meta["val"] = norm.meta["val"]
             norm.replace_all_uses_with(new)
             self._erase(norm, added, last.node)
             return
@@ -164,16 +174,37 @@ class _Fusion:
                 whole = self._product(siblings, gelu=False)
                 sizes = [len(layer.weight) for layer in siblings]
                 pieces = self._graph.call_function(_aten.split_with_sizes.default, (whole, sizes, -1))
-                picked = [self._graph.call_function(_getitem, (pieces, i)) for i in range(len(sizes))]
+                picked = [self._graph.call_function(getitem, (pieces, i)) for i in range(len(sizes))]
             for layer, piece in zip(siblings, picked, strict=True):
-                layer.node.replace_all_uses_with(piece)
-                self._erase(layer.node)
+                self._take_place(layer.node, piece)
 
     def _replace(self, node: Node, layer: _Layer, *, gelu: bool) -> None:
         with self._graph.inserting_before(node):
-            new = self._product([layer], gelu=gelu)
+            self._take_place(node, self._product([layer], gelu=gelu))
+
+    def _take_place(self, node: Node, new: Node) -> None:
+        """Let a new node in bfloat16 take the place of a node in float32."""
+        if not _takes_bfloat16(node):
+            with self._graph.inserting_after(new):
+                new = self._graph.call_function(_aten.to.dtype, (new, torch.float32))
+        new.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(new)
         self._erase(node)
+
+    def _cast_rest(self) -> None:
+        """Let linear layers that no operator has replaced compute in bfloat16."""
+        for node in list(self._graph.nodes):
+            if node.target is not _aten.linear.default or (found := _weight_and_bias(node)) is None:
+                continue
+            x: Any = node.args[0]
+            with self._graph.inserting_before(node):
+                constants = []
+                for kind, tensor in zip(("weight", "bias"), found, strict=True):
+                    name = _buffer(node.name, kind)
+                    self._module.register_buffer(name, tensor.bfloat16())
+                    constants.append(self._graph.get_attr(name))
+                rounded = self._graph.call_function(_aten.to.dtype, (x, torch.bfloat16))
+                self._take_place(node, self._graph.call_function(_aten.linear.default, (rounded, *constants)))
 
     def _product(self, layers: Sequence[_Layer], *, gelu: bool) -> Node:
         arguments = (layers[0].x, self._parts(*layers), gelu)
@@ -181,9 +212,11 @@ class _Fusion:
 
     def _parts(self, *layers: _Layer) -> list[Node]:
         """Store the parts of a linear layer, or of several side by side, in the module; return their nodes."""
-        name = layers[0].name
+        name = " ".join(
+            f"{layer.name} {layer.node.args[2:]}" for layer in layers
+        )  # weights may be shared by layers
         weight, bias = (torch.cat([getattr(layer, field) for layer in layers]) for field in ("weight", "bias"))
-        self._linears[name] = FusedLinear(weight, bias)
+        self._linears[name] = FusedLinear(weight, bias, layers[0].name)
         store(self._module, name, to_bfloat16(weight, bias))
         return [self._graph.get_attr(_buffer(name, kind)) for kind in LinearParts._fields]
 
@@ -198,19 +231,37 @@ class _Fusion:
 
 
 def _buffer(name: str, kind: str) -> str:
-    return f"{name.replace('.', '_')}_{kind}"
+    return re.sub(r"\W+", "_", f"{name} {kind}")
 
 
-def _getitem(values: Sequence[Tensor], i: int) -> Tensor:
-    return values[i]
+def _weight_and_bias(linear: Node) -> tuple[Tensor, Tensor] | None:
+    """Return the constants of a linear layer, in float32; None if the graph computes them."""
+    _, weight, *rest = linear.args
+    matrix = _constant(linear.graph.owning_module, weight)
+    if matrix is None:
+        return None
+    if not rest or rest[0] is None:
+        return matrix, torch.zeros(len(matrix))
+    bias = _constant(linear.graph.owning_module, rest[0])
+    return None if bias is None else (matrix, bias)
 
 
-def _constant(module: GraphModule | None, node: object) -> Tensor:
-    assert module is not None
-    assert isinstance(node, Node)
-    assert node.op == "get_attr"
+def _constant(module: GraphModule | None, node: object) -> Tensor | None:
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
     value: object = module
     for name in str(node.target).split("."):
         value = getattr(value, name)
-    assert isinstance(value, Tensor)
-    return value.detach().float()
+    return value.detach().float() if isinstance(value, Tensor) else None
+
+
+def _shape(node: object) -> object:
+    """Return the shape of a node's value; None if it is unknown."""
+    return getattr(node.meta.get("val"), "shape", None) if isinstance(node, Node) else None
+
+
+def _takes_bfloat16(node: Node) -> bool:
+    """Whether all that reads a node's value accepts bfloat16, maybe after its shape was changed."""
+    return all(
+        user.target in _OPERATORS or (user.target in _OF_SHAPE and _takes_bfloat16(user)) for user in node.users
+    )

@@ -36,6 +36,8 @@ _SIGNATURES = [
     "feed_forward(Tensor x, Tensor[] up, Tensor[] down, Tensor weight, Tensor bias, float epsilon) -> Tensor",
 ]
 
+NAMES = [signature.partition("(")[0] for signature in _SIGNATURES]
+
 _loaded: list[ctypes.CDLL] = []  # the library with the code, once it is loaded
 
 
@@ -68,11 +70,21 @@ def define() -> torch.library.Library:
 
 
 def use(path: Path) -> None:
-    """Let the operators run the code of a shared library that `build` has made. Raises OSError."""
+    """Let the operators run the code of a shared library that `build` has made. Raises OSError or RuntimeError."""
     define()
     if not _loaded:  # all libraries are made from the same source
+        library = ctypes.CDLL(str(path))
+        if not library.may_use_tiles():  # the first instruction would end the process
+            raise RuntimeError("Linux does not let this process use AMX, which the processor has")
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
-        _loaded.append(ctypes.CDLL(str(path)))
+        _loaded.append(library)
+
+
+def operation(name: str) -> torch._ops.OpOverload:
+    """Return an operator as it appears in a graph."""
+    define()
+    found: torch._ops.OpOverload = getattr(torch.ops.bert_serving, name).default
+    return found
 
 
 def has_products() -> bool:

@@ -41,8 +41,8 @@ def to_int8(weight: Tensor, bias: Tensor, highest: Tensor, alpha: float) -> Line
     the same precision (SmoothQuant, Xiao et al. 2023). highest: the largest absolute numbers of the input, (K,).
     alpha: how much is moved to the weights, 0 to 1.
     """
-    floor = 1e-5
-    factors = highest.clamp_min(floor) ** alpha / weight.abs().amax(0).clamp_min(floor) ** (1 - alpha)
+    floor = max(1e-5, 0.01 * float(highest.max()))  # what is small in these texts may be large in others
+    factors = highest.clamp_min(floor) ** alpha / weight.abs().amax(0).clamp_min(1e-5) ** (1 - alpha)
     weight = weight * factors
     scale = weight.abs().amax(1).clamp_min(1e-12) / 127
     integers = torch.round(weight / scale[:, None]).to(torch.int8)

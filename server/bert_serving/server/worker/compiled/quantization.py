@@ -7,7 +7,6 @@ all these texts close enough to those in float32. The others stay in bfloat16.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,16 +16,16 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from ..loading import LoadedModel
-from ..parity import ParityCheck, served_plans
+from ..parity import PROBES, ParityCheck, served_plans
 from ..sequences import TokenizedText
 from .fusion import FusedLinear, linear_input, store
 from .packed_weights import to_bfloat16, to_int8
 
-log = logging.getLogger(__name__)
-
 TEXTS = Path(__file__).with_name("calibration.txt")
 _MIN_COSINE = 0.9993  # of the texts here, so that other texts have at least 0.999
 _ALPHA = 0.5
+_QUICK = 5  # to find out how much each layer harms, every so many texts are enough
+MIN_INT8_COSINE = 0.999  # of the probes at load time
 
 
 class TracedForward:
@@ -57,7 +56,9 @@ class Quantization:
         recorder = _LargestInputs(module)
         exact = loaded.transformer.with_compiled(TracedForward(recorder.run, layers))
         plans = served_plans(loaded.planner, loaded.labels)
-        self._check = ParityCheck(exact, self._texts(), plans, hide_specials=False)
+        texts = self._texts()
+        self._check = ParityCheck(exact, texts, plans, hide_specials=False)
+        self._quick_check = ParityCheck(exact, texts[::_QUICK], plans, hide_specials=False)
         self._highest = recorder.highest
 
     def apply(self, fused: GraphModule, linears: dict[str, FusedLinear]) -> int:
@@ -67,34 +68,42 @@ class Quantization:
         good, bad = 0, len(order) + 1  # so many layers are good enough; so many are too many
         while bad - good > 1:
             middle = (good + bad) // 2
-            if self._cosine(fused, linears, order[:middle]) >= _MIN_COSINE:
+            self._choose(fused, linears, order[:middle])
+            if self._cosine(fused, self._check) >= _MIN_COSINE:
                 good = middle
             else:
                 bad = middle
-        cosine = self._cosine(fused, linears, order[:good])
-        log.info("%d of %d products are in 8-bit integers cosine=%.5f", good, len(order), cosine)
+        self._choose(fused, linears, order[:good])
         return good
 
     def _harm(self, fused: GraphModule, name: str, linear: FusedLinear) -> float:
         """Return how far the vectors are from float32 if only this layer is in integers."""
-        cosine = self._cosine(fused, {name: linear}, [name])
-        store(fused, name, to_bfloat16(*linear))
+        self._choose(fused, {name: linear}, [name])
+        cosine = self._cosine(fused, self._quick_check)
+        self._choose(fused, {name: linear}, [])
         return 1 - cosine
 
-    def _cosine(self, fused: GraphModule, linears: dict[str, FusedLinear], chosen: Sequence[str]) -> float:
-        """Return the smallest cosine with float32 if the chosen ones of these layers are in integers."""
-        for name, (weight, bias) in linears.items():
+    def _choose(self, fused: GraphModule, linears: dict[str, FusedLinear], chosen: Sequence[str]) -> None:
+        """Let the chosen ones of these layers compute in integers, and the others in bfloat16."""
+        for name, linear in linears.items():
             if name in chosen:
-                parts = to_int8(weight, bias, self._highest[name], _ALPHA)
+                parts = to_int8(linear.weight, linear.bias, self._highest[linear.first], _ALPHA)
             else:
-                parts = to_bfloat16(weight, bias)
+                parts = to_bfloat16(linear.weight, linear.bias)
             store(fused, name, parts)
-        return self._check.cosine(self._loaded.transformer.with_compiled(TracedForward(fused, self._layers)))
+
+    def _cosine(self, fused: GraphModule, check: ParityCheck) -> float:
+        return check.cosine(self._loaded.transformer.with_compiled(TracedForward(fused, self._layers)))
 
     def _texts(self) -> list[TokenizedText]:
-        lines = TEXTS.read_text(encoding="utf-8").splitlines()
-        prepared = self._loaded.tokenizer(lines, EncodeOptions(), prompt="", pool_prompt=True, spans=None)
-        return [text for text in prepared if isinstance(text, TokenizedText)]
+        config = self._loaded.sentence_transformers
+        prompt = "" if config is None else config.default_prompt
+        pool_prompt = config is None or config.include_prompt
+        lines = [*PROBES, *TEXTS.read_text(encoding="utf-8").splitlines()]
+        prepared = self._loaded.tokenizer(lines, EncodeOptions(), prompt=prompt, pool_prompt=pool_prompt)
+        texts = [text for text in prepared if isinstance(text, TokenizedText)]
+        num_ids = self._loaded.num_ids
+        return [text for text in texts if num_ids is None or max(text.ids) < num_ids]
 
 
 class _LargestInputs(Interpreter):

@@ -134,7 +134,12 @@ extern "C" int32_t set_num_threads(int32_t count) {
   return before;
 }
 
+// Whether the products may run: a process must ask Linux once before it uses AMX's tiles (ARCH_REQ_XCOMP_PERM,
+// XFEATURE_XTILEDATA).
+extern "C" int32_t may_use_tiles() {
 #ifdef __AMX_TILE__
-// A process must ask Linux once before it uses tiles (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
-__attribute__((constructor)) static void ask_for_tiles() { syscall(SYS_arch_prctl, 0x1023, 18); }
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return 1;
 #endif
+}
