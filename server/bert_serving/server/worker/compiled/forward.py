@@ -107,13 +107,19 @@ def _runner_with_weights(folder: Path) -> tuple[Any, dict[str, Tensor]]:
     """Load a graph and its weights; return PyTorch's runner, and the weights that must live as long as it."""
     # PyTorch's own loader of packages would extract the whole package again for each process.
     runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / f"{_GRAPH}.so"), 1)
-    if not (folder / _WEIGHTS).exists():
+    weights: dict[str, Tensor] = {}
+    if (folder / _WEIGHTS).exists():
+        # Mapped into memory, so all processes with this graph share one copy.
+        weights = torch.load(folder / _WEIGHTS, mmap=True, weights_only=True)
+        runner.update_constant_buffer(weights, use_inactive=False, validate_full_updates=True, user_managed=True)
+    elif (folder / _BLOB).exists():  # else the program has the weights
         runner.update_constant_buffer_from_blob(str(folder / _BLOB))
-        return runner, {}
-    # Mapped into memory, so all processes with this graph share one copy.
-    weights = torch.load(folder / _WEIGHTS, mmap=True, weights_only=True)
-    runner.update_constant_buffer(weights, use_inactive=False, validate_full_updates=True, user_managed=True)
     return runner, weights
+
+
+def can_load_blob() -> bool:
+    """Whether this PyTorch loads weights that are not in the program. PyTorch 2.11 ends the process."""
+    return hasattr(torch._C._aoti.AOTIModelContainerRunnerCpu, "update_constant_buffer_from_blob")
 
 
 def share_weights(folder: Path) -> None:
@@ -125,7 +131,7 @@ def share_weights(folder: Path) -> None:
     if is_plain and len(set(origins.values())) == len(origins):  # names of the compiler's own constants may repeat
         # Copies begin at a multiple of 64 bytes, in this process and in the file.
         torch.save({name: by_origin[origin].clone() for name, origin in origins.items()}, folder / _WEIGHTS)
-        (folder / _BLOB).unlink()
+        (folder / _BLOB).unlink(missing_ok=True)
 
 
 def unpack(package: Path, folder: Path) -> None:

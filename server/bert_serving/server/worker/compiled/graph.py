@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from . import operators
+from .forward import can_load_blob
 
 _NAME = "packed_native"
 _EXAMPLE = (30,) * 8  # lengths of the sequences that the graph is traced with
@@ -20,14 +21,15 @@ _ends: ContextVar[Tensor] = ContextVar("ends of the sequences of the row that is
 
 # Options of PyTorch's compiler. freezing: weights are constants, in the layout of the processor's product. The
 # products of one input (query, key and value) become one product. dynamic_threads: the number of threads is not
-# fixed when the graph is compiled. The weights are a file of their own (see forward.py). PyTorch could also find
-# out which of its products is fastest, but beside a server that computes it may choose one that is much slower.
+# fixed when the graph is compiled. If possible, weights are a file of their own (see forward.py). PyTorch could
+# also find out which of its products is fastest, but beside a server that computes it may choose a slow one.
 _OPTIONS: dict[str, Any] = {
     "freezing": True,
     "cpp.enable_concat_linear": True,
     "cpp.dynamic_threads": True,
-    "aot_inductor.package_constants_on_disk_format": "binary_blob",
 }
+if can_load_blob():
+    _OPTIONS["aot_inductor.package_constants_on_disk_format"] = "binary_blob"
 
 
 class PackedGraph(nn.Module):
