@@ -172,7 +172,7 @@ def test_settings_with_keys_survive_the_way_to_another_process() -> None:
         (["-root_path", "prefix"], ["root_path must be a path such as /vectors", "'prefix'"]),
         (["-root_path", "/a?b"], ["root_path must be a path such as /vectors", "'/a?b'"]),
         (["-root_path", "//"], ["root_path must be a path such as /vectors", "'//'"]),
-        (["-dtype", "int8"], ["dtype", "bfloat16", "'int8'"]),
+        (["-dtype", "int4"], ["dtype", "bfloat16", "'int4'"]),
         (["-device_map", "-1"], ["device_map", "GPU ids from 0", "-1"]),
         (["-outbox_age", "nan"], ["outbox_age", "greater than 0"]),
         (["-no_such_flag"], ["no_such_flag"]),
