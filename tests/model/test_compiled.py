@@ -288,15 +288,6 @@ def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
     assert [path.name for path in cache.folder.iterdir()] == ["partial-new"]
 
 
-@pytest.fixture(scope="module")
-def code_of_operators(tmp_path_factory: pytest.TempPathFactory) -> None:
-    compiler = operators.find_compiler()
-    assert compiler is not None
-    path = tmp_path_factory.mktemp("operators") / "operators.so"
-    operators.build(compiler, path)
-    operators.use(path)
-
-
 @pytest.mark.parametrize("window", [None, 5, 64])
 @pytest.mark.parametrize("width", [4, 20, 32, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bert_serving.server.worker.compiled import operators
 from bert_serving.server.worker.compiled.fusion import fuse
 from torch import Tensor, nn
 from torch.nn import functional
 
-pytestmark = pytest.mark.skipif(
-    not (torch.cpu._is_vnni_supported() and torch.cpu._is_avx512_bf16_supported()),
-    reason="needs a processor with AVX-512 VNNI and BF16",
-)
+pytestmark = [
+    pytest.mark.usefixtures("code_of_operators"),
+    pytest.mark.skipif(
+        not (torch.cpu._is_vnni_supported() and torch.cpu._is_avx512_bf16_supported()),
+        reason="needs a processor with AVX-512 VNNI and BF16",
+    ),
+]
 WIDTH = 64
-
-
-@pytest.fixture(scope="module", autouse=True)
-def code(tmp_path_factory: pytest.TempPathFactory) -> None:
-    compiler = operators.find_compiler()
-    assert compiler is not None
-    path = tmp_path_factory.mktemp("operators") / "operators.so"
-    operators.build(compiler, path)
-    operators.use(path)
 
 
 class Parts(nn.Module):

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from bert_serving.server.worker.compiled import operators
 from bert_serving.server.worker.compiled.packed_weights import LinearParts, to_bfloat16, to_int8
 from torch import Tensor
 from torch.nn import functional
 
-pytestmark = pytest.mark.skipif(
-    not (torch.cpu._is_vnni_supported() and torch.cpu._is_avx512_bf16_supported()),
-    reason="needs a processor with AVX-512 VNNI and BF16",
-)
+pytestmark = [
+    pytest.mark.usefixtures("code_of_operators"),
+    pytest.mark.skipif(
+        not (torch.cpu._is_vnni_supported() and torch.cpu._is_avx512_bf16_supported()),
+        reason="needs a processor with AVX-512 VNNI and BF16",
+    ),
+]
 ROWS = [1, 15, 16, 31, 33, 64, 65, 200, 600]
 SIZES = [(48, 208), (64, 64), (384, 1536)]
 EPSILON = 1e-5
@@ -31,16 +33,6 @@ KINDS: dict[str, tuple[Callable[[Tensor, Tensor], LinearParts], float]] = {
     "bfloat16": (to_bfloat16, 8e-3),
     "int8": (integers, 3e-2),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def code(tmp_path_factory: pytest.TempPathFactory) -> None:
-    compiler = operators.find_compiler()
-    assert compiler is not None
-    path = tmp_path_factory.mktemp("operators") / "operators.so"
-    operators.build(compiler, path)
-    operators.use(path)
-    assert operators.has_products()
 
 
 def linear(inputs: int, outputs: int) -> tuple[Tensor, Tensor]:

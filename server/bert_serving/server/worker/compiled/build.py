@@ -66,7 +66,7 @@ def _build(target: Target, loaded: LoadedModel, scratch: Path) -> None:
 
 
 def _compile(target: Target, loaded: LoadedModel, scratch: Path, folder: Path) -> GraphFacts:
-    """Write a graph and its attention to the folder; return its facts, or that there never will be one.
+    """Write a graph and its operators to the folder; return its facts, or that there never will be one.
 
     May raise any exception for what may work the next time: the compiler may lack a header, or disk or memory.
     """
