@@ -310,10 +310,26 @@ def test_attention_within_each_sequence(
         start = end
 
 
-def test_a_number_that_is_not_finite_stays_visible(code_of_operators: None) -> None:
-    q = torch.randn(1, 2, 40, 32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_number_that_is_not_finite_stays_visible(code_of_operators: None, dtype: torch.dtype) -> None:
+    q = torch.randn(1, 2, 400, 32).to(dtype)
     q[0, 0, 7, 3] = float("nan")
-    found = operators.attention(q, q, q, torch.tensor([5, 40]), None, None)
+    found = operators.attention(q, q, q, torch.tensor([5, 400]), None, None)
     assert not found[0, 5:, 0].isfinite().any()
     assert found[0, :5].isfinite().all()
     assert found[0, :, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_does_not_depend_on_company(
+    code_of_operators: None, dtype: torch.dtype, window: int | None
+) -> None:
+    lengths = [3, 16, 45, 290]
+    q, k, v = (torch.randn(1, 2, sum(lengths), 64).to(dtype) * 3 for _ in range(3))
+    ends = torch.tensor(lengths).cumsum(0)
+    together = operators.attention(q, k, v, ends, None, window)
+    for length, end in zip(lengths, ends.tolist(), strict=True):
+        own = (x[:, :, end - length : end] for x in (q, k, v))
+        alone = operators.attention(*own, torch.tensor([length]), None, window)
+        assert torch.equal(alone, together[:, end - length : end])

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 from bert_serving.client import BertClient
 
 from tests.support.running_server import RunningServer
@@ -15,21 +14,17 @@ TEXTS = ["First do it", "then do it right", "then do it better " * 20]
 _PATIENCE_S = 300
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
-def start(cache: Path, how: str) -> RunningServer:
-    return RunningServer("-compile", how, "-compile_cache", cache, "-num_worker", 2)
+def start(cache: Path) -> RunningServer:
+    return RunningServer("-compile", "auto", "-compile_cache", cache, "-num_worker", 2)
 
 
 def forwards(client: BertClient) -> list[str]:
     return [worker["forward"] for worker in client.server_status["workers"]]
 
 
-def test_a_server_serves_at_once_and_changes_over(cache: Path) -> None:
-    with start(cache, "auto") as server, BertClient(**server.wait_ready().ports) as client:
+def test_a_server_changes_over_while_it_serves_and_the_next_finds_the_compiled_pass(tmp_path: Path) -> None:
+    cache = tmp_path / "compiled"
+    with start(cache) as server, BertClient(**server.wait_ready().ports) as client:
         assert forwards(client) == ["packed", "packed"]
         before = client.encode(TEXTS)
         deadline = time.monotonic() + _PATIENCE_S
@@ -41,10 +36,7 @@ def test_a_server_serves_at_once_and_changes_over(cache: Path) -> None:
         assert (after * before).sum(1).min() > 0.999
         assert not np.array_equal(after, before)  # rounding differs, so another pass has computed them
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 1, "the workers share one compiled pass"
-
-
-def test_the_next_start_finds_the_compiled_pass(cache: Path) -> None:
-    with start(cache, "auto") as server, BertClient(**server.wait_ready().ports) as client:
+    with start(cache) as server, BertClient(**server.wait_ready().ports) as client:
         assert forwards(client) == ["compiled", "compiled"]
 
 

@@ -1,4 +1,5 @@
-// Attention within each sequence of a packed row, computed in float32.
+// Attention within each sequence of a packed row: in bfloat16 by tiles, where the processor has them (tile_attention.h),
+// else in float32 as follows.
 //
 // A vector register holds one number for each of 16 queries, so a sequence needs no padding for its keys, and the
 // softmax needs no sums across a register. A task is one head of up to 128 queries of one sequence; it reads the
@@ -15,23 +16,17 @@
 #include <cstring>
 #include <vector>
 
+#include "tile_attention.h"
+#include "vectors.h"
+
 namespace {
 
-constexpr int kLanes = 16;        // queries in a vector
 constexpr int kKeyBlock = 256;    // keys whose scores are in the cache at the same time
 constexpr int kTaskVectors = 8;   // vectors of queries in a task
-
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t IntVec __attribute__((vector_size(64)));
-typedef float LooseVec __attribute__((vector_size(64), aligned(4), may_alias));
 
 struct bf16 {
   uint16_t bits;
 };
-
-inline Vec load(const float* from) { return *reinterpret_cast<const LooseVec*>(from); }
-inline void store(float* to, Vec v) { *reinterpret_cast<LooseVec*>(to) = v; }
-inline Vec splat(float x) { return Vec{} + x; }
 
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) {
@@ -47,50 +42,6 @@ inline void put(bf16* to, float x) {  // rounds to the nearest, ties to even; th
   std::memcpy(&wide, &x, sizeof wide);
   const uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
   to->bits = static_cast<uint16_t>((wide & 0x7fffffff) > 0x7f800000 ? (wide >> 16) | 0x40 : rounded);
-}
-
-// exp(x) for x <= 0, with a relative error below 2e-7; 1.8e-35 for less than -80; NaN for NaN. The polynomial is that of
-// Cephes' expf.
-inline Vec exp_of_negative(Vec x) {
-  x = x < -80.0f ? splat(-80.0f) : x;
-  const Vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // the nearest whole number
-  const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Vec y = splat(1.9875691500e-4f);
-  y = y * r + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * (r * r) + r + 1.0f;
-  const IntVec exponent = (__builtin_convertvector(n, IntVec) + 127) << 23;
-  Vec power;
-  std::memcpy(&power, &exponent, sizeof power);
-  return y * power;
-}
-
-// Swaps the off-diagonal halves of each square of 2 * Step rows and columns.
-template <int Step>
-inline void transpose_step(Vec* rows) {
-  IntVec low, high;
-  for (int i = 0; i < kLanes; ++i) {
-    low[i] = i & Step ? kLanes + i - Step : i;
-    high[i] = i & Step ? kLanes + i : i + Step;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    if (i & Step) continue;
-    const Vec a = rows[i], b = rows[i + Step];
-    rows[i] = __builtin_shuffle(a, b, low);
-    rows[i + Step] = __builtin_shuffle(a, b, high);
-  }
-}
-
-// Transposes 16 x 16 numbers: rows[i][j] becomes rows[j][i].
-inline void transpose(Vec* rows) {
-  transpose_step<1>(rows);
-  transpose_step<2>(rows);
-  transpose_step<4>(rows);
-  transpose_step<8>(rows);
 }
 
 // A row of D numbers for each token, `token` numbers apart.
@@ -265,41 +216,65 @@ struct Task {
   int64_t start, length, first, last;  // a sequence, and the queries of it that the task computes
 };
 
-template <typename T>
-void packed(const T* q, const T* k, const T* v, T* out, const int64_t* strides, const int64_t* ends, int64_t count,
-            int64_t heads, int64_t width, float scale, int64_t window, int threads) {
+// Calls work(task, head) for each head of each task.
+template <typename Work>
+void for_heads(const int64_t* ends, int64_t count, int64_t heads, int threads, const Work& work) {
   std::vector<Task> tasks;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t start = i == 0 ? 0 : ends[i - 1], length = ends[i] - start;
     for (int64_t first = 0; first < length; first += kTaskVectors * kLanes)
       tasks.push_back({start, length, first, std::min<int64_t>(length, first + kTaskVectors * kLanes)});
   }
-  const int64_t num_tasks = static_cast<int64_t>(tasks.size()) * heads;
+  const int64_t total = static_cast<int64_t>(tasks.size()) * heads;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    thread_local Scratch scratch;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < num_tasks; ++i) {
-      const Task task = tasks[i / heads];
-      const int64_t head = i % heads;
-      const Rows<const T> queries{q + task.start * strides[0] + head * strides[1], strides[0]};
-      const Rows<const T> keys{k + task.start * strides[2] + head * strides[3], strides[2]};
-      const Rows<const T> values{v + task.start * strides[4] + head * strides[5], strides[4]};
-      const Rows<T> rows{out + task.start * heads * width + head * width, heads * width};
-      attend(queries, keys, values, rows, task.first, task.last, task.length, width, scale, window, scratch);
-    }
+    const Tiles tiles;
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t i = 0; i < total; ++i) work(tasks[i / heads], i % heads);
   }
+}
+
+template <typename T>
+void packed(const T* q, const T* k, const T* v, T* out, const int64_t* strides, const int64_t* ends, int64_t count,
+            int64_t heads, int64_t width, float scale, int64_t window, int threads) {
+  for_heads(ends, count, heads, threads, [&](const Task& task, int64_t head) {
+    thread_local Scratch scratch;
+    const Rows<const T> queries{q + task.start * strides[0] + head * strides[1], strides[0]};
+    const Rows<const T> keys{k + task.start * strides[2] + head * strides[3], strides[2]};
+    const Rows<const T> values{v + task.start * strides[4] + head * strides[5], strides[4]};
+    const Rows<T> rows{out + task.start * heads * width + head * width, heads * width};
+    attend(queries, keys, values, rows, task.first, task.last, task.length, width, scale, window, scratch);
+  });
+}
+
+void packed_in_tiles(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out, const int64_t* strides,
+                     const int64_t* ends, int64_t count, int64_t heads, int64_t width, float scale, int64_t window,
+                     int threads) {
+  for_heads(ends, count, heads, threads, [&](const Task& task, int64_t head) {
+    thread_local TileScratch scratch;
+    const Head one{{q + task.start * strides[0] + head * strides[1], strides[0]},
+                   {k + task.start * strides[2] + head * strides[3], strides[2]},
+                   {v + task.start * strides[4] + head * strides[5], strides[4]},
+                   out + (task.start * heads + head) * width,
+                   heads * width, task.length, width, scale, window};
+    attend_in_tiles(one, task.first, task.last, scratch);
+  });
 }
 
 }  // namespace
 
 void packed_attention(const void* q, const void* k, const void* v, void* out, const int64_t* strides,
-                                 const int64_t* ends, int64_t count, int64_t heads, int64_t width, float scale,
-                                 int64_t window, bool is_bfloat16, int threads) {
-  if (is_bfloat16)
-    packed(static_cast<const bf16*>(q), static_cast<const bf16*>(k), static_cast<const bf16*>(v),
-           static_cast<bf16*>(out), strides, ends, count, heads, width, scale, window, threads);
+                      const int64_t* ends, int64_t count, int64_t heads, int64_t width, float scale, int64_t window,
+                      bool is_bfloat16, int threads) {
+  const auto as = [&](auto compute, auto type) {
+    using T = decltype(type);
+    compute(static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v), static_cast<T*>(out), strides,
+            ends, count, heads, width, scale, window, threads);
+  };
+  if (!is_bfloat16)
+    as(packed<float>, float());
+  else if (fits_tiles(width))
+    as(packed_in_tiles, uint16_t());
   else
-    packed(static_cast<const float*>(q), static_cast<const float*>(k), static_cast<const float*>(v),
-           static_cast<float*>(out), strides, ends, count, heads, width, scale, window, threads);
+    as(packed<bf16>, bf16());
 }

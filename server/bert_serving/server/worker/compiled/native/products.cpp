@@ -13,6 +13,8 @@
 
 #ifdef BERT_SERVING_PRODUCTS
 
+#include "tiles.h"
+
 #include <immintrin.h>
 #include <omp.h>
 
@@ -25,7 +27,6 @@ namespace {
 constexpr int64_t kMaxRows = 256;  // rows of a task
 constexpr int64_t kBlock = 32;     // rows and columns whose sums are in registers or tiles at the same time
 constexpr int64_t kLanes = 16;     // numbers in a vector, and columns in a line
-constexpr int64_t kLine = 64;      // bytes of a line
 
 typedef __m512 Vec;
 
@@ -52,24 +53,6 @@ inline Vec gelu(Vec x) {
   p = p * square + splat(3.987618554359656e-01f);
   return x * limit(near * p + splat(0.5f), 0.0f, 1.0f);
 }
-
-// Bytes that begin at the begin of a line. Tiles are loaded three times as fast from there.
-class Lines {
- public:
-  void fit(int64_t bytes) {
-    if (bytes <= size_) return;
-    storage_.resize(bytes + kLine);
-    const auto address = reinterpret_cast<uintptr_t>(storage_.data());
-    begin_ = storage_.data() + (kLine - address % kLine) % kLine;
-    size_ = bytes;
-  }
-  uint8_t* begin() const { return begin_; }
-
- private:
-  std::vector<uint8_t> storage_;
-  uint8_t* begin_ = nullptr;
-  int64_t size_ = 0;
-};
 
 // Rows as the instructions read them, the count filled up to whole blocks. 16 rows lie together: the first line of each
 // of them, then the second line of each, and so on.
@@ -233,21 +216,7 @@ struct Pending {
   }
 };
 
-#if defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__) && !defined(BERT_SERVING_NO_AMX)
-
-// Tiles are registers that a thread configures before it uses them.
-struct Tiles {
-  Tiles() {
-    struct {
-      uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    for (int i = 0; i < 8; ++i) config.bytes[i] = kLine, config.rows[i] = kLanes;
-    _tile_loadconfig(&config);
-  }
-  ~Tiles() { _tile_release(); }
-};
+#ifdef BERT_SERVING_TILES
 
 // Multiplies 32 rows by 32 columns. weights: the lines of the first 16 columns, then those of the next 16.
 template <typename Kind, typename Sink>
@@ -255,6 +224,7 @@ inline void multiply(const uint8_t* rows, int64_t depth, const uint8_t* weights,
                      Pending<Kind, Sink>& pending) {
   const uint8_t *below = rows + depth * kLanes, *next = weights + depth * kLanes;
   const int64_t some = (kBlock * kLine + depth - 1) / depth;
+  order_memory();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -272,13 +242,10 @@ inline void multiply(const uint8_t* rows, int64_t depth, const uint8_t* weights,
   _tile_stored(1, to + kLine, kBlock * 4);
   _tile_stored(2, to + kLanes * kBlock * 4, kBlock * 4);
   _tile_stored(3, to + kLanes * kBlock * 4 + kLine, kBlock * 4);
+  order_memory();
 }
 
 #else
-
-struct Tiles {
-  Tiles() {}
-};
 
 template <typename Kind, typename Sink>
 inline void multiply(const uint8_t* rows, int64_t depth, const uint8_t* weights, void* sums,
