@@ -116,6 +116,19 @@ def test_a_text_that_is_in_flight_is_not_sent_for_another_client() -> None:
     assert second.queue_s(9.0) == 0.0
 
 
+def test_a_small_request_does_not_wait_for_the_texts_of_a_large_one() -> None:
+    stage = Stage()
+    texts: list[Text] = [str(i) for i in range(300)]
+    large = stage.submit(ALICE, texts)
+    batch = stage.next_batch()
+    small, again = stage.submit(BOB, ["0", "1"]), stage.submit(ALICE, texts[:20])
+    urgent = stage.next_batch()
+    assert stage.sent[1] == ["0", "1"]
+    assert stage.complete(urgent) == [small]
+    assert again in stage.complete(batch), "large requests follow each other"
+    assert stage.finish() == [large]
+
+
 def test_texts_that_wait_together_are_sent_once() -> None:
     stage = Stage()
     jobs = [stage.submit(who, ["a"]) for who in (ALICE, BOB)]

@@ -43,10 +43,11 @@ class Job:
     job's flow in the fair queue; see JobQueue. reservation: the bytes of the job and of its vectors. waiting: the
     texts that were not given to a worker yet. options: the options of the request, and those that the server sets
     for every request. num_bytes: the bytes of the job without its vectors. max_text_tokens: limit for the
-    estimated tokens of one text. kind: number of its options, if its texts may share vectors with equal texts; see
-    repeats.py. settled: indices of the texts whose vectors were found in the cache. attempt: how many times the
-    job was started again. num_taken: number of texts that were given to workers. begun_at: when the first text was
-    given to a worker. tokenize_ms, compute_ms: sums of the times of all batches with texts of this job.
+    estimated tokens of one text. is_large: whether small requests go first; see JobQueue. kind: number of its
+    options, if its texts may share vectors with equal texts; see repeats.py. settled: indices of the texts whose
+    vectors were found in the cache. attempt: how many times the job was started again. num_taken: number of texts
+    that were given to workers. begun_at: when the first text was given to a worker. tokenize_ms, compute_ms: sums
+    of the times of all batches with texts of this job.
     """
 
     job_id: int
@@ -58,6 +59,7 @@ class Job:
     options: EncodeOptions = EncodeOptions()  # noqa: RUF009
     num_bytes: int = 0
     max_text_tokens: float = math.inf
+    is_large: bool = False
     kind: int | None = None
     settled: Container[int] = ()
     is_open: bool = True

@@ -93,6 +93,7 @@ class JobQueue:
             options=replace(request.options, show_tokens=True) if self._show_tokens else request.options,
             num_bytes=num_bytes,
             max_text_tokens=math.inf if request.options.long_text == "chunk" else self._max_seq_len,
+            is_large=len(request.texts) > self._priority_batch_size,
         )
         self._jobs[job.job_id] = self._not_begun[job.job_id] = job
         self._by_request[request.identity, request.request_id] = job
@@ -130,10 +131,6 @@ class JobQueue:
     def has_small(self) -> bool:
         """Whether a text of a small request waits for a worker."""
         return bool(self._small)
-
-    def is_large(self, job: Job) -> bool:
-        """Whether a job is a large request."""
-        return job.num_texts > self._priority_batch_size
 
     def fill(self, builder: BatchBuilder, *, only: Literal["small", "large"] | None = None) -> None:
         """Move waiting texts into a batch, up to its limits. only: of requests of this kind."""
@@ -218,7 +215,7 @@ class JobQueue:
             heapq.heapify(self._deadlines)
 
     def _queue_of(self, job: Job) -> FairQueue:
-        return self._large if self.is_large(job) else self._small
+        return self._large if job.is_large else self._small
 
 
 def flow_of(identity: bytes, gateways_name: str | None, *, is_unsubscribed: bool) -> bytes:

@@ -5,6 +5,8 @@
   vectors.
 - Whether a text follows another one is decided when its turn has come, or when it arrives. So it never waits
   behind a request that would be computed later than its own.
+- Texts of small requests follow only each other, and so do those of large ones: a small request would wait for the
+  batches of a large one, which take longer.
 - It does not matter what happens to the request that the worker computes for: if it is cancelled or passes its
   deadline, the vectors still go to the followers. If there are no vectors, one of the followers is sent to a
   worker: an error is never shared.
@@ -39,8 +41,8 @@ class InFlightTexts:
 
     def __init__(self) -> None:
         self.num_shared = 0
-        # By the kind of the options, and by the text. A text without followers has None.
-        self._groups: dict[int, dict[Hashable, list[Slice] | None]] = {}
+        # By the kind of the options and whether the request is large, and by the text; None: it has no followers.
+        self._groups: dict[tuple[int | None, bool], dict[Hashable, list[Slice] | None]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._groups.values()))
@@ -51,14 +53,15 @@ class InFlightTexts:
         keys = None if job.kind is None else hashable(slice_.texts)
         if job.kind is None or keys is None:
             return [slice_]
-        group = self._groups.setdefault(job.kind, {})
+        place = job.kind, job.is_large
+        group = self._groups.setdefault(place, {})
         fresh: dict[Hashable, list[Slice] | None] = dict.fromkeys(keys)
         if len(fresh) == len(keys) and not job.settled and group.keys().isdisjoint(fresh):
             group.update(fresh)
             return [slice_]
         needed = list(self._without_repeats(slice_, keys, group, now))
         if not group:
-            del self._groups[job.kind]
+            del self._groups[place]
         return needed
 
     def _without_repeats(
@@ -98,7 +101,7 @@ class InFlightTexts:
 
     def follow_first(self, job: Job, now: float) -> int:
         """Let the first texts of a new job follow those in flight; return their number."""
-        group = None if job.kind is None else self._groups.get(job.kind)
+        group = self._groups.get((job.kind, job.is_large))
         first = hashable(job.texts[:1]) if group else None
         if group is None or first is None or first[0] not in group:
             return 0
@@ -107,14 +110,14 @@ class InFlightTexts:
 
     def end(self, slice_: Slice) -> list[tuple[int, list[Slice]]]:
         """Forget the texts of a slice; return (place in the slice, followers) for each text that has followers."""
-        kind = slice_.job.kind
-        group = None if kind is None else self._groups.get(kind)
+        place = slice_.job.kind, slice_.job.is_large
+        group = self._groups.get(place)
         keys = hashable(slice_.texts) if group else None
-        if kind is None or group is None or keys is None:
+        if group is None or keys is None:
             return []
         found = list(map(group.pop, keys, repeat(None)))
         if not group:
-            del self._groups[kind]
+            del self._groups[place]
         return [(i, texts) for i, texts in enumerate(found) if texts] if any(found) else []
 
 

@@ -280,7 +280,7 @@ class Scheduler:
             batch = self._next_to_send_again() or self._merge(worker, now, only_large=only_large)
         if batch is None:
             return None
-        batch.has_large = any(self._queue.is_large(slice_.job) for slice_ in batch.slices)
+        batch.has_large = any(slice_.job.is_large for slice_ in batch.slices)
         for slice_ in batch.slices:
             if slice_.job.begun_at is None:
                 slice_.job.begun_at = now

@@ -128,11 +128,11 @@ class Encoder:
         spec = ModelSpec.checked(**{name: value for name, value in locals().items() if name != "self"})
         self._loaded = load(spec)
         self._spec = spec
+        self._budget = Budget(self._loaded.micro_batch_tokens)
         self._int8_products = 0
         if spec.compile != "off":
             self._try_compiled(build=spec.compile == "wait")
         self._exact: Transformer | None = None
-        self._budget = Budget(self._loaded.micro_batch_tokens)
         self._hides_specials = spec.mask_cls_sep
         self.encode(["a"])  # parts of the model that do not fit together cause an error here, not in a request
 
@@ -436,6 +436,7 @@ class Encoder:
             log.log(logging.INFO if build else logging.DEBUG, "the forward pass is not compiled: %s", exc)
             return
         self._loaded = replace(loaded, transformer=transformer, parity=parity)
+        self._budget = Budget(min(loaded.micro_batch_tokens, compiled.micro_batch_tokens))
         self._int8_products = compiled.facts.int8_products
         log.info("the forward pass is compiled parity=%.6f int8_products=%d", parity, self._int8_products)
 

@@ -25,6 +25,7 @@ _BLOB = "graph.blob"  # the weights as PyTorch's compiler stores them
 _BLOCK_BYTES = 1 << 20
 _WEIGHTS = "weights.pt"  # the weights if they are shared; then there is no blob
 _OPERATORS = "operators.so"
+_THREAD_TOKENS = 256  # what a thread computes from input to result in a core's cache (native/products.cpp)
 
 
 class NotCompiled(Exception):
@@ -87,6 +88,11 @@ class CompiledForward:
             raise Damaged(f"the compiled graph in {folder} is damaged: {str(exc)[:200]}") from exc
         except RuntimeError as exc:
             raise NotCompiled(f"the compiled graph in {folder} cannot be loaded: {str(exc)[:200]}") from exc
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """The tokens of a pass that occupies all threads. More are not faster, and small requests wait longer."""
+        return min(self.facts.max_tokens, _THREAD_TOKENS * torch.get_num_threads())
 
     def can_compute(self, num_tokens: int, layers: frozenset[int]) -> bool:
         """Whether the graph computes these layers for a row of this length."""
