@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -82,7 +83,8 @@ class Tournament:
                     self._results.systems[system.name]["ran"] = running.ran
         except (LeftOutError, NotInstalledError, RuntimeError, OSError) as error:
             self._out.add(system.name)
-            reason = (str(error) or type(error).__name__)[:_REASON]
+            said = " ".join(str(error).split()) or type(error).__name__
+            reason = said.replace(str(Path.home()), "~")[:_REASON]
             self._results.left_out.append(LeftOut(self._model.name, system.name, reason))
             _say(f"round {round_ + 1}: {system.name} is left out: {reason}")
         else:

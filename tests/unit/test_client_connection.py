@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from _thread import interrupt_main
 from collections.abc import Callable
@@ -57,9 +58,14 @@ def test_interrupted_call_cancels_its_request() -> None:
 
     with BareServer() as server, BertClient(**server.ports) as client:
         interrupter = threading.Thread(target=interrupt, args=(server,))
-        interrupter.start()
-        with pytest.raises(KeyboardInterrupt):
-            client.encode(["a"])
+        # A shell lets programs that it starts in the background ignore this signal.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            interrupter.start()
+            with pytest.raises(KeyboardInterrupt):
+                client.encode(["a"])
+        finally:
+            signal.signal(signal.SIGINT, before)
         interrupter.join()
         assert_cancelled(server, arrived[0])
 

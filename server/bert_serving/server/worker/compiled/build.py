@@ -76,6 +76,8 @@ def _compile(target: Target, loaded: LoadedModel, scratch: Path, folder: Path) -
         program, int8_products = program_of(
             loaded, target.layers, max_tokens=target.max_tokens, integers=target.spec.dtype == "int8"
         )
+    except (MemoryError, OSError):
+        raise
     except Exception as exc:  # the code of a model may be anything
         return GraphFacts(failed=f"PyTorch cannot trace this model ({one_line(exc)[:200]})")
     unpack(compile_program(program, scratch), folder)

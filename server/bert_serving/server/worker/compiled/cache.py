@@ -92,8 +92,7 @@ class Cache:
         for path in newest_first:
             total += sum(file.stat().st_size for file in path.iterdir() if file.is_file())
             if total > _MAX_BYTES and path != keep:
-                shutil.rmtree(path, ignore_errors=True)
-                path.with_suffix(".lock").unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True)  # but not its lock: another process may wait for that
 
 
 def key_of(fingerprint: str, layers: Sequence[int], dtype: str, max_tokens: int, compiler: str) -> str:
