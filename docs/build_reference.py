@@ -27,7 +27,7 @@ CLIENT = "bert_serving.client"
 # These names are searched for in all modules.
 OPTIONS = ("EncodeOptions",)
 TYPES = ("Text", "Texts", "TextPair", "Spans", "Rows", "Tokens")
-ENCODER = ("Encoder", "EncodingError", "ModelError")
+ENCODER = ("Encoder", "AsyncEncoder", "EncodingError", "ModelError")
 SERVER = ("BertServer",)
 HEADER = "<!-- Built by `make docs` from the docstrings. Change those instead of this file. -->"
 
@@ -72,7 +72,9 @@ def pages() -> dict[Path, str]:
     server: Sections = {"": [find(package, name) for name in SERVER]}
     return {
         REFERENCE / "client.md": _page(f"The Python client: `{CLIENT}`", sections),
-        REFERENCE / "encoder.md": _page("The encoder without a server: `bert_serving.server.Encoder`", encoder),
+        REFERENCE / "encoder.md": _page(
+            "Without a server: `Encoder` and `AsyncEncoder` of `bert_serving.server`", encoder
+        ),
         REFERENCE / "server.md": _page("A server from Python: `bert_serving.server.BertServer`", server),
     }
 

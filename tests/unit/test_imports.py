@@ -21,8 +21,11 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"protocol", "model", "model.tensorflow.google_bert"},
     "gateway": {"protocol", "client", "settings", "buckets", "keys", "tls", "signals"},
     "supervisor": {"protocol", "settings", "model", "broker", "keys", "tls", "signals"},
+    # What stands beside the server. No other part imports it.
+    "engine": {"protocol", "client", "model", "broker", "worker"},
+    "files": {"protocol", "client", "settings", "model", "worker"},
     "compat": {"protocol", "client", "settings", "supervisor", "model", "compat.pooling_strategy"},
-    "cli": {"protocol", "client", "settings", "supervisor", "compat", "model"},
+    "cli": {"protocol", "client", "settings", "supervisor", "compat", "files", "model"},
     # Modules for programs that were written for bert-as-service. They only import names from compat.
     "benchmark": {"compat"},
     "helper": {"compat", "compat.pooling_strategy"},
@@ -36,8 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     # Converts a TensorFlow checkpoint into a PyTorch model. It is in model/ because it reads a file format, but
     # only the worker uses it.
     "model.tensorflow.google_bert": {"model"},
-    # For `from bert_serving.server import Encoder, BertServer`.
-    "server": {"compat", "worker", "settings"},
+    # For `from bert_serving.server import AsyncEncoder, BertServer, Encoder`.
+    "server": {"compat", "worker", "engine", "settings"},
 }
 
 #: Packages that only the listed parts may import. The rule also holds inside functions.
@@ -47,7 +50,8 @@ HEAVY = {
     "fastapi": {"gateway"},
     "starlette": {"gateway"},
     "uvicorn": {"gateway"},
-    "pydantic": {"gateway", "settings", "compat", "model"},
+    "pydantic": {"gateway", "settings", "compat", "files", "model"},
+    "pyarrow": {"files"},
 }
 
 

@@ -1,4 +1,4 @@
-"""The server. BertServer starts a server from Python; Encoder computes vectors without a server.
+"""The server. BertServer starts a server from Python; Encoder and AsyncEncoder compute vectors without a server.
 
 The names are imported at their first use, because Encoder imports torch, which the server process must never load.
 `__init__.pyi` declares their types.
@@ -6,7 +6,7 @@ The names are imported at their first use, because Encoder imports torch, which 
 
 from __future__ import annotations
 
-__all__ = ["BertServer", "Encoder", "__version__"]
+__all__ = ["AsyncEncoder", "BertServer", "Encoder", "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -14,6 +14,10 @@ def __getattr__(name: str) -> object:
         from .worker.encoder import Encoder
 
         return Encoder
+    if name == "AsyncEncoder":
+        from .engine.async_encoder import AsyncEncoder
+
+        return AsyncEncoder
     if name == "BertServer":
         from .compat.bert_server import BertServer
 

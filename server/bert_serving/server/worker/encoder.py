@@ -320,6 +320,16 @@ class Encoder:
         return self._loaded.max_seq_len
 
     @property
+    def max_batch_tokens(self) -> int:
+        """The largest number of tokens in one forward pass, as the encoder was created with it."""
+        return self._spec.max_batch_tokens
+
+    @property
+    def compiles_later(self) -> bool:
+        """Whether it was created with compile="auto", and `compile` could make its forward passes faster."""
+        return self._spec.compile == "auto" and self.forward_kind == "packed"
+
+    @property
     def parity(self) -> float:
         """The smallest cosine, over a few probe texts, between a vector of this encoder and of the reference.
 

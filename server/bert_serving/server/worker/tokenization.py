@@ -19,13 +19,13 @@ class TokenizerThreads:
     """Tokenizes batches and puts them into the inbox of the main thread, each as soon as it is ready.
 
     A long text takes a second. So it must not be tokenized in the thread that sends heartbeats, and short texts
-    need another thread to pass it. None in the inbox means that a thread has ended, because the tokenizer crashed.
+    need another thread to pass it. None in the inbox means that a thread has ended, as when the tokenizer crashes.
     """
 
     def __init__(self, encoder: Encoder, inbox: Inbox) -> None:
         self._encoder = encoder
         self._inbox = inbox
-        self._batches: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         for i in range(_NUM_THREADS):
             threading.Thread(target=self._run, name=f"tokenizer-{i}", daemon=True).start()
 
@@ -33,10 +33,15 @@ class TokenizerThreads:
         """Let the next free thread tokenize a batch."""
         self._batches.put(batch)
 
+    def close(self) -> None:
+        """End the threads when they have tokenized what they got before."""
+        for _ in range(_NUM_THREADS):
+            self._batches.put(None)
+
     def _run(self) -> None:
         try:
-            while True:
-                self._inbox.put(self._tokenized(self._batches.get()))
+            while (batch := self._batches.get()) is not None:
+                self._inbox.put(self._tokenized(batch))
         finally:
             self._inbox.put(None)
 

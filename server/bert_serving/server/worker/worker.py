@@ -1,6 +1,6 @@
 """The worker process: one model on one device, connected to the broker by one socket.
 
-    main thread          forward passes, one micro-batch at a time (computation.py)
+    main thread          forward passes, one micro-batch at a time (batch_loop.py)
     compiler thread      waits while another process compiles the forward pass (compiled/)
     io thread            socket, heartbeats
     tokenizer threads    tokenization of the next batches (tokenization.py)
@@ -30,7 +30,6 @@ from bert_serving.protocol.workers import (
     Changed,
     Failed,
     Heartbeat,
-    ModelFacts,
     Ready,
     Refused,
     Result,
@@ -42,18 +41,15 @@ from bert_serving.protocol.workers import (
 
 from ..model.errors import ModelError, one_line
 from ..model.spec import ModelSpec
-from .computation import Compiled, Computation, Inbox, Turns
+from .batch_loop import BatchLoop, warm_up
+from .computation import Compiled, Inbox
 from .device import allowed_cpus
 from .encoder import Encoder
-from .micro_batches import PreparedText
 from .tokenization import TokenizerThreads
 
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 1.0
-_CANARY_S = 15.0  # how often an idle worker checks with a short forward pass that its model still works
-_WARM_UP_TOKENS = 1024
-_WARM_UP_RUNS = 3
 _INPROC = "inproc://results"
 
 
@@ -118,47 +114,22 @@ class Worker:
         self._io.send(Ready(facts))
         thread = threading.Thread(target=self._io.run, args=(encoder,), name="io")
         thread.start()
-        if spec.compile == "auto" and encoder.forward_kind == "packed":
+        if encoder.compiles_later:
             threading.Thread(target=self._io.compile, args=(encoder,), name="compiler", daemon=True).start()
+        loop = BatchLoop(
+            encoder,
+            self._io.inbox,
+            dtype=self._dtype,
+            max_batch_tokens=spec.max_batch_tokens,
+            send=self._send,
+            on_forward=self._io.count_forward,
+            on_canary=self._io.note_canary,
+        )
         try:
-            self._serve_batches(encoder, max_batch_tokens=spec.max_batch_tokens)
+            loop.run()
         finally:
             self._io.is_closing = True
             thread.join()
-
-    def _serve_batches(self, encoder: Encoder, *, max_batch_tokens: int) -> None:
-        """Compute batches from the inbox and pass their results to the io thread, until the inbox holds None."""
-        turns, canary = Turns(), _canary(encoder)
-        while True:
-            try:
-                # Wait only if there is nothing to compute.
-                batch = self._io.inbox.get(block=not turns, timeout=None if turns else _CANARY_S)
-            except queue.Empty:
-                if turns:
-                    self._step(turns)
-                else:
-                    encoder.forward(canary)
-                    self._io.note_canary()
-                continue
-            if batch is None:
-                return
-            if isinstance(batch, Failed):
-                self._send(batch)
-            elif isinstance(batch, Compiled):
-                # Measured here, between two batches, so that the broker learns the new speed.
-                self._send(Changed(warm_up(encoder, max_batch_tokens=max_batch_tokens)))
-            else:
-                turns.add(Computation(encoder, batch, self._dtype))
-
-    def _step(self, turns: Turns) -> None:
-        """Compute a micro-batch; if it is the last one of its batch, pass the result to the io thread."""
-        computation = turns.next()
-        result = computation.step()
-        if not isinstance(result, Failed):
-            self._io.count_forward()
-        if result is not None:
-            turns.remove(computation)
-            self._send(result)
 
     def _send(self, result: Result | Failed | Changed) -> None:
         """Pass a message to the io thread, which sends it to the broker."""
@@ -257,37 +228,3 @@ def save_tokenizer(encoder: Encoder, folder: Path) -> None:
     except OSError as exc:
         log.warning("/tokenize and /decode will not work: cannot write the tokenizer: %s", one_line(exc))
         partial.unlink(missing_ok=True)
-
-
-def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:
-    """Run a full micro-batch a few times; return what the broker needs to know about the model."""
-    length = min(encoder.max_seq_len, 32)
-    texts = ["word " * (length - 2)] * (_WARM_UP_TOKENS // length)
-    seconds = []
-    for _ in range(_WARM_UP_RUNS):
-        start = time.perf_counter()
-        encoder.encode(texts)
-        seconds.append(time.perf_counter() - start)
-    return ModelFacts(
-        pid=os.getpid(),
-        fingerprint=encoder.fingerprint,
-        device=str(encoder.device),
-        dtype=encoder.dtype_name,
-        dimension=encoder.dimension,
-        hidden_size=encoder.hidden_size,
-        kind=encoder.kind,
-        poolings=encoder.poolings,
-        splits_specials=encoder.splits_specials,
-        prompts=encoder.prompts,
-        labels=encoder.labels,
-        max_seq_len=encoder.max_seq_len,
-        forward=encoder.forward_kind,
-        parity=round(encoder.parity, 6),
-        tokens_per_s=round(length * len(texts) / min(seconds)),
-        max_batch_tokens=max_batch_tokens,
-    )
-
-
-def _canary(encoder: Encoder) -> list[PreparedText]:
-    """Return a short text, ready for a forward pass that shows whether the model still works."""
-    return [text for text in encoder.prepare(["a"]) if isinstance(text, PreparedText)]

@@ -1,0 +1,83 @@
+"""The thread in which an engine loads its model and computes, and those in which it tokenizes."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from bert_serving.protocol.workers import Batch, Changed, Failed, ModelFacts, Ready, Result
+
+from ..model.spec import ModelSpec
+from ..worker.batch_loop import BatchLoop, warm_up
+from ..worker.computation import Compiled, Inbox
+from ..worker.encoder import Encoder
+from ..worker.tokenization import TokenizerThreads
+
+log = logging.getLogger(__name__)
+
+#: What the thread says: the model is ready, a batch is done or has failed, or why the thread has ended.
+Message: TypeAlias = "Ready | Result | Failed | Changed | Exception"
+
+
+class ComputingThread:
+    """Computes batches with one model, from `start` to `stop`.
+
+    model: an encoder that nobody else uses meanwhile, or what to load. say: gets each message; it is called in
+    other threads. None of the threads keeps a program from ending.
+    """
+
+    def __init__(self, model: Encoder | ModelSpec, say: Callable[[Message], None]) -> None:
+        self._model = model
+        self._say = say
+        self._inbox: Inbox = queue.SimpleQueue()
+        self._tokenizers: TokenizerThreads | None = None
+        self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
+
+    def start(self) -> None:
+        """Load the model, say that it is ready, and compute."""
+        self._thread.start()
+
+    def put(self, batch: Batch) -> None:
+        """Let a batch be tokenized and computed. The model must be ready."""
+        assert self._tokenizers is not None
+        self._tokenizers.put(batch)
+
+    def stop(self) -> None:
+        """Let the threads end as soon as they can. Batches that are not computed are dropped."""
+        self._inbox.put(None)
+
+    def join(self) -> None:
+        """Wait until the thread that computes has ended."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            encoder = self._model if isinstance(self._model, Encoder) else Encoder.from_spec(self._model)
+            self._serve(encoder, warm_up(encoder, max_batch_tokens=encoder.max_batch_tokens))
+        except Exception as exc:  # whoever waits for a vector must hear of it
+            self._say(exc)
+
+    def _serve(self, encoder: Encoder, facts: ModelFacts) -> None:
+        self._tokenizers = TokenizerThreads(encoder, self._inbox)
+        self._say(Ready(facts))
+        if encoder.compiles_later:
+            threading.Thread(target=self._compile, args=(encoder,), name="compiler", daemon=True).start()
+        loop = BatchLoop(
+            encoder,
+            self._inbox,
+            dtype=np.dtype(np.float32),
+            max_batch_tokens=encoder.max_batch_tokens,
+            send=self._say,
+        )
+        try:
+            loop.run()
+        finally:
+            self._tokenizers.close()
+
+    def _compile(self, encoder: Encoder) -> None:
+        if encoder.compile():
+            self._inbox.put(Compiled())

@@ -1,0 +1,247 @@
+"""AsyncEncoder gives the vectors of Encoder to many tasks at once, and no call waits forever."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from bert_serving.protocol import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable, WorkerFailed
+from bert_serving.server import AsyncEncoder, Encoder
+from bert_serving.server.model.errors import ModelError
+from bert_serving.server.worker.micro_batches import PreparedText
+
+from tests.support.tiny_models import make_model
+
+T = TypeVar("T")
+TEXTS = ["First do it", "then do it right", "then do it better " * 20]
+_LIMIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "bert", "bert")
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> Encoder:
+    return Encoder(folder, dtype="float32")
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(coroutine, _LIMIT_S))
+
+
+def many(count: int) -> list[str]:
+    return [f"text number {i} of many, with some more words" for i in range(count)]
+
+
+class Gate:
+    """Lets forward passes of an encoder wait until it is opened."""
+
+    def __init__(self, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_open, self.num_waiting = threading.Event(), 0
+        inner = encoder.forward_steps
+
+        def steps(prepared: Sequence[PreparedText]) -> Any:
+            self.num_waiting += 1
+            assert self.is_open.wait(_LIMIT_S)
+            return (yield from inner(prepared))
+
+        monkeypatch.setattr(encoder, "forward_steps", steps)
+
+    async def wait(self) -> None:
+        while not self.num_waiting:
+            await asyncio.sleep(0.01)
+
+
+def test_vectors_tokens_and_spans_are_those_of_an_encoder(folder: Path, encoder: Encoder) -> None:
+    async def use() -> None:
+        async with AsyncEncoder(folder, dtype="float32") as engine:
+            for options in ({}, {"normalize": True}, {"pooling_strategy": "CLS_TOKEN", "pooling_layer": -2}):
+                found = await engine.encode(TEXTS, **options)
+                assert np.allclose(found, encoder.encode(TEXTS, **options), atol=1e-6)
+            mine, theirs = (await engine.encode_tokens(TEXTS))[1], encoder.encode_tokens(TEXTS)[1]
+            assert (mine.tokens, mine.offsets) == (theirs.tokens, theirs.offsets)
+            assert np.allclose(mine.vectors, theirs.vectors, atol=1e-6)
+            (span,), _ = await engine.encode_spans(TEXTS[:2], [[(0, 5)], [(0, 4)]])
+            assert np.allclose(span, encoder.encode_spans(TEXTS[:1], [[(0, 5)]])[0][0], atol=1e-6)
+            assert np.allclose(
+                await engine.encode([["First", "do"]], is_tokenized=True), encoder.encode([["First", "do"]])
+            )
+
+    run(use())
+
+
+def test_tasks_are_merged_into_batches_and_equal_texts_computed_once(encoder: Encoder) -> None:
+    async def use() -> None:
+        texts = many(60)
+        async with AsyncEncoder(encoder) as engine:
+            rows = await asyncio.gather(*(engine.encode([text]) for text in [*texts, *texts]))
+            assert np.allclose(np.concatenate(rows[:60]), encoder.encode(texts), atol=1e-6)
+            assert np.array_equal(rows[:60], rows[60:])
+            assert engine.status["num_batch"] < 20
+            assert engine.status["num_encoded_seq"] < 120
+            text = engine.metrics_text()
+            assert "bert_serving_requests_total 120.0" in text
+            assert f"bert_serving_texts_total {engine.status['num_encoded_seq']}.0" in text
+            assert 'bert_serving_worker_state{state="ready",worker="engine"} 1.0' in text
+            assert engine.model["dimension"] == encoder.dimension
+
+    run(use())
+
+
+def test_a_small_request_overtakes_a_large_one(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use() -> None:
+        async with AsyncEncoder(encoder, max_batch_size=32) as engine:
+            gate = Gate(encoder, monkeypatch)
+            large = asyncio.create_task(engine.encode(many(400)))
+            await gate.wait()
+            small = asyncio.create_task(engine.encode(["a small one"]))
+            await asyncio.sleep(0)
+            gate.is_open.set()
+            await small
+            assert not large.done()
+            await large
+
+    run(use())
+
+
+def test_cancelled_tasks_take_their_texts_out_of_the_queue(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use() -> None:
+        async with AsyncEncoder(encoder, max_batch_size=16) as engine:
+            gate = Gate(encoder, monkeypatch)
+            task = asyncio.create_task(engine.encode(many(300)))
+            await gate.wait()
+            assert engine.status["queue_texts"] > 200
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (engine.status["queue_texts"], engine.status["open_requests"]) == (0, 0)
+            gate.is_open.set()
+            assert np.allclose(await engine.encode(TEXTS), encoder.encode(TEXTS), atol=1e-6)
+            assert "bert_serving_cancelled_requests_total 1.0" in engine.metrics_text()
+
+    run(use())
+
+
+def test_a_deadline_ends_a_call_in_time(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use() -> None:
+        async with AsyncEncoder(encoder) as engine:
+            gate = Gate(encoder, monkeypatch)
+            patient = asyncio.create_task(engine.encode(["a patient one"], timeout_ms=50_000))
+            with pytest.raises(DeadlineExceeded):
+                await engine.encode(["a hurried one"], timeout_ms=50)
+            gate.is_open.set()
+            assert (await patient).shape == (1, encoder.dimension)
+
+    run(use())
+
+
+def test_bad_input_costs_nobody_else_anything(encoder: Encoder) -> None:
+    async def use() -> None:
+        async with AsyncEncoder(encoder, queue_capacity=100) as engine:
+            good = asyncio.create_task(engine.encode(TEXTS))
+            for texts, error in ((["a", 1], TypeError), ([], ValueError), ([" "], ValueError)):
+                with pytest.raises(error):
+                    await engine.encode(texts)  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="no option 'pool'"):
+                await engine.encode(["a"], pool="x")  # type: ignore[call-arg]
+            with pytest.raises(InvalidRequest, match="pooling_layer"):
+                await engine.encode(["a"], pooling_layer=-99)
+            with pytest.raises(InvalidRequest, match=r"at most 100 texts, got 101"):
+                await engine.encode(many(101))
+            assert (await good).shape == (3, encoder.dimension)
+
+    run(use())
+
+
+def test_a_full_queue_refuses_at_once(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use() -> None:
+        async with AsyncEncoder(encoder, queue_capacity=100, max_batch_size=8) as engine:
+            gate = Gate(encoder, monkeypatch)
+            first = asyncio.create_task(engine.encode(many(100)))
+            await gate.wait()
+            with pytest.raises(Overloaded, match="the queue is full"):
+                await engine.encode(many(90)[::-1])
+            gate.is_open.set()
+            await first
+
+    run(use())
+
+
+def test_an_error_in_the_model_fails_its_text_only(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = encoder.forward_steps
+    (bad,) = encoder.prepare(["a bad one"])
+    assert isinstance(bad, PreparedText)
+
+    def steps(prepared: Sequence[PreparedText]) -> Any:
+        if any(each.text.ids == bad.text.ids for each in prepared):
+            raise RuntimeError("cannot compute this")
+        return (yield from inner(prepared))
+
+    monkeypatch.setattr(encoder, "forward_steps", steps)
+
+    async def use() -> None:
+        async with AsyncEncoder(encoder) as engine:
+            calls = (engine.encode([text]) for text in [*many(20), "a bad one"])
+            *good, error = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(error, WorkerFailed)
+            assert all(isinstance(each, np.ndarray) for each in good)
+
+    run(use())
+
+
+def test_calls_before_and_after_fail_at_once(encoder: Encoder) -> None:
+    async def use() -> None:
+        engine = AsyncEncoder(encoder)
+        with pytest.raises(Unavailable, match="is not running"):
+            await engine.encode(["a"])
+        await engine.close()
+        async with engine:
+            last = asyncio.create_task(engine.encode(TEXTS))
+            await asyncio.sleep(0)
+        assert (await last).shape == (3, encoder.dimension), "what was accepted is computed"
+        with pytest.raises(Unavailable, match="is closed"):
+            await engine.encode(["a"])
+        with pytest.raises(RuntimeError, match="only once"):
+            await engine.start()
+
+    run(use())
+
+
+def test_a_model_that_cannot_be_loaded_is_an_error_of_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="dtype"):
+        AsyncEncoder(tmp_path, dtype="float8")
+    with pytest.raises(TypeError, match="has its options already"):
+        AsyncEncoder.__init__(object.__new__(AsyncEncoder), object.__new__(Encoder), dtype="float32")
+
+    async def use() -> None:
+        with pytest.raises(ModelError):
+            async with AsyncEncoder(tmp_path / "missing"):
+                pass
+
+    run(use())
+
+
+def test_a_thread_that_dies_fails_all_calls(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps(prepared: Sequence[PreparedText]) -> Any:
+        raise torch.AcceleratorError("the device is gone")
+        yield
+
+    async def use() -> None:
+        async with AsyncEncoder(encoder) as engine:
+            monkeypatch.setattr(encoder, "forward_steps", steps)
+            with pytest.raises(Unavailable, match="the device is gone"):
+                await engine.encode(["a"])
+            with pytest.raises(Unavailable, match="has failed"):
+                await engine.encode(["a"])
+
+    run(use())
