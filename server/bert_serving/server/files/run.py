@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from .engines import Computed, Engine, engine_of
 from .options import FileJob
 from .outputs import VECTOR, check_output, vector_column, write_output
 from .parts import Parts
+from .progress import Progress
 from .sources import Source, texts_of
-
-_LINE_S = 10.0  # how often the progress is shown where the output is no terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ def _identity(job: FileJob, source: Source, engine: Engine) -> dict[str, object]
 
 
 def _encode(job: FileJob, source: Source, engine: Engine, parts: Parts) -> None:
-    with ThreadPoolExecutor(1) as writer, _progress(parts.num_rows) as bar:
+    with ThreadPoolExecutor(1) as writer, Progress(source.num_rows, parts.num_rows) as progress:
         stored = None
         for window in _windows(source, job.window, skip=parts.num_rows):
             texts, bad = texts_of(window[source.text_column])
@@ -67,8 +64,7 @@ def _encode(job: FileJob, source: Source, engine: Engine, parts: Parts) -> None:
             if stored is not None:
                 stored.result()  # raises what writing has raised
             stored = writer.submit(parts.add, table, bad)
-            bar.update(len(table))
-            bar.set_postfix_str(f"{computed.num_tokens / len(table):.0f} tokens a row", refresh=False)
+            progress.add(len(table), computed.num_tokens)
         if stored is not None:
             stored.result()
 
@@ -107,14 +103,3 @@ def _windows(source: Source, size: int, *, skip: int) -> Iterator[pa.Table]:
             waiting, num_waiting = rest.to_batches(), len(rest)
     if num_waiting:
         yield pa.Table.from_batches(waiting)
-
-
-def _progress(num_done: int) -> tqdm:
-    is_terminal = sys.stderr.isatty()
-    return tqdm(
-        initial=num_done,
-        unit=" rows",
-        unit_scale=True,
-        mininterval=0.5 if is_terminal else _LINE_S,
-        ascii=None if is_terminal else True,
-    )

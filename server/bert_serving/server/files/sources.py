@@ -62,6 +62,11 @@ class Source:
     def _name(self) -> str:
         return str(self.paths[0]) if self.paths else "standard input"
 
+    @property
+    def num_rows(self) -> int | None:
+        """The number of rows; None if all of the input must be read to know it."""
+        return self._dataset.count_rows() if self.paths and self._form in ("parquet", "arrow") else None
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield all rows, each batch with the columns and the text column. Raises FileError."""
         wanted = list(dict.fromkeys([*self.columns, self.text_column]))
