@@ -21,7 +21,7 @@ class Progress:
         self._done = self._before = done
         self._tokens = 0
         self._start = self._shown_at = time.monotonic()
-        self._bar = tqdm(total=total, initial=done, unit="rows", unit_scale=True) if sys.stderr.isatty() else None
+        self._bar = tqdm(total=total, initial=done, unit=" rows", unit_scale=True) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Progress:
         return self
@@ -53,7 +53,7 @@ class Progress:
             self._total,
             self._shown_at - self._start,
             initial=self._before,
-            unit="rows",
+            unit=" rows",
             unit_scale=True,
             postfix=self._token_rate(),
             ncols=0,
