@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -220,7 +222,7 @@ def test_calls_before_and_after_fail_at_once(encoder: Encoder) -> None:
 def test_a_model_that_cannot_be_loaded_is_an_error_of_the_start(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="dtype"):
         AsyncEncoder(tmp_path, dtype="float8")
-    with pytest.raises(TypeError, match="has its options already"):
+    with pytest.raises(TypeError, match="an Encoder has its options"):
         AsyncEncoder.__init__(object.__new__(AsyncEncoder), object.__new__(Encoder), dtype="float32")
 
     async def use() -> None:
@@ -243,5 +245,170 @@ def test_a_thread_that_dies_fails_all_calls(encoder: Encoder, monkeypatch: pytes
                 await engine.encode(["a"])
             with pytest.raises(Unavailable, match="has failed"):
                 await engine.encode(["a"])
+            assert "bert_serving_workers_ready 0.0" in engine.metrics_text()
 
     run(use())
+
+
+@pytest.mark.parametrize("where", ["prepare", "forward_steps"])
+def test_whatever_ends_a_thread_fails_all_calls(
+    where: str, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def panic(*_: object, **__: object) -> Any:
+        raise KeyboardInterrupt("as when Rust panics")
+
+    async def use() -> None:
+        async with AsyncEncoder(encoder) as engine:
+            monkeypatch.setattr(encoder, where, panic)
+            monkeypatch.setattr(threading, "excepthook", lambda _: None)
+            for _ in range(2):
+                with pytest.raises(Unavailable, match="has failed"):
+                    await engine.encode(["a"])
+
+    run(use())
+
+
+def test_a_caller_may_change_its_list(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use() -> None:
+        async with AsyncEncoder(encoder, cache_mb=8) as engine:
+            gate = Gate(encoder, monkeypatch)
+            mine = ["cats", "dogs"]
+            first = asyncio.create_task(engine.encode(mine))
+            await gate.wait()
+            second = asyncio.create_task(engine.encode(["stock prices"]))
+            await asyncio.sleep(0)
+            mine[0] = "stock prices"
+            mine.pop()
+            gate.is_open.set()
+            assert np.allclose(await first, encoder.encode(["cats", "dogs"]), atol=1e-6)
+            for found in (await second, await engine.encode(["stock prices"])):
+                assert np.allclose(found, encoder.encode(["stock prices"]), atol=1e-6)
+
+    run(use())
+
+
+def test_nothing_is_held_when_calls_have_ended_in_any_way(encoder: Encoder) -> None:
+    async def use() -> None:
+        async with AsyncEncoder(encoder) as engine:
+            ended = await asyncio.gather(
+                *(asyncio.wait_for(engine.encode([f"text {i}"]), i % 40 / 1000) for i in range(400)),
+                *(engine.encode([f"other text {i}"], timeout_ms=i % 20) for i in range(200)),
+                return_exceptions=True,
+            )
+            assert {type(each) for each in ended} <= {
+                np.ndarray,
+                TimeoutError,
+                asyncio.TimeoutError,
+                DeadlineExceeded,
+            }
+            dropped = engine.encode(["dropped"])
+            dropped.send(None)
+            dropped.close()
+            assert (await engine.encode(["a"])).shape == (1, encoder.dimension)
+            assert engine.status["open_requests"] == 0
+            assert "bert_serving_held_bytes 0.0" in engine.metrics_text()
+
+    run(use())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"timeout_ms": "1000"},
+        {"timeout_ms": float("nan")},
+        {"timeout_ms": -1},
+        {"flow": ""},
+        {"flow_share": 2},
+        {"trace": 5},
+        {"texts": [None]},
+        {"texts": "abc"},
+        {"texts": []},
+        {"spans": [[(0, 1, 2)]]},
+    ],
+)
+def test_wrong_arguments_are_refused_at_the_door(arguments: dict[str, Any], encoder: Encoder) -> None:
+    async def use() -> None:
+        async with AsyncEncoder(encoder) as engine:
+            good = asyncio.create_task(engine.encode(["ok"]))
+            with pytest.raises(InvalidRequest):
+                await engine.encode_reply(**{"texts": ["a"], **arguments})
+            assert (await good).shape == (1, encoder.dimension)
+
+    run(use())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"max_batch_size": 0}, {"memory_mb": "2"}, {"flow_share": 7}, {"cache_mb": -1}, {"queue_capacity": 0}],
+)
+def test_wrong_limits_are_refused(arguments: dict[str, Any], encoder: Encoder) -> None:
+    with pytest.raises(ModelError, match=f"{next(iter(arguments))} must be"):
+        AsyncEncoder(encoder, **arguments)
+
+
+def test_closing_while_it_loads_or_while_calls_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use() -> None:
+        loading = AsyncEncoder(folder, compile="off")
+        start = asyncio.create_task(loading.start())
+        await asyncio.sleep(0)
+        await loading.close()
+        with pytest.raises(Unavailable, match="closed while it started"):
+            await start
+
+        encoder = Encoder(folder, compile="off")
+        engine = AsyncEncoder(encoder)
+        await engine.start()
+        gate = Gate(encoder, monkeypatch)
+        call = asyncio.create_task(engine.encode(["a"]))
+        await gate.wait()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(engine.close(), 0.05)
+        with pytest.raises(Unavailable, match="is closed"):
+            await call
+        gate.is_open.set()
+        await engine.close()
+        assert not [
+            thread.name for thread in threading.enumerate() if thread.name.startswith(("encoder", "tokenizer-"))
+        ]
+
+    run(use())
+
+
+def test_another_event_loop_is_refused(encoder: Encoder) -> None:
+    engine = AsyncEncoder(encoder)
+
+    async def start() -> None:
+        await engine.start()
+
+    async def other() -> None:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await engine.encode(["a"])
+
+    run(start())
+    run(other())
+
+
+_ENDS = """
+import asyncio, sys
+from bert_serving.server import AsyncEncoder
+
+async def main():
+    engine = AsyncEncoder(sys.argv[1], compile="off")
+    await engine.start()
+    asyncio.ensure_future(engine.encode(["some words " * 100] * 3000))
+    await asyncio.sleep(0.3)
+
+asyncio.run(main())
+sys.exit(3)
+"""
+
+
+def test_a_program_may_end_while_it_computes(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _ENDS, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr

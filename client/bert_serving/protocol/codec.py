@@ -129,9 +129,15 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
         raise InvalidRequest(f"number of texts must be 1 to {_MAX_NUMBER_DIGITS} decimal digits")
     value = parse_json(body)
     content: JsonObject = value if isinstance(value, dict) else {"texts": value}
-    texts: Any = content.get("texts")  # checked below
+    texts = content.get("texts")
     if isinstance(texts, list) and len(texts) != int(num_texts):  # first, since it takes no time
         raise InvalidRequest(f"the request announces {int(num_texts)} texts but holds {len(texts)}")
+    return checked_request(bytes(identity), bytes(request_id), content)
+
+
+def checked_request(identity: bytes, request_id: bytes, content: JsonObject) -> EncodeRequest:
+    """Return the request with this content, as it is in the body of a message. Raises InvalidRequest."""
+    texts: Any = content.get("texts")  # checked below
     try:
         check_texts(texts, may_be_empty=True, may_be_mixed=True)
         options = known_options(content.get("options"))
@@ -142,8 +148,8 @@ def request_from_frames(frames: Sequence[Frame]) -> Request:
     except (TypeError, ValueError) as exc:
         raise InvalidRequest(str(exc)) from exc
     return EncodeRequest(
-        bytes(identity),
-        bytes(request_id),
+        identity,
+        request_id,
         texts,
         options,
         _deadline(content.get("deadline_ms")),

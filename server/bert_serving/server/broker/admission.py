@@ -68,8 +68,10 @@ class Admission:
         self._cost = cost
         self._wait_ms = wait_ms
 
-    def reserve_body(self, flow: bytes, body: Frame) -> Reservation:
+    def reserve_body(self, flow: bytes, body: Frame, *, share: float | None = None) -> Reservation:
         """Return a reservation for the parsed body of a request. Raises PayloadTooLarge or Overloaded.
+
+        share: the largest part of the memory that the flow may use, if it is smaller than that of others.
 
         The body is not parsed for this: parsing a few megabytes may take seconds and a gigabyte.
         """
@@ -80,7 +82,7 @@ class Admission:
                 f"a comma in a text counts too), got {num_values}"
             )
         try:
-            return self.memory.reserve(flow, num_bytes)
+            return self.memory.reserve(flow, num_bytes, share=share)
         except NoRoom as exc:
             raise self.no_bytes(exc) from exc
 

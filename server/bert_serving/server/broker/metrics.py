@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from bert_serving.protocol import ERROR_CODES
 from bert_serving.protocol.workers import Result, Vectors
-from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client import Counter as LabelledCounter
 from prometheus_client.registry import Collector
 
@@ -29,7 +29,6 @@ class BrokerMetrics:
     """
 
     def __init__(self, worker_names: Iterable[str] = ()) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "Encode requests that arrived")
         self.commands = self._counter("commands", "Config, status and metrics requests that arrived")

@@ -167,7 +167,7 @@ class Scheduler:
         identity of the request yet; call `client_subscribed` when a client subscribes.
         """
         flow = flow_of(request.identity, request.flow, is_unsubscribed=is_unsubscribed)
-        held = held or self.admission.reserve_body(flow, b"")
+        held = held or self.admission.reserve_body(flow, b"", share=request.flow_share)
         num_bytes = held.amount
         try:
             waiting = self.admission.reserve_job(request, flow, held)

@@ -7,7 +7,9 @@ import contextlib
 import itertools
 import logging
 import time
+import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,6 @@ from bert_serving.client.checks import (
     options_of,
     rows_by_text,
     token_vectors_of,
-    warn_of_cuts,
 )
 from bert_serving.protocol import (
     EncodeOptions,
@@ -33,7 +34,8 @@ from bert_serving.protocol import (
     Unavailable,
     check_spans,
 )
-from bert_serving.protocol.workers import Changed, Failed, Ready, Result
+from bert_serving.protocol.codec import checked_request
+from bert_serving.protocol.workers import Changed, Failed, ModelFacts, Ready, Refused, Result
 
 from ..broker.account import NoRoom
 from ..broker.job import Job
@@ -42,6 +44,7 @@ from ..broker.repeat_metrics import RepeatMetrics
 from ..broker.repeats import Repeats
 from ..broker.scheduler import Failure, Scheduler
 from ..broker.sizes import ResultSizes
+from ..model.errors import ModelError
 from ..model.spec import ModelSpec
 from ..worker.encoder import Encoder
 from .computing_thread import ComputingThread, Message
@@ -64,7 +67,7 @@ class AsyncEncoder:
 
     model: a folder, a name on the Hugging Face hub, an Encoder that nothing else uses meanwhile, or None for the
         demo model.
-    memory_mb: MiB that requests and their vectors may take.
+    memory_mb: MiB that the vectors of all calls may take, from when a call begins; texts are not counted.
     queue_capacity: texts that may wait.
     flow_share: largest part of both that one caller may use, as far as others leave it free, 0 to 1.
     max_batch_size: texts in a batch.
@@ -91,12 +94,18 @@ class AsyncEncoder:
         cache_mb: int = 0,
         **options: Any,
     ) -> None:
-        if isinstance(model, Encoder):
-            if options:
-                raise TypeError(f"{', '.join(options)}: an Encoder has its options already")
-            self._model: Encoder | ModelSpec = model
-        else:
-            self._model = ModelSpec.checked(model_dir=model, **options)
+        if "model_dir" in options or (options and isinstance(model, Encoder)):
+            raise TypeError(
+                f"{', '.join(options)}: the model is the first argument, and an Encoder has its options"
+            )
+        _check_number("memory_mb", memory_mb, 16)
+        _check_number("queue_capacity", queue_capacity, 1)
+        _check_number("max_batch_size", max_batch_size, 1)
+        _check_number("priority_batch_size", priority_batch_size, 0)
+        _check_number("cache_mb", cache_mb, 0)
+        if type(flow_share) not in (int, float) or not 0 < flow_share <= 1:
+            raise ModelError(f"flow_share must be a number above 0 and at most 1, got {flow_share!r}")
+        self._model = model if isinstance(model, Encoder) else ModelSpec.checked(model_dir=model, **options)
         self._memory_bytes = memory_mb << 20
         self._queue_capacity = queue_capacity
         self._flow_share = flow_share
@@ -105,10 +114,12 @@ class AsyncEncoder:
         self._cache_bytes = cache_mb << 20
         self.metrics = BrokerMetrics([_NAME])
         self._ids = itertools.count(1)
-        self._waiting: dict[Job, asyncio.Future[Job]] = {}
+        self._waiting: dict[Job, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._is_started = False
-        self._error: ServingError | None = Unavailable("the engine is not running: use it with `async with`")
+        self._thread: ComputingThread | None = None
+        self._scheduler: Scheduler | None = None
+        self._is_closed = False
+        self._trouble: str | None = "the engine is not running: use it with `async with`"
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} waiting={len(self._waiting)}>"
@@ -124,19 +135,20 @@ class AsyncEncoder:
 
     async def start(self) -> None:
         """Load the model. `async with` does this. Raises ModelError, and RuntimeError at a second call."""
-        if self._is_started:
+        if self._thread is not None:
             raise RuntimeError("an AsyncEncoder can be started only once")
-        self._is_started = True
         self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[Ready] = self._loop.create_future()
+        self._ready: asyncio.Future[ModelFacts] = self._loop.create_future()
         self._thread = ComputingThread(self._model, self._say)
         self._thread.start()
         try:
-            ready = await self._ready
+            facts = await self._ready
         except asyncio.CancelledError:
             self._thread.stop()
             raise
-        sizes = ResultSizes(max_seq_len=ready.facts.max_seq_len)
+        if self._is_closed:
+            raise Unavailable("the engine was closed while it started")
+        sizes = ResultSizes(max_seq_len=facts.max_seq_len)
         repeats = Repeats(sizes, cache_bytes=self._cache_bytes)
         RepeatMetrics(self.metrics.registry, repeats)
         self._scheduler = Scheduler(
@@ -146,24 +158,33 @@ class AsyncEncoder:
             sizes=sizes,
             max_batch_size=self._max_batch_size,
             priority_batch_size=self._priority_batch_size,
-            max_seq_len=ready.facts.max_seq_len,
+            max_seq_len=facts.max_seq_len,
             repeats=repeats,
         )
-        self._facts = ready.facts
-        self._scheduler.worker_ready(_NAME, ready.facts)
+        self._facts = facts
+        self._scheduler.worker_ready(_NAME, facts)
         self.metrics.set_worker_state(_NAME, "ready")
-        self._error = None
+        self._trouble = None
 
     async def close(self) -> None:
-        """Refuse new calls, wait for those that run, and end the threads. `async with` does this."""
-        if not self._is_started:
+        """Refuse new calls, wait for those that run, and end the threads. `async with` does this.
+
+        If this is cancelled, the calls that run end with Unavailable.
+        """
+        if self._thread is None:
             return
-        self._error = self._error or Unavailable("the engine is closed")
-        if self._waiting:
-            await asyncio.wait(self._waiting.values())
-        if self._timer is not None:
-            self._timer.cancel()
-        self._thread.stop()
+        self._is_closed = True
+        self._trouble = self._trouble or "the engine is closed"
+        try:
+            if self._waiting:
+                await asyncio.wait(self._waiting.values())
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._scheduler is not None:
+                self._finish(self._scheduler.fail_all(Unavailable(self._trouble)))
+                self.metrics.set_worker_state(_NAME, "starting")
+            self._thread.stop()
         await asyncio.to_thread(self._thread.join)
 
     # -- vectors ---------------------------------------------------------------------------------------
@@ -179,8 +200,8 @@ class AsyncEncoder:
     ) -> Rows:
         """Return the vectors of the texts: (B, D) float32, one row for each text, in the order of the texts.
 
-        Texts and options are those of BertClient.encode. timeout_ms: how long the vectors are waited for. flow: a
-        name for the caller; callers share the engine fairly. None: each task is a caller.
+        Texts and options are those of BertClient.encode, without show_tokens. timeout_ms: how long the vectors are
+        waited for. flow: a name for the caller; callers share the engine fairly. None: each task is a caller.
 
         Raises TypeError, ValueError or InvalidRequest for bad texts and options, DeadlineExceeded (a
         TimeoutError), Overloaded if there is no room for the texts, WorkerFailed, and Unavailable if the engine
@@ -240,24 +261,22 @@ class AsyncEncoder:
 
         flow_share: the largest part of the memory that the flow may use. trace: a name for the request in the log.
         """
-        if self._error is not None:
-            raise self._error
         number = next(self._ids)
-        request = EncodeRequest(
-            b"task %d" % id(asyncio.current_task()),
-            b"%d" % number,
-            texts,
-            options,
-            timeout_ms,
-            spans,
-            flow=flow,
-            flow_share=flow_share,
-            trace=trace,
-        )
         self.metrics.requests.inc()
         try:
-            job = await self._done(request)
-            return number, self._reply(job)
+            scheduler = self._running()
+            content = {
+                "texts": _copied(texts),
+                "spans": spans,
+                "deadline_ms": timeout_ms,
+                "flow": flow,
+                "flow_share": flow_share,
+                "trace": trace,
+            }
+            request = checked_request(b"task %d" % id(asyncio.current_task()), b"%d" % number, content)
+            if spans is not None:
+                spans = [[(start, end) for start, end in of_text] for of_text in spans]
+            return number, await self._computed(scheduler, replace(request, options=options, spans=spans))
         except ServingError as exc:
             self.metrics.errors.labels(exc.code).inc()
             raise
@@ -271,52 +290,55 @@ class AsyncEncoder:
         flow: str | None,
     ) -> EncodeReply:
         _, reply = await self.encode_reply(texts, options, spans, timeout_ms=timeout_ms, flow=flow)
-        warn_of_cuts(reply)
+        if reply.truncated:
+            warnings.warn(
+                f"{len(reply.truncated)} of {len(texts)} texts are longer than max_seq_len and were cut; "
+                f"the first is texts[{reply.truncated[0]}]",
+                stacklevel=3,  # the caller of `encode` and its like
+            )
         return reply
 
-    async def _done(self, request: EncodeRequest) -> Job:
-        """Return the job of a request when all its vectors are computed."""
-        job = self._scheduler.submit(request, time.monotonic())
-        if job.is_done:
-            return job
-        done: asyncio.Future[Job] = self._loop.create_future()
-        self._waiting[job] = done
-        self._send_batches()
-        self._set_timer()
+    async def _computed(self, scheduler: Scheduler, request: EncodeRequest) -> EncodeReply:
+        """Return the reply to a request when all its vectors are computed."""
+        job = scheduler.submit(request, time.monotonic())
         try:
-            return await done
-        except asyncio.CancelledError:
-            if self._scheduler.cancel_request(request.identity, request.request_id) is not None:
-                self.metrics.cancelled.inc()
-            raise
-        finally:
+            if not job.is_done:
+                done: asyncio.Future[None] = self._loop.create_future()
+                self._waiting[job] = done
+                self._send_batches()
+                self._set_timer()
+                await done
+            return self._reply(scheduler, job)
+        finally:  # also if the task is cancelled, at whatever moment
             self._waiting.pop(job, None)
+            if scheduler.cancel_request(request.identity, request.request_id) is not None:
+                self.metrics.cancelled.inc()
+            job.reservation.release()
 
-    def _reply(self, job: Job) -> EncodeReply:
+    def _reply(self, scheduler: Scheduler, job: Job) -> EncodeReply:
         usage = job.usage(time.monotonic())
         self.metrics.latency.observe(usage.total_ms / 1000)
         self.metrics.queue.observe(usage.queue_ms / 1000)
         try:
             return job.to_reply(usage, token_rows=None)
         except NoRoom as exc:
-            raise self._scheduler.admission.no_bytes(exc) from exc
-        finally:
-            job.reservation.release()
+            raise scheduler.admission.no_bytes(exc) from exc
 
     # -- what the engine is and does -------------------------------------------------------------------
 
     @property
     def model(self) -> dict[str, object]:
         """What is served: device, dtype, parity and other facts, under the names of the server's status."""
+        self._running()
         return self._facts.to_info()
 
     @property
     def status(self) -> dict[str, int]:
         """How much waits at the moment, and how much was done so far."""
-        metrics = self.metrics
+        scheduler, metrics = self._scheduler, self.metrics
         return {
-            "queue_texts": self._scheduler.num_waiting,
-            "open_requests": self._scheduler.num_jobs,
+            "queue_texts": 0 if scheduler is None else scheduler.num_waiting,
+            "open_requests": 0 if scheduler is None else scheduler.num_jobs,
             "num_batch": int(value_of(metrics.batches)),
             "num_encoded_seq": int(value_of(metrics.texts)),
             "num_encoded_token": int(value_of(metrics.tokens)),
@@ -324,16 +346,28 @@ class AsyncEncoder:
 
     def metrics_text(self) -> str:
         """Return the metrics in Prometheus' text format, under the names of the server's metrics."""
-        metrics, scheduler = self.metrics, self._scheduler
-        metrics.queue_texts.set(scheduler.num_waiting)
-        metrics.queue_capacity.set(scheduler.admission.texts.capacity)
-        metrics.queue_age.set(scheduler.oldest_age_s(time.monotonic()))
-        metrics.open_requests.set(scheduler.num_jobs)
-        metrics.workers_ready.set(self._error is None)
-        metrics.held_bytes.set(scheduler.admission.memory.held)
-        metrics.held_capacity.set(scheduler.admission.memory.capacity)
-        metrics.flows.set(scheduler.admission.memory.num_flows)
+        metrics = self.metrics
+        metrics.workers_ready.set(self._trouble is None)
+        if (scheduler := self._scheduler) is not None:
+            metrics.queue_texts.set(scheduler.num_waiting)
+            metrics.queue_capacity.set(scheduler.admission.texts.capacity)
+            metrics.queue_age.set(scheduler.oldest_age_s(time.monotonic()))
+            metrics.open_requests.set(scheduler.num_jobs)
+            metrics.held_bytes.set(scheduler.admission.memory.held)
+            metrics.held_capacity.set(scheduler.admission.memory.capacity)
+            metrics.flows.set(scheduler.admission.memory.num_flows)
         return metrics.text()
+
+    def _running(self) -> Scheduler:
+        """Return the scheduler.
+
+        Raises Unavailable if the engine does not run, and RuntimeError in another event loop.
+        """
+        if self._trouble is not None or self._scheduler is None:
+            raise Unavailable(self._trouble or "the engine is starting")
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("this AsyncEncoder was started in another event loop")
+        return self._scheduler
 
     # -- between the event loop and the computing thread -----------------------------------------------
 
@@ -343,51 +377,62 @@ class AsyncEncoder:
             self._loop.call_soon_threadsafe(self._hear, message)
 
     def _hear(self, message: Message) -> None:
-        now = time.monotonic()
         if isinstance(message, Ready):
             if not self._ready.done():  # else its task was cancelled
-                self._ready.set_result(message)
-            return
-        if isinstance(message, Exception):
-            self._end(message)
-            return
+                self._ready.set_result(message.facts)
+        elif isinstance(message, Refused) and self._scheduler is None:
+            if not self._ready.done():
+                self._ready.set_exception(ModelError(message.reason))
+        elif self._scheduler is not None:
+            try:
+                self._handle(self._scheduler, message)
+            except Exception:  # an unexpected error must fail calls, and not leave them waiting
+                log.exception("cannot handle what the computing thread has said")
+                self._finish(self._scheduler.fail_in_flight(_NAME, "internal error"))
+            self._send_batches()
+
+    def _handle(self, scheduler: Scheduler, message: Result | Failed | Changed | Refused) -> None:
         if isinstance(message, Result):
             self.metrics.count_batch(_NAME, message)
-            self._finish(self._scheduler.complete(_NAME, message, now))
+            self._finish(scheduler.complete(_NAME, message, time.monotonic()))
         elif isinstance(message, Failed):
-            self._finish(self._scheduler.fail(_NAME, message.batch_id, message.message))
+            self._finish(scheduler.fail(_NAME, message.batch_id, message.message))
         elif isinstance(message, Changed):
             self._facts = message.facts
-            self._scheduler.worker_changed(_NAME, message.facts)
-        self._send_batches()
-
-    def _end(self, error: Exception) -> None:
-        """Fail all that waits, because the computing thread has ended."""
-        if not self._ready.done():
-            self._ready.set_exception(error)
-            return
-        log.error("the engine has failed", exc_info=error)
-        self._error = Unavailable(f"the engine has failed: {error}")
-        self.metrics.set_worker_state(_NAME, "stale")
-        self._finish(self._scheduler.fail_all(self._error))
+            scheduler.worker_changed(_NAME, message.facts)
+        else:
+            log.error("the engine has failed: %s", message.reason)
+            self._trouble = f"the engine has failed: {message.reason}"
+            self.metrics.set_worker_state(_NAME, "stale")
+            self._finish(scheduler.fail_all(Unavailable(self._trouble)))
 
     def _send_batches(self) -> None:
-        for _, batch in self._scheduler.next_batches(time.monotonic()):
-            self._thread.put(batch)
+        assert self._scheduler is not None
+        assert self._thread is not None
+        try:
+            now = time.monotonic()
+            self._finish(self._scheduler.expire(now))  # first, so that batches contain no expired texts
+            for _, batch in self._scheduler.next_batches(now):
+                self._thread.put(batch)
+        except Exception:
+            log.exception("cannot send batches")
+            self._finish(self._scheduler.fail_all(Unavailable("internal error")))
 
     def _finish(self, ended: Iterable[Job | Failure]) -> None:
         for each in ended:
-            job = each.job if isinstance(each, Failure) else each
-            done = self._waiting.get(job)
+            done = self._waiting.get(each.job if isinstance(each, Failure) else each)
             if done is None or done.done():  # its task was cancelled
                 continue
             if isinstance(each, Failure):
-                done.set_exception(each.error)
+                # An error of its own for each caller, because raising it writes to it.
+                error = each.error
+                done.set_exception(type(error)(error.message, retry_after_ms=error.retry_after_ms))
             else:
-                done.set_result(job)
+                done.set_result(None)
 
     def _set_timer(self) -> None:
         """Call `_expire` when the next deadline passes."""
+        assert self._scheduler is not None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -396,5 +441,18 @@ class AsyncEncoder:
             self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._expire)
 
     def _expire(self) -> None:
+        assert self._scheduler is not None
         self._finish(self._scheduler.expire(time.monotonic()))
         self._set_timer()
+
+
+def _copied(texts: object) -> object:
+    """Return the texts of a call, so that the caller may change the list before they are computed."""
+    if not isinstance(texts, list):
+        return texts
+    return [text.copy() if isinstance(text, list | dict) else text for text in texts]
+
+
+def _check_number(name: str, value: object, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise ModelError(f"{name} must be a whole number from {least}, got {value!r}")

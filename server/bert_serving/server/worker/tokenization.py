@@ -16,7 +16,7 @@ _NUM_THREADS = 5  # as many as the broker sends batches to a worker: two long on
 
 
 class TokenizerThreads:
-    """Tokenizes batches and puts them into the inbox of the main thread, each as soon as it is ready.
+    """Tokenizes batches and puts them into the inbox of the thread that computes, each as soon as it is ready.
 
     A long text takes a second. So it must not be tokenized in the thread that sends heartbeats, and short texts
     need another thread to pass it. None in the inbox means that a thread has ended, as when the tokenizer crashes.
@@ -26,17 +26,22 @@ class TokenizerThreads:
         self._encoder = encoder
         self._inbox = inbox
         self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        for i in range(_NUM_THREADS):
-            threading.Thread(target=self._run, name=f"tokenizer-{i}", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"tokenizer-{i}", daemon=True) for i in range(_NUM_THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def put(self, batch: Batch) -> None:
         """Let the next free thread tokenize a batch."""
         self._batches.put(batch)
 
     def close(self) -> None:
-        """End the threads when they have tokenized what they got before."""
-        for _ in range(_NUM_THREADS):
+        """End the threads when they have tokenized what they got before, and wait for that."""
+        for _ in self._threads:
             self._batches.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         try:
