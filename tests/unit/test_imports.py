@@ -23,9 +23,8 @@ ALLOWED: dict[str, set[str]] = {
     "supervisor": {"protocol", "settings", "model", "broker", "keys", "tls", "signals"},
     # What stands beside the server. No other part imports it.
     "engine": {"protocol", "client", "model", "broker", "worker"},
-    "files": {"protocol", "client", "settings", "model", "worker"},
     "compat": {"protocol", "client", "settings", "supervisor", "model", "compat.pooling_strategy"},
-    "cli": {"protocol", "client", "settings", "supervisor", "compat", "files", "model"},
+    "cli": {"protocol", "client", "settings", "supervisor", "compat", "model"},
     # Modules for programs that were written for bert-as-service. They only import names from compat.
     "benchmark": {"compat"},
     "helper": {"compat", "compat.pooling_strategy"},
@@ -50,8 +49,7 @@ HEAVY = {
     "fastapi": {"gateway"},
     "starlette": {"gateway"},
     "uvicorn": {"gateway"},
-    "pydantic": {"gateway", "settings", "compat", "files", "model"},
-    "pyarrow": {"files"},
+    "pydantic": {"gateway", "settings", "compat", "model"},
 }
 
 
