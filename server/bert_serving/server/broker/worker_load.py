@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .batching import InFlightBatch
 from .estimates import RateEstimate
 
-# In this time, a CPU computes 1,000 to 2,000 tokens, which fit into its caches; a GPU computes a full micro-batch.
+# In this time, a CPU computes a few micro-batches, and a GPU a full one.
 BATCH_S = 0.08
 _MIN_BATCH_TOKENS = 256
 _MAX_IN_FLIGHT = 2  # for long batches, and for other batches

@@ -257,9 +257,10 @@ class AsyncEncoder:
         flow_share: float | None = None,
         trace: str | None = None,
     ) -> tuple[int, EncodeReply]:
-        """Return (number of the request, reply), as AsyncBertClient.encode_reply does. Does not check the texts.
+        """Return (number of the request, reply), as AsyncBertClient.encode_reply does.
 
         flow_share: the largest part of the memory that the flow may use. trace: a name for the request in the log.
+        Accepts what the server accepts; raises InvalidRequest for all else.
         """
         number = next(self._ids)
         self.metrics.requests.inc()

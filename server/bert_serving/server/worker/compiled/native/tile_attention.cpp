@@ -28,9 +28,9 @@ constexpr int64_t kTile = kTileRows * kLine;  // bytes
 
 int64_t up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
-// Two products of a pair of tiles with another pair: 32 rows by 32 columns, summed over `depth` tiles. The second tile
-// of a pair is `depth` tiles behind the first in the rows, and one tile behind it in the columns if they alternate.
-// sums: rows of `stride` bytes.
+// Multiplies 32 rows by 32 columns, and sums over `depth` pairs of tiles. rows: the tiles of the first 16 rows, then
+// those of the next 16. columns: the tile of the first 16 columns; `step` bytes behind it is the next one in depth, and
+// `second` bytes behind it the one of the next 16 columns. sums: rows of `stride` bytes.
 void multiply(const uint8_t* rows, const uint8_t* columns, int64_t depth, int64_t step, int64_t second, void* sums,
               int64_t stride) {
   order_memory();
