@@ -112,11 +112,19 @@ class KnownModels:
     """The models that this gateway has seen lately, by fingerprint, and their tokenizers.
 
     read_status: requests the broker's status. tokenizer_dir: the folder in which each worker writes its tokenizer.
+    fetch_tokenizer: writes the tokenizer of a model, given by its fingerprint, to a file in this folder; None: the
+    workers see the folder, and do it themselves.
     """
 
-    def __init__(self, read_status: Callable[[], Awaitable[ServerStatus]], tokenizer_dir: Path) -> None:
+    def __init__(
+        self,
+        read_status: Callable[[], Awaitable[ServerStatus]],
+        tokenizer_dir: Path,
+        fetch_tokenizer: Callable[[str, Path], Awaitable[None]] | None = None,
+    ) -> None:
         self._read_status = read_status
         self._tokenizer_dir = tokenizer_dir
+        self._fetch_tokenizer = fetch_tokenizer
         self._models: dict[str, Model] = {}
         self._newest: Model | None = None
         self._read_at = 0.0
@@ -154,6 +162,8 @@ class KnownModels:
             from tokenizers import Tokenizer  # imported late: it takes memory, and only some requests need it
 
             path = self._tokenizer_dir / f"tokenizer-{fingerprint}.json"
+            if self._fetch_tokenizer is not None:
+                await self._fetch_tokenizer(fingerprint, path)
             if not path.exists():
                 raise Unavailable("the server has no tokenizer file, because its disk was full; its log says more")
             tokenizer = await asyncio.to_thread(Tokenizer.from_file, str(path))

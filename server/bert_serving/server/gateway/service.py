@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import numpy as np
-from bert_serving.client import AsyncBertClient
 from bert_serving.protocol import (
+    Command,
     EncodeOptions,
     EncodeReply,
     InvalidRequest,
+    JsonObject,
     Rows,
     Spans,
     Text,
@@ -39,6 +40,36 @@ STATUS_TIMEOUT_S = 5.0
 _T = TypeVar("_T")
 
 
+class VectorClient(Protocol):
+    """What a gateway needs of the client that gets vectors for it. AsyncBertClient is such a client."""
+
+    @property
+    def status(self) -> JsonObject:
+        """The state of the client."""
+
+    async def encode_reply(
+        self,
+        texts: Sequence[Text],
+        options: EncodeOptions,
+        spans: Sequence[Spans] | None,
+        *,
+        timeout_ms: int | None,
+        flow: str | None,
+        flow_share: float | None,
+        trace: str | None,
+    ) -> tuple[int, EncodeReply]:
+        """Return (number of the request, reply). Raises ServingError or TimeoutError."""
+
+    async def server_status(self) -> JsonObject:
+        """Return the settings, counters and workers of the server."""
+
+    async def ask(self, command: Command) -> JsonObject:
+        """Return the reply to a command."""
+
+    async def close(self) -> None:
+        """Release what the client holds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """A gateway's access to the broker and to facts about the model.
@@ -50,7 +81,7 @@ class Service:
     say about the texts of that request. on_computed: called with the numbers of texts and tokens of each reply.
     """
 
-    client: AsyncBertClient
+    client: VectorClient
     model_name: str
     models: KnownModels
     limits: BodyLimits
@@ -194,7 +225,7 @@ class Service:
         return await self.models.tokenizer()
 
 
-async def server_status(client: AsyncBertClient) -> ServerStatus:
+async def server_status(client: VectorClient) -> ServerStatus:
     """Return the broker's status. Raises TimeoutError or Unavailable if the broker does not answer."""
     try:
         status = await asyncio.wait_for(client.server_status(), STATUS_TIMEOUT_S)

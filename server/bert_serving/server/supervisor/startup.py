@@ -28,7 +28,7 @@ def resolve(settings: Settings) -> Settings:
         read_sentence_transformers(folder.path)  # reports errors once; each worker would repeat them
     except ModelError as exc:
         raise StartError(str(exc)) from exc
-    gpus = () if settings.cpu else settings.device_map or tuple(range(_count_gpus()))
+    gpus = () if settings.cpu else settings.device_map or tuple(range(count_gpus()))
     update = {
         "model_dir": str(folder.path),
         "served_model_name": settings.served_model_name or _model_name(settings.model_dir, folder.path),
@@ -77,7 +77,7 @@ def _model_name(asked: str | None, folder: Path) -> str:
     return folder.resolve().name if Path(asked).expanduser().exists() else asked
 
 
-def _count_gpus() -> int:
+def count_gpus() -> int:
     """Return how many NVIDIA GPUs the workers will see, without loading torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
