@@ -142,6 +142,11 @@ class Scheduler:
         return self.admission.texts.held
 
     @property
+    def waiting_tokens(self) -> float:
+        """The estimated tokens of the texts that were not given to a worker yet."""
+        return self.num_waiting * self._estimate.tokens_per_text
+
+    @property
     def next_deadline(self) -> float | None:
         """When a deadline may pass next; None if no request has a deadline."""
         return self._queue.next_deadline

@@ -9,7 +9,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NAME = "engine"  # of the only worker
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How much an engine has to do.
+
+    queue_age_s: age of the oldest call that waits for its first batch. waiting_tokens: estimated tokens of the
+    texts that wait. tokens_per_s: measured speed. busy_s: time for which the device has computed since the start.
+    """
+
+    queue_age_s: float
+    waiting_tokens: float
+    tokens_per_s: float
+    busy_s: float
 
 
 class AsyncEncoder:
@@ -344,6 +358,17 @@ class AsyncEncoder:
             "num_encoded_seq": int(value_of(metrics.texts)),
             "num_encoded_token": int(value_of(metrics.tokens)),
         }
+
+    @property
+    def load(self) -> EngineLoad:
+        """How much there is to do at the moment."""
+        scheduler = self._running()
+        return EngineLoad(
+            scheduler.oldest_age_s(time.monotonic()),
+            scheduler.waiting_tokens,
+            scheduler.tokens_per_s,
+            value_of(self.metrics.busy),
+        )
 
     def metrics_text(self) -> str:
         """Return the metrics in Prometheus' text format, under the names of the server's metrics."""
