@@ -90,7 +90,7 @@ $(VENV)/.serve: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.serve | $(BIN)/promtool
-	$(PIP) -e '.[server,demo,docs,test]'
+	$(PIP) -e '.[server,demo,docs,ray,test]'
 	touch $@
 
 # promtool, a program of Prometheus, checks the format of /metrics. If it is not on PATH, it is extracted from Debian's

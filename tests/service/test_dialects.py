@@ -297,7 +297,8 @@ MEASURED = {"version", "parity", "model_sha", "max_client_batch_size"}
 
 
 def test_teis_info(model_servers: ModelServers) -> None:
-    info = model_servers.prompted.http.get("/info").json()
+    http = model_servers.prompted.http
+    info = http.get("/info").json()
     assert {name: info.pop(name) for name in list(info) if name not in MEASURED} == {
         "model_id": "prompted",
         "model_dtype": "float32",
@@ -308,7 +309,7 @@ def test_teis_info(model_servers: ModelServers) -> None:
         "max_batch_tokens": 16384,
         "max_batch_requests": 256,
         "auto_truncate": True,
-        "tokenization_workers": 1,
+        "tokenization_workers": len(http.get("/ready").json()["workers"]),
         "sha": None,
         "docker_label": None,
         "dimension": 384,

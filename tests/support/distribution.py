@@ -17,6 +17,7 @@ _FILES = {
         "test_bad_texts",
         "test_other_apis",
     ),
+    "Ray": ("test_ray_serve",),
     "server with a small queue": ("test_clients",),
     "server with two workers to harm": ("test_chaos",),
     "server with small limits": ("test_bounds",),
@@ -40,6 +41,7 @@ SERVERS = {file: servers for servers, files in _FILES.items() for file in files}
 _SLOWEST = (
     "test_clients",
     *_FILES["model_servers"],
+    "test_ray_serve",
     "test_garbage",
     "test_neighbours",
     "test_chaos",

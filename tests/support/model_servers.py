@@ -20,9 +20,9 @@ LABELS = ("bad", "so-so", "good")
 
 @dataclass(frozen=True)
 class Served:
-    """A running server, the folder of its model, and an HTTP client that sends an API key."""
+    """A server, the folder of its model, and an HTTP client that sends an API key. running: None: it is in Ray."""
 
-    running: RunningServer
+    running: RunningServer | None
     folder: Path
     http: httpx.Client
 
@@ -47,14 +47,7 @@ class ModelServers:
 @contextmanager
 def running_model_servers(base: Path, demo_model: Path) -> Iterator[ModelServers]:
     """Write each model to a folder in `base`, and start a server for each model."""
-    names = dict(enumerate(LABELS))
-    ids = {label: i for i, label in names.items()}
-    folders = {
-        "prompted": with_prompts(base / "prompted", demo_model),
-        "reranker": make_classifier(base / "reranker", "bert", num_labels=1),
-        "classifier": make_classifier(base / "classifier", "bert", id2label=names, label2id=ids),
-        "sparse": make_masked(base / "sparse", "bert"),
-    }
+    folders = model_folders(base, demo_model)
     args: dict[str, list[object]] = {
         "prompted": [
             *("-api_key", "one", "two", "-http_workers", 2, "-max_message_mb", 1),
@@ -81,6 +74,18 @@ def running_model_servers(base: Path, demo_model: Path) -> Iterator[ModelServers
                 for name, running in started.items()
             }
         )
+
+
+def model_folders(base: Path, demo_model: Path) -> dict[str, Path]:
+    """Write each model to a folder in `base`; return the folders by the names of ModelServers."""
+    names = dict(enumerate(LABELS))
+    ids = {label: i for i, label in names.items()}
+    return {
+        "prompted": with_prompts(base / "prompted", demo_model),
+        "reranker": make_classifier(base / "reranker", "bert", num_labels=1),
+        "classifier": make_classifier(base / "classifier", "bert", id2label=names, label2id=ids),
+        "sparse": make_masked(base / "sparse", "bert"),
+    }
 
 
 def with_prompts(folder: Path, model: Path) -> Path:

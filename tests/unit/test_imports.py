@@ -25,6 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"protocol", "client", "model", "broker", "worker"},
     "compat": {"protocol", "client", "settings", "supervisor", "model", "compat.pooling_strategy"},
     "cli": {"protocol", "client", "settings", "supervisor", "compat", "model"},
+    # For Ray: most of it can be imported only where Ray is installed.
+    "ray": {"protocol", "client", "settings", "model", "keys", "gateway", "supervisor", "engine", "worker"},
     # Modules for programs that were written for bert-as-service. They only import names from compat.
     "benchmark": {"compat"},
     "helper": {"compat", "compat.pooling_strategy"},
@@ -47,9 +49,11 @@ HEAVY = {
     "torch": {"worker", "model.tensorflow.google_bert"},
     "transformers": {"worker", "model.tensorflow.google_bert"},
     "fastapi": {"gateway"},
-    "starlette": {"gateway"},
-    "uvicorn": {"gateway"},
-    "pydantic": {"gateway", "settings", "compat", "model"},
+    "starlette": {"gateway", "ray"},
+    "uvicorn": {"gateway", "ray"},
+    "pydantic": {"gateway", "settings", "compat", "model", "ray"},
+    "ray": {"ray"},
+    "pyarrow": {"ray"},
 }
 
 
