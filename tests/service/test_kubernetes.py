@@ -64,13 +64,14 @@ def probe(pod: Pod, name: str) -> str:
 
 
 def wait_started(pod: Pod) -> None:
-    """Wait until the startup probe succeeds."""
+    """Wait until the server says that it is ready; check that the startup probe agrees."""
 
-    def has_started() -> bool:
+    def says_ready() -> bool:
         assert pod.process.poll() is None, pod.log
-        return probe(pod, "startupProbe") == "200"
+        return "all set, ready to serve request!" in pod.log
 
-    wait_until(has_started, lambda: pod.log)
+    wait_until(says_ready, lambda: pod.log)
+    assert probe(pod, "startupProbe") == "200"
 
 
 @needs_pods
@@ -134,11 +135,11 @@ def test_a_client_whose_ports_lead_to_two_servers_raises_an_error(tiny: Path) ->
 
 
 @contextmanager
-def prometheus(folder: Path, job: str, target: str, path: str) -> Iterator[str]:
-    """Run a real Prometheus that scrapes the target each second; yield its address."""
+def prometheus(folder: Path, job: str, target: str, path: str) -> Iterator[httpx.Client]:
+    """Run a real Prometheus that scrapes the target every two seconds; yield a client of its API."""
     (port,) = free_ports(1)
     scraped = {"job_name": job, "metrics_path": path, "static_configs": [{"targets": [target]}]}
-    config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": [scraped]}
+    config = {"global": {"scrape_interval": "2s", "scrape_timeout": "2s"}, "scrape_configs": [scraped]}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     program = find_program("prometheus", "Debian's package prometheus")
     flags = [f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
@@ -147,7 +148,8 @@ def prometheus(folder: Path, job: str, target: str, path: str) -> Iterator[str]:
             [program, *flags, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            yield f"http://127.0.0.1:{port}"
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1") as api:
+                yield api
         finally:
             process.terminate()
             process.wait(HANG_S)
@@ -163,12 +165,12 @@ def test_the_query_of_keda_exceeds_its_threshold_under_load_and_returns_to_0(tmp
 
     with RunningServer() as server:
         server.wait_ready()
-        with prometheus(tmp_path, job, f"127.0.0.1:{server.http_port}", endpoint["path"]) as address:
+        with prometheus(tmp_path, job, f"127.0.0.1:{server.http_port}", endpoint["path"]) as api:
 
             def value() -> float | None:
                 """Return what KEDA would read: the only number of the reply, or None if there is none."""
                 try:
-                    reply = httpx.get(f"{address}/api/v1/query", params={"query": query}).json()
+                    reply = api.get("/query", params={"query": query}).json()
                 except httpx.TransportError:
                     return None
                 found = [float(sample["value"][1]) for sample in reply["data"]["result"]]

@@ -55,7 +55,7 @@ while [ "$1" != -- ]; do
 done
 shift
 mount -t tmpfs -o size=64m tmpfs "$root/dev/shm" # as each container has one
-mount -o remount,ro "$root"
+mount -o remount,bind,ro "$root"
 cd "$root"
 pivot_root . .
 umount -l .

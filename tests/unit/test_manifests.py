@@ -256,6 +256,9 @@ def test_keda_scales_the_deployment_and_shares_the_models() -> None:
     scaled, deployment = only(resources, "ScaledObject"), only(resources, "Deployment")
     assert scaled["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert "replicas" not in deployment["spec"]  # `kubectl apply` would undo the scaling
+    (trigger,) = scaled["spec"]["triggers"]
+    assert trigger["metricType"] == "Value"  # the schema allows any names in `metadata`; KEDA's scaler reads these
+    assert set(trigger["metadata"]) == {"serverAddress", "query", "threshold", "ignoreNullValues"}
     assert only(resources, "PersistentVolumeClaim")["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
