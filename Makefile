@@ -89,18 +89,19 @@ $(VENV)/.serve: $(VENV)/.torch pyproject.toml
 	$(PIP) -e '.[server,demo]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.serve | $(BIN)/promtool
+$(VENV)/.test: $(VENV)/.serve | $(BIN)/prometheus
 	$(PIP) -e '.[server,demo,docs,ray,test]'
 	touch $@
 
-# promtool, a program of Prometheus, checks the format of /metrics. If it is not on PATH, it is extracted from Debian's
-# package, which needs no root. If this fails too, the tests of /metrics fail with a message about promtool. On a machine
-# without package lists, the first `download` fails; then `update` fetches the lists into $(VENV) for the second one.
-$(BIN)/promtool: | $(VENV)/.torch
-	-command -v promtool >/dev/null || { \
+# Tests use two programs of Prometheus: promtool checks the format of /metrics, and prometheus scrapes a server. If they
+# are not on PATH, they are extracted from Debian's package, which needs no root. If this fails too, the tests that need
+# them fail with a message that names the program. On a machine without package lists, the first `download` fails; then
+# `update` fetches the lists into $(VENV) for the second one.
+$(BIN)/prometheus: | $(VENV)/.torch
+	-{ command -v promtool && command -v prometheus; } >/dev/null || { \
 		mkdir -p $(VENV)/apt/lists/partial $(VENV)/apt/cache && cd $(VENV)/apt && \
 		get="apt-get -qq -o APT::Sandbox::User=" && \
 		own="-o Dir::State::Lists=$$PWD/lists -o Dir::Cache=$$PWD/cache" && \
 		{ $$get download prometheus || { $$get $$own update && $$get $$own download prometheus; }; } && \
-		dpkg-deb -x prometheus_*.deb . && mv usr/bin/promtool ../bin/ && rm -rf ../apt; \
+		dpkg-deb -x prometheus_*.deb . && mv usr/bin/promtool usr/bin/prometheus ../bin/ && rm -rf ../apt; \
 	}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.model_servers import ModelServers, Served
+from tests.support.processes import find_program
 from tests.support.running_server import RunningServer
 from tests.support.waiting import HANG_S, wait_until
 
@@ -46,8 +43,7 @@ def read(text: str) -> dict[str, float]:
 
 def check_metrics(text: str) -> None:
     """Check the text with Prometheus' promtool, which must find nothing wrong."""
-    promtool = shutil.which("promtool", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    assert promtool, "promtool is missing from PATH: `make test` gets it from Debian's package prometheus"
+    promtool = find_program("promtool", "Debian's package prometheus")
     found = subprocess.run(
         [promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=HANG_S, check=False
     )

@@ -50,6 +50,7 @@ _SLOWEST = (
     "test_examples",
     "test_openapi",
     "test_packaging",
+    "test_kubernetes",
     "test_bert_server",
     "test_reload",
     "test_service_options",

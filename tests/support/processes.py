@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.support.waiting import HANG_S
@@ -22,3 +24,10 @@ def run(*command: object, cwd: Path | None = None, env: dict[str, str] | None = 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def find_program(name: str, where: str) -> str:
+    """Return the path of a program; raise AssertionError if it is missing. where: what `make` gets it from."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert found, f"{name} is missing from PATH: `make test` gets it from {where}"
+    return found

@@ -65,6 +65,8 @@ class TwoHosts:
         process = self._processes.enter_context(subprocess.Popen([*command, "sleep", "infinity"]))
         self._processes.callback(process.kill)
         wait_until(lambda: _network_of(process.pid) not in (_network_of(parent), _network_of(os.getpid())))
+        # Before the ids are mapped, a process that enters the user namespace loses its rights in it.
+        wait_until((Path("/proc") / str(process.pid) / "uid_map").read_text)
         return process.pid
 
 
