@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from bert_serving.server.gateway.errors import Unprocessable
-from bert_serving.server.gateway.output import Dtype, binary_response, container_for, convert, encoded
+from bert_serving.server.gateway.output import binary_response, container_for, convert, encoded
+from bert_serving.server.number_formats import Dtype
 from sentence_transformers.util import quantize_embeddings
 from starlette.datastructures import Headers
 

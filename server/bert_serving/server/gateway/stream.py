@@ -34,13 +34,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 from typing_extensions import NotRequired, TypedDict
 
+from ..number_formats import DTYPES, Dtype
 from .context import RequestContext
 from .dialect import BERT_AS_SERVICE
 from .echo import echo
 from .errors import Unprocessable, UnreadableBody
 from .memory import RequestMemory
 from .openapi import Docs
-from .output import DTYPES, Container, Dtype, convert, encoded
+from .output import Container, convert, encoded
 from .service import Service
 from .texts import TextNotes, readable_texts
 

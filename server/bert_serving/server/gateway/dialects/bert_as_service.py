@@ -28,13 +28,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message
 from typing_extensions import NotRequired, TypedDict
 
+from ...number_formats import Dtype, Numbers
 from ..context import RequestContext
 from ..dialect import BERT_AS_SERVICE
 from ..echo import echo
 from ..errors import UnreadableBody
 from ..json_body import check_nesting, read_json
 from ..openapi import Docs
-from ..output import Container, Dtype, Numbers, binary_response, container_for, convert, encoded
+from ..output import Container, binary_response, container_for, convert, encoded
 from ..service import Service
 from ..texts import FailedTexts, readable_texts
 from ..usage import num_chars, usage_headers

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Response
 from pydantic import Field, model_validator
 from typing_extensions import NotRequired, TypedDict
 
+from ...number_formats import Numbers
 from ..calls import path_of
 from ..context import RequestContext
 from ..dialect import Dialect
@@ -19,7 +20,7 @@ from ..errors import Unprocessable
 from ..fields import Body, Dimensions, TextList, TextsBody
 from ..openai_format import TokenUsage
 from ..openapi import Docs
-from ..output import Numbers, convert
+from ..output import convert
 from ..prompts import prompt_for
 from ..rerank import Ranking, RerankBody, rank, relevance_results
 from ..service import Service

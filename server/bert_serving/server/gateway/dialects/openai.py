@@ -13,13 +13,14 @@ from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field
 from typing_extensions import NotRequired, TypedDict
 
+from ...number_formats import Dtype
 from ..context import RequestContext
 from ..dialect import Dialect
 from ..fields import Dimensions, Texts, TextsBody
 from ..late_chunking import chunk_vectors
 from ..openai_format import OpenAIError, TokenUsage, describe_error, list_object
 from ..openapi import Docs
-from ..output import Container, Dtype, binary_response, container_for, convert, encoded
+from ..output import Container, binary_response, container_for, convert, encoded
 from ..prompts import prompt_for
 from ..service import Service
 from ..texts import FailedTexts, Names

@@ -23,13 +23,14 @@ from fastapi import APIRouter, Response
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from typing_extensions import NotRequired, TypedDict
 
+from ...number_formats import Dtype
 from ..classify import NAMED_BYTES, LabelScore, labelled
 from ..context import RequestContext
 from ..dialect import Dialect, Handler
 from ..errors import NoTexts, UnreadableBody, WrongModel
 from ..fields import Body, Dimensions, Side, TextList, Texts, TextsBody
 from ..openapi import Docs
-from ..output import Container, Dtype, binary_response, container_for, convert, encoded
+from ..output import Container, binary_response, container_for, convert, encoded
 from ..rerank import Ranking, RankingContent, RerankBody, rank
 from ..service import Service
 from ..texts import FailedTexts, Names
