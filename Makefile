@@ -6,6 +6,7 @@
 # make clients  run the tests with third-party clients, including the slow ones; with Node, also those of JavaScript
 # make docs     build docs/reference/ from the docstrings
 # make bench    compare this service with other embedding servers and libraries; an hour, and some GB for the others
+# make bench-encode  measure the memory of bert-serving-encode with 5,000,000 lines, and its rate; half an hour
 # make neighbours  measure what bad neighbours do to another user; 15 minutes
 # make garbage  send a million random messages and 20,000 random connections; some minutes
 # make chaos    harm processes of a server in five ways, a minute each, while clients check every reply
@@ -27,7 +28,7 @@ TORCH  ?= torch
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve install check format test clients docs bench neighbours garbage chaos soak clean
+.PHONY: serve install check format test clients docs bench bench-encode neighbours garbage chaos soak clean
 
 serve: $(VENV)/.serve
 	$(BIN)/bert-serving-start -http_port 8125 $(ARGS)
@@ -68,6 +69,9 @@ bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.arena $(ARGS)
 	$(BIN)/python -m benchmarks.broker
 
+bench-encode: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.encode_files $(ARGS)
+
 neighbours garbage soak: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.hostile.$@ $(ARGS)
 
@@ -90,7 +94,7 @@ $(VENV)/.serve: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.serve | $(BIN)/prometheus
-	$(PIP) -e '.[server,demo,docs,ray,test]'
+	$(PIP) -e '.[server,files,demo,docs,ray,test]'
 	touch $@
 
 # Tests use two programs of Prometheus: promtool checks the format of /metrics, and prometheus scrapes a server. If they

@@ -46,6 +46,11 @@ REQUIREMENTS: dict[str, list[str]] = {
     "infinity": ["infinity_client==0.0.78"],  # requires an older httpx than the other clients
 }
 
+#: Packages that are imported beside those of this project, from a folder on PYTHONPATH.
+FOLDERS: dict[str, list[str]] = {
+    "spark": ["py4j==0.10.9.9", "pyspark==4.3.0"],  # 500 MB, and it needs Java 17
+}
+
 #: The packages of each environment of Node.
 NPM_PACKAGES: dict[str, list[str]] = {
     "npm": [
@@ -72,6 +77,17 @@ def python_of(name: str) -> Path:
         subprocess.run([*install, *requirements], check=True)
 
     return kept(name, [sys.version, *requirements], make) / "bin" / "python"
+
+
+def folder_of(name: str) -> Path:
+    """Return a folder with packages for PYTHONPATH; make it if it does not exist."""
+    packages = FOLDERS[name]
+
+    def make(folder: Path) -> None:
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*install, "--target", folder, *packages], check=True)
+
+    return kept(name, [sys.version, *packages], make)
 
 
 def npm_folder_of(name: str) -> Path:

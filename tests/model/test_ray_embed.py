@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from bert_serving.ray import Embed
-from bert_serving.ray.embed import fixed_size_lists
+from bert_serving.server.files import FileError
 from bert_serving.server.worker.encoder import Encoder
 
 from tests.support.tiny_models import make_model
@@ -41,9 +41,13 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def vectors_of(table: pa.Table, column: str = "embedding") -> np.ndarray:
+def vectors_of(table: pa.Table, column: str = "vector") -> np.ndarray:
     array = table[column].combine_chunks()
     return array.flatten().to_numpy().reshape(len(array), -1)
+
+
+def expected(model: Path) -> np.ndarray:
+    return Encoder(model, dtype="float32", device="cpu", compile="off").encode(TEXTS)
 
 
 def finished(checkpoints: Path) -> dict[Path, int]:
@@ -62,13 +66,12 @@ def test_vectors_are_those_of_the_encoder_bit_for_bit_and_in_order(demo_model: P
         batch_format="pyarrow",
         batch_size=64,
         concurrency=2,
-        fn_constructor_kwargs={"model_dir": demo_model, "dtype": "float32"},
+        fn_constructor_kwargs={"model_dir": str(demo_model), "dtype": "float32", "compile": "off"},
     )
     table = pa.concat_tables(ray.get(embedded.to_arrow_refs()))
     assert table["id"].to_pylist() == list(range(NUM_TEXTS))
-    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 384)
-    expected = Encoder(demo_model, dtype="float32", device="cpu").encode(TEXTS)
-    assert np.array_equal(vectors_of(table), expected)
+    assert table.schema.field("vector").type == pa.list_(pa.float32(), 384)
+    assert np.array_equal(vectors_of(table), expected(demo_model))
 
 
 def test_a_job_that_is_killed_half_way_continues_and_writes_each_row_once(
@@ -95,49 +98,28 @@ def test_a_job_that_is_killed_half_way_continues_and_writes_each_row_once(
     assert finished(checkpoints).items() >= before.items()
     table = pq.read_table(output).sort_by("id")
     assert table["id"].to_pylist() == list(range(NUM_TEXTS))
-    assert np.array_equal(vectors_of(table), Encoder(demo_model, dtype="float32", device="cpu").encode(TEXTS))
+    assert np.array_equal(
+        vectors_of(table), Encoder(demo_model, dtype="float32", device="cpu", compile="off").encode(TEXTS)
+    )
 
 
-def test_a_null_text_has_a_null_vector(model: Path) -> None:
-    embed = Embed(model_dir=model, dtype="float32", device="cpu", output_column="v")
-    table = embed(pa.table({"text": ["one", None, "two"]}))
-    assert table["v"].is_valid().to_pylist() == [True, False, True]
-    expected = Encoder(model, dtype="float32", device="cpu").encode(["one", "two"])
-    assert np.array_equal(table["v"].drop_null().to_pylist(), expected)
-    assert embed(pa.table({"text": pa.nulls(2, pa.string())}))["v"].null_count == 2
+def test_an_actor_loads_the_model_when_it_is_made(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="no-model"):
+        Embed(model_dir=tmp_path / "no-model")
+    with pytest.raises(FileError, match="no_such_option"):
+        Embed(no_such_option=1)
 
 
-def test_columns_and_dtype_are_chosen_and_other_columns_stay(model: Path) -> None:
-    options = {"text_column": "title", "output_column": "v", "output_dtype": "float16"}
-    embed = Embed(**options, options={"normalize": True}, model_dir=model, dtype="float32", device="cpu")
-    table = embed(pa.table({"title": ["one", "two"], "v": [1, 2], "id": [7, 8]}))
+@pytest.mark.usefixtures("cluster")
+def test_options_reach_the_actors(model: Path) -> None:
+    options = {"text_column": "title", "output_column": "v", "precision": "float16", "normalize": True}
+    texts = ray.data.from_arrow(pa.table({"title": ["one", None, "two"], "v": [1, 2, 3], "id": [7, 8, 9]}))
+    embedded = texts.map_batches(
+        Embed, batch_format="pyarrow", concurrency=1, fn_constructor_kwargs={**options, "model_dir": str(model)}
+    )
+    table = pa.concat_tables(ray.get(embedded.to_arrow_refs())).sort_by("id")
     assert table.column_names == ["title", "v", "id"]
-    assert table.schema.field("v").type.value_type == pa.float16()
-    assert np.linalg.norm(vectors_of(table, "v").astype(np.float32), axis=1) == pytest.approx([1, 1], abs=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ({"output_dtype": "int8"}, ValueError, "output_dtype must be float32 or float16"),
-        ({"server": {}, "dtype": "float32"}, TypeError, "the server has the model"),
-    ],
-)
-def test_wrong_arguments_are_refused(given: dict[str, object], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        Embed(**given)
-
-
-def test_wrong_columns_and_poolings_are_refused(model: Path) -> None:
-    table = pa.table({"text": ["one", "two"]})
-    with pytest.raises(ValueError, match=r"no column 'body': the columns are \['text'\]"):
-        Embed(text_column="body", model_dir=model, device="cpu")(table)
-    with pytest.raises(ValueError, match="another pooling than NONE"):
-        Embed(options={"pooling_strategy": "NONE"}, model_dir=model, device="cpu")(table)
-
-
-def test_the_lists_are_on_the_memory_of_the_vectors() -> None:
-    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
-    array = fixed_size_lists(rows)
-    assert array.flatten().buffers()[1].address == rows.ctypes.data
-    assert array.to_pylist() == [[0, 1, 2], [3, 4, 5]]
+    assert table.schema.field("v").type == pa.list_(pa.float16(), 64)
+    assert table["v"].is_valid().to_pylist() == [True, False, True]
+    good = np.array(table["v"].drop_null().to_pylist(), np.float32)
+    assert np.linalg.norm(good, axis=1) == pytest.approx([1, 1], abs=1e-2)

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from tests.support.code_blocks import ROOT, CodeBlock, code_blocks, on_ports_of
@@ -59,13 +61,16 @@ def test_python_runs_and_prints_what_its_comments_say(
 def test_shell_commands_succeed(block: CodeBlock, prompted: RunningServer, tmp_path: Path) -> None:
     (tmp_path / ".curlrc").write_text('fail\nsilent\nshow-error\nnoproxy = "*"\n')
     (tmp_path / "sentences.ndjson").write_text("".join(json.dumps(f"sentence {i}") + "\n" for i in range(20)))
+    reviews = {"id": [1, 2], "stars": [5, 1], "body": ["a good book", "a bad one"]}
+    pa.parquet.write_table(pa.table(reviews), tmp_path / "reviews.parquet")
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euc", on_ports_of(prompted, block.code)],
         capture_output=True,
         text=True,
         timeout=HANG_S,
         cwd=tmp_path,
-        env={**os.environ, "CURL_HOME": str(tmp_path)},
+        env={**os.environ, "CURL_HOME": str(tmp_path), "PATH": programs},
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

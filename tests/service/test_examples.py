@@ -32,8 +32,9 @@ EXPECTED = {
 }
 ALONE = {"layers", "fine_tuned"}  # these start their servers themselves
 OVER_HTTP = {"over_http", "dashboard"}
-# tests/model/test_own_code.py tests own_model. common is imported by the other examples and is not run.
-ELSEWHERE = {"own_model", "common"}
+# tests/model/test_own_code.py tests own_model, and tests/clients/test_dataframes.py those for Dask and Spark. The
+# other examples import common, so it is not run.
+ELSEWHERE = {"own_model", "dask_job", "spark_job", "common"}
 
 
 def test_every_example_is_here_and_in_the_list() -> None:

@@ -178,8 +178,9 @@ def test_metrics_are_on_the_route_and_on_rays_endpoint_under_the_same_names(
 
 
 def test_embed_gets_vectors_from_a_server(server: RunningServer, client: BertClient) -> None:
-    table = Embed(server=server.ports)(pa.table({"text": ["hello world", None]}))
-    assert table["embedding"].to_pylist() == [client.encode(["hello world"])[0].tolist(), None]
+    address = f"127.0.0.1:{server.ports['port']}:{server.ports['port_out']}"
+    table = Embed(server=address)(pa.table({"text": ["hello world", None]}))
+    assert table["vector"].to_pylist() == [client.encode(["hello world"])[0].tolist(), None]
 
 
 def test_a_handle_gives_vectors_and_errors_of_their_own_types(

@@ -26,7 +26,7 @@ def main(source: str, output: str, checkpoints: str, model_dir: str, num_rows: s
         batch_format="pyarrow",
         batch_size=None,
         concurrency=1,
-        fn_constructor_kwargs={"model_dir": model_dir, "dtype": "float32"},
+        fn_constructor_kwargs={"model_dir": model_dir, "dtype": "float32", "compile": "off"},
     )
     vectors.write_parquet(output)
 

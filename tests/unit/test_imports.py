@@ -19,14 +19,26 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"protocol"},
     "broker": {"protocol", "settings", "model", "compat.pooling_strategy", "buckets"},
     "worker": {"protocol", "model", "model.tensorflow.google_bert"},
-    "gateway": {"protocol", "client", "settings", "buckets", "keys", "tls", "signals"},
+    "gateway": {"protocol", "client", "settings", "buckets", "keys", "number_formats", "tls", "signals"},
     "supervisor": {"protocol", "settings", "model", "broker", "keys", "tls", "signals"},
     # What stands beside the server. No other part imports it.
     "engine": {"protocol", "client", "model", "broker", "worker"},
+    "files": {"protocol", "client", "settings", "model", "number_formats", "worker"},
     "compat": {"protocol", "client", "settings", "supervisor", "model", "compat.pooling_strategy"},
-    "cli": {"protocol", "client", "settings", "supervisor", "compat", "model"},
+    "cli": {"protocol", "client", "settings", "supervisor", "compat", "files", "model"},
     # For Ray: most of it can be imported only where Ray is installed.
-    "ray": {"protocol", "client", "settings", "model", "keys", "gateway", "supervisor", "engine", "worker"},
+    "ray": {
+        "protocol",
+        "client",
+        "settings",
+        "model",
+        "keys",
+        "gateway",
+        "supervisor",
+        "engine",
+        "files",
+        "worker",
+    },
     # Modules for programs that were written for bert-as-service. They only import names from compat.
     "benchmark": {"compat"},
     "helper": {"compat", "compat.pooling_strategy"},
@@ -34,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     # Modules that several parts share.
     "buckets": set(),
     "keys": set(),
+    "number_formats": {"protocol"},
     "signals": set(),
     "tls": set(),
     "compat.pooling_strategy": {"protocol"},
@@ -51,9 +64,9 @@ HEAVY = {
     "fastapi": {"gateway"},
     "starlette": {"gateway", "ray"},
     "uvicorn": {"gateway", "ray"},
-    "pydantic": {"gateway", "settings", "compat", "model", "ray"},
-    "ray": {"ray"},
-    "pyarrow": {"ray"},
+    "pydantic": {"gateway", "settings", "compat", "files", "model", "ray"},
+    "pyarrow": {"files", "ray"},
+    "ray": {"files", "ray"},
 }
 
 

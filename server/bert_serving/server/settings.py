@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import Field, SecretStr, ValidationError, field_serializer, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .keys import hash_of
@@ -397,8 +398,14 @@ def settings_parser(prog: str, kind: type[OneLineParser] = OneLineParser) -> One
         description="Serve sentence vectors over ZeroMQ and HTTP.",
         epilog=f"Each option is also an environment variable: {_ENV_PREFIX} and its name in upper case.",
     )
+    add_flags(parser, Settings.model_fields)
+    return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, fields: Mapping[str, FieldInfo]) -> None:
+    """Add -version, and the flags `-name` and `--name` for each option. Without a flag, its value is None."""
     parser.add_argument("-version", "--version", action="version", version=f"%(prog)s {own_version()}")
-    for name, field in Settings.model_fields.items():
+    for name, field in fields.items():
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         aliases = extra.get("aliases", [])
         assert isinstance(aliases, list)
@@ -413,7 +420,6 @@ def settings_parser(prog: str, kind: type[OneLineParser] = OneLineParser) -> One
             nargs = "+" if _is_tuple(field.annotation) else None
             metavar = "SECONDS" if help_text.startswith("seconds") else _metavar(field.annotation)
             parser.add_argument(*flags, dest=name, nargs=nargs, metavar=metavar, help=help_text)
-    return parser
 
 
 def _is_tuple(annotation: object) -> bool:

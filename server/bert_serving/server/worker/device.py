@@ -37,6 +37,12 @@ def pick_device(device: str) -> torch.device:
     return picked
 
 
+def every_device() -> list[str]:
+    """Return the names of all GPUs, or "cpu" if there is none."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [f"cuda:{i}" for i in range(count)] or ["cpu"]
+
+
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """Return the dtype with this name; "auto": the fastest that the device supports in hardware.
 

@@ -1,0 +1,73 @@
+"""bert-serving-encode lets a running server compute."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bert_serving.client import BertClient
+from bert_serving.protocol import CommandRequest, EncodeRequest, InfoReply
+from bert_serving.server.cli import encode
+
+from tests.support.bare_server import Answer, BareServer
+from tests.support.running_server import RunningServer, free_ports
+from tests.support.sentences import sentences
+
+
+def test_a_server_gives_the_vectors(server: RunningServer, client: BertClient, tmp_path: Path) -> None:
+    texts = [text.replace("\n", " ") for text in sentences(2500)]
+    (tmp_path / "x.txt").write_text("\n".join(texts))
+    address = f"localhost:{server.ports['port']}:{server.ports['port_out']}"
+    output = tmp_path / "out.npy"
+    assert encode([str(tmp_path / "x.txt"), "-server", address, "-window", "2000", "-o", str(output)]) == 0
+    found = np.load(output)
+    some = [0, 1, 1023, 1024, 1999, 2000, 2499]
+    expected = client.encode([texts[i] for i in some], pairs=False)
+    assert ((found[some] * expected).sum(1) / (found[some] ** 2).sum(1)).min() > 0.9999
+    assert found.shape == (2500, expected.shape[1])
+
+
+def test_a_server_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.txt").write_text("a")
+    port, port_out = free_ports(2)
+    words = [str(tmp_path / "x.txt"), "-server", f"localhost:{port}:{port_out}", "-o", str(tmp_path / "out.npy")]
+    assert encode(words) == 1
+    assert f"cannot use the server at localhost:{port}:{port_out}" in capsys.readouterr().err
+
+
+def status(facts: dict[str, object]) -> Answer:
+    """Return what answers to SHOW_STATUS, and to nothing else."""
+    return lambda asked: (
+        None if isinstance(asked, EncodeRequest) else InfoReply(asked.identity, asked.request_id, facts)
+    )
+
+
+def test_a_server_without_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.txt").write_text("a")
+    with BareServer(status({"server_version": "1.10.0"})) as server:
+        address = f"localhost:{server.port}:{server.port_out}"
+        assert encode([str(tmp_path / "x.txt"), "-server", address, "-o", str(tmp_path / "out.npy")]) == 1
+    assert f"the server at {address} has no worker that is ready" in capsys.readouterr().err
+
+
+def test_a_run_can_be_interrupted_while_the_server_is_silent(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("a")
+    facts = {"model": "a name", "workers": [{"dtype": "float32", "dimension": 4}]}
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from bert_serving.server.cli import encode; sys.exit(encode())"
+    )
+    with BareServer(status(facts)) as server:
+        words = ["x.txt", "-server", f"localhost:{server.port}:{server.port_out}", "-o", "out.npy"]
+        run = [sys.executable, "-c", code, *words]
+        with subprocess.Popen(run, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+            assert isinstance(server.next_request(), CommandRequest)
+            assert isinstance(server.next_request(), EncodeRequest)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
