@@ -95,10 +95,15 @@ class InProcess:
         from ..worker.encoder import Encoder
 
         try:
-            self._encoders: list[Encoder] = []
             devices = [job.device] if job.device != "auto" else every_device()
-            for device in devices:
-                self._encoders.append(Encoder.from_spec(ModelSpec.of(job, device=device)))
+            # One thread loads a model and computes with it. If two threads use OpenMP, it has more threads than
+            # there are cores, and lets them sleep at each barrier: a quarter of the rate is lost.
+            self._threads = [ThreadPoolExecutor(1) for _ in devices]
+            loading = [
+                thread.submit(Encoder.from_spec, ModelSpec.of(job, device=device))
+                for thread, device in zip(self._threads, devices, strict=True)
+            ]
+            self._encoders: list[Encoder] = [each.result() for each in loading]
             encoder = self._encoders[0]
             encoder.prepare([""], options)
         except (ModelError, ValueError) as exc:
@@ -109,7 +114,6 @@ class InProcess:
         self._turn = threading.Lock()
         self._is_closed = False
         self._num_calls = 0
-        self._threads = ThreadPoolExecutor(len(self._encoders))
         self.identity: dict[str, str] = {"model": encoder.fingerprint, "dtype": encoder.dtype_name}
         self.dimension = min(encoder.dimension, job.dimensions or encoder.dimension)
 
@@ -136,11 +140,12 @@ class InProcess:
         shares = [sorted(order[k :: len(self._encoders)]) for k in range(len(self._encoders))]
         vectors = np.full((len(texts), self.dimension), np.nan, np.float32)
         with self._turn:
-            computed = self._threads.map(
-                lambda encoder, share: self._forward(encoder, [prepared[i] for i in share]), self._encoders, shares
-            )
+            computed = [
+                thread.submit(self._forward, encoder, [prepared[i] for i in share])
+                for thread, encoder, share in zip(self._threads, self._encoders, shares, strict=True)
+            ]
             for share, found in zip(shares, computed, strict=True):
-                for i, rows in zip(share, found, strict=True):
+                for i, rows in zip(share, found.result(), strict=True):
                     if isinstance(rows, Exception):
                         errors[i] = str(rows)
                     else:
@@ -162,7 +167,8 @@ class InProcess:
     def close(self) -> None:
         """End the calls that run after their current forward pass."""
         self._is_closed = True
-        self._threads.shutdown()
+        for thread in self._threads:
+            thread.shutdown()
 
 
 class OnServer:
