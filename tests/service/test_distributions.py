@@ -82,13 +82,13 @@ def test_the_wheel_alone_is_the_client_on_numpy_and_pyzmq(
     assert "pip install 'bert-embedding-service[server]'" in line
 
 
-def test_only_the_extra_ray_brings_ray(built: Distributions) -> None:
+def test_only_their_extras_bring_large_packages(built: Distributions) -> None:
+    large = ("ray", "pyarrow")
     (metadata,) = [name for name in zipfile.ZipFile(built.wheel).namelist() if name.endswith("/METADATA")]
     lines = zipfile.ZipFile(built.wheel).read(metadata).decode().splitlines()
     needed = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
-    rays = [line for line in needed if line.startswith(("ray", "pyarrow"))]
-    assert len(rays) == 2
-    assert all(line.endswith("extra == 'ray'") for line in rays)
+    extras = {name: {line.partition("extra == ")[2] for line in needed if line.startswith(name)} for name in large}
+    assert extras == {"ray": {"'ray'"}, "pyarrow": {"'files'", "'ray'"}}
 
 
 def test_the_sdist_installs_and_serves_the_readmes_first_example(

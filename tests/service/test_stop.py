@@ -105,6 +105,7 @@ def test_nothing_heavy_is_imported_before_ctrl_c_is_caught() -> None:
         "bert_serving.server",
         "bert_serving.server.cli",
         "bert_serving.server.cli.benchmark",
+        "bert_serving.server.cli.encode",
         "bert_serving.server.cli.keys",
         "bert_serving.server.cli.start",
         "bert_serving.server.cli.status",
