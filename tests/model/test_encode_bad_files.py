@@ -329,7 +329,7 @@ def test_files_of_one_run_have_the_same_columns(
     Path("1.csv").write_text("id,text\n1,a\n")
     Path("2.csv").write_text("other,text\nb,2\n")
     assert encode("1.csv", "2.csv", "-columns", "id", "-o", "o.parquet") == 1
-    assert "1.csv has 'id', and 2.csv has not" in capsys.readouterr().err
+    assert "2.csv has no column 'id', which 1.csv has" in capsys.readouterr().err
     Path("1.jsonl").write_text('{"text": "a"}\n')
     Path("2.jsonl").write_text('{"id": 2, "text": "b"}\n')
     assert encode("1.jsonl", "2.jsonl", "-o", "o.npy") == 0, "objects may have more keys"

@@ -48,13 +48,12 @@ class Engine:
     async def __init__(self, settings: Settings, device: str) -> None:  # type: ignore[misc]  # Ray awaits it
         os.environ.update(worker_env(os.environ))  # before torch is loaded
         from ..server.engine.async_encoder import AsyncEncoder
-        from ..server.worker.encoder import Encoder
 
         self._settings = settings
-        spec = ModelSpec.of(settings, device=device)
-        self._encoder = await asyncio.to_thread(Encoder.from_spec, spec)
+        model = ModelSpec.of(settings, device=device).model_dump()
         self._engine = AsyncEncoder(
-            self._encoder,
+            model.pop("model_dir"),
+            **model,
             memory_mb=settings.memory_mb,
             queue_capacity=settings.queue_capacity,
             flow_share=settings.flow_share,
@@ -132,14 +131,11 @@ class Engine:
 
     async def tokenizer(self, fingerprint: str) -> bytes | None:
         """Return the tokenizer's file, or None if this replica has another model."""
-        if fingerprint != self._encoder.fingerprint:
+        if fingerprint != self._engine.model["fingerprint"]:
             return None
-        return await asyncio.to_thread(self._tokenizer_file)
-
-    def _tokenizer_file(self) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tokenizer.json"
-            self._encoder.save_tokenizer(path)
+            self._engine.save_tokenizer(path)
             return path.read_bytes()
 
     # -- for Ray ---------------------------------------------------------------------------------------

@@ -79,8 +79,9 @@ class AsyncEncoder:
     its share, small requests go before large ones, equal texts are computed once. Passes and tokenization run in
     threads of the engine, so the event loop stays free. A task that is cancelled takes its texts out of the queue.
 
-    model: a folder, a name on the Hugging Face hub, an Encoder that nothing else uses meanwhile, or None for the
-        demo model.
+    model: a folder, a name on the Hugging Face hub, or None for the demo model; or an Encoder that nothing else
+        uses meanwhile. On a CPU with several threads, an Encoder that another thread has loaded computes about a
+        sixth slower: each of the two threads has OpenMP threads then, more than there are cores.
     memory_mb: MiB that the vectors of all calls may take, from when a call begins; texts are not counted.
     queue_capacity: texts that may wait.
     flow_share: largest part of both that one caller may use, as far as others leave it free, 0 to 1.
@@ -358,6 +359,13 @@ class AsyncEncoder:
             "num_encoded_seq": int(value_of(metrics.texts)),
             "num_encoded_token": int(value_of(metrics.tokens)),
         }
+
+    def save_tokenizer(self, path: Path) -> None:
+        """Write the model's tokenizer to a file, in the format of the package tokenizers."""
+        self._running()
+        assert self._thread is not None
+        assert self._thread.encoder is not None
+        self._thread.encoder.save_tokenizer(path)
 
     @property
     def load(self) -> EngineLoad:

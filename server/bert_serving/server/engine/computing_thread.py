@@ -32,6 +32,8 @@ class ComputingThread:
 
     model: an encoder that nobody else uses meanwhile, or what to load. say: gets each message; it is called in
     other threads. A program may end without `stop`: what is computed then is dropped.
+
+    encoder: the encoder; None until it is loaded.
     """
 
     def __init__(self, model: Encoder | ModelSpec, say: Callable[[Message], None]) -> None:
@@ -41,6 +43,7 @@ class ComputingThread:
         self._is_stopped = False
         self._tokenizers: TokenizerThreads | None = None
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
+        self.encoder: Encoder | None = None
 
     def start(self) -> None:
         """Load the model, say that it is ready, and compute."""
@@ -70,7 +73,9 @@ class ComputingThread:
     def _run(self) -> None:
         reason = "a tokenizer thread has ended"  # that is, if the inbox holds None before `stop` puts it there
         try:
-            encoder = self._model if isinstance(self._model, Encoder) else Encoder.from_spec(self._model)
+            encoder = self.encoder = (
+                self._model if isinstance(self._model, Encoder) else Encoder.from_spec(self._model)
+            )
             self._serve(encoder, warm_up(encoder, max_batch_tokens=encoder.max_batch_tokens))
         except ModelError as exc:
             reason = str(exc)

@@ -111,9 +111,7 @@ class Source:
         for path in self.paths[1:]:
             schema = self._schema_of(path)
             if missing := [name for name in [self.text_column, *wanted] if name not in schema.names]:
-                raise FileError(
-                    f"all files must have the same columns: {self.paths[0]} has {missing[0]!r}, and {path} has not"
-                )
+                raise FileError(f"{path} has no column {missing[0]!r}, which {self.paths[0]} has")
             fields = pa.schema([_decoded_field(schema.field(name)) for name in wanted])
             try:
                 common = pa.unify_schemas([common, fields], promote_options="permissive")
