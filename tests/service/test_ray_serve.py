@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import pyarrow as pa
 import pytest
+import yaml
 from bert_serving.client import BertClient
 from bert_serving.protocol import InvalidRequest
 from bert_serving.ray import Embed
@@ -28,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from tests.service.test_dialects import *  # noqa: F403  # these tests, with the fixture `model_servers` of this file
+from tests.support.kubernetes import serve_config
 from tests.support.model_servers import ModelServers
 from tests.support.ray_cluster import RayCluster, applications, running_cluster
 from tests.support.running_server import RunningServer
@@ -107,20 +109,16 @@ def test_replicas_are_added_for_a_load_that_waits_and_removed_after_it(cluster: 
     serve.delete("scaled", _blocking=False)
 
 
-def test_an_application_of_a_config_file_answers_what_it_has_accepted_before_it_is_deleted(
+def test_kuberay_s_application_answers_what_it_has_accepted_before_it_is_deleted(
     cluster: RayCluster, tiny: Path, tmp_path: Path
 ) -> None:
-    config = tmp_path / "serve.yaml"
-    config.write_text(
-        f"""
-applications:
-  - name: deleted
-    route_prefix: /deleted
-    import_path: bert_serving.ray:build_app
-    args: {{model_dir: {tiny}, cpu: true, served_model_name: tiny}}
-"""
-    )
-    http = cluster.serve_run("deleted", config)
+    config = serve_config()
+    (application,) = config["applications"]
+    application |= {"name": "deleted", "route_prefix": "/deleted"}
+    application["args"] |= {"model_dir": str(tiny), "served_model_name": "tiny"}
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump(config))
+    http = cluster.serve_run("deleted", path)
     assert http.get("/info").json()["model_id"] == "tiny"
     texts = [f"{number} {'word ' * 100}" for number in range(2_000)]
     with ThreadPoolExecutor() as threads:

@@ -1,4 +1,4 @@
-"""The manifests in deploy/kubernetes, as kubectl builds them, and a pod of them without Kubernetes."""
+"""The manifests in deploy/, those of deploy/kubernetes as kubectl builds them, and a pod without Kubernetes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.support.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/kubernetes"
+KUBERAY = ROOT / "deploy/kuberay"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
 
 Resource = dict[str, Any]
@@ -121,6 +122,13 @@ def image_entrypoint() -> list[str]:
     """Return the command of the image."""
     (words,) = re.findall(r'^ENTRYPOINT \["(.*)"\]$', DOCKERFILE, re.MULTILINE)
     return list(words.split('", "'))
+
+
+def serve_config() -> Resource:
+    """Return what the manifest for KubeRay tells Ray Serve."""
+    service = yaml.safe_load((KUBERAY / "rayservice.yaml").read_text())
+    config: Resource = yaml.safe_load(service["spec"]["serveConfigV2"])
+    return config
 
 
 class Pod:

@@ -25,7 +25,7 @@ _MAX_ONGOING_REQUESTS = 4096
 _MAX_QUEUED_REQUESTS = 4096  # of each process that sends requests to the replicas; beyond it: 429
 _GRACE_S = 15.0  # what Ray may take for the end of a replica, beside drain_timeout
 _HEALTH_CHECK_PERIOD_S = 2.0  # so long it may take until Ray replaces a replica that has died; Ray's default is 10
-_LOOK_BACK_S = 10.0
+_LOOK_BACK_S = 15.0  # longer than the 10 s after which a replica reports again
 
 
 def build_app(args: Mapping[str, Any]) -> serve.Application:
