@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from bert_serving.server import Encoder
 from bert_serving.server.files import Embed, FileError, embed
+from bert_serving.server.files.arrays import vector_column
 from bert_serving.server.files.engines import InProcess
-from bert_serving.server.files.outputs import vector_column
 
 from tests.support.tiny_models import make_model
 

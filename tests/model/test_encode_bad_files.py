@@ -67,6 +67,12 @@ def reasons(output: str) -> Mapping[int, str]:
     return {line["row"]: line["error"] for line in lines}
 
 
+def places(output: str) -> list[dict[str, object]]:
+    """Return where the bad rows of an output are."""
+    lines = map(json.loads, Path(f"{output}.errors.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name != "error"} for line in lines]
+
+
 def good_rows(output: str, bad: Sequence[int]) -> np.ndarray:
     found = pa.parquet.read_table(output)["vector"].to_pylist()
     assert [i for i, row in enumerate(found) if row is None] == list(bad)
@@ -269,6 +275,52 @@ def test_compressed_files(
     assert "half.txt.gz" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["x.parquet", "x.arrow"])
+def test_files_of_tables_may_be_compressed_as_a_whole(
+    name: str, encode: Callable[..., int], expected: Callable[..., Any]
+) -> None:
+    table = pa.table({"text": ["one", "two"], "id": [1, 2]})
+    if name == "x.parquet":
+        pa.parquet.write_table(table, name)
+    else:
+        with pa.OSFile(name, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    Path("y").mkdir()
+    for number in range(2):
+        Path(f"y/{number}.{name[2:]}.gz").write_bytes(gzip.compress(Path(name).read_bytes()))
+    assert encode("y", "-text_column", "text", "-columns", "id", "-o", "y/o.parquet") == 0
+    assert pa.parquet.read_table("y/o.parquet")["id"].to_pylist() == [1, 2, 1, 2]
+    assert np.allclose(good_rows("y/o.parquet", []), expected(["one", "two"] * 2), atol=1e-6)
+    assert sorted(os.listdir("y")) == [f"0.{name[2:]}.gz", f"1.{name[2:]}.gz", "o.parquet"]
+
+
+def test_a_bad_row_is_named_by_its_file_and_line(encode: Callable[..., int]) -> None:
+    Path("a.csv").write_text('text,id\n"two\nlines",1\none,2,3\n"never closed\nlast,4\n')
+    Path("b.csv").write_text("text,id\n\none\n")
+    assert encode("a.csv", "b.csv", "-o", "csv.npy") == 3
+    assert places("csv.npy") == [
+        {"row": 1, "file": "a.csv", "line": 4},
+        {"row": 2, "file": "a.csv", "line": 5},
+        {"row": 4, "file": "b.csv", "line": 3},
+    ]
+    Path("a.jsonl").write_text('{"text": "one"}\n\nnone\n{"text": "two"}\n{"id": 1}\n')
+    assert encode("a.jsonl", "-o", "json.npy") == 3
+    assert places("json.npy") == [
+        {"row": 1, "file": "a.jsonl", "line": 3},
+        {"row": 3, "file": "a.jsonl", "line": 5},
+    ]
+    Path("a.txt").write_bytes(b"one\n\xff\n")
+    assert encode("a.txt", "a.txt", "-o", "text.npy") == 3
+    assert places("text.npy") == [{"row": i, "file": "a.txt", "line": 2} for i in (1, 3)]
+    for number in range(2):
+        pa.parquet.write_table(pa.table({"text": ["one"] * 5000 + [None]}), f"{number}.parquet")
+    assert encode("0.parquet", "1.parquet", "-dedup", "-window", 3000, "-o", "parquet.npy") == 3
+    assert places("parquet.npy") == [
+        {"row": 5000, "file": "0.parquet", "row_in_file": 5000},
+        {"row": 10_001, "file": "1.parquet", "row_in_file": 5000},
+    ]
+
+
 def test_lists_and_objects_are_copied(encode: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "_ROWS_FOR_TYPES", 1)
     good = {"tags": ["a", "b"], "user": {"id": 1, "height": 1.5, "is_new": True}, "none": {}, "empty": []}
@@ -293,7 +345,7 @@ def test_lists_and_objects_are_copied(encode: Callable[..., int], monkeypatch: p
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("x.parquet.gz", "x.parquet.gz must be unpacked first"),
+        ("x.parquet.gz", "cannot read x.parquet.gz"),
         ("x.pdf", "the format of x.pdf is not clear from its name: use -input_format"),
         ("x.parquet", "cannot read x.parquet"),
         ("x.arrow", "cannot read x.arrow"),

@@ -8,10 +8,9 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +21,10 @@ from bert_serving.server import Encoder
 from bert_serving.server.cli import encode as command
 from bert_serving.server.files import run
 from bert_serving.server.files.engines import Computed, InProcess
+from bert_serving.server.files.parts import Parts
 
 from benchmarks.encode_files import memory_of
+from tests.support.file_runs import wait_for_rows
 from tests.support.sentences import sentences
 from tests.support.tiny_models import make_model
 
@@ -119,7 +120,8 @@ def test_lines_of_text_and_a_line_that_is_not_utf_8(
     good = np.array([row for row in column.to_pylist() if row is not None])
     assert np.allclose(good, expected([*lines, "last"]), atol=1e-6)
     reasons = Path(f"{output}.errors.jsonl").read_text().splitlines()
-    assert list(map(json.loads, reasons)) == [{"row": 4, "error": "the text is not UTF-8"}]
+    where = {"row": 4, "file": str(tmp_path / "x.txt"), "line": 5}
+    assert list(map(json.loads, reasons)) == [{**where, "error": "the text is not UTF-8"}]
 
 
 @pytest.mark.parametrize("ending", [".npy", ".jsonl", ".arrow"])
@@ -218,6 +220,48 @@ def test_a_run_goes_on_where_it_stopped(
     assert np.allclose(vectors(output), expected(texts), atol=1e-6)
 
 
+def test_a_numpy_file_can_be_opened_while_it_grows(
+    tmp_path: Path, encode: Callable[..., int], expected: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"text number {i}" for i in range(30)]
+    (tmp_path / "x.txt").write_text("\n".join(texts))
+    output, growing = tmp_path / "out.npy", tmp_path / "out.npy.parts/vectors.npy"
+    inner, seen = Parts._write_manifest, []
+
+    def crashing(self: Parts) -> None:
+        if self.num_rows:
+            seen.append(np.load(growing, mmap_mode="r"))
+        if self.num_rows == 24:
+            raise Crash  # the rows are in the file, and the manifest does not know
+        inner(self)
+
+    monkeypatch.setattr(Parts, "_write_manifest", crashing)
+    words = (tmp_path / "x.txt", "-window", 8, "-o", output)
+    with pytest.raises(Crash):
+        encode(*words)
+    monkeypatch.undo()
+    assert [rows.shape[0] for rows in seen] == [8, 16, 24]
+    assert np.allclose(seen[2], expected(texts[:24]), atol=1e-6)
+    with growing.open("ab") as file:
+        file.write(b"of a window that was not written completely")
+    assert encode(*words) == 0
+    assert np.allclose(np.load(output), expected(texts), atol=1e-6)
+    assert output.stat().st_size == 128 + 4 * np.load(output).size
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.npy", "x.txt"]
+
+
+def test_a_numpy_file_needs_no_hard_links(
+    tmp_path: Path, encode: Callable[..., int], expected: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_links(self: Path, target: Path) -> None:
+        raise PermissionError("no hard links")
+
+    monkeypatch.setattr(Path, "hardlink_to", without_links)
+    (tmp_path / "x.txt").write_text("one\ntwo\n")
+    assert encode(tmp_path / "x.txt", "-o", tmp_path / "out.npy") == 0
+    assert np.allclose(np.load(tmp_path / "out.npy"), expected(["one", "two"]), atol=1e-6)
+
+
 def test_20_000_texts_are_the_encoder_s_bit_for_bit_after_a_kill_half_way(
     tmp_path: Path, model: Path, encode: Callable[..., int]
 ) -> None:
@@ -243,15 +287,6 @@ def test_20_000_texts_are_the_encoder_s_bit_for_bit_after_a_kill_half_way(
 def test_the_memory_does_not_grow_with_the_file(tmp_path: Path, model: Path) -> None:
     early, peak = memory_of(60_000, model, tmp_path, window=1000)
     assert peak < early + 40, "MB"
-
-
-def wait_for_rows(parts: Path, num_rows: int, process: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + 300
-    manifest = parts / "manifest.json"
-    while not (manifest.exists() and json.loads(manifest.read_text())["rows"] >= num_rows):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_ctrl_c_leaves_what_is_finished(tmp_path: Path, model: Path, encode: Callable[..., int]) -> None:

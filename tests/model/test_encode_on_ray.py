@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from bert_serving.server import Encoder
 from bert_serving.server.cli import encode
 
+from tests.support.file_runs import wait_for_rows
 from tests.support.sentences import sentences
 from tests.support.tiny_models import make_model
 
@@ -28,12 +28,10 @@ def test_texts_are_the_encoder_s_bit_for_bit_after_a_kill_half_way(tmp_path: Pat
     command = [sys.executable, "-c", code, "x.txt", "-o", "o.npy", "-ray", "local", *options]
     # The order of sums depends on the number of threads.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    third = tmp_path / "o.npy.parts" / "part-00002.arrow"
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as run:
-        while not third.exists() and run.poll() is None:
-            time.sleep(0.05)
+        wait_for_rows(tmp_path / "o.npy.parts", 3 * _WINDOW, run)
         run.kill()
-    assert third.exists()
+    assert not (tmp_path / "o.npy").exists()
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
     encoder = Encoder(model, dtype="float32", compile="off")
     starts = range(0, len(texts), _WINDOW)

@@ -6,16 +6,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
 from bert_serving.client import BertClient
-from bert_serving.protocol import CommandRequest, EncodeRequest, InfoReply
+from bert_serving.protocol import CommandRequest, EncodeReply, EncodeRequest, InfoReply, Usage
 from bert_serving.server.cli import encode
+from bert_serving.server.files import engines
+from bert_serving.server.files.options import parse_job
+from bert_serving.server.files.run import encode_files
 
 from tests.support.bare_server import Answer, BareServer
 from tests.support.running_server import RunningServer, free_ports
 from tests.support.sentences import sentences
+from tests.support.waiting import HANG_S
 
 
 def test_a_server_gives_the_vectors(server: RunningServer, client: BertClient, tmp_path: Path) -> None:
@@ -52,6 +57,28 @@ def test_a_server_without_workers(tmp_path: Path, capsys: pytest.CaptureFixture[
         address = f"localhost:{server.port}:{server.port_out}"
         assert encode([str(tmp_path / "x.txt"), "-server", address, "-o", str(tmp_path / "out.npy")]) == 1
     assert f"the server at {address} has no worker that is ready" in capsys.readouterr().err
+
+
+def test_a_server_that_is_silent_is_named_and_its_reply_is_still_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engines, "_SILENCE_S", 0.1)
+    (tmp_path / "x.txt").write_text("one")
+    facts = {"model": "a name", "workers": [{"dtype": "float32", "dimension": 2}]}
+    said: SimpleQueue[str] = SimpleQueue()
+
+    def answer(asked: EncodeRequest | CommandRequest) -> EncodeReply | InfoReply:
+        if isinstance(asked, CommandRequest):
+            return InfoReply(asked.identity, asked.request_id, facts)
+        assert f"localhost:{server.port}:{server.port_out} has sent nothing for" in said.get(timeout=HANG_S)
+        usage = Usage([3], 1, 1, 1, 1, "a name")
+        return EncodeReply(asked.identity, asked.request_id, np.ones((1, 2), np.float32), usage=usage)
+
+    with BareServer(answer) as server:
+        words = ["x.txt", "-server", f"localhost:{server.port}:{server.port_out}", "-o", "out.npy"]
+        encode_files(parse_job(words), said.put)
+    assert np.array_equal(np.load("out.npy"), [[1, 1]])
 
 
 def test_a_run_can_be_interrupted_while_the_server_is_silent(tmp_path: Path) -> None:

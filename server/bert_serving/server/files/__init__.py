@@ -1,7 +1,7 @@
 """The vectors of texts in files and tables of any size. Needs the extra `files`."""
 
+from .arrays import VECTOR
 from .embed import Embed
 from .errors import FileError
-from .outputs import VECTOR
 
 __all__ = ["VECTOR", "Embed", "FileError"]

@@ -11,10 +11,10 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from ..model.spec import validation_line
+from .arrays import VECTOR
 from .engines import Computed, Engine, engine_of
 from .errors import FileError
 from .options import FileJob
-from .outputs import VECTOR
 from .rows import string_column
 from .run import compute, to_column
 

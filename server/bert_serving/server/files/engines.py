@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _TEXTS_PER_REQUEST = 1024
 _BYTES_PER_REQUEST = 4 << 20
 _REQUESTS_AT_ONCE = 4
+_SILENCE_S = 30.0
 _PORT, _PORT_OUT = 5555, 5556
 
 
@@ -62,8 +63,11 @@ class Engine(Protocol):
         """End the calls that run, with FileError, and release what the engine holds."""
 
 
-def engine_of(job: FileJob) -> Engine:
-    """Return the engine that a job asks for. Raises FileError."""
+def engine_of(job: FileJob, say: Callable[[str], None] = lambda line: None) -> Engine:
+    """Return the engine that a job asks for. Raises FileError.
+
+    say: is called with a line for the user.
+    """
     options = options_from_json(
         {
             "prompt": job.prompt,
@@ -76,7 +80,7 @@ def engine_of(job: FileJob) -> Engine:
         }
     )
     if job.server is not None:
-        return OnServer(job.server, options)
+        return OnServer(job.server, options, say)
     if job.ray is not None:
         from .on_ray import OnRay
 
@@ -180,9 +184,12 @@ class InProcess:
 
 
 class OnServer:
-    """A running server. Raises FileError if it cannot be reached."""
+    """A running server. Raises FileError if it cannot be reached.
 
-    def __init__(self, address: str, options: EncodeOptions) -> None:
+    say: is called with a line if it does not answer for a while.
+    """
+
+    def __init__(self, address: str, options: EncodeOptions, say: Callable[[str], None]) -> None:
         from bert_serving.client import BertClient
 
         host, port, port_out = _address(address)
@@ -192,6 +199,7 @@ class OnServer:
         except (OSError, ValueError, AttributeError, zmq.ZMQError) as exc:
             raise FileError(f"cannot use the server at {address}: {exc}") from exc
         self._options = options
+        self._say = say
         worker = self._worker()
         self.identity: dict[str, str] = {"model": str(worker["model"]), "dtype": str(worker["dtype"])}
         width = int(str(worker["dimension"]))
@@ -214,7 +222,15 @@ class OnServer:
     def encode(self, texts: Sequence[str]) -> Computed:
         """Return the vectors of the texts, which are sent in requests of some size, several at once."""
         slices = list(_slices(texts))
-        replies = list(self._threads.map(self._reply, (texts[some] for some in slices)))
+        asked = [self._threads.submit(self._reply, texts[some]) for some in slices]
+        waiting = set(asked)
+        while waiting:
+            answered, waiting = wait(waiting, _SILENCE_S, FIRST_COMPLETED)
+            if not answered:
+                self._say(f"the server at {self._address} has sent nothing for {_SILENCE_S:.0f} s: waiting for it")
+            for each in answered:
+                each.result()  # raises the error of a request at once
+        replies = [each.result() for each in asked]
         errors: dict[int, str] = {}
         for some, reply in zip(slices, replies, strict=True):
             errors |= {some.start + error["index"]: error["message"] for error in reply.errors}

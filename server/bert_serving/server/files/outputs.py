@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.parquet
 
 from ..model.errors import one_line
+from .arrays import VECTOR, vectors_of, write_header
 from .errors import FileError
 from .parts import Parts, parts_folder
-
-VECTOR = "vector"  # the column with the vectors
 
 
 def check_output(output: Path, columns: Sequence[str]) -> None:
@@ -123,8 +122,12 @@ def _write_arrow(path: Path, parts: Parts) -> None:
 
 
 def _write_npy(path: Path, parts: Parts) -> None:
-    with path.open("wb") as file:
-        _write_array(file, parts)
+    """Give the array of the parts a second name: they keep theirs, in case that the run ends now."""
+    path.unlink(missing_ok=True)
+    try:
+        path.hardlink_to(parts.array)
+    except OSError:  # not every file system has hard links
+        shutil.copyfile(parts.array, path)
 
 
 def _write_npz(path: Path, parts: Parts) -> None:
@@ -133,11 +136,9 @@ def _write_npz(path: Path, parts: Parts) -> None:
 
 
 def _write_array(file: IO[bytes], parts: Parts) -> None:
-    for i, rows in enumerate(map(_vectors_of, parts.tables())):
+    for i, rows in enumerate(map(vectors_of, parts.tables())):
         if i == 0:
-            shape = (parts.num_rows, rows.shape[1])
-            header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+            write_header(file, rows, num_rows=parts.num_rows)
         file.write(np.ascontiguousarray(rows).data.cast("B"))
 
 
@@ -146,7 +147,7 @@ def _write_jsonl(path: Path, parts: Parts) -> None:
         for table in parts.tables():
             columns = table.drop_columns(VECTOR).to_pylist() if table.num_columns > 1 else [{}] * len(table)
             is_null = table[VECTOR].is_null().to_pylist()
-            for row, vector, is_missing in zip(columns, _vectors_of(table), is_null, strict=True):
+            for row, vector, is_missing in zip(columns, vectors_of(table), is_null, strict=True):
                 content = {**row, VECTOR: None if is_missing else vector}
                 file.write(orjson.dumps(content, option=_JSON))
 
@@ -160,20 +161,3 @@ _WRITERS: dict[str, Callable[[Path, Parts], None]] = {
     ".npz": _write_npz,
     ".jsonl": _write_jsonl,
 }
-
-
-def vector_column(rows: npt.NDArray[Any], missing: Iterator[int] | list[int]) -> pa.Array:
-    """Return vectors (B, D) as a column of fixed-size lists, without a copy; rows in `missing` are null."""
-    values = pa.array(rows.reshape(-1))
-    is_null = np.zeros(len(rows), bool)
-    is_null[list(missing)] = True
-    mask = pa.array(is_null) if is_null.any() else None
-    return pa.FixedSizeListArray.from_arrays(values, rows.shape[1], mask=mask)
-
-
-def _vectors_of(table: pa.Table) -> npt.NDArray[Any]:
-    """Return the vectors of a part, (B, D); NaN where a row has none."""
-    column = table[VECTOR].combine_chunks()
-    width = column.type.list_size
-    rows: npt.NDArray[Any] = column.values.to_numpy(zero_copy_only=False).reshape(-1, width)
-    return rows

@@ -3,6 +3,7 @@
 vectors.parquet.parts/manifest.json     which texts and settings the parts belong to, and how many rows are done
                       part-00000.arrow  the rows of the first window: the copied columns, and the vectors
                       part-00000.jsonl  its rows without a vector, if there are any, and the reasons
+vectors.npy.parts/    vectors.npy       the vectors of all finished windows, instead of part-00000.arrow
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from ..model.errors import one_line
+from .arrays import GrowingArray, vectors_of
 from .errors import FileError
 
 _MANIFEST = "manifest.json"
 _LOCK = "lock"
-_VERSION = 1
+_VERSION = 2
 
 
 def parts_folder(output: Path) -> Path:
@@ -40,6 +42,8 @@ class Parts:
 
     def __init__(self, output: Path, job: Mapping[str, object], *, is_pipe: bool = False) -> None:
         self.folder = parts_folder(output)
+        self.array = self.folder / "vectors.npy"
+        self._growing = GrowingArray(self.array) if output.suffix == ".npy" else None
         self._job = json.loads(json.dumps(job))
         self.num_rows = self.num_parts = self.num_bad = self.num_cut = 0
         self.is_complete = False
@@ -89,28 +93,33 @@ class Parts:
             self.remove()
         self._lock.close()
 
-    def add(self, table: pa.Table, bad: Mapping[int, str], num_cut: int) -> None:
+    def add(self, table: pa.Table, bad: Sequence[Mapping[str, object]], num_cut: int) -> None:
         """Store the rows that follow those that are stored.
 
-        bad: why rows have no vector, by their index. num_cut: how many texts were cut.
+        bad: what is said about rows without a vector. num_cut: how many texts were cut.
         """
-        path = self._path(self.num_parts, "arrow")
-        partial = path.with_suffix(".partial")
-        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-        _flush(partial)
-        partial.rename(path)
+        if self._growing is not None:
+            self._growing.add(vectors_of(table), self.num_rows)
+        else:
+            self._store(table)
         reasons = self._path(self.num_parts, "jsonl")
         reasons.unlink(missing_ok=True)
         if bad:
-            lines = [json.dumps({"row": self.num_rows + i, "error": bad[i]}) for i in sorted(bad)]
-            reasons.write_text("".join(f"{line}\n" for line in lines))
+            reasons.write_text("".join(f"{json.dumps(each)}\n" for each in bad))
             _flush(reasons)
         self.num_rows += len(table)
         self.num_parts += 1
         self.num_bad += len(bad)
         self.num_cut += num_cut
         self._write_manifest()
+
+    def _store(self, table: pa.Table) -> None:
+        path = self._path(self.num_parts, "arrow")
+        partial = path.with_suffix(".partial")
+        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        _flush(partial)
+        partial.rename(path)
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the rows of each part, mapped into memory."""

@@ -19,6 +19,7 @@ from .errors import FileError
 
 TEXT = "text"  # the only column of a file of lines
 REASON = "\0reason"  # the column that says why a row has no text; null if it has one
+PLACE = "\0place"  # the column with the line where a row begins, from 1; in tables: its number, from 0
 MAX_ROW_BYTES = 16 << 20
 
 _BATCH_ROWS = 4096
@@ -31,8 +32,12 @@ TEXT_FORMATS = ("txt", "jsonl", *_DELIMITERS)
 
 
 class Row(NamedTuple):
-    """The values of a row by their columns; or why there are none. size: about its number of bytes."""
+    """The values of a row by their columns; or why there are none.
 
+    line: where it begins, from 1. size: about its number of bytes.
+    """
+
+    line: int
     values: Mapping[str, Any]
     reason: str | None
     size: int
@@ -66,7 +71,7 @@ class TextRows:
             self.schema = pa.schema([(TEXT, pa.string())])
 
     def batches(self, text_column: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield batches with the column of the texts, the other columns, and REASON."""
+        """Yield batches with the column of the texts, the other columns, REASON and PLACE."""
         texts = pa.field(text_column, pa.string())
         wanted = [texts if name == text_column else self.schema.field(name) for name in columns]
         if text_column not in columns:
@@ -101,33 +106,33 @@ def _lines(stream: BinaryIO, *, keep_ends: bool = False) -> Iterator[tuple[bytes
 
 
 def _text_rows(stream: BinaryIO) -> Iterator[Row]:
-    for line, reason in _lines(stream):
-        yield _text_row(line) if reason is None else Row({}, reason, 0)
+    for number, (line, reason) in enumerate(_lines(stream), 1):
+        yield _text_row(number, line) if reason is None else Row(number, {}, reason, 0)
 
 
-def _text_row(line: bytes) -> Row:
+def _text_row(number: int, line: bytes) -> Row:
     try:
-        return Row({TEXT: line.decode()}, None, len(line))
+        return Row(number, {TEXT: line.decode()}, None, len(line))
     except UnicodeDecodeError:
-        return Row({}, "the text is not UTF-8", 0)
+        return Row(number, {}, "the text is not UTF-8", 0)
 
 
 def _json_rows(stream: BinaryIO) -> Iterator[Row]:
-    for line, reason in _lines(stream):
+    for number, (line, reason) in enumerate(_lines(stream), 1):
         if reason is not None:
-            yield Row({}, reason, 0)
+            yield Row(number, {}, reason, 0)
         elif line.strip():
-            yield _json_row(line)
+            yield _json_row(number, line)
 
 
-def _json_row(line: bytes) -> Row:
+def _json_row(number: int, line: bytes) -> Row:
     try:
         values = orjson.loads(line)
     except orjson.JSONDecodeError as exc:
-        return Row({}, f"the line is not JSON: {exc}", 0)
+        return Row(number, {}, f"the line is not JSON: {exc}", 0)
     if not isinstance(values, dict):
-        return Row({}, f"the line must be a JSON object, got {type(values).__name__}", 0)
-    return Row(values, None, len(line))
+        return Row(number, {}, f"the line must be a JSON object, got {type(values).__name__}", 0)
+    return Row(number, values, None, len(line))
 
 
 class _CsvRows:
@@ -140,6 +145,7 @@ class _CsvRows:
     def __init__(self, stream: BinaryIO, delimiter: str) -> None:
         csv.field_size_limit(MAX_ROW_BYTES)
         self._lines = _lines(stream, keep_ends=True)
+        self._num_lines = 0
         self._again: deque[str] = deque()  # lines that are read once more
         self._of_row: list[str] = []  # the lines of the current row
         self._size = 0
@@ -155,14 +161,17 @@ class _CsvRows:
 
     def rows(self) -> Iterator[Row]:
         """Yield all rows."""
-        while (values := self._next_row()) is not None:
+        while True:
+            line = self._num_lines - len(self._again) + 1
+            if (values := self._next_row()) is None:
+                return
             if isinstance(values, list) and values and len(values) != len(self.names):
                 values = f"the row must have {len(self.names)} values, as the first one, got {len(values)}"
             if isinstance(values, str):
                 self._again.extendleft(reversed(self._of_row[1:]))
-                yield Row({}, values, 0)
+                yield Row(line, {}, values, 0)
             elif values:
-                yield Row(dict(zip(self.names, values, strict=True)), None, sum(map(len, values)))
+                yield Row(line, dict(zip(self.names, values, strict=True)), None, sum(map(len, values)))
 
     def _next_row(self) -> list[str] | str | None:
         """Return the values of the next row; or why it cannot be read; or None at the end."""
@@ -186,6 +195,7 @@ class _CsvRows:
             line = self._again.popleft()
         else:
             content, reason = next(self._lines)
+            self._num_lines += 1
             if reason is not None:
                 self._of_row.append("")
                 raise _TooLongError(reason)
@@ -223,8 +233,9 @@ def _batch_of(rows: Sequence[Row], text_column: str, wanted: Sequence[pa.Field])
             columns.append(string_column(values, reasons))
         else:
             columns.append(_column(values, field, reasons))
-    schema = pa.schema([*wanted, (REASON, pa.string())])
-    return pa.record_batch([*columns, pa.array(reasons, pa.string())], schema=schema)
+    schema = pa.schema([*wanted, (REASON, pa.string()), (PLACE, pa.int64())])
+    lines = pa.array([row.line for row in rows], pa.int64())
+    return pa.record_batch([*columns, pa.array(reasons, pa.string()), lines], schema=schema)
 
 
 def string_column(values: Sequence[object], reasons: list[str | None]) -> pa.Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,13 +13,14 @@ import pyarrow as pa
 
 from ..model.errors import one_line
 from ..number_formats import MAX_FLOAT16, Dtype, converted
+from .arrays import VECTOR, vector_column
 from .engines import Computed, Engine, engine_of
 from .errors import FileError
 from .options import FileJob
-from .outputs import VECTOR, check_columns, check_output, storable, vector_column, write_output
+from .outputs import check_columns, check_output, storable, write_output
 from .parts import Parts
 from .progress import Progress
-from .rows import REASON, TEXT
+from .rows import PLACE, REASON, TEXT
 from .sources import Source
 
 # The settings of a run that change its rows and are not in the model's fingerprint.
@@ -54,7 +55,7 @@ def encode_files(job: FileJob, say: Callable[[str], None]) -> Outcome:
         check_output(output, source.columns)
         if job.text_column is None and source.text_column != TEXT:
             say(f"the texts are in the column {source.text_column!r}")
-        engine = engine_of(job)
+        engine = engine_of(job, say)
         with closing(engine), Parts(output, _identity(job, source, engine), is_pipe=not source.paths) as parts:
             if output.exists() and not parts.is_complete:
                 raise FileError(f"{output} exists already: remove it first")
@@ -86,7 +87,7 @@ def _encode(job: FileJob, source: Source, engine: Engine, parts: Parts) -> None:
         for window, computed in _with_vectors(windows, engine, job, source):
             if stored is not None:
                 stored.result()  # raises what storing has raised
-            stored = storing.submit(_store, parts, window, computed, source.columns, job)
+            stored = storing.submit(_store, parts, window, computed, source, job)
             num_rows += len(window)
             progress.show(num_rows, computed.num_tokens, total=source.num_rows(num_rows))
         if stored is not None:
@@ -115,12 +116,16 @@ def _with_vectors(
             raise
 
 
-def _store(parts: Parts, window: pa.Table, computed: Computed, columns: Sequence[str], job: FileJob) -> None:
+def _store(parts: Parts, window: pa.Table, computed: Computed, source: Source, job: FileJob) -> None:
     problems = {i: reason for i, reason in enumerate(window[REASON].to_pylist()) if reason is not None}
     vectors, errors = to_column(computed, job.precision)
-    copied = [storable(window[name], job.output) for name in columns]
-    table = pa.table([*copied, vectors], names=[*columns, VECTOR])
-    parts.add(table, errors | problems, len(computed.cut))
+    copied = [storable(window[name], job.output) for name in source.columns]
+    table = pa.table([*copied, vectors], names=[*source.columns, VECTOR])
+    bad = []
+    for i, reason in sorted((errors | problems).items()):
+        row = parts.num_rows + i
+        bad.append({"row": row, **source.place(row, window[PLACE][i].as_py()), "error": reason})
+    parts.add(table, bad, len(computed.cut))
 
 
 def to_column(computed: Computed, precision: Dtype) -> tuple[pa.Array, dict[int, str]]:

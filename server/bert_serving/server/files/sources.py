@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import glob
 import io
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +19,7 @@ import pyarrow.parquet
 
 from ..model.errors import one_line
 from .errors import FileError
-from .rows import REASON, TEXT, TEXT_FORMATS, TextRows, string_column
+from .rows import PLACE, REASON, TEXT, TEXT_FORMATS, TextRows, string_column
 
 _FORMATS = {
     ".txt": "txt",
@@ -67,6 +70,8 @@ class Source:
         self._num_bytes = sum(path.stat().st_size for path in self.paths)
         self._bytes_read = 0
         self._file: io.FileIO | None = None
+        self._folder = output.parent  # has room for the output, so also for a file that is unpacked
+        self._first_rows: list[int] = []  # of each file that was begun
         self._pipe: TextRows | pa.RecordBatchStreamReader | None = None
         self._schema = self._of_pipe() if not self.paths else self._schema_of(self.paths[0])
         names = self._schema.names
@@ -97,9 +102,10 @@ class Source:
     def _schema_of(self, path: Path) -> pa.Schema:
         with _named(path):
             if self._form == "parquet":
-                return pa.parquet.read_schema(path)
+                with self._unpacked_file(path) as plain:
+                    return pa.parquet.read_schema(plain)
             if self._form == "arrow":
-                with pa.memory_map(str(path)) as file:
+                with self._unpacked_file(path) as plain, pa.memory_map(str(plain)) as file:
                     return _arrow_batches(file)[0]
             with path.open("rb", buffering=0) as raw:
                 return TextRows(_unpacked(raw, path), self._form, self._delimiter).schema
@@ -135,41 +141,55 @@ class Source:
     def _num_rows(self) -> int:
         found = 0
         for path in self.paths:
-            with _named(path):
+            with _named(path), self._unpacked_file(path) as plain:
                 if self._form == "parquet":
-                    found += pa.parquet.read_metadata(path).num_rows
+                    found += pa.parquet.read_metadata(plain).num_rows
                 else:
-                    with pa.memory_map(str(path)) as file:
+                    with pa.memory_map(str(plain)) as file:
                         found += sum(map(len, _arrow_batches(file)[1]))
         return found
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield all rows: the columns, the text column as strings or nulls, and REASON. Raises FileError."""
+        """Yield all rows: the columns, the text column as strings or nulls, REASON and PLACE. Raises FileError."""
         if not self.paths:
             with _named("standard input"):
                 yield from self._rows_of_pipe()
+        num_rows = 0
         for path in self.paths:
+            self._first_rows.append(num_rows)
             with _named(path):
-                yield from self._of_file(path)
+                for batch in self._of_file(path):
+                    num_rows += len(batch)
+                    yield batch
             self._bytes_read += path.stat().st_size
+
+    def place(self, row: int, inside: int) -> Mapping[str, object]:
+        """Return where a row of batches() is: its file and line, or its file and row there.
+
+        row: its number. inside: its PLACE.
+        """
+        unit = "line" if self._form in TEXT_FORMATS else "row_in_file"
+        if not self.paths:
+            return {unit: inside}
+        return {"file": str(self.paths[bisect_right(self._first_rows, row) - 1]), unit: inside}
 
     def _rows_of_pipe(self) -> Iterator[pa.RecordBatch]:
         if isinstance(self._pipe, TextRows):
             yield from self._pipe.batches(self.text_column, self.columns)
             return
-        for batch in self._pipe or ():
-            yield from self._with_reasons(batch)
+        yield from self._with_reasons(self._pipe or ())
 
     def _of_file(self, path: Path) -> Iterator[pa.RecordBatch]:
         if self._form == "parquet":
-            with pa.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+            with (
+                self._unpacked_file(path) as plain,
+                pa.parquet.ParquetFile(plain, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file,
+            ):
                 wanted = list(dict.fromkeys([self.text_column, *self.columns]))
-                for batch in file.iter_batches(_num_rows(file), columns=wanted):
-                    yield from self._with_reasons(batch)
+                yield from self._with_reasons(file.iter_batches(_num_rows(file), columns=wanted))
         elif self._form == "arrow":
-            with pa.memory_map(str(path)) as file:
-                for batch in _arrow_batches(file)[1]:
-                    yield from self._with_reasons(batch)
+            with self._unpacked_file(path) as plain, pa.memory_map(str(plain)) as file:
+                yield from self._with_reasons(_arrow_batches(file)[1])
         else:
             with path.open("rb", buffering=0) as raw:
                 self._file = raw
@@ -178,16 +198,32 @@ class Source:
                 yield from rows.batches(self.text_column, self.columns)
                 self._file = None
 
-    def _with_reasons(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Yield a batch in small ones, with the text column as strings, and with REASON."""
-        size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * len(batch) // (batch.nbytes or 1)))
-        for start in range(0, len(batch), size):
-            some = batch.slice(start, size)
-            reasons: list[str | None] = [None] * len(some)
-            texts = _as_bytes(_decoded(some[self.text_column]))
-            columns = {name: self._column(some[name], name, reasons) for name in self.columns}
-            columns[self.text_column] = string_column(texts.to_pylist(), reasons)
-            yield pa.record_batch({**columns, REASON: pa.array(reasons, pa.string())})
+    @contextmanager
+    def _unpacked_file(self, path: Path) -> Iterator[Path]:
+        """Give the name of a file with the content of one that may be compressed as a whole."""
+        if path.suffix.lower() not in _COMPRESSIONS:
+            yield path
+            return
+        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".partial") as plain:
+            with path.open("rb", buffering=0) as raw:
+                shutil.copyfileobj(_unpacked(raw, path), plain, _BUFFER_BYTES)
+            plain.flush()
+            yield Path(plain.name)
+
+    def _with_reasons(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield batches in small ones, with the text column as strings, REASON and PLACE."""
+        num_rows = 0
+        for batch in batches:
+            size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * len(batch) // (batch.nbytes or 1)))
+            for start in range(0, len(batch), size):
+                some = batch.slice(start, size)
+                reasons: list[str | None] = [None] * len(some)
+                texts = _as_bytes(_decoded(some[self.text_column]))
+                columns = {name: self._column(some[name], name, reasons) for name in self.columns}
+                columns[self.text_column] = string_column(texts.to_pylist(), reasons)
+                places = pa.array(range(num_rows, num_rows + len(some)), pa.int64())
+                num_rows += len(some)
+                yield pa.record_batch({**columns, REASON: pa.array(reasons, pa.string()), PLACE: places})
 
     def _column(self, column: pa.Array, name: str, reasons: list[str | None]) -> pa.Array:
         """Return a copied column with the type that it has in all files."""
@@ -304,11 +340,7 @@ def _form_of(paths: Sequence[Path]) -> str:
         raise FileError(
             f"all files must have one format, got {', '.join(sorted({str(f) for f in forms.values()}))}"
         )
-    form = str(next(iter(forms.values())))
-    packed = [path for path in paths if path.suffix.lower() in _COMPRESSIONS]
-    if packed and form not in TEXT_FORMATS:
-        raise FileError(f"{packed[0]} must be unpacked first: only text formats may be compressed as a whole")
-    return form
+    return str(next(iter(forms.values())))
 
 
 def _ending(path: Path) -> str:
