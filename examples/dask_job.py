@@ -3,8 +3,9 @@
     python examples/dask_job.py REVIEWS/ VECTORS/ [--text_column text] [--cluster tcp://scheduler:8786]
 
 Each file becomes a folder with the same name, in which the rows have the column `vector`, a list of fixed size. A
-folder gets its name when it is complete: a job that was killed goes on with the files that have none. Without
---cluster, the threads of this process work: one computes while others read and write.
+folder gets its name when it is complete: a job that was killed goes on with the files that have none. It does not
+notice another model or option: take a new target then. Without --cluster, the threads of this process work: one
+computes while others read and write.
 """
 
 from __future__ import annotations

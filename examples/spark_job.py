@@ -3,8 +3,9 @@
     PYSPARK_PYTHON=PATH/TO/python spark-submit examples/spark_job.py REVIEWS/ VECTORS/ [--text_column text] [--udf]
 
 Each file becomes a folder with the same name, in which the rows have the column `vector`. Spark writes `_SUCCESS`
-when such a folder is complete: a job that was killed goes on with the files that have none. Each Python process of
-Spark loads the model once. --udf: as a function of a column, which also works in SQL; then no text may be null.
+when such a folder is complete: a job that was killed goes on with the files that have none. It does not notice
+another model or option: take a new target then. Each Python process of Spark loads the model once. --udf: as a
+function of a column, which also works in SQL; then no text may be null.
 """
 
 from __future__ import annotations

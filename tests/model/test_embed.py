@@ -54,6 +54,14 @@ def test_a_copy_in_another_process_computes_with_the_same_model(options: dict[st
     assert all(np.array_equal(vectors(a["vector"]), vectors(b)) for a, b in zip(found, alone, strict=True))
 
 
+@pytest.mark.parametrize("make", [pa.table, pa.record_batch])
+def test_a_text_that_is_not_utf_8_has_no_vector(make: Any, options: dict[str, Any]) -> None:
+    texts = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff")]
+    )
+    assert Embed(**options)(make({"text": texts}))["vector"].is_null().to_pylist() == [False, True]
+
+
 def test_a_row_without_a_text_has_no_vector(options: dict[str, Any]) -> None:
     found = Embed(**options, precision="float16")(pa.table({"text": ["a", None, "b"]}))["vector"]
     assert found.type == pa.list_(pa.float16(), 64)

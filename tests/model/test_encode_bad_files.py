@@ -136,7 +136,8 @@ def test_a_column_of_several_types_can_only_be_left_out(
 ) -> None:
     Path("x.jsonl").write_text('{"text": "a", "n": 1}\n{"text": "b", "n": "two"}\n')
     assert encode("x.jsonl", "-columns", "n", "-o", "o.parquet") == 1
-    assert "x.jsonl: column 'n' has values of several types: leave it out of -columns" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "x.jsonl: column 'n' has values of several types, or numbers beyond 64 bits: leave it out" in said
     assert encode("x.jsonl", "-o", "o.parquet") == 0
 
 
@@ -463,6 +464,23 @@ def test_a_folder_is_read_without_hidden_files_and_what_runs_have_left(
     assert np.allclose(np.load("in/o.npy"), expected(["in/a.txt", "in/deep/g.txt"]), atol=1e-6)
 
 
+def test_a_folder_that_cannot_be_read_is_an_error(
+    encode: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("in/closed").mkdir(parents=True)
+    Path("in/a.txt").write_text("a")
+    scandir = os.scandir
+
+    def refused(path: str) -> Any:
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert encode("in", "-o", "o.npy") == 1
+    assert "cannot read in/closed" in capsys.readouterr().err
+
+
 def test_columns_that_the_output_cannot_hold_are_found_before_anything_is_computed(
     encode: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,8 +516,9 @@ def test_csv_and_arrow_come_through_a_pipe(
         assert np.allclose(np.load(f"{form}.npy"), expected(["one", "two"]), atol=1e-6)
 
 
+@pytest.mark.parametrize("others", [[], ["-precision", "float16"]])
 def test_a_run_of_a_pipe_never_goes_on_with_another_pipe(
-    encode: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    others: list[str], encode: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         send(b"one\ntwo\n", patched)
@@ -508,7 +527,7 @@ def test_a_run_of_a_pipe_never_goes_on_with_another_pipe(
             encode("-", "-o", "o.jsonl", "-columns", "text")
     assert json.loads(Path("o.jsonl.parts/manifest.json").read_text())["rows"] == 2
     send(b"three\nfour\n", monkeypatch)
-    assert encode("-", "-o", "o.jsonl", "-columns", "text") == 0
+    assert encode("-", "-o", "o.jsonl", "-columns", "text", *others) == 0
     assert [json.loads(line)["text"] for line in Path("o.jsonl").read_text().splitlines()] == ["three", "four"]
 
 
@@ -634,7 +653,8 @@ def test_a_run_goes_on_only_with_the_same_input_and_settings(
         assert encode("-", *words[1:]) == 1
     else:
         assert command([*words, *settings, change, others[change]]) == 1
-    assert "o.parquet.parts belongs to a run with another" in capsys.readouterr().err
+    other = "other input files" if change in ("input", "pipe") else "another"
+    assert f"o.parquet.parts belongs to a run with {other}" in capsys.readouterr().err
     assert not Path("o.parquet").exists()
 
 

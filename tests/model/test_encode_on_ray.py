@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from bert_serving.server import Encoder
 from bert_serving.server.cli import encode
+from bert_serving.server.files import on_ray
 
 from tests.support.file_runs import wait_for_rows
 from tests.support.sentences import sentences
@@ -37,6 +38,20 @@ def test_texts_are_the_encoder_s_bit_for_bit_after_a_kill_half_way(tmp_path: Pat
     starts = range(0, len(texts), _WINDOW)
     expected = np.concatenate([encoder.encode(texts[i : i + _WINDOW], pairs=False) for i in starts])
     assert np.array_equal(np.load(tmp_path / "o.npy"), expected)
+
+
+def test_what_the_machines_of_a_cluster_cannot_do_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setattr(on_ray, "_SILENCE_S", 0.1)  # the encoders take longer to start
+    (tmp_path / "x.txt").write_text("a")
+    words = [str(tmp_path / "x.txt"), "-o", str(tmp_path / "o.npy"), "-ray", "local"]
+    assert encode([*words, "-model_dir", "/no/such/folder"]) == 1
+    *waiting, last = capsys.readouterr().err.splitlines()
+    assert "free CPUs of the cluster" in waiting[0]
+    assert "/no/such/folder" in last
+    assert "ActorDied" not in last
 
 
 def test_a_cluster_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

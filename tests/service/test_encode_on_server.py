@@ -11,7 +11,15 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 from bert_serving.client import BertClient
-from bert_serving.protocol import CommandRequest, EncodeReply, EncodeRequest, InfoReply, Usage
+from bert_serving.protocol import (
+    CommandRequest,
+    EncodeReply,
+    EncodeRequest,
+    ErrorReply,
+    InfoReply,
+    PayloadTooLarge,
+    Usage,
+)
 from bert_serving.server.cli import encode
 from bert_serving.server.files import engines
 from bert_serving.server.files.options import parse_job
@@ -79,6 +87,32 @@ def test_a_server_that_is_silent_is_named_and_its_reply_is_still_taken(
         words = ["x.txt", "-server", f"localhost:{server.port}:{server.port_out}", "-o", "out.npy"]
         encode_files(parse_job(words), said.put)
     assert np.array_equal(np.load("out.npy"), [[1, 1]])
+
+
+def test_requests_that_are_too_large_become_smaller_and_a_server_that_starts_is_awaited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engines, "_RETRY_S", 0.01)
+    (tmp_path / "x.txt").write_text("\n".join(map(str, range(10))))
+    ready = {"model": "a name", "workers": [{"dtype": "float32", "dimension": 1}]}
+    states = iter([ready, {**ready, "workers": []}, {**ready, "workers": []}, ready])
+
+    def answer(asked: EncodeRequest | CommandRequest) -> EncodeReply | InfoReply | ErrorReply:
+        if isinstance(asked, CommandRequest):
+            return InfoReply(asked.identity, asked.request_id, next(states))
+        if len(asked.texts) > 3:
+            return ErrorReply(asked.identity, asked.request_id, PayloadTooLarge("at most 3 texts"))
+        usage = Usage([3] * len(asked.texts), 1, 1, 1, 1, "a name")
+        rows = np.array([[float(text)] for text in asked.texts], np.float32)
+        return EncodeReply(asked.identity, asked.request_id, rows, truncated=[0], usage=usage)
+
+    with BareServer(answer) as server:
+        words = ["x.txt", "-server", f"localhost:{server.port}:{server.port_out}", "-o", "out.npy"]
+        outcome = encode_files(parse_job(words), pytest.fail)
+    assert np.array_equal(np.load("out.npy")[:, 0], range(10))
+    assert outcome.num_cut == 4, "requests"
+    assert next(states, None) is None
 
 
 def test_a_run_can_be_interrupted_while_the_server_is_silent(tmp_path: Path) -> None:

@@ -136,6 +136,18 @@ def test_the_image_is_built_like_the_one_of_the_server() -> None:
     assert len(lines(DOCKERFILE)) == 6
 
 
+@pytest.mark.parametrize("kubernetes", TWO_NEWEST)
+def test_only_the_port_of_the_proxy_is_open_to_other_pods(service: dict[str, Any], kubernetes: str) -> None:
+    policy = yaml.safe_load((KUBERAY / "network-policy.yaml").read_text())
+    kubernetes_validate.validate(policy, kubernetes, strict=True)
+    for group in groups(service):
+        assert policy["spec"]["podSelector"]["matchLabels"] == group["template"]["metadata"]["labels"]
+    everyone, own = policy["spec"]["ingress"]
+    assert everyone["ports"] == [{"port": 8000}]
+    assert [sorted(peer) for peer in own["from"]] == [["podSelector"], ["namespaceSelector", "podSelector"]]
+    assert own["from"][0]["podSelector"] == policy["spec"]["podSelector"]
+
+
 def test_every_pod_gets_the_optional_key(service: dict[str, Any]) -> None:
     """The application is built on any pod, and the gateway needs the key that is set there."""
     for group in groups(service):

@@ -278,7 +278,7 @@ def test_the_ingress_leads_to_the_service_and_lets_the_largest_request_pass() ->
     assert all(
         backend == {"name": service["metadata"]["name"], "port": {"name": port["name"]}} for backend in backends
     )
-    (size,) = ingress["metadata"]["annotations"].values()
+    size = ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"]
     assert size == f"{settings_of(overlay('ingress')).max_message_mb}m"
 
 

@@ -25,12 +25,21 @@ def test_strings_of_a_command_line_and_values_of_a_config_file_mean_the_same() -
     assert (settings.cpu, settings.pooling_layer, settings.max_seq_len) == (True, (-1, -2), 64)
 
 
+def test_variables_that_would_give_other_vectors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERT_SERVING_HTTP_PORT", "8125")
+    assert parse_args({})
+    monkeypatch.setenv("BERT_SERVING_FP16", "true")
+    with pytest.raises(ModelError, match="remove BERT_SERVING_FP16"):
+        parse_args({})
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         ({"modeldir": "x"}, "there is no option 'modeldir'"),
         ({"http_port": "8125"}, "http_port is an option of bert-serving-start that has no meaning with Ray"),
         ({"num_replicas": "0"}, "num_replicas: input should be greater than or equal to 1, got '0'"),
+        ({"num_cpus": 0}, "num_cpus: input should be greater than 0, got 0"),
         ({"num_replicas": "two"}, "num_replicas: input should be a valid integer"),
         ({"dtype": "float8"}, "dtype: input should be 'auto'"),
         ({"num_replicas": 2, "max_replicas": 3}, "num_replicas is a fixed number"),

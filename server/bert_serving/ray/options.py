@@ -41,6 +41,9 @@ SERVER_SETTINGS = frozenset(ModelOptions.model_fields) | {
 }
 
 
+_FOR_OTHER_VECTORS = {"fp16", "fixed_embed_length", "show_tokens_to_client"}
+
+
 class Replicas(BaseModel):
     """How many replicas of the model there are, and what each of them takes. Frozen."""
 
@@ -51,7 +54,7 @@ class Replicas(BaseModel):
     max_replicas: int | None = Field(
         None, ge=1, description="largest number of replicas; without it, the number of replicas is fixed"
     )
-    num_cpus: float = Field(1, ge=0, description="CPUs of a replica, which are also its threads")
+    num_cpus: float = Field(1, gt=0, description="CPUs of a replica, which are also its threads")
     num_gpus: float | None = Field(
         None,
         ge=0,
@@ -97,6 +100,10 @@ def parse_args(args: Mapping[str, Any]) -> tuple[Replicas, Settings]:
             raise ModelError(f"{name} is an option of bert-serving-start that has no meaning with Ray")
         raise ModelError(f"there is no option {name!r}: see docs/ray.md for the list")
     try:
-        return Replicas(**of_replicas), Settings(**rest)
+        replicas, settings = Replicas(**of_replicas), Settings(**rest)
     except ValidationError as exc:
         raise ModelError(validation_line(exc)) from exc
+    # Variables for ports and the like may stay from bert-serving-start; these would give other vectors.
+    if others := sorted(settings.model_fields_set & _FOR_OTHER_VECTORS):
+        raise ModelError(f"{others[0]} has no meaning with Ray: remove BERT_SERVING_{others[0].upper()}")
+    return replicas, settings

@@ -25,6 +25,7 @@ from bert_serving.protocol import (
     EncodeOptions,
     EncodeReply,
     EncodeRequest,
+    InvalidRequest,
     Rows,
     ServingError,
     Spans,
@@ -281,6 +282,8 @@ class AsyncEncoder:
         self.metrics.requests.inc()
         try:
             scheduler = self._running()
+            if isinstance(timeout_ms, int | float) and timeout_ms < 0:
+                raise InvalidRequest(f"timeout_ms must be a number of milliseconds, got {timeout_ms}")
             content = {
                 "texts": _copied(texts),
                 "spans": spans,

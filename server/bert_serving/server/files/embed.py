@@ -15,7 +15,7 @@ from .arrays import VECTOR
 from .engines import Computed, Engine, engine_of
 from .errors import FileError
 from .options import FileJob
-from .rows import string_column
+from .rows import as_bytes, string_column
 from .run import compute, to_column
 
 _Table = TypeVar("_Table", pa.Table, pa.RecordBatch)
@@ -65,7 +65,7 @@ class Embed:
         """Return the table with one more column. Where there is no text, the vector is null."""
         if self._text_column not in table.schema.names:
             raise FileError(f"there is no column {self._text_column!r}; there are {', '.join(table.schema.names)}")
-        texts = string_column(table[self._text_column].to_pylist(), [None] * len(table)).to_pylist()
+        texts = string_column(as_bytes(table[self._text_column]).to_pylist(), [None] * len(table)).to_pylist()
         vectors, _ = to_column(compute(self._engine, texts, dedup=self._job.dedup), self._job.precision)
         if self._output_column in table.schema.names:
             place = table.schema.names.index(self._output_column)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import zmq
-from bert_serving.protocol import EncodeOptions, options_from_json
+from bert_serving.protocol import EncodeOptions, PayloadTooLarge, options_from_json
 
 from ..model.errors import ModelError
 from ..model.spec import ModelSpec
@@ -31,6 +33,7 @@ _TEXTS_PER_REQUEST = 1024
 _BYTES_PER_REQUEST = 4 << 20
 _REQUESTS_AT_ONCE = 4
 _SILENCE_S = 30.0
+_RETRY_S = 0.5
 _PORT, _PORT_OUT = 5555, 5556
 
 
@@ -84,7 +87,7 @@ def engine_of(job: FileJob, say: Callable[[str], None] = lambda line: None) -> E
     if job.ray is not None:
         from .on_ray import OnRay
 
-        return OnRay(job, options)
+        return OnRay(job, options, say)
     return InProcess(job, options)
 
 
@@ -183,6 +186,10 @@ class InProcess:
             thread.shutdown()
 
 
+class _NotReadyError(FileError):
+    """A server cannot be used now."""
+
+
 class OnServer:
     """A running server. Raises FileError if it cannot be reached.
 
@@ -200,6 +207,7 @@ class OnServer:
             raise FileError(f"cannot use the server at {address}: {exc}") from exc
         self._options = options
         self._say = say
+        self._is_closed = threading.Event()
         worker = self._worker()
         self.identity: dict[str, str] = {"model": str(worker["model"]), "dtype": str(worker["dtype"])}
         width = int(str(worker["dimension"]))
@@ -211,10 +219,10 @@ class OnServer:
         try:
             status = self._client.server_status
         except (OSError, ValueError, AttributeError, zmq.ZMQError) as exc:
-            raise FileError(f"cannot use the server at {self._address}: {exc}") from exc
+            raise _NotReadyError(f"cannot use the server at {self._address}: {exc}") from exc
         workers = [worker for worker in status.get("workers", ()) if "dtype" in worker]
         if not workers or "model" not in status:
-            raise FileError(f"the server at {self._address} has no worker that is ready")
+            raise _NotReadyError(f"the server at {self._address} has no worker that is ready")
         if len(dtypes := {str(worker["dtype"]) for worker in workers}) > 1:
             raise FileError(f"the workers of the server compute with several dtypes: {', '.join(sorted(dtypes))}")
         return {**workers[0], "model": status["model"]}
@@ -222,30 +230,46 @@ class OnServer:
     def encode(self, texts: Sequence[str]) -> Computed:
         """Return the vectors of the texts, which are sent in requests of some size, several at once."""
         slices = list(_slices(texts))
-        asked = [self._threads.submit(self._reply, texts[some]) for some in slices]
+        asked = [self._threads.submit(self._replies, texts[some]) for some in slices]
         waiting = set(asked)
         while waiting:
             answered, waiting = wait(waiting, _SILENCE_S, FIRST_COMPLETED)
             if not answered:
-                self._say(f"the server at {self._address} has sent nothing for {_SILENCE_S:.0f} s: waiting for it")
+                self._say_silent()
             for each in answered:
                 each.result()  # raises the error of a request at once
-        replies = [each.result() for each in asked]
+        replies = [reply for each in asked for reply in each.result()]
+        starts = list(accumulate((len(reply.rows) for reply in replies), initial=0))
         errors: dict[int, str] = {}
-        for some, reply in zip(slices, replies, strict=True):
-            errors |= {some.start + error["index"]: error["message"] for error in reply.errors}
+        for start, reply in zip(starts, replies, strict=False):
+            errors |= {start + error["index"]: error["message"] for error in reply.errors}
         rows = np.concatenate([reply.rows for reply in replies]).astype(np.float32)
         rows[list(errors)] = np.nan
         num_tokens = sum(sum(reply.usage.num_tokens) for reply in replies if reply.usage is not None)
-        cut = [some.start + i for some, reply in zip(slices, replies, strict=True) for i in reply.truncated]
+        cut = [start + i for start, reply in zip(starts, replies, strict=False) for i in reply.truncated]
         self._check_workers()
         return Computed(rows, errors, num_tokens, cut)
+
+    def _say_silent(self) -> None:
+        self._say(f"the server at {self._address} has sent nothing for {_SILENCE_S:.0f} s: waiting for it")
+
+    def _replies(self, texts: Sequence[str]) -> list[EncodeReply]:
+        """Return the replies to requests that together have the texts: to one, if it is not too large."""
+        try:
+            return [self._reply(texts)]
+        except PayloadTooLarge as exc:
+            if len(texts) == 1:
+                raise FileError(f"the server cannot compute the vectors: {exc}") from exc
+            middle = len(texts) // 2
+            return [*self._replies(texts[:middle]), *self._replies(texts[middle:])]
 
     def _reply(self, texts: Sequence[str]) -> EncodeReply:
         from bert_serving.protocol import ServingError
 
         try:
             _, reply = self._client.encode_reply(list(texts), self._options)
+        except PayloadTooLarge:
+            raise
         except (ServingError, OSError, zmq.ZMQError) as exc:
             raise FileError(f"the server cannot compute the vectors: {exc}") from exc
         if reply.counts is not None or reply.rows.ndim != 2:
@@ -255,13 +279,24 @@ class OnServer:
         return reply
 
     def _check_workers(self) -> None:
-        """Raise FileError if the server was started again with another dtype."""
-        dtype = self._worker()["dtype"]
+        """Raise FileError if the server was started again with another dtype. Waits while it starts."""
+        silent_since = time.monotonic()
+        while True:
+            try:
+                dtype = self._worker()["dtype"]
+                break
+            except _NotReadyError:
+                if self._is_closed.wait(_RETRY_S):
+                    raise
+                if time.monotonic() - silent_since > _SILENCE_S:
+                    silent_since = time.monotonic()
+                    self._say_silent()
         if dtype != self.identity["dtype"]:
             raise FileError(f"the server's dtype has changed from {self.identity['dtype']} to {dtype}")
 
     def close(self) -> None:
         """Close the connection; calls that wait for the server end with an error."""
+        self._is_closed.set()
         self._client.close()
         self._threads.shutdown(cancel_futures=True)
 

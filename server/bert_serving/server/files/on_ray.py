@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,18 @@ from .options import FileJob
 
 _TEXTS_PER_CALL = 2048
 _CALLS_AT_ONCE = 2  # one is tokenized while another one is computed
+_SILENCE_S = 30.0
 _RESTARTS = 3  # of an actor that dies; what it had to compute is computed again
 
 
 class OnRay:
     """An encoder on each GPU of a Ray cluster; on each of its machines, if it has no GPU.
 
-    Raises FileError if there is no such cluster, or if the model cannot be used there.
+    Raises FileError if there is no such cluster, or if the model cannot be used there. say: is called with a line
+    while the cluster has no room for all encoders.
     """
 
-    def __init__(self, job: FileJob, options: EncodeOptions) -> None:
+    def __init__(self, job: FileJob, options: EncodeOptions, say: Callable[[str], None]) -> None:
         try:
             ray.init(address=job.ray, log_to_driver=False, logging_level="warning", ignore_reinit_error=True)
         except (ConnectionError, RuntimeError, ValueError, OSError) as exc:
@@ -37,13 +39,18 @@ class OnRay:
         actor: Any = ray.remote(InProcess).options(
             num_cpus=num_cpus,
             num_gpus=1 if num_gpus else 0,
+            scheduling_strategy="SPREAD",  # not two on the largest machine
             max_concurrency=_CALLS_AT_ONCE,
             max_restarts=_RESTARTS,
             max_task_retries=_RESTARTS,
         )
         of_actor = job.model_copy(update={"ray": None})
         self._actors = [actor.remote(of_actor, options) for _ in range(num_gpus or len(machines))]
-        facts = [self._got(actor.facts.remote()) for actor in self._actors]
+        starting = [actor.facts.remote() for actor in self._actors]
+        while len(ray.wait(starting, num_returns=len(starting), timeout=_SILENCE_S)[0]) < len(starting):
+            needed = "a GPU" if num_gpus else f"{num_cpus} free CPUs"
+            say(f"waiting for {len(starting)} encoders, each of which needs {needed} of the cluster")
+        facts = [self._got(each) for each in starting]
         if any(each != facts[0] for each in facts):
             raise FileError("the machines of the cluster compute with different models or dtypes: use -dtype")
         self.identity: dict[str, str]
@@ -77,5 +84,9 @@ class OnRay:
             return ray.get(call)
         except ray.exceptions.RayTaskError as exc:
             raise FileError(one_line(exc.cause)) from exc
+        except ray.exceptions.ActorDiedError as exc:
+            # Of an error in the constructor, Ray gives only the text of the traceback.
+            *_, last = [line for line in str(exc).splitlines() if line.strip()]
+            raise FileError(last.removeprefix(f"{FileError.__module__}.{FileError.__name__}: ")) from exc
         except ray.exceptions.RayError as exc:
             raise FileError(f"the Ray cluster cannot compute the vectors: {one_line(exc)}") from exc

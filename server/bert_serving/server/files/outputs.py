@@ -72,7 +72,13 @@ def _is_nested(kind: pa.DataType) -> bool:
 def _is_json(kind: pa.DataType) -> bool:
     """Return whether JSON has such values."""
     if _is_nested(kind):
-        is_known = pa.types.is_struct(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        checks_of_nested = (
+            pa.types.is_struct,
+            pa.types.is_list,
+            pa.types.is_large_list,
+            pa.types.is_fixed_size_list,
+        )
+        is_known = any(check(kind) for check in checks_of_nested)
         return is_known and all(_is_json(kind.field(i).type) for i in range(kind.num_fields))
     checks = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null)
     return any(check(kind) for check in (*checks, pa.types.is_string, pa.types.is_large_string))

@@ -72,18 +72,17 @@ class Parts:
             raise FileError(
                 f"{self.folder / _MANIFEST} cannot be read ({one_line(exc)}): remove the folder"
             ) from exc
-        num_parts = numbers[1]
-        for name in sorted({*job, *self._job}) if num_parts else ():
+        if numbers[1] == 0 or (is_pipe and not job.get("input")):  # the earlier run had a pipe, too
+            self._write_manifest()
+            return
+        for name in sorted({*job, *self._job}):
             before, now = job.get(name), self._job.get(name)
             if before != now:
+                other = _other(name, before, now)
                 raise FileError(
-                    f"{self.folder} belongs to a run with another {name} ({_short(before)}, now {_short(now)}): "
-                    "finish that run, or remove the folder"
+                    f"{self.folder} belongs to a run with {other}: finish that run, or remove the folder"
                 )
-        if num_parts == 0 or is_pipe:
-            self._write_manifest()
-        else:
-            self.num_rows, self.num_parts, self.num_bad, self.num_cut, self.is_complete = numbers
+        self.num_rows, self.num_parts, self.num_bad, self.num_cut, self.is_complete = numbers
 
     def __enter__(self) -> Parts:
         return self
@@ -162,6 +161,15 @@ def _flush(path: Path) -> None:
     """Let the disk have a file before its name says that it is complete."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _other(name: str, before: object, now: object) -> str:
+    """Return what is different between two runs."""
+    if name == "input":
+        return "other input files, or the same ones before they changed"
+    if name == "model":  # the fingerprint covers both
+        return "another model, or other settings of it"
+    return f"another {name} ({_short(before)}, now {_short(now)})"
 
 
 def _short(value: object) -> str:

@@ -77,7 +77,8 @@ class TextRows:
         if text_column not in columns:
             wanted.append(texts)
         if unclear := [field.name for field in wanted if field.type == _SEVERAL]:
-            raise FileError(f"column {unclear[0]!r} has values of several types: leave it out of -columns")
+            several = "values of several types, or numbers beyond 64 bits"
+            raise FileError(f"column {unclear[0]!r} has {several}: leave it out of -columns")
         for rows in _batches(self._rows):
             yield _batch_of(rows, text_column, wanted)
 
@@ -236,6 +237,12 @@ def _batch_of(rows: Sequence[Row], text_column: str, wanted: Sequence[pa.Field])
     schema = pa.schema([*wanted, (REASON, pa.string()), (PLACE, pa.int64())])
     lines = pa.array([row.line for row in rows], pa.int64())
     return pa.record_batch([*columns, pa.array(reasons, pa.string()), lines], schema=schema)
+
+
+def as_bytes(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return strings as their bytes, because Arrow does not check that they are UTF-8; other types as they are."""
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    return column.cast(pa.large_binary()) if is_text else column
 
 
 def string_column(values: Sequence[object], reasons: list[str | None]) -> pa.Array:

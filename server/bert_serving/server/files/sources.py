@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 import shutil
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import pyarrow.parquet
 
 from ..model.errors import one_line
 from .errors import FileError
-from .rows import PLACE, REASON, TEXT, TEXT_FORMATS, TextRows, string_column
+from .rows import PLACE, REASON, TEXT, TEXT_FORMATS, TextRows, as_bytes, string_column
 
 _FORMATS = {
     ".txt": "txt",
@@ -218,7 +219,7 @@ class Source:
             for start in range(0, len(batch), size):
                 some = batch.slice(start, size)
                 reasons: list[str | None] = [None] * len(some)
-                texts = _as_bytes(_decoded(some[self.text_column]))
+                texts = as_bytes(_decoded(some[self.text_column]))
                 columns = {name: self._column(some[name], name, reasons) for name in self.columns}
                 columns[self.text_column] = string_column(texts.to_pylist(), reasons)
                 places = pa.array(range(num_rows, num_rows + len(some)), pa.int64())
@@ -235,7 +236,7 @@ class Source:
                 column.validate(full=True)  # Arrow does not check that strings are UTF-8
             except pa.ArrowInvalid:
                 is_null = column.is_null().to_pylist()
-                column = string_column(_as_bytes(column).to_pylist(), [None] * len(column))
+                column = string_column(as_bytes(column).to_pylist(), [None] * len(column))
                 for i in range(len(column)):
                     if column[i].as_py() is None and not is_null[i] and reasons[i] is None:
                         reasons[i] = f"column {name!r} is not UTF-8"
@@ -282,12 +283,6 @@ def _decoded_field(field: pa.Field) -> pa.Field:
     return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
-def _as_bytes(column: pa.Array) -> pa.Array:
-    """Return strings as their bytes, because Arrow does not check that they are UTF-8; other types as they are."""
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    return column.cast(pa.large_binary()) if is_text else column
-
-
 def _num_rows(file: pa.parquet.ParquetFile) -> int:
     """Return how many rows of a Parquet file are read at once, so that long texts do not fill the memory."""
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
@@ -303,7 +298,7 @@ def _files(inputs: Sequence[str], output: Path, *, is_any_form: bool) -> list[Pa
             raise FileError("- must be the only input")
         path = Path(name)
         if path.is_dir():
-            inside = [each for each in sorted(path.rglob("*")) if _is_data(each, path)]
+            inside = sorted(_data_in(path))
             inside = [each for each in inside if is_any_form or _ending(each) in _FORMATS]
         elif path.exists():
             if not path.is_file():
@@ -319,10 +314,19 @@ def _files(inputs: Sequence[str], output: Path, *, is_any_form: bool) -> list[Pa
     return found
 
 
-def _is_data(path: Path, folder: Path) -> bool:
-    """Return whether a file in a folder is neither hidden nor what a run has left."""
-    names = path.relative_to(folder).parts
-    return not any(name.startswith((".", "_")) or name.endswith(_OF_RUNS) for name in names)
+def _data_in(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and its folders that are neither hidden nor what a run has left."""
+
+    def fail(error: OSError) -> None:
+        raise FileError(f"cannot read {error.filename}: {one_line(error)}")
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = filter(_is_data, folders)
+        yield from (Path(place, name) for name in names if _is_data(name))
+
+
+def _is_data(name: str) -> bool:
+    return not name.startswith((".", "_")) and not name.endswith(_OF_RUNS)
 
 
 def _is_of_a_run(path: Path, output: Path) -> bool:
