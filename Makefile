@@ -4,6 +4,7 @@
 # make format   format the code and apply the linter's safe fixes
 # make test     run all tests except those that install large client packages
 # make clients  run the tests with third-party clients, including the slow ones; with Node, also those of JavaScript
+# make examples run the applications of examples/applications with all of their data; a quarter of an hour
 # make docs     build docs/reference/ from the docstrings
 # make bench    compare this service with other embedding servers and libraries; an hour, and some GB for the others
 # make bench-encode  measure the memory of bert-serving-encode with 5,000,000 lines, and its rate; half an hour
@@ -28,7 +29,7 @@ TORCH  ?= torch
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve install check format test clients docs bench bench-encode neighbours garbage chaos soak clean
+.PHONY: serve install check format test clients examples docs bench bench-encode neighbours garbage chaos soak clean
 
 serve: $(VENV)/.serve
 	$(BIN)/bert-serving-start -http_port 8125 $(ARGS)
@@ -51,6 +52,9 @@ test: $(VENV)/.test
 # The empty -m overrides the one in pyproject.toml, which deselects the slow tests.
 clients: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clients -m "" $(ARGS)
+
+examples: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/service/test_applications.py -m "" $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -94,7 +98,7 @@ $(VENV)/.serve: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.serve | $(BIN)/prometheus
-	$(PIP) -e '.[server,files,demo,docs,ray,test]'
+	$(PIP) -e '.[server,files,demo,docs,ray,examples,test]'
 	touch $@
 
 # Tests use two programs of Prometheus: promtool checks the format of /metrics, and prometheus scrapes a server. If they

@@ -1,0 +1,57 @@
+"""What the applications share: their arguments, the connection to the server, tables and pictures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy.typing as npt
+from bert_serving.client import BertClient
+
+Vectors = npt.NDArray[Any]
+Points = tuple[Sequence[float], Sequence[float]]  # x and y of each point of a line
+
+
+def parser_of(description: str | None, picture: str) -> argparse.ArgumentParser:
+    """Return a parser with the arguments of all applications. picture: name of the file that is drawn."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=5555)
+    parser.add_argument("--port_out", type=int, default=5556)
+    parser.add_argument("--picture", type=Path, default=Path(picture))
+    return parser
+
+
+def connected(args: argparse.Namespace) -> BertClient:
+    """Return a client of the server that the arguments name."""
+    return BertClient(port=args.port, port_out=args.port_out)
+
+
+def show(results: Mapping[str, Mapping[str, float]]) -> None:
+    """Print a table: a line for each result, with its measures."""
+    names = next(iter(results.values()))
+    print(f"{'':32}" + "".join(f"{name:>22}" for name in names))
+    for title, found in results.items():
+        print(f"{title:32}" + "".join(f"{value:22.3f}" for value in found.values()))
+
+
+def draw_bars(results: Mapping[str, Mapping[str, float]], measure: str, path: Path) -> None:
+    """Draw one measure of each result."""
+    figure, axes = plt.subplots(figsize=(6, 0.4 * len(results) + 0.8), layout="constrained")
+    axes.barh(list(results), [found[measure] for found in results.values()])
+    axes.invert_yaxis()
+    axes.set(xlabel=measure)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def draw_curves(curves: Mapping[str, Points], path: Path, **axes_of: object) -> None:
+    """Draw lines through points (x, y). axes_of: arguments of Axes.set, such as xlabel."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name, (x, y) in curves.items():
+        axes.plot(x, y, label=name, marker="." if len(x) < 20 else None)
+    axes.set(**axes_of)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None})

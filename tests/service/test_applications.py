@@ -1,0 +1,124 @@
+"""The applications have the quality that docs/applications says. With all of their data: `make examples`."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from tests.support.running_server import RunningServer
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples/applications"
+MODULES = {"corpora", "report"}  # what the applications share
+TESTED = {"classify_reviews", "search_manual", "summarize_manual", "align_bibles", "mine_translations"}
+MAX_LINES = 150
+TIMEOUT_S = 3600
+
+Table: TypeAlias = dict[str, dict[str, float]]
+Run: TypeAlias = Callable[..., Table]
+
+slow = pytest.mark.slow_examples, pytest.mark.timeout(TIMEOUT_S)
+
+
+def full_and_small(*small: str) -> pytest.MarkDecorator:
+    """Run a test with a part of the data, and with all of it in `make examples`."""
+    return pytest.mark.parametrize(
+        "words", [pytest.param([], id="all", marks=slow), pytest.param(small, id="small")]
+    )
+
+
+@pytest.fixture
+def run(server: RunningServer, tmp_path: Path) -> Run:
+    """Return a function that runs an application and returns its table: the measures of each of its lines."""
+
+    def call(name: str, *words: str) -> Table:
+        picture = tmp_path / "picture.svg"
+        ports = ["--port", str(server.port), "--port_out", str(server.port_out), "--picture", str(picture)]
+        done = subprocess.run(
+            [sys.executable, EXAMPLES / f"{name}.py", *ports, *words],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, "MPLBACKEND": "Agg"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert "</svg>" in picture.read_text()
+        lines = done.stdout.splitlines()
+        *_, start = [i for i, line in enumerate(lines) if re.match(r" {33,}\S", line)]
+        names = re.findall(r"\S+(?: \S+)*", lines[start])
+        table = {}
+        for line in lines[start + 1 :]:
+            if found := re.fullmatch(rf"(\S.*?)((?: +-?\d\.\d{{3}}){{{len(names)}}})", line):
+                table[found[1]] = dict(zip(names, map(float, found[2].split()), strict=True))
+        print(done.stdout)
+        return table
+
+    return call
+
+
+def test_every_application_is_short_and_has_a_page() -> None:
+    scripts = {path.stem for path in EXAMPLES.glob("*.py")} - MODULES
+    for name in scripts:
+        assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= MAX_LINES, name
+        (page,) = re.findall(r"docs/applications/\w+\.md", (EXAMPLES / f"{name}.py").read_text())
+        assert f"python examples/applications/{name}.py" in (ROOT / page).read_text()
+    assert scripts == TESTED
+
+
+@full_and_small("--texts", "4000")
+def test_classification(run: Run, words: list[str]) -> None:
+    found = run("classify_reviews", *words)
+    for size in ("30", "100", "300"):
+        of_size = found[f"{size} labelled texts"]
+        assert of_size["vectors"] > of_size["bag of words"] + 0.05, size
+    best = found[f"{'1,000' if words else '7,000'} labelled texts"]
+    assert best["vectors"] > 0.7
+    if not words:
+        assert best["bag of words"] > best["vectors"] + 0.02, "docs/applications/classification.md says so"
+
+
+@pytest.mark.slow_examples
+@pytest.mark.timeout(TIMEOUT_S)
+def test_classification_of_long_reviews(run: Run) -> None:
+    found = run("classify_reviews", "--source", "imdb")["10,000 labelled texts"]
+    assert found["bag of words"] > found["vectors"] + 0.03, "docs/applications/classification.md says so"
+
+
+@full_and_small("--folders", "faq", "tutorial")
+def test_search(run: Run, words: list[str]) -> None:
+    found = {name: measures["MRR@10"] for name, measures in run("search_manual", *words).items()}
+    assert found["vectors"] > found["words (BM25)"] + 0.15
+    assert found["vectors"] > (0.65 if words else 0.5)
+    assert found["vectors, late chunking"] > found["vectors"] + 0.01
+    assert found["vectors, approximate index"] > found["vectors"] - 0.05
+
+
+@full_and_small("--pages", "60")
+def test_summary(run: Run, words: list[str]) -> None:
+    found = {name: measures["rouge1"] for name, measures in run("summarize_manual", *words).items()}
+    assert found["central and new (LexRank, MMR)"] > found["random sentences"] + 0.01
+    assert found["first sentences"] > found["central (LexRank)"], "docs/applications/summary.md says so"
+
+
+@full_and_small("--books", "mark")
+def test_alignment(run: Run, words: list[str]) -> None:
+    for book, found in run("align_bibles", *words).items():
+        assert found["precision by vectors"] > found["precision by length"] + 0.1, book
+        assert found["recall by vectors"] > found["recall by length"] + 0.1, book
+        assert min(found["precision by vectors"], found["recall by vectors"]) > 0.78, book
+
+
+@full_and_small("--books", "luke", "mark")
+def test_mining(run: Run, words: list[str]) -> None:
+    for book, found in run("mine_translations", *words).items():
+        assert found["precision by margin"] > 0.94, book
+        assert found["recall by margin"] > max(0.92, found["recall by cosine"]), book
