@@ -170,9 +170,12 @@ def test_the_query_of_keda_exceeds_its_threshold_under_load_and_returns_to_0(tmp
             def value() -> float | None:
                 """Return what KEDA would read: the only number of the reply, or None if there is none."""
                 try:
-                    reply = api.get("/query", params={"query": query}).json()
+                    response = api.get("/query", params={"query": query})
                 except httpx.TransportError:
                     return None
+                if response.status_code == 503:  # it is starting
+                    return None
+                reply = response.json()
                 found = [float(sample["value"][1]) for sample in reply["data"]["result"]]
                 assert len(found) <= 1
                 return found[0] if found else None

@@ -118,7 +118,7 @@ def test_all_pods_have_the_image_and_the_version_of_ray_that_the_tests_use(servi
     assert images == {"bert-embedding-service:ray"}
     assert service["spec"]["rayClusterConfig"]["rayVersion"] == version("ray")
     assert re.search(rf"^FROM rayproject/ray:{re.escape(version('ray'))}-py311-cpu$", DOCKERFILE, re.M)
-    page = (ROOT / "docs/ray.md").read_text()
+    page = (KUBERAY / "README.md").read_text()
     build = "docker build -f deploy/kuberay/Dockerfile -t bert-embedding-service:ray ."
     assert build in page
     assert build in DOCKERFILE
