@@ -1,7 +1,7 @@
 """Which sentences of two translations belong together? Found by vectors, beside the lengths of the sentences.
 
     make serve                                        # in another terminal
-    python examples/applications/align_bibles.py      # two minutes on two cores
+    python examples/applications/align_bibles.py      # half a minute on two cores
 
 Needs the extra `examples`. If the server has a multilingual model, `--languages web sparv` takes English and
 Spanish. docs/applications/alignment.md explains the result.
@@ -20,7 +20,7 @@ from report import Vectors, connected, draw_bars, parser_of, show
 Block = tuple[frozenset[int], frozenset[int]]  # the sentences of both sides that belong together
 Cost = Callable[[int, int, int, int], float]
 MOVES = ((1, 1), (1, 2), (2, 1), (1, 0), (0, 1))  # how many sentences of each side a block has
-MOVES_OF_LENGTHS = (*MOVES, (2, 2))  # those of Gale and Church; with it, vectors find less
+MOVES_OF_LENGTHS = (*MOVES, (2, 2))  # those of Gale and Church
 MEASURES = ("precision by length", "recall by length", "precision by vectors", "recall by vectors")
 LOST, MERGED, MOVED = 0.05, 0.2, 0.2  # the parts of the verses that are disturbed
 

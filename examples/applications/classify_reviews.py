@@ -1,8 +1,8 @@
 """Are these reviews positive? A linear model on vectors beside a bag of words, with 10 to 10,000 labelled texts.
 
-    make serve                                          # in another terminal
-    python examples/applications/classify_reviews.py    # two minutes on two cores
-    python examples/applications/classify_reviews.py --source imdb    # long reviews; twelve minutes
+    make serve                                                        # in another terminal
+    python examples/applications/classify_reviews.py                  # half a minute on two cores
+    python examples/applications/classify_reviews.py --source imdb    # long reviews; three minutes
 
 Needs the extra `examples`. docs/applications/classification.md explains the result.
 """

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -156,6 +157,8 @@ def _from_pypi(name: str, folder: Path) -> None:
 
 
 def _from_debian(name: str, folder: Path) -> None:
+    if not shutil.which("apt-get"):
+        raise SystemExit(f"the data are in Debian's package {name}: unpack it into {_CACHE / name}")
     get = ["apt-get", "-qq", "-o", "APT::Sandbox::User="]
     if subprocess.run([*get, "download", name], cwd=folder, check=False, stderr=subprocess.DEVNULL).returncode:
         for each in ("lists/partial", "cache"):  # a machine without package lists

@@ -1,7 +1,7 @@
 """Finds translations of each other in two heaps of sentences, by the margin of their cosine.
 
     make serve                                           # in another terminal
-    python examples/applications/mine_translations.py    # a minute on two cores
+    python examples/applications/mine_translations.py    # a quarter of a minute on two cores
 
 Needs the extra `examples`. If the server has a multilingual model, `--languages web sparv` takes English and
 Spanish. docs/applications/alignment.md explains the result.
@@ -63,6 +63,8 @@ def main() -> None:
         "--books", nargs="+", default=["luke", "mark", "acts", "romans"], help="the first one is for training"
     )
     args = parser.parse_args()
+    if len(args.books) < 2:
+        parser.error("--books must name at least two books: one for the threshold, and one for the test")
     with connected(args) as client:
         found = {book: heaps(client, args.languages, book) for book in args.books}
     first, *others = args.books

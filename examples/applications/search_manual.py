@@ -1,7 +1,7 @@
-"""Questions to Python's manual: which of 20,000 passages answers them? Several ways of search, in one table.
+"""Questions to Python's manual: which of 27,000 passages answers them? Several ways of search, in one table.
 
     make serve                                        # in another terminal
-    python examples/applications/search_manual.py     # ten minutes on two cores
+    python examples/applications/search_manual.py     # five minutes on two cores
 
 Needs the extra `examples`. docs/applications/search.md explains the result.
 """

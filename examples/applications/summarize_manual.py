@@ -1,7 +1,7 @@
 """Summaries of the pages of Python's manual: which sentences say most of the whole page, beside the first ones.
 
     make serve                                          # in another terminal
-    python examples/applications/summarize_manual.py    # two minutes on two cores
+    python examples/applications/summarize_manual.py    # a quarter of a minute on two cores
 
 Needs the extra `examples`. docs/applications/summary.md explains the result.
 """

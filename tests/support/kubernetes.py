@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 import subprocess
@@ -122,6 +123,16 @@ def image_entrypoint() -> list[str]:
     """Return the command of the image."""
     (words,) = re.findall(r'^ENTRYPOINT \["(.*)"\]$', DOCKERFILE, re.MULTILINE)
     return list(words.split('", "'))
+
+
+def with_unknown_field(resource: Resource, path: tuple[Any, ...]) -> Resource:
+    """Return a copy of a resource that has a field `doesNotExist` in the place that the path leads to."""
+    wrong = copy.deepcopy(resource)
+    place = wrong
+    for step in path:
+        place = place[step]
+    place["doesNotExist"] = True
+    return wrong
 
 
 def serve_config() -> Resource:

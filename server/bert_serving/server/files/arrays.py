@@ -40,16 +40,13 @@ class GrowingArray:
     def add(self, rows: npt.NDArray[Any], start: int) -> None:
         """Store rows (B, D) from row `start` on. What is behind them is dropped."""
         with self._path.open("r+b" if start else "wb") as file:
-            if start == 0:
-                write_header(file, rows, num_rows=0)
-            size = rows[:1].nbytes
-            end_of_header = file.seek(0, os.SEEK_END) if start == 0 else _end_of_header(self._path)
-            file.seek(end_of_header + start * size)
+            write_header(file, rows, num_rows=start)
+            file.seek(start * rows[:1].nbytes, os.SEEK_CUR)
             file.truncate()
             file.write(np.ascontiguousarray(rows).data.cast("B"))
             file.flush()
             os.fsync(file.fileno())
-            # NumPy leaves room for longer numbers of rows, so the length of the header stays the same.
+            # NumPy leaves room for longer numbers of rows, so the header keeps its length.
             file.seek(0)
             write_header(file, rows, num_rows=start + len(rows))
             file.flush()
@@ -60,10 +57,3 @@ def write_header(file: Any, rows: npt.NDArray[Any], *, num_rows: int) -> None:
     """Write the header of an .npy file of so many rows like these."""
     header = {"descr": rows.dtype.str, "fortran_order": False, "shape": (num_rows, *rows.shape[1:])}
     np.lib.format.write_array_header_1_0(file, header)
-
-
-def _end_of_header(path: Path) -> int:
-    with path.open("rb") as file:
-        np.lib.format.read_magic(file)
-        np.lib.format.read_array_header_1_0(file)
-        return file.tell()

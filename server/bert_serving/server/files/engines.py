@@ -207,6 +207,7 @@ class OnServer:
             raise FileError(f"cannot use the server at {address}: {exc}") from exc
         self._options = options
         self._say = say
+        self._largest_request = _TEXTS_PER_REQUEST
         self._is_closed = threading.Event()
         worker = self._worker()
         self.identity: dict[str, str] = {"model": str(worker["model"]), "dtype": str(worker["dtype"])}
@@ -229,7 +230,7 @@ class OnServer:
 
     def encode(self, texts: Sequence[str]) -> Computed:
         """Return the vectors of the texts, which are sent in requests of some size, several at once."""
-        slices = list(_slices(texts))
+        slices = list(_slices(texts, self._largest_request))
         asked = [self._threads.submit(self._replies, texts[some]) for some in slices]
         waiting = set(asked)
         while waiting:
@@ -261,6 +262,7 @@ class OnServer:
             if len(texts) == 1:
                 raise FileError(f"the server cannot compute the vectors: {exc}") from exc
             middle = len(texts) // 2
+            self._largest_request = min(self._largest_request, middle)  # of the next calls
             return [*self._replies(texts[:middle]), *self._replies(texts[middle:])]
 
     def _reply(self, texts: Sequence[str]) -> EncodeReply:
@@ -301,12 +303,12 @@ class OnServer:
         self._threads.shutdown(cancel_futures=True)
 
 
-def _slices(texts: Sequence[str]) -> Iterator[slice]:
+def _slices(texts: Sequence[str], largest: int = _TEXTS_PER_REQUEST) -> Iterator[slice]:
     """Yield the texts of each request, so that a request is not too large for the server."""
     start = size = 0
     for i, text in enumerate(texts):
         num_bytes = len(text.encode())
-        if i > start and (i - start == _TEXTS_PER_REQUEST or size + num_bytes > _BYTES_PER_REQUEST):
+        if i > start and (i - start == largest or size + num_bytes > _BYTES_PER_REQUEST):
             yield slice(start, i)
             start, size = i, 0
         size += num_bytes
