@@ -77,9 +77,10 @@ def test_every_application_is_short_and_has_a_page() -> None:
 @full_and_small("--texts", "4000")
 def test_classification(run: Run, words: list[str]) -> None:
     found = run("classify_reviews", *words)
-    for size in ("30", "100", "300"):
-        of_size = found[f"{size} labelled texts"]
-        assert of_size["vectors"] > of_size["bag of words"] + 0.05, size
+    few = [found[f"{size} labelled texts"] for size in (30, 100, 300)]
+    gains = [measures["vectors"] - measures["bag of words"] for measures in few]
+    assert min(gains) > 0
+    assert sum(gains) / len(gains) > 0.04
     best = found[f"{'1,000' if words else '7,000'} labelled texts"]
     assert best["vectors"] > 0.7
     if not words:

@@ -74,6 +74,11 @@ def workers(http: httpx.Client) -> list[dict[str, Any]]:
     return http.get("/status/server").json()["workers"]
 
 
+def open_requests(http: httpx.Client) -> int | None:
+    """Return None if the replicas are too busy to answer in time."""
+    return http.get("/status/server").json().get("open_requests")
+
+
 def samples(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
     for family in text_string_to_metric_families(text):
@@ -115,7 +120,7 @@ def test_kuberay_s_application_answers_what_it_has_accepted_before_it_is_deleted
     config = serve_config()
     (application,) = config["applications"]
     application |= {"name": "deleted", "route_prefix": "/deleted"}
-    application["args"] |= {"model_dir": str(tiny), "served_model_name": "tiny"}
+    application["args"] |= {"model_dir": str(tiny), "served_model_name": "tiny", "drain_timeout": HANG_S}
     path = tmp_path / "serve.yaml"
     path.write_text(yaml.safe_dump(config))
     http = cluster.serve_run("deleted", path)
@@ -123,9 +128,9 @@ def test_kuberay_s_application_answers_what_it_has_accepted_before_it_is_deleted
     texts = [f"{number} {'word ' * 100}" for number in range(2_000)]
     with ThreadPoolExecutor() as threads:
         response = threads.submit(http.post, "/embed", json={"inputs": texts})
-        wait_until(lambda: http.get("/status/server").json()["open_requests"] == 1)
+        wait_until(lambda: open_requests(http) == 1)
         serve.delete("deleted")
-        assert response.result().status_code == 200
+        assert response.result().status_code == 200, response.result().text
 
 
 def test_a_caller_that_leaves_takes_its_texts_out_of_the_queue(model_servers: ModelServers) -> None:
@@ -141,10 +146,10 @@ def test_a_caller_that_leaves_takes_its_texts_out_of_the_queue(model_servers: Mo
     body = json.dumps({"inputs": [f"{number} {'word ' * 100}" for number in range(10_000)]})
     caller = HTTPConnection(http.base_url.host, http.base_url.port)
     caller.request("POST", http.base_url.path + "embed", body, {"Authorization": "Bearer one"})
-    wait_until(lambda: http.get("/status/server").json()["open_requests"] == 1)
+    wait_until(lambda: open_requests(http) == 1)
     caller.close()
     wait_until(lambda: counts() == (left + 1, cancelled + 1))
-    assert http.get("/status/server").json()["queue_texts"] == 0
+    wait_until(lambda: http.get("/status/server").json().get("queue_texts") == 0)
 
 
 def test_a_deadline_that_passes_ends_a_request(model_servers: ModelServers) -> None:

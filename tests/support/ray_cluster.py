@@ -23,9 +23,12 @@ from tests.support.model_servers import ModelServers, Served, model_folders
 from tests.support.running_server import free_ports
 from tests.support.waiting import HANG_S, wait_until
 
-#: Ray averages what replicas report over this time, and reads it so often. The defaults are 10 s and more.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # On a busy machine the HTTP proxy answers late. Ray would end it after 5 or 10 s.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(HANG_S),
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": str(HANG_S),
+    # Ray averages what replicas report over this time, and reads it so often. The defaults are 10 s and more.
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
 }
