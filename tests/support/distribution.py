@@ -23,7 +23,7 @@ _FILES = {
     "server with small limits": ("test_bounds",),
     "server in float32": ("test_service_options",),
     "server with bad neighbours": ("test_garbage", "test_neighbours"),
-    "servers of the clients' tests": ("test_real_clients", "test_clients_page"),
+    "servers of the clients' tests": ("test_real_clients", "test_clients_page", "test_rag_programs"),
     "server of the documentation": ("test_docs",),
     "server of the OpenAPI document": ("test_openapi",),
     "server for callers of HTTP": ("test_http_callers",),
