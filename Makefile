@@ -99,7 +99,7 @@ $(VENV)/.serve: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.serve | $(BIN)/prometheus
-	$(PIP) -e '.[server,files,demo,docs,ray,examples,test]'
+	$(PIP) -e '.[server,files,demo,docs,ray,examples,train,test]'
 	touch $@
 
 # Tests use two programs of Prometheus: promtool checks the format of /metrics, and prometheus scrapes a server. If they

@@ -39,6 +39,8 @@ ALLOWED: dict[str, set[str]] = {
         "files",
         "worker",
     },
+    # For students of large models, with the extra `train`.
+    "train": {"settings", "model", "files", "worker"},
     # Modules for programs that were written for bert-as-service. They only import names from compat.
     "benchmark": {"compat"},
     "helper": {"compat", "compat.pooling_strategy"},
@@ -59,14 +61,15 @@ ALLOWED: dict[str, set[str]] = {
 
 #: Packages that only the listed parts may import. The rule also holds inside functions.
 HEAVY = {
-    "torch": {"worker", "model.tensorflow.google_bert"},
-    "transformers": {"worker", "model.tensorflow.google_bert"},
+    "torch": {"worker", "model.tensorflow.google_bert", "train"},
+    "transformers": {"worker", "model.tensorflow.google_bert", "train"},
     "fastapi": {"gateway"},
     "starlette": {"gateway", "ray"},
     "uvicorn": {"gateway", "ray"},
-    "pydantic": {"gateway", "settings", "compat", "files", "model", "ray"},
+    "pydantic": {"gateway", "settings", "compat", "files", "model", "ray", "train"},
     "pyarrow": {"files", "ray"},
     "ray": {"files", "ray"},
+    "sentence_transformers": {"train"},
 }
 
 

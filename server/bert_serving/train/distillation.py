@@ -1,0 +1,256 @@
+"""Trains a student to the vectors of a teacher, with the trainer of sentence-transformers.
+
+Everything that a run needs to go on after an interruption is in the folder OUTPUT.training: what was asked for,
+the teacher's vectors, the student before training, and checkpoints. It is removed at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformerTrainingArguments as TrainingArguments
+from torch import Tensor, nn
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+
+from ..server.model.demo import find_demo_model
+from ..server.model.errors import ModelError
+from ..server.worker.device import pick_dtype
+from ..server.worker.encoder import Encoder
+from .agreement import Vectors
+from .comparison import Comparison, compare_on, table, write_json
+from .errors import TrainError
+from .options import DEMO, CompareJob, DistillJob
+from .student import LayeredModel, checked_keep, opened, save, with_width
+from .texts import read_texts
+
+Say = Callable[[str], None]
+
+_TEXTS_FOR_CHOICE = 300  # held-out texts that choose the layers
+_MIN_TEXTS = 200
+_WARMUP = 0.1  # of all steps
+_STATE = "trainer_state.json"  # the last file of a checkpoint
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Texts, and the teacher's vectors of them: float32 (num_texts, width).
+
+    The first `num_held_out` are not trained with.
+    """
+
+    texts: list[str]
+    vectors: Vectors
+    num_held_out: int
+
+    @property
+    def held_out(self) -> list[str]:
+        return self.texts[: self.num_held_out]
+
+
+def distill(job: DistillJob, say: Say) -> Comparison:
+    """Write the student of a job to its output folder; print and return how it compares with the teacher.
+
+    say: is called with lines for the user. Raises TrainError.
+    """
+    if job.output.exists() and (not job.output.is_dir() or any(job.output.iterdir())):
+        raise TrainError(f"{job.output} exists already: choose another -output, or remove it")
+    work = job.output.parent / f"{job.output.name}.training"
+    texts = _shuffled(read_texts(job.texts, job.text_column), job.seed)
+    if len(texts) < _MIN_TEXTS:
+        raise TrainError(f"{_MIN_TEXTS} different texts are needed, got {len(texts)}")
+    _begin(work, job, texts, say)
+    data = _Data(texts, _teacher_vectors(job, texts, work, say), min(job.held_out, len(texts) // 10))
+    student = _student(job, data, work, say)
+    _train(student, data, job, work, say)
+    made = work / "student"
+    save(student, made)
+    result = compare_on(
+        CompareJob(teacher=job.teacher, student=str(made), device=job.device, max_seq_len=job.max_seq_len),
+        data.held_out,
+    )
+    write_json(result, made / "comparison.json")
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    if job.output.exists():
+        job.output.rmdir()
+    made.rename(job.output)
+    shutil.rmtree(work)
+    say(f"on {len(data.held_out)} texts that it was not trained with:")
+    sys.stdout.write(table(result) + "\n")
+    return result
+
+
+def _begin(work: Path, job: DistillJob, texts: list[str], say: Say) -> None:
+    """Create the folder of the run, or check that it is of the same run."""
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    asked = {**job.model_dump(mode="json", exclude={"output", "device"}), "sha256 of the texts": digest}
+    path = work / "job.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        if changed := [name for name in asked if asked[name] != before.get(name)]:
+            raise TrainError(f"{work} is of a run with another {changed[0]}: remove it to begin anew")
+        say(f"going on with the run in {work}")
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asked))
+
+
+def _shuffled(texts: list[str], seed: int) -> list[str]:
+    return [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
+
+
+def _teacher_vectors(job: DistillJob, texts: list[str], work: Path, say: Say) -> Vectors:
+    path = work / "teacher.npy"
+    if not path.exists():
+        say(f"computing the teacher's vectors of {len(texts):,} texts")
+        try:
+            teacher = Encoder(
+                None if job.teacher == DEMO else job.teacher, device=job.device, max_seq_len=job.max_seq_len
+            )
+        except ModelError as exc:
+            raise TrainError(f"{job.teacher}: {exc}") from exc
+        vectors = teacher.encode(texts)
+        if not isinstance(vectors, np.ndarray) or vectors.ndim != 2:
+            raise TrainError(f"{job.teacher} gives no single vector for a text")
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, vectors)
+        partial.rename(path)
+    loaded: Vectors = np.load(path)
+    return loaded
+
+
+def _student(job: DistillJob, data: _Data, work: Path, say: Say) -> SentenceTransformer:
+    """Return the student as it is before training."""
+    start = work / "start"
+    if not (start / "modules.json").exists():
+        if job.student is not None:
+            student = opened(_folder(job.student), job.device, job.max_seq_len)
+        else:
+            layered = LayeredModel(opened(_folder(job.teacher), job.device, job.max_seq_len))
+            student = layered.reduced(_layers(job, layered, data, say))
+        partial = work / "start.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        save(with_width(student, data.vectors), partial)
+        partial.rename(start)
+    return opened(str(start), job.device, job.max_seq_len)
+
+
+def _layers(job: DistillJob, layered: LayeredModel, data: _Data, say: Say) -> list[int]:
+    if job.keep:
+        return checked_keep(job.keep, layered.num_layers)
+    assert job.layers is not None
+    if job.layers >= layered.num_layers:
+        raise TrainError(f"layers: the teacher has {layered.num_layers}, so give less, got {job.layers}")
+    texts = data.held_out[:_TEXTS_FOR_CHOICE]
+    return layered.chosen_layers(job.layers, texts, data.vectors[: len(texts)], say)
+
+
+def _folder(model: str) -> str:
+    try:
+        return str(find_demo_model()) if model == DEMO else model
+    except ModelError as exc:
+        raise TrainError(str(exc)) from exc
+
+
+class VectorLoss(nn.Module):
+    """The squared distance to the teacher's vector, divided by its mean squared norm, plus 1 - cosine.
+
+    teacher: float32 (num_texts, width). The labels of the trainer are the numbers of the texts.
+    """
+
+    def __init__(self, model: SentenceTransformer, teacher: Vectors) -> None:
+        super().__init__()
+        self.model = model
+        self._teacher = torch.from_numpy(teacher)
+        self._scale = float(self._teacher.square().sum(1).mean())
+
+    def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        """Return the mean loss of a batch."""
+        made = self.model(features[0])["sentence_embedding"].float()
+        wanted = self._teacher[labels.cpu()].to(made.device)
+        distance = (made - wanted).square().sum(1) / self._scale
+        loss: Tensor = (distance + 1 - torch.cosine_similarity(made, wanted)).mean()
+        return loss
+
+
+class _Reporter(TrainerCallback):  # type: ignore[misc]  # the class has no types
+    def __init__(self, say: Say) -> None:
+        self._say = say
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
+        loss = metrics.get("eval_loss", float("nan"))
+        self._say(f"step {state.global_step} of at most {state.max_steps}: loss on held-out texts {loss:.4f}")
+
+
+def _train(student: SentenceTransformer, data: _Data, job: DistillJob, work: Path, say: Say) -> None:
+    """Train; afterwards the student has the weights of its best evaluation."""
+    checkpoints = work / "checkpoints"
+    numbers = list(range(len(data.texts)))
+    whole = Dataset.from_dict({"sentence": data.texts, "label": numbers})
+    trainer = SentenceTransformerTrainer(
+        student,
+        _arguments(job, student.device, checkpoints),
+        train_dataset=whole.select(numbers[data.num_held_out :]),
+        eval_dataset=whole.select(numbers[: data.num_held_out]),
+        loss=VectorLoss(student, data.vectors),
+        callbacks=[EarlyStoppingCallback(job.patience), _Reporter(say)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_complete(checkpoints))
+    # In training, its forward pass computes in bfloat16.
+    trainer.accelerator.unwrap_model(student, keep_fp32_wrapper=False)
+
+
+def _arguments(job: DistillJob, device: torch.device, checkpoints: Path) -> TrainingArguments:
+    in_bfloat16 = job.precision == "bfloat16" or (job.precision == "auto" and _has_bfloat16(device))
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=job.epochs,
+        per_device_train_batch_size=job.batch_size,
+        per_device_eval_batch_size=job.batch_size,
+        gradient_accumulation_steps=job.accumulate,
+        learning_rate=job.learning_rate,
+        warmup_steps=_WARMUP,
+        bf16=in_bfloat16,
+        use_cpu=device.type == "cpu",
+        eval_strategy="steps",
+        eval_steps=job.evaluate_every,
+        save_strategy="steps",
+        save_steps=job.evaluate_every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        report_to="none",
+        seed=job.seed,
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_pin_memory=device.type == "cuda",
+    )
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return pick_dtype("auto", device) is torch.bfloat16
+
+
+def _last_complete(checkpoints: Path) -> str | None:
+    """Return the newest checkpoint; remove those whose writing was interrupted."""
+    complete = []
+    for path in checkpoints.glob("checkpoint-*"):
+        if (path / _STATE).exists():
+            complete.append(path)
+        else:
+            shutil.rmtree(path)
+    newest = max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
+    return None if newest is None else str(newest)

@@ -1,0 +1,233 @@
+"""bert-serving-distill and bert-serving-compare, on the demo model and on tiny random ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bert_serving.server import Encoder
+from bert_serving.server.model.demo import find_demo_model
+from bert_serving.train import cli
+from bert_serving.train.agreement import mean_cosine, pairwise_cosines, rank_correlation
+from bert_serving.train.comparison import compare
+from bert_serving.train.distillation import distill
+from bert_serving.train.errors import TrainError
+from bert_serving.train.options import CompareJob, DistillJob, parse_distill
+from bert_serving.train.student import LayeredModel, opened, save, with_width
+from bert_serving.train.texts import read_texts
+from sentence_transformers import SentenceTransformer
+from torch import nn
+from transformers import AutoModel
+
+from tests.support.sentences import sentences
+from tests.support.tiny_models import FAMILIES, make_model
+from tests.support.waiting import HANG_S, wait_until
+
+COMMAND = [sys.executable, "-c", "import sys; from bert_serving.train.cli import distill; sys.exit(distill())"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_model(tmp_path_factory.mktemp("teacher"), "bert"))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(" ".join(each.split()[:20]) for each in sentences(600)) + "\n")
+    return str(path)
+
+
+def test_a_trained_student_agrees_more_than_its_layers_did_before(texts: str, tmp_path: Path) -> None:
+    words = [
+        "demo",
+        "-texts",
+        texts,
+        "-keep",
+        "0 3 5",
+        "-epochs",
+        "1",
+        "-evaluate_every",
+        "5",
+        "-batch_size",
+        "16",
+    ]
+    output = tmp_path / "student"
+    result = distill(parse_distill([*words, "-o", str(output)]), lambda line: None)
+    found = result.agreement
+    layered = LayeredModel(opened(str(find_demo_model()), "cpu", None))
+    some = read_texts([texts], limit=100)
+    wanted = layered.model.encode(some)
+    untrained = layered.reduced([0, 3, 5]).encode(some)
+    assert found.spearman > rank_correlation(pairwise_cosines(untrained), pairwise_cosines(wanted)) + 0.05
+    assert found.cosine is not None
+    assert found.cosine > mean_cosine(untrained, wanted) + 0.1
+    assert result.student.size_mb < 0.8 * result.teacher.size_mb
+    assert json.loads((output / "comparison.json").read_text())["agreement"]["spearman"] == found.spearman
+    assert not (tmp_path / "student.training").exists()
+    for_both = ["some words", "other words and more of them"]
+    ours = Encoder(output, dtype="float32", compile="off").encode(for_both)
+    assert np.allclose(ours, SentenceTransformer(str(output), device="cpu").encode(for_both), atol=1e-5)
+
+
+def test_the_comparison_chooses_layers_that_agree_most(texts: str) -> None:
+    layered = LayeredModel(opened(str(find_demo_model()), "cpu", None))
+    some = read_texts([texts])[:100]
+    wanted = layered.model.encode(some)
+    said: list[str] = []
+    keep = layered.chosen_layers(4, some, wanted, said.append)
+    assert len(keep) == 4
+    assert len(said) == 2
+
+    def score(layers: list[int]) -> float:
+        vectors = layered.reduced(layers).encode(some)
+        return rank_correlation(pairwise_cosines(vectors), pairwise_cosines(wanted))
+
+    assert f"{score(keep):.3f}" in said[-1]
+    assert score(keep) > score([0, 1, 2, 3])
+    assert np.array_equal(layered.model.encode(some), wanted), "the teacher is whole again"
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"albert", "nomic_bert"}))
+def test_layers_of_every_family_can_be_kept(family: str, tmp_path: Path) -> None:
+    layered = LayeredModel(opened(str(make_model(tmp_path / "teacher", family)), "cpu", None))
+    save(layered.reduced([0, 2]), tmp_path / "student")
+    (part,) = (each for each in AutoModel.from_pretrained(tmp_path / "student").modules() if is_list_of(each, 2))
+    assert len(part) == 2
+    vectors = [
+        SentenceTransformer(str(tmp_path / name), device="cpu").encode("word") for name in ("teacher", "student")
+    ]
+    assert not np.allclose(*vectors, atol=1e-3)
+
+
+def is_list_of(part: nn.Module, count: int) -> bool:
+    return isinstance(part, nn.ModuleList) and len(part) == count
+
+
+def test_layers_that_are_one_are_refused(texts: str, tmp_path: Path) -> None:
+    teacher = make_model(tmp_path / "teacher", "albert")
+    job = parse_distill([str(teacher), "-texts", texts, "-layers", "2", "-o", str(tmp_path / "student")])
+    with pytest.raises(TrainError, match="no list of 3 layers in a albert model: give a smaller -student"):
+        distill(job, lambda line: None)
+
+
+def test_a_smaller_student_gets_the_width_and_the_norm_of_the_teacher(tmp_path: Path) -> None:
+    small = make_model(tmp_path / "small", "bert", hidden_size=32, num_hidden_layers=1)
+    teacher = Encoder(compile="off").encode(["a", "b"])
+    save(with_width(opened(str(small), "cpu", None), teacher), tmp_path / "student")
+    vectors = Encoder(tmp_path / "student", dtype="float32", compile="off").encode(["a", "b"])
+    assert vectors.shape == (2, 384)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
+    assert np.allclose(
+        vectors, SentenceTransformer(str(tmp_path / "student"), device="cpu").encode(["a", "b"]), atol=1e-5
+    )
+
+
+def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(tiny: str, texts: str, tmp_path: Path) -> None:
+    words = [
+        tiny,
+        "-texts",
+        texts,
+        "-keep",
+        "0 2",
+        "-epochs",
+        "2",
+        "-evaluate_every",
+        "10",
+        "-batch_size",
+        "32",
+        "-precision",
+        "float32",
+    ]
+    whole = distill(parse_distill([*words, "-o", str(tmp_path / "whole")]), lambda line: None)
+    command = [*COMMAND, *words, "-o", str(tmp_path / "killed")]
+    checkpoints = tmp_path / "killed.training/checkpoints"
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        wait_until(lambda: list(checkpoints.glob("checkpoint-*/trainer_state.json")))
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "killed").exists()
+    (checkpoints / "checkpoint-99").mkdir()  # as one whose writing was interrupted
+    time.sleep(0.1)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "going on with the run" in again.stderr
+    assert "step 10 of" not in again.stderr
+    probe = sentences(20, seed=1)
+    vectors = [
+        Encoder(tmp_path / name, dtype="float32", compile="off").encode(probe) for name in ("whole", "killed")
+    ]
+    assert np.allclose(*vectors, atol=1e-4)
+    assert whole.student.dimension == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-layers", "3"], "layers: the teacher has 3, so give less, got 3"),
+        (["-keep", "0 7"], "keep: the teacher has the layers 0 to 2, got 7"),
+        (["-student", "/nonexistent"], "/nonexistent"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    words: list[str], message: str, tiny: str, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.distill([tiny, "-texts", texts, "-o", str(tmp_path / "student"), *words]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("bert-serving-distill: ")
+    assert message in last
+
+
+def test_an_output_is_not_overwritten_and_another_run_is_not_continued(
+    tiny: str, texts: str, tmp_path: Path
+) -> None:
+    job = DistillJob(teacher=tiny, texts=(texts,), keep=(0, 7), output=tmp_path / "student")
+    with pytest.raises(TrainError, match="keep"):
+        distill(job, lambda line: None)
+    with pytest.raises(TrainError, match="is of a run with another epochs: remove it"):
+        distill(job.model_copy(update={"epochs": 9}), lambda line: None)
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student/file").touch()
+    with pytest.raises(TrainError, match="exists already"):
+        distill(job, lambda line: None)
+
+
+def test_a_comparison_of_a_model_with_itself(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("text_a,text_b,score\nthe fox,the fox,5\nthe fox,the lazy dog,2\nhello,one two three,0\n")
+    files = ["-pairs", str(pairs), "-json_file", str(tmp_path / "out.json"), "-plot", str(tmp_path / "out.svg")]
+    assert cli.compare([tiny, tiny, "-max_texts", "300", "-dtype", "float32", *files]) == 0
+    captured = capsys.readouterr()
+    assert "no texts were given: 300 sentences of Python's manual are used" in captured.err
+    found = json.loads((tmp_path / "out.json").read_text())
+    agreement = found["agreement"]
+    for name in ("spearman", "neighbours", "cka", "rotated_cosine", "cosine"):
+        assert agreement[name] == pytest.approx(1, abs=1e-3), name
+    assert found["teacher"]["labels"] == found["student"]["labels"]
+    assert found["teacher"]["memory_mb"] > found["teacher"]["size_mb"] > 0
+    assert "</svg>" in (tmp_path / "out.svg").read_text()
+    assert "Spearman with the labels" in captured.out
+
+
+def test_other_models_agree_less(tiny: str, tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other", "bert", seed=1, hidden_size=32)
+    result = compare(CompareJob(teacher=tiny, student=str(other), max_texts=300), lambda line: None)
+    assert result.agreement.cosine is None
+    assert result.agreement.neighbours < 0.9
+    assert result.agreement.spearman < 0.95
+
+
+@pytest.mark.parametrize("words", [["/nonexistent", "demo"], ["demo", "demo", "-texts", "/nonexistent.txt"]])
+def test_a_comparison_that_cannot_be_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.compare(words) == 1
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("bert-serving-compare: ")
+    assert "/nonexistent" in line
