@@ -83,12 +83,16 @@ def test_the_wheel_alone_is_the_client_on_numpy_and_pyzmq(
 
 
 def test_only_their_extras_bring_large_packages(built: Distributions) -> None:
-    large = ("ray", "pyarrow")
+    large = ("ray", "pyarrow", "sentence-transformers")
     (metadata,) = [name for name in zipfile.ZipFile(built.wheel).namelist() if name.endswith("/METADATA")]
     lines = zipfile.ZipFile(built.wheel).read(metadata).decode().splitlines()
     needed = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
     extras = {name: {line.partition("extra == ")[2] for line in needed if line.startswith(name)} for name in large}
-    assert extras == {"ray": {"'ray'"}, "pyarrow": {"'files'", "'ray'"}}
+    assert extras == {
+        "ray": {"'ray'"},
+        "pyarrow": {"'files'", "'ray'", "'train'"},
+        "sentence-transformers": {"'train'", "'test'"},
+    }
 
 
 def test_the_sdist_installs_and_serves_the_readmes_first_example(
