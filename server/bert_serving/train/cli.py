@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -24,7 +25,7 @@ def compare(argv: list[str] | None = None) -> int:
             draw(result, job.plot)
 
     say = _speaker("bert-serving-compare")
-    return _exit_code(run, say)
+    return _exit_code(run, say, "stopped")
 
 
 def distill(argv: list[str] | None = None) -> int:
@@ -37,12 +38,13 @@ def distill(argv: list[str] | None = None) -> int:
         distill(parse_distill(argv), say)
 
     say = _speaker("bert-serving-distill")
-    return _exit_code(run, say)
+    return _exit_code(run, say, "stopped; the same command goes on from the last checkpoint")
 
 
-def _exit_code(run: Callable[[], None], say: Callable[[str], None]) -> int:
+def _exit_code(run: Callable[[], None], say: Callable[[str], None], stopped: str) -> int:
     from .errors import TrainError
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run()
     except ModuleNotFoundError as exc:
@@ -52,7 +54,7 @@ def _exit_code(run: Callable[[], None], say: Callable[[str], None]) -> int:
         say(" ".join(str(exc).split()))
         return 1
     except KeyboardInterrupt:
-        say("stopped")
+        say(stopped)
         return 130  # the usual exit code after Ctrl-C
     return 0
 

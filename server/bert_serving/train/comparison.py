@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +135,12 @@ def _measured_in_turns(
     """Return the texts per second of each model in each round, and its seconds for each of some single texts."""
     rates: list[list[float]] = [[] for _ in models]
     times: list[list[float]] = [[] for _ in models]
-    repeated = [text for _ in range(_TEXTS_PER_ROUND // len(texts) + 1) for text in texts]
-    for start in range(_ROUNDS):
-        some = np.roll(np.array(repeated, object), -start * _TEXTS_PER_ROUND)[:_TEXTS_PER_ROUND].tolist()
+    endless = cycle(texts)
+    for _ in range(_ROUNDS):
+        some = list(islice(endless, _TEXTS_PER_ROUND))
         for model, rate in zip(models, rates, strict=True):
             rate.append(len(some) / model.encode(some)[1])
-    for text in repeated[:_SINGLE_TEXTS]:
+    for text in islice(endless, _SINGLE_TEXTS):
         for model, time in zip(models, times, strict=True):
             time.append(model.encode([text])[1])
     return rates, times

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ def distill(job: DistillJob, say: Say) -> Comparison:
         CompareJob(teacher=job.teacher, student=str(made), device=job.device, max_seq_len=job.max_seq_len),
         data.held_out,
     )
+    result = replace(result, student=replace(result.student, model=str(job.output)))
     write_json(result, made / "comparison.json")
     job.output.parent.mkdir(parents=True, exist_ok=True)
     if job.output.exists():

@@ -49,7 +49,7 @@ class CompareJob(_Job):
     max_texts: int = Field(
         2000,
         ge=20,
-        le=20_000,
+        le=5000,
         description="texts that are compared, chosen at random; a square of cosines is held",
     )
     pairs: str | None = Field(
