@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from bert_serving.server import Encoder
 from bert_serving.server.cli import encode
 from bert_serving.server.files import on_ray
@@ -52,6 +53,7 @@ def test_what_the_machines_of_a_cluster_cannot_do_is_said(
     assert "free CPUs of the cluster" in waiting[0]
     assert "/no/such/folder" in last
     assert "ActorDied" not in last
+    assert not ray.is_initialized()  # an application that asked for this is not left in the cluster
 
 
 def test_a_cluster_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,13 @@ class OnRay:
             ray.init(address=job.ray, log_to_driver=False, logging_level="warning", ignore_reinit_error=True)
         except (ConnectionError, RuntimeError, ValueError, OSError) as exc:
             raise FileError(f"cannot use the Ray cluster at {job.ray}: {one_line(exc)}") from exc
+        try:
+            self._start_encoders(job, options, say)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start_encoders(self, job: FileJob, options: EncodeOptions, say: Callable[[str], None]) -> None:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
         num_gpus = int(sum(machine.get("GPU", 0) for machine in machines))
         # Ray lets an actor compute with as many threads as it has CPUs.
