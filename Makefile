@@ -4,7 +4,7 @@
 # make format   format the code and apply the linter's safe fixes
 # make test     run all tests except those that install large client packages
 # make clients  run the tests with third-party clients, including the slow ones; with Node, also those of JavaScript
-# make examples run examples/applications and the database of examples/pipelines with all of their data; half an hour
+# make examples run examples/applications and the database of examples/pipelines with all of their data; an hour
 # make docs     build docs/reference/ from the docstrings
 # make bench    compare this service with other embedding servers and libraries; an hour, and some GB for the others
 # make bench-encode  measure the memory of bert-serving-encode with 5,000,000 lines, and its rate; half an hour

@@ -55,3 +55,14 @@ def draw_curves(curves: Mapping[str, Points], path: Path, **axes_of: object) -> 
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, metadata={"Date": None})
+
+
+def draw_table(cells: Vectors, rows: Sequence[str], columns: Sequence[str], path: Path, title: str) -> None:
+    """Draw a table of parts between 0 and 1, darker for larger ones."""
+    figure, axes = plt.subplots(figsize=(9, 0.3 * len(rows) + 1.6), layout="constrained")
+    axes.pcolormesh(cells, cmap="Blues", vmin=0, vmax=1, edgecolors="white")
+    axes.set_xticks([i + 0.5 for i in range(len(columns))], columns, rotation=45, ha="right")
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
+    axes.invert_yaxis()
+    axes.set(title=title)
+    figure.savefig(path, metadata={"Date": None})

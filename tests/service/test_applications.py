@@ -17,7 +17,15 @@ from tests.support.running_server import RunningServer
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples/applications"
 MODULES = {"corpora", "report"}  # what the applications share
-TESTED = {"classify_reviews", "search_manual", "summarize_manual", "align_bibles", "mine_translations"}
+TESTED = {
+    "align_bibles",
+    "classify_reviews",
+    "find_duplicates",
+    "mine_translations",
+    "name_topics",
+    "search_manual",
+    "summarize_manual",
+}
 MAX_LINES = 150
 TIMEOUT_S = 3600
 
@@ -123,3 +131,27 @@ def test_mining(run: Run, words: list[str]) -> None:
     for book, found in run("mine_translations", *words).items():
         assert found["precision by margin"] > 0.94, book
         assert found["recall by margin"] > max(0.92, found["recall by cosine"]), book
+
+
+@full_and_small("--books", "mark", "romans")
+def test_duplicates(run: Run, words: list[str]) -> None:
+    found = run("find_duplicates", *words)
+    both, by_words, vectors = (
+        found[f"reworded: {name}"]["F1"] for name in ("letters and vectors", "words", "vectors")
+    )
+    assert both > vectors + (0 if words else 0.03)
+    assert found["copies: vectors"]["F1"] > 0.85
+    if not words:
+        assert both > by_words + 0.01
+        assert by_words > vectors + 0.02, "docs/applications/duplicates.md says so"
+        assert found["copies: words"]["F1"] > found["copies: vectors"]["F1"] + 0.01, "and this"
+
+
+@full_and_small("--data", "definitions", "--per_category", "60")
+def test_topics(run: Run, words: list[str]) -> None:
+    found = run("name_topics", *words)
+    for measure, margin in (("adjusted Rand", 0.15), ("NMI", 0.15)):
+        assert found["definitions: vectors"][measure] > found["definitions: words"][measure] + margin
+        if not words:
+            assert found["starts: vectors"][measure] > found["starts: words"][measure] + 0.05
+            assert found["mails: words"][measure] > found["mails: vectors"][measure] + 0.05, "topics.md says so"
