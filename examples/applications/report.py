@@ -1,9 +1,11 @@
-"""What the applications share: their arguments, the connection to the server, tables and pictures."""
+"""What the applications share: their arguments, the connection to a server, tables and pictures."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,20 @@ def parser_of(description: str | None, picture: str) -> argparse.ArgumentParser:
 def connected(args: argparse.Namespace) -> BertClient:
     """Return a client of the server that the arguments name."""
     return BertClient(port=args.port, port_out=args.port_out)
+
+
+@contextmanager
+def started(*flags: object) -> Iterator[tuple[BertClient, str]]:
+    """Start a server with these flags on free ports; yield a client of it and its address for HTTP."""
+    from bert_serving.server import BertServer  # here, because the other applications need only the client
+    from bert_serving.server.helper import get_args_parser
+
+    args = get_args_parser().parse_args(list(map(str, flags)))
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        args.port, args.port_out, args.http_port = (each.getsockname()[1] for each in sockets)
+    with BertServer(args), BertClient(port=args.port, port_out=args.port_out) as client:
+        yield client, f"http://127.0.0.1:{args.http_port}"
 
 
 def show(results: Mapping[str, Mapping[str, float]]) -> None:

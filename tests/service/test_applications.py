@@ -25,6 +25,7 @@ TESTED = {
     "name_topics",
     "search_manual",
     "summarize_manual",
+    "train_your_own",
 }
 MAX_LINES = 150
 TIMEOUT_S = 3600
@@ -49,28 +50,35 @@ def run(server: RunningServer, tmp_path: Path) -> Run:
     def call(name: str, *words: str) -> Table:
         picture = tmp_path / "picture.svg"
         ports = ["--port", str(server.port), "--port_out", str(server.port_out), "--picture", str(picture)]
-        done = subprocess.run(
-            [sys.executable, EXAMPLES / f"{name}.py", *ports, *words],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-            cwd=tmp_path,
-            env={**os.environ, "MPLBACKEND": "Agg"},
-        )
-        assert done.returncode == 0, done.stderr
+        tables = tables_of(tmp_path, name, *ports, *words)
         assert "</svg>" in picture.read_text()
-        lines = done.stdout.splitlines()
-        *_, start = [i for i, line in enumerate(lines) if re.match(r" {33,}\S", line)]
-        names = re.findall(r"\S+(?: \S+)*", lines[start])
-        table = {}
-        for line in lines[start + 1 :]:
-            if found := re.fullmatch(rf"(\S.*?)((?: +-?\d\.\d{{3}}){{{len(names)}}})", line):
-                table[found[1]] = dict(zip(names, map(float, found[2].split()), strict=True))
-        print(done.stdout)
-        return table
+        return tables[-1]
 
     return call
+
+
+def tables_of(folder: Path, name: str, *words: str) -> list[Table]:
+    """Run an application in a folder, and return the tables that it prints."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", *words],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    tables: list[Table] = []
+    names: list[str] = []
+    for line in done.stdout.splitlines():
+        if re.match(r" {33,}\S", line):
+            names = re.findall(r"\S+(?: \S+)*", line)
+            tables.append({})
+        elif names and (found := re.fullmatch(rf"(\S.*?)((?: +-?\d+\.\d{{3}}){{{len(names)}}})", line)):
+            tables[-1][found[1]] = dict(zip(names, map(float, found[2].split()), strict=True))
+    return tables
 
 
 def test_every_application_is_short_and_has_a_page() -> None:
@@ -155,3 +163,20 @@ def test_topics(run: Run, words: list[str]) -> None:
         if not words:
             assert found["starts: vectors"][measure] > found["starts: words"][measure] + 0.05
             assert found["mails: words"][measure] > found["mails: vectors"][measure] + 0.05, "topics.md says so"
+
+
+@full_and_small("--texts", "60", "--labelled", "600", "--epochs", "1")
+def test_a_model_of_your_own(tmp_path: Path, words: list[str]) -> None:
+    masked, classified, pre_trained, served = tables_of(tmp_path, "train_your_own", *words)
+    perplexity = {name: measures["perplexity"] for name, measures in masked.items()}
+    assert perplexity["pre-trained"] < perplexity["by frequency"] / (1 if words else 2)
+    assert served.keys() == {"folder", "-tuned_model_dir", "state dict"}
+    for found in (*served.values(), *pre_trained.values()):
+        assert found["largest error x 1e6"] < 10
+        assert found.get("equal labels", 1) > 0.99
+    accuracy = {name: measures["accuracy"] for name, measures in classified.items()}
+    own, tuned = accuracy["pre-trained and fine-tuned"], accuracy["fine-tuned"]
+    if not words:  # 500 labelled texts, read once, are too few for fine-tuning
+        assert min(own, tuned) > accuracy["words, linear model"]
+        assert min(own, tuned) > accuracy["vectors, linear model"] + 0.03
+        assert abs(own - tuned) < 0.03, "docs/applications/own_model.md says that pre-training makes no difference"
