@@ -16,11 +16,12 @@ from bert_serving.server.model.demo import find_demo_model
 from bert_serving.train import cli
 from bert_serving.train.agreement import mean_cosine, pairwise_cosines, rank_correlation
 from bert_serving.train.comparison import compare
-from bert_serving.train.distillation import distill
+from bert_serving.train.distillation import _LengthBatchSampler, distill
 from bert_serving.train.errors import TrainError
 from bert_serving.train.options import CompareJob, DistillJob, parse_distill
 from bert_serving.train.student import LayeredModel, opened, save, with_width
 from bert_serving.train.texts import read_texts
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import AutoModel
@@ -231,3 +232,19 @@ def test_a_comparison_that_cannot_be_is_one_line(words: list[str], capsys: pytes
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("bert-serving-compare: ")
     assert "/nonexistent" in line
+
+
+def test_a_batch_has_texts_of_similar_lengths_and_each_text_comes_once_in_an_epoch() -> None:
+    lengths = np.random.default_rng(0).integers(1, 400, 2_000)
+    sampler = _LengthBatchSampler(
+        Dataset.from_dict({"sentence": ["x" * n for n in lengths]}), batch_size=16, drop_last=False
+    )
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert sorted(i for batch in batches for i in batch) == list(range(2_000))
+    assert sum(len(batch) * lengths[batch].max() for batch in batches) < 1.1 * lengths.sum()
+    longest = [lengths[batch].max() for batch in batches]
+    assert abs(np.corrcoef(longest, range(len(longest)))[0, 1]) < 0.3  # not from short to long
+    assert list(sampler) == batches  # a run that goes on sees the rest of the same epoch
+    sampler.set_epoch(1)
+    assert list(sampler) != batches

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import pytest
 
 from tests.support.running_server import RunningServer
+from tests.support.tiny_models import make_classifier
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples/applications"
@@ -117,6 +118,13 @@ def test_search(run: Run, words: list[str]) -> None:
     assert found["vectors"] > (0.65 if words else 0.5)
     assert found["vectors, late chunking"] > found["vectors"] + 0.01
     assert found["vectors, approximate index"] > found["vectors"] - 0.05
+
+
+def test_a_reranker_sorts_the_first_passages_once_more(run: Run, tmp_path: Path) -> None:
+    with RunningServer("-model_dir", make_classifier(tmp_path / "random", "bert", num_labels=1)) as reranker:
+        reranker.wait_ready()
+        found = run("search_manual", "--folders", "faq", "--reranker", reranker.url)
+    assert found["the same, reranked"]["MRR@10"] < found["words and vectors"]["MRR@10"], "its weights are random"
 
 
 @full_and_small("--pages", "60")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import DefaultBatchSampler, SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as TrainingArguments
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
@@ -184,6 +184,31 @@ class VectorLoss(nn.Module):
         return loss
 
 
+class _LengthBatchSampler(DefaultBatchSampler):
+    """Puts texts of similar lengths into a batch, so that little of it is padding.
+
+    The batches come in random order, which depends on seed and epoch alone.
+    """
+
+    _BATCHES = 50  # that are sorted together; the less, the more random
+
+    def __init__(self, dataset: Dataset, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self._lengths = [len(text) for text in dataset["sentence"]]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        together = self._BATCHES * self.batch_size
+        for start in range(0, len(order), together):
+            order[start : start + together] = sorted(
+                order[start : start + together], key=self._lengths.__getitem__
+            )
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[i]
+
+
 class _Reporter(TrainerCallback):  # type: ignore[misc]  # the class has no types
     def __init__(self, say: Say) -> None:
         self._say = say
@@ -196,6 +221,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]  # the class has no type
 def _train(student: SentenceTransformer, data: _Data, job: DistillJob, work: Path, say: Say) -> None:
     """Train; afterwards the student has the weights of its best evaluation."""
     checkpoints = work / "checkpoints"
+    student.model_card_data.widget = [{}]  # else the trainer looks for examples for a page on the hub
     numbers = list(range(len(data.texts)))
     whole = Dataset.from_dict({"sentence": data.texts, "label": numbers})
     trainer = SentenceTransformerTrainer(
@@ -219,6 +245,7 @@ def _arguments(job: DistillJob, device: torch.device, checkpoints: Path) -> Trai
         num_train_epochs=job.epochs,
         per_device_train_batch_size=job.batch_size,
         per_device_eval_batch_size=job.batch_size,
+        batch_sampler=_LengthBatchSampler,
         gradient_accumulation_steps=job.accumulate,
         learning_rate=job.learning_rate,
         warmup_steps=_WARMUP,
