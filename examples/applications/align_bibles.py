@@ -1,4 +1,4 @@
-"""Which sentences of two translations belong together? Found by vectors, beside the lengths of the sentences.
+"""Which sentences of two translations belong together? Found by vectors, beside the words and the lengths.
 
     make serve                                        # in another terminal
     python examples/applications/align_bibles.py      # half a minute on two cores
@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
-from bert_serving.client import BertClient
 from corpora import bible
-from report import Vectors, connected, draw_bars, parser_of, show
+from report import Encode, Vectors, connected, draw_bars, encoder_of_words, parser_of, show
 
 Block = tuple[frozenset[int], frozenset[int]]  # the sentences of both sides that belong together
 Cost = Callable[[int, int, int, int], float]
 MOVES = ((1, 1), (1, 2), (2, 1), (1, 0), (0, 1))  # how many sentences of each side a block has
 MOVES_OF_LENGTHS = (*MOVES, (2, 2))  # those of Gale and Church
-MEASURES = ("precision by length", "recall by length", "precision by vectors", "recall by vectors")
 LOST, MERGED, MOVED = 0.05, 0.2, 0.2  # the parts of the verses that are disturbed
 
 
@@ -81,14 +80,14 @@ def aligned(num_left: int, num_right: int, cost: Cost, moves: Sequence[tuple[int
     return blocks
 
 
-def cost_of_vectors(client: BertClient, left: Sequence[str], right: Sequence[str]) -> Cost:
+def cost_of_content(encode: Encode, left: Sequence[str], right: Sequence[str]) -> Cost:
     """Return Vecalign's cost: the distance of two blocks, relative to their distances from random sentences."""
     rng = np.random.default_rng(0)
     vectors: dict[tuple[int, int, int], Vectors] = {}
     others: list[Vectors] = []
     for side, texts in enumerate((left, right)):
         joined = {(side, i, n): " ".join(texts[i : i + n]) for n in (1, 2) for i in range(len(texts) + 1 - n)}
-        rows = client.encode(list(joined.values()), normalize=True)
+        rows = encode(list(joined.values()))
         vectors |= dict(zip(joined, rows, strict=True))
         others.append(rows[rng.choice(len(texts), 100)])
     usual = {key: 1 - float(np.mean(others[1 - key[0]] @ row)) for key, row in vectors.items()}
@@ -132,12 +131,18 @@ def main() -> None:
             sides = [disturbed(bible(version, book), rng) for version in args.languages]
             texts = [[text for text, _ in side] for side in sides]
             true = true_blocks(*([verses for _, verses in side] for side in sides))
-            by_lengths = aligned(len(texts[0]), len(texts[1]), cost_of_lengths(*texts), MOVES_OF_LENGTHS)
-            by_vectors = aligned(len(texts[0]), len(texts[1]), cost_of_vectors(client, *texts))
-            measured = [*scores(by_lengths, true), *scores(by_vectors, true)]
-            results[f"{book}, {len(true)} blocks"] = dict(zip(MEASURES, measured, strict=True))
+            print(f"{book}: {len(true)} blocks")
+            words, vectors = encoder_of_words(texts[0] + texts[1]), partial(client.encode, normalize=True)
+            ways: dict[str, tuple[Cost, Sequence[tuple[int, int]]]] = {
+                "lengths": (cost_of_lengths(*texts), MOVES_OF_LENGTHS),
+                "words": (cost_of_content(words, *texts), MOVES),
+                "vectors": (cost_of_content(vectors, *texts), MOVES),
+            }
+            for name, (cost, moves) in ways.items():
+                precision, recall = scores(aligned(len(texts[0]), len(texts[1]), cost, moves), true)
+                results[f"{book}: {name}"] = {"precision": precision, "recall": recall}
     show(results)
-    draw_bars(results, MEASURES[2], args.picture)
+    draw_bars(results, "recall", args.picture)
 
 
 if __name__ == "__main__":

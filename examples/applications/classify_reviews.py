@@ -95,6 +95,10 @@ def main() -> None:
         curves[name] = accuracies(make, inputs, labels, num_test)
     means = {name: {size: float(np.mean(each)) for size, each in found.items()} for name, found in curves.items()}
     show({f"{size:,} labelled texts": {name: means[name][size] for name in means} for size in means["vectors"]})
+    for name, drawn in curves.items():
+        print(f"{name}: standard error from the choice of the training texts, by their number:")
+        errors = [(size, np.std(each, ddof=1) / len(each) ** 0.5) for size, each in drawn.items() if len(each) > 1]
+        print("    " + ", ".join(f"{size:,}: {error:.3f}" for size, error in errors))
     lines: dict[str, Points] = {name: (list(found), list(found.values())) for name, found in means.items()}
     lines["vectors, no labelled texts"] = (SIZES[:: len(SIZES) - 1], (alone, alone))
     draw_curves(lines, args.picture, xscale="log", xlabel="labelled texts", ylabel="accuracy", ylim=(0.5, 1))

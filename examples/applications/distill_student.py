@@ -41,7 +41,7 @@ def written(path: Path, texts: Iterable[str]) -> str:
 
 
 def main() -> None:
-    parser = parser_of(__doc__, "student.svg")
+    parser = parser_of(__doc__, "student.svg", uses_server=False)
     parser.add_argument("--sentences", type=int, default=60_000, help="that the students are trained with")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--compared", type=int, default=2_000, help="texts of each kind that are compared")
@@ -64,7 +64,7 @@ def main() -> None:
     layered = LayeredModel(opened(str(find_demo_model()), "cpu", None))
     some = trained_with[:300]
     chosen = tuple(layered.chosen_layers(3, some, Encoder(device="cpu", compile="off").encode(some), print))
-    students = {}
+    students: dict[str, Path] = {}
     for keep in dict.fromkeys((chosen, *SPACED)):
         name = f"layers {' '.join(map(str, keep))}"
         untrained, trained = (args.output / f"{name.replace(' ', '-')}{end}" for end in ("-untrained", ""))

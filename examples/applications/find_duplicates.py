@@ -1,7 +1,7 @@
 """Finds texts that say the same: verses that were copied with errors, and verses in other words.
 
     make serve                                           # in another terminal
-    python examples/applications/find_duplicates.py      # six minutes on two busy cores
+    python examples/applications/find_duplicates.py      # six minutes on two cores
 
 Needs the extra `examples`. docs/applications/duplicates.md explains the result.
 """
@@ -45,15 +45,18 @@ def by_vectors(texts: Sequence[str], vectors: Vectors, approximate: bool = False
     return pairs_of(*index.search(vectors, NEIGHBOURS + 1))
 
 
-def by_words(texts: Sequence[str], vectors: Vectors | None = None, **kind: Any) -> Pairs:
-    """Return the pairs with the largest cosine of their TF-IDF, or the largest sum with that of their vectors.
+def by_sums(texts: Sequence[str], vectors: Vectors | None, *kinds: dict[str, Any]) -> Pairs:
+    """Return the pairs with the largest sum of cosines: of the TF-IDF of each kind, and of the vectors, if given.
 
-    kind: arguments of TfidfVectorizer.
+    kinds: arguments of TfidfVectorizer.
     """
-    weights = TfidfVectorizer(sublinear_tf=True, min_df=2, dtype=np.float32, **kind).fit_transform(texts)
+    weights = [
+        TfidfVectorizer(sublinear_tf=True, min_df=2, dtype=np.float32, **kind).fit_transform(texts)
+        for kind in kinds
+    ]
     found: Pairs = {}
     for start in range(0, len(texts), 500):
-        cosines = (weights[start : start + 500] @ weights.T).toarray()
+        cosines = sum((each[start : start + 500] @ each.T).toarray() for each in weights)
         cosines += 0 if vectors is None else vectors[start : start + 500] @ vectors.T
         numbers = np.argpartition(-cosines, NEIGHBOURS + 1)[:, : NEIGHBOURS + 1]
         found |= pairs_of(np.take_along_axis(cosines, numbers, 1), numbers, start)
@@ -130,17 +133,16 @@ def main() -> None:
     draw_curves(curves, args.picture, xlabel="recall", ylabel="precision", title="verses in other words")
 
 
-LETTERS: dict[str, Any] = {
-    "analyzer": "char_wb",
-    "ngram_range": (4, 4),
-    "max_df": 0.1,
-}  # four in a row, which few verses have
+WORDS: dict[str, Any] = {}
+LETTERS: dict[str, Any] = {"analyzer": "char_wb", "ngram_range": (4, 4), "max_df": 0.1}  # four that few texts have
 METHODS: dict[str, Method] = {
     "vectors": by_vectors,
     "HNSW": partial(by_vectors, approximate=True),
-    "words": lambda texts, vectors: by_words(texts),
-    "letters": lambda texts, vectors: by_words(texts, **LETTERS),
-    "letters and vectors": lambda texts, vectors: by_words(texts, vectors, **LETTERS),
+    "words": lambda texts, vectors: by_sums(texts, None, WORDS),
+    "letters": lambda texts, vectors: by_sums(texts, None, LETTERS),
+    "letters and words": lambda texts, vectors: by_sums(texts, None, LETTERS, WORDS),
+    "words and vectors": lambda texts, vectors: by_sums(texts, vectors, WORDS),
+    "letters and vectors": lambda texts, vectors: by_sums(texts, vectors, LETTERS),
 }
 
 if __name__ == "__main__":

@@ -9,21 +9,20 @@ Spanish. docs/applications/alignment.md explains the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
-from bert_serving.client import BertClient
 from corpora import bible
-from report import Points, Vectors, connected, draw_curves, parser_of, show
+from report import Encode, Points, Vectors, connected, draw_curves, encoder_of_words, parser_of, show
+
+Heaps = tuple[list[str], list[str], set[tuple[int, int]]]  # texts of both sides, and which belong together
 
 
 def margins(cosines: Vectors) -> Vectors:
     """Return cosines (L, R), each divided by the mean of the four largest in its row and in its column."""
     rows, columns = (np.sort(each, 1)[:, -4:].mean(1) for each in (cosines, cosines.T))
     return cosines / ((rows[:, None] + columns[None]) / 2)
-
-
-SCORES: dict[str, Callable[[Vectors], Vectors]] = {"cosine": lambda cosines: cosines, "margin": margins}
 
 
 def best_pairs(scored: Vectors) -> list[tuple[float, tuple[int, int]]]:
@@ -43,17 +42,22 @@ def mined(scored: Vectors, true: set[tuple[int, int]], threshold: float | None) 
     return len(found & true) / max(1, len(found)), len(found & true) / len(true), threshold
 
 
-def heaps(client: BertClient, languages: Sequence[str], book: str) -> tuple[Vectors, set[tuple[int, int]]]:
-    """Return the cosines of two heaps of verses, and the true pairs. Half of each heap has no translation.
+def heaps(languages: Sequence[str], book: str) -> Heaps:
+    """Return two heaps of verses, and the true pairs. Half of each heap has no translation.
 
     The first third of a book is only on the left, the last third only on the right.
     """
     both = [verses for verses in zip(*(bible(v, book) for v in languages), strict=True) if all(verses)]
     third = len(both) // 3
     order = np.random.default_rng(0).permutation(len(both) - third)
-    left = client.encode([verses[0] for verses in both[: 2 * third]], normalize=True)
-    right = client.encode([both[third + i][1] for i in order], normalize=True)
-    return left @ right.T, {(third + int(i), place) for place, i in enumerate(order) if i < third}
+    left, right = [verses[0] for verses in both[: 2 * third]], [both[third + i][1] for i in order]
+    return left, right, {(third + int(i), place) for place, i in enumerate(order) if i < third}
+
+
+def cosines_of(encode: Encode, left: list[str], right: list[str]) -> Vectors:
+    """Return the cosine of each text on the left with each one on the right, (L, R)."""
+    cosines: Vectors = encode(left) @ encode(right).T
+    return cosines
 
 
 def main() -> None:
@@ -65,20 +69,26 @@ def main() -> None:
     args = parser.parse_args()
     if len(args.books) < 2:
         parser.error("--books must name at least two books: one for the threshold, and one for the test")
+    found = {book: heaps(args.languages, book) for book in args.books}
+    by_words = {book: cosines_of(encoder_of_words([*a, *b]), a, b) for book, (a, b, _) in found.items()}
     with connected(args) as client:
-        found = {book: heaps(client, args.languages, book) for book in args.books}
+        encode = partial(client.encode, normalize=True)
+        by_vectors = {book: cosines_of(encode, a, b) for book, (a, b, _) in found.items()}
     first, *others = args.books
-    results: dict[str, dict[str, float]] = {book: {} for book in others}
+    results: dict[str, dict[str, float]] = {}
     curves: dict[str, Points] = {}
-    for name, score in SCORES.items():
-        scored, true = score(found[first][0]), found[first][1]
-        threshold = mined(scored, true, None)[2]
-        for book in others:
-            scored, true = score(found[book][0]), found[book][1]
-            precision, recall, _ = mined(scored, true, threshold)
-            results[book] |= {f"precision by {name}": precision, f"recall by {name}": recall}
-        curve = [mined(scored, true, each)[:2] for each, _ in best_pairs(scored)[::5]]
-        curves[name] = ([recall for _, recall in curve], [precision for precision, _ in curve])
+    for kind, cosines in (("words", by_words), ("vectors", by_vectors)):
+        with_margin = {book: margins(each) for book, each in cosines.items()}
+        for name, scored in ((f"{kind}, cosine", cosines), (f"{kind}, margin", with_margin)):
+            threshold = mined(scored[first], found[first][2], None)[2]
+            for book in others:
+                true = found[book][2]
+                precision, recall, _ = mined(scored[book], true, threshold)
+                f1 = 2 * precision * recall / (precision + recall)
+                results[f"{book}: {name}"] = {"precision": precision, "recall": recall, "F1": f1}
+            curve = [mined(scored[book], true, each)[:2] for each, _ in best_pairs(scored[book])[::5]]
+            curves[name] = ([recall for _, recall in curve], [precision for precision, _ in curve])
+    print(", ".join(f"{book}: {len(found[book][2])} true pairs" for book in others))
     show(results)
     draw_curves(curves, args.picture, xlabel="recall", ylabel="precision", title=book)
 

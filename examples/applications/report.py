@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import argparse
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import numpy.typing as npt
 from bert_serving.client import BertClient
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 Vectors = npt.NDArray[Any]
+Encode = Callable[[list[str]], Vectors]  # gives texts rows of unit length
 Points = tuple[Sequence[float], Sequence[float]]  # x and y of each point of a line
 
 
-def parser_of(description: str | None, picture: str) -> argparse.ArgumentParser:
-    """Return a parser with the arguments of all applications. picture: name of the file that is drawn."""
+def parser_of(description: str | None, picture: str, uses_server: bool = True) -> argparse.ArgumentParser:
+    """Return a parser with what all applications have. picture: name of the file that is drawn."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=5555)
-    parser.add_argument("--port_out", type=int, default=5556)
+    if uses_server:
+        parser.add_argument("--port", type=int, default=5555)
+        parser.add_argument("--port_out", type=int, default=5556)
     parser.add_argument("--picture", type=Path, default=Path(picture))
     return parser
 
@@ -43,6 +47,15 @@ def started(*flags: object) -> Iterator[tuple[BertClient, str]]:
         args.port, args.port_out, args.http_port = (each.getsockname()[1] for each in sockets)
     with BertServer(args), BertClient(port=args.port, port_out=args.port_out) as client:
         yield client, f"http://127.0.0.1:{args.http_port}"
+
+
+def encoder_of_words(texts: Sequence[str]) -> Encode:
+    """Return the baseline of many applications: a function that gives texts the TF-IDF of their words.
+
+    texts: those that say which words are rare.
+    """
+    weights = TfidfVectorizer(sublinear_tf=True, dtype=np.float32).fit(texts)
+    return lambda some: weights.transform(some).toarray()
 
 
 def show(results: Mapping[str, Mapping[str, float]]) -> None:

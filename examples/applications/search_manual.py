@@ -124,13 +124,12 @@ def main() -> None:
         rankings["vectors, approximate index"] = found_by_vectors(graph, plain, asked)
         rankings["vectors, late chunking"] = found_by_vectors(faiss.IndexFlatIP(width), late, asked)
         rankings["vectors, title of page + text"] = found_by_vectors(faiss.IndexFlatIP(width), with_page, asked)
-        rankings["words and vectors"] = fused(rankings["words (BM25)"], rankings["vectors, title of page + text"])
+        rankings["words and vectors"] = fused(rankings["words (BM25)"], rankings["vectors"])
         if args.reranker:
-            rankings["the same, reranked"] = reranked(
-                args.reranker, rankings["words and vectors"], questions, passages
-            )
+            best = rankings["vectors, late chunking"]
+            rankings["late chunking, reranked"] = reranked(args.reranker, best, questions, passages)
         results = {name: quality(found, passages, answers) for name, found in rankings.items()}
-        for question, found in list(zip(questions, rankings["words and vectors"], strict=True))[:3]:
+        for question, found in list(zip(questions, rankings["vectors, late chunking"], strict=True))[:3]:
             sentences = re.split(r"(?<=[.!?]) ", " ".join(passages[i].text for i in found[:3]))
             scores = client.encode(sentences, normalize=True) @ client.encode([question], normalize=True)[0]
             print(f"{question}\n    {sentences[scores.argmax()]}")

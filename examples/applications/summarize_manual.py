@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from corpora import python_manual
-from report import Vectors, connected, draw_bars, parser_of, show
+from report import Vectors, connected, draw_bars, encoder_of_words, parser_of, show
 from rouge_score.rouge_scorer import RougeScorer
 
 WORDS = 60  # of a summary: it ends before the sentence that would exceed them
-NEIGHBOURS = 0.3  # cosine above which two sentences support each other
+NEIGHBOURS = 0.3  # cosine of vectors above which two sentences support each other
+SHARED_WORDS = 0.1  # the same for TF-IDF, as in the paper on LexRank
+RNG = np.random.default_rng(0)
 MEASURES = ("rouge1", "rouge2", "rougeL")
 
 
@@ -52,25 +55,15 @@ def _is_prose(paragraph: str) -> bool:
     return paragraph[:1].isupper() and paragraph.endswith(".") and not re.search(r">>>|==|--\s*--", paragraph)
 
 
-def first(vectors: Vectors) -> Sequence[int]:
-    """Return the sentences as they are in the text."""
-    return list(range(len(vectors)))
-
-
-def at_random(vectors: Vectors) -> Sequence[int]:
-    """Return the sentences in random order."""
-    return np.random.default_rng(0).permutation(len(vectors)).tolist()
-
-
-def central(vectors: Vectors) -> Sequence[int]:
+def central(vectors: Vectors, similar: float = NEIGHBOURS) -> Sequence[int]:
     """Return the sentences by their centrality: PageRank over similar sentences (LexRank)."""
-    return np.argsort(-lexrank(vectors)).tolist()
+    return np.argsort(-lexrank(vectors, similar)).tolist()
 
 
-def lexrank(vectors: Vectors) -> Vectors:
+def lexrank(vectors: Vectors, similar: float) -> Vectors:
     """Return how much each sentence is supported by similar ones, (N,), with the sum 1."""
     links = np.maximum(vectors @ vectors.T, 0)
-    links[links < NEIGHBOURS] = 0
+    links[links < similar] = 0
     links /= links.sum(1, keepdims=True)
     scores = np.full(len(vectors), 1 / len(vectors))
     for _ in range(100):
@@ -78,17 +71,17 @@ def lexrank(vectors: Vectors) -> Vectors:
     return scores
 
 
-def central_and_new(vectors: Vectors) -> Sequence[int]:
+def central_and_new(vectors: Vectors, similar: float = NEIGHBOURS) -> Sequence[int]:
     """Return the sentences by centrality, less their similarity to those before (MMR)."""
-    scores = lexrank(vectors)
+    scores = lexrank(vectors, similar)
     scores = scores / scores.max()
-    similar = np.zeros(len(vectors))
+    repeated = np.zeros(len(vectors))
     order: list[int] = []
     while len(order) < min(len(vectors), 10):
-        worth = 0.7 * scores - 0.3 * similar
+        worth = 0.7 * scores - 0.3 * repeated
         worth[order] = -np.inf
         order.append(int(worth.argmax()))
-        similar = np.maximum(similar, vectors @ vectors[order[-1]])
+        repeated = np.maximum(repeated, vectors @ vectors[order[-1]])
     return order
 
 
@@ -97,12 +90,17 @@ def close_to_the_mean(vectors: Vectors) -> Sequence[int]:
     return np.argsort(-(vectors @ vectors.mean(0))).tolist()
 
 
-WAYS: dict[str, Callable[[Vectors], Sequence[int]]] = {
-    "random sentences": at_random,
-    "first sentences": first,
-    "closest to the mean": close_to_the_mean,
-    "central (LexRank)": central,
-    "central and new (LexRank, MMR)": central_and_new,
+Way = Callable[[Vectors], Sequence[int]]
+BEST = "central and new (LexRank, MMR)"
+# What each line of the table uses, and one or more ways: then the mean of their scores counts.
+WAYS: dict[str, tuple[str, list[Way]]] = {
+    "random sentences": ("vectors", [lambda rows: RNG.permutation(len(rows)).tolist()] * 10),
+    "first sentences": ("vectors", [lambda rows: range(len(rows))]),
+    "closest to the mean": ("vectors", [close_to_the_mean]),
+    "central (LexRank)": ("vectors", [central]),
+    BEST: ("vectors", [central_and_new]),
+    "words: central": ("words", [partial(central, similar=SHARED_WORDS)]),
+    "words: central and new": ("words", [partial(central_and_new, similar=SHARED_WORDS)]),
 }
 
 
@@ -125,19 +123,23 @@ def main() -> None:
     print(f"{len(found)} pages, {sum(len(each.sentences) for each in found):,} sentences")
     with connected(args) as client:
         vectors = [client.encode(each.sentences, normalize=True) for each in found]
+    rows = {"vectors": vectors, "words": [encoder_of_words(each.sentences)(each.sentences) for each in found]}
     scorer = RougeScorer(MEASURES, use_stemmer=True)
-    results: dict[str, Vectors] = {}
-    for name, order_of in WAYS.items():
-        scores = []
-        for each, rows in zip(found, vectors, strict=True):
-            made = summary_of(each.sentences, order_of(rows))
-            scores.append([score.fmeasure for score in scorer.score(each.summary, made).values()])
-        results[name] = np.array(scores)
+
+    def score(document: Document, rows: Vectors, ways: Sequence[Way]) -> Vectors:
+        made = (summary_of(document.sentences, order_of(rows)) for order_of in ways)
+        return np.mean([[s.fmeasure for s in scorer.score(document.summary, each).values()] for each in made], 0)
+
+    results = {
+        name: np.array([score(each, row, ways) for each, row in zip(found, rows[used], strict=True)])
+        for name, (used, ways) in WAYS.items()
+    }
     means = {name: dict(zip(MEASURES, scores.mean(0).tolist(), strict=True)) for name, scores in results.items()}
     show(means)
-    gain = results["central (LexRank)"] - results["first sentences"]
-    error = gain.std(0) / np.sqrt(len(found))
-    print(f"LexRank less first sentences: {MEASURES[0]} {gain.mean(0)[0]:+.3f}, standard error {error[0]:.3f}")
+    for name in [name for name in means if name != BEST]:
+        gain = (results[BEST] - results[name])[:, 0]
+        error = gain.std() / len(gain) ** 0.5
+        print(f"{BEST} less {name}: {gain.mean():+.3f} in ROUGE-1, standard error {error:.3f}")
     print(f"{found[0].title}\n    written: {found[0].summary}")
     print(f"    found:   {summary_of(found[0].sentences, central(vectors[0]))}")
     draw_bars(means, MEASURES[0], args.picture)

@@ -7,7 +7,6 @@ Starts its servers itself. Needs the extras `examples` and `train`. docs/applica
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from bert_serving.server import Encoder
 from bert_serving.server.model.demo import find_demo_model
 from classify_reviews import of_vectors, of_words
 from corpora import movie_reviews
-from report import Vectors, show, started
+from report import Vectors, draw_bars, parser_of, show, started
 from torch.nn.functional import cross_entropy, normalize
 
 DEMO = find_demo_model()
@@ -110,7 +109,7 @@ def serve(texts: list[str], model: Any, labels: Vectors | None, *flags: object) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "own_model.svg", uses_server=False)
     parser.add_argument("--texts", type=int, default=800, help="reviews without labels, for pre-training")
     parser.add_argument("--labelled", type=int, default=8530, help="sentences, the first sixth of them for tests")
     parser.add_argument("--epochs", type=float, default=2, help="of fine-tuning; pre-training has one")
@@ -119,7 +118,6 @@ def main() -> None:
     own, tuned, state = (args.output / name for name in ("pre-trained", "classifier", "state-dict"))
     reviews, _ = movie_reviews("imdb")
     pre_train(reviews[60 : 60 + args.texts], reviews[:60], own)
-
     texts, targets = movie_reviews("rotten_tomatoes")
     texts, labels = texts[: args.labelled], np.array(targets[: args.labelled])
     ids = TOKENIZER(texts, truncation=True, max_length=BLOCK)["input_ids"]
@@ -133,8 +131,10 @@ def main() -> None:
         "pre-trained and fine-tuned": fine_tune(own, rows[n:], rows[:n], args.epochs, tuned),
     }
     print(f"{len(texts) - n:,} labelled sentences, and {n:,} others for tests")
-    show({name: {"accuracy": float(np.mean(each == labels[:n]))} for name, each in found.items()})
-
+    show(results := {name: {"accuracy": float(np.mean(each == labels[:n]))} for name, each in found.items()})
+    draw_bars(results, "accuracy", args.picture)
+    one, two = (found[name] == labels[:n] for name in ("fine-tuned", "pre-trained and fine-tuned"))
+    print(f"{np.sum(two > one)} sentences are right only with pre-training, {np.sum(one > two)} only without")
     state.mkdir(exist_ok=True)
     model = hf.AutoModelForSequenceClassification.from_pretrained(tuned)
     torch.save(model.state_dict(), state / "pytorch_model.bin")

@@ -1,7 +1,7 @@
 """Notices that a stream of texts changes: a test of a window of texts against a reference, by permutation.
 
     make serve                                       # in another terminal
-    python examples/applications/watch_drift.py      # six minutes on two cores
+    python examples/applications/watch_drift.py      # two minutes on two cores
 
 Needs the extra `examples`. docs/applications/drift.md explains the result.
 """
