@@ -4,7 +4,7 @@
 # make format   format the code and apply the linter's safe fixes
 # make test     run all tests except those that install large client packages
 # make clients  run the tests with third-party clients, including the slow ones; with Node, also those of JavaScript
-# make examples run examples/applications and the database of examples/pipelines with all of their data; an hour
+# make examples run examples/applications and the database of examples/pipelines with all of their data; more than an hour
 # make docs     build docs/reference/ from the docstrings
 # make bench    compare this service with other embedding servers and libraries; an hour, and some GB for the others
 # make bench-encode  measure the memory of bert-serving-encode with 5,000,000 lines, and its rate; half an hour
@@ -42,10 +42,10 @@ install: $(VENV)/.serve
 # tests/support/distribution.py says which tests share a process (--dist loadscope), and which start first. Coverage is
 # measured without ARGS only, since that of a selection is meaningless. pytest ends with 5 if ARGS select no test.
 test: $(VENV)/.test
-	@echo "tests: models and units, about 3 minutes on two cores"
+	@echo "tests: models and units, about 10 minutes on two cores"
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/model tests/unit -n logical --maxprocesses 8 \
 		--dist loadfile --no-loadscope-reorder $(if $(ARGS),,--cov) $(ARGS) || [ $$? = 5 ]
-	@echo "tests: servers and clients, about 4 minutes on two cores"
+	@echo "tests: servers and clients, about 25 minutes on two cores"
 	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/service tests/hostile tests/clients \
 		tests/gpu -n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadscope --no-loadscope-reorder $(ARGS) || [ $$? = 5 ]
 

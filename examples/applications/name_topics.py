@@ -1,7 +1,7 @@
 """Sorts texts into topics and names them: clusters of vectors beside clusters of words.
 
     make serve                                       # in another terminal
-    python examples/applications/name_topics.py      # six minutes on two busy cores
+    python examples/applications/name_topics.py      # a minute on two cores
 
 Needs the extra `examples`. docs/applications/topics.md explains the result.
 """
