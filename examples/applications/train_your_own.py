@@ -1,6 +1,6 @@
 """A model of your own: pre-trained on your texts, fine-tuned with your labels, and served.
 
-    python examples/applications/train_your_own.py --output trained    # six minutes on two cores
+    python examples/applications/train_your_own.py --output trained    # seven minutes on two cores
 
 Starts its servers itself. Needs the extras `examples` and `train`. docs/applications/own_model.md has the result.
 """

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from bert_serving.server import Encoder
 from bert_serving.server.model.demo import find_demo_model
-from bert_serving.train import cli
+from bert_serving.train import cli, distillation
 from bert_serving.train.agreement import mean_cosine, pairwise_cosines, rank_correlation
 from bert_serving.train.comparison import compare
-from bert_serving.train.distillation import _LengthBatchSampler, distill
+from bert_serving.train.distillation import _arguments, _begin, _LengthBatchSampler, distill
 from bert_serving.train.errors import TrainError
 from bert_serving.train.options import CompareJob, DistillJob, parse_distill
 from bert_serving.train.student import LayeredModel, opened, save, with_width
@@ -137,8 +137,8 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(tiny: str, texts: s
         tiny,
         "-texts",
         texts,
-        "-keep",
-        "0 2",
+        "-layers",
+        "2",
         "-epochs",
         "2",
         "-evaluate_every",
@@ -152,20 +152,79 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(tiny: str, texts: s
     command = [*COMMAND, *words, "-o", str(tmp_path / "killed")]
     checkpoints = tmp_path / "killed.training/checkpoints"
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
-        wait_until(lambda: list(checkpoints.glob("checkpoint-*/trainer_state.json")))
+        wait_until((checkpoints / "checkpoint-20/trainer_state.json").exists)  # in the second epoch
         os.killpg(process.pid, signal.SIGKILL)
     assert not (tmp_path / "killed").exists()
     (checkpoints / "checkpoint-99").mkdir()  # as one whose writing was interrupted
     again = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert again.returncode == 0, again.stderr
     assert "going on with the run" in again.stderr
-    assert "step 10 of" not in again.stderr
+    assert "step 20 of" not in again.stderr
+    assert "step 30 of" in again.stderr
     probe = sentences(20, seed=1)
     vectors = [
         Encoder(tmp_path / name, dtype="float32", compile="off").encode(probe) for name in ("whole", "killed")
     ]
     assert np.allclose(*vectors, atol=1e-4)
     assert whole.student.dimension == 64
+
+
+def test_a_smaller_student_is_trained_until_it_learns_no_more(tiny: str, texts: str, tmp_path: Path) -> None:
+    small = make_model(tmp_path / "small", "bert", hidden_size=32, num_hidden_layers=1)
+    words = [
+        tiny,
+        "-texts",
+        texts,
+        "-student",
+        str(small),
+        "-accumulate",
+        "2",
+        "-batch_size",
+        "16",
+        "-patience",
+        "2",
+    ]
+    said: list[str] = []
+    options = ["-evaluate_every", "2", "-learning_rate", "1e-12", "-epochs", "9", "-o", str(tmp_path / "student")]
+    result = distill(parse_distill([*words, *options]), said.append)
+    steps = [int(line.split()[1]) for line in said if line.startswith("step ")]
+    assert len(steps) <= 4  # of 9 * 17
+    assert result.student.dimension == result.teacher.dimension == 64
+    dense = (tmp_path / "student").glob("*_Dense/model.safetensors")
+    assert result.student.size_mb * 1e6 == sum(
+        path.stat().st_size for path in [tmp_path / "student/model.safetensors", *dense]
+    )
+
+
+def test_a_teacher_s_default_prompt_is_used_in_training(tiny: str, tmp_path: Path) -> None:
+    teacher = SentenceTransformer(tiny, device="cpu", prompts={"query": "query: "}, default_prompt_name="query")
+    job = DistillJob(teacher="demo", texts=("x",), keep=(0,), output=tmp_path)
+    assert _arguments(job, teacher, tmp_path).prompts == "query: "
+    assert _arguments(job, opened(tiny, "cpu", None), tmp_path).prompts is None
+
+
+def test_a_run_that_goes_on_computes_only_the_teacher_s_vectors_that_it_lacks(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation, "_SLICE", 30)
+    some = sentences(100)
+    job = DistillJob(teacher=tiny, texts=("x",), keep=(0,), output=tmp_path)
+    expected = Encoder(tiny).encode(some)
+    assert np.array_equal(distillation._teacher_vectors(job, some, tmp_path, lambda line: None), expected)
+    (tmp_path / "teacher/30.npy").unlink()
+    np.save(tmp_path / "teacher/0.npy", np.zeros_like(expected[:30]))  # so it shows if they are computed again
+    said: list[str] = []
+    again = distillation._teacher_vectors(job, some, tmp_path, said.append)
+    assert np.array_equal(again[30:], expected[30:])
+    assert not again[:30].any()
+    assert said[1:] == ["teacher's vectors: 60 of 100"]
+
+
+def test_several_gpus_are_refused(tiny: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    job = DistillJob(teacher=tiny, texts=(texts,), keep=(0,), output=tmp_path / "student")
+    with pytest.raises(TrainError, match="4 are visible: choose one with CUDA_VISIBLE_DEVICES=0"):
+        distill(job, lambda line: None)
 
 
 @pytest.mark.parametrize(
@@ -188,11 +247,12 @@ def test_what_does_not_fit_is_one_line(
 def test_an_output_is_not_overwritten_and_another_run_is_not_continued(
     tiny: str, texts: str, tmp_path: Path
 ) -> None:
-    job = DistillJob(teacher=tiny, texts=(texts,), keep=(0, 7), output=tmp_path / "student")
-    with pytest.raises(TrainError, match="keep"):
-        distill(job, lambda line: None)
-    with pytest.raises(TrainError, match="is of a run with another epochs: remove it"):
-        distill(job.model_copy(update={"epochs": 9}), lambda line: None)
+    job = DistillJob(teacher=tiny, texts=(texts,), keep=(0, 2), output=tmp_path / "student")
+    _begin(tmp_path / "work", job, ["a"], lambda line: None)
+    with pytest.raises(TrainError, match=r"is of a run with epochs 3.0, not 9.0: remove it"):
+        _begin(tmp_path / "work", job.model_copy(update={"epochs": 9.0}), ["a"], lambda line: None)
+    with pytest.raises(TrainError, match="is of a run with other texts"):
+        _begin(tmp_path / "work", job, ["b"], lambda line: None)
     (tmp_path / "student").mkdir()
     (tmp_path / "student/file").touch()
     with pytest.raises(TrainError, match="exists already"):

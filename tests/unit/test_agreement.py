@@ -30,6 +30,15 @@ def test_a_rotated_space_agrees_completely_and_a_random_one_hardly(measure: Meas
     assert abs(measure(A, OTHER)) < 0.2
 
 
+@pytest.mark.parametrize("num_texts", [40, 400])
+def test_what_all_texts_share_and_few_texts_make_no_agreement(num_texts: int) -> None:
+    a, b = (RANDOM.normal(size=(num_texts, 16)) + 2 for _ in range(2))
+    for measure in (agreement.linear_cka, rotated):
+        assert abs(measure(a, b)) < 0.25
+        assert measure(a, a @ ROTATION) == pytest.approx(1)
+    assert np.mean([agreement.linear_cka(*RANDOM.normal(size=(2, 20, 64))) for _ in range(50)]) < 0.1
+
+
 def test_the_cosine_is_not_changed_by_lengths_but_by_a_rotation() -> None:
     assert agreement.mean_cosine(A, 3 * A) == pytest.approx(1)
     assert agreement.mean_cosine(A, A @ ROTATION) < 0.5
@@ -60,6 +69,10 @@ def test_neighbours_are_shared_in_part() -> None:
 def test_a_rotation_is_not_measured_with_too_few_texts() -> None:
     assert agreement.rotated_cosine(A[:39], A[:39]) is None
     assert agreement.rotated_cosine(A[:40], A[:40]) == pytest.approx(1)
+
+
+def test_three_texts_are_too_few_for_cka() -> None:
+    assert np.isnan(agreement.linear_cka(A[:3], A[:3]))
 
 
 def test_constant_numbers_have_no_ranks() -> None:

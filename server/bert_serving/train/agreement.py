@@ -57,23 +57,44 @@ def nearest(vectors: Vectors, num_neighbours: int) -> Vectors:
 
 
 def linear_cka(a: Vectors, b: Vectors) -> float:
-    """Return the linear centered kernel alignment (Kornblith et al., 2019)."""
-    a, b = (each.astype(np.float64) - each.mean(0, dtype=np.float64) for each in (a, b))
-    own = np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)
-    return float(np.linalg.norm(a.T @ b) ** 2 / own) if own else float("nan")
+    """Return the linear centered kernel alignment (Kornblith et al., 2019); nan with fewer than four texts.
+
+    It is made of unbiased estimates (Song et al., 2012): otherwise two random spaces would agree, and the more so,
+    the fewer texts there are for their components.
+    """
+    own = _hsic(a, a) * _hsic(b, b)
+    return float(_hsic(a, b) / np.sqrt(own)) if own > 0 else float("nan")
+
+
+def _hsic(a: Vectors, b: Vectors) -> float:
+    """Return the unbiased estimate of the Hilbert-Schmidt independence criterion, without its constant factor."""
+    n = len(a)
+    if n < 4:
+        return float("nan")
+    products = []
+    for vectors in (a, b):
+        wide = vectors - vectors.mean(0, dtype=np.float64)  # shifts nothing in the result, but keeps its digits
+        product = wide @ wide.T
+        np.fill_diagonal(product, 0)
+        products.append(product)
+    k, m = products
+    sums = k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k.sum(0) @ m.sum(0))
+    return float(np.sum(k * m) + sums)
 
 
 def rotated_cosine(a: Vectors, b: Vectors) -> float | None:
     """Return the mean cosine of both vectors of a text, after the best rotation of one model's space.
 
-    The rotation (orthogonal Procrustes) is found with four of five texts and measured on the fifth. Zeros are
-    added to the narrower vectors. None: there are too few texts to find a rotation of so many components.
+    Vectors are taken relative to the mean of their model: what all texts share is no agreement. The rotation
+    (orthogonal Procrustes) is found with four of five texts and measured on the fifth. Zeros are added to the
+    narrower vectors. None: there are too few texts to find a rotation of so many components.
     """
     width = max(a.shape[1], b.shape[1])
     is_tested = np.arange(len(a)) % _TEST_EVERY == 0
     if np.count_nonzero(~is_tested) < _TEXTS_PER_COMPONENT * width:
         return None
     a, b = (np.pad(unit(each), ((0, 0), (0, width - each.shape[1]))) for each in (a, b))
+    a, b = (each - each[~is_tested].mean(0) for each in (a, b))
     rotation, _ = orthogonal_procrustes(a[~is_tested], b[~is_tested])
     return mean_cosine(a[is_tested] @ rotation, b[is_tested])
 

@@ -50,6 +50,9 @@ def _exit_code(run: Callable[[], None], say: Callable[[str], None], stopped: str
     except ModuleNotFoundError as exc:
         say(f"{exc}; {_EXTRA}")
         return 1
+    except MemoryError:
+        say("there is not enough memory: give less texts")
+        return 1
     except (TrainError, OSError, ValueError) as exc:
         say(" ".join(str(exc).split()))
         return 1

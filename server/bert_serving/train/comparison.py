@@ -79,12 +79,17 @@ class Comparison:
     cosines: tuple[Vectors, Vectors]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what goes into the file: all but the cosines."""
-        return {name: asdict(getattr(self, name)) for name in ("teacher", "student", "agreement")}
+        """Return what goes into the file: all but the cosines. What is no number becomes None."""
+        found = {name: asdict(getattr(self, name)) for name in ("teacher", "student", "agreement")}
+        return {
+            name: {key: None if value != value else value for key, value in part.items()}  # noqa: PLR0124 - nan
+            for name, part in found.items()
+        }
 
 
 def compare(job: CompareJob, say: Callable[[str], None]) -> Comparison:
     """Compare the models of a job. say: is called with lines for the user. Raises TrainError."""
+    _check_files(job)
     texts = read_texts(job.texts, job.text_column, job.max_texts) if job.texts else texts_of_python(job.max_texts)
     pairs = None if job.pairs is None else read_pairs(job.pairs)
     if not job.texts:
@@ -127,6 +132,19 @@ def compare_on(
     )
     some = np.random.default_rng(0).choice(len(cosines[0]), min(_PLOTTED_PAIRS, len(cosines[0])), replace=False)
     return Comparison(costs[0], costs[1], agreement, (cosines[0][some], cosines[1][some]))
+
+
+def _check_files(job: CompareJob) -> None:
+    """Raise TrainError if the results could not be written."""
+    for path in (job.json_file, job.plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise TrainError(f"{path}: there is no folder {path.absolute().parent}")
+    if job.plot is not None:
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        endings = FigureCanvasBase.get_supported_filetypes()
+        if job.plot.suffix.removeprefix(".") not in endings:
+            raise TrainError(f"plot: expected a file that ends with one of {', '.join(endings)}, got {job.plot}")
 
 
 def _measured_in_turns(

@@ -26,7 +26,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from ..server.model.demo import find_demo_model
 from ..server.model.errors import ModelError
 from ..server.worker.device import pick_dtype
-from ..server.worker.encoder import Encoder
+from ..server.worker.encoder import Encoder, EncodingError
 from .agreement import Vectors
 from .comparison import Comparison, compare_on, table, write_json
 from .errors import TrainError
@@ -38,6 +38,7 @@ Say = Callable[[str], None]
 
 _TEXTS_FOR_CHOICE = 300  # held-out texts that choose the layers
 _MIN_TEXTS = 200
+_SLICE = 8192  # texts whose teacher's vectors are computed and kept together
 _WARMUP = 0.1  # of all steps
 _STATE = "trainer_state.json"  # the last file of a checkpoint
 
@@ -65,16 +66,24 @@ def distill(job: DistillJob, say: Say) -> Comparison:
     """
     if job.output.exists() and (not job.output.is_dir() or any(job.output.iterdir())):
         raise TrainError(f"{job.output} exists already: choose another -output, or remove it")
+    _check_devices(job)
+    _check_student(job)
     work = job.output.parent / f"{job.output.name}.training"
     texts = _shuffled(read_texts(job.texts, job.text_column), job.seed)
     if len(texts) < _MIN_TEXTS:
         raise TrainError(f"{_MIN_TEXTS} different texts are needed, got {len(texts)}")
     _begin(work, job, texts, say)
     data = _Data(texts, _teacher_vectors(job, texts, work, say), min(job.held_out, len(texts) // 10))
-    student = _student(job, data, work, say)
-    _train(student, data, job, work, say)
     made = work / "student"
-    save(student, made)
+    if not made.exists():
+        student = _student(job, data, work, say)
+        try:
+            _train(student, data, job, work, say)
+        except torch.OutOfMemoryError as exc:
+            raise TrainError(
+                "there is not enough memory on the device: give a smaller -batch_size, and a larger -accumulate"
+            ) from exc
+        _save_as_one(student, made)
     result = compare_on(
         CompareJob(teacher=job.teacher, student=str(made), device=job.device, max_seq_len=job.max_seq_len),
         data.held_out,
@@ -98,12 +107,32 @@ def _begin(work: Path, job: DistillJob, texts: list[str], say: Say) -> None:
     path = work / "job.json"
     if path.exists():
         before = json.loads(path.read_text())
-        if changed := [name for name in asked if asked[name] != before.get(name)]:
-            raise TrainError(f"{work} is of a run with another {changed[0]}: remove it to begin anew")
+        for name, value in asked.items():
+            if value != before.get(name):
+                was = "other texts" if name.startswith("sha256") else f"{name} {before.get(name)}, not {value}"
+                raise TrainError(f"{work} is of a run with {was}: remove it to begin anew")
         say(f"going on with the run in {work}")
         return
     work.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asked))
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asked))
+    partial.rename(path)
+
+
+def _check_devices(job: DistillJob) -> None:
+    if job.device != "cpu" and (count := torch.cuda.device_count()) > 1:
+        raise TrainError(f"one GPU is needed, and {count} are visible: choose one with CUDA_VISIBLE_DEVICES=0")
+
+
+def _check_student(job: DistillJob) -> None:
+    """Raise TrainError if there is no such student. It would be a pity to notice it after hours."""
+    if job.student is not None:
+        opened(_folder(job.student), job.device, job.max_seq_len)
+        return
+    layered = LayeredModel(opened(_folder(job.teacher), job.device, job.max_seq_len))
+    checked_keep(job.keep, layered.num_layers)
+    if job.layers is not None and job.layers >= layered.num_layers:
+        raise TrainError(f"layers: the teacher has {layered.num_layers}, so give less, got {job.layers}")
 
 
 def _shuffled(texts: list[str], seed: int) -> list[str]:
@@ -111,8 +140,12 @@ def _shuffled(texts: list[str], seed: int) -> list[str]:
 
 
 def _teacher_vectors(job: DistillJob, texts: list[str], work: Path, say: Say) -> Vectors:
-    path = work / "teacher.npy"
-    if not path.exists():
+    """Return the teacher's vectors, float32 (num_texts, width). A run that goes on computes what it lacks."""
+    folder = work / "teacher"
+    folder.mkdir(exist_ok=True)
+    parts = {folder / f"{start}.npy": texts[start : start + _SLICE] for start in range(0, len(texts), _SLICE)}
+    missing = {path: some for path, some in parts.items() if not path.exists()}
+    if missing:
         say(f"computing the teacher's vectors of {len(texts):,} texts")
         try:
             teacher = Encoder(
@@ -120,38 +153,47 @@ def _teacher_vectors(job: DistillJob, texts: list[str], work: Path, say: Say) ->
             )
         except ModelError as exc:
             raise TrainError(f"{job.teacher}: {exc}") from exc
-        vectors = teacher.encode(texts)
-        if not isinstance(vectors, np.ndarray) or vectors.ndim != 2:
-            raise TrainError(f"{job.teacher} gives no single vector for a text")
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, vectors)
-        partial.rename(path)
-    loaded: Vectors = np.load(path)
-    return loaded
+        for path, some in missing.items():
+            try:
+                vectors = teacher.encode(some)
+            except EncodingError as exc:
+                raise TrainError(f"{job.teacher}: {exc}") from exc
+            if not isinstance(vectors, np.ndarray) or vectors.ndim != 2:
+                raise TrainError(f"{job.teacher} gives no single vector for a text")
+            partial = path.with_suffix(".partial")
+            with partial.open("wb") as file:
+                np.save(file, vectors)
+            partial.rename(path)
+            if len(parts) > 1:
+                say(f"teacher's vectors: {int(path.stem) + len(some):,} of {len(texts):,}")
+    return np.concatenate([np.load(path) for path in parts])
 
 
 def _student(job: DistillJob, data: _Data, work: Path, say: Say) -> SentenceTransformer:
     """Return the student as it is before training."""
     start = work / "start"
-    if not (start / "modules.json").exists():
+    if not start.exists():
         if job.student is not None:
             student = opened(_folder(job.student), job.device, job.max_seq_len)
         else:
             layered = LayeredModel(opened(_folder(job.teacher), job.device, job.max_seq_len))
             student = layered.reduced(_layers(job, layered, data, say))
-        partial = work / "start.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        save(with_width(student, data.vectors), partial)
-        partial.rename(start)
+        _save_as_one(with_width(student, data.vectors), start)
     return opened(str(start), job.device, job.max_seq_len)
+
+
+def _save_as_one(student: SentenceTransformer, folder: Path) -> None:
+    """Write a folder that is either whole or not there."""
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save(student, partial)
+    partial.rename(folder)
 
 
 def _layers(job: DistillJob, layered: LayeredModel, data: _Data, say: Say) -> list[int]:
     if job.keep:
-        return checked_keep(job.keep, layered.num_layers)
+        return list(job.keep)
     assert job.layers is not None
-    if job.layers >= layered.num_layers:
-        raise TrainError(f"layers: the teacher has {layered.num_layers}, so give less, got {job.layers}")
     texts = data.held_out[:_TEXTS_FOR_CHOICE]
     return layered.chosen_layers(job.layers, texts, data.vectors[: len(texts)], say)
 
@@ -173,7 +215,7 @@ class VectorLoss(nn.Module):
         super().__init__()
         self.model = model
         self._teacher = torch.from_numpy(teacher)
-        self._scale = float(self._teacher.square().sum(1).mean())
+        self._scale = float(torch.linalg.vector_norm(self._teacher, dim=1).square().mean())
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """Return the mean loss of a batch."""
@@ -226,7 +268,7 @@ def _train(student: SentenceTransformer, data: _Data, job: DistillJob, work: Pat
     whole = Dataset.from_dict({"sentence": data.texts, "label": numbers})
     trainer = SentenceTransformerTrainer(
         student,
-        _arguments(job, student.device, checkpoints),
+        _arguments(job, student, checkpoints),
         train_dataset=whole.select(numbers[data.num_held_out :]),
         eval_dataset=whole.select(numbers[: data.num_held_out]),
         loss=VectorLoss(student, data.vectors),
@@ -238,7 +280,9 @@ def _train(student: SentenceTransformer, data: _Data, job: DistillJob, work: Pat
     trainer.accelerator.unwrap_model(student, keep_fp32_wrapper=False)
 
 
-def _arguments(job: DistillJob, device: torch.device, checkpoints: Path) -> TrainingArguments:
+def _arguments(job: DistillJob, student: SentenceTransformer, checkpoints: Path) -> TrainingArguments:
+    device = student.device
+    prompts = student.prompts or {}
     in_bfloat16 = job.precision == "bfloat16" or (job.precision == "auto" and _has_bfloat16(device))
     return TrainingArguments(
         output_dir=str(checkpoints),
@@ -246,6 +290,7 @@ def _arguments(job: DistillJob, device: torch.device, checkpoints: Path) -> Trai
         per_device_train_batch_size=job.batch_size,
         per_device_eval_batch_size=job.batch_size,
         batch_sampler=_LengthBatchSampler,
+        prompts=prompts.get(student.default_prompt_name or "") or None,  # which is used for each text afterwards
         gradient_accumulation_steps=job.accumulate,
         learning_rate=job.learning_rate,
         warmup_steps=_WARMUP,
@@ -257,6 +302,7 @@ def _arguments(job: DistillJob, device: torch.device, checkpoints: Path) -> Trai
         save_steps=job.evaluate_every,
         save_total_limit=2,
         load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,  # how often in a row there was no improvement
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         report_to="none",

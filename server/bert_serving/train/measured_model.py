@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -83,6 +85,7 @@ def _serve(pipe: Connection, spec: ModelSpec) -> None:
     """Answer the calls of MeasuredModel until the pipe is closed."""
     from ..server.worker.encoder import Encoder
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the command, which closes the pipe
     try:
         encoder = Encoder.from_spec(spec)
         if encoder.kind not in ("embedding", "classifier", "reranker") or "NONE" in encoder.poolings:
@@ -94,7 +97,7 @@ def _serve(pipe: Connection, spec: ModelSpec) -> None:
     while True:
         try:
             texts = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         start = time.perf_counter()
         try:
@@ -106,8 +109,13 @@ def _serve(pipe: Connection, spec: ModelSpec) -> None:
 
 
 def _size_mb(spec: ModelSpec) -> float:
-    folder = ModelFolder.of(spec).weights_dir
+    model = ModelFolder.of(spec)
+    folders = [model.weights_dir, *model.path.glob("*_Dense")]  # linear layers of sentence-transformers
+    return sum(map(_bytes_of_weights, folders)) / _MB
+
+
+def _bytes_of_weights(folder: Path) -> int:
     for pattern in _WEIGHTS:
         if files := list(folder.glob(pattern)):
-            return sum(path.stat().st_size for path in files) / _MB
-    return 0.0
+            return sum(path.stat().st_size for path in files)
+    return 0

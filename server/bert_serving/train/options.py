@@ -92,7 +92,7 @@ class DistillJob(_Job):
     accumulate: int = Field(1, ge=1, description="batches whose gradients are added up before the weights change")
     learning_rate: float = Field(3e-4, gt=0, description="largest learning rate")
     held_out: int = Field(
-        1000, ge=20, description="texts that are not trained on, to measure with; at most a tenth of them"
+        1000, ge=20, le=5000, description="texts that are not trained on, to measure with; at most a tenth of them"
     )
     evaluate_every: int = Field(
         200, ge=1, description="steps from one evaluation, and checkpoint, to the next one"

@@ -110,12 +110,12 @@ def checked_keep(keep: Sequence[int], num_layers: int) -> list[int]:
 def with_width(student: SentenceTransformer, teacher: Vectors) -> SentenceTransformer:
     """Return the student with vectors of the teacher's width, and of norm 1 if the teacher's have it."""
     width = int(student.encode("a", show_progress_bar=False).shape[-1])
+    has_norm = np.allclose(np.linalg.norm(teacher[:100].astype(np.float32), axis=1), 1, atol=1e-2)
+    if isinstance(student[-1], Normalize) and (width != teacher.shape[1] or not has_norm):
+        student.pop(len(student) - 1)
     if width != teacher.shape[1]:
-        if isinstance(student[-1], Normalize):
-            student.pop(len(student) - 1)
         dense = Dense(width, teacher.shape[1], activation_function=nn.Identity())
         student.append(dense.to(student.device))
-    has_norm = np.allclose(np.linalg.norm(teacher[:100].astype(np.float32), axis=1), 1, atol=1e-2)
     if has_norm and not isinstance(student[-1], Normalize):
         student.append(Normalize())
     return student
@@ -131,7 +131,10 @@ def save(student: SentenceTransformer, folder: Path) -> None:
     probe = ["a", "some words of a probe"]
     before, after = (model.eval().encode(probe, show_progress_bar=False) for model in (student, again))
     if not np.allclose(before, after, atol=_SAME):
-        raise TrainError("its layers do not work at other places in the model: give a smaller -student")
+        raise TrainError(
+            f"{folder} gives other vectors than the model that was written to it: this kind of model cannot be "
+            "written; give another -student"
+        )
 
 
 def _listed(layers: Sequence[int]) -> str:

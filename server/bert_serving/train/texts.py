@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,8 @@ def read_pairs(path: str) -> tuple[list[str], list[str], list[float]]:
         raise TrainError(f"{path}: column score must hold numbers: {exc}") from exc
     if not pairs:
         raise TrainError(f"{path} holds no pairs")
+    if wrong := [score for *_, score in pairs if not math.isfinite(score)]:
+        raise TrainError(f"{path}: column score must hold finite numbers, got {wrong[0]}")
     first, second, scores = zip(*pairs, strict=True)
     return list(first), list(second), list(scores)
 
