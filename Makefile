@@ -45,7 +45,7 @@ test: $(VENV)/.test
 	@echo "tests: models and units, about 10 minutes on two cores"
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/model tests/unit -n logical --maxprocesses 8 \
 		--dist loadfile --no-loadscope-reorder $(if $(ARGS),,--cov) $(ARGS) || [ $$? = 5 ]
-	@echo "tests: servers and clients, about 25 minutes on two cores"
+	@echo "tests: servers and clients, about 20 minutes on two cores"
 	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/service tests/hostile tests/clients \
 		tests/gpu -n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadscope --no-loadscope-reorder $(ARGS) || [ $$? = 5 ]
 

@@ -199,9 +199,8 @@ def definitions() -> dict[str, list[str]]:
     found: dict[str, set[str]] = {name: set() for name in _NOUNS}
     for line in path.read_text(encoding="utf-8").splitlines():
         number, gloss = line.split(" ", 2)[1], line.partition(" | ")[2]
-        if (
-            gloss and int(number) >= 4
-        ):  # the licence is at the top, without " | "; 3 has only the most general nouns
+        # The licence is at the top, without " | ". Number 3 has only the most general nouns.
+        if gloss and int(number) >= 4:
             found[_NOUNS[int(number) - 4]].add(gloss.partition('; "')[0].strip())
     return {name: sorted(texts, key=_at_random) for name, texts in found.items()}
 
