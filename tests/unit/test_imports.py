@@ -39,6 +39,8 @@ ALLOWED: dict[str, set[str]] = {
         "files",
         "worker",
     },
+    # For bert-serving-doctor, which loads a model as a worker would.
+    "doctor": {"settings", "model", "supervisor", "worker"},
     # For students of large models, with the extra `train`.
     "train": {"settings", "model", "files", "worker"},
     # Modules for programs that were written for bert-as-service. They only import names from compat.
@@ -61,12 +63,12 @@ ALLOWED: dict[str, set[str]] = {
 
 #: Packages that only the listed parts may import. The rule also holds inside functions.
 HEAVY = {
-    "torch": {"worker", "model.tensorflow.google_bert", "train"},
+    "torch": {"worker", "model.tensorflow.google_bert", "train", "doctor"},
     "transformers": {"worker", "model.tensorflow.google_bert", "train"},
     "fastapi": {"gateway"},
     "starlette": {"gateway", "ray"},
     "uvicorn": {"gateway", "ray"},
-    "pydantic": {"gateway", "settings", "compat", "files", "model", "ray", "train"},
+    "pydantic": {"gateway", "settings", "compat", "files", "model", "ray", "train", "doctor"},
     "pyarrow": {"files", "ray"},
     "ray": {"files", "ray"},
     "sentence_transformers": {"train"},

@@ -1,0 +1,175 @@
+"""Examines a machine and a model for a server with given settings, and says what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ..server.model.errors import ModelError
+from ..server.settings import Settings
+from ..server.supervisor.startup import StartError, resolve, worker_spec
+from ..server.worker.compiled.operators import find_compiler
+from ..server.worker.device import pick_device
+from .machine import Machine, this_machine
+from .measured import Measured, measure
+from .ports import taken_by
+
+_FILES_BESIDE_CONNECTIONS = 200
+_BUSY = 0.25  # part of the cores that other programs keep busy, from which on figures are too low
+_MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a server with these settings would choose. model: its folder. threads: of each worker."""
+
+    model: str
+    workers: int
+    threads: int
+    devices: tuple[str, ...]
+    compiler: str | None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The result.
+
+    ports: who has each port; None: it is free. why: the reason for each choice. problems: what keeps a server from
+    starting, or from working as it should. advice: what would make it better.
+    """
+
+    machine: Machine
+    ports: dict[int, str | None]
+    choices: Choices | None = None
+    measured: Measured | None = None
+    why: dict[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields as JSON values."""
+        return asdict(self)
+
+
+def examine(settings: Settings, seconds: float, say: Callable[[str], None]) -> Examination:
+    """Return what was found.
+
+    seconds: how long to measure; 0: the model is not loaded. say: is called with lines for the user.
+    """
+    ports = [(settings.host, settings.port), (settings.host, settings.port_out)]
+    if settings.http_port is not None:
+        ports.append((settings.http_address, settings.http_port))
+    found = Examination(this_machine(), {port: taken_by(host, port) for host, port in ports})
+    try:
+        found = _with_model(found, settings, seconds, say)
+    except (StartError, ModelError) as exc:
+        found = replace(found, problems=(str(exc),))
+    return replace(
+        found,
+        why=reasons(found, settings),
+        problems=(*found.problems, *problems_of(found, settings)),
+        advice=(*advice_of(found, settings), *settings.without_effect()),
+    )
+
+
+def _with_model(found: Examination, settings: Settings, seconds: float, say: Callable[[str], None]) -> Examination:
+    resolved = resolve(settings)
+    assert resolved.num_worker is not None
+    assert resolved.model_dir is not None
+    specs = [worker_spec(resolved, i) for i in range(resolved.num_worker)]
+    choices = Choices(
+        model=resolved.model_dir,
+        workers=len(specs),
+        threads=max(1, found.machine.cores // len(specs)),
+        devices=tuple(dict.fromkeys(str(pick_device(spec.device)) for spec in specs)),
+        compiler=find_compiler(),
+    )
+    found = replace(found, choices=choices)
+    if not seconds:
+        return found
+    return replace(found, measured=measure(specs[0], choices.threads, seconds, say))
+
+
+def reasons(found: Examination, settings: Settings) -> dict[str, str]:
+    """Return why the server would choose what it would, by the name of the choice."""
+    machine, choices, measured = found.machine, found.choices, found.measured
+    if choices is None:
+        return {}
+    on_cpu = choices.devices == ("cpu",)
+    lines = {
+        "workers": "-num_worker" if settings.num_worker else "one for the CPU" if on_cpu else "one for each GPU",
+        "device": ("-cpu" if settings.cpu else "PyTorch sees no GPU") if on_cpu else "PyTorch sees a GPU",
+    }
+    if measured is None:
+        return lines
+    bfloat16 = next((flag for flag in machine.flags if flag.endswith("bf16")), None)
+    if settings.dtype != "auto":
+        lines["dtype"] = "-dtype"
+    elif on_cpu:
+        lines["dtype"] = f"the processor has {bfloat16}" if bfloat16 else "the processor has no bfloat16"
+    else:
+        lines["dtype"] = "it is fast on all GPUs"
+    if measured.forward_kind == "compiled":
+        lines["forward pass"] = f"there is a compiler, {choices.compiler}"
+    elif settings.compile == "off":
+        lines["forward pass"] = "-compile off"
+    elif on_cpu and choices.compiler is None:
+        lines["forward pass"] = "there is no C++ compiler"
+    else:
+        lines["forward pass"] = measured.padded_because or "this model, device or dtype is not compiled"
+    return lines
+
+
+def problems_of(found: Examination, settings: Settings) -> list[str]:
+    """Return what keeps a server from starting, or from working as it should, in sentences."""
+    lines = [f"port {port} is in use: {owner}" for port, owner in found.ports.items() if owner is not None]
+    machine = found.machine
+    if found.measured is not None and found.choices is not None:
+        needed = found.choices.workers * found.measured.memory + settings.memory_mb * (1 << 20)
+        if needed > machine.memory:
+            lines.append(
+                f"a server may need {needed / _MB:,.0f} MB ({found.choices.workers} workers of "
+                f"{found.measured.memory / _MB:,.0f} MB, and -memory_mb {settings.memory_mb}), and this machine "
+                f"has {machine.memory / _MB:,.0f} MB: lower -num_worker or -memory_mb"
+            )
+        if found.measured.parity < 0.999:
+            lines.append(
+                f"the vectors agree with those in float32 only to a cosine of {found.measured.parity:.4f}: use "
+                "-dtype float32"
+            )
+    needed_files = settings.http_max_connect + _FILES_BESIDE_CONNECTIONS
+    if settings.http_port is not None and machine.max_files < needed_files:
+        lines.append(
+            f"a process may open {machine.max_files} files, and -http_max_connect {settings.http_max_connect} "
+            f"needs {needed_files}: raise it with ulimit -n"
+        )
+    return lines
+
+
+def advice_of(found: Examination, settings: Settings) -> list[str]:
+    """Return what would make the server better, in sentences."""
+    machine, choices, measured = found.machine, found.choices, found.measured
+    lines = []
+    if machine.driver_gpus and not machine.torch_gpus and not settings.cpu:
+        lines.append(
+            f"NVIDIA's driver lists {len(machine.driver_gpus)} GPUs, but PyTorch {machine.versions['torch']} uses "
+            "none: install a build of torch for CUDA"
+        )
+    if machine.busy_cores > _BUSY * machine.cores:
+        lines.append(
+            f"in the last minute, {machine.busy_cores:.1f} of {machine.cores} cores were busy: measure again when "
+            "they are not"
+        )
+    if choices is not None and choices.workers > max(machine.cores, len(machine.torch_gpus)):
+        lines.append(f"{choices.workers} workers share {machine.cores} cores: use at most one for each core")
+    if measured is None:
+        return lines
+    on_cpu = measured.device == "cpu"
+    if on_cpu and choices is not None and choices.compiler is None and settings.compile == "auto":
+        lines.append("install g++: the forward pass is then compiled, and faster")
+    if on_cpu and measured.dtype == "float32" and settings.dtype == "auto":
+        lines.append("this processor does not compute in bfloat16, so -dtype is float32, which is slower")
+    if measured.padded_because is not None:
+        lines.append(f"batches are padded, which costs time, because {measured.padded_because}")
+    return lines

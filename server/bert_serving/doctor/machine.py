@@ -1,0 +1,104 @@
+"""What this machine is: processor, memory, GPUs, limits, and the versions of what computes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import torch
+
+from ..server.worker.device import allowed_cpus
+
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # that change what is chosen
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_NVIDIA_SMI_S = 10.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Facts that no server changes. Memory in bytes.
+
+    cores: those that a process may use, by its affinity and the quota of its container. busy_cores: mean of the
+    last minute. driver_gpus: the GPUs that NVIDIA's driver lists; torch_gpus: those that PyTorch can use.
+    """
+
+    processor: str
+    flags: tuple[str, ...]
+    cores: int
+    all_cores: int
+    busy_cores: float
+    memory: int
+    free_memory: int
+    driver_gpus: tuple[str, ...]
+    torch_gpus: tuple[str, ...]
+    max_files: int
+    versions: dict[str, str]
+
+
+def this_machine() -> Machine:
+    """Return the facts of this machine, as they are now."""
+    processor, flags = _processor()
+    memory, free = _memory()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return Machine(
+        processor=processor,
+        flags=tuple(flag for flag in _FLAGS if flag in flags),
+        cores=allowed_cpus(),
+        all_cores=os.cpu_count() or 1,
+        busy_cores=os.getloadavg()[0],
+        memory=memory,
+        free_memory=free,
+        driver_gpus=_driver_gpus(),
+        torch_gpus=tuple(torch.cuda.get_device_name(i) for i in range(count)),
+        max_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        versions={
+            "Python": platform.python_version(),
+            "bert-embedding-service": version("bert-embedding-service"),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+        },
+    )
+
+
+def _processor() -> tuple[str, set[str]]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine(), set()
+    name = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    flags = re.search(r"^flags\s*: (.+)$", text, re.MULTILINE)
+    return name[1] if name else platform.machine(), set(flags[1].split()) if flags else set()
+
+
+def _memory() -> tuple[int, int]:
+    """Return the memory that this process and its container may use, and what of it is free."""
+    found = psutil.virtual_memory()
+    for path in _CGROUP_LIMITS:
+        try:
+            limit = int(path.read_text())
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        if limit < found.total:
+            return limit, min(limit, found.available)
+    return found.total, found.available
+
+
+def _driver_gpus() -> tuple[str, ...]:
+    try:
+        found = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=_NVIDIA_SMI_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in found.stdout.splitlines() if line.strip())

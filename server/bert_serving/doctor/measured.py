@@ -1,0 +1,96 @@
+"""Loads the model as a worker would, and measures it for some seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+
+from ..server.model.spec import ModelSpec
+from ..server.worker.encoder import Encoder
+from ..server.worker.sequences import RequestError
+
+_BULK = 256  # texts of a request
+_WORDS = ("a", "service", "for", "vectors", "of", "sentences", "that", "machines", "and", "people", "can", "read")
+_ONE_S = 2.0  # of the time that is measured, for single texts
+_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model that was loaded. Memory in bytes: of the process, with torch.
+
+    texts_per_s, tokens_per_s: of requests of 256 texts of 5 to 40 words. one_text_ms, one_text_p99_ms: of a text
+    of 12 words, alone.
+    """
+
+    device: str
+    dtype: str
+    forward_kind: str
+    padded_because: str | None
+    kind: str
+    dimension: int
+    max_seq_len: int
+    parity: float
+    load_s: float
+    memory: int
+    texts_per_s: float
+    tokens_per_s: float
+    one_text_ms: float
+    one_text_p99_ms: float
+
+
+def measure(spec: ModelSpec, num_threads: int, seconds: float, say: Callable[[str], None]) -> Measured:
+    """Return the figures of a model. say: is called with lines for the user. Raises ModelError."""
+    torch.set_num_threads(num_threads)
+    say("loading the model")
+    start = time.perf_counter()
+    encoder = Encoder.from_spec(spec)
+    load_s = time.perf_counter() - start
+    if encoder.compiles_later:
+        say("compiling its forward pass, which a server does while it serves")
+        encoder.compile()
+    say(f"measuring for {seconds:g} s")
+    one = " ".join(_WORDS)
+    single = _times(lambda: encoder.encode([one]), min(_ONE_S, seconds / 3))
+    texts = texts_of(_BULK)
+    num_tokens = sum(each.text.num_tokens for each in encoder.prepare(texts) if not isinstance(each, RequestError))
+    bulk = float(np.median(_times(lambda: encoder.encode(texts), seconds - min(_ONE_S, seconds / 3))))
+    return Measured(
+        device=str(encoder.device),
+        dtype=encoder.dtype_name,
+        forward_kind=encoder.forward_kind,
+        padded_because=encoder.padded_because,
+        kind=encoder.kind,
+        dimension=encoder.dimension,
+        max_seq_len=encoder.max_seq_len,
+        parity=encoder.parity,
+        load_s=load_s,
+        memory=psutil.Process().memory_info().rss,
+        texts_per_s=_BULK / bulk,
+        tokens_per_s=num_tokens / bulk,
+        one_text_ms=1000 * float(np.median(single)),
+        one_text_p99_ms=1000 * float(np.quantile(single, 0.99)),
+    )
+
+
+def texts_of(count: int) -> list[str]:
+    """Return texts of 5 to 40 words, always the same ones."""
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(_WORDS, rng.integers(5, 41))) for _ in range(count)]
+
+
+def _times(call: Callable[[], object], seconds: float) -> list[float]:
+    """Return the seconds of each call, of as many as fit; at least three."""
+    for _ in range(_WARM_UP):
+        call()
+    found: list[float] = []
+    while sum(found) < seconds or len(found) < 3:
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return found

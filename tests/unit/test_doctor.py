@@ -1,0 +1,161 @@
+"""What bert-serving-doctor concludes from the facts of a machine, which are made up here."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from bert_serving.doctor.examination import Choices, Examination, advice_of, problems_of, reasons
+from bert_serving.doctor.machine import Machine, this_machine
+from bert_serving.doctor.measured import Measured, texts_of
+from bert_serving.doctor.ports import taken_by
+from bert_serving.doctor.report import text_of
+from bert_serving.server.settings import Settings
+
+GB = 1_000_000_000
+MACHINE = Machine(
+    processor="a processor",
+    flags=("avx512_bf16",),
+    cores=4,
+    all_cores=8,
+    busy_cores=0.1,
+    memory=16 * GB,
+    free_memory=12 * GB,
+    driver_gpus=(),
+    torch_gpus=(),
+    max_files=65536,
+    versions={"torch": "2.13.0+cpu"},
+)
+MEASURED = Measured(
+    device="cpu",
+    dtype="bfloat16",
+    forward_kind="compiled",
+    padded_because=None,
+    kind="embedding",
+    dimension=384,
+    max_seq_len=256,
+    parity=0.99999,
+    load_s=2,
+    memory=GB,
+    texts_per_s=800,
+    tokens_per_s=20_000,
+    one_text_ms=5,
+    one_text_p99_ms=7,
+)
+PACKED = replace(MEASURED, forward_kind="packed")
+CHOICES = Choices(model="/models/x", workers=1, threads=4, devices=("cpu",), compiler="/usr/bin/g++")
+WHY = {
+    "workers": "one for the CPU",
+    "device": "PyTorch sees no GPU",
+    "dtype": "bf16",
+    "forward pass": "a compiler",
+}
+SOUND = Examination(MACHINE, {5555: None, 5556: None}, CHOICES, MEASURED, WHY)
+
+
+def settings(**given: Any) -> Settings:
+    return Settings(**given)
+
+
+def test_a_sound_machine_has_no_problem_and_needs_no_advice() -> None:
+    assert problems_of(SOUND, settings()) == []
+    assert advice_of(SOUND, settings(compile="auto")) == []
+    assert "a server can start here" in text_of(SOUND)
+
+
+@pytest.mark.parametrize(
+    ("changed", "given", "expected"),
+    [
+        ({"ports": {5555: "process 7, nc -l 5555"}}, {}, "port 5555 is in use: process 7, nc -l 5555"),
+        ({"choices": replace(CHOICES, workers=16)}, {}, "16 workers of 1,000 MB"),
+        ({"measured": replace(MEASURED, parity=0.98)}, {}, "cosine of 0.9800: use -dtype float32"),
+        ({"machine": replace(MACHINE, max_files=1024)}, {"http_port": 8125}, "may open 1024 files"),
+    ],
+)
+def test_a_problem_is_named(changed: dict[str, Any], given: dict[str, Any], expected: str) -> None:
+    found = replace(SOUND, **changed)
+    (problem,) = problems_of(found, settings(**given))
+    assert expected in problem
+    assert problem.split()[0] in text_of(replace(found, problems=(problem,)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"machine": replace(MACHINE, driver_gpus=("NVIDIA H200",))}, "PyTorch 2.13.0+cpu uses none"),
+        ({"machine": replace(MACHINE, busy_cores=3.2)}, "3.2 of 4 cores were busy"),
+        ({"choices": replace(CHOICES, workers=5)}, "use at most one for each core"),
+        ({"choices": replace(CHOICES, compiler=None)}, "install g++"),
+        ({"measured": replace(MEASURED, dtype="float32")}, "does not compute in bfloat16"),
+        ({"measured": replace(MEASURED, padded_because="of its positions")}, "padded"),
+    ],
+)
+def test_advice_is_given(changed: dict[str, Any], expected: str) -> None:
+    (advice,) = advice_of(replace(SOUND, **changed), settings(compile="auto"))
+    assert expected in advice
+
+
+def test_what_was_asked_for_needs_no_advice() -> None:
+    assert advice_of(replace(SOUND, measured=replace(MEASURED, dtype="float32")), settings(dtype="float32")) == []
+    assert advice_of(replace(SOUND, choices=replace(CHOICES, compiler=None)), settings(compile="off")) == []
+    gpu = replace(SOUND, machine=replace(MACHINE, driver_gpus=("NVIDIA H200",)))
+    assert advice_of(gpu, settings(cpu=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "given", "expected"),
+    [
+        ({}, {}, {"workers": "one for the CPU", "device": "PyTorch sees no GPU"}),
+        ({}, {"num_worker": 1, "cpu": True}, {"workers": "-num_worker", "device": "-cpu"}),
+        ({}, {}, {"dtype": "the processor has avx512_bf16", "forward pass": "there is a compiler, /usr/bin/g++"}),
+        ({}, {"dtype": "float32"}, {"dtype": "-dtype"}),
+        ({"machine": replace(MACHINE, flags=("avx2",))}, {}, {"dtype": "the processor has no bfloat16"}),
+        (
+            {"measured": replace(MEASURED, forward_kind="packed")},
+            {"compile": "off"},
+            {"forward pass": "-compile off"},
+        ),
+        (
+            {
+                "choices": replace(CHOICES, devices=("cuda:0",)),
+                "measured": replace(PACKED, device="cuda:0"),
+            },
+            {"compile": "auto"},
+            {
+                "workers": "one for each GPU",
+                "device": "PyTorch sees a GPU",
+                "dtype": "it is fast on all GPUs",
+                "forward pass": "this model, device or dtype is not compiled",
+            },
+        ),
+    ],
+)
+def test_each_choice_has_a_reason(
+    changed: dict[str, Any], given: dict[str, Any], expected: dict[str, str]
+) -> None:
+    found = replace(SOUND, **changed)
+    why = reasons(found, settings(**given))
+    assert why.items() >= expected.items()
+    assert all(reason in text_of(replace(found, why=why)) for reason in expected.values())
+
+
+def test_a_port_is_free_or_has_an_owner() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert "pytest" in str(taken_by("127.0.0.1", port))
+    assert taken_by("127.0.0.1", port) is None
+    assert "assign" in str(taken_by("203.0.113.7", port))  # an address of no machine
+
+
+def test_this_machine_has_cores_memory_and_versions() -> None:
+    found = this_machine()
+    assert 1 <= found.cores <= found.all_cores
+    assert 0 < found.free_memory <= found.memory
+    assert set(found.versions) == {"Python", "bert-embedding-service", "torch", "transformers"}
+
+
+def test_texts_have_5_to_40_words() -> None:
+    lengths = [len(text.split()) for text in texts_of(500)]
+    assert (min(lengths), max(lengths)) == (5, 40)
