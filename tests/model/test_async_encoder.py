@@ -377,15 +377,15 @@ def test_closing_while_it_loads_or_while_calls_run(folder: Path, monkeypatch: py
 def test_another_event_loop_is_refused(encoder: Encoder) -> None:
     engine = AsyncEncoder(encoder)
 
-    async def start() -> None:
-        await engine.start()
-
     async def other() -> None:
         with pytest.raises(RuntimeError, match="another event loop"):
             await engine.encode(["a"])
 
-    run(start())
-    run(other())
+    async def use() -> None:
+        async with engine:
+            await asyncio.to_thread(run, other())
+
+    run(use())
 
 
 _ENDS = """
