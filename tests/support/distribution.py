@@ -16,6 +16,7 @@ _FILES = {
         "test_openapi_examples",
         "test_bad_texts",
         "test_other_apis",
+        "test_page",
     ),
     "Ray": ("test_ray_serve",),
     "server with a small queue": ("test_clients",),

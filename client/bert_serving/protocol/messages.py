@@ -71,6 +71,7 @@ class Command(bytes, Enum):
     SHOW_CONFIG = b"SHOW_CONFIG"
     SHOW_STATUS = b"SHOW_STATUS"
     SHOW_METRICS = b"SHOW_METRICS"
+    SHOW_HISTORY = b"SHOW_HISTORY"  # what the server did in the last minutes, for the page in the browser
     TERMINATION = b"TERMINATION"
     CANCEL = b"CANCEL"  # ends the request with the same identity and request id; has no reply
 

@@ -145,7 +145,8 @@ class ReplicasClient:
 
     async def ask(self, command: Command) -> JsonObject:
         """Return the metrics of all replicas, which is what a gateway asks for. Raises ServingError."""
-        assert command is Command.SHOW_METRICS
+        if command is not Command.SHOW_METRICS:
+            raise Unavailable(f"{command.value.decode()} is not available on Ray")
         texts = await self._broadcast("metrics_text")
         return {"text": await asyncio.to_thread(merged, texts)}
 

@@ -28,6 +28,7 @@ from ..settings import Settings
 from .answers import Answers
 from .budget import Budget, Chores
 from .curve import CurveServer
+from .history import History
 from .info_metrics import InfoMetrics
 from .inspection import Inspection
 from .intake import RETRY_RESTART_MS, Intake
@@ -116,7 +117,10 @@ class Broker:
         statistic = Statistic(time.monotonic())
         report = StatusReport(settings, metrics, self._workers.views, statistic, worker_endpoint=endpoints.workers)
         RepeatMetrics(metrics.registry, repeats)
-        inspection = Inspection(report, metrics, self._scheduler, self._replies, self._workers, self.clock)
+        self._history = History(metrics, self._scheduler, self._workers.views, self.clock)
+        inspection = Inspection(
+            report, metrics, self._scheduler, self._replies, self._workers, self._history, self.clock
+        )
         self._answers = Answers(
             self._replies, metrics, self._scheduler.admission, token_rows=token_rows, observers=observers
         )
@@ -168,6 +172,7 @@ class Broker:
         self._replies.expire(now, Budget(_PHASE_S))
         self._send_batches(now)
         self._replies.deliver(now, Budget(_PHASE_S))
+        self._history.note(now)
 
     # -- for the supervisor ----------------------------------------------------------------------------
 

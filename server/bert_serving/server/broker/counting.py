@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+
+BucketCounts: TypeAlias = "npt.NDArray[np.int64]"
 
 _MAX_UNCOUNTED = 1024
 
@@ -54,6 +58,12 @@ class Buckets:
         self._uncounted.extend(values)
         if len(self._uncounted) >= _MAX_UNCOUNTED:
             self._count()
+
+    def counts(self) -> BucketCounts:
+        """Return the number of values in each bucket; the last one has those above all bounds."""
+        self._count()
+        counts: BucketCounts = self._counts.copy()
+        return counts
 
     def _count(self) -> None:
         places = np.searchsorted(self._bounds, self._uncounted)

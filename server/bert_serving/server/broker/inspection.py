@@ -1,9 +1,10 @@
-"""What SHOW_CONFIG, SHOW_STATUS and SHOW_METRICS return: the state of the broker at the moment."""
+"""What SHOW_CONFIG, SHOW_STATUS, SHOW_METRICS and SHOW_HISTORY return: the state of the broker at the moment."""
 
 from __future__ import annotations
 
 from bert_serving.protocol import Command, CommandRequest
 
+from .history import History
 from .loop_clock import LoopClock
 from .metrics import BrokerMetrics
 from .replies import Replies
@@ -27,6 +28,7 @@ class Inspection:
         scheduler: Scheduler,
         replies: Replies,
         workers: Workers,
+        history: History,
         clock: LoopClock,
     ) -> None:
         self._report = report
@@ -34,6 +36,7 @@ class Inspection:
         self._scheduler = scheduler
         self._replies = replies
         self._workers = workers
+        self._history = history
         self._clock = clock
         self._metrics_text = ""
         self._num_fresh_left = float(_FRESH_AT_ONCE)
@@ -45,8 +48,12 @@ class Inspection:
             return self._report.config(request.identity)
         if request.command is Command.SHOW_METRICS:
             return {"text": self._text(now)}
-        self._set_gauges(now)
         is_ready = is_accepting and self._workers.have_recent_forwards()
+        if request.command is Command.SHOW_HISTORY:
+            workers = [view.to_info(self._clock.now) for view in self._workers.views.values()]
+            capacity = self._scheduler.admission.texts.capacity
+            return {**self._history.to_info(), "ready": is_ready, "workers": workers, "queue_capacity": capacity}
+        self._set_gauges(now)
         return self._report.status(
             request.identity, now, loop_now=self._clock.now, is_ready=is_ready, model=self._scheduler.model
         )

@@ -2,8 +2,8 @@
 
 It has no model, makes no batches and does not load torch.
 
-Routes come from the files in dialects/ (see `_add_dialects`), from stream.py (POST /encode/stream) and from
-operations.py (GET /live, /ready, /metrics).
+Routes come from the files in dialects/ (see `_add_dialects`), from stream.py (POST /encode/stream), from
+operations.py (GET /live, /ready, /metrics), and for the page in the browser from page.py and live.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from starlette.exceptions import HTTPException
 from ..keys import KeySource
 from ..signals import RELOAD_CERTIFICATE, RELOAD_KEYS
 from ..tls import CertificateSource
-from . import operations, stream
+from . import live, operations, stream
 from .calls import path_of
 from .dialect import BERT_AS_SERVICE
 from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei, vertex
@@ -42,11 +42,13 @@ from .http_protocol import ConnectionPool
 from .keys import Keyring
 from .known_models import KnownModels
 from .limits import BodyLimits, ConnectionLimits
+from .live import LiveHistory
 from .loop_errors import LoopErrors
 from .memory import GatewayMemory
 from .metrics import GatewayMetrics
 from .middleware import CountRequests
 from .openapi import operations_of
+from .page import add_page
 from .service import Service, server_status
 from .tls import Tls
 from .vitals import show_forever
@@ -131,7 +133,8 @@ def main(
     )
     show_state = partial(show_forever, app.state.metrics, pool, service.memory)
     reloads = {RELOAD_KEYS: keys.reload, RELOAD_CERTIFICATE: pool.reload_certificate}
-    asyncio.run(_serve(Server(config), http_sockets, reloads, [pool.check_forever, show_state]))
+    server = Server(config, on_stop=app.state.live.close)
+    asyncio.run(_serve(server, http_sockets, reloads, [pool.check_forever, show_state]))
 
 
 class Server(uvicorn.Server):
@@ -139,13 +142,24 @@ class Server(uvicorn.Server):
 
     asyncio takes one number for two limits: of the connections that the system holds until they are accepted, and
     of the connections that are accepted in one step. The first limit is set again here.
+
+    on_stop: called before the server waits for the end of its requests.
     """
+
+    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None] = lambda: None) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """Start to accept connections."""
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(_BACKLOG)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Let requests end, then close their connections."""
+        self._on_stop()
+        await super().shutdown(sockets)
 
 
 async def _serve(
@@ -191,11 +205,14 @@ def create_app(
     _add_dialects(router, service)
     stream.add_routes(router, service)
     app.router.routes += router.routes
-    routes = [*operations.PATHS, *(route.path for route in router.routes)]  # type: ignore[attr-defined]
+    routes = [*operations.PATHS, live.PATH, *(route.path for route in router.routes)]  # type: ignore[attr-defined]
     metrics = GatewayMetrics(routes, service.keys.names, process=process)
     app.state.metrics = metrics
     for_operators = operations.create_router(service, metrics)
     app.router.routes += for_operators.routes
+    app.state.live = LiveHistory(service)
+    app.router.routes += live.create_router(service, app.state.live).routes
+    add_page(app)
     add_docs_page(app, service, operations_of(router, for_operators))
     _add_error_handlers(app)
     _add_middleware(app, metrics, cors)

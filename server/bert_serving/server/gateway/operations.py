@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from bert_serving.protocol import Command, ServingError
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from typing_extensions import NotRequired, TypedDict
 
@@ -74,12 +74,6 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
         text += await asyncio.to_thread(metrics.text, broker_up=bool(text))  # it takes some milliseconds
         return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    async def root(request: Request) -> Response:
-        """Redirect a browser to the documentation; return 200 to any other client."""
-        if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse(request.scope.get("root_path", "") + "/docs")
-        return JSONResponse({"status": "live"})
-
     def add(path: str, handler: Handler, docs: Docs | None = None, *, is_public: bool = True) -> None:
         operation = None if docs is None else Operation(OPERATIONS, [path], handler, None, is_public, docs)
         router.routes.append(DirectRoute(path, handler, method="GET", name=handler.__name__, operation=operation))
@@ -87,5 +81,4 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
     add("/live", live, Docs(reply=LiveReply))
     add("/ready", ready, Docs(reply=ReadyReply))
     add("/metrics", show_metrics, Docs(reply=str, format="text"), is_public=not service.protects_metrics)
-    add("/", root)
     return router

@@ -1,0 +1,151 @@
+"""What the server did in the last 15 minutes, for the page in the browser.
+
+The broker adds a point every two seconds, also if no browser shows it, so that a page that is opened has curves at
+once. A point takes about 0.1 ms. All points together have a fixed size: old ones are dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from bert_serving.protocol import JsonObject
+from prometheus_client import Counter as LabelledCounter
+
+from ..buckets import SECONDS
+from .counting import BucketCounts
+from .loop_clock import LoopClock
+from .metrics import BrokerMetrics
+from .scheduler import Scheduler
+from .workers import WorkerView
+
+INTERVAL_S = 2.0
+_NUM_POINTS = 450
+_QUANTILES = (0.5, 0.99)
+_STAGES = ("request", "queue", "tokenize", "compute")
+
+#: What the values of a point are. Rates are per second; shares are from 0 to 1; times and ages are in seconds, and
+#: null if nothing was measured. errors: the number of each code that occurred. workers: [state, share of the time
+#: in which its device computed] of each worker, in the order of `workers` in the reply.
+FIELDS = (
+    "time", "requests", "texts", "tokens", "padding_share", "truncated", "cancelled",
+    "queue_texts", "queue_age", "open_requests", "held_share", "batch_texts", "batch_fill",
+    *(f"{stage}_p{100 * q:g}" for stage in _STAGES for q in _QUANTILES),
+    "errors", "workers",
+)  # fmt: skip
+
+Point: TypeAlias = "list[float | dict[str, int] | list[tuple[str, float]] | None]"
+
+
+class _Counts(NamedTuple):
+    """The counters at the time of a point. stages: the counts of the buckets of each stage."""
+
+    totals: Mapping[str, float]
+    stages: Sequence[BucketCounts]
+    errors: Mapping[str, float]
+    busy: Mapping[str, float]
+
+
+class History:
+    """The points of the last minutes. views: what is known about each worker; read at each point."""
+
+    def __init__(
+        self, metrics: BrokerMetrics, scheduler: Scheduler, views: Mapping[str, WorkerView], clock: LoopClock
+    ) -> None:
+        self._metrics = metrics
+        self._scheduler = scheduler
+        self._views = views
+        self._clock = clock
+        self._points: deque[Point] = deque(maxlen=_NUM_POINTS)
+        self._noted_at: float | None = None
+        self._rates = {
+            "requests": metrics.requests,
+            "texts": metrics.texts,
+            "tokens": metrics.tokens,
+            "padding": metrics.padding,
+            "truncated": metrics.truncated,
+            "cancelled": metrics.cancelled,
+            "batches": metrics.batches,
+        }
+        self._stages = (metrics.latency, metrics.queue, metrics.tokenize, metrics.compute)
+        self._before = self._counts()
+
+    def to_info(self) -> JsonObject:
+        """Return the points, and what their values are."""
+        return {"interval_s": INTERVAL_S, "fields": list(FIELDS), "points": list(self._points)}
+
+    def note(self, now: float) -> None:
+        """Add a point if it is time for one. now: monotonic seconds."""
+        if self._noted_at is None:
+            self._noted_at = now
+        elapsed_s = now - self._noted_at
+        if elapsed_s >= INTERVAL_S:
+            self._noted_at = now
+            self._points.append(self._point(now, elapsed_s))
+
+    def _point(self, now: float, elapsed_s: float) -> Point:
+        before, after = self._before, self._counts()
+        self._before = after
+        grown = {name: after.totals[name] - before.totals[name] for name in after.totals}
+        num_batches, num_tokens = grown["batches"], grown["tokens"]
+        return [
+            round(time.time(), 1),
+            *(round(grown[name] / elapsed_s, 2) for name in ("requests", "texts", "tokens")),
+            _share(grown["padding"], grown["padding"] + num_tokens),
+            *(round(grown[name] / elapsed_s, 2) for name in ("truncated", "cancelled")),
+            *self._gauges(now),
+            round(grown["texts"] / num_batches, 1) if num_batches else None,
+            _share(num_tokens, num_batches * self._max_batch_tokens()) if num_batches else None,
+            *(_quantile(q, after.stages[i] - before.stages[i]) for i in range(len(_STAGES)) for q in _QUANTILES),
+            {code: int(n) for code in after.errors if (n := after.errors[code] - before.errors[code])},
+            [
+                (view.state(self._clock.now), _share(after.busy[name] - before.busy[name], elapsed_s) or 0.0)
+                for name, view in self._views.items()
+            ],
+        ]
+
+    def _gauges(self, now: float) -> list[float | None]:
+        memory = self._scheduler.admission.memory
+        return [
+            self._scheduler.num_waiting,
+            round(self._scheduler.oldest_age_s(now), 3),
+            self._scheduler.num_jobs,
+            _share(memory.held, memory.capacity),
+        ]
+
+    def _max_batch_tokens(self) -> int:
+        return max((view.facts.max_batch_tokens for view in self._views.values() if view.facts), default=0)
+
+    def _counts(self) -> _Counts:
+        return _Counts(
+            {name: counter.value for name, counter in self._rates.items()},
+            [stage.counts() for stage in self._stages],
+            _by_label(self._metrics.errors),
+            _by_label(self._metrics.busy),
+        )
+
+
+def _by_label(counter: LabelledCounter) -> dict[str, float]:
+    """Return the values of a counter with one label."""
+    samples = next(iter(counter.collect())).samples
+    return {next(iter(each.labels.values())): each.value for each in samples if each.name.endswith("_total")}
+
+
+def _share(part: float, whole: float) -> float | None:
+    return round(min(1.0, part / whole), 4) if whole > 0 else None
+
+
+def _quantile(q: float, counts: BucketCounts) -> float | None:
+    """Return a quantile of the seconds that were counted in the buckets SECONDS, as Prometheus estimates it."""
+    reached = counts.cumsum()
+    if not reached[-1]:
+        return None
+    place = int(np.searchsorted(reached, q * reached[-1]))
+    if place == len(SECONDS):
+        return float(SECONDS[-1])
+    lower = SECONDS[place - 1] if place else 0.0
+    below = reached[place - 1] if place else 0
+    return round(float(lower + (SECONDS[place] - lower) * (q * reached[-1] - below) / counts[place]), 5)

@@ -1,0 +1,111 @@
+"""GET /page/live: what the server does now, as server-sent events for the page in the browser.
+
+One task asks the broker every two seconds and serves all streams of this process. It runs only while there is a
+stream, so it costs nothing if no page is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import orjson
+from bert_serving.protocol import Command, JsonObject, ServingError
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from .dialect import BERT_AS_SERVICE
+from .routes import DirectRoute
+from .service import STATUS_TIMEOUT_S, Service
+
+PATH = "/page/live"
+
+_PERIOD_S = 2.0
+_MAX_STREAMS = 100  # each holds one connection
+_MAX_UNREAD = 30  # events that wait for a page that reads slowly; it misses later ones
+
+
+class LiveHistory:
+    """The streams of this process."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._streams: set[asyncio.Queue[bytes | None]] = set()
+        self._polling: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    @property
+    def num_streams(self) -> int:
+        """The number of pages that follow this process."""
+        return len(self._streams)
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Yield events: first one with all points of the last minutes, then one with each new point.
+
+        An event is the broker's reply to SHOW_HISTORY, or {"ready": false, "reason": ...} if it does not reply.
+        """
+        mine: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_UNREAD)
+        self._streams.add(mine)
+        if self._polling is None:
+            self._polling = asyncio.create_task(self._poll())
+        try:
+            yield _event(await self._ask())
+            while not self._is_closed and (event := await mine.get()) is not None:
+                yield event
+            yield b"event: end\ndata: {}\n\n"  # the page connects again at once, to another process or server
+        finally:
+            self._streams.discard(mine)
+            if not self._streams and self._polling is not None:
+                self._polling.cancel()
+                self._polling = None
+
+    def close(self) -> None:
+        """End all streams, so that the process can end."""
+        self._is_closed = True
+        self._send(None)
+
+    async def _poll(self) -> None:
+        newest = 0.0
+        while True:
+            await asyncio.sleep(_PERIOD_S)
+            info = await self._ask()
+            points = info.get("points", [])
+            info["points"] = [point for point in points if point[0] > newest] if newest else points[-1:]
+            newest = points[-1][0] if points else newest
+            event = _event(info)
+            self._send(event)
+
+    def _send(self, event: bytes | None) -> None:
+        for each in self._streams:
+            with suppress(asyncio.QueueFull):
+                each.put_nowait(event)
+
+    async def _ask(self) -> JsonObject:
+        try:
+            return await asyncio.wait_for(self._service.client.ask(Command.SHOW_HISTORY), STATUS_TIMEOUT_S)
+        except (ServingError, TimeoutError, asyncio.TimeoutError) as exc:
+            return {"ready": False, "reason": str(exc) or "the server does not answer"}
+
+
+def create_router(service: Service, live: LiveHistory) -> APIRouter:
+    """Return the route of the stream. It requires an API key if the server has keys."""
+    router = APIRouter()
+
+    async def follow(request: Request) -> Response:
+        """Return the stream."""
+        try:
+            service.keys.check(request)
+        except ServingError as exc:
+            return BERT_AS_SERVICE.error_response(exc)
+        if live.num_streams >= _MAX_STREAMS:
+            return Response("too many pages are open", status_code=503, headers={"Retry-After": "10"})
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(live.events(), media_type="text/event-stream", headers=headers)
+
+    router.routes.append(DirectRoute(PATH, follow, method="GET", name="live"))
+    return router
+
+
+def _event(info: JsonObject) -> bytes:
+    return b"data: " + orjson.dumps(info) + b"\n\n"

@@ -1,0 +1,96 @@
+"""The streams of /page/live: the broker is asked only while a page is open."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+from bert_serving.protocol import Command, JsonObject, Unavailable
+from bert_serving.server.gateway import live
+from bert_serving.server.gateway.live import LiveHistory
+
+from tests.support.gateway import make_service
+
+
+class Broker:
+    """Counts how often it is asked; each time it has one point more. is_down: it does not answer."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+        self.is_down = False
+
+    async def ask(self, command: Command) -> JsonObject:
+        assert command is Command.SHOW_HISTORY
+        if self.is_down:
+            raise Unavailable("the broker is away")
+        self.num_asked += 1
+        return {"ready": True, "points": [[float(i + 1)] for i in range(self.num_asked)]}
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
+    monkeypatch.setattr(live, "_PERIOD_S", 0.01)
+    return Broker()
+
+
+async def read(events: Any) -> JsonObject:
+    content: JsonObject = orjson.loads((await anext(events)).removeprefix(b"data: "))
+    return content
+
+
+def test_pages_share_one_task_and_nobody_costs_nothing(broker: Broker) -> None:
+    async def use() -> None:
+        history = LiveHistory(make_service(broker))
+        await asyncio.sleep(0.05)
+        assert broker.num_asked == 0
+        first, second = history.events(), history.events()
+        assert (await read(first))["points"] == [[1.0]]
+        assert (await read(first))["points"] == [[2.0]]
+        assert (await read(second))["points"] == [[1.0], [2.0], [3.0]]
+        both = [[(await read(each))["points"] for _ in range(2)] for each in (first, second)]
+        assert both == [[[[3.0], [4.0]], [[5.0]]]] * 2  # the page ignores points that it has
+        assert history.num_streams == 2
+        await first.aclose()
+        await second.aclose()
+        asked = broker.num_asked
+        await asyncio.sleep(0.05)
+        assert broker.num_asked == asked
+        assert history.num_streams == 0
+
+    asyncio.run(use())
+
+
+def test_a_broker_that_does_not_answer_is_shown(broker: Broker) -> None:
+    async def use() -> None:
+        events = LiveHistory(make_service(broker)).events()
+        await read(events)
+        broker.is_down = True
+        while (event := await read(events)).get("ready"):
+            pass
+        assert event == {"ready": False, "reason": "the broker is away", "points": []}
+        broker.is_down = False
+        while not (event := await read(events)).get("ready"):
+            pass
+        assert len(event["points"]) == 1
+
+    asyncio.run(use())
+
+
+def test_a_page_that_does_not_read_holds_few_events(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_MAX_UNREAD", 3)
+
+    async def use() -> None:
+        history = LiveHistory(make_service(broker))
+        events = history.events()
+        await read(events)
+        await read(events)
+        while broker.num_asked < 20:
+            await asyncio.sleep(0.01)
+        (mine,) = history._streams
+        assert mine.qsize() == 3
+        history.close()
+        assert [event async for event in events][-1] == b"event: end\ndata: {}\n\n"
+
+    asyncio.run(asyncio.wait_for(use(), 20))
