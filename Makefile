@@ -1,6 +1,6 @@
 # make serve    start a server with the demo model on ports 5555, 5556 and 8125 (HTTP)
 # make install  install what `make serve` needs, without starting a server
-# make check    check formatting, lint rules and types, and whether docs/reference/ is current
+# make check    check formatting, lint rules and types, and whether docs/reference/ and the page's libraries are current
 # make format   format the code and apply the linter's safe fixes
 # make test     run all tests except those that install large client packages
 # make clients  run the tests with third-party clients, including the slow ones; with Node, also those of JavaScript
@@ -62,6 +62,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python docs/build_reference.py --check
+	$(BIN)/python scripts/vendor_page.py --check
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

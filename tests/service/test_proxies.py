@@ -78,10 +78,15 @@ def test_the_page_sends_its_requests_to_the_prefix(proxied: Proxied, seen: str) 
         assert len(vectors.raise_for_status().json()) == 1
 
 
-def test_a_browser_is_led_to_the_documentation(proxied: Proxied, seen: str) -> None:
+def test_a_browser_gets_the_page_and_its_files(proxied: Proxied, seen: str) -> None:
     with proxied.client() as client:
-        reply = client.get(f"{seen}/", headers={"Accept": "text/html"})
-        assert (reply.status_code, reply.headers["location"]) == (307, f"{PREFIX}/docs")
+        page = client.get(f"{seen}/", headers={"Accept": "text/html"}).text
+        assert f'<meta name="root" content="{PREFIX}" />' in page
+        paths = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert len(paths) == 7
+        for path in paths:
+            assert path.startswith(f"{PREFIX}/page/")
+            assert client.get(seen + path.removeprefix(PREFIX)).status_code == 200, path
 
 
 def test_the_prefix_alone_is_the_root(proxied: Proxied) -> None:

@@ -14,7 +14,11 @@ const TABS = [
   { name: "Try", view: Try, serves: (kind) => kind === "embedding" },
   { name: "Map", view: MapOfTexts, serves: (kind) => kind === "embedding" },
   { name: "Rank", view: Rank, serves: (kind) => kind === "reranker" },
-  { name: "Classify", view: Classify, serves: (kind, facts) => kind === "classifier" || facts?.labels?.length > 1 },
+  {
+    name: "Classify",
+    view: Classify,
+    serves: (kind, facts) => kind === "classifier" || facts?.labels?.length > 1,
+  },
 ];
 
 function App() {
@@ -113,11 +117,15 @@ function Status({ server }) {
 }
 
 function statusOf(server) {
-  if (!server.isConnected) return server.trouble ? ["bad", `No connection: ${server.trouble}`] : ["waiting", "Connecting"];
+  if (!server.isConnected)
+    return server.trouble ? ["bad", `No connection: ${server.trouble}`] : ["waiting", "Connecting"];
   if (server.ready) return ["good", "Ready"];
   if (server.reason) return ["bad", `Not ready: ${server.reason}`];
   const waiting = server.workers.filter((worker) => worker.state !== "ready");
-  return ["waiting", `Not ready: ${waiting.map(({ name, state }) => `${name} is ${state}`).join(", ") || "the server is stopping"}`];
+  return [
+    "waiting",
+    `Not ready: ${waiting.map(({ name, state }) => `${name} is ${state}`).join(", ") || "the server is stopping"}`,
+  ];
 }
 
 function KeyForm({ wasWrong, onKey }) {

@@ -28,7 +28,11 @@ export function Chart({ title, times, series, format, isShown, max = null }) {
   const colours = useColours();
 
   useLayoutEffect(() => {
-    const axis = { stroke: colours.of("muted"), grid: { stroke: colours.of("grid"), width: 1 }, ticks: { show: false } };
+    const axis = {
+      stroke: colours.of("muted"),
+      grid: { stroke: colours.of("grid"), width: 1 },
+      ticks: { show: false },
+    };
     plot.current = new uPlot(
       {
         width: place.current.clientWidth || 300,
@@ -39,8 +43,19 @@ export function Chart({ title, times, series, format, isShown, max = null }) {
           x: { range: (plot, low, high) => [high - SPAN_S, high] },
           y: { range: (_, low, high) => [0, max ?? (high > 0 ? high * 1.1 : 1)] },
         },
-        axes: [{ ...axis, size: 28, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 60, values: (_, ticks) => ticks.map(format) }],
-        series: [{}, ...series.map(({ label, colour }) => ({ label, stroke: colours.of(colour), width: 2, points: { size: 4, filter: alone } }))],
+        axes: [
+          { ...axis, size: 28, values: (_, ticks) => ticks.map(clock) },
+          { ...axis, size: 60, values: (_, ticks) => ticks.map(format) },
+        ],
+        series: [
+          {},
+          ...series.map(({ label, colour }) => ({
+            label,
+            stroke: colours.of(colour),
+            width: 2,
+            points: { size: 4, filter: alone },
+          })),
+        ],
       },
       [times, ...series.map(({ values }) => values)],
       place.current,

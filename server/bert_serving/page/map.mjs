@@ -30,7 +30,9 @@ export function MapOfTexts({ isShown }) {
     try {
       const read = await readTable(file);
       setTable(read);
-      setTextColumn(read.columns.find((name) => /text|sentence|body|title|question/i.test(name)) ?? read.columns[0]);
+      setTextColumn(
+        read.columns.find((name) => /text|sentence|body|title|question/i.test(name)) ?? read.columns[0],
+      );
       setColourColumn("");
       setTrouble(null);
     } catch (error) {
@@ -76,15 +78,17 @@ export function MapOfTexts({ isShown }) {
             or a file: text, CSV, TSV or lines of JSON
             <input type="file" accept=".txt,.csv,.tsv,.jsonl,.ndjson,text/*" onChange=${open} />
           </label>
-          ${table &&
-          html`
+          ${
+            table &&
+            html`
             <div class="fields">
               <${Choice} label="Text" columns=${table.columns} value=${textColumn} onChange=${setTextColumn} />
               <${Choice} label="Colour" columns=${["", ...table.columns]} value=${colourColumn} onChange=${setColourColumn} />
               <button type="button" class="outline small" onClick=${() => setTable(null)}>Remove the file</button>
             </div>
             <p class="hint">${table.rows.length} rows in ${table.name}. The file stays in the browser; only the texts are sent, to be encoded.</p>
-          `}
+          `
+          }
         </div>
       </div>
       <button type="submit">Make the map</button>
@@ -158,8 +162,10 @@ function MapView({ map, colourColumn, isShown }) {
     </p>
     <${Legend} colours=${colours} />
     <${Scatter} places=${places} texts=${texts} colours=${colours} found=${found} isShown=${isShown} />
-    ${found &&
-    html`<ol class="found">${found.map(({ index, score }) => html`<li>${score.toFixed(3)} ${shortened(texts[index], 200)}</li>`)}</ol>`}
+    ${
+      found &&
+      html`<ol class="found">${found.map(({ index, score }) => html`<li>${score.toFixed(3)} ${shortened(texts[index], 200)}</li>`)}</ol>`
+    }
   `;
 }
 

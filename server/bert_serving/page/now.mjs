@@ -20,14 +20,28 @@ export function Now({ server, history, isShown }) {
   return html`
     <${Tiles} history=${history} capacity=${server.queue_capacity} />
     <div class="charts">
-      ${chart("Texts and requests per second", count, [["texts", "texts", "line-1"], ["requests", "requests", "line-2"]])}
+      ${chart("Texts and requests per second", count, [
+        ["texts", "texts", "line-1"],
+        ["requests", "requests", "line-2"],
+      ])}
       ${chart("Tokens per second", count, [["tokens", "tokens", "line-1"]])}
       ${STAGES.map(([stage, title]) =>
-        chart(`Time: ${title}`, seconds, [["p50", `${stage}_p50`, "line-1"], ["p99", `${stage}_p99`, "line-2"]]),
+        chart(`Time: ${title}`, seconds, [
+          ["p50", `${stage}_p50`, "line-1"],
+          ["p99", `${stage}_p99`, "line-2"],
+        ]),
       )}
       ${chart("Texts in the queue", count, [["texts", "queue_texts", "line-1"]])}
       ${chart("Age of the oldest request in the queue", seconds, [["age", "queue_age", "line-1"]])}
-      ${chart("Batches: fill and padding", percent, [["fill", "batch_fill", "line-1"], ["padding", "padding_share", "line-2"]], 1)}
+      ${chart(
+        "Batches: fill and padding",
+        percent,
+        [
+          ["fill", "batch_fill", "line-1"],
+          ["padding", "padding_share", "line-2"],
+        ],
+        1,
+      )}
       ${chart("Texts per second that were cut", count, [["cut", "truncated", "line-1"]])}
     </div>
     <${Workers} server=${server} history=${history} />

@@ -4,19 +4,33 @@ import { shortened } from "./format.mjs";
 import { html } from "./html.mjs";
 
 // Told apart also by people who do not see all colours (after Okabe and Ito), and visible on light and on dark.
-const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1", "#a6761d", "#b2b200", "#1b9e77"];
+const COLOURS = [
+  "#0072b2",
+  "#e69f00",
+  "#009e73",
+  "#cc79a7",
+  "#56b4e9",
+  "#d55e00",
+  "#8c6bb1",
+  "#a6761d",
+  "#b2b200",
+  "#1b9e77",
+];
+const ONE = "#3b8eea";
 const OTHER = "#8a929c";
 const MAX_NUMBERS = 12; // more different numbers than this are a scale
 
 /** Return {of, names}: the colour of each point, and what the colours mean. values: null for one colour. */
 export function coloursOf(values) {
-  if (!values) return { of: () => COLOURS[0], names: [] };
+  if (!values) return { of: () => ONE, names: [] };
   const numbers = values.map(Number);
   const kinds = [...new Set(values.map(String))];
   if (kinds.length > MAX_NUMBERS && numbers.every(Number.isFinite)) return scale(numbers);
   const frequency = new Map();
   for (const value of values) frequency.set(String(value), (frequency.get(String(value)) ?? 0) + 1);
-  const frequent = [...frequency.keys()].sort((a, b) => frequency.get(b) - frequency.get(a)).slice(0, COLOURS.length);
+  const frequent = [...frequency.keys()]
+    .sort((a, b) => frequency.get(b) - frequency.get(a))
+    .slice(0, COLOURS.length);
   const colour = new Map(frequent.map((value, i) => [value, COLOURS[i]]));
   const names = frequent.map((value) => [value, colour.get(value)]);
   if (kinds.length > frequent.length) names.push([`${kinds.length - frequent.length} others`, OTHER]);
@@ -26,7 +40,10 @@ export function coloursOf(values) {
 function scale(numbers) {
   const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
   const at = (share) => `hsl(${60 + 200 * share} 75% ${60 - 22 * share}%)`;
-  const names = [0, 0.5, 1].map((share) => [String(Number((low + share * (high - low)).toPrecision(4))), at(share)]);
+  const names = [0, 0.5, 1].map((share) => [
+    String(Number((low + share * (high - low)).toPrecision(4))),
+    at(share),
+  ]);
   return { of: (i) => at((numbers[i] - low) / (high - low)), names };
 }
 

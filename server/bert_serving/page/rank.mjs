@@ -5,7 +5,9 @@ import { html, useState } from "./html.mjs";
 
 export function Rank() {
   const [query, setQuery] = useState("How do I reset my password?");
-  const [text, setText] = useState("Choose “Forgot password” on the first page.\nOur office is open from nine to five.\nPasswords have at least 12 characters.");
+  const [text, setText] = useState(
+    "Choose “Forgot password” on the first page.\nOur office is open from nine to five.\nPasswords have at least 12 characters.",
+  );
   const [ranking, setRanking] = useState(null);
   const [trouble, setTrouble] = useState(null);
 

@@ -25,7 +25,9 @@ export function Scatter({ places, texts, colours, found, isShown }) {
   }, []);
   useEffect(() => {
     if (!isShown || !size[0]) return;
-    const frame = requestAnimationFrame(() => draw(canvas.current, { places, project, colours, found, chosen, isDark, size }));
+    const frame = requestAnimationFrame(() =>
+      draw(canvas.current, { places, project, colours, found, chosen, isDark, size }),
+    );
     return () => cancelAnimationFrame(frame);
   });
 

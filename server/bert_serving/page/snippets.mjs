@@ -33,7 +33,9 @@ function Snippet({ code, name }) {
 export function snippetsOf(texts, options) {
   const body = JSON.stringify({ id: 1, texts, options });
   const list = `[${texts.map(python).join(", ")}]`;
-  const settings = Object.entries(options).map(([name, value]) => `, ${name}=${python(value)}`).join("");
+  const settings = Object.entries(options)
+    .map(([name, value]) => `, ${name}=${python(value)}`)
+    .join("");
   const dimensions = options.dimensions ? `, dimensions=${options.dimensions}` : "";
   return {
     curl: `curl ${address}/encode${hasKey() ? ` -H 'Authorization: Bearer ${KEY}'` : ""} -d '${body.replaceAll("'", "'\\''")}'`,

@@ -4,7 +4,10 @@
 
 /** Return a row for each line. */
 export function rowsOfText(text) {
-  return text.split(/\r?\n/).filter((line) => line.trim()).map((line) => ({ text: line }));
+  return text
+    .split(/\r?\n/)
+    .filter((line) => line.trim())
+    .map((line) => ({ text: line }));
 }
 
 /** Return {name, columns, rows} of a file; rows are objects. Throws Error. */
@@ -16,7 +19,11 @@ export async function readTable(file) {
 }
 
 function rowsOf(name, content) {
-  if (/\.(jsonl|ndjson)$/.test(name)) return content.split("\n").filter((line) => line.trim()).map(rowOfJson);
+  if (/\.(jsonl|ndjson)$/.test(name))
+    return content
+      .split("\n")
+      .filter((line) => line.trim())
+      .map(rowOfJson);
   if (!/\.(csv|tsv)$/.test(name)) return rowsOfText(content);
   const { data, errors } = Papa.parse(content, { header: true, skipEmptyLines: "greedy" });
   const bad = errors.find(({ type }) => type !== "Delimiter"); // one column has no delimiter

@@ -26,7 +26,10 @@ export function Try({ facts }) {
   const [trouble, setTrouble] = useState(null);
   const [isBusy, setBusy] = useState(false);
 
-  const lines = text.split("\n").filter((line) => line.trim()).slice(0, MAX_TEXTS);
+  const lines = text
+    .split("\n")
+    .filter((line) => line.trim())
+    .slice(0, MAX_TEXTS);
   const options = {
     ...(pooling && { pooling_strategy: pooling }),
     ...(dimensions && { dimensions: Number(dimensions) }),

@@ -14,7 +14,10 @@ export function Variants({ result }) {
     { name: "int8", settings: { options, output_dtype: "int8" } },
     { name: "bits", settings: { options, output_dtype: "ubinary" } },
     { name: `first ${half} components`, settings: { options: { ...options, dimensions: half } } },
-    { name: `first ${half} components, int8`, settings: { options: { ...options, dimensions: half }, output_dtype: "int8" } },
+    {
+      name: `first ${half} components, int8`,
+      settings: { options: { ...options, dimensions: half }, output_dtype: "int8" },
+    },
     { name: "mean of the tokens", settings: { options: { ...options, pooling_strategy: "REDUCE_MEAN" } } },
     { name: "CLS token", settings: { options: { ...options, pooling_strategy: "CLS_TOKEN" } } },
   ];
@@ -23,7 +26,11 @@ export function Variants({ result }) {
     setBusy(true);
     setTrouble(null);
     try {
-      setRows(await Promise.all(variants.map(async (each) => compared(each, matrix, await vectorsOf(texts, each.settings)))));
+      setRows(
+        await Promise.all(
+          variants.map(async (each) => compared(each, matrix, await vectorsOf(texts, each.settings))),
+        ),
+      );
     } catch (error) {
       setTrouble(error.message);
     }
@@ -39,8 +46,9 @@ export function Variants({ result }) {
     <button type="button" class="secondary small" aria-busy=${isBusy} disabled=${isBusy || texts.length < 3} onClick=${compare}>Compare</button>
     ${texts.length < 3 && html`<p class="hint">This needs three texts or more.</p>`}
     ${trouble && html`<p role="alert" class="error">${trouble}</p>`}
-    ${rows &&
-    html`
+    ${
+      rows &&
+      html`
       <div class="scroll" tabindex="0" role="region" aria-label="Comparison">
         <table class="narrow variants">
           <thead>
@@ -55,14 +63,17 @@ export function Variants({ result }) {
           </tbody>
         </table>
       </div>
-    `}
+    `
+    }
   `;
 }
 
 function compared({ name, settings }, matrix, encoded) {
   const isBits = settings.output_dtype === "ubinary";
   const other = similarities(isBits ? { ...encoded, dtype: "bits" } : encoded);
-  const changes = matrix.flatMap((row, i) => row.slice(i + 1).map((value, j) => Math.abs(value - other[i][i + 1 + j])));
+  const changes = matrix.flatMap((row, i) =>
+    row.slice(i + 1).map((value, j) => Math.abs(value - other[i][i + 1 + j])),
+  );
   const [before, after] = [nearest(matrix), nearest(other)];
   return {
     name,

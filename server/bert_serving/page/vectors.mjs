@@ -47,7 +47,9 @@ function equalBits(a, b) {
 
 /** Return the index of the most similar other vector of each vector. */
 export function nearest(matrix) {
-  return matrix.map((row, i) => row.reduce((best, value, j) => (j !== i && (best < 0 || value > row[best]) ? j : best), -1));
+  return matrix.map((row, i) =>
+    row.reduce((best, value, j) => (j !== i && (best < 0 || value > row[best]) ? j : best), -1),
+  );
 }
 
 /** Return how each pair of tokens adds to the cosine of the means of two texts: an array for each token of the first.
