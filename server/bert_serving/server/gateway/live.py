@@ -7,7 +7,7 @@ stream, so it costs nothing if no page is open.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 import orjson
@@ -40,7 +40,7 @@ class LiveHistory:
         """The number of pages that follow this process."""
         return len(self._streams)
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes]:
         """Yield events: first one with all points of the last minutes, then one with each new point.
 
         An event is the broker's reply to SHOW_HISTORY, or {"ready": false, "reason": ...} if it does not reply.
