@@ -77,13 +77,25 @@ class RunningServer:
     """A server process. The constructor starts it; `wait_ready` returns when every worker is ready.
 
     prefix: a command that becomes the command that follows, such as nsenter. http: whether there is a port for
-    HTTP.
+    HTTP. same_ports_as: a server that has ended, whose ports this one takes.
     """
 
+    port: int
+    port_out: int
+    http_port: int
+
     def __init__(
-        self, *args: object, env: dict[str, str] | None = None, prefix: Sequence[str] = (), http: bool = True
+        self,
+        *args: object,
+        env: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        http: bool = True,
+        same_ports_as: RunningServer | None = None,
     ) -> None:
-        self.port, self.port_out, self.http_port = free_ports(3)
+        taken = same_ports_as
+        self.port, self.port_out, self.http_port = (
+            free_ports(3) if taken is None else (taken.port, taken.port_out, taken.http_port)
+        )
         # The server's private sockets are in this folder. A file that is left after the server's end is a leak.
         self.tmp = tempfile.TemporaryDirectory(prefix="bs")
         ports = ["-port", self.port, "-port_out", self.port_out, *(["-http_port", self.http_port] if http else [])]

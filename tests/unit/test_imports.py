@@ -72,6 +72,7 @@ HEAVY = {
     "pyarrow": {"files", "ray"},
     "ray": {"files", "ray"},
     "sentence_transformers": {"train"},
+    "rich": {"cli"},
 }
 
 

@@ -1,6 +1,7 @@
 """The status of a running server as a table.
 
-`Snapshot`, `rates` and `table` decide what is shown; `show` requests the status and prints the table.
+`Snapshot`, `rates` and `table` decide what is shown; `show` and `show_repeatedly`
+request the status and print the table.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.util import find_spec
 from typing import Any
 
 from bert_serving.client import BertClient, ServingError
+from bert_serving.protocol import Command
 
 REPLY_S = 4.0  # enough, because a broker replies at once, even if its workers are busy
 
@@ -87,7 +90,7 @@ def table(now: Snapshot, before: Snapshot | None = None, *, address: str) -> str
     pooling = " ".join(info.get("pooling") or [str(info.get("pooling_strategy", _UNKNOWN))])
     longest = info.get("max_seq_len", _UNKNOWN)
     head = [
-        ("server", f"{address}, {_state(now)}, up {_duration(now.uptime_s)}, version {info.get('version', '?')}"),
+        ("server", f"{address}, {_state(now)}, up {duration(now.uptime_s)}, version {info.get('version', '?')}"),
         ("model", f"{info.get('model_dir', _UNKNOWN)}, max_seq_len {'NONE' if longest is None else longest}"),
         ("pooling", f"{pooling}, layer {layers}"),
         (
@@ -111,30 +114,50 @@ def table(now: Snapshot, before: Snapshot | None = None, *, address: str) -> str
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def show(
-    ip: str, port: int, port_out: int, *, watch_s: float | None, as_json: bool, curve_dir: str | None = None
-) -> None:
-    """Print the status once, or every watch_s seconds until Ctrl-C. Raises StatusError.
+def show(ip: str, port: int, port_out: int, *, as_json: bool, curve_dir: str | None = None) -> None:
+    """Print the status once. Raises StatusError.
 
     curve_dir: folder with the keys of a client that may connect, if the server uses CURVE.
     """
+    with connected_client(ip, port, port_out, curve_dir) as client:
+        now = ask(client)
+    sys.stdout.write(f"{_json(now, indent=2) if as_json else table(now, address=f'{ip}:{port}')}\n")
+
+
+def show_repeatedly(
+    ip: str, port: int, port_out: int, *, every_s: float, as_json: bool, curve_dir: str | None = None
+) -> None:
+    """Print the status every every_s seconds until Ctrl-C. A server that is away is asked again until it replies.
+
+    Raises StatusError if the keys in curve_dir cannot be read.
+    """
     before = None
-    with _client(ip, port, port_out, curve_dir) as client:
+    with connected_client(ip, port, port_out, curve_dir) as client:
         while True:
-            now = _ask(client)
-            if as_json:
-                text = json.dumps(now.info, indent=None if watch_s else 2, default=str)
+            try:
+                now = ask(client)
+            except StatusError as exc:
+                sys.stderr.write(f"bert-serving-status: {exc}\n")
             else:
                 text = table(now, before, address=f"{ip}:{port}")
-            sys.stdout.write(_in_place(text) if watch_s and not as_json else f"{text}\n")
-            sys.stdout.flush()
-            if not watch_s:
-                return
-            before = now
-            time.sleep(watch_s)
+                sys.stdout.write(f"{_json(now)}\n" if as_json else _in_place(text))
+                sys.stdout.flush()
+                before = now
+            time.sleep(every_s)
 
 
-def _client(ip: str, port: int, port_out: int, curve_dir: str | None) -> BertClient:
+def _json(now: Snapshot, indent: int | None = None) -> str:
+    return json.dumps(now.info, indent=indent, default=str)
+
+
+def can_draw() -> bool:
+    """Whether the dashboard can be shown: there are a terminal and the packages of the extra `watch`."""
+    has_packages = all(map(find_spec, ("rich", "prometheus_client")))
+    return sys.stdin.isatty() and sys.stdout.isatty() and has_packages
+
+
+def connected_client(ip: str, port: int, port_out: int, curve_dir: str | None) -> BertClient:
+    """Return a client that connects with its first request. Raises StatusError if its keys cannot be read."""
     limit_ms = round(REPLY_S * 1000)
     try:
         return BertClient(
@@ -150,12 +173,18 @@ def _client(ip: str, port: int, port_out: int, curve_dir: str | None) -> BertCli
         raise StatusError(str(exc)) from exc
 
 
-def _ask(client: BertClient) -> Snapshot:
+def ask(client: BertClient) -> Snapshot:
+    """Return the status of the server. Raises StatusError if it cannot be had."""
+    info = ask_for(client, Command.SHOW_STATUS)
+    return Snapshot(info, time.monotonic())
+
+
+def ask_for(client: BertClient, command: Command) -> Mapping[str, Any]:
+    """Return the server's reply to a command. Raises StatusError if there is none."""
     try:
-        info = client.server_status
+        return client.ask(command)
     except (ServingError, TimeoutError, ConnectionError) as exc:
         raise StatusError(str(exc)) from exc
-    return Snapshot(info, time.monotonic())
 
 
 def _in_place(text: str) -> str:
@@ -173,7 +202,8 @@ def _state(now: Snapshot) -> str:
     return "starting" if is_starting else "not ready"
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Return a time in days, hours, minutes and seconds."""
     if seconds is None:
         return _UNKNOWN
     minutes, second = divmod(int(seconds), 60)
@@ -188,7 +218,7 @@ def _count(value: object) -> str:
 
 def _columns(rows: Iterable[Sequence[object]], *, right_from: int | None = None) -> list[str]:
     """Return the rows as lines with aligned columns; columns from `right_from` on are aligned to the right."""
-    cells = [[_printable(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  ".join(
@@ -199,6 +229,6 @@ def _columns(rows: Iterable[Sequence[object]], *, right_from: int | None = None)
     ]
 
 
-def _printable(cell: object) -> str:
+def printable(cell: object) -> str:
     """Return a value as text without control characters, which could change the terminal."""
     return "".join(char if char.isprintable() else "?" for char in str(cell))
