@@ -1,4 +1,7 @@
-"""Builds docs/reference/ from the docstrings, with griffe, which reads the source and imports nothing.
+"""Builds docs/reference/ from the code.
+
+The pages of classes are made from the docstrings, with griffe, which reads the source and imports nothing. The
+pages of settings, HTTP routes and errors are made by reference_tables.py.
 
     make docs                                    writes the files
     python docs/build_reference.py --check       exits with 1 if a file is not current
@@ -17,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import griffe
+import reference_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -76,6 +80,9 @@ def pages() -> dict[Path, str]:
             "Without a server: `Encoder` and `AsyncEncoder` of `bert_serving.server`", encoder
         ),
         REFERENCE / "server.md": _page("A server from Python: `bert_serving.server.BertServer`", server),
+        REFERENCE / "settings.md": reference_tables.settings_page(),
+        REFERENCE / "routes.md": reference_tables.routes_page(),
+        REFERENCE / "errors.md": reference_tables.errors_page(),
     }
 
 

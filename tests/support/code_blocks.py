@@ -57,4 +57,5 @@ def code_blocks(path: Path) -> Iterator[CodeBlock]:
 def on_ports_of(server: RunningServer, code: str) -> str:
     """Return the code with a server's ports in place of the default ones."""
     code = code.replace("BertClient()", f"BertClient(port={server.port}, port_out={server.port_out})")
+    code = re.sub(r"\bbert-serving-status\b", rf"\g<0> -port {server.port} -port_out {server.port_out}", code)
     return code.replace("127.0.0.1:8125", f"127.0.0.1:{server.http_port}")
