@@ -5,7 +5,7 @@
 # make test     run all tests except those that install large client packages
 # make clients  run the tests with third-party clients, including the slow ones; with Node, also those of JavaScript
 # make examples run examples/applications and the database of examples/pipelines with all of their data; more than an hour
-# make docs     build docs/reference/ from the docstrings
+# make docs     build docs/reference/ from the code, and the documentation as a site into site/
 # make bench    compare this service with other embedding servers and libraries; an hour, and some GB for the others
 # make bench-encode  measure the memory of bert-serving-encode with 5,000,000 lines, and its rate; half an hour
 # make neighbours  measure what bad neighbours do to another user; 15 minutes
@@ -68,8 +68,12 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The site needs a server, if only for its search; any one will do, such as that of Python. The variable turns off an
+# advertisement.
 docs: $(VENV)/.test
 	$(BIN)/python docs/build_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "docs: see them with: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000"
 
 bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.arena $(ARGS)
@@ -86,7 +90,7 @@ chaos: $(VENV)/.test
 		HF_HUB_OFFLINE=1 $(BIN)/python -m tests.hostile.chaos $$how || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
 
 # torch is installed first: TORCH chooses its build, and the later steps keep it.
 $(VENV)/.torch: constraints.txt
