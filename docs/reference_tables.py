@@ -66,7 +66,7 @@ def settings_page() -> str:
     ]
     for title, group in groups.items():
         rows = [_setting_row(name, field) for name, field in group.items()]
-        blocks += [f"## {title}", table(("flag", "variable", "default", "meaning"), rows)]
+        blocks += [f"## {title}", table(("flag, and variable", "default", "meaning"), rows)]
     return page(blocks)
 
 
@@ -74,8 +74,8 @@ def _setting_row(name: str, field: FieldInfo) -> Sequence[str]:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     aliases = extra.get("aliases", [])
     assert isinstance(aliases, list)
-    flags = ", ".join(f"`-{flag}`" for flag in (name, *aliases))
-    return flags, f"`BERT_SERVING_{name.upper()}`", _default(field.default), str(field.description)
+    names = [f"-{flag}" for flag in (name, *aliases)] + [f"BERT_SERVING_{name.upper()}"]
+    return "<br>".join(f"`{each}`" for each in names), _default(field.default), str(field.description)
 
 
 def _default(value: object) -> str:

@@ -75,6 +75,15 @@ def test_ctrl_c_ends_the_dashboard(server: RunningServer) -> None:
         assert "Traceback" not in terminal.text
 
 
+def test_without_rich_a_terminal_shows_the_table(server: RunningServer) -> None:
+    python, flag, program = STATUS
+    without_rich = [python, flag, f"import sys; sys.modules['rich'] = None; {program}"]
+    with Terminal([*without_rich, *ports_of(server), "-watch", "0.2"]) as terminal:
+        terminal.wait_for(f"server   localhost:{server.port}, ready, up 0:", "per second in the last 0.")
+        terminal.press("\x03")
+        assert terminal.wait_end() == 0
+
+
 def test_watching_goes_on_when_a_server_dies_and_comes_back(tiny: Path) -> None:
     with RunningServer("-model_dir", tiny, http=False) as first:
         first.wait_ready()
