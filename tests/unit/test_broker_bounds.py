@@ -26,8 +26,9 @@ from bert_serving.protocol.workers import (
 from bert_serving.server.broker import inspection, outbox
 from bert_serving.server.broker.broker import Broker
 from bert_serving.server.broker.budget import Budget
-from bert_serving.server.broker.metrics import BrokerMetrics, value_of
+from bert_serving.server.broker.metrics import BrokerMetrics
 from bert_serving.server.broker.ports import PrivateEndpoints
+from bert_serving.server.broker.text_format import Registry, Snapshot
 from bert_serving.server.settings import Settings
 
 from tests.support.model_facts import model_facts
@@ -111,9 +112,9 @@ class Neighbourhood:
 
     def step_all(self) -> None:
         """Let the broker read everything that was sent: the last message is a request of BOB."""
-        num_before = value_of(self.metrics.requests)
+        num_before = self.metrics.requests.value
         self.ask(BOB, 999)
-        self.step_until(lambda: value_of(self.metrics.requests) > num_before and self.num_jobs == 0)
+        self.step_until(lambda: self.metrics.requests.value > num_before and self.num_jobs == 0)
 
     def receive(self, sub: zmq.Socket[bytes]) -> tuple[int, dict[str, Any]]:
         """Return the next reply: its request id and its info."""
@@ -290,21 +291,21 @@ def test_the_broker_wakes_up_for_a_deadline(around: Neighbourhood) -> None:
     assert around.receive(sub)[1]["error"]["code"] == "deadline_exceeded"
 
 
-def test_metrics_are_written_only_so_often(around: Neighbourhood, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_collected_only_so_often(around: Neighbourhood, monkeypatch: pytest.MonkeyPatch) -> None:
     sub = around.subscriber(ALICE)
-    written: list[str] = []
+    collected: list[Snapshot] = []
 
-    def text(_: BrokerMetrics) -> str:
-        written.append("metrics")
-        return f"metrics {len(written)}"
+    def snapshot(_: Registry) -> Snapshot:
+        collected.append(Snapshot("%s", [len(collected) + 1]))
+        return collected[-1]
 
-    monkeypatch.setattr(BrokerMetrics, "text", text)
+    monkeypatch.setattr(Registry, "snapshot", snapshot)
     monkeypatch.setattr(inspection, "_FRESH_PER_S", 0.0)
     for i in range(200):
         around.push.send_multipart([ALICE, b"SHOW_METRICS", b"%d" % i, b"0"])
-    texts = [around.receive(sub)[1]["text"] for _ in range(200)]
-    assert set(texts) == {f"metrics {i + 1}" for i in range(len(written))}
-    assert len(written) == 20
+    numbers = [around.receive(sub)[1]["numbers"] for _ in range(200)]
+    assert {number for (number,) in numbers} == set(range(1, len(collected) + 1))
+    assert len(collected) == 20
 
 
 def test_the_flows_of_gateways_share_nothing_with_the_identities_of_clients(around: Neighbourhood) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 
+import pytest
 from bert_serving.protocol import ERROR_CODES, ServingError
+from bert_serving.server.broker.counting import Buckets, Histogram, LabelledNumbers
 from bert_serving.server.broker.info_metrics import InfoMetrics
 from bert_serving.server.broker.metrics import WORKER_STATES, BrokerMetrics
+from bert_serving.server.broker.text_format import Registry
 from bert_serving.server.broker.workers import WorkerView
 from bert_serving.server.settings import Settings, own_version
 from prometheus_client import Metric
@@ -88,3 +91,30 @@ def test_models_and_versions_are_labels() -> None:
 def _all_subclasses(cls: type[ServingError]) -> set[type[ServingError]]:
     below = cls.__subclasses__()
     return {*below, *(found for each in below for found in _all_subclasses(each))}
+
+
+def test_the_text_has_what_prometheus_client_reads() -> None:
+    registry = Registry()
+    about, model = 'a \\ and\na "quote" of 5 %', '50 % \\ "x"\n'
+    gauge = LabelledNumbers("a_gauge", about, "gauge", "model")
+    gauge.labels(model).set(2.5)
+    histogram = Histogram("a_histogram", about, (0.1, 1.0))
+    histogram.observe_all([0.1, 0.5, 7.0])
+    registry.register(gauge, histogram)
+    read = {family.name: family for family in text_string_to_metric_families(registry.snapshot().text())}
+    assert read["a_gauge"].documentation == read["a_histogram"].documentation == about
+    assert [(s.labels, s.value) for s in read["a_gauge"].samples] == [({"model": model}, 2.5)]
+    buckets = [s.value for s in read["a_histogram"].samples]
+    assert buckets == [1, 2, 3, 3, pytest.approx(7.6)]
+
+
+@pytest.mark.parametrize("num_values", [1, 24, 25, 63, 64, 1000])
+def test_buckets_count_few_and_many_values_alike(num_values: int) -> None:
+    values = [i * 0.37 % 7 for i in range(num_values)]
+    one_by_one, at_once = Buckets((0.5, 1.0, 5.0)), Buckets((0.5, 1.0, 5.0))
+    for value in values:
+        one_by_one.observe(value)
+    at_once.observe_all(values)
+    expected = [sum(low < v <= high for v in values) for low, high in ((-1, 0.5), (0.5, 1), (1, 5), (5, 9))]
+    assert one_by_one.counts == at_once.counts == expected
+    assert one_by_one.total == pytest.approx(at_once.total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import subprocess
@@ -11,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from bert_serving.server.broker.text_format import Registry
 from bert_serving.server.supervisor.process_metrics import ProcessMetrics
-from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 
 
 class Shown:
@@ -20,12 +22,18 @@ class Shown:
 
     def __init__(self, running: Mapping[str, Sequence[int]]) -> None:
         self.running = running
-        self._registry = CollectorRegistry()
-        ProcessMetrics(self._registry, lambda: self.running)
+        self._registry = Registry()
+        self._metrics = ProcessMetrics(self._registry, lambda: self.running)
+        self._num_seconds = itertools.count()
+
+    def look(self) -> None:
+        """Look at the processes, at least a second after the last look."""
+        self._metrics.look(2.0 * next(self._num_seconds))
 
     def __getitem__(self, name: str) -> dict[str, float]:
         """Return the values of a metric by the names of the processes."""
-        samples = [sample for family in self._registry.collect() for sample in family.samples]
+        families = text_string_to_metric_families(self._registry.snapshot().text())
+        samples = [sample for family in families for sample in family.samples]
         return {s.labels["process"]: s.value for s in samples if s.name == f"bert_serving_process_{name}"}
 
 
@@ -51,6 +59,7 @@ def test_open_files_are_counted_exactly() -> None:
     with ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(open(os.devnull))
+        shown.look()
         assert shown["open_fds"] == {"server": before + 5}
     assert shown["max_fds"] == {"server": resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
 
@@ -73,13 +82,34 @@ def test_cpu_time_grows_with_work_and_does_not_decrease_when_the_process_is_repl
     until = time.process_time() + 0.05
     while time.process_time() < until:
         pass
+    shown.look()
     used.append(shown["cpu_seconds_total"]["worker-0"])
     assert used[1] > used[0]
     with idle_process() as successor:
         shown.running = {"worker-0": [successor]}
+        shown.look()
         assert shown["cpu_seconds_total"]["worker-0"] >= used[1]
         shown.running = {"worker-0": []}
+        shown.look()
         assert shown["cpu_seconds_total"]["worker-0"] >= used[1]
+
+
+def test_processes_are_read_once_in_a_second_and_a_new_one_at_once() -> None:
+    running = {"server": [os.getpid()]}
+    registry = Registry()
+    metrics = ProcessMetrics(registry, lambda: running)
+    metrics.look(10.0)
+    before = registry.snapshot()
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(open(os.devnull))
+        metrics.look(10.9)
+        assert registry.snapshot() == before
+        running["gateway"] = [os.getpid()]
+        lines = registry.snapshot().text().splitlines()
+        assert len(lines) == len(before.text().splitlines()) + 4
+        metrics.look(11.0)
+        assert registry.snapshot() != before
 
 
 def test_a_process_that_has_ended_is_no_error() -> None:

@@ -148,7 +148,8 @@ class ReplicasClient:
         if command is not Command.SHOW_METRICS:
             raise Unavailable(f"{command.value.decode()} is not available on Ray")
         texts = await self._broadcast("metrics_text")
-        return {"text": await asyncio.to_thread(merged, texts)}
+        text = await asyncio.to_thread(merged, texts)
+        return {"template": text.replace("%", "%%"), "numbers": []}  # as a broker's reply
 
     async def fetch_tokenizer(self, fingerprint: str, path: Path) -> None:
         """Write the tokenizer of a model to a file; do nothing if no replica has the model."""

@@ -22,7 +22,6 @@ from bert_serving.protocol.workers import (
     Result,
     worker_message_to_frames,
 )
-from prometheus_client import disable_created_metrics
 
 from ..settings import Settings
 from .answers import Answers
@@ -74,7 +73,6 @@ class Broker:
         token_rows: int | None = None,
         observers: Sequence[BrokerObserver] = (),
     ) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # for the whole process, which is the server's
         self._settings = settings
         self._metrics = metrics
         self._woke_at: float | None = None  # when `wait` has ended last

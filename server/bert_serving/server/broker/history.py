@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from bert_serving.protocol import JsonObject
-from prometheus_client import Counter as LabelledCounter
 
 from ..buckets import SECONDS
-from .counting import BucketCounts
 from .loop_clock import LoopClock
 from .metrics import BrokerMetrics
 from .scheduler import Scheduler
@@ -38,6 +37,9 @@ FIELDS = (
 )  # fmt: skip
 
 Point: TypeAlias = "list[float | dict[str, int] | list[tuple[str, float]] | None]"
+
+
+BucketCounts: TypeAlias = "npt.NDArray[np.int64]"
 
 
 class _Counts(NamedTuple):
@@ -122,16 +124,10 @@ class History:
     def _counts(self) -> _Counts:
         return _Counts(
             {name: counter.value for name, counter in self._rates.items()},
-            [stage.counts() for stage in self._stages],
-            _by_label(self._metrics.errors),
-            _by_label(self._metrics.busy),
+            [np.array(stage.counts) for stage in self._stages],
+            self._metrics.errors.by_first_label(),
+            self._metrics.busy.by_first_label(),
         )
-
-
-def _by_label(counter: LabelledCounter) -> dict[str, float]:
-    """Return the values of a counter with one label."""
-    samples = next(iter(counter.collect())).samples
-    return {next(iter(each.labels.values())): each.value for each in samples if each.name.endswith("_total")}
 
 
 def _share(part: float, whole: float) -> float | None:

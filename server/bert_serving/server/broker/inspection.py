@@ -10,10 +10,11 @@ from .metrics import BrokerMetrics
 from .replies import Replies
 from .scheduler import Scheduler
 from .status import StatusReport
+from .text_format import Snapshot
 from .workers import Workers
 
-# To write the metrics takes milliseconds, and any client may ask for them. So this many may be asked for at once
-# and this many in a second; beyond that, the same text is sent again.
+# Metrics are many numbers, and any client may ask for them. So this many may be asked for at once and this many in
+# a second; beyond that, the same numbers are sent again.
 _FRESH_AT_ONCE = 20
 _FRESH_PER_S = 10.0
 
@@ -38,7 +39,7 @@ class Inspection:
         self._workers = workers
         self._history = history
         self._clock = clock
-        self._metrics_text = ""
+        self._last_snapshot = Snapshot("", [])
         self._num_fresh_left = float(_FRESH_AT_ONCE)
         self._refilled_at = 0.0
 
@@ -47,7 +48,7 @@ class Inspection:
         if request.command is Command.SHOW_CONFIG:
             return self._report.config(request.identity)
         if request.command is Command.SHOW_METRICS:
-            return {"text": self._text(now)}
+            return self._snapshot(now)._asdict()
         is_ready = is_accepting and self._workers.have_recent_forwards()
         if request.command is Command.SHOW_HISTORY:
             workers = [view.to_info(self._clock.now) for view in self._workers.views.values()]
@@ -58,14 +59,14 @@ class Inspection:
             request.identity, now, loop_now=self._clock.now, is_ready=is_ready, model=self._scheduler.model
         )
 
-    def _text(self, now: float) -> str:
+    def _snapshot(self, now: float) -> Snapshot:
         left = self._num_fresh_left + _FRESH_PER_S * (now - self._refilled_at)
         self._num_fresh_left, self._refilled_at = min(left, float(_FRESH_AT_ONCE)), now
         if self._num_fresh_left >= 1.0:
             self._num_fresh_left -= 1.0
             self._set_gauges(now)
-            self._metrics_text = self._metrics.text()
-        return self._metrics_text
+            self._last_snapshot = self._metrics.registry.snapshot()
+        return self._last_snapshot
 
     def _set_gauges(self, now: float) -> None:
         metrics, admission = self._metrics, self._scheduler.admission

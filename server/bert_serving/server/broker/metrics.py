@@ -1,20 +1,19 @@
 """Prometheus metrics of the broker.
 
-A gateway requests them as text with SHOW_METRICS, appends the metrics of all gateways, and returns both.
+A gateway requests them with SHOW_METRICS, appends the metrics of all gateways, and returns both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from bert_serving.protocol import ERROR_CODES
 from bert_serving.protocol.workers import Result, Vectors
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from prometheus_client import Counter as LabelledCounter
-from prometheus_client.registry import Collector
 
 from ..buckets import SECONDS
-from .counting import Counter, Histogram
+from .counting import Counter, Gauge, Histogram, LabelledNumbers
+from .text_format import Registry
 
 _SIZES = tuple(float(2**i) for i in range(15))
 
@@ -29,57 +28,83 @@ class BrokerMetrics:
     """
 
     def __init__(self, worker_names: Iterable[str] = ()) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = self._counter("requests", "Encode requests that arrived")
-        self.commands = self._counter("commands", "Config, status and metrics requests that arrived")
-        self.texts = self._counter("texts", "Texts encoded")
-        self.tokens = self._counter("tokens", "Tokens encoded, special ones included")
-        self.padding = self._counter(
-            "padding_tokens", "Padding tokens computed in addition to the tokens of texts"
+        self.registry = Registry()
+        self._add_requests()
+        self._add_queue()
+        self._add_replies()
+        self._add_batches()
+        self._add_workers(worker_names)
+
+    def _add_requests(self) -> None:
+        self.requests = self._counter("requests", "Requests for vectors that arrived, from all clients")
+        self.commands = self._counter(
+            "commands", "Requests for the configuration, the status or the metrics that arrived"
         )
-        self.truncated = self._counter("truncated_texts", "Texts that were truncated because they were too long")
-        self.batches = self._counter("batches", "Batches computed")
-        self.cancelled = self._counter(
-            "cancelled_requests", "Requests whose client disconnected or cancelled them"
-        )
-        self.dropped_replies = self._counter(
-            "dropped_replies", "Replies that were dropped because their client did not fetch them"
-        )
+        self.errors = self._labelled("errors", "Requests that failed", "counter", "code")
+        for code in ERROR_CODES:
+            self.errors.labels(code)
+        self.cancelled = self._counter("cancelled_requests", "Requests whose client left or cancelled them")
         self.malformed = self._counter(
             "malformed_messages", "Messages that are not requests and have no sender to reply to"
         )
-        self.worker_restarts = self._counter("worker_restarts", "Workers that were replaced")
-        self.errors = self._labelled_counter("errors", "Requests that failed, by error code", "code")
-        for code in ERROR_CODES:
-            self.errors.labels(code)
-        self.latency = self._histogram("request_seconds", "Time from arrival to reply", SECONDS)
-        self.queue = self._histogram("queue_seconds", "Time until a worker gets the first text", SECONDS)
-        self.tokenize = self._histogram("tokenize_seconds", "Time to tokenize a batch", SECONDS)
-        self.compute = self._histogram("compute_seconds", "Time to compute a batch", SECONDS)
-        self.turn = self._histogram(
-            "loop_turn_seconds", "Time of a turn of the server's loop, without waiting for messages", SECONDS
+        self.open_requests = self._gauge("open_requests", "Requests without a reply yet")
+        self.latency = self._histogram(
+            "request_seconds", "Time from the arrival of a request to its reply", SECONDS
         )
+
+    def _add_queue(self) -> None:
+        self.queue = self._histogram(
+            "queue_seconds", "Time from the arrival of a request until a worker gets its first text", SECONDS
+        )
+        self.queue_age = self._gauge("queue_age_seconds", "Age of the oldest request that waits for a worker")
+        self.queue_texts = self._gauge("queue_texts", "Texts that wait for a worker")
+        self.queue_capacity = self._gauge(
+            "queue_capacity_texts",
+            "Texts that may wait at most: -queue_capacity, and one sixteenth more for small requests",
+        )
+        self.held_bytes = self._gauge("held_bytes", "Bytes reserved for requests, their vectors and their replies")
+        self.held_capacity = self._gauge("held_capacity_bytes", "Bytes that may be reserved at most: -memory_mb")
+        self.flows = self._gauge("flows", "Clients and HTTP callers for which bytes are reserved")
+
+    def _add_replies(self) -> None:
+        self.clients = self._gauge("clients", "Identities with a connected client; each gateway has one")
+        self.subscriptions = self._counter("subscriptions", "Subscriptions of clients to their replies")
+        self.outbox_bytes = self._gauge("outbox_bytes", "Bytes of replies that wait for their client")
+        self.dropped_replies = self._counter(
+            "dropped_replies", "Replies that were dropped because their client did not fetch them"
+        )
+        self.turn = self._histogram(
+            "loop_turn_seconds",
+            "Time of a turn of the server's loop, without waiting. While a turn lasts, messages wait",
+            SECONDS,
+        )
+
+    def _add_batches(self) -> None:
+        self.texts = self._counter("texts", "Texts encoded")
+        self.tokens = self._counter("tokens", "Tokens encoded, special ones included")
+        self.padding = self._counter("padding_tokens", "Padding tokens computed in addition")
+        self.truncated = self._counter("truncated_texts", "Texts that were cut because they were too long")
+        self.batches = self._counter("batches", "Batches computed")
         self.batch_texts = self._histogram("batch_texts", "Texts in a batch", _SIZES)
         self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch", _SIZES)
-        self.subscriptions = self._counter("subscriptions", "Subscriptions of clients to their replies")
-        self.clients = self._gauge("clients", "Identities with a connected client")
-        self.queue_texts = self._gauge("queue_texts", "Texts that wait for a worker")
-        self.queue_capacity = self._gauge("queue_capacity_texts", "Texts that may wait for a worker at most")
-        self.queue_age = self._gauge("queue_age_seconds", "Age of the oldest request that waits for a worker")
-        self.open_requests = self._gauge("open_requests", "Requests without a reply yet")
+        self.tokenize = self._histogram("tokenize_seconds", "Time to tokenize a batch", SECONDS)
+        self.compute = self._histogram("compute_seconds", "Time to compute a batch", SECONDS)
+
+    def _add_workers(self, worker_names: Iterable[str]) -> None:
+        self.busy = self._labelled(
+            "device_busy_seconds", "Time for which a worker's device has computed", "counter", "worker"
+        )
         self.workers_ready = self._gauge("workers_ready", "Workers that can take a batch")
-        self.held_bytes = self._gauge("held_bytes", "Bytes reserved for requests, their vectors and their replies")
-        self.held_capacity = self._gauge("held_capacity_bytes", "Bytes that may be reserved at most")
-        self.flows = self._gauge("flows", "Clients and HTTP callers for which bytes are reserved")
-        self.outbox_bytes = self._gauge("outbox_bytes", "Bytes of replies that wait for their client")
-        self.worker_state = self._gauge(
+        self.worker_state = self._labelled(
             "worker_state",
-            "1 for the state that a worker is in; stale: a ready worker that has computed nothing for a minute",
+            "1 for the state that a worker is in: starting, ready, or stale, which is a ready worker that has "
+            "computed nothing for a minute",
+            "gauge",
             "worker",
             "state",
         )
-        self.busy = self._labelled_counter(
-            "device_busy_seconds", "Time for which a worker's device has computed", "worker"
+        self.worker_restarts = self._counter(
+            "worker_restarts", "Worker processes that have ended while the server served"
         )
         for name in worker_names:
             self.busy.labels(name)
@@ -112,25 +137,27 @@ class BrokerMetrics:
 
     def text(self) -> str:
         """Return all metrics in Prometheus' text format."""
-        return generate_latest(self.registry).decode()
+        return self.registry.snapshot().text()
 
     def _counter(self, name: str, documentation: str) -> Counter:
         counter = Counter(f"bert_serving_{name}", documentation)
         self.registry.register(counter)
         return counter
 
-    def _labelled_counter(self, name: str, documentation: str, label: str) -> LabelledCounter:
-        return LabelledCounter(f"bert_serving_{name}", documentation, [label], registry=self.registry)
+    def _gauge(self, name: str, documentation: str) -> Gauge:
+        gauge = Gauge(f"bert_serving_{name}", documentation)
+        self.registry.register(gauge)
+        return gauge
 
-    def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
-        return Gauge(f"bert_serving_{name}", documentation, labels, registry=self.registry)
+    def _labelled(
+        self, name: str, documentation: str, kind: Literal["counter", "gauge"], *labels: str
+    ) -> LabelledNumbers:
+        suffix = "_total" if kind == "counter" else ""
+        numbers = LabelledNumbers(f"bert_serving_{name}{suffix}", documentation, kind, *labels)
+        self.registry.register(numbers)
+        return numbers
 
     def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
         histogram = Histogram(f"bert_serving_{name}", documentation, buckets)
         self.registry.register(histogram)
         return histogram
-
-
-def value_of(metric: Collector) -> float:
-    """Return the current value of a counter or gauge without labels."""
-    return float(next(iter(metric.collect())).samples[0].value)

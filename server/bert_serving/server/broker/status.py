@@ -15,7 +15,7 @@ from ..compat.pooling_strategy import PoolingStrategy
 from ..model.pooling import Pooling, PoolingRules
 from ..model.sentence_transformers import read_sentence_transformers
 from ..settings import Settings, own_version
-from .metrics import BrokerMetrics, value_of
+from .metrics import BrokerMetrics
 from .statistic import Statistic
 from .workers import WorkerView
 
@@ -75,12 +75,12 @@ class StatusReport:
             "ready": is_ready,
             "model": model,
             "workers": [worker.to_info(loop_now) for worker in self._workers.values()],
-            "queue_texts": int(value_of(metrics.queue_texts)),
-            "open_requests": int(value_of(metrics.open_requests)),
-            "connected_clients": int(value_of(metrics.clients)),
-            "num_batch": int(value_of(metrics.batches)),
-            "num_encoded_seq": int(value_of(metrics.texts)),
-            "num_encoded_token": int(value_of(metrics.tokens)),
+            "queue_texts": int(metrics.queue_texts.value),
+            "open_requests": int(metrics.open_requests.value),
+            "connected_clients": int(metrics.clients.value),
+            "num_batch": int(metrics.batches.value),
+            "num_encoded_seq": int(metrics.texts.value),
+            "num_encoded_token": int(metrics.tokens.value),
             "statistic": self._statistic.report(now),
         }
 

@@ -7,8 +7,6 @@ classification head counts as "predict"; every other request counts as "embed".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-
 from bert_serving.protocol import (
     DeadlineExceeded,
     EncodeRequest,
@@ -21,15 +19,19 @@ from bert_serving.protocol import (
     Usage,
     WorkerFailed,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric, UnknownMetricFamily
-from prometheus_client.registry import Collector
 
-from .counting import Buckets
+from .counting import Buckets, Gauge, LabelledNumbers, SummedHistogram
 from .metrics import BrokerMetrics
+from .text_format import Family
 
 _DURATIONS = tuple(1.5e-5 * 1.5**i for i in range(35))
 _LENGTHS = tuple(float(2**i) for i in range(21))
-_STAGES = ("duration", "tokenization_duration", "queue_duration", "inference_duration")
+_STAGES = {
+    "duration": "Seconds from the arrival of a request to its reply",
+    "tokenization_duration": "Seconds for the tokenizer",
+    "queue_duration": "Seconds in the queue",
+    "inference_duration": "Seconds for the model",
+}
 
 #: Error code of this server -> TEI's name for such a failure.
 _FAILURES = {
@@ -46,35 +48,61 @@ _FAILURE_NAMES = (*dict.fromkeys(_FAILURES.values()), "tokenization", "model_typ
 _PREDICT_STRATEGIES = {"LOGITS", "CLASSIFICATION", "REGRESSION"}
 
 
-class TeiMetrics(Collector):
+class TeiMetrics:
     """Counts requests as TEI does. The broker calls it as a BrokerObserver.
 
     Some metrics of TEI exist in BrokerMetrics under other names; they are copied from there.
     """
 
     def __init__(self, ours: BrokerMetrics) -> None:
-        self._copies = {"te_batch_next_size": ours.batch_texts, "te_batch_next_tokens": ours.batch_tokens}
-        self._queue_texts = ours.queue_texts
-        self._requests = dict.fromkeys(("single", "batch"), 0)
-        self._successes = dict.fromkeys(("single", "batch"), 0)
-        self._failures = dict.fromkeys(_FAILURE_NAMES, 0)
-        self._counts = dict.fromkeys(("embed", "predict"), 0)
-        self._done = dict.fromkeys(("embed", "predict"), 0)
-        self._stages = {kind: {stage: Buckets(_DURATIONS) for stage in _STAGES} for kind in ("embed", "predict")}
+        methods, kinds = ("single", "batch"), ("embed", "predict")
+        self._requests = _untyped("te_request_count", "Requests that arrived", "method", *methods)
+        self._successes = _untyped("te_request_success", "Requests that got their vectors", "method", *methods)
+        self._failures = _untyped("te_request_failure", "Requests that got an error", "err", *_FAILURE_NAMES)
+        verbs = dict(zip(kinds, (("embed", "vectors"), ("classify", "scores")), strict=True))
+        self._counts = {
+            kind: _untyped(f"te_{kind}_count", f"Texts to {verb} that arrived")
+            for kind, (verb, _) in verbs.items()
+        }
+        self._done = {
+            kind: _untyped(f"te_{kind}_success", f"Texts to {verb} that got their {result}")
+            for kind, (verb, result) in verbs.items()
+        }
+        self._stages = {kind: {stage: Buckets(_DURATIONS) for stage in _STAGES} for kind in kinds}
         self._input_length = Buckets(_LENGTHS)
-        ours.registry.register(self)
+        ours.registry.register(
+            *(self._requests, self._successes, self._failures),
+            *(self._counts["embed"], self._done["embed"], self._counts["predict"], self._done["predict"]),
+            *self._durations(),
+            SummedHistogram("te_request_input_length", "Tokens of a text", self._input_length),
+            SummedHistogram("te_batch_next_size", "Texts in a batch", ours.batch_texts),
+            SummedHistogram("te_batch_next_tokens", "Tokens in a batch", ours.batch_tokens),
+            _QueueSize(ours.queue_texts),
+        )
+
+    def _durations(self) -> list[Family]:
+        """Return the histograms of the stages: of all requests, and of those of each kind."""
+        kinds = {"request": ("embed", "predict"), "embed": ("embed",), "predict": ("predict",)}
+        of_which = {"request": "", "embed": ", of requests to embed", "predict": ", of requests to classify"}
+        return [
+            SummedHistogram(
+                f"te_{name}_{stage}", f"{about}{of_which[name]}", *(self._stages[kind][stage] for kind in counted)
+            )
+            for name, counted in kinds.items()
+            for stage, about in _STAGES.items()
+        ]
 
     def request_arrived(self, request: EncodeRequest | None) -> None:
         """Count a request, even if it cannot be read: there must never be more failures than requests."""
         num_texts = 1 if request is None else len(request.texts)
-        self._requests[_method(num_texts)] += 1
-        self._counts[_kind(request)] += num_texts
+        self._requests.labels(_method(num_texts)).inc()
+        self._counts[_kind(request)].labels().inc(num_texts)
 
     def request_done(self, request: EncodeRequest, usage: Usage) -> None:
         """Count a request whose vectors are computed, with its times and its tokens."""
         num_texts, kind = len(request.texts), _kind(request)
-        self._successes[_method(num_texts)] += 1
-        self._done[kind] += num_texts
+        self._successes.labels(_method(num_texts)).inc()
+        self._done[kind].labels().inc(num_texts)
         times = (usage.total_ms, usage.tokenize_ms, usage.queue_ms, usage.compute_ms)
         for buckets, ms in zip(self._stages[kind].values(), times, strict=True):
             buckets.observe(ms / 1000)
@@ -82,28 +110,15 @@ class TeiMetrics(Collector):
 
     def request_failed(self, error: ServingError) -> None:
         """Count a request that gets an error."""
-        self._failures[_FAILURES[error.code]] += 1
+        self._failures.labels(_FAILURES[error.code]).inc()
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield all metric families."""
-        yield _untyped("te_request_count", "Requests that arrived", "method", self._requests)
-        yield _untyped("te_request_success", "Requests that got their vectors", "method", self._successes)
-        yield _untyped("te_request_failure", "Requests that got an error", "err", self._failures)
-        for kind, count in self._counts.items():
-            yield UnknownMetricFamily(f"te_{kind}_count", f"Texts to {kind} that arrived", count)
-            yield UnknownMetricFamily(
-                f"te_{kind}_success", f"Texts to {kind} that got their vectors", self._done[kind]
-            )
-        for stage in _STAGES:
-            embed, predict = self._stages["embed"][stage], self._stages["predict"][stage]
-            yield embed.family(f"te_request_{stage}", f"Seconds of a request: {stage}", predict)
-            yield embed.family(f"te_embed_{stage}", f"Seconds of a request to embed: {stage}")
-            yield predict.family(f"te_predict_{stage}", f"Seconds of a request to classify: {stage}")
-        yield self._input_length.family("te_request_input_length", "Tokens of a text")
-        for name, histogram in self._copies.items():
-            yield _renamed(histogram.collect(), name)
-        size = next(iter(self._queue_texts.collect())).samples[0].value
-        yield GaugeMetricFamily("te_queue_size", "Texts that wait for a worker", size)
+
+class _QueueSize:
+    """Shows a gauge of ours under TEI's name."""
+
+    def __init__(self, ours: Gauge) -> None:
+        self.template = Gauge("te_queue_size", "Texts that wait for a worker").template
+        self.numbers = ours.numbers
 
 
 def _method(num_texts: int) -> str:
@@ -115,16 +130,11 @@ def _kind(request: EncodeRequest | None) -> str:
     return "predict" if strategies and not _PREDICT_STRATEGIES.isdisjoint(strategies) else "embed"
 
 
-def _untyped(name: str, documentation: str, label: str, values: Mapping[str, int]) -> Metric:
-    family = UnknownMetricFamily(name, documentation, labels=[label])
-    for value, count in values.items():
-        family.add_metric([value], count)
-    return family
-
-
-def _renamed(families: Iterable[Metric], name: str) -> Metric:
-    """Return the one family in `families` under another name."""
-    (family,) = families
-    renamed = Metric(name, family.documentation, family.type)
-    renamed.samples = [s._replace(name=name + s.name.removeprefix(family.name)) for s in family.samples]
-    return renamed
+def _untyped(name: str, documentation: str, *label_and_values: str) -> LabelledNumbers:
+    """Return a counter with all its series. label_and_values: the name of its label, if any, and the values."""
+    counter = LabelledNumbers(name, documentation, "untyped", *label_and_values[:1])
+    for value in label_and_values[1:]:
+        counter.labels(value)
+    if not label_and_values:
+        counter.labels()
+    return counter

@@ -40,7 +40,7 @@ from bert_serving.protocol.workers import Changed, Failed, ModelFacts, Ready, Re
 
 from ..broker.account import NoRoom
 from ..broker.job import Job
-from ..broker.metrics import BrokerMetrics, value_of
+from ..broker.metrics import BrokerMetrics
 from ..broker.repeat_metrics import RepeatMetrics
 from ..broker.repeats import Repeats
 from ..broker.scheduler import Failure, Scheduler
@@ -358,9 +358,9 @@ class AsyncEncoder:
         return {
             "queue_texts": 0 if scheduler is None else scheduler.num_waiting,
             "open_requests": 0 if scheduler is None else scheduler.num_jobs,
-            "num_batch": int(value_of(metrics.batches)),
-            "num_encoded_seq": int(value_of(metrics.texts)),
-            "num_encoded_token": int(value_of(metrics.tokens)),
+            "num_batch": int(metrics.batches.value),
+            "num_encoded_seq": int(metrics.texts.value),
+            "num_encoded_token": int(metrics.tokens.value),
         }
 
     def save_tokenizer(self, path: Path) -> None:
@@ -378,7 +378,7 @@ class AsyncEncoder:
             scheduler.oldest_age_s(time.monotonic()),
             scheduler.waiting_tokens,
             scheduler.tokens_per_s,
-            value_of(self.metrics.busy),
+            self.metrics.busy.labels(_NAME).value,
         )
 
     def metrics_text(self) -> str:

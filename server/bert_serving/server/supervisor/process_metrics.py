@@ -1,46 +1,75 @@
-"""CPU time, memory and open files of each process of the server, read from /proc when metrics are asked for."""
+"""CPU time, memory and open files of each process of the server, read from /proc about once a second."""
 
 from __future__ import annotations
 
 import math
 import os
 import resource
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector, CollectorRegistry
+from typing import Literal
 
 from ..broker.memory_guard import rss_bytes
+from ..broker.text_format import Registry, head, number, series
 
 _PREFIX = "bert_serving_process_"
+_LOOK_EVERY_S = 1.0
 _UTIME, _STIME = 11, 12  # positions in /proc/PID/stat behind the name of the program: see proc(5)
+_METRICS: dict[str, tuple[str, Literal["counter", "gauge"]]] = {
+    "cpu_seconds_total": ("CPU time of a process", "counter"),
+    "resident_memory_bytes": ("Resident memory of a process", "gauge"),
+    "open_fds": ("Files and connections that a process has open", "gauge"),
+    "max_fds": ("Files and connections that a process may open", "gauge"),
+}
 
 
-class ProcessMetrics(Collector):
+class ProcessMetrics:
     """Shows the use of each process under its name. Two processes may share a name while one replaces the other.
 
+    The files of a process take 30 us to read. So they are not read when metrics are asked for, but one time in a
+    second, and when metrics are asked for those of a new process.
+
     running: returns the process ids by name, also for a name without a process. Only the thread of the server's
-    loop may collect. Where the system has no /proc, all values are 0.
+    loop may call the methods. Where the system has no /proc, all values are 0.
     """
 
-    def __init__(self, registry: CollectorRegistry, running: Callable[[], Mapping[str, Sequence[int]]]) -> None:
+    def __init__(self, registry: Registry, running: Callable[[], Mapping[str, Sequence[int]]]) -> None:
         self._running = running
+        self._next_look_at = -math.inf
         self._cpu: dict[str, _CpuTime] = {}
+        self._lines: dict[str, list[str]] = {}  # by process: a line of each metric
+        self._heads = [head(f"{_PREFIX}{metric}", *about) for metric, about in _METRICS.items()]
         registry.register(self)
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield all metric families."""
-        running = self._running()
-        cpu_s = {name: self._cpu.setdefault(name, _CpuTime()).of(pids) for name, pids in running.items()}
-        cpu = CounterMetricFamily(f"{_PREFIX}cpu_seconds", "CPU time of a process", labels=["process"])
-        for name, seconds in cpu_s.items():
-            cpu.add_metric([name], seconds)
-        yield cpu
-        yield _gauge("resident_memory_bytes", "Resident memory of a process", running, rss_bytes)
-        yield _gauge("open_fds", "Files and connections that a process has open", running, _num_open_files)
-        yield _gauge("max_fds", "Files and connections that a process may open", running, _max_open_files, max)
+    def look(self, now: float) -> None:
+        """Read the values of all processes, if this was not done in the last second. now: monotonic seconds."""
+        if now >= self._next_look_at:
+            self._next_look_at = now + _LOOK_EVERY_S
+            self._lines = {name: self._read(name, pids) for name, pids in self._running().items()}
+
+    def numbers(self) -> tuple[()]:
+        """Return nothing: the template has all numbers."""
+        return ()
+
+    @property
+    def template(self) -> str:
+        """All lines of all metrics."""
+        for name, pids in self._running().items():
+            if name not in self._lines:
+                self._lines[name] = self._read(name, pids)
+        metrics = zip(self._heads, zip(*self._lines.values(), strict=True), strict=True)
+        return "".join([part for before, lines in metrics for part in (before, *lines)])
+
+    def _read(self, name: str, pids: Sequence[int]) -> list[str]:
+        values = (
+            self._cpu.setdefault(name, _CpuTime()).of(pids),
+            sum(map(rss_bytes, pids)),
+            sum(map(_num_open_files, pids)),
+            max(map(_max_open_files, pids), default=0),
+        )
+        lines = zip(_METRICS, values, strict=True)
+        return [series(f"{_PREFIX}{metric}", {"process": name}) + f"{number(value)}\n" for metric, value in lines]
 
 
 @dataclass(slots=True)
@@ -63,19 +92,6 @@ class _CpuTime:
             is_new = self.seen[pid] < earlier  # the system has given the id to another process
             self.total += self.seen[pid] - (0.0 if is_new else earlier)
         return self.total
-
-
-def _gauge(
-    name: str,
-    documentation: str,
-    running: Mapping[str, Sequence[int]],
-    read: Callable[[int], float],
-    merge: Callable[[Iterable[float]], float] = sum,
-) -> Metric:
-    family = GaugeMetricFamily(_PREFIX + name, documentation, labels=["process"])
-    for process, pids in running.items():
-        family.add_metric([process], merge([0, *map(read, pids)]))
-    return family
 
 
 def _cpu_s(pid: int) -> float | None:

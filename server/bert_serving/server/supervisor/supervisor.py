@@ -49,7 +49,7 @@ class Supervisor:
         self._launch = Launch(settings, token_rows=token_rows)
         self._broker = self._launch.broker
         self._children = Children(self._broker, settings, self._launch.workers, self._launch.gateways)
-        ProcessMetrics(self._launch.metrics.registry, self._running)
+        self._process_metrics = ProcessMetrics(self._launch.metrics.registry, self._running)
         self._wake_read, self._wake_write = socket.socketpair()
         for end in (self._wake_read, self._wake_write):
             end.setblocking(False)
@@ -80,6 +80,7 @@ class Supervisor:
         self._broker.handle_messages()
         if has_news or time.monotonic() >= self._next_check_at:
             self._check_children()
+            self._process_metrics.look(time.monotonic())
             self._next_check_at = time.monotonic() + _CHECK_S
 
     def _check_children(self) -> None:
