@@ -62,7 +62,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python docs/build_reference.py --check
-	$(BIN)/python scripts/vendor_page.py --check
+	$(BIN)/python docs/build_metrics.py --check
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .
@@ -74,6 +74,7 @@ docs: $(VENV)/.test
 	$(BIN)/python docs/build_reference.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "docs: see them with: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000"
+	$(BIN)/python docs/build_metrics.py
 
 bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.arena $(ARGS)

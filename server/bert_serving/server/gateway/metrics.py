@@ -21,6 +21,7 @@ UNKNOWN_ROUTE = "other"
 log = logging.getLogger(__name__)
 
 _BROKER_UP = "bert_serving_broker_up"
+_BROKER_UP_MEANS = "Whether the broker answered this scrape. If it is 0, only the metrics of HTTP are shown"
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _GAUGES = "gauge_livesum"  # the server process removes these files when their process has ended
 _FILE_BYTES = 512 << 10  # the larger file needs about 200 kB
@@ -35,7 +36,8 @@ class GatewayMetrics:
     If the disk has no room for its files, a process counts in its own memory: only it shows these counts.
 
     process: the name of this process. A process that is started again has the same name and continues the counts.
-    num_in_flight: the number of requests that have no complete response yet.
+    num_in_flight: the number of requests that have no complete response yet. registry: the metrics of this process
+    alone.
     """
 
     def __init__(self, routes: Sequence[str], key_names: Sequence[str] = (), *, process: str = "gateway") -> None:
@@ -44,33 +46,44 @@ class GatewayMetrics:
         is_shared = _create_files(Path(os.environ.get(_FOLDER) or "no folder"), process)
         values.ValueClass = values.MultiProcessValue(lambda: process) if is_shared else values.MutexValue  # type: ignore[no-untyped-call]
         self.num_in_flight = 0
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._add_counts([*routes, UNKNOWN_ROUTE], key_names)
         self._add_state(process)
-        self._all = self._registry
+        self._all = self.registry
         if is_shared:
             self._all = CollectorRegistry()
             MultiProcessCollector(self._all)  # type: ignore[no-untyped-call]
 
     def _add_counts(self, routes: Sequence[str], key_names: Sequence[str]) -> None:
         """Create every series whose labels are known: it must exist with the value zero before its first event."""
-        self.requests = self._counter("requests", "HTTP requests that got a response", "route", "status")
+        self.requests = self._counter(
+            "requests", "HTTP requests that got a response. 499: the caller left", "route", "status"
+        )
         self.latency = self._histogram("request_seconds", "Time from an HTTP request to its response", "route")
         self.errors = self._counter("errors", "HTTP requests that got an error response", "route", "code")
         self.texts = self._counter("texts", "Texts whose vectors were computed for HTTP requests", "route")
         self.tokens = self._counter("tokens", "Tokens of these texts, special ones included", "route")
         self.callers_left = self._counter(
-            "callers_left", "HTTP requests that were cancelled because their caller left or did not read", "route"
+            "callers_left",
+            "HTTP requests that were cancelled because their caller closed the connection before it had the "
+            "response, or did not read the response in time",
+            "route",
         )
         self.refusals = self._counter(
-            "refusals", "HTTP requests and connections refused before or while they arrived", "status"
+            "refusals",
+            "HTTP requests and connections that were refused before or while they arrived: not HTTP (400), too "
+            "slow (408), too many on one connection (429), head too large (431), all connections in use (503)",
+            "status",
         )
-        self.key_requests = self._counter("key_requests", "HTTP requests by the name of their API key", "key")
+        self.key_requests = self._counter(
+            "key_requests", "HTTP requests by the name of their API key; only if there are keys", "key"
+        )
         self.dropped_characters = self._counter(
-            "dropped_characters", "Characters that were left out because they are no text: NUL and lone surrogates"
+            "dropped_characters",
+            "Characters that were left out of texts because they are no text: NUL and lone surrogates",
         )
         self.null_texts = self._counter(
-            "null_texts", "Texts that could not be encoded, and got null as their result"
+            "null_texts", "Texts that could not be encoded and got null, because the request asked for it"
         )
         for route in routes:
             self.requests.labels(route, "200")
@@ -85,13 +98,21 @@ class GatewayMetrics:
 
     def _add_state(self, process: str) -> None:
         self._lag = self._histogram(
-            "event_loop_lag_seconds", "How late a timer of a gateway's event loop is", "process"
+            "event_loop_lag_seconds",
+            "How late a timer of a gateway's event loop is. While it is late, requests wait",
+            "process",
         ).labels(process)
         self._in_flight = self._gauge("requests_in_flight", "HTTP requests without a complete response", process)
         self._connections = self._gauge("connections", "Open HTTP connections", process)
-        self._max_connections = self._gauge("max_connections", "HTTP connections that may be open", process)
+        self._max_connections = self._gauge(
+            "max_connections",
+            "HTTP connections that may be open: -http_max_connect, or fewer if the system allows fewer files",
+            process,
+        )
         self._held = self._gauge("held_bytes", "Bytes held for large bodies and replies of HTTP requests", process)
-        self._held_capacity = self._gauge("held_capacity_bytes", "Bytes that may be held so at most", process)
+        self._held_capacity = self._gauge(
+            "held_capacity_bytes", "Bytes that may be held so at most: -http_memory_mb", process
+        )
 
     def observe(
         self,
@@ -143,29 +164,29 @@ class GatewayMetrics:
 
     def text(self, *, broker_up: bool) -> str:
         """Return the metrics of all gateway processes in Prometheus' text format."""
-        up = (
-            f"# HELP {_BROKER_UP} Whether the broker answered this scrape\n"
-            f"# TYPE {_BROKER_UP} gauge\n"
-            f"{_BROKER_UP} {float(broker_up)}\n"
-        )
-        return generate_latest(self._all).decode() + up
+        return generate_latest(self._all).decode() + broker_up_text(broker_up=broker_up)
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
-        return Counter(f"bert_serving_http_{name}", documentation, labels, registry=self._registry)
+        return Counter(f"bert_serving_http_{name}", documentation, labels, registry=self.registry)
 
     def _histogram(self, name: str, documentation: str, label: str) -> Histogram:
         name = f"bert_serving_http_{name}"
-        return Histogram(name, documentation, [label], buckets=SECONDS, registry=self._registry)
+        return Histogram(name, documentation, [label], buckets=SECONDS, registry=self.registry)
 
     def _gauge(self, name: str, documentation: str, process: str) -> Gauge:
         gauge = Gauge(
             f"bert_serving_http_{name}",
             documentation,
             ["process"],
-            registry=self._registry,
+            registry=self.registry,
             multiprocess_mode="livesum",
         )
         return gauge.labels(process)
+
+
+def broker_up_text(*, broker_up: bool) -> str:
+    """Return the metric that says whether the metrics of the broker are there."""
+    return f"# HELP {_BROKER_UP} {_BROKER_UP_MEANS}\n# TYPE {_BROKER_UP} gauge\n{_BROKER_UP} {float(broker_up)}\n"
 
 
 def _create_files(folder: Path, process: str) -> bool:
