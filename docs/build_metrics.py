@@ -27,7 +27,7 @@ from bert_serving.server.broker.repeats import Repeats
 from bert_serving.server.broker.sizes import ResultSizes
 from bert_serving.server.broker.tei_metrics import TeiMetrics
 from bert_serving.server.broker.workers import WorkerView
-from bert_serving.server.gateway.metrics import GatewayMetrics, broker_up_text
+from bert_serving.server.gateway.metrics import GatewayMetrics
 from bert_serving.server.settings import Settings
 from bert_serving.server.supervisor.process_metrics import ProcessMetrics
 from prometheus_client import disable_created_metrics, generate_latest
@@ -112,8 +112,8 @@ def _http_text() -> str:
     disable_created_metrics()  # type: ignore[no-untyped-call]  # gateways show none
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        metrics = GatewayMetrics(["/embed"], ["a key"])
-        return generate_latest(metrics.registry).decode() + broker_up_text(broker_up=True)
+        metrics = GatewayMetrics({"/embed": "a dialect"}, ["a key"])
+        return generate_latest(metrics.registry).decode() + metrics.facts_text(broker_up=True)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,16 @@ def test_a_second_release_has_no_effect() -> None:
     assert account.held == 1
 
 
+def test_what_is_held_is_counted_by_group() -> None:
+    account = make_account()
+    small, large = account.reserve(ALICE, 100, group="small"), account.reserve(BOB, 200, group="large")
+    small.resize(50)
+    large.move_to(ALICE)
+    assert account.held_in == {"small": 50, "large": 200}
+    large.release()
+    assert account.held_in == {"small": 50, "large": 0}
+
+
 def test_flows_that_hold_nothing_are_forgotten() -> None:
     account = make_account()
     account.reserve(ALICE, 100).release()

@@ -13,6 +13,8 @@ from bert_serving.server.supervisor.process import GatewayProgram
 from prometheus_client import values
 from prometheus_client.parser import text_string_to_metric_families
 
+ROUTES = {"/embed": "Text Embeddings Inference"}
+
 
 def test_processes_share_counts_even_if_the_folder_is_set_after_the_import(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -20,7 +22,7 @@ def test_processes_share_counts_even_if_the_folder_is_set_after_the_import(
     # This class is in use if prometheus_client was imported before the variable was set.
     monkeypatch.setattr(values, "ValueClass", values.MutexValue)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    metrics = GatewayMetrics(["/embed"])
+    metrics = GatewayMetrics(ROUTES)
     metrics.observe("/embed", 200, 0.1)
     assert list(tmp_path.iterdir())
     assert 'bert_serving_http_requests_total{route="/embed",status="200"} 1.0' in metrics.text(broker_up=True)
@@ -30,7 +32,7 @@ def test_without_a_folder_there_are_no_metrics(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     monkeypatch.setattr(values, "ValueClass", values.ValueClass)
     with pytest.raises(ValueError, match="PROMETHEUS_MULTIPROC_DIR"):
-        GatewayMetrics(["/embed"])
+        GatewayMetrics(ROUTES)
 
 
 def _forget_setting(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -41,7 +43,7 @@ def _forget_setting(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 def test_the_blocks_of_all_files_are_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _forget_setting(monkeypatch, tmp_path)
-    metrics = GatewayMetrics(["/embed"], ["a key"])
+    metrics = GatewayMetrics(ROUTES, ["a key"])
     metrics.observe("/embed", 200, 0.1, "overloaded", "a key")
     metrics.show_state(lag_s=0.0, num_connections=1, held_bytes=0)
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -58,7 +60,7 @@ def test_a_gateway_with_a_full_disk_counts_in_its_memory(
 
     _forget_setting(monkeypatch, tmp_path)
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    metrics = GatewayMetrics(["/embed"])
+    metrics = GatewayMetrics(ROUTES)
     metrics.observe("/embed", 200, 0.1)
     assert 'bert_serving_http_requests_total{route="/embed",status="200"} 1.0' in metrics.text(broker_up=True)
     assert list(tmp_path.iterdir()) == []
@@ -81,7 +83,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_all_series_exist_from_the_start(folder: Path) -> None:
-    found = read(GatewayMetrics(["/embed"], ["a-key"], process="gateway-0"))
+    found = read(GatewayMetrics(ROUTES, ["a-key"], process="gateway-0"))
     for route in ("/embed", UNKNOWN_ROUTE):
         names = ("texts_total", "tokens_total", "callers_left_total", "request_seconds_count")
         errors = [f"errors_total {code} {route}" for code in ERROR_CODES]
@@ -91,15 +93,16 @@ def test_all_series_exist_from_the_start(folder: Path) -> None:
         assert found[f"{name} gateway-0"] == 0
     assert [found[f"refusals_total {status}"] for status in (400, 408, 429, 431, 503)] == [0] * 5
     assert found["key_requests_total a-key"] == 0
+    assert found["route_info Text Embeddings Inference /embed"] == found["route_info other other"] == 1
 
 
 def test_a_process_that_is_started_again_continues_the_counts_and_not_the_gauges(folder: Path) -> None:
-    first = GatewayMetrics(["/embed"], process="gateway-0")
+    first = GatewayMetrics(ROUTES, process="gateway-0")
     first.count_computed("/embed", 2, 7)
     first.observe("/embed", 200, 0.1)
     first.show_state(lag_s=0.01, num_connections=5, held_bytes=100)
     values.close_all_multiprocess_files()  # the end of the process
-    second = GatewayMetrics(["/embed"], process="gateway-0")
+    second = GatewayMetrics(ROUTES, process="gateway-0")
     second.count_computed("/embed", 1, 3)
     found = read(second)
     assert (found["texts_total /embed"], found["tokens_total /embed"]) == (3, 10)
@@ -110,10 +113,10 @@ def test_a_process_that_is_started_again_continues_the_counts_and_not_the_gauges
 
 
 def test_the_gauges_of_a_process_that_has_ended_vanish_and_its_counts_stay(folder: Path) -> None:
-    ended = GatewayMetrics(["/embed"], process="gateway-0")
+    ended = GatewayMetrics(ROUTES, process="gateway-0")
     ended.count_refusal(431)
     ended.show_state(lag_s=0.0, num_connections=5, held_bytes=0)
-    other = GatewayMetrics(["/embed"], process="gateway-1")
+    other = GatewayMetrics(ROUTES, process="gateway-1")
     other.show_state(lag_s=0.0, num_connections=3, held_bytes=0)
     assert read(other)["connections gateway-0"] == 5
     env = {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
@@ -130,14 +133,14 @@ def test_a_file_that_cannot_be_read_is_replaced(
     folder: Path, start: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "counter_gateway.db").write_bytes(start + b"\xff" * 4092)
-    metrics = GatewayMetrics(["/embed"])
+    metrics = GatewayMetrics(ROUTES)
     metrics.count_computed("/embed", 2, 7)
     assert read(metrics)["texts_total /embed"] == 2
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_the_limits_of_a_process_are_shown(folder: Path) -> None:
-    metrics = GatewayMetrics([])
+    metrics = GatewayMetrics({})
     metrics.set_limits(max_connections=4096, held_bytes=1 << 30)
     found = read(metrics)
     assert (found["max_connections gateway"], found["held_capacity_bytes gateway"]) == (4096, 1 << 30)

@@ -32,9 +32,10 @@ def test_every_metric_exists_from_the_start() -> None:
         "counter": "requests commands texts tokens padding_tokens truncated_texts batches cancelled_requests "
         "dropped_replies malformed_messages worker_restarts errors subscriptions device_busy_seconds",
         "gauge": "clients queue_texts queue_capacity_texts queue_age_seconds open_requests workers_ready "
-        "held_bytes held_capacity_bytes flows outbox_bytes worker_state",
+        "held_bytes held_capacity_bytes flows outbox_bytes worker_state "
+        "priority_queue_texts priority_queue_tokens priority_queue_age_seconds",
         "histogram": "request_seconds queue_seconds tokenize_seconds compute_seconds loop_turn_seconds "
-        "batch_texts batch_tokens",
+        "batch_texts batch_tokens batch_fill_ratio",
     }
     for kind, names in kinds.items():
         for name in names.split():
@@ -58,6 +59,8 @@ def test_a_worker_is_in_one_state() -> None:
     assert len(states) == 2 * len(WORKER_STATES)
     busy = {s.labels["worker"]: s.value for s in families(metrics)["device_busy_seconds"].samples}
     assert busy == {"worker-0": 0, "worker-1": 0}
+    restarts = {s.labels["worker"]: s.value for s in families(metrics)["worker_restarts"].samples}
+    assert restarts == {"worker-0": 0, "worker-1": 0}
 
 
 def test_duration_buckets_reach_to_minutes() -> None:

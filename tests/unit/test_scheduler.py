@@ -1377,6 +1377,36 @@ def test_the_age_of_the_oldest_request_is_of_one_that_waits() -> None:
     assert [*ages, scheduler.oldest_age_s(5.0)] == [5.0, 4.0, 0.0]
 
 
+def test_what_waits_is_counted_by_priority() -> None:
+    scheduler = make_scheduler(max_batch_size=10)
+    shown = []
+
+    def show() -> None:
+        waiting = scheduler.waiting(5.0)
+        shown.append([(each.num_texts, each.oldest_age_s) for each in (waiting["small"], waiting["large"])])
+        assert sum(each.num_texts for each in waiting.values()) == scheduler.num_waiting
+        assert sum(each.num_tokens for each in waiting.values()) == pytest.approx(scheduler.waiting_tokens)
+
+    submit_unsubscribed(scheduler, 3)
+    submit(scheduler, BOB, 40, now=2.0)
+    show()
+    turn(scheduler)
+    show()
+    list(scheduler.client_subscribed(b"0"))
+    list(scheduler.cancel(BOB))
+    show()
+    assert shown[0] == [(3, 5.0), (40, 3.0)]
+    assert sum(num_texts for num_texts, _ in shown[1]) == 33
+    assert shown[2] == [(0, 0.0), (0, 0.0)]
+
+
+def test_a_full_batch_is_known_for_each_worker() -> None:
+    scheduler = make_scheduler(tokens_per_s=10_000)
+    assert scheduler.full_batch_tokens("w0") == 800
+    scheduler.worker_lost("w0")
+    assert scheduler.full_batch_tokens("w0") == 0
+
+
 # -- queries -------------------------------------------------------------------------------------------
 
 

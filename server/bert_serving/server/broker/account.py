@@ -11,6 +11,8 @@ a reserve is kept, from which a flow that holds little may take a little more.
 
 from __future__ import annotations
 
+from collections import Counter
+
 
 class NoRoom(Exception):
     """There is no room for a reservation.
@@ -29,7 +31,8 @@ class NoRoom(Exception):
 class Account:
     """Knows how much each flow holds, and how much it may hold. Every method takes constant time.
 
-    capacity: limit for all flows together, without the reserve. share: the largest part of what the other flows
+    held_in: how much is held in each group of reservations. capacity: limit for all flows together, without the
+    reserve. share: the largest part of what the other flows
     leave free that one flow may hold, 0 to 1. reserve: extra room for flows that hold at most `small`.
     """
 
@@ -40,6 +43,7 @@ class Account:
         self._small = small
         self._held_by: dict[bytes, int] = {}  # a flow that holds nothing is removed
         self.held = 0
+        self.held_in: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"<Account held={self.held} of {self._capacity} flows={self.num_flows}>"
@@ -63,13 +67,16 @@ class Account:
         """Return how much a flow holds."""
         return self._held_by.get(flow, 0)
 
-    def reserve(self, flow: bytes, amount: int, *, share: float | None = None) -> Reservation:
-        """Return a reservation for a flow. Raises NoRoom. share: the share of this flow, if it is smaller."""
+    def reserve(self, flow: bytes, amount: int, *, share: float | None = None, group: str = "") -> Reservation:
+        """Return a reservation for a flow. Raises NoRoom. share: the share of this flow, if it is smaller.
+
+        group: under which the reservation is counted in `held_in`.
+        """
         share = self._share if share is None else min(share, self._share)
         if amount > 0:
             self._check(flow, amount, share, total=amount)
-        self._add(flow, amount)
-        return Reservation(self, flow, amount, share)
+        self._add(flow, group, amount)
+        return Reservation(self, flow, group, amount, share)
 
     def _check(self, flow: bytes, more: int, share: float, *, total: int) -> None:
         """Raise NoRoom if the flow may not hold so much more. total: what the reservation will have then."""
@@ -82,8 +89,9 @@ class Account:
             largest = min(max(self._small, int(share * self._capacity)), self._capacity + self._reserve)
             raise NoRoom(limit=max(0, limit), missing=before + more - limit, is_possible=total <= largest)
 
-    def _add(self, flow: bytes, amount: int) -> None:
+    def _add(self, flow: bytes, group: str, amount: int) -> None:
         self.held += amount
+        self.held_in[group] += amount
         after = self._held_by.get(flow, 0) + amount
         if after:
             self._held_by[flow] = after
@@ -97,10 +105,11 @@ class Reservation:
     amount: how much is reserved.
     """
 
-    __slots__ = ("_account", "_share", "amount", "flow")
+    __slots__ = ("_account", "_group", "_share", "amount", "flow")
 
-    def __init__(self, account: Account, flow: bytes, amount: int, share: float) -> None:
+    def __init__(self, account: Account, flow: bytes, group: str, amount: int, share: float) -> None:
         self._account = account
+        self._group = group
         self._share = share
         self.flow = flow
         self.amount = amount
@@ -118,7 +127,7 @@ class Reservation:
             return
         if more > 0:
             self._account._check(self.flow, more, self._share, total=amount)
-        self._account._add(self.flow, more)
+        self._account._add(self.flow, self._group, more)
         self.amount = amount
 
     def move_to(self, flow: bytes, *, share: float | None = None) -> None:
@@ -126,11 +135,11 @@ class Reservation:
         if flow == self.flow:
             return
         account, amount = self._account, self.amount
-        account._add(self.flow, -amount)
+        account._add(self.flow, self._group, -amount)
         try:
-            moved = account.reserve(flow, amount, share=share)
+            moved = account.reserve(flow, amount, share=share, group=self._group)
         except NoRoom:
-            account._add(self.flow, amount)
+            account._add(self.flow, self._group, amount)
             raise
         self.flow, self._share = flow, moved._share
 

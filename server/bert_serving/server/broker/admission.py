@@ -13,7 +13,7 @@ from bert_serving.protocol.encoding import Frame
 from bert_serving.protocol.workers import Vectors
 
 from .account import Account, NoRoom, Reservation
-from .job import Job, TextCost
+from .job import Job, Priority, TextCost
 from .sizes import ResultSizes, parsed_size
 
 # A flow that holds little may take a little more even if there is no room: a few short texts with their vectors.
@@ -86,10 +86,13 @@ class Admission:
         except NoRoom as exc:
             raise self.no_bytes(exc) from exc
 
-    def reserve_job(self, request: EncodeRequest, flow: bytes, reservation: Reservation) -> Reservation:
+    def reserve_job(
+        self, request: EncodeRequest, flow: bytes, reservation: Reservation, *, priority: Priority = "small"
+    ) -> Reservation:
         """Let the reservation of a body grow by the job and its vectors; return a reservation for the texts.
 
-        flow: holds both reservations from now on. Raises PayloadTooLarge or Overloaded.
+        flow: holds both reservations from now on. priority: the group of the texts. Raises PayloadTooLarge or
+        Overloaded.
         """
         try:
             reservation.move_to(flow, share=request.flow_share)
@@ -97,7 +100,7 @@ class Admission:
         except NoRoom as exc:
             raise self.no_bytes(exc) from exc
         try:
-            return self.texts.reserve(flow, len(request.texts), share=request.flow_share)
+            return self.texts.reserve(flow, len(request.texts), share=request.flow_share, group=priority)
         except NoRoom as exc:
             raise self._too_many_texts(exc, len(request.texts)) from exc
 

@@ -199,7 +199,8 @@ class Broker:
     def worker_ended(self, name: str, pid: int) -> str | None:
         """Note that a process has ended; return why it refused to serve, or None."""
         self.worker_lost(name, pid)
-        self._metrics.worker_restarts.inc(self._intake.is_accepting)  # a stopping server does not replace workers
+        if self._intake.is_accepting:  # a stopping server does not replace workers
+            self._metrics.worker_restarts.labels(name).inc()
         return self._workers.take_refusal(pid)
 
     def hung_workers(self, *, silent_s: float) -> dict[str, str]:
@@ -323,7 +324,7 @@ class Broker:
         log.info("%s is ready: %s", name, facts)
 
     def _on_result(self, name: str, result: Result, now: float) -> None:
-        num_texts, num_tokens = self._metrics.count_batch(name, result)
+        num_texts, num_tokens = self._metrics.count_batch(name, result, self._scheduler.full_batch_tokens(name))
         traces = self._scheduler.traces(name, result.batch_id) if log.isEnabledFor(logging.DEBUG) else ""
         log.debug(
             "batch done worker=%s id=%d texts=%d tokens=%d tokenize_ms=%.1f compute_ms=%.1f trace=%s",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from bert_serving.protocol import EncodeOptions, EncodeReply, EncodeRequest, Rows, Text, Usage
 from bert_serving.protocol.workers import Part, Vectors
@@ -13,6 +13,9 @@ from bert_serving.protocol.workers import Part, Vectors
 from .account import Reservation
 from .job_result import JobResult
 
+#: Whether a request is small or large: small ones go first; see JobQueue.
+Priority: TypeAlias = Literal["small", "large"]
+PRIORITIES: tuple[Priority, ...] = ("small", "large")
 #: Estimates the tokens of a text.
 TextCost: TypeAlias = Callable[[Text], float]
 
@@ -43,7 +46,7 @@ class Job:
     job's flow in the fair queue; see JobQueue. reservation: the bytes of the job and of its vectors. waiting: the
     texts that were not given to a worker yet. options: the options of the request, and those that the server sets
     for every request. num_bytes: the bytes of the job without its vectors. max_text_tokens: limit for the
-    estimated tokens of one text. is_large: whether small requests go first; see JobQueue. kind: number of its
+    estimated tokens of one text. priority: see JobQueue. kind: number of its
     options, if its texts may share vectors with equal texts; see repeats.py. settled: indices of the texts whose
     vectors were found in the cache. attempt: how many times the job was started again. num_taken: number of texts
     that were given to workers. begun_at: when the first text was given to a worker. tokenize_ms, compute_ms: sums
@@ -59,7 +62,7 @@ class Job:
     options: EncodeOptions = EncodeOptions()  # noqa: RUF009
     num_bytes: int = 0
     max_text_tokens: float = math.inf
-    is_large: bool = False
+    priority: Priority = "small"
     kind: int | None = None
     settled: Container[int] = ()
     is_open: bool = True
@@ -83,6 +86,11 @@ class Job:
     def identity(self) -> bytes:
         """The identity of the client that sent the request."""
         return self.request.identity
+
+    @property
+    def is_large(self) -> bool:
+        """Whether small requests go first."""
+        return self.priority == "large"
 
     @property
     def texts(self) -> Sequence[Text]:

@@ -16,14 +16,13 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal
 
 from bert_serving.protocol import EncodeRequest
 
 from .account import NoRoom, Reservation
 from .batching import BatchBuilder
 from .fair_queue import FairQueue
-from .job import Job
+from .job import PRIORITIES, Job, Priority
 
 _LARGE_SHARE = 0.25
 #: The flow that all unsubscribed clients share.
@@ -43,7 +42,8 @@ class JobQueue:
         self._small = FairQueue()
         self._large = FairQueue()
         self._owed_to_large = 0.0  # the share of a batch that large requests should have got but did not get
-        self._not_begun: OrderedDict[int, Job] = OrderedDict()  # oldest first; some of them may have begun
+        # By priority, the oldest first; some of them may have begun.
+        self._not_begun: dict[Priority, OrderedDict[int, Job]] = {each: OrderedDict() for each in PRIORITIES}
         self._by_identity: dict[bytes, dict[int, Job]] = {}
         self._by_request: dict[tuple[bytes, bytes], Job] = {}  # by identity and request_id; the latest, if equal
         self._deadlines: list[tuple[float, int]] = []  # heap of (time, job_id)
@@ -56,13 +56,14 @@ class JobQueue:
         """The open job that was added first; None if there is no open job."""
         return next(iter(self._jobs.values()), None)
 
-    def oldest_age_s(self, now: float) -> float:
+    def oldest_age_s(self, now: float, priority: Priority) -> float:
         """Return the age of the oldest request that waits for its first batch; 0 if there is none."""
-        while self._not_begun:
-            job = next(iter(self._not_begun.values()))
+        not_begun = self._not_begun[priority]
+        while not_begun:
+            job = next(iter(not_begun.values()))
             if job.begun_at is None:
                 return now - job.arrived_at
-            self._not_begun.popitem(last=False)
+            not_begun.popitem(last=False)
         return 0.0
 
     @property
@@ -71,6 +72,10 @@ class JobQueue:
         return self._deadlines[0][0] if self._deadlines else None
 
     # -- arrival ---------------------------------------------------------------------------------------
+
+    def priority_of(self, request: EncodeRequest) -> Priority:
+        """Return whether a request is small or large."""
+        return "large" if len(request.texts) > self._priority_batch_size else "small"
 
     def add(
         self,
@@ -93,9 +98,9 @@ class JobQueue:
             options=replace(request.options, show_tokens=True) if self._show_tokens else request.options,
             num_bytes=num_bytes,
             max_text_tokens=math.inf if request.options.long_text == "chunk" else self._max_seq_len,
-            is_large=len(request.texts) > self._priority_batch_size,
+            priority=self.priority_of(request),
         )
-        self._jobs[job.job_id] = self._not_begun[job.job_id] = job
+        self._jobs[job.job_id] = self._not_begun[job.priority][job.job_id] = job
         self._by_request[request.identity, request.request_id] = job
         self._by_identity.setdefault(request.identity, {})[job.job_id] = job
         self._queue_of(job).push(job)
@@ -132,7 +137,7 @@ class JobQueue:
         """Whether a text of a small request waits for a worker."""
         return bool(self._small)
 
-    def fill(self, builder: BatchBuilder, *, only: Literal["small", "large"] | None = None) -> None:
+    def fill(self, builder: BatchBuilder, *, only: Priority | None = None) -> None:
         """Move waiting texts into a batch, up to its limits. only: of requests of this kind."""
         if only is not None:
             builder.take(self._small if only == "small" else self._large)
@@ -196,7 +201,7 @@ class JobQueue:
         if not job.is_done:
             job.reservation.release()
         del self._jobs[job.job_id]
-        self._not_begun.pop(job.job_id, None)
+        self._not_begun[job.priority].pop(job.job_id, None)
         self._forget(job)
 
     def _forget(self, job: Job) -> None:

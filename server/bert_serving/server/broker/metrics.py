@@ -5,7 +5,7 @@ A gateway requests them with SHOW_METRICS, appends the metrics of all gateways, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from bert_serving.protocol import ERROR_CODES
@@ -13,9 +13,18 @@ from bert_serving.protocol.workers import Result, Vectors
 
 from ..buckets import SECONDS
 from .counting import Counter, Gauge, Histogram, LabelledNumbers
+from .job import PRIORITIES, Priority
 from .text_format import Registry
 
 _SIZES = tuple(float(2**i) for i in range(15))
+_RATIOS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 4.0)
+
+_PRIORITY_QUEUE = {
+    "texts": "Texts that wait for a worker: those of small requests (up to -priority_batch_size texts), which go "
+    "first, and those of large ones",
+    "tokens": "Estimated tokens of these texts",
+    "age_seconds": "Age of the oldest small or large request that waits for a worker",
+}
 
 WORKER_STATES = ("starting", "ready", "stale")
 
@@ -58,6 +67,11 @@ class BrokerMetrics:
         )
         self.queue_age = self._gauge("queue_age_seconds", "Age of the oldest request that waits for a worker")
         self.queue_texts = self._gauge("queue_texts", "Texts that wait for a worker")
+        self.priority_texts, self.priority_tokens, self.priority_age = (
+            self._labelled(f"priority_queue_{name}", meaning, "gauge", "priority")
+            for name, meaning in _PRIORITY_QUEUE.items()
+        )
+        self.show_waiting(dict.fromkeys(PRIORITIES, (0, 0.0, 0.0)))
         self.queue_capacity = self._gauge(
             "queue_capacity_texts",
             "Texts that may wait at most: -queue_capacity, and one sixteenth more for small requests",
@@ -87,6 +101,12 @@ class BrokerMetrics:
         self.batches = self._counter("batches", "Batches computed")
         self.batch_texts = self._histogram("batch_texts", "Texts in a batch", _SIZES)
         self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch", _SIZES)
+        self.batch_fill = self._histogram(
+            "batch_fill_ratio",
+            "Tokens in a batch, divided by those of a full batch, which a worker computes in 80 ms. A very long "
+            "text is a batch of more than 1",
+            _RATIOS,
+        )
         self.tokenize = self._histogram("tokenize_seconds", "Time to tokenize a batch", SECONDS)
         self.compute = self._histogram("compute_seconds", "Time to compute a batch", SECONDS)
 
@@ -103,11 +123,12 @@ class BrokerMetrics:
             "worker",
             "state",
         )
-        self.worker_restarts = self._counter(
-            "worker_restarts", "Worker processes that have ended while the server served"
+        self.worker_restarts = self._labelled(
+            "worker_restarts", "Worker processes that have ended while the server served", "counter", "worker"
         )
         for name in worker_names:
             self.busy.labels(name)
+            self.worker_restarts.labels(name)
             self.set_worker_state(name, "starting")
 
     def set_worker_state(self, name: str, state: str) -> None:
@@ -115,8 +136,18 @@ class BrokerMetrics:
         for each in WORKER_STATES:
             self.worker_state.labels(name, each).set(each == state)
 
-    def count_batch(self, worker: str, result: Result) -> tuple[int, int]:
-        """Count a computed batch; return its number of texts and its number of tokens."""
+    def show_waiting(self, waiting: Mapping[Priority, tuple[int, float, float]]) -> None:
+        """Show the texts, the tokens and the age in seconds of what waits, by priority."""
+        metrics = (self.priority_texts, self.priority_tokens, self.priority_age)
+        for priority, values in waiting.items():
+            for metric, value in zip(metrics, values, strict=True):
+                metric.labels(priority).set(value)
+
+    def count_batch(self, worker: str, result: Result, full_batch_tokens: float) -> tuple[int, int]:
+        """Count a computed batch; return its number of texts and its number of tokens.
+
+        full_batch_tokens: see Scheduler.full_batch_tokens.
+        """
         num_texts = num_tokens = num_truncated = 0
         for part in result.part_results:
             if isinstance(part, Vectors):
@@ -131,6 +162,8 @@ class BrokerMetrics:
         self.truncated.inc(num_truncated)
         self.batch_texts.observe(num_texts)
         self.batch_tokens.observe(num_tokens)
+        if full_batch_tokens:
+            self.batch_fill.observe(num_tokens / full_batch_tokens)
         self.tokenize.observe(result.tokenize_ms / 1000)
         self.compute.observe(result.compute_ms / 1000)
         return num_texts, num_tokens

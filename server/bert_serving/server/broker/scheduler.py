@@ -36,7 +36,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 from bert_serving.protocol import (
     DeadlineExceeded,
@@ -51,7 +51,7 @@ from .account import Reservation
 from .admission import Admission
 from .batching import BatchBuilder, InFlightBatch, halve
 from .estimates import RateEstimate, TokenEstimate
-from .job import Job, Slice
+from .job import PRIORITIES, Job, Priority, Slice
 from .job_queue import JobQueue, flow_of
 from .loop_clock import LoopClock
 from .repeats import Repeats
@@ -70,6 +70,17 @@ class Failure:
 
     job: Job
     error: ServingError
+
+
+class Waiting(NamedTuple):
+    """The texts that were not given to a worker yet.
+
+    num_tokens: as estimated. oldest_age_s: age of the oldest request that waits for its first batch.
+    """
+
+    num_texts: int
+    num_tokens: float
+    oldest_age_s: float
 
 
 class Scheduler:
@@ -153,7 +164,20 @@ class Scheduler:
 
     def oldest_age_s(self, now: float) -> float:
         """Return the age of the oldest request that waits for its first batch; 0 if there is none."""
-        return self._queue.oldest_age_s(now)
+        return max(self._queue.oldest_age_s(now, priority) for priority in PRIORITIES)
+
+    def waiting(self, now: float) -> dict[Priority, Waiting]:
+        """Return what waits for a worker."""
+        texts, tokens_per_text = self.admission.texts.held_in, self._estimate.tokens_per_text
+        return {
+            each: Waiting(texts[each], texts[each] * tokens_per_text, self._queue.oldest_age_s(now, each))
+            for each in PRIORITIES
+        }
+
+    def full_batch_tokens(self, name: str) -> float:
+        """Return the number of tokens in a full batch for a worker; 0 if it is not known any more."""
+        worker = self._workers.get(name)
+        return 0.0 if worker is None else worker.full_batch_tokens
 
     @property
     def tokens_per_s(self) -> float:
@@ -175,7 +199,7 @@ class Scheduler:
         held = held or self.admission.reserve_body(flow, b"", share=request.flow_share)
         num_bytes = held.amount
         try:
-            waiting = self.admission.reserve_job(request, flow, held)
+            waiting = self.admission.reserve_job(request, flow, held, priority=self._queue.priority_of(request))
         except ServingError:
             held.release()
             raise
@@ -413,7 +437,7 @@ class Scheduler:
             pass
         return InFlightBatch(builder.slices, builder.tokens, is_urgent=True) if builder.slices else None
 
-    def _fill(self, builder: BatchBuilder, now: float, *, only: Literal["small", "large"] | None) -> bool:
+    def _fill(self, builder: BatchBuilder, now: float, *, only: Priority | None) -> bool:
         """Take waiting texts into a batch; return whether repeats were left out, so that others have room."""
         num_before = len(builder.slices)
         self._queue.fill(builder, only=only)

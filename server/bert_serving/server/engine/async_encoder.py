@@ -389,6 +389,7 @@ class AsyncEncoder:
             metrics.queue_texts.set(scheduler.num_waiting)
             metrics.queue_capacity.set(scheduler.admission.texts.capacity)
             metrics.queue_age.set(scheduler.oldest_age_s(time.monotonic()))
+            metrics.show_waiting(scheduler.waiting(time.monotonic()))
             metrics.open_requests.set(scheduler.num_jobs)
             metrics.held_bytes.set(scheduler.admission.memory.held)
             metrics.held_capacity.set(scheduler.admission.memory.capacity)
@@ -430,7 +431,7 @@ class AsyncEncoder:
 
     def _handle(self, scheduler: Scheduler, message: Result | Failed | Changed | Refused) -> None:
         if isinstance(message, Result):
-            self.metrics.count_batch(_NAME, message)
+            self.metrics.count_batch(_NAME, message, scheduler.full_batch_tokens(_NAME))
             self._finish(scheduler.complete(_NAME, message, time.monotonic()))
         elif isinstance(message, Failed):
             self._finish(scheduler.fail(_NAME, message.batch_id, message.message))

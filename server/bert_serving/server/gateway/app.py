@@ -49,6 +49,7 @@ from .metrics import GatewayMetrics
 from .middleware import CountRequests
 from .openapi import operations_of
 from .page import add_page
+from .routes import DirectRoute
 from .service import Service, server_status
 from .tls import Tls
 from .vitals import show_forever
@@ -205,8 +206,9 @@ def create_app(
     _add_dialects(router, service)
     stream.add_routes(router, service)
     app.router.routes += router.routes
-    routes = [*operations.PATHS, live.PATH, *(route.path for route in router.routes)]  # type: ignore[attr-defined]
-    metrics = GatewayMetrics(routes, service.keys.names, process=process)
+    dialects = dict.fromkeys([*operations.PATHS, live.PATH], operations.OPERATIONS.tag)
+    dialects |= {route.path: route.dialect for route in router.routes if isinstance(route, DirectRoute)}
+    metrics = GatewayMetrics(dialects, service.keys.names, process=process)
     app.state.metrics = metrics
     for_operators = operations.create_router(service, metrics)
     app.router.routes += for_operators.routes

@@ -73,7 +73,14 @@ class Dialect:
         for path in paths:
             described = operation if path == paths[0] else None
             router.routes.append(
-                DirectRoute(path, run, method=operation.method.upper(), name=handler.__name__, operation=described)
+                DirectRoute(
+                    path,
+                    run,
+                    method=operation.method.upper(),
+                    name=handler.__name__,
+                    dialect=self.tag,
+                    operation=described,
+                )
             )
 
     async def _run(self, handler: Handler, context: RequestContext, *, is_public: bool) -> Response:

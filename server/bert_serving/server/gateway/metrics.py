@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bert_serving.protocol import ERROR_CODES
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from ..buckets import SECONDS
 from .texts import TextNotes
@@ -20,8 +23,6 @@ UNKNOWN_ROUTE = "other"
 
 log = logging.getLogger(__name__)
 
-_BROKER_UP = "bert_serving_broker_up"
-_BROKER_UP_MEANS = "Whether the broker answered this scrape. If it is 0, only the metrics of HTTP are shown"
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _GAUGES = "gauge_livesum"  # the server process removes these files when their process has ended
 _FILE_BYTES = 512 << 10  # the larger file needs about 200 kB
@@ -35,26 +36,30 @@ class GatewayMetrics:
     answers /metrics adds up the files of all processes. Raises ValueError if the variable does not name a folder.
     If the disk has no room for its files, a process counts in its own memory: only it shows these counts.
 
-    process: the name of this process. A process that is started again has the same name and continues the counts.
+    dialects: the dialect of each route. process: the name of this process. A process that is started again has the
+    same name and continues the counts.
     num_in_flight: the number of requests that have no complete response yet. registry: the metrics of this process
     alone.
     """
 
-    def __init__(self, routes: Sequence[str], key_names: Sequence[str] = (), *, process: str = "gateway") -> None:
+    def __init__(
+        self, dialects: Mapping[str, str], key_names: Sequence[str] = (), *, process: str = "gateway"
+    ) -> None:
         # prometheus_client reads PROMETHEUS_MULTIPROC_DIR only once, when any module first imports it. If the
         # variable was not set then, metrics would stay in this process. So the variable is read again here.
         is_shared = _create_files(Path(os.environ.get(_FOLDER) or "no folder"), process)
         values.ValueClass = values.MultiProcessValue(lambda: process) if is_shared else values.MutexValue  # type: ignore[no-untyped-call]
         self.num_in_flight = 0
         self.registry = CollectorRegistry()
-        self._add_counts([*routes, UNKNOWN_ROUTE], key_names)
+        self._dialects = {**dialects, UNKNOWN_ROUTE: UNKNOWN_ROUTE}
+        self._add_counts(self._dialects, key_names)
         self._add_state(process)
         self._all = self.registry
         if is_shared:
             self._all = CollectorRegistry()
             MultiProcessCollector(self._all)  # type: ignore[no-untyped-call]
 
-    def _add_counts(self, routes: Sequence[str], key_names: Sequence[str]) -> None:
+    def _add_counts(self, routes: Iterable[str], key_names: Sequence[str]) -> None:
         """Create every series whose labels are known: it must exist with the value zero before its first event."""
         self.requests = self._counter(
             "requests", "HTTP requests that got a response. 499: the caller left", "route", "status"
@@ -164,7 +169,13 @@ class GatewayMetrics:
 
     def text(self, *, broker_up: bool) -> str:
         """Return the metrics of all gateway processes in Prometheus' text format."""
-        return generate_latest(self._all).decode() + broker_up_text(broker_up=broker_up)
+        return generate_latest(self._all).decode() + self.facts_text(broker_up=broker_up)
+
+    def facts_text(self, *, broker_up: bool) -> str:
+        """Return the metrics that are the same in all gateway processes."""
+        registry = CollectorRegistry()
+        registry.register(_Facts(broker_up, self._dialects))
+        return generate_latest(registry).decode()
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(f"bert_serving_http_{name}", documentation, labels, registry=self.registry)
@@ -184,9 +195,25 @@ class GatewayMetrics:
         return gauge.labels(process)
 
 
-def broker_up_text(*, broker_up: bool) -> str:
-    """Return the metric that says whether the metrics of the broker are there."""
-    return f"# HELP {_BROKER_UP} {_BROKER_UP_MEANS}\n# TYPE {_BROKER_UP} gauge\n{_BROKER_UP} {float(broker_up)}\n"
+@dataclass(eq=False)
+class _Facts(Collector):
+    """What a process knows without counting. Only the process that answers a scrape shows it."""
+
+    broker_up: bool
+    dialects: Mapping[str, str]
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric families."""
+        yield GaugeMetricFamily(
+            "bert_serving_broker_up",
+            "Whether the broker answered this scrape. If it is 0, only the metrics of HTTP are shown",
+            float(self.broker_up),
+        )
+        about = "Always 1; the dialect of each route. The rules in deploy/prometheus add it to other metrics"
+        routes = GaugeMetricFamily("bert_serving_http_route_info", about, labels=["route", "dialect"])
+        for route, dialect in self.dialects.items():
+            routes.add_metric([route, dialect], 1)
+        yield routes
 
 
 def _create_files(folder: Path, process: str) -> bool:

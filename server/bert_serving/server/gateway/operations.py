@@ -76,7 +76,11 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
 
     def add(path: str, handler: Handler, docs: Docs | None = None, *, is_public: bool = True) -> None:
         operation = None if docs is None else Operation(OPERATIONS, [path], handler, None, is_public, docs)
-        router.routes.append(DirectRoute(path, handler, method="GET", name=handler.__name__, operation=operation))
+        router.routes.append(
+            DirectRoute(
+                path, handler, method="GET", name=handler.__name__, dialect=OPERATIONS.tag, operation=operation
+            )
+        )
 
     add("/live", live, Docs(reply=LiveReply))
     add("/ready", ready, Docs(reply=ReadyReply))

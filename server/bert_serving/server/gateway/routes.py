@@ -18,7 +18,8 @@ from .openapi import Operation
 class DirectRoute(Route):
     """A route that calls its handler with the request, and sends the response.
 
-    operation: how /docs describes the route; None: it is not listed. A route for GET is one for HEAD too.
+    dialect: the tag of its dialect, for the metrics. operation: how /docs describes the route; None: it is not
+    listed. A route for GET is one for HEAD too.
     """
 
     def __init__(
@@ -28,10 +29,12 @@ class DirectRoute(Route):
         *,
         method: str,
         name: str,
+        dialect: str,
         operation: Operation | None = None,
     ) -> None:
         super().__init__(path, _Endpoint(handle_request), methods=[method], name=name)
         self.handle_request = handle_request
+        self.dialect = dialect
         self.operation = operation
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
