@@ -5,7 +5,7 @@
 # make test     run all tests except those that install large client packages
 # make clients  run the tests with third-party clients, including the slow ones; with Node, also those of JavaScript
 # make examples run examples/applications and the database of examples/pipelines with all of their data; more than an hour
-# make docs     build docs/reference/ from the code, and the documentation as a site into site/
+# make docs     build what docs/ and deploy/ have from the code, and the documentation as a site into site/
 # make bench    compare this service with other embedding servers and libraries; an hour, and some GB for the others
 # make bench-encode  measure the memory of bert-serving-encode with 5,000,000 lines, and its rate; half an hour
 # make neighbours  measure what bad neighbours do to another user; 15 minutes
@@ -63,6 +63,8 @@ check: $(VENV)/.test
 	$(BIN)/python -m mypy
 	$(BIN)/python docs/build_reference.py --check
 	$(BIN)/python docs/build_metrics.py --check
+	$(BIN)/python scripts/vendor_page.py --check
+	$(BIN)/python deploy/grafana/build_dashboards.py --check
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .
@@ -72,9 +74,10 @@ format: $(VENV)/.test
 # advertisement.
 docs: $(VENV)/.test
 	$(BIN)/python docs/build_reference.py
+	$(BIN)/python docs/build_metrics.py
+	$(BIN)/python deploy/grafana/build_dashboards.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "docs: see them with: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000"
-	$(BIN)/python docs/build_metrics.py
 
 bench: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.arena $(ARGS)
