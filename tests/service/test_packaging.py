@@ -89,8 +89,7 @@ def image_settings() -> dict[str, str]:
 def compose_service(text: str) -> dict[str, Any]:
     import yaml
 
-    (service,) = yaml.safe_load(text)["services"].values()
-    return dict(service)
+    return dict(yaml.safe_load(text)["services"]["embedding"])
 
 
 def test_the_image_opens_http_and_keeps_the_other_ports_to_itself() -> None:
