@@ -111,10 +111,13 @@ _NOW = (
 
 _TRAFFIC = (
     Panel(
-        "HTTP requests by dialect",
+        "Requests by dialect",
         "reqps",
         "Which kind of client sends them",
-        {"{{dialect}}": _by_dialect("bert_serving_http_requests_total")},
+        {
+            "{{dialect}}": _by_dialect("bert_serving_http_requests_total"),
+            "ZeroMQ": _rate("bert_serving_zeromq_requests_total"),
+        },
     ),
     Panel(
         "HTTP requests by route and status",
@@ -152,6 +155,12 @@ _TRAFFIC = (
         "By status: not HTTP (400), too slow (408), too many on a connection (429), head too large (431), "
         "all connections in use (503)",
         {"{{status}}": _rate("bert_serving_http_refusals_total", "status")},
+    ),
+    Panel(
+        "Refused for lack of room",
+        "reqps",
+        "Requests that found no room in the memory or in the queue, or that are too large for it",
+        {"{{reason}}": _rate("bert_serving_refused_requests_total", "reason")},
     ),
     Panel(
         "Callers that left",

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from bert_serving.client import BertClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from docs import build_metrics
@@ -93,6 +94,16 @@ def test_requests_texts_tokens_and_errors_are_counted_by_route(served: Served) -
         },
         *(f"http_{name}_total" for name in ("texts", "tokens", "errors", "refusals", "callers_left")),
     )
+
+
+def test_requests_of_bert_client_are_told_apart_from_those_through_http(served: Served) -> None:
+    before = Scrape(served)
+    with BertClient(**served.running.ports) as client:
+        for _ in range(2):
+            client.encode(["a", "a a"])
+    assert served.http.post("/embed", json={"inputs": ["a"]}).status_code == 200
+    expected = {"requests_total": 3, "zeromq_requests_total": 2, "batch_fill_ratio_count": 3, "batches_total": 3}
+    before.wait_until_grown_by(expected, *expected)
 
 
 def test_what_the_parser_refuses_is_counted_by_status(served: Served) -> None:

@@ -170,6 +170,7 @@ def test_a_body_that_explodes_is_refused_unparsed(around: Neighbourhood, monkeyp
     around.push.send_multipart([ALICE, body, b"7", b"1"])
     request_id, info = around.receive(sub)
     assert (request_id, info["error"]["code"]) == (7, "payload_too_large")
+    assert around.broker._scheduler.admission.num_refused["too_large"] == 1
 
 
 def blanks(num_bytes: int) -> bytes:

@@ -30,6 +30,7 @@ def test_every_metric_exists_from_the_start() -> None:
     found = families(BrokerMetrics(["worker-0"]))
     kinds = {
         "counter": "requests commands texts tokens padding_tokens truncated_texts batches cancelled_requests "
+        "zeromq_requests refused_requests "
         "dropped_replies malformed_messages worker_restarts errors subscriptions device_busy_seconds",
         "gauge": "clients queue_texts queue_capacity_texts queue_age_seconds open_requests workers_ready "
         "held_bytes held_capacity_bytes flows outbox_bytes worker_state "

@@ -1327,6 +1327,21 @@ def test_requests_beyond_the_memory_are_rejected_with_overloaded() -> None:
     assert (caught.value.retry_after_ms or 0) > 1
 
 
+def test_requests_without_room_are_counted_by_reason() -> None:
+    scheduler = make_scheduler(memory_bytes=10 << 20)
+    submit(scheduler, ALICE, 4000)
+    with pytest.raises(Overloaded):
+        submit(scheduler, BOB, 4000)
+    assert scheduler.admission.num_refused == {"memory": 1, "queue": 0, "too_large": 0}
+    full = make_scheduler(workers=0, queue_capacity=10)
+    submit(full, ALICE, 8)
+    with pytest.raises(Overloaded):
+        submit(full, BOB, 3)
+    with pytest.raises(PayloadTooLarge):
+        submit(full, BOB, 11)
+    assert full.admission.num_refused == {"memory": 0, "queue": 1, "too_large": 1}
+
+
 def test_a_gateways_flow_may_have_a_smaller_share() -> None:
     scheduler = make_scheduler(queue_capacity=1000, flow_share=0.5)
     with pytest.raises(PayloadTooLarge):

@@ -42,8 +42,14 @@ def check_length(body: Frame, num_texts: int, *, max_bytes: int, max_texts: int)
         )
 
 
+#: Why there was no room for a request.
+REASONS = ("memory", "queue", "too_large")
+
+
 class Admission:
     """Reserves bytes and texts for requests.
+
+    num_refused: how many requests found no room, by reason.
 
     memory_bytes: limit for all bytes that the server holds for its clients. queue_capacity: limit for the number
     of texts that wait for a worker. flow_share: see Account. cost: estimates the tokens of a text. wait_ms:
@@ -64,6 +70,7 @@ class Admission:
         self.memory = Account(memory_bytes - reserve, share=flow_share, reserve=reserve, small=_SMALL_BYTES)
         reserve = queue_capacity // _RESERVED_PART
         self.texts = Account(queue_capacity, share=flow_share, reserve=reserve, small=_SMALL_TEXTS)
+        self.num_refused = dict.fromkeys(REASONS, 0)
         self._sizes = sizes
         self._cost = cost
         self._wait_ms = wait_ms
@@ -77,6 +84,7 @@ class Admission:
         """
         num_bytes, num_values = parsed_size(body)
         if num_values > _MAX_VALUES:
+            self.num_refused["too_large"] += 1
             raise PayloadTooLarge(
                 f"a request may hold at most {_MAX_VALUES} values (texts, tokens, numbers of spans; "
                 f"a comma in a text counts too), got {num_values}"
@@ -116,6 +124,7 @@ class Admission:
 
     def no_bytes(self, exc: NoRoom) -> ServingError:
         """Return the error for a request that does not fit into the memory."""
+        self.num_refused["memory" if exc.is_possible else "too_large"] += 1
         if not exc.is_possible:
             return PayloadTooLarge(
                 "the request and its vectors need more memory than one client may use, "
@@ -129,6 +138,7 @@ class Admission:
         )
 
     def _too_many_texts(self, exc: NoRoom, num_texts: int) -> ServingError:
+        self.num_refused["queue" if exc.is_possible else "too_large"] += 1
         if not exc.is_possible:
             return PayloadTooLarge(f"a request holds at most {self.texts.largest} texts, got {num_texts}")
         return Overloaded(

@@ -35,7 +35,7 @@ class Number:
         self.value += amount
 
     def set(self, value: float) -> None:
-        """Replace the number, which must belong to a gauge."""
+        """Replace the number; that of a counter by one that is counted elsewhere."""
         self.value = float(value)
 
 

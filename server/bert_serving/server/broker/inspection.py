@@ -75,6 +75,7 @@ class Inspection:
         metrics.queue_capacity.set(admission.texts.capacity)
         metrics.queue_age.set(self._scheduler.oldest_age_s(now))
         metrics.show_waiting(self._scheduler.waiting(now))
+        metrics.show_refused(admission.num_refused)
         metrics.open_requests.set(self._scheduler.num_jobs)
         for name, worker in self._workers.views.items():
             metrics.set_worker_state(name, worker.state(self._clock.now))

@@ -15,6 +15,7 @@ from bert_serving.protocol import (
     EncodeRequest,
     Frames,
     InfoReply,
+    PayloadTooLarge,
     ServingError,
     Unauthorized,
     Unavailable,
@@ -117,7 +118,7 @@ class Intake:
                 assert held is not None
                 if not is_from_gateway and (request.flow is not None or request.flow_share is not None):
                     request = replace(request, flow=None, flow_share=None)  # a client must not choose its share
-                if self._on_encode(request, held, now):
+                if self._on_encode(request, held, now, is_from_gateway=is_from_gateway):
                     held = None  # it belongs to the job now
             return True
         except ServingError as error:
@@ -139,15 +140,20 @@ class Intake:
         body = frames[1] if len(frames) == _NUM_REQUEST_FRAMES else b""
         admission = self._scheduler.admission
         max_bytes, max_texts = self._settings.max_message_mb << 20, admission.texts.largest
-        check_length(body, announced_texts(frames), max_bytes=max_bytes, max_texts=max_texts)
+        try:
+            check_length(body, announced_texts(frames), max_bytes=max_bytes, max_texts=max_texts)
+        except PayloadTooLarge:
+            admission.num_refused["too_large"] += 1
+            raise
         flow = flow_of(identity, None, is_unsubscribed=not self._replies.has_subscriber(identity))
         return admission.reserve_body(flow, body)
 
-    def _on_encode(self, request: EncodeRequest, held: Reservation, now: float) -> bool:
+    def _on_encode(self, request: EncodeRequest, held: Reservation, now: float, *, is_from_gateway: bool) -> bool:
         """Accept a request; return whether it is new and has taken the reservation."""
         if self._scheduler.has_job(request):
             return False
         self._metrics.requests.inc()
+        self._metrics.zeromq_requests.inc(not is_from_gateway)
         self._notify_arrived(request)
         self._replies.note_request(request, now)
         # `now` is the same for all requests of a step; intervals between requests need the real time.

@@ -12,6 +12,7 @@ from bert_serving.protocol import ERROR_CODES
 from bert_serving.protocol.workers import Result, Vectors
 
 from ..buckets import SECONDS
+from .admission import REASONS
 from .counting import Counter, Gauge, Histogram, LabelledNumbers
 from .job import PRIORITIES, Priority
 from .text_format import Registry
@@ -22,7 +23,7 @@ _RATIOS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 
 _PRIORITY_QUEUE = {
     "texts": "Texts that wait for a worker: those of small requests (up to -priority_batch_size texts), which go "
     "first, and those of large ones",
-    "tokens": "Estimated tokens of these texts",
+    "tokens": "Estimated tokens of the texts that wait, by priority",
     "age_seconds": "Age of the oldest small or large request that waits for a worker",
 }
 
@@ -56,6 +57,10 @@ class BrokerMetrics:
         self.malformed = self._counter(
             "malformed_messages", "Messages that are not requests and have no sender to reply to"
         )
+        self.zeromq_requests = self._counter(
+            "zeromq_requests",
+            "Requests for vectors that came from clients such as BertClient, not through HTTP",
+        )
         self.open_requests = self._gauge("open_requests", "Requests without a reply yet")
         self.latency = self._histogram(
             "request_seconds", "Time from the arrival of a request to its reply", SECONDS
@@ -76,6 +81,13 @@ class BrokerMetrics:
             "queue_capacity_texts",
             "Texts that may wait at most: -queue_capacity, and one sixteenth more for small requests",
         )
+        self.refused = self._labelled(
+            "refused_requests",
+            "Requests for which there was no room in the memory or in the queue, or never will be (too_large)",
+            "counter",
+            "reason",
+        )
+        self.show_refused(dict.fromkeys(REASONS, 0))
         self.held_bytes = self._gauge("held_bytes", "Bytes reserved for requests, their vectors and their replies")
         self.held_capacity = self._gauge("held_capacity_bytes", "Bytes that may be reserved at most: -memory_mb")
         self.flows = self._gauge("flows", "Clients and HTTP callers for which bytes are reserved")
@@ -135,6 +147,11 @@ class BrokerMetrics:
         """Set the state of a worker, one of WORKER_STATES."""
         for each in WORKER_STATES:
             self.worker_state.labels(name, each).set(each == state)
+
+    def show_refused(self, num_refused: Mapping[str, int]) -> None:
+        """Show how many requests found no room, by reason."""
+        for reason, number in num_refused.items():
+            self.refused.labels(reason).set(number)
 
     def show_waiting(self, waiting: Mapping[Priority, tuple[int, float, float]]) -> None:
         """Show the texts, the tokens and the age in seconds of what waits, by priority."""

@@ -390,6 +390,7 @@ class AsyncEncoder:
             metrics.queue_capacity.set(scheduler.admission.texts.capacity)
             metrics.queue_age.set(scheduler.oldest_age_s(time.monotonic()))
             metrics.show_waiting(scheduler.waiting(time.monotonic()))
+            metrics.show_refused(scheduler.admission.num_refused)
             metrics.open_requests.set(scheduler.num_jobs)
             metrics.held_bytes.set(scheduler.admission.memory.held)
             metrics.held_capacity.set(scheduler.admission.memory.capacity)
