@@ -1,6 +1,6 @@
 # make serve    start a server with the demo model on ports 5555, 5556 and 8125 (HTTP)
 # make install  install what `make serve` needs, without starting a server
-# make check    check formatting, lint rules and types, and whether docs/reference/ and the page's libraries are current
+# make check    check formatting, lint rules and types, and whether the files that are built are current
 # make format   format the code and apply the linter's safe fixes
 # make test     run all tests except those that install large client packages
 # make clients  run the tests with third-party clients, including the slow ones; with Node, also those of JavaScript
