@@ -38,6 +38,7 @@ from bert_serving.server.broker.metrics import BrokerMetrics
 from bert_serving.server.broker.ports import PrivateEndpoints
 from bert_serving.server.broker.tei_metrics import TeiMetrics
 from bert_serving.server.keys import KeySource
+from bert_serving.server.logs import LogOptions
 from bert_serving.server.settings import Settings
 from bert_serving.server.supervisor import child
 from bert_serving.server.supervisor.launch import body_limits, connection_limits
@@ -204,6 +205,7 @@ def main() -> None:
             "tokenizer_dir": "",
             "api_keys": KeySource(),
             "protect_metrics": False,
+            "access_log": False,
             "drain_timeout_s": 1.0,
         }
         children = [start(run_broker, settings, endpoints), start(run_fake_worker, endpoints.workers)]
@@ -213,7 +215,7 @@ def main() -> None:
             kwargs = {**gateway, "name": f"gateway-{i}", "heartbeat": child_end}
             env = {"PROMETHEUS_MULTIPROC_DIR": folder}
             target = "bert_serving.server.gateway.app:main"
-            gateways.append(start(child.run, target, "gateway", False, folder, kwargs, env))
+            gateways.append(start(child.run, target, "gateway", LogOptions(), folder, kwargs, env))
             os.read(heartbeat.fileno(), 1)  # a gateway writes when it is ready
         try:
             print(f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")

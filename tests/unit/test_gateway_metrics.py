@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from bert_serving.protocol import ERROR_CODES
 from bert_serving.server.gateway.metrics import UNKNOWN_ROUTE, GatewayMetrics
+from bert_serving.server.logs import LogOptions
 from bert_serving.server.supervisor.process import GatewayProgram
 from prometheus_client import values
 from prometheus_client.parser import text_string_to_metric_families
@@ -120,7 +121,7 @@ def test_the_gauges_of_a_process_that_has_ended_vanish_and_its_counts_stay(folde
     other.show_state(lag_s=0.0, num_connections=3, held_bytes=0)
     assert read(other)["connections gateway-0"] == 5
     env = {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
-    program = GatewayProgram("gateway-0", "module:main", {}, False, "/", env)
+    program = GatewayProgram("gateway-0", "module:main", {}, LogOptions(), "/", env)
     for _ in range(2):
         program.forget()
         found = read(other)

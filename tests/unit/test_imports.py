@@ -15,12 +15,12 @@ SOURCES = (ROOT / "client", ROOT / "server")
 ALLOWED: dict[str, set[str]] = {
     "protocol": set(),
     "client": {"protocol"},
-    "settings": {"protocol", "model", "keys"},
+    "settings": {"protocol", "model", "keys", "logs"},
     "model": {"protocol"},
     "broker": {"protocol", "settings", "model", "compat.pooling_strategy", "buckets"},
     "worker": {"protocol", "model", "model.tensorflow.google_bert"},
-    "gateway": {"protocol", "client", "settings", "buckets", "keys", "number_formats", "tls", "signals"},
-    "supervisor": {"protocol", "settings", "model", "broker", "keys", "tls", "signals"},
+    "gateway": {"protocol", "client", "settings", "buckets", "keys", "number_formats", "tls", "signals", "logs"},
+    "supervisor": {"protocol", "settings", "model", "broker", "keys", "tls", "signals", "logs"},
     # What stands beside the server. No other part imports it.
     "engine": {"protocol", "client", "model", "broker", "worker"},
     "files": {"protocol", "client", "settings", "model", "number_formats", "worker"},
@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     # Modules that several parts share.
     "buckets": set(),
     "keys": set(),
+    "logs": set(),
     "number_formats": {"protocol"},
     "signals": set(),
     "tls": set(),

@@ -22,6 +22,7 @@ from bert_serving.server.keys import (
     read_key_file,
     unnamed_keys,
 )
+from bert_serving.server.logs import LogOptions
 from bert_serving.server.supervisor.process import Program
 from fastapi import Request
 
@@ -187,7 +188,7 @@ def test_a_bad_file_keeps_the_keys_and_logs_one_line(
 def test_a_new_gateway_gets_the_keys_that_the_server_has_read_last(path: Path, text: str | None) -> None:
     """Whatever is in the file when it starts. So a key that was removed is never accepted again."""
     source = KeySource(file=path)
-    program = Program("gateway", "module:main", {"api_keys": source}, False, "/")
+    program = Program("gateway", "module:main", {"api_keys": source}, LogOptions(), "/")
     path.write_text("bob secret-of-bob-123")
     assert source.reload()
     path.unlink()

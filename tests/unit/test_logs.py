@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from contextvars import copy_context
+from typing import Any
 
 import pytest
 from bert_serving.protocol import EncodeRequest
@@ -11,7 +14,7 @@ from bert_serving.protocol.workers import Batch, Part, worker_message_from_frame
 from bert_serving.server.broker.account import Account
 from bert_serving.server.broker.batching import InFlightBatch
 from bert_serving.server.broker.job import Job, Slice
-from bert_serving.server.supervisor.child import WithoutMessages
+from bert_serving.server.logs import JsonLines, RequestIds, WithoutMessages, note_request
 
 SECRET = "zanzibar"
 
@@ -53,3 +56,60 @@ def test_a_batch_has_the_names_of_its_requests(traces: list[str | None], said: s
     held = Account(1 << 20, share=1.0).reserve(b"", 1)
     jobs = [Job(1, EncodeRequest(b"a", b"1", ["text"], trace=trace), 0.0, b"", held, held) for trace in traces]
     assert InFlightBatch([Slice(job, 0, 1) for job in jobs], 1.0).traces == said
+
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def event(message: str = "something", **extra: object) -> dict[str, Any]:
+    """Return the JSON object of an event. extra: attributes of the record."""
+    record = logging.makeLogRecord(
+        {"name": "a.logger", "levelname": "INFO", "msg": message, "created": 0.25, **extra}
+    )
+    line = JsonLines("worker-0", WithoutMessages()).format(record)
+    assert "\n" not in line
+    return dict(json.loads(line))
+
+
+def test_an_event_is_one_line_of_json() -> None:
+    assert event("two\nlines \ud800 é") == {
+        "time": "1970-01-01T00:00:00.250Z",
+        "level": "INFO",
+        "logger": "a.logger",
+        "process": "worker-0",
+        "message": "two\nlines \ud800 é",
+    }
+
+
+def test_an_exception_in_json_has_no_message() -> None:
+    line = formatted(JsonLines("server", WithoutMessages()))
+    assert SECRET not in line
+    assert json.loads(line)["exception"].endswith("ValueError (-verbose logs its message, too)")
+    assert SECRET in json.loads(formatted(JsonLines("server", logging.Formatter())))["exception"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "ids"),
+    [
+        ({"trace": f"mine/{TRACE_ID}"}, {"request_id": "mine", "trace_id": TRACE_ID}),
+        ({"trace": "a/b"}, {"request_id": "a/b"}),
+        ({"trace": f"-/{TRACE_ID}"}, {"trace_id": TRACE_ID}),
+        ({"trace": None}, {}),
+        ({"traces": "-"}, {}),
+        ({"traces": f"mine/{TRACE_ID}"}, {"request_id": "mine", "trace_id": TRACE_ID}),
+        ({"traces": f"mine/{TRACE_ID},-"}, {"requests": f"mine/{TRACE_ID},-"}),
+        ({"fields": {"status": 200}}, {"status": 200}),
+    ],
+)
+def test_an_event_names_its_requests(extra: dict[str, object], ids: dict[str, object]) -> None:
+    assert {name: value for name, value in event(**extra).items() if name not in event()} == ids
+
+
+def test_every_event_of_a_task_names_its_request() -> None:
+    def task() -> dict[str, Any]:
+        note_request(RequestIds("mine", TRACE_ID, "00f067aa0ba902b7"))
+        return event()
+
+    found = copy_context().run(task)
+    assert (found["request_id"], found["trace_id"], found["span_id"]) == ("mine", TRACE_ID, "00f067aa0ba902b7")
+    assert "request_id" not in event()

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .keys import hash_of
+from .logs import LogFormat, LogOptions
 from .model.spec import ModelOptions, split_list, validation_line
 
 _ENV_PREFIX = "BERT_SERVING_"
@@ -225,6 +226,10 @@ class Settings(ModelOptions, BaseSettings):
         "own machine; *: any origin",
     )
     verbose: bool = Field(False, description="log each batch")
+    log_format: LogFormat = Field("text", description="format of log lines; json: one object in each line")
+    access_log: bool = Field(
+        False, description="log each HTTP request: its route, status, time, ids and sizes, never a text or a key"
+    )
     xla: bool = Field(False, description="flag of bert-as-service; accepted, but has no effect")
     gpu_memory_fraction: float = Field(0.5, description="flag of bert-as-service; accepted, but has no effect")
     graph_tmp_dir: str | None = Field(None, description="flag of bert-as-service; accepted, but has no effect")
@@ -301,6 +306,11 @@ class Settings(ModelOptions, BaseSettings):
         """Whether HTTP callers must send an API key."""
         return bool(self.api_key) or self.api_key_file is not None
 
+    @property
+    def log_options(self) -> LogOptions:
+        """How every process of the server logs."""
+        return LogOptions(self.log_format, self.verbose)
+
     def without_effect(self) -> list[str]:
         """Return a line for each group of settings that were given and have no effect."""
         given = [name for name in _WITHOUT_EFFECT if getattr(self, name) != type(self).model_fields[name].default]
@@ -309,6 +319,8 @@ class Settings(ModelOptions, BaseSettings):
             lines.append(
                 "-api_key and -api_key_file have no effect without -http_port or -http_socket: only HTTP has keys"
             )
+        if not self.serves_http and self.access_log:
+            lines.append("-access_log has no effect without -http_port or -http_socket")
         if not self.serves_http and self.root_path:
             lines.append("-root_path has no effect without -http_port or -http_socket")
         if self.http_port is None and self.tls_cert is not None:
@@ -317,10 +329,14 @@ class Settings(ModelOptions, BaseSettings):
 
     def table(self) -> str:
         """Return the settings in force as the two-column table that is printed at start."""
+        rows = self.shown()
+        width = max(map(len, rows))
+        return "\n".join(f"{name:>{width}} = {value}" for name, value in rows.items())
+
+    def shown(self) -> dict[str, str]:
+        """Return the settings in force as texts, without those that have no effect. API keys are hidden."""
         names = [name for name in type(self).model_fields if name not in _WITHOUT_EFFECT]
-        rows = [(name, _shown(getattr(self, name))) for name in names]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:>{width}} = {value}" for name, value in rows)
+        return {name: _shown(getattr(self, name)) for name in names}
 
 
 # The flags of bert-as-service 1.10.0. Their abbreviations keep their meaning: -num still stands for -num_worker,

@@ -45,7 +45,7 @@ class Answers:
         except NoRoom as exc:
             error = self._admission.no_bytes(exc)
         except Exception:  # an unexpected error must fail only this request
-            log.exception("cannot reply to %r", job)
+            log.exception("cannot reply to %r", job, extra={"trace": job.request.trace})
             error = ServingError("internal error")
         job.reservation.release()
         self.failed([Failure(job, error)], now)
@@ -62,7 +62,9 @@ class Answers:
         """Reply to jobs that failed, until the budget is spent. The other jobs fail in the next step."""
         for failure in failures:
             request = failure.job.request
-            log.debug("request failed trace=%s error=%s", request.trace, failure.error)
+            log.debug(
+                "request failed trace=%s error=%s", request.trace, failure.error, extra={"trace": request.trace}
+            )
             self.error(request.identity, request.request_id, failure.error, now)
             if budget is not None and budget.is_spent:
                 return

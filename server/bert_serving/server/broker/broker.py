@@ -307,7 +307,9 @@ class Broker:
             self._scheduler.worker_progressed(name, message.num_forwards)
         elif isinstance(message, Failed):
             traces = self._scheduler.traces(name, message.batch_id)
-            log.error("batch failed worker=%s id=%d trace=%s", name, message.batch_id, traces)
+            log.error(
+                "batch failed worker=%s id=%d trace=%s", name, message.batch_id, traces, extra={"traces": traces}
+            )
             log.debug("batch failed id=%d error=%s", message.batch_id, message.message)
             self._answers.failed(self._scheduler.fail(name, message.batch_id, message.message), now)
         elif isinstance(message, Unreadable):
@@ -329,6 +331,7 @@ class Broker:
         log.debug(
             "batch done worker=%s id=%d texts=%d tokens=%d tokenize_ms=%.1f compute_ms=%.1f trace=%s",
             name, result.batch_id, num_texts, num_tokens, result.tokenize_ms, result.compute_ms, traces,
+            extra={"traces": traces},
         )  # fmt: skip
         for ended in self._scheduler.complete(name, result, now):
             if isinstance(ended, Failure):
@@ -347,7 +350,8 @@ class Broker:
         try:
             frames = worker_message_to_frames(batch)
         except Exception:  # an accepted request cannot be written as frames: only that request must fail
-            log.exception("cannot write batch id=%d trace=%s", batch.batch_id, batch.traces)
+            traces = batch.traces
+            log.exception("cannot write batch id=%d trace=%s", batch.batch_id, traces, extra={"traces": traces})
             self._answers.failed(
                 self._scheduler.fail(name, batch.batch_id, "the request cannot be sent to a worker"), now
             )

@@ -124,10 +124,12 @@ class Intake:
         except ServingError as error:
             if request is None:
                 self._notify_arrived(None)
-            log.debug("refused request trace=%s error=%s", getattr(request, "trace", None), error)
+            trace = getattr(request, "trace", None)
+            log.debug("refused request trace=%s error=%s", trace, error, extra={"trace": trace})
             self._refuse(frames, error, now)
         except Exception:  # an unexpected error must fail only this request
-            log.exception("cannot handle a request trace=%s", getattr(request, "trace", None))
+            trace = getattr(request, "trace", None)
+            log.exception("cannot handle a request trace=%s", trace, extra={"trace": trace})
             self._refuse(frames, ServingError("internal error"), now)
         finally:
             if held is not None:

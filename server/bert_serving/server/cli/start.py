@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,12 +35,16 @@ def _start(argv: list[str] | None) -> int:
         sys.stderr.write(f"bert-serving-start: {exc}; pip install 'bert-embedding-service[server]'\n")
         return 1
     try:
-        serve(parse_settings(argv), on_start=lambda settings, _: _print(settings.table()))
+        serve(parse_settings(argv), on_start=lambda settings, _: _show(settings))
     except StartError:
         return 1  # `serve` has logged the error
     return 0
 
 
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
+def _show(settings: Settings) -> None:
+    """Print the settings as a table, or log them if every line must be JSON."""
+    if settings.log_format == "json":
+        log.info("settings in force", extra={"fields": {"settings": settings.shown()}})
+        return
+    sys.stdout.write(settings.table() + "\n")
     sys.stdout.flush()

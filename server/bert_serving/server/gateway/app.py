@@ -32,11 +32,13 @@ from ..keys import KeySource
 from ..signals import RELOAD_CERTIFICATE, RELOAD_KEYS
 from ..tls import CertificateSource
 from . import live, operations, stream
+from .access_log import log_request
 from .calls import path_of
 from .dialect import BERT_AS_SERVICE
 from .dialects import bert_as_service, cohere, infinity, ollama, openai, tei, vertex
 from .docs_page import add_docs_page
 from .errors import OtherHttpError, default_response
+from .facts import RequestFacts
 from .heartbeat import start_heartbeat
 from .http_protocol import ConnectionPool
 from .keys import Keyring
@@ -81,6 +83,7 @@ def main(
     tokenizer_dir: str,
     api_keys: KeySource,
     protect_metrics: bool,
+    access_log: bool,
     drain_timeout_s: float,
 ) -> None:
     """Serve HTTP on listening sockets until SIGTERM, or until the server process has ended.
@@ -91,9 +94,9 @@ def main(
     trusted_proxies: addresses whose X-Forwarded-For is believed. root_path: prefix that a proxy puts before the
     paths, whether it strips the prefix or not. cors: the origin whose web pages may send requests; "*" allows
     every origin, and LOOPBACK the pages of web servers on the caller's own machine. tokenizer_dir: see
-    KnownModels. api_keys: see Keyring. protect_metrics: whether /metrics requires a key too. drain_timeout_s: how
-    long requests may continue after SIGTERM. name: of this process, in the metrics. For the other arguments, see
-    Service.
+    KnownModels. api_keys: see Keyring. protect_metrics: whether /metrics requires a key too. access_log: whether
+    each request is logged. drain_timeout_s: how long requests may continue after SIGTERM. name: of this process,
+    in the metrics. For the other arguments, see Service.
     """
     keys = Keyring(api_keys)
     limits = BodyLimits(**body_limits)
@@ -108,7 +111,13 @@ def main(
         keys,
         protect_metrics,
     )
-    app = create_app(service, cors=cors, process=name, on_ready=lambda: start_heartbeat(heartbeat.fileno()))
+    app = create_app(
+        service,
+        cors=cors,
+        process=name,
+        access_log=access_log,
+        on_ready=lambda: start_heartbeat(heartbeat.fileno()),
+    )
     pool = ConnectionPool(
         ConnectionLimits(**connection_limits).within_open_files(),
         on_refusal=app.state.metrics.count_refusal,
@@ -195,11 +204,13 @@ def create_app(
     *,
     cors: str = LOOPBACK,
     process: str = "gateway",
+    access_log: bool = False,
     on_ready: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Return the HTTP application of a service.
 
-    process: name of this process, in metrics. on_ready: called when the application begins to serve.
+    process: name of this process, in metrics. access_log: whether each request is logged. on_ready: called when
+    the application begins to serve.
     """
     app = _empty_app(service, on_ready)
     router = APIRouter()
@@ -217,7 +228,7 @@ def create_app(
     add_page(app)
     add_docs_page(app, service, operations_of(router, for_operators))
     _add_error_handlers(app)
-    _add_middleware(app, metrics, cors)
+    _add_middleware(app, metrics, cors, on_ended=log_request if access_log else _ignore)
     return app
 
 
@@ -254,7 +265,13 @@ def _add_dialects(router: APIRouter, service: Service) -> None:
     ollama.add_routes(router, service)
 
 
-def _add_middleware(app: FastAPI, metrics: GatewayMetrics, cors: str) -> None:
+def _ignore(_: RequestFacts) -> None:
+    """Do nothing when a request has ended."""
+
+
+def _add_middleware(
+    app: FastAPI, metrics: GatewayMetrics, cors: str, *, on_ended: Callable[[RequestFacts], None]
+) -> None:
     """Add the middleware that every request passes through. The middleware added last is the outermost."""
     app.add_middleware(
         CORSMiddleware,
@@ -264,7 +281,7 @@ def _add_middleware(app: FastAPI, metrics: GatewayMetrics, cors: str) -> None:
         allow_headers=["*"],
         expose_headers=["*"],
     )
-    app.add_middleware(CountRequests, metrics=metrics)
+    app.add_middleware(CountRequests, metrics=metrics, on_ended=on_ended)
 
 
 #: The format of errors outside of a dialect's handlers, such as for an unknown path, by the path's first part.

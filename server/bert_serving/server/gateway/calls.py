@@ -22,6 +22,8 @@ from .texts import OnError
 
 #: Key in the ASGI scope of a request: its id.
 REQUEST_ID = "bert_serving.request_id"
+#: Key in the ASGI scope of a request: the id of the trace that it belongs to; empty: none.
+TRACE_ID = "bert_serving.trace_id"
 
 _MAX_ID_CHARS = 95  # so that a request id, a slash and a trace id fit into the 128 characters of a trace
 _MAX_FLOW_CHARS = 128
@@ -93,6 +95,13 @@ def request_id_of(scope: Scope) -> str:
     return given.decode() if is_valid else uuid.uuid4().hex
 
 
+def trace_id_of(scope: Scope) -> str:
+    """Return the trace id of a traceparent header (W3C Trace Context); empty if there is none that is valid."""
+    given = [value for name, value in scope["headers"] if name == b"traceparent"]
+    match = _TRACEPARENT.fullmatch(given[0].decode("latin-1")) if len(given) == 1 else None
+    return match[1] if match and int(match[1], 16) else ""
+
+
 def path_of(scope: Scope) -> str:
     """Return the path of a request without the prefix `root_path`."""
     prefix: str = scope.get("app_root_path", scope.get("root_path", ""))  # Starlette adds to root_path
@@ -133,7 +142,7 @@ def _on_error(given: str) -> OnError:
 
 
 def _trace_of(request: Request) -> str:
-    """Return the request id, and after a slash the trace id of a traceparent header (W3C Trace Context)."""
+    """Return the request id, and after a slash the id of the trace of the request, if there is one."""
     request_id = str(request.scope.get(REQUEST_ID, "-"))
-    match = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
-    return f"{request_id}/{match[1]}" if match and int(match[1], 16) else request_id
+    trace_id = request.scope[TRACE_ID] if TRACE_ID in request.scope else trace_id_of(request.scope)
+    return f"{request_id}/{trace_id}" if trace_id else request_id

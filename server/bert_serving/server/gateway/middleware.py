@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .calls import REQUEST_ID, request_id_of
+from ..logs import RequestIds, note_request
+from .calls import REQUEST_ID, TRACE_ID, request_id_of, trace_id_of
 from .context import HELD
 from .dialect import ERROR_CODE
-from .http_protocol import ENDED_WITH, LEFT
-from .keys import API_KEY
-from .metrics import UNKNOWN_ROUTE, GatewayMetrics
+from .facts import FACTS, RequestFacts
+from .http_protocol import LEFT
+from .metrics import GatewayMetrics
 from .texts import NOTES
 from .usage import ON_COMPUTED
 
@@ -19,29 +20,37 @@ from .usage import ON_COMPUTED
 class CountRequests:
     """Counts requests by route and status, and gives back their memory.
 
-    Adds x-request-id to each response: the caller's id, or a new one.
+    Adds x-request-id to each response: the caller's id, or a new one. on_ended: called when a request has ended.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: GatewayMetrics,
+        on_ended: Callable[[RequestFacts], None] = lambda _: None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._on_ended = on_ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, add its id to the response, and count the request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start = time.perf_counter()
         request_id = scope[REQUEST_ID] = request_id_of(scope)
-        status = 500
+        trace_id = scope[TRACE_ID] = trace_id_of(scope)
+        note_request(RequestIds(request_id, trace_id))
+        facts = scope[FACTS] = RequestFacts(scope)
 
         def count_computed(num_texts: int, num_tokens: int) -> None:
-            self._metrics.count_computed(_route_of(scope), num_texts, num_tokens)
+            facts.count_computed(num_texts, num_tokens)
+            self._metrics.count_computed(facts.route, num_texts, num_tokens)
 
         async def observed(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                facts.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
@@ -53,21 +62,16 @@ class CountRequests:
             self._metrics.num_in_flight -= 1
             if HELD in scope:
                 scope[HELD].release()
-            self._count(scope, status, time.perf_counter() - start)
+            facts.status = facts.ended_with or facts.status
+            self._count(facts)
+            self._on_ended(facts)
 
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        route, ended_with = _route_of(scope), scope.get(ENDED_WITH)
-        if ended_with == LEFT:
-            self._metrics.callers_left.labels(route).inc()
-        elif ended_with is not None:
-            self._metrics.refusals.labels(str(ended_with)).inc()
-        key_name = getattr(scope.get(API_KEY), "name", None)
-        self._metrics.observe(route, ended_with or status, seconds, scope.get(ERROR_CODE), key_name)
+    def _count(self, facts: RequestFacts) -> None:
+        scope = facts.scope
+        if facts.ended_with == LEFT:
+            self._metrics.callers_left.labels(facts.route).inc()
+        elif facts.ended_with is not None:
+            self._metrics.refusals.labels(str(facts.ended_with)).inc()
+        self._metrics.observe(facts.route, facts.status, facts.seconds, scope.get(ERROR_CODE), facts.key_name)
         if NOTES in scope:
             self._metrics.count_texts(scope[NOTES])
-
-
-def _route_of(scope: Scope) -> str:
-    # Label with the route, not the path: otherwise any caller could create new series with unknown paths.
-    route: str = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
-    return route

@@ -127,6 +127,7 @@ class Launch:
             "drain_timeout_s": settings.drain_timeout,
             "api_keys": self.api_keys,  # a process gets the keys as they are when it starts
             "protect_metrics": settings.protect_metrics,
+            "access_log": settings.access_log,
         }
         env = {"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)}
         return self._program(GatewayProgram, name, "bert_serving.server.gateway.app:main", kwargs, env=env)
@@ -134,7 +135,7 @@ class Launch:
     def _program(
         self, kind: type[_P], name: str, target: str, kwargs: Mapping[str, object], *, env: Mapping[str, str]
     ) -> _P:
-        return kind(name, target, kwargs, self._settings.verbose, str(self._folder), env)
+        return kind(name, target, kwargs, self._settings.log_options, str(self._folder), env)
 
 
 def worker_env(present: Mapping[str, str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from ..logs import LogOptions
 from ..signals import RELOAD_CERTIFICATE, RELOAD_KEYS
 from . import child
 
@@ -126,7 +127,7 @@ class Program:
     name: str
     target: str
     kwargs: Mapping[str, object]
-    verbose: bool
+    logs: LogOptions
     scratch_dir: str
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -138,7 +139,7 @@ class Program:
         """Called when the process has ended or is being killed, and no other has taken its place."""
 
     def _start(self, kwargs: Mapping[str, object]) -> BaseProcess:
-        args = (self.target, self.name, self.verbose, self.scratch_dir, kwargs, self.env)
+        args = (self.target, self.name, self.logs, self.scratch_dir, kwargs, self.env)
         process = spawn_context.Process(target=child.run, args=args, name=self.name)
         # Ctrl-C sends SIGINT to the whole process group, and the end of a terminal sends SIGHUP. Only the server
         # decides when its children end. A child inherits the blocked signals, so that not even its first imports

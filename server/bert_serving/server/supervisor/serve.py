@@ -6,8 +6,8 @@ import logging
 import resource
 from collections.abc import Callable
 
+from ..logs import set_up_logging
 from ..settings import Settings
-from .child import set_up_logging
 from .exposure import exposures
 from .startup import StartError, resolve, token_rows
 from .supervisor import Supervisor
@@ -26,7 +26,7 @@ def serve(
     asked: the settings as the user gave them. on_start: called when all ports are open, with the settings in
     force. on_ready: called once, when everything is ready. Raises StartError, which is logged already.
     """
-    set_up_logging("server", verbose=asked.verbose)
+    set_up_logging("server", asked.log_options)
     _allow_many_files()
     for line in asked.without_effect():
         log.warning("%s", line)

@@ -81,7 +81,8 @@ class Computation:
             return None
         batch = self._batch
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("batch computed id=%d trace=%s", batch.batch_id, batch.traces)
+            traces = batch.traces
+            log.debug("batch computed id=%d trace=%s", batch.batch_id, traces, extra={"traces": traces})
         return Result(batch.batch_id, results, batch.tokenize_ms, self._compute_ms, self._num_padding)
 
 
@@ -93,7 +94,11 @@ def failed(batch: Batch | TokenizedBatch, exc: Exception, verb: str) -> Failed:
     """
     place = "".join(traceback.format_tb(exc.__traceback__))
     name = type(exc).__name__
-    log.error("cannot %s batch id=%d trace=%s error=%s\n%s", verb, batch.batch_id, batch.traces, name, place)
+    traces = batch.traces
+    log.error(
+        "cannot %s batch id=%d trace=%s error=%s\n%s", verb, batch.batch_id, traces, name, place,
+        extra={"traces": traces},
+    )  # fmt: skip
     return Failed(batch.batch_id, one_line(exc)[:_MAX_MESSAGE_CHARS])
 
 
