@@ -27,6 +27,7 @@ from bert_serving.protocol import (
     Overloaded,
     PayloadTooLarge,
     ServingError,
+    TraceContext,
     Unauthorized,
     Unavailable,
     Usage,
@@ -182,6 +183,44 @@ def test_request_with_every_field_is_read() -> None:
     body = b'{"texts": ["a"], "deadline_ms": 9, "options": {"show_tokens": true}, "spans": [[[0, 1]]]}'
     expected = EncodeRequest(IDENTITY, b"1", ["a"], EncodeOptions(show_tokens=True), 9, [[[0, 1]]])
     assert request_from_frames([IDENTITY, body, b"1", b"1"]) == expected
+
+
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def test_the_span_of_the_caller_is_in_the_body_as_w3c_trace_context() -> None:
+    request = EncodeRequest(IDENTITY, b"1", ["a"], trace_context=TraceContext(TRACEPARENT, "vendor=value"))
+    frames = request_to_frames(request)
+    assert frames[1] == b'{"texts":["a"],"traceparent":"%s","tracestate":"vendor=value"}' % TRACEPARENT.encode()
+    assert request_from_frames(frames) == request
+    assert request.trace_context is not None
+    assert request.trace_context.trace_id == "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "tracestate", "expected"),
+    [
+        (TRACEPARENT, None, TraceContext(TRACEPARENT)),
+        (TRACEPARENT.replace("00-", "01-", 1) + "-more", None, TraceContext("01" + TRACEPARENT[2:] + "-more")),
+        (TRACEPARENT, "x" * 513, TraceContext(TRACEPARENT)),
+        (TRACEPARENT, "é", TraceContext(TRACEPARENT)),
+        (TRACEPARENT, 7, TraceContext(TRACEPARENT)),
+        (TRACEPARENT.upper(), "a=b", None),
+        ("ff" + TRACEPARENT[2:], "a=b", None),
+        (TRACEPARENT.replace("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 32), None, None),
+        (TRACEPARENT.replace("00f067aa0ba902b7", "0" * 16), None, None),
+        (TRACEPARENT + "\n", None, None),
+        (7, "a=b", None),
+        (None, "a=b", None),
+    ],
+)
+def test_what_is_no_trace_context_is_ignored(
+    traceparent: object, tracestate: object, expected: TraceContext | None
+) -> None:
+    body = json.dumps({"texts": ["a"], "traceparent": traceparent, "tracestate": tracestate}).encode()
+    request = request_from_frames([IDENTITY, body, b"1", b"1"])
+    assert isinstance(request, EncodeRequest)
+    assert request.trace_context == expected
 
 
 def test_flow_and_trace_are_in_the_body() -> None:

@@ -22,6 +22,7 @@ from bert_serving.protocol import (
     check_spans,
 )
 
+from .active_span import active_trace_context
 from .address import Address, curve_keys
 from .aio_channel import AsyncChannel
 from .checks import (
@@ -183,6 +184,7 @@ class AsyncBertClient:
         if timeout_ms is None and self.timeout >= 0:
             timeout_ms = self.timeout
         deadline = float("inf") if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        trace_context = active_trace_context()
         request_id = await self._send(
             lambda now: self._session.encode(
                 texts,
@@ -193,6 +195,7 @@ class AsyncBertClient:
                 flow=flow,
                 flow_share=flow_share,
                 trace=trace,
+                trace_context=trace_context,
             ),
             deadline,
         )

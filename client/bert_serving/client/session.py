@@ -40,6 +40,7 @@ from bert_serving.protocol import (
     ServingError,
     Spans,
     Text,
+    TraceContext,
     Unavailable,
     reply_from_frames,
     request_to_frames,
@@ -119,6 +120,7 @@ class Session:
         flow: str | None = None,
         flow_share: float | None = None,
         trace: str | None = None,
+        trace_context: TraceContext | None = None,
         to_fetch: bool = False,
     ) -> tuple[int, Frames]:
         """Return (request id, frames) of a request for vectors.
@@ -139,6 +141,7 @@ class Session:
             flow=flow,
             flow_share=flow_share,
             trace=trace,
+            trace_context=trace_context,
         )
         frames = request_to_frames(request)
         if (num_bytes := len(frames[1])) > self._max_bytes:

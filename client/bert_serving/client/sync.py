@@ -27,6 +27,7 @@ from bert_serving.protocol import (
     check_spans,
 )
 
+from .active_span import active_trace_context
 from .address import Address, curve_keys
 from .channel import Channel
 from .checks import (
@@ -274,6 +275,7 @@ class BertClient:
         if timeout_ms is None and self.timeout >= 0:
             timeout_ms = self.timeout
         deadline = float("inf") if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        trace_context = active_trace_context()
         request_id = self._send(
             lambda now: self._session.encode(
                 texts,
@@ -282,6 +284,7 @@ class BertClient:
                 spans=spans,
                 deadline=deadline,
                 trace=trace,
+                trace_context=trace_context,
             ),
             deadline,
         )
@@ -454,8 +457,12 @@ class BertClient:
         return self._channel.send(make, min(deadline, time.monotonic() + self.connect_timeout / 1000))
 
     def _send_to_fetch(self, texts: Sequence[Text], options: EncodeOptions) -> None:
+        trace_context = active_trace_context()
         self._send(
-            lambda now: self._session.encode(texts, now, options=options, to_fetch=True), deadline=float("inf")
+            lambda now: self._session.encode(
+                texts, now, options=options, trace_context=trace_context, to_fetch=True
+            ),
+            deadline=float("inf"),
         )
 
     def _deadline(self) -> float:

@@ -48,6 +48,7 @@ from .messages import (
     TextPair,
     Texts,
     TokenVectors,
+    TraceContext,
     Usage,
     split_rows,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "TextPair",
     "Texts",
     "TokenVectors",
+    "TraceContext",
     "Unauthorized",
     "Unavailable",
     "Usage",

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from .encoding import (
     Frame,
@@ -42,6 +42,7 @@ from .messages import (
     JsonObject,
     Reply,
     Request,
+    TraceContext,
     Usage,
 )
 from .options import check_spans
@@ -55,6 +56,11 @@ _MAX_COMMAND_BYTES = max(map(len, _COMMANDS))
 _MAX_NUMBER_DIGITS = 20
 _MAX_DEADLINE_MS = 2**53
 _MAX_NAME_CHARS = 128
+_MAX_TRACESTATE_CHARS = 512
+# Of a version that is not known yet, more may follow.
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,100})?"
+)
 _DEADLINE = re.compile(rb'\{"deadline_ms":\d+')
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -74,6 +80,8 @@ def request_to_frames(request: Request) -> Frames:
     for name in ("flow", "flow_share", "trace"):
         if (value := getattr(request, name)) is not None:
             body[name] = value
+    if (context := request.trace_context) is not None:
+        body |= {name: value for name in context.__slots__ if (value := getattr(context, name)) is not None}
     # A request that has only texts has a list as body, as the old client sends it.
     plain = body if len(body) > 1 else request.texts
     return [request.identity, dump_json(plain), request.request_id, b"%d" % len(request.texts)]
@@ -157,7 +165,16 @@ def checked_request(identity: bytes, request_id: bytes, content: JsonObject) -> 
         flow=_name("flow", content.get("flow")),
         flow_share=_share(content.get("flow_share")),
         trace=_name("trace", content.get("trace")),
+        trace_context=trace_context_of(content.get("traceparent"), content.get("tracestate")),
     )
+
+
+def trace_context_of(traceparent: object, tracestate: object) -> TraceContext | None:
+    """Return the trace context in a message. It is ignored if it is not valid, as W3C Trace Context demands."""
+    if not isinstance(traceparent, str) or not _TRACEPARENT.fullmatch(traceparent):
+        return None
+    is_valid = isinstance(tracestate, str) and len(tracestate) <= _MAX_TRACESTATE_CHARS and tracestate.isascii()
+    return TraceContext(traceparent, cast("str", tracestate) if is_valid else None)
 
 
 def _deadline(value: object) -> int | None:

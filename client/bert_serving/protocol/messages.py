@@ -80,6 +80,22 @@ class Command(bytes, Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class TraceContext:
+    """The span of the caller that a request belongs to, as in the headers of W3C Trace Context.
+
+    traceparent: version, trace id, span id and flags. tracestate: what vendors of tracing add; None: nothing.
+    """
+
+    traceparent: str
+    tracestate: str | None = None
+
+    @property
+    def trace_id(self) -> str:
+        """The trace, as 32 hexadecimal digits."""
+        return self.traceparent[3:35]
+
+
+@dataclass(frozen=True, slots=True)
 class EncodeRequest:
     """A request for vectors. The reply carries the same `request_id`, a decimal number that the client chose.
 
@@ -87,7 +103,8 @@ class EncodeRequest:
     spans: the spans of each text; the reply has one vector for each span. None: one vector for each text.
     flow: a name for the caller; callers share the server fairly. flow_share: the largest part of the server's
     memory that the flow may use, in (0, 1]. The broker ignores both unless they come from one of its gateways.
-    trace: a name for this request, which the logs of all processes show.
+    trace: a name for this request, which the logs of all processes show. trace_context: for the traces that the
+    server exports, if it does.
     """
 
     identity: bytes
@@ -99,6 +116,7 @@ class EncodeRequest:
     flow: str | None = None
     flow_share: float | None = None
     trace: str | None = None
+    trace_context: TraceContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
