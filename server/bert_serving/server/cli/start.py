@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..settings import Settings
-
-log = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,16 +28,14 @@ def _start(argv: list[str] | None) -> int:
         sys.stderr.write(f"bert-serving-start: {exc}; pip install 'bert-embedding-service[server]'\n")
         return 1
     try:
-        serve(parse_settings(argv), on_start=lambda settings, _: _show(settings))
+        serve(parse_settings(argv), on_start=lambda settings, _: _show(settings.table(), settings.log_format))
     except StartError:
         return 1  # `serve` has logged the error
     return 0
 
 
-def _show(settings: Settings) -> None:
-    """Print the settings as a table, or log them if every line must be JSON."""
-    if settings.log_format == "json":
-        log.info("settings in force", extra={"fields": {"settings": settings.shown()}})
-        return
-    sys.stdout.write(settings.table() + "\n")
+def _show(table: str, log_format: str) -> None:
+    if log_format == "json":
+        return  # every line must be JSON, so `serve` has logged the settings
+    sys.stdout.write(table + "\n")
     sys.stdout.flush()

@@ -32,6 +32,8 @@ def serve(
         log.warning("%s", line)
     try:
         settings = resolve(asked)
+        if settings.log_format == "json":
+            log.info("settings in force", extra={"fields": {"settings": settings.shown()}})
         for line in exposures(settings):
             log.warning("%s", line)
         supervisor = Supervisor(settings, token_rows=token_rows(asked, settings), on_ready=on_ready)
