@@ -108,7 +108,7 @@ $(VENV)/.serve: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.serve | $(BIN)/prometheus
-	$(PIP) -e '.[server,files,demo,docs,ray,examples,train,test]'
+	$(PIP) -e '.[server,files,demo,docs,otel,ray,examples,train,test]'
 	touch $@
 
 # Tests use two programs of Prometheus: promtool checks the format of /metrics, and prometheus scrapes a server. If they

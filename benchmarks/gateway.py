@@ -206,6 +206,7 @@ def main() -> None:
             "api_keys": KeySource(),
             "protect_metrics": False,
             "access_log": False,
+            "tracing": None,
             "drain_timeout_s": 1.0,
         }
         children = [start(run_broker, settings, endpoints), start(run_fake_worker, endpoints.workers)]

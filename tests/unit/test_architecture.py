@@ -16,6 +16,7 @@ _REFERENCE = re.compile(r"`([\w./-]+\.py)(?::([\w.]+))?`")
 _FOLDERS = {
     "client": ROOT / "client" / "bert_serving",
     "protocol": ROOT / "client" / "bert_serving",
+    "otel": ROOT / "server" / "bert_serving",
     "tests": ROOT,
     "examples": ROOT,
     "benchmarks": ROOT,

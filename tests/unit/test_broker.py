@@ -13,10 +13,14 @@ from bert_serving.protocol import (
     CommandRequest,
     EncodeRequest,
     ServingError,
+    TraceContext,
     Usage,
     request_to_frames,
 )
+from bert_serving.protocol.workers import Result
+from bert_serving.server.broker.batching import InFlightBatch
 from bert_serving.server.broker.broker import Broker
+from bert_serving.server.broker.job import Job
 from bert_serving.server.broker.metrics import BrokerMetrics
 from bert_serving.server.broker.ports import PrivateEndpoints
 from bert_serving.server.settings import Settings
@@ -43,13 +47,39 @@ class Arrivals:
         pass
 
 
+class Stages:
+    """A JobTracer that collects what it is told. The trace of a job is its request id."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+
+    def begin(self, request: EncodeRequest, now: float, *, is_from_gateway: bool) -> object:
+        self.calls.append(("begin", request.request_id, is_from_gateway))
+        return request.request_id
+
+    def batch_done(self, worker: str, batch_id: int, batch: InFlightBatch, result: Result, now: float) -> None:
+        raise AssertionError("there are no workers")
+
+    def done(self, job: Job, now: float, replied_at: float) -> None:
+        raise AssertionError("there are no workers")
+
+    def failed(self, job: Job, error: ServingError, now: float) -> None:
+        self.calls.append(("failed", job.trace_handle, error.code))
+
+    def cancelled(self, job: Job, now: float) -> None:
+        self.calls.append(("cancelled", job.trace_handle))
+
+    def refused(self, request: EncodeRequest, error: ServingError, now: float, *, is_from_gateway: bool) -> None:
+        self.calls.append(("refused", request.request_id, error.code, is_from_gateway))
+
+
 class Door:
     """A broker, and one PUSH socket to each of its sockets for requests."""
 
     def __init__(self, folder: Path) -> None:
         port, port_out = free_ports(2)
         endpoints = PrivateEndpoints.in_folder(folder)
-        self.arrivals, self.metrics = Arrivals(), BrokerMetrics()
+        self.arrivals, self.stages, self.metrics = Arrivals(), Stages(), BrokerMetrics()
         self.broker = Broker(
             Settings(port=port, port_out=port_out, http_port=None),
             endpoints=endpoints,
@@ -57,6 +87,7 @@ class Door:
             max_seq_len=512,
             metrics=self.metrics,
             observers=[self.arrivals],
+            tracer=self.stages,
         )
         self._context = zmq.Context()
         self.tcp = self._connect(f"tcp://127.0.0.1:{port}")
@@ -136,3 +167,31 @@ def test_each_turn_of_the_loop_is_measured_without_its_waiting(door: Door) -> No
     for _ in range(3):
         door.broker.wait(0)
     assert sum(door.metrics.turn.counts) == 2
+
+
+def test_each_request_that_begins_a_trace_also_ends_it(door: Door) -> None:
+    door.tcp.send_multipart(request_to_frames(request(b"1")))
+    door.step_until_arrived(1)
+    door.gateway.send_multipart(request_to_frames(request(b"2")))
+    door.step_until_arrived(2)
+    door.tcp.send_multipart(request_to_frames(CommandRequest(ALICE, b"1", Command.CANCEL)))
+    wait_until(lambda: door.broker.step(10) or len(door.stages.calls) == 3)
+    door.broker.fail_all("the server is shutting down")
+    door.broker.stop_accepting()
+    door.tcp.send_multipart(request_to_frames(request(b"3")))
+    wait_until(lambda: door.broker.step(10) or len(door.stages.calls) == 5)
+    assert door.stages.calls == [
+        ("begin", b"1", False),
+        ("begin", b"2", True),
+        ("cancelled", b"1"),
+        ("failed", b"2", "unavailable"),
+        ("refused", b"3", "unavailable", False),
+    ]
+
+
+def test_a_request_without_a_name_is_named_after_its_trace_in_logs(door: Door) -> None:
+    context = TraceContext("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+    for sent in (request(b"1", trace_context=context), request(b"2", trace_context=context, trace="mine")):
+        door.tcp.send_multipart(request_to_frames(sent))
+    names = [arrived.trace for arrived in door.step_until_arrived(2)]
+    assert names == ["-/4bf92f3577b34da6a3ce929d0e0e4736", "mine"]

@@ -41,6 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     # For bert-serving-doctor, which loads a model as a worker would.
     "doctor": {"settings", "model", "supervisor", "worker"},
+    # For traces, with the extra `otel`. The supervisor and the gateway import it by name.
+    "otel": {"protocol", "broker", "gateway", "logs"},
     # For students of large models, with the extra `train`.
     "train": {"settings", "model", "files", "worker"},
     # Modules for programs that were written for bert-as-service. They only import names from compat.
@@ -67,10 +69,11 @@ HEAVY = {
     "torch": {"worker", "model.tensorflow.google_bert", "train", "doctor"},
     "transformers": {"worker", "model.tensorflow.google_bert", "train"},
     "fastapi": {"gateway"},
-    "starlette": {"gateway", "ray"},
+    "starlette": {"gateway", "ray", "otel"},
     "uvicorn": {"gateway", "ray"},
     "pydantic": {"gateway", "settings", "compat", "files", "model", "ray", "train", "doctor"},
     "pyarrow": {"files", "ray"},
+    "opentelemetry": {"otel"},
     "ray": {"files", "ray"},
     "sentence_transformers": {"train"},
     "rich": {"cli"},

@@ -220,6 +220,11 @@ class Settings(ModelOptions, BaseSettings):
     allow_remote_termination: bool = Field(
         False, description="obey bert-serving-terminate from other machines too"
     )
+    otel_endpoint: str | None = Field(
+        None,
+        description="base address of an OTLP/HTTP receiver of traces, such as http://localhost:4318; needs the "
+        "extra otel; default: OTEL_EXPORTER_OTLP_ENDPOINT; if neither is set, there are no traces",
+    )
     cors: str = Field(
         "loopback",
         description="origin whose pages may call the HTTP port; loopback: pages of web servers on the browser's "
@@ -248,10 +253,19 @@ class Settings(ModelOptions, BaseSettings):
         except ValueError as exc:
             raise ValueError(f"api_key: {exc}") from exc
 
-    @field_validator("http_socket", "tls_cert", "tls_key", mode="before")
+    @field_validator("http_socket", "otel_endpoint", "tls_cert", "tls_key", mode="before")
     @classmethod
     def _empty_is_not_set(cls, value: object) -> object:
         return None if value == "" else value  # a compose file sets variables to nothing
+
+    @field_validator("otel_endpoint")
+    @classmethod
+    def _otel_endpoint_is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError(f"otel_endpoint must begin with http:// or https://, got {value[:80]!r}")
+        if value is not None and "@" in value:  # clients can read the settings
+            raise ValueError("otel_endpoint must not contain a password: use OTEL_EXPORTER_OTLP_HEADERS")
+        return value
 
     @field_validator("root_path")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
 
 from bert_serving.protocol import ErrorReply, ServingError
@@ -12,7 +13,7 @@ from .admission import Admission
 from .budget import Budget
 from .job import Job
 from .metrics import BrokerMetrics
-from .observer import BrokerObserver
+from .observer import BrokerObserver, JobTracer
 from .replies import Replies
 from .scheduler import Failure
 
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Answers:
-    """Posts the replies to requests that are done or have failed. token_rows, observers: see Broker."""
+    """Posts the replies to requests that are done or have failed. token_rows, observers, tracer: see Broker."""
 
     def __init__(
         self,
@@ -30,17 +31,21 @@ class Answers:
         *,
         token_rows: int | None,
         observers: Sequence[BrokerObserver],
+        tracer: JobTracer | None,
     ) -> None:
         self._replies = replies
         self._metrics = metrics
         self._admission = admission
         self._token_rows = token_rows
         self._observers = observers
+        self._tracer = tracer
 
     def job_done(self, job: Job, now: float) -> None:
         """Reply to a job whose vectors have all arrived."""
         try:
             self._reply(job, now)
+            if self._tracer is not None:
+                self._tracer.done(job, now, time.monotonic())
             return
         except NoRoom as exc:
             error = self._admission.no_bytes(exc)
@@ -65,9 +70,17 @@ class Answers:
             log.debug(
                 "request failed trace=%s error=%s", request.trace, failure.error, extra={"trace": request.trace}
             )
+            if self._tracer is not None:
+                self._tracer.failed(failure.job, failure.error, now)
             self.error(request.identity, request.request_id, failure.error, now)
             if budget is not None and budget.is_spent:
                 return
+
+    def cancelled(self, job: Job, now: float) -> None:
+        """Count a job that has no reply, because its client does not wait for one."""
+        self._metrics.cancelled.inc()
+        if self._tracer is not None:
+            self._tracer.cancelled(job, now)
 
     def error(self, identity: bytes, request_id: bytes, error: ServingError, now: float) -> None:
         """Reply to a request with an error."""

@@ -20,7 +20,7 @@ class InFlightBatch:
     worker without other batches, so that the text that kills workers can be found. is_long: it was long for its
     worker when it was sent; see worker_load.py. has_large: it has texts of a large request. is_urgent: it has
     texts of small requests, and was sent while its worker had a batch with large ones. sent_at: when it was sent,
-    in seconds of the loop's clock.
+    in seconds of the loop's clock. given_at: the same in monotonic seconds.
     """
 
     slices: list[Slice]
@@ -31,6 +31,7 @@ class InFlightBatch:
     has_large: bool = False
     is_urgent: bool = False
     sent_at: float = 0.0
+    given_at: float = 0.0
 
     @property
     def traces(self) -> str:

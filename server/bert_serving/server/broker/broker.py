@@ -34,7 +34,7 @@ from .intake import RETRY_RESTART_MS, Intake
 from .job import Job
 from .loop_clock import LoopClock
 from .metrics import BrokerMetrics
-from .observer import BrokerObserver
+from .observer import BrokerObserver, JobTracer
 from .ports import Ports, PrivateEndpoints
 from .repeat_metrics import RepeatMetrics
 from .repeats import Repeats
@@ -58,8 +58,9 @@ class Broker:
 
     endpoints: the addresses for workers and gateways. max_seq_len: the longest sequence, in tokens. token_rows:
     when the vectors of tokens are padded to one array, each text gets at least this many rows; None: as many rows
-    as the longest text has. observers: are called for every request. clock: the loop's clock. Raises PortInUse or
-    CurveError. Only the thread of the server's loop may call the methods.
+    as the longest text has. observers: are called for every request. tracer: makes traces of requests; None: there
+    are no traces. clock: the loop's clock. Raises PortInUse or CurveError. Only the thread of the server's loop
+    may call the methods.
     """
 
     def __init__(
@@ -72,9 +73,11 @@ class Broker:
         metrics: BrokerMetrics,
         token_rows: int | None = None,
         observers: Sequence[BrokerObserver] = (),
+        tracer: JobTracer | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._tracer = tracer
         self._woke_at: float | None = None  # when `wait` has ended last
         self.clock = LoopClock()
         self._curve = None if settings.curve_dir is None else CurveServer(Path(settings.curve_dir))
@@ -120,11 +123,12 @@ class Broker:
             report, metrics, self._scheduler, self._replies, self._workers, self._history, self.clock
         )
         self._answers = Answers(
-            self._replies, metrics, self._scheduler.admission, token_rows=token_rows, observers=observers
-        )
+            self._replies, metrics, self._scheduler.admission, token_rows=token_rows, observers=observers,
+            tracer=tracer,
+        )  # fmt: skip
         self._intake = Intake(
             settings, self._ports, self._scheduler, self._replies, self._answers, self._workers,
-            metrics, statistic, inspection, sparse_log, observers=observers,
+            metrics, statistic, inspection, sparse_log, observers=observers, tracer=tracer,
         )  # fmt: skip
         self._chores = Chores()
 
@@ -275,7 +279,7 @@ class Broker:
     def _end_lost(self, cancelled: Iterator[Job], now: float) -> Iterator[None]:
         """Count the requests of a client that has left; if it only lost its connection, it finds an error."""
         for job in cancelled:
-            self._metrics.cancelled.inc()
+            self._answers.cancelled(job, now)
             if not self._scheduler.has_job(job.request):  # else its client has sent it again already
                 self._replies.post_lost(job.request, now)
             yield
@@ -333,6 +337,9 @@ class Broker:
             name, result.batch_id, num_texts, num_tokens, result.tokenize_ms, result.compute_ms, traces,
             extra={"traces": traces},
         )  # fmt: skip
+        batch = None if self._tracer is None else self._scheduler.in_flight(name, result.batch_id)
+        if self._tracer is not None and batch is not None:
+            self._tracer.batch_done(name, result.batch_id, batch, result, now)
         for ended in self._scheduler.complete(name, result, now):
             if isinstance(ended, Failure):
                 self._answers.failed([ended], now)

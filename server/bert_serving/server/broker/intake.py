@@ -33,7 +33,7 @@ from .budget import Budget
 from .inspection import Inspection
 from .job_queue import flow_of
 from .metrics import BrokerMetrics
-from .observer import BrokerObserver
+from .observer import BrokerObserver, JobTracer
 from .ports import Ports, is_loopback, peer_of
 from .replies import Replies
 from .scheduler import Scheduler
@@ -56,7 +56,7 @@ RETRY_RESTART_MS = 1000  # a server that stops may be started again
 
 
 class Intake:
-    """Passes requests to the scheduler. observers: see Broker.
+    """Passes requests to the scheduler. observers, tracer: see Broker.
 
     is_accepting: whether new requests for vectors are accepted. termination_requested: whether a client has asked
     the server to end.
@@ -76,6 +76,7 @@ class Intake:
         sparse_log: SparseLog,
         *,
         observers: Sequence[BrokerObserver],
+        tracer: JobTracer | None,
     ) -> None:
         self.is_accepting = True
         self.termination_requested = False
@@ -90,6 +91,7 @@ class Intake:
         self._inspection = inspection
         self._sparse_log = sparse_log
         self._observers = observers
+        self._tracer = tracer
         self._num_refused, self._counts_refused_since = 0, -math.inf
 
     def read(self, now: float, phase_s: float) -> None:
@@ -118,12 +120,16 @@ class Intake:
                 assert held is not None
                 if not is_from_gateway and (request.flow is not None or request.flow_share is not None):
                     request = replace(request, flow=None, flow_share=None)  # a client must not choose its share
+                if request.trace is None and request.trace_context is not None:
+                    request = replace(request, trace=f"-/{request.trace_context.trace_id}")  # for the logs
                 if self._on_encode(request, held, now, is_from_gateway=is_from_gateway):
                     held = None  # it belongs to the job now
             return True
         except ServingError as error:
             if request is None:
                 self._notify_arrived(None)
+            elif self._tracer is not None and isinstance(request, EncodeRequest):
+                self._tracer.refused(request, error, now, is_from_gateway=is_from_gateway)
             trace = getattr(request, "trace", None)
             log.debug("refused request trace=%s error=%s", trace, error, extra={"trace": trace})
             self._refuse(frames, error, now)
@@ -166,6 +172,8 @@ class Intake:
             raise outage
         is_unsubscribed = not self._replies.has_subscriber(request.identity)
         job = self._scheduler.submit(request, now, held, is_unsubscribed=is_unsubscribed)
+        if self._tracer is not None:
+            job.trace_handle = self._tracer.begin(request, now, is_from_gateway=is_from_gateway)
         if job.is_done:
             self._answers.job_done(job, now)
         return True
@@ -186,7 +194,8 @@ class Intake:
     def _on_command(self, request: CommandRequest, peer: str, now: float) -> None:
         if request.command is Command.CANCEL:
             job = self._scheduler.cancel_request(request.identity, request.request_id)
-            self._metrics.cancelled.inc(job is not None)
+            if job is not None:
+                self._answers.cancelled(job, now)
             return
         self._metrics.commands.inc()
         self._statistic.count_command(request.identity)

@@ -50,7 +50,8 @@ class Job:
     options, if its texts may share vectors with equal texts; see repeats.py. settled: indices of the texts whose
     vectors were found in the cache. attempt: how many times the job was started again. num_taken: number of texts
     that were given to workers. begun_at: when the first text was given to a worker. tokenize_ms, compute_ms: sums
-    of the times of all batches with texts of this job.
+    of the times of all batches with texts of this job. trace_handle: what the JobTracer
+    returned for the request.
     """
 
     job_id: int
@@ -72,6 +73,7 @@ class Job:
     begun_at: float | None = None
     tokenize_ms: float = 0.0
     compute_ms: float = 0.0
+    trace_handle: object | None = None
     num_texts: int = field(init=False)
     result: JobResult = field(init=False)
 

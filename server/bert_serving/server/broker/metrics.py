@@ -57,6 +57,9 @@ class BrokerMetrics:
         self.malformed = self._counter(
             "malformed_messages", "Messages that are not requests and have no sender to reply to"
         )
+        self.lost_spans = self._counter(
+            "lost_spans", "Spans of the server process that could not be exported; 0 without traces"
+        )
         self.zeromq_requests = self._counter(
             "zeromq_requests",
             "Requests for vectors that came from clients such as BertClient, not through HTTP",

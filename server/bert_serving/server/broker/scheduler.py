@@ -313,6 +313,7 @@ class Scheduler:
         for slice_ in batch.slices:
             if slice_.job.begun_at is None:
                 slice_.job.begun_at = now
+        batch.given_at = now
         batch_id = next(self._batch_ids)
         worker.add(batch_id, batch, self._clock.now)
         return Batch(batch_id, [slice_.to_part() for slice_ in batch.slices])
@@ -369,9 +370,13 @@ class Scheduler:
 
     def traces(self, name: str, batch_id: int) -> str:
         """Return the names of the requests in a batch of a worker, for a log line."""
-        worker = self._workers.get(name)
-        batch = None if worker is None else worker.in_flight.get(batch_id)
+        batch = self.in_flight(name, batch_id)
         return "" if batch is None else batch.traces
+
+    def in_flight(self, name: str, batch_id: int) -> InFlightBatch | None:
+        """Return a batch that a worker has; None if it does not have this batch."""
+        worker = self._workers.get(name)
+        return None if worker is None else worker.in_flight.get(batch_id)
 
     def fail(self, name: str, batch_id: int, message: str) -> list[Failure]:
         """Take back a batch that raised an error; return the jobs that fail."""

@@ -9,6 +9,7 @@ operations.py (GET /live, /ready, /metrics), and for the page in the browser fro
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import math
 import multiprocessing
@@ -19,7 +20,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from bert_serving.client import Address, AsyncBertClient
@@ -27,6 +28,7 @@ from bert_serving.protocol import ServingError
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from ..keys import KeySource
 from ..signals import RELOAD_CERTIFICATE, RELOAD_KEYS
@@ -66,6 +68,16 @@ _ACCEPTS_PER_STEP = 128  # a flood of connections must not make one step of the 
 _LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
+class Traces(Protocol):
+    """Makes the spans of HTTP requests. See otel/http.py."""
+
+    def middleware(self, app: ASGIApp) -> ASGIApp:
+        """Return an application that traces the requests to another one."""
+
+    def close(self) -> None:
+        """Send what waits."""
+
+
 def main(
     *,
     name: str,
@@ -84,6 +96,7 @@ def main(
     api_keys: KeySource,
     protect_metrics: bool,
     access_log: bool,
+    tracing: Mapping[str, str | None] | None,
     drain_timeout_s: float,
 ) -> None:
     """Serve HTTP on listening sockets until SIGTERM, or until the server process has ended.
@@ -95,7 +108,8 @@ def main(
     paths, whether it strips the prefix or not. cors: the origin whose web pages may send requests; "*" allows
     every origin, and LOOPBACK the pages of web servers on the caller's own machine. tokenizer_dir: see
     KnownModels. api_keys: see Keyring. protect_metrics: whether /metrics requires a key too. access_log: whether
-    each request is logged. drain_timeout_s: how long requests may continue after SIGTERM. name: of this process,
+    each request is logged. tracing: the endpoint and the version of otel.http.HttpTraces; None: there are no
+    traces. drain_timeout_s: how long requests may continue after SIGTERM. name: of this process,
     in the metrics. For the other arguments, see Service.
     """
     keys = Keyring(api_keys)
@@ -116,6 +130,7 @@ def main(
         cors=cors,
         process=name,
         access_log=access_log,
+        start_traces=None if tracing is None else partial(_start_traces, process=name, tracing=tracing),
         on_ready=lambda: start_heartbeat(heartbeat.fileno()),
     )
     pool = ConnectionPool(
@@ -144,7 +159,11 @@ def main(
     show_state = partial(show_forever, app.state.metrics, pool, service.memory)
     reloads = {RELOAD_KEYS: keys.reload, RELOAD_CERTIFICATE: pool.reload_certificate}
     server = Server(config, on_stop=app.state.live.close)
-    asyncio.run(_serve(server, http_sockets, reloads, [pool.check_forever, show_state]))
+    try:
+        asyncio.run(_serve(server, http_sockets, reloads, [pool.check_forever, show_state]))
+    finally:
+        if app.state.traces is not None:
+            app.state.traces.close()
 
 
 class Server(uvicorn.Server):
@@ -170,6 +189,13 @@ class Server(uvicorn.Server):
         """Let requests end, then close their connections."""
         self._on_stop()
         await super().shutdown(sockets)
+
+
+def _start_traces(on_lost: Callable[[int], None], *, process: str, tracing: Mapping[str, str | None]) -> Traces:
+    """Return what makes traces of HTTP requests. Only here, a gateway imports OpenTelemetry."""
+    kind = importlib.import_module("bert_serving.otel.http").HttpTraces
+    traces: Traces = kind(process=process, on_lost=on_lost, **tracing)
+    return traces
 
 
 async def _serve(
@@ -205,12 +231,14 @@ def create_app(
     cors: str = LOOPBACK,
     process: str = "gateway",
     access_log: bool = False,
+    start_traces: Callable[[Callable[[int], None]], Traces] | None = None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Return the HTTP application of a service.
 
-    process: name of this process, in metrics. access_log: whether each request is logged. on_ready: called when
-    the application begins to serve.
+    process: name of this process, in metrics. access_log: whether each request is logged. start_traces: returns
+    what makes traces of requests; gets a function that counts lost spans. on_ready: called when the application
+    begins to serve.
     """
     app = _empty_app(service, on_ready)
     router = APIRouter()
@@ -228,7 +256,8 @@ def create_app(
     add_page(app)
     add_docs_page(app, service, operations_of(router, for_operators))
     _add_error_handlers(app)
-    _add_middleware(app, metrics, cors, on_ended=log_request if access_log else _ignore)
+    app.state.traces = None if start_traces is None else start_traces(metrics.lost_spans.inc)
+    _add_middleware(app, metrics, cors, app.state.traces, on_ended=log_request if access_log else _ignore)
     return app
 
 
@@ -270,7 +299,12 @@ def _ignore(_: RequestFacts) -> None:
 
 
 def _add_middleware(
-    app: FastAPI, metrics: GatewayMetrics, cors: str, *, on_ended: Callable[[RequestFacts], None]
+    app: FastAPI,
+    metrics: GatewayMetrics,
+    cors: str,
+    traces: Traces | None,
+    *,
+    on_ended: Callable[[RequestFacts], None],
 ) -> None:
     """Add the middleware that every request passes through. The middleware added last is the outermost."""
     app.add_middleware(
@@ -281,6 +315,8 @@ def _add_middleware(
         allow_headers=["*"],
         expose_headers=["*"],
     )
+    if traces is not None:
+        app.add_middleware(traces.middleware)
     app.add_middleware(CountRequests, metrics=metrics, on_ended=on_ended)
 
 

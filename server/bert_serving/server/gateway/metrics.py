@@ -87,6 +87,7 @@ class GatewayMetrics:
             "dropped_characters",
             "Characters that were left out of texts because they are no text: NUL and lone surrogates",
         )
+        self.lost_spans = self._counter("lost_spans", "Spans of HTTP requests that could not be exported")
         self.null_texts = self._counter(
             "null_texts", "Texts that could not be encoded and got null, because the request asked for it"
         )

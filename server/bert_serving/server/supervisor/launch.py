@@ -14,6 +14,7 @@ from typing import TypeVar
 from ..broker.broker import Broker
 from ..broker.curve import CurveError
 from ..broker.metrics import BrokerMetrics
+from ..broker.observer import JobTracer
 from ..broker.ports import PortInUse, PrivateEndpoints
 from ..broker.tei_metrics import TeiMetrics
 from ..keys import KeyFileError, KeySource, unnamed_keys
@@ -22,6 +23,7 @@ from ..tls import CertificateSource, TlsError
 from .listeners import open_listeners
 from .process import GatewayProgram, Program
 from .startup import StartError, max_seq_len_in_force, worker_spec
+from .tracing import tracing_of
 
 _GATEWAY_MESSAGES = 8  # how many times -max_message_mb a gateway may hold, if -http_memory_mb is not set
 # If another program keeps a core busy, the thread that spins takes the time of the thread that it waits for.
@@ -52,7 +54,9 @@ class Launch:
             resources.callback(shutil.rmtree, self._folder, ignore_errors=True)
             self._endpoints = PrivateEndpoints.in_folder(self._folder)
             try:
-                self.broker = self._make_broker(token_rows)
+                self._tracing = tracing_of(settings)
+                tracer = self._make_tracer(resources)
+                self.broker = self._make_broker(token_rows, tracer)
                 resources.callback(self.broker.close)
                 self.workers = {name: self._make_worker(i, name) for i, name in enumerate(self._worker_names)}
                 self.api_keys = _key_source(settings)
@@ -71,7 +75,14 @@ class Launch:
         assert self._settings.num_worker is not None
         return [f"worker-{i}" for i in range(self._settings.num_worker)]
 
-    def _make_broker(self, token_rows: int | None) -> Broker:
+    def _make_tracer(self, resources: ExitStack) -> JobTracer | None:
+        if self._tracing is None:
+            return None
+        tracer = self._tracing.job_tracer(self.metrics.lost_spans)
+        resources.callback(tracer.close)
+        return tracer
+
+    def _make_broker(self, token_rows: int | None, tracer: JobTracer | None) -> Broker:
         settings = self._settings
         assert settings.model_dir is not None
         return Broker(
@@ -82,6 +93,7 @@ class Launch:
             metrics=self.metrics,
             token_rows=token_rows,
             observers=[TeiMetrics(self.metrics)],
+            tracer=tracer,
         )
 
     def _make_worker(self, index: int, name: str) -> Program:
@@ -128,6 +140,7 @@ class Launch:
             "api_keys": self.api_keys,  # a process gets the keys as they are when it starts
             "protect_metrics": settings.protect_metrics,
             "access_log": settings.access_log,
+            "tracing": None if self._tracing is None else self._tracing.for_gateway(),
         }
         env = {"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)}
         return self._program(GatewayProgram, name, "bert_serving.server.gateway.app:main", kwargs, env=env)

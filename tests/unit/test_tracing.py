@@ -1,0 +1,115 @@
+"""When traces are exported; and spans that are lost, because the queue is full or the receiver is down."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+from bert_serving.otel.export import BoundedProcessor, CountedExporter
+from bert_serving.otel.jobs import JobTraces
+from bert_serving.server.settings import Settings
+from bert_serving.server.supervisor.tracing import tracing_of
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider, sampling
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+ENDPOINT = "http://collector:4318"
+
+
+@pytest.mark.parametrize(
+    ("flag", "env", "is_wanted"),
+    [
+        (None, {}, False),
+        (ENDPOINT, {}, True),
+        (None, {"OTEL_EXPORTER_OTLP_ENDPOINT": ENDPOINT}, True),
+        (None, {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{ENDPOINT}/v1/traces"}, True),
+        (ENDPOINT, {"OTEL_SDK_DISABLED": "true"}, False),
+        (ENDPOINT, {"OTEL_TRACES_EXPORTER": "none"}, False),
+    ],
+)
+def test_traces_are_off_without_an_endpoint(flag: str | None, env: dict[str, str], is_wanted: bool) -> None:
+    found = tracing_of(Settings(otel_endpoint=flag), env)
+    assert (found is not None) == is_wanted
+    if found is not None:
+        assert found.endpoint == flag
+
+
+def test_the_endpoint_must_be_an_address() -> None:
+    with pytest.raises(ValueError, match="must begin with http:// or https://, got 'collector:4318'"):
+        Settings(otel_endpoint="collector:4318")
+    with pytest.raises(ValueError, match="must not contain a password"):
+        Settings(otel_endpoint="http://user:secret@collector:4318")
+
+
+class FakeReceiver(SpanExporter):
+    """Takes spans, or does not. num_seen: how many it was given."""
+
+    def __init__(self, result: SpanExportResult = SpanExportResult.SUCCESS) -> None:
+        self.result = result
+        self.num_seen = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.num_seen += len(spans)
+        return self.result
+
+
+class Spans:
+    """A queue of two spans. lost: how many spans were lost each time."""
+
+    def __init__(self, receiver: FakeReceiver, sampler: sampling.Sampler = sampling.ALWAYS_ON) -> None:
+        self.lost: list[int] = []
+        self.processor = BoundedProcessor(CountedExporter(receiver, self.lost.append), self.lost.append)
+        provider = TracerProvider(sampler, shutdown_on_exit=False)
+        provider.add_span_processor(self.processor)
+        self._tracer = provider.get_tracer("test")
+
+    def end(self, count: int) -> None:
+        for _ in range(count):
+            self._tracer.start_span("span").end()
+
+
+@pytest.fixture(autouse=True)
+def _small_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "2")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
+
+
+def test_spans_that_cannot_be_sent_are_counted_as_lost() -> None:
+    receiver = FakeReceiver(SpanExportResult.FAILURE)
+    spans = Spans(receiver)
+    spans.end(1)
+    spans.processor.force_flush()
+    assert (receiver.num_seen, spans.lost) == (1, [1])
+
+
+def test_a_span_that_finds_the_queue_full_is_lost_and_the_queue_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+    receiver = FakeReceiver()
+    spans = Spans(receiver)
+    spans.processor._batch_processor._export_lock.acquire()  # as if the receiver did not answer
+    spans.end(5)
+    assert spans.lost == [1, 1, 1]
+    spans.processor._batch_processor._export_lock.release()
+    spans.processor.force_flush()
+    spans.end(1)
+    spans.processor.force_flush()
+    assert (receiver.num_seen, spans.lost) == (3, [1, 1, 1])
+
+
+def test_a_span_that_is_not_sampled_takes_no_place() -> None:
+    receiver = FakeReceiver()
+    spans = Spans(receiver, sampling.ALWAYS_OFF)
+    spans.end(5)
+    spans.processor.force_flush()
+    assert (receiver.num_seen, spans.lost) == (0, [])
+
+
+def test_a_trace_that_cannot_be_made_fails_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    traces = JobTraces(ENDPOINT, model_name="a model", version="1", on_lost=lambda _: None)
+    with caplog.at_level(logging.ERROR):
+        assert traces.begin(None, 0.0, is_from_gateway=False) is None
+        traces.done(None, 0.0, 0.0)
+    assert caplog.messages == ["cannot make a span"] * 2
