@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
+import build_metrics
 import httpx
 import psutil
 import pytest
 from bert_serving.client import BertClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from docs import build_metrics
 from tests.support.model_servers import ModelServers, Served
 from tests.support.waiting import wait_until
 

@@ -72,4 +72,4 @@ class _Polling:
 
 def _read(client: BertClient) -> Reading:
     snapshot, metrics = ask(client), ask_for(client, Command.SHOW_METRICS)
-    return reading(snapshot.at, snapshot.info, str(metrics.get("text", "")))
+    return reading(snapshot.at, snapshot.info, metrics["template"] % tuple(metrics["numbers"]))

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from .dialect import BERT_AS_SERVICE
+from .operations import OPERATIONS
 from .routes import DirectRoute
 from .service import STATUS_TIMEOUT_S, Service
 
@@ -103,7 +104,7 @@ def create_router(service: Service, live: LiveHistory) -> APIRouter:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(live.events(), media_type="text/event-stream", headers=headers)
 
-    router.routes.append(DirectRoute(PATH, follow, method="GET", name="live"))
+    router.routes.append(DirectRoute(PATH, follow, method="GET", name="live", dialect=OPERATIONS.tag))
     return router
 
 

@@ -16,6 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Scope
 
+from .operations import OPERATIONS
 from .routes import DirectRoute
 
 _PATH = "/page"
@@ -54,7 +55,7 @@ def add_page(app: FastAPI) -> None:
         content = index.replace("{root}", escape(_root_path(request.scope)))
         return Response(content, media_type="text/html", headers=_HEADERS)
 
-    app.router.routes.append(DirectRoute("/", root, method="GET", name="root"))
+    app.router.routes.append(DirectRoute("/", root, method="GET", name="root", dialect=OPERATIONS.tag))
     app.mount(_PATH, GZipMiddleware(_PageFiles(directory=_FOLDER)))
 
 
