@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
+import os
 import re
 import signal
 import subprocess
@@ -61,7 +63,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
     yield open_page
     for each in opened:
         each.close()
-    assert [error for each in opened for error in each.errors] == []
+        assert each.errors == []
 
 
 def encode_examples(page: Page) -> None:
@@ -92,11 +94,17 @@ def test_a_fresh_page_shows_what_the_server_did_before(
     expect(page.get_by_role("cell", name=re.compile(r"^0\.99\d+$"))).to_be_visible()  # parity
     expect(page.get_by_role("img", name=re.compile("worker-0: computes .* ready"))).to_be_visible()
     assert page.locator(".chart canvas").count() == page.locator(".chart").count() == 10
+    with httpx.stream("GET", f"{server.url}/page/live") as stream:
+        first = json.loads(next(stream.iter_lines()).removeprefix("data: "))
+    texts = first["fields"].index("texts")
+    assert sum(point[texts] for point in first["points"]) > 0
+    assert page.locator(".timeline rect").count() >= len(first["points"]) - 2
 
 
 def test_the_page_is_live(client: BertClient, server: RunningServer, open_page: OpenPage) -> None:
     page = open_page(server.url).open()
     tile = page.locator(".tiles div", has_text="texts/s").locator("dd").first
+    expect(tile).to_have_text("0", timeout=30_000)  # what earlier tests have caused is over
     for _ in range(3):
         client.encode(sentences(512))
     expect(tile).not_to_have_text("0", timeout=20_000)
@@ -123,6 +131,36 @@ def test_a_server_that_dies_and_comes_back_is_shown(tiny: Path, browser: Browser
         expect(status).to_have_text("Ready", timeout=20_000)
         assert page.evaluate("window.isSame"), "the page was loaded again"
         watched.close()
+
+
+def test_what_was_typed_survives_a_worker(tiny: Path, open_page: OpenPage) -> None:
+    with RunningServer("-model_dir", tiny, "-cpu") as server:
+        watched = open_page(server.wait_ready().url)
+        page = watched.open("Try")
+        field = page.get_by_label("Texts, one in a line (at most 50)")
+        field.fill("my text")
+        (pid,) = server.worker_pids()
+        os.kill(pid, signal.SIGKILL)
+        status = page.get_by_role("status").first
+        expect(status).to_have_text(re.compile("Not ready: worker-0 is starting"), timeout=20_000)
+        expect(status).to_have_text("Ready", timeout=60_000)
+        assert field.input_value() == "my text"
+        watched.close()
+
+
+def test_a_page_is_no_request_in_flight(server: RunningServer) -> None:
+    assert httpx.head(f"{server.url}/page/live").headers["content-type"].startswith("text/event-stream")
+    with httpx.stream("GET", f"{server.url}/page/live") as stream:
+        next(stream.iter_lines())
+
+        def in_flight() -> str:
+            text = httpx.get(f"{server.url}/metrics").text
+            (line,) = [line for line in text.splitlines() if "http_requests_in_flight{" in line]
+            return line.split()[-1]
+
+        wait_until(lambda: in_flight() == "1.0")  # /metrics itself
+    text = httpx.get(f"{server.url}/metrics").text
+    assert 'http_request_seconds_count{route="/page/live"} 1.0' in text  # that of HEAD
 
 
 def test_an_open_page_does_not_delay_the_end_of_the_server(tiny: Path, open_page: OpenPage) -> None:
@@ -176,6 +214,27 @@ def test_what_was_cut_is_struck_out(server: RunningServer, open_page: OpenPage) 
     assert "of the text was cut" in page.locator(".tokens li").nth(1).inner_text()
 
 
+def test_vectors_that_are_no_means_are_explained(server: RunningServer, open_page: OpenPage) -> None:
+    page = open_page(server.url).open("Try")
+    page.get_by_label("Dimensions").fill("64")
+    encode_examples(page)
+    expect(page.get_by_text("cut to fewer dimensions")).to_be_visible()
+
+
+def test_a_server_with_a_vector_for_each_token(tiny: Path, open_page: OpenPage) -> None:
+    with RunningServer("-model_dir", tiny, "-cpu", "-pooling_strategy", "NONE", "-fp16") as server:
+        watched = open_page(server.wait_ready().url)
+        page = watched.open("Try")
+        encode_examples(page)
+        assert page.get_by_role("button", name=re.compile(r"^texts \d and \d")).count() == 12
+        page.get_by_role("tab", name="Map").click()
+        page.get_by_label("Texts, one in a line (at most 5000)").fill("a\na\n")
+        page.get_by_role("button", name="Make the map").click()
+        page.get_by_text("2 texts, placed by PCA").wait_for()  # equal texts, at one place
+        assert "NaN" not in page.content()
+        watched.close()
+
+
 def test_formats_lengths_and_poolings_side_by_side(server: RunningServer, open_page: OpenPage) -> None:
     page = open_page(server.url).open("Try")
     encode_examples(page)
@@ -199,10 +258,7 @@ def test_the_code_to_copy_runs(server: RunningServer, open_page: OpenPage) -> No
         copied[name] = page.evaluate("navigator.clipboard.readText()")
     reply = subprocess.run(["bash", "-c", copied["curl"]], capture_output=True, text=True, check=True).stdout
     assert reply.count("[") == 4
-    program = copied["Python, BertClient"].replace(
-        'ip="127.0.0.1"', f'ip="127.0.0.1", port={server.port}, port_out={server.port_out}'
-    )
-    run = [sys.executable, "-c", program + "\nprint(vectors.shape)"]
+    run = [sys.executable, "-c", copied["Python, BertClient"] + "\nprint(vectors.shape)"]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "(3, 384)\n"
     compile(copied["Python, OpenAI's client"], "snippet", "exec")  # tests/clients runs OpenAI's client
     assert f'base_url="{server.url}/v1"' in copied["Python, OpenAI's client"]
@@ -270,6 +326,61 @@ def test_hover_and_keys_show_texts(server: RunningServer, open_page: OpenPage) -
     assert page.locator(".tip").inner_text() in texts
 
 
+def test_a_finger_chooses_a_text(server: RunningServer, open_page: OpenPage) -> None:
+    page = open_page(server.url, has_touch=True, viewport={"width": 390, "height": 844}).open("Map")
+    make_map(page, lines(200))
+    page.get_by_role("button", name="Larger").tap()
+    page.get_by_role("button", name="Whole").tap()
+    plot = page.get_by_role("application")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    assert box is not None
+    for share in np.arange(0.1, 0.9, 0.02):  # some point lies near the diagonal
+        page.touchscreen.tap(box["x"] + box["width"] * share, box["y"] + box["height"] * share)
+        if page.locator(".tip").count():
+            break
+    assert page.locator(".tip").inner_text() in lines(200)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "num_rows"),
+    [
+        ("pandas.csv", ",text,n\n0,one,5\n1,two\n2,three,5,6\n", "text", 3),
+        ("one.csv", "sentence\nno, quotes, here\nnone\n", "sentence", 2),
+        ("long.tsv", "id\twhat\n1\ta long sentence\n2\tanother one\n", "what", 2),
+        ("rows.jsonl", '{"a": 1, "body": "x"}\n\n{"body": "y", "tags": ["t"]}\n', "body", 2),
+        ("texts.jsonl", '"one"\nnull\n3\n', "text", 3),
+    ],
+)
+def test_files_are_read(
+    name: str, content: str, column: str, num_rows: int, server: RunningServer, open_page: OpenPage, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    page = open_page(server.url).open("Map")
+    page.get_by_label(re.compile("or a file")).set_input_files(tmp_path / name)
+    page.get_by_text(f"{num_rows} rows in {name}").wait_for()
+    expect(page.get_by_role("combobox", name="Text", exact=True)).to_have_value(column)
+    page.get_by_role("button", name="Make the map").click()
+    page.get_by_text(f"{num_rows} texts, placed by PCA").wait_for()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("latin.txt", "école\n".encode("latin-1"), "is not a text in UTF-8"),
+        ("bad.jsonl", b'{"a": 1}\n\n{"a"\n', "line 3 is not JSON"),
+        ("empty.csv", b"", "has no rows"),
+    ],
+)
+def test_files_that_cannot_be_read(
+    name: str, content: bytes, expected: str, server: RunningServer, open_page: OpenPage, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    page = open_page(server.url).open("Map")
+    page.get_by_label(re.compile("or a file")).set_input_files(tmp_path / name)
+    expect(page.get_by_role("alert")).to_contain_text(expected)
+
+
 def test_five_thousand_lines(server: RunningServer, open_page: OpenPage, tmp_path: Path) -> None:
     texts = [f"{text} {i}" for i, text in enumerate(lines(1000) * 6)]
     page = open_page(server.url).open("Map")
@@ -327,7 +438,8 @@ def test_nothing_is_shown_before_the_key(model_servers: ModelServers, browser: B
     expect(watched.page.get_by_role("status").first).to_have_text("Ready")
     watched.page.get_by_role("tab", name="Try").click()
     encode_examples(watched.page)
-    assert "one" not in watched.page.locator("pre").all_inner_texts()[0].split()
+    assert "Bearer YOUR_KEY" in watched.page.content()
+    assert "Bearer one" not in watched.page.content()
     another = watched.another()  # of the same window: the key stays in the tab
     another.goto(url)
     another.get_by_label("API key").wait_for()
@@ -349,10 +461,14 @@ def test_the_keyboard_is_enough(server: RunningServer, open_page: OpenPage) -> N
     expect(page.get_by_role("button", name="Encode")).to_be_focused()
     page.keyboard.press("Enter")
     page.locator("output.sum").wait_for()
-    cell = page.get_by_role("button", name=re.compile("^texts 2 and 3"))
-    cell.focus()
+    page.get_by_role("button", name=re.compile("^texts 1 and 2")).focus()
+    page.keyboard.press("ArrowDown")  # over the diagonal
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("button", name=re.compile("^texts 4 and 2"))).to_be_focused()
     page.keyboard.press("Space")
-    expect(page.get_by_role("heading", name="Why texts 2 and 3 are similar")).to_be_visible()
+    expect(page.get_by_role("heading", name="Why texts 4 and 2 are similar")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

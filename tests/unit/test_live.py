@@ -22,11 +22,11 @@ class Broker:
         self.is_down = False
 
     async def ask(self, command: Command) -> JsonObject:
-        assert command is Command.SHOW_HISTORY
         if self.is_down:
             raise Unavailable("the broker is away")
         self.num_asked += 1
-        return {"ready": True, "points": [[float(i + 1)] for i in range(self.num_asked)]}
+        points = [[float(i + 1)] for i in range(self.num_asked)]
+        return {"ready": True, "points": points if command is Command.SHOW_HISTORY else points[-2:]}
 
 
 @pytest.fixture
@@ -47,10 +47,11 @@ def test_pages_share_one_task_and_nobody_costs_nothing(broker: Broker) -> None:
         assert broker.num_asked == 0
         first, second = history.events(), history.events()
         assert (await read(first))["points"] == [[1.0]]
-        assert (await read(first))["points"] == [[2.0]]
-        assert (await read(second))["points"] == [[1.0], [2.0], [3.0]]
-        both = [[(await read(each))["points"] for _ in range(2)] for each in (first, second)]
-        assert both == [[[[3.0], [4.0]], [[5.0]]]] * 2  # the page ignores points that it has
+        assert (await read(first))["points"] == [[1.0], [2.0]]
+        assert (await read(second))["points"][0] == [1.0]
+        both = [await read(each) for each in (first, second)]
+        assert both[0] == both[1]
+        assert len(both[0]["points"]) == 2
         assert history.num_streams == 2
         await first.aclose()
         await second.aclose()
@@ -69,11 +70,11 @@ def test_a_broker_that_does_not_answer_is_shown(broker: Broker) -> None:
         broker.is_down = True
         while (event := await read(events)).get("ready"):
             pass
-        assert event == {"ready": False, "reason": "the broker is away", "points": []}
+        assert event == {"ready": False, "reason": "the broker is away"}
         broker.is_down = False
         while not (event := await read(events)).get("ready"):
             pass
-        assert len(event["points"]) == 1
+        assert len(event["points"]) == 2
 
     asyncio.run(use())
 
@@ -92,5 +93,33 @@ def test_a_page_that_does_not_read_holds_few_events(broker: Broker, monkeypatch:
         assert mine.qsize() == 3
         history.close()
         assert [event async for event in events][-1] == b"event: end\ndata: {}\n\n"
+
+    asyncio.run(asyncio.wait_for(use(), 20))
+
+
+def test_a_key_that_is_removed_ends_the_stream(broker: Broker) -> None:
+    async def use() -> None:
+        allowed = [True]
+        events = LiveHistory(make_service(broker)).events(lambda: allowed[0])
+        await read(events)
+        await read(events)
+        allowed.clear()
+        allowed.append(False)
+        assert [event async for event in events] == [b"event: end\ndata: {}\n\n"]
+
+    asyncio.run(asyncio.wait_for(use(), 20))
+
+
+def test_the_number_of_streams_is_limited(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_MAX_STREAMS", 1)
+
+    async def use() -> None:
+        history = LiveHistory(make_service(broker))
+        first = history.events()
+        await read(first)
+        second = [event async for event in history.events()]
+        assert [b"the limit" in event for event in second] == [True]
+        await first.aclose()
+        assert (await read(history.events()))["ready"]
 
     asyncio.run(asyncio.wait_for(use(), 20))

@@ -72,6 +72,7 @@ class Command(bytes, Enum):
     SHOW_STATUS = b"SHOW_STATUS"
     SHOW_METRICS = b"SHOW_METRICS"
     SHOW_HISTORY = b"SHOW_HISTORY"  # what the server did in the last minutes, for the page in the browser
+    SHOW_RECENT = b"SHOW_RECENT"  # the end of the history
     TERMINATION = b"TERMINATION"
     CANCEL = b"CANCEL"  # ends the request with the same identity and request id; has no reply
 

@@ -3,7 +3,7 @@
 import { follow, hasKey, root, setKey } from "./api.mjs";
 import { Classify } from "./classify.mjs";
 import { History } from "./history.mjs";
-import { html, render, useEffect, useRef, useState } from "./html.mjs";
+import { html, render, useEffect, useMemo, useRef, useState } from "./html.mjs";
 import { MapOfTexts } from "./map.mjs";
 import { Now } from "./now.mjs";
 import { Rank } from "./rank.mjs";
@@ -23,6 +23,7 @@ const TABS = [
 
 function App() {
   const history = useRef(new History());
+  const known = useRef();
   const [server, setServer] = useState({ isConnected: false, trouble: null, needsKey: false });
   const [attempt, setAttempt] = useState(0);
   const [tab, setTab] = useTab();
@@ -42,9 +43,30 @@ function App() {
   if (server.needsKey) {
     return html`<${KeyForm} wasWrong=${hasKey()} onKey=${(key) => (setKey(key), setAttempt(attempt + 1))} />`;
   }
-  const facts = server.workers?.find((worker) => worker.kind);
+  if (!server.workers) return html`<${Header} server=${server} />`; // nothing was received yet
+  // While no worker is ready, nothing is known of the model: what the user has typed and made must stay.
+  const found = server.workers.find((worker) => worker.kind);
+  if (found && found.fingerprint !== known.current?.fingerprint) known.current = found;
+  const facts = known.current;
   const tabs = TABS.filter(({ serves }) => serves(facts?.kind, facts));
   const chosen = tabs.find(({ name }) => name === tab) ?? tabs[0];
+  return html`
+    <${Header} server=${server} />
+    <main class="container-fluid">
+      <${TabList} tabs=${tabs} chosen=${chosen} onChoose=${setTab} />
+      ${tabs.map(
+        ({ name, view }) => html`
+          <${Panel}
+            key=${name} name=${name} view=${view} isShown=${name === chosen.name} facts=${facts} server=${server}
+            history=${history.current}
+          />
+        `,
+      )}
+    </main>
+  `;
+}
+
+function Header({ server }) {
   return html`
     <header class="container-fluid">
       <h1>bert-embedding-service</h1>
@@ -54,22 +76,23 @@ function App() {
         ${hasKey() && html`<button class="outline small" onClick=${() => (setKey(""), location.reload())}>Forget key</button>`}
       </nav>
     </header>
-    <main class="container-fluid">
-      <${TabList} tabs=${tabs} chosen=${chosen} onChoose=${setTab} />
-      ${tabs.map(
-        ({ name, view }) => html`
-          <section id="panel-${name}" role="tabpanel" aria-labelledby="tab-${name}" hidden=${name !== chosen.name}>
-            <${view} key=${name} server=${server} history=${history.current} facts=${facts} isShown=${name === chosen.name} />
-          </section>
-        `,
-      )}
-    </main>
+  `;
+}
+
+/** A tab. Only Now shows each event; the others are large, and would be compared with the page each time. */
+function Panel({ name, view, isShown, facts, server, history }) {
+  const content = useMemo(
+    () => html`<${view} server=${server} history=${history} facts=${facts} isShown=${isShown} />`,
+    [view, facts, isShown, view === Now && isShown && server],
+  );
+  return html`
+    <section id="panel-${name}" role="tabpanel" aria-labelledby="tab-${name}" hidden=${!isShown}>${content}</section>
   `;
 }
 
 /** Keep the name of the tab in the address, so that a link leads to it. */
 function useTab() {
-  const read = () => decodeURIComponent(location.hash.slice(1));
+  const read = () => location.hash.slice(1);
   const [tab, setTab] = useState(read());
   useEffect(() => {
     const changed = () => setTab(read());
@@ -84,10 +107,11 @@ function useTab() {
 function TabList({ tabs, chosen, onChoose }) {
   const list = useRef();
   const move = (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
+    const place = tabs.indexOf(chosen);
+    const places = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: -1 };
+    if (!(event.key in places)) return;
     event.preventDefault();
-    const next = tabs[(tabs.indexOf(chosen) + step + tabs.length) % tabs.length];
+    const next = tabs.at(places[event.key] % tabs.length);
     onChoose(next.name);
     list.current.querySelector(`#tab-${next.name}`).focus();
   };
@@ -129,6 +153,8 @@ function statusOf(server) {
 }
 
 function KeyForm({ wasWrong, onKey }) {
+  const field = useRef();
+  useEffect(() => field.current.focus(), []);
   const submit = (event) => {
     event.preventDefault();
     onKey(event.target.elements.key.value.trim());
@@ -139,7 +165,10 @@ function KeyForm({ wasWrong, onKey }) {
       <form onSubmit=${submit}>
         <label>
           API key
-          <input name="key" type="password" autocomplete="off" required autofocus aria-describedby="about-key" />
+          <input
+            ref=${field} name="key" type="password" autocomplete="off" required pattern="[!-~]+"
+            title="letters, digits and signs of ASCII, without spaces" aria-describedby="about-key"
+          />
         </label>
         <p id="about-key">This server requires an API key. It stays in this tab, and is forgotten when you close it.</p>
         ${wasWrong && html`<p role="alert" class="error">The server does not accept this key.</p>`}

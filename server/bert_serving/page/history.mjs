@@ -9,17 +9,24 @@ export class History {
     this.state = { workers: [] };
     this.points = [];
     this.fields = [];
+    this.started = null;
+    this.lastId = 0;
   }
 
-  /** Add an event of /page/live. A server that was started again begins anew, and its points follow the old ones. */
+  /** Add an event of /page/live. If the server does not reply, the event has no workers: the last ones stay. */
   add(event) {
-    this.state = event;
-    if (!event.points) return;
+    this.state = { queue_capacity: this.state.queue_capacity, workers: this.state.workers, ...event };
+    if (!event.points?.length) return;
     this.fields = event.fields;
-    const newest = this.points.at(-1)?.[0] ?? 0;
-    this.points.push(...event.points.filter(([time]) => time > newest));
-    const oldest = (this.points.at(-1)?.[0] ?? 0) - MINUTES * 60;
-    this.points = this.points.filter(([time]) => time >= oldest);
+    const [id, time] = ["id", "time"].map((field) => this.fields.indexOf(field));
+    if (event.started !== this.started) [this.started, this.lastId] = [event.started, 0]; // another server
+    const added = event.points.filter((point) => point[id] > this.lastId);
+    if (!added.length) return;
+    this.lastId = added.at(-1)[id];
+    const [first, last] = [added[0][time], added.at(-1)[time]];
+    // After the clock of the server was set back, points of the future would stand in the way of new ones.
+    this.points = this.points.filter((point) => point[time] < first && point[time] >= last - MINUTES * 60);
+    this.points.push(...added);
   }
 
   /** Return the values of a field. */

@@ -1,11 +1,12 @@
 // A map of up to 5,000 texts: similar ones lie together. Texts and vectors stay in this tab.
 
-import { vectorsOf } from "./api.mjs";
+import { patiently, vectorsOf } from "./api.mjs";
 import { save, shortened } from "./format.mjs";
 import { html, useEffect, useRef, useState } from "./html.mjs";
 import { coloursOf, Legend } from "./palette.mjs";
 import { drawing, Scatter } from "./scatter.mjs";
 import { readTable, rowsOfText } from "./table.mjs";
+import { poolingOf } from "./try.mjs";
 import { dots, npyOf, unitRows } from "./vectors.mjs";
 
 const MAX_TEXTS = 5000;
@@ -13,7 +14,7 @@ const BATCH = 250; // texts of a request
 const AT_ONCE = 3; // requests, so that the server computes while a reply is on its way
 const NUM_FOUND = 10;
 
-export function MapOfTexts({ isShown }) {
+export function MapOfTexts({ facts, isShown }) {
   const [text, setText] = useState("");
   const [table, setTable] = useState(null); // a file: {name, columns, rows}
   const [textColumn, setTextColumn] = useState("");
@@ -26,13 +27,12 @@ export function MapOfTexts({ isShown }) {
 
   const open = async (event) => {
     const file = event.target.files[0];
+    event.target.value = ""; // so that the same file can be chosen again
     if (!file) return;
     try {
       const read = await readTable(file);
       setTable(read);
-      setTextColumn(
-        read.columns.find((name) => /text|sentence|body|title|question/i.test(name)) ?? read.columns[0],
-      );
+      setTextColumn(read.textColumn);
       setColourColumn("");
       setTrouble(null);
     } catch (error) {
@@ -42,25 +42,33 @@ export function MapOfTexts({ isShown }) {
 
   const make = async (event) => {
     event.preventDefault();
-    const all = table ? table.rows : rowsOfText(text);
-    const rows = all.filter((row) => String(row[table ? textColumn : "text"] ?? "").trim()).slice(0, MAX_TEXTS);
-    const texts = rows.map((row) => String(row[table ? textColumn : "text"]));
-    if (texts.length < 2) return setTrouble("A map needs at least two texts.");
+    const column = table ? textColumn : "text";
+    const all = (table ? table.rows : rowsOfText(text)).filter((row) => row[column]?.trim());
+    const rows = all.slice(0, MAX_TEXTS);
+    if (rows.length < 2) return setTrouble("A map needs at least two texts.");
     running.current?.abort();
-    running.current = new AbortController();
+    const run = (running.current = new AbortController());
+    const ifCurrent = (update) => (value) => run.signal.aborted || update(value);
     setTrouble(all.length > MAX_TEXTS ? `Only the first ${MAX_TEXTS} of ${all.length} texts are shown.` : null);
     setMap(null);
+    const texts = rows.map((row) => row[column]);
     try {
-      const encoded = await encodeAll(texts, running.current.signal, (share) => setProgress(["Encoding", share]));
+      const settings = { options: poolingOf("", facts) };
+      const encoded = await encodeAll(
+        texts,
+        settings,
+        run,
+        ifCurrent((share) => setProgress(["Encoding", share])),
+      );
       const unit = unitRows(encoded.rows, encoded.width);
-      setMap({ texts, rows, unit, width: encoded.width, places: null, method: null });
-      place(unit, encoded.width, running.current.signal, {
-        onPlaces: (method, places) => setMap((before) => before && { ...before, method, places }),
-        onProgress: setProgress,
+      setMap({ texts, rows, unit, width: encoded.width, settings, places: null, method: null });
+      place(unit, encoded.width, run.signal, {
+        onPlaces: ifCurrent(({ method, places }) => setMap((before) => before && { ...before, method, places })),
+        onProgress: ifCurrent(setProgress),
+        onTrouble: ifCurrent(setTrouble),
       });
     } catch (error) {
-      setProgress(null);
-      if (error.name !== "AbortError") setTrouble(error.message);
+      if (error.name !== "AbortError") [setProgress(null), setTrouble(error.message)];
     }
   };
 
@@ -112,15 +120,15 @@ function Choice({ label, columns, value, onChange }) {
 
 function Progress({ progress: [what, share], onStop }) {
   return html`
-    <label class="progress" role="status">
-      ${what}: ${Math.round(share * 100)} % <progress value=${share} max="1"></progress>
+    <div class="progress">
+      <label>${what}: ${Math.round(share * 100)} % <progress value=${share} max="1"></progress></label>
       <button type="button" class="outline small" onClick=${onStop}>Stop</button>
-    </label>
+    </div>
   `;
 }
 
 function MapView({ map, colourColumn, isShown }) {
-  const { texts, rows, unit, width, places, method } = map;
+  const { texts, rows, unit, width, settings, places, method } = map;
   const [query, setQuery] = useState("");
   const [found, setFound] = useState(null);
   const [trouble, setTrouble] = useState(null);
@@ -131,7 +139,7 @@ function MapView({ map, colourColumn, isShown }) {
     setTrouble(null);
     if (!query.trim()) return setFound(null);
     try {
-      const encoded = await vectorsOf([query]);
+      const encoded = await vectorsOf([query], settings);
       const scores = dots(unitRows(encoded.rows, width), unit);
       const best = [...scores.keys()].sort((a, b) => scores[b] - scores[a]).slice(0, NUM_FOUND);
       setFound(best.map((index) => ({ index, score: scores[index] })));
@@ -169,8 +177,10 @@ function MapView({ map, colourColumn, isShown }) {
   `;
 }
 
-/** Return {rows, width} of all texts. onShare: gets the part that is encoded. Throws CallError or AbortError. */
-async function encodeAll(texts, signal, onShare) {
+/** Return {rows, width} of all texts. run: is aborted if one request fails. onShare: gets the part that is encoded.
+ *
+ * A server that has no room now is asked again. Throws CallError or AbortError. */
+async function encodeAll(texts, settings, run, onShare) {
   let next = 0;
   let numDone = 0;
   let all = null;
@@ -180,27 +190,35 @@ async function encodeAll(texts, signal, onShare) {
     while (next < texts.length) {
       const start = next;
       const batch = texts.slice(start, (next += BATCH));
-      const encoded = await vectorsOf(batch, {}, signal);
+      const encoded = await patiently(() => vectorsOf(batch, settings, run.signal), run.signal);
       width = encoded.width;
       all ??= new Float32Array(texts.length * width);
       all.set(encoded.rows, start * width);
       onShare((numDone += batch.length) / texts.length);
     }
   };
-  await Promise.all(Array.from({ length: AT_ONCE }, work));
+  try {
+    await Promise.all(Array.from({ length: AT_ONCE }, work));
+  } catch (error) {
+    run.abort();
+    throw error;
+  }
   return { rows: all, width };
 }
 
 /** Place vectors on a plane in a worker: by PCA first, which is fast, then by UMAP. */
-function place(rows, width, signal, { onPlaces, onProgress }) {
+function place(rows, width, signal, { onPlaces, onProgress, onTrouble }) {
   const worker = new Worker(new URL("map_worker.js", import.meta.url));
   signal.addEventListener("abort", () => worker.terminate());
   onProgress(["PCA", 0]);
-  worker.onmessage = ({ data: { method, places, progress } }) => {
-    if (places) onPlaces(method, places);
-    const isDone = method === "UMAP" ? progress === 1 : rows.length / width <= 3;
-    onProgress(isDone ? null : ["UMAP", method === "UMAP" ? progress : 0]);
-    if (isDone) worker.terminate();
+  worker.onmessage = ({ data: { method, places, progress, isLast } }) => {
+    if (places) onPlaces({ method, places });
+    onProgress(isLast ? null : ["UMAP", method === "UMAP" ? progress : 0]);
+    if (isLast) worker.terminate();
+  };
+  worker.onerror = (event) => {
+    onProgress(null);
+    onTrouble(`The map could not be made: ${event.message}`);
   };
   worker.postMessage({ rows, width });
 }

@@ -2,21 +2,23 @@
 // libraries define global names.
 
 /* global mlMatrix, UMAP */
+
+const SAME = 1e-5; // what rounding leaves of vectors that are equal
 importScripts("vendor/ml-matrix.js", "vendor/umap.js");
 
 onmessage = ({ data: { rows, width } }) => {
   const vectors = [];
   for (let start = 0; start < rows.length; start += width) vectors.push(rows.subarray(start, start + width));
-  postMessage({ method: "PCA", places: principal(vectors), progress: 1 });
-  if (vectors.length > 3) umap(vectors);
+  const isLast = vectors.length <= 3; // UMAP needs neighbours
+  postMessage({ method: "PCA", places: principal(vectors), isLast });
+  if (!isLast) umap(vectors);
 };
 
 /** Return the scores of the two principal components, [x, y, x, y, ...]. */
 function principal(vectors) {
-  const matrix = mlMatrix.Matrix.checkMatrix(vectors.map((each) => Array.from(each))).center("column");
+  let rest = mlMatrix.Matrix.checkMatrix(vectors.map((each) => Array.from(each))).center("column");
   const places = new Float32Array(2 * vectors.length);
-  let rest = matrix;
-  for (let axis = 0; axis < 2; axis++) {
+  for (let axis = 0; axis < 2 && rest.norm() > SAME; axis++) {
     const component = new mlMatrix.NIPALS(rest, { maxIterations: 200, terminationCriteria: 1e-6 });
     for (let i = 0; i < vectors.length; i++) places[2 * i + axis] = component.t.get(i, 0);
     rest = component.xResidual;
@@ -31,7 +33,7 @@ function umap(vectors) {
     model.step();
     if (epoch % 20 === 0 && epoch < numEpochs) postMessage({ method: "UMAP", progress: epoch / numEpochs });
   }
-  postMessage({ method: "UMAP", places: Float32Array.from(model.getEmbedding().flat()), progress: 1 });
+  postMessage({ method: "UMAP", places: Float32Array.from(model.getEmbedding().flat()), isLast: true });
 }
 
 /** Return a random generator whose numbers are the same each time (xorshift), so that a map can be made again. */

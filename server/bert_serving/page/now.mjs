@@ -115,12 +115,15 @@ function Timeline({ name, points }) {
 }
 
 function Errors({ errors }) {
-  if (!errors.length) return html`<h2>Errors</h2><p>None in the last 15 minutes.</p>`;
+  const title = html`<h2>Requests for vectors that failed</h2>`;
+  const hint = html`<p class="hint">What HTTP refuses before it asks for vectors, such as a missing API key, is in /metrics only.</p>`;
+  if (!errors.length) return html`${title}<p>None in the last 15 minutes.</p>${hint}`;
   return html`
-    <h2>Errors</h2>
+    ${title}
     <table class="narrow">
       <thead><tr><th scope="col">code</th><th scope="col">requests in the last 15 minutes</th></tr></thead>
       <tbody>${errors.map(([code, number]) => html`<tr><th scope="row">${code}</th><td>${count(number)}</td></tr>`)}</tbody>
     </table>
+    ${hint}
   `;
 }

@@ -23,7 +23,7 @@ const MAX_NUMBERS = 12; // more different numbers than this are a scale
 /** Return {of, names}: the colour of each point, and what the colours mean. values: null for one colour. */
 export function coloursOf(values) {
   if (!values) return { of: () => ONE, names: [] };
-  const numbers = values.map(Number);
+  const numbers = values.map((value) => (value?.trim() ? Number(value) : NaN));
   const kinds = [...new Set(values.map(String))];
   if (kinds.length > MAX_NUMBERS && numbers.every(Number.isFinite)) return scale(numbers);
   const frequency = new Map();

@@ -7,14 +7,16 @@ import { html, useEffect, useRef, useState } from "./html.mjs";
 const RADIUS = 3;
 const REACH = 12; // pixels within which a point is hit
 const MARGIN = 20;
+const WHOLE = { zoom: 1, x: 0, y: 0 };
 
 /** places: [x, y, x, y, ...]. found: [{index, score}] to show larger, or null. */
 export function Scatter({ places, texts, colours, found, isShown }) {
   const canvas = useRef();
-  const [view, setView] = useState({ zoom: 1, x: 0, y: 0 });
+  const [view, setView] = useState(WHOLE);
   const [chosen, setChosen] = useState(null);
   const [size, setSize] = useState([0, 0]);
-  const drag = useRef(null);
+  const pointers = useRef(new Map()); // that are pressed: their places by their ids
+  const pressedAt = useRef([0, 0]);
   const { isDark } = useColours();
   const project = projection(places, size, view);
 
@@ -54,16 +56,25 @@ export function Scatter({ places, texts, colours, found, isShown }) {
     event.preventDefault();
     keys[event.key]();
   };
-  const onPointerMove = (event) => {
-    if (!drag.current) return setChosen(hit(places, project, at(event)));
-    const [x, y] = at(event);
-    move(x - drag.current[0], y - drag.current[1]);
-    drag.current = [x, y];
-  };
   const onPointerDown = (event) => {
     event.target.setPointerCapture(event.pointerId);
-    drag.current = at(event);
+    pointers.current.set(event.pointerId, at(event));
+    pressedAt.current = at(event);
   };
+  const onPointerMove = (event) => {
+    const before = pointers.current.get(event.pointerId);
+    if (!before) return setChosen(hit(places, project, at(event)));
+    const other = [...pointers.current].find(([id]) => id !== event.pointerId)?.[1];
+    pointers.current.set(event.pointerId, at(event));
+    if (other) return zoom(distance(at(event), other) / distance(before, other), other);
+    move(at(event)[0] - before[0], at(event)[1] - before[1]);
+  };
+  const onPointerUp = (event) => {
+    pointers.current.delete(event.pointerId);
+    // A finger cannot point without pressing: a short press chooses the point below it.
+    if (distance(at(event), pressedAt.current) < REACH / 2) setChosen(hit(places, project, at(event)));
+  };
+  const onPointerCancel = (event) => pointers.current.delete(event.pointerId);
   const onWheel = (event) => {
     event.preventDefault();
     zoom(event.deltaY < 0 ? 1.15 : 1 / 1.15, at(event));
@@ -75,13 +86,23 @@ export function Scatter({ places, texts, colours, found, isShown }) {
       <canvas
         ref=${canvas} tabindex="0" role="application" aria-label="Map of ${texts.length} texts"
         aria-describedby="chosen-text" onKeyDown=${onKeyDown} onPointerMove=${onPointerMove} onPointerDown=${onPointerDown}
-        onPointerUp=${() => (drag.current = null)} onPointerLeave=${() => drag.current || setChosen(null)} onWheel=${onWheel}
+        onPointerUp=${onPointerUp} onPointerCancel=${onPointerCancel} onWheel=${onWheel}
+        onPointerLeave=${(event) => event.pointerType === "mouse" && setChosen(null)}
       ></canvas>
+      <div class="zoom">
+        <button type="button" class="secondary small" aria-label="Larger" onClick=${() => zoom(1.5)}>+</button>
+        <button type="button" class="secondary small" aria-label="Smaller" onClick=${() => zoom(1 / 1.5)}>−</button>
+        <button type="button" class="secondary small" onClick=${() => setView(WHOLE)}>Whole</button>
+      </div>
       <div id="chosen-text" aria-live="polite">
         ${tip && html`<div class="tip" style=${tipStyle(tip, size)}>${shortened(texts[chosen], 300)}</div>`}
       </div>
     </div>
   `;
+}
+
+function distance([x, y], [otherX, otherY]) {
+  return Math.hypot(x - otherX, y - otherY);
 }
 
 function tipStyle([x, y], [width, height]) {
@@ -118,8 +139,8 @@ function hit(places, project, [x, y]) {
   let least = REACH ** 2;
   for (let i = 0; i < places.length / 2; i++) {
     const [px, py] = project(i);
-    const distance = (px - x) ** 2 + (py - y) ** 2;
-    if (distance < least) [best, least] = [i, distance];
+    const square = (px - x) ** 2 + (py - y) ** 2;
+    if (square < least) [best, least] = [i, square];
   }
   return best;
 }
@@ -151,8 +172,9 @@ function draw(canvas, { places, project, colours, found, chosen, isDark, size: [
 /** Return the map as an SVG document. Each point has its text as title. */
 export function drawing(places, texts, colours) {
   const size = [900, 900];
-  const project = projection(places, size, { zoom: 1, x: 0, y: 0 });
-  const escaped = (text) => text.replace(/[<&]/g, (c) => (c === "<" ? "&lt;" : "&amp;"));
+  const project = projection(places, size, WHOLE);
+  const escaped = (text) =>
+    text.replace(/[\u0000-\u001f]/g, " ").replace(/[<&]/g, (c) => (c === "<" ? "&lt;" : "&amp;"));
   const points = texts.map((text, i) => {
     const [x, y] = project(i).map((value) => value.toFixed(1));
     return `<circle cx="${x}" cy="${y}" r="${RADIUS}" fill="${colours.of(i)}" fill-opacity="0.75"><title>${escaped(shortened(text, 200))}</title></circle>`;

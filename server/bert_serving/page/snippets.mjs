@@ -1,15 +1,24 @@
 // The call that the page has made, as a command or a program.
 
-import { address, hasKey } from "./api.mjs";
-import { html, useState } from "./html.mjs";
+import { address, hasKey, serverStatus } from "./api.mjs";
+import { html, useEffect, useRef, useState } from "./html.mjs";
 
 const KEY = "YOUR_KEY"; // the page does not show the key
 
+const MAX_TEXTS = 3;
+
 export function Snippets({ texts, options }) {
+  const [ports, setPorts] = useState(null);
+  useEffect(() => {
+    serverStatus().then(setPorts, () => setPorts({ port: 5555, port_out: 5556 })); // the usual ones
+  }, []);
+  if (!ports) return null;
   return html`
     <h2>The same call in code</h2>
+    ${texts.length > MAX_TEXTS && html`<p class="hint">With the first ${MAX_TEXTS} texts.</p>`}
+    ${options.pooling_strategy && html`<p class="hint">OpenAI's API cannot choose the pooling: that call gets the server's.</p>`}
     <div class="columns">
-      ${Object.entries(snippetsOf(texts.slice(0, 3), options)).map(
+      ${Object.entries(snippetsOf(texts.slice(0, MAX_TEXTS), options, ports)).map(
         ([name, code]) => html`<section><h3>${name}</h3><${Snippet} code=${code} name=${name} /></section>`,
       )}
     </div>
@@ -17,20 +26,31 @@ export function Snippets({ texts, options }) {
 }
 
 function Snippet({ code, name }) {
-  const [isCopied, setCopied] = useState(false);
+  const shown = useRef();
+  const [state, setState] = useState("Copy");
   const copy = async () => {
-    await navigator.clipboard.writeText(code);
-    setCopied(true);
-    setTimeout(() => setCopied(false), 2000);
+    setState((await copied(code, shown.current)) ? "Copied" : "Selected: copy it with the keyboard");
+    setTimeout(() => setState("Copy"), 3000);
   };
   return html`
-    <pre class="snippet" tabindex="0"><code>${code}</code></pre>
-    <button type="button" class="outline small" aria-label="Copy: ${name}" onClick=${copy}>${isCopied ? "Copied" : "Copy"}</button>
+    <pre class="snippet" tabindex="0"><code ref=${shown}>${code}</code></pre>
+    <button type="button" class="outline small" aria-label="Copy: ${name}" onClick=${copy}>${state}</button>
   `;
 }
 
-/** Return the code by its name. */
-export function snippetsOf(texts, options) {
+/** Copy a text that is shown; return whether it was copied. Without HTTPS, a browser only lets pages select it. */
+async function copied(text, element) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    getSelection().selectAllChildren(element);
+    return document.execCommand("copy");
+  }
+}
+
+/** Return the code by its name. ports: {port, port_out} of BertClient. */
+export function snippetsOf(texts, options, { port, port_out }) {
   const body = JSON.stringify({ id: 1, texts, options });
   const list = `[${texts.map(python).join(", ")}]`;
   const settings = Object.entries(options)
@@ -41,7 +61,7 @@ export function snippetsOf(texts, options) {
     curl: `curl ${address}/encode${hasKey() ? ` -H 'Authorization: Bearer ${KEY}'` : ""} -d '${body.replaceAll("'", "'\\''")}'`,
     "Python, BertClient (on the ports for ZeroMQ)":
       `from bert_serving.client import BertClient\n\n` +
-      `with BertClient(ip="${location.hostname}") as client:\n    vectors = client.encode(${list}${settings})`,
+      `with BertClient(ip="${location.hostname.replace(/[[\]]/g, "")}", port=${port}, port_out=${port_out}) as client:\n    vectors = client.encode(${list}${settings})`,
     "Python, OpenAI's client":
       `from openai import OpenAI\n\n` +
       `client = OpenAI(base_url="${address}/v1", api_key="${hasKey() ? KEY : "none"}")\n` +

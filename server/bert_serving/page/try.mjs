@@ -31,7 +31,7 @@ export function Try({ facts }) {
     .filter((line) => line.trim())
     .slice(0, MAX_TEXTS);
   const options = {
-    ...(pooling && { pooling_strategy: pooling }),
+    ...poolingOf(pooling, facts),
     ...(dimensions && { dimensions: Number(dimensions) }),
   };
 
@@ -40,8 +40,11 @@ export function Try({ facts }) {
     setBusy(true);
     setTrouble(null);
     try {
-      const [encoded, tokens] = await Promise.all([vectorsOf(lines, { options }), tokensOf(lines)]);
-      setResult({ texts: lines, options, encoded, tokens, matrix: similarities(encoded) });
+      const [encoded, tokens] = await Promise.all([
+        vectorsOf(lines, { options }),
+        tokensOf(lines, { dimensions: 1 }),
+      ]);
+      setResult({ texts: lines, options, encoded, tokens, matrix: similarities(encoded), madeAt: Date.now() });
     } catch (error) {
       setTrouble(error.message);
     }
@@ -72,11 +75,17 @@ export function Try({ facts }) {
       </div>
     </form>
     ${trouble && html`<p role="alert" class="error">${trouble}</p>`}
-    ${result && html`<${Result} key=${result} result=${result} facts=${facts} />`}
+    ${result && html`<${Result} key=${result.madeAt} result=${result} />`}
   `;
 }
 
-function Result({ result, facts }) {
+/** Return the option for a pooling. If the server returns a vector for each token, the page asks for their mean. */
+export function poolingOf(chosen, facts) {
+  const pooling = chosen || (facts?.poolings?.includes("NONE") ? "REDUCE_MEAN" : "");
+  return pooling ? { pooling_strategy: pooling } : {};
+}
+
+function Result({ result }) {
   const { texts, encoded, tokens, matrix } = result;
   const [pair, setPair] = useState(texts.length > 1 ? [0, 1] : null);
   return html`
@@ -92,7 +101,7 @@ function Result({ result, facts }) {
         <ol class="tokens">${texts.map((text, i) => html`<${Tokens} text=${text} ...${tokens[i]} />`)}</ol>
       </section>
     </div>
-    ${pair && html`<${Why} texts=${texts} tokens=${tokens} pair=${pair} poolings=${result.options.pooling_strategy ?? facts?.poolings} />`}
+    ${pair && html`<${Why} texts=${texts} pair=${pair} similarity=${matrix[pair[0]][pair[1]]} />`}
     <${Variants} result=${result} />
     <${Snippets} texts=${texts} options=${result.options} />
   `;
@@ -102,7 +111,7 @@ function Times({ encoded }) {
   const { times, numTokens, width } = encoded;
   return html`
     <p class="hint">
-      ${numTokens} tokens, ${width} components each: ${milliseconds(times.total)} in the server (queue
+      ${numTokens} tokens in all; ${width} components in each vector; ${milliseconds(times.total)} in the server (queue
       ${" "}${milliseconds(times.queue)}, tokenize ${milliseconds(times.tokenize)}, compute ${milliseconds(times.compute)}).
     </p>
   `;

@@ -7,33 +7,28 @@ import { nearest, similarities } from "./vectors.mjs";
 export function Variants({ result }) {
   const { texts, options, encoded, matrix } = result;
   const [rows, setRows] = useState(null);
-  const [trouble, setTrouble] = useState(null);
   const [isBusy, setBusy] = useState(false);
-  const half = Math.max(8, Math.floor(encoded.width / 2 / 8) * 8);
+  const half = Math.floor(encoded.width / 2);
+  const cut = { ...options, dimensions: half };
   const variants = [
     { name: "int8", settings: { options, output_dtype: "int8" } },
-    { name: "bits", settings: { options, output_dtype: "ubinary" } },
-    { name: `first ${half} components`, settings: { options: { ...options, dimensions: half } } },
-    {
-      name: `first ${half} components, int8`,
-      settings: { options: { ...options, dimensions: half }, output_dtype: "int8" },
-    },
+    { name: "bits", settings: { options, output_dtype: "ubinary" }, numBits: encoded.width },
+    { name: `first ${half} components`, settings: { options: cut } },
+    { name: `first ${half} components, int8`, settings: { options: cut, output_dtype: "int8" } },
     { name: "mean of the tokens", settings: { options: { ...options, pooling_strategy: "REDUCE_MEAN" } } },
     { name: "CLS token", settings: { options: { ...options, pooling_strategy: "CLS_TOKEN" } } },
   ];
 
   const compare = async () => {
     setBusy(true);
-    setTrouble(null);
-    try {
-      setRows(
-        await Promise.all(
-          variants.map(async (each) => compared(each, matrix, await vectorsOf(texts, each.settings))),
-        ),
-      );
-    } catch (error) {
-      setTrouble(error.message);
-    }
+    const row = async (each) => {
+      try {
+        return compared(each, matrix, await vectorsOf(texts, each.settings));
+      } catch (error) {
+        return { name: each.name, error: error.message };
+      }
+    };
+    setRows(await Promise.all(variants.map(row)));
     setBusy(false);
   };
 
@@ -45,7 +40,6 @@ export function Variants({ result }) {
     </p>
     <button type="button" class="secondary small" aria-busy=${isBusy} disabled=${isBusy || texts.length < 3} onClick=${compare}>Compare</button>
     ${texts.length < 3 && html`<p class="hint">This needs three texts or more.</p>`}
-    ${trouble && html`<p role="alert" class="error">${trouble}</p>`}
     ${
       rows &&
       html`
@@ -56,8 +50,11 @@ export function Variants({ result }) {
           </thead>
           <tbody>
             ${rows.map(
-              ({ name, bytes, mean, largest, kept }) => html`
-                <tr><th scope="row">${name}</th><td>${bytes}</td><td>${mean.toFixed(4)}</td><td>${largest.toFixed(4)}</td><td>${kept} of ${texts.length}</td></tr>
+              ({ name, error, bytes, mean, largest, kept }) => html`
+                <tr>
+                  <th scope="row">${name}</th>
+                  ${error ? html`<td colspan="4" class="error">${error}</td>` : html`<td>${bytes}</td><td>${mean.toFixed(4)}</td><td>${largest.toFixed(4)}</td><td>${kept} of ${texts.length}</td>`}
+                </tr>
               `,
             )}
           </tbody>
@@ -68,9 +65,8 @@ export function Variants({ result }) {
   `;
 }
 
-function compared({ name, settings }, matrix, encoded) {
-  const isBits = settings.output_dtype === "ubinary";
-  const other = similarities(isBits ? { ...encoded, dtype: "bits" } : encoded);
+function compared({ name, numBits }, matrix, encoded) {
+  const other = similarities({ ...encoded, numBits });
   const changes = matrix.flatMap((row, i) =>
     row.slice(i + 1).map((value, j) => Math.abs(value - other[i][i + 1 + j])),
   );

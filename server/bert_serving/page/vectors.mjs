@@ -26,9 +26,10 @@ export function dots(vector, rows) {
 
 /** Return the similarities of each pair of vectors: an array for each vector.
  *
- * Of numbers, it is the cosine. Of bits (dtype "bits"), it is the part of equal bits, from -1 to 1. */
-export function similarities({ rows, width, dtype }) {
-  if (dtype === "bits") return pairs(rows, width, equalBits);
+ * Of numbers, it is the cosine. Of bits, it is the part of equal bits, from -1 (none) to 1 (all). numBits: of a
+ * vector; undefined for numbers. */
+export function similarities({ rows, width, numBits }) {
+  if (numBits !== undefined) return pairs(rows, width, (a, b) => 1 - (2 * differingBits(a, b)) / numBits);
   const unit = unitRows(rows, width);
   return pairs(unit, width, (a, b) => dots(a, b)[0]);
 }
@@ -39,10 +40,10 @@ function pairs(rows, width, similarity) {
   return Array.from({ length: num }, (_, i) => Array.from({ length: num }, (_, j) => similarity(row(i), row(j))));
 }
 
-function equalBits(a, b) {
-  let differing = 0;
-  for (let i = 0; i < a.length; i++) for (let bits = a[i] ^ b[i]; bits; bits &= bits - 1) differing++;
-  return 1 - (2 * differing) / (8 * a.length);
+function differingBits(a, b) {
+  let number = 0;
+  for (let i = 0; i < a.length; i++) for (let bits = a[i] ^ b[i]; bits; bits &= bits - 1) number++;
+  return number;
 }
 
 /** Return the index of the most similar other vector of each vector. */
@@ -52,13 +53,20 @@ export function nearest(matrix) {
   );
 }
 
-/** Return how each pair of tokens adds to the cosine of the means of two texts: an array for each token of the first.
+/** Return what pairs of tokens add to the cosine of the means of two texts: an array for each of `rows`.
  *
  * The mean of vectors is a sum, and so is its dot product with another mean: the cosine is exactly the sum of
- * (a_i · b_j) / (n m |mean a| |mean b|) over all pairs of tokens. */
-export function contributions(first, second) {
+ * (a · b) / (n m |mean a| |mean b|) over all pairs of a token a of the first text with a token b of the second.
+ * rows, columns: the tokens to return; first, second: all tokens. */
+export function contributions(rows, columns, first, second) {
   const scale = first.length * second.length * length(mean(first)) * length(mean(second));
-  return first.map((a) => second.map((b) => dot(a, b) / scale));
+  return rows.map((a) => columns.map((b) => dot(a, b) / scale));
+}
+
+/** Return the cosine of the means of two lists of vectors. */
+export function meanCosine(first, second) {
+  const [a, b] = [mean(first), mean(second)];
+  return dot(a, b) / (length(a) * length(b));
 }
 
 export function mean(vectors) {

@@ -23,14 +23,16 @@ from .workers import WorkerView
 
 INTERVAL_S = 2.0
 _NUM_POINTS = 450
+_NUM_RECENT = 10  # more than a gateway misses between two questions
 _QUANTILES = (0.5, 0.99)
 _STAGES = ("request", "queue", "tokenize", "compute")
 
-#: What the values of a point are. Rates are per second; shares are from 0 to 1; times and ages are in seconds, and
-#: null if nothing was measured. errors: the number of each code that occurred. workers: [state, share of the time
-#: in which its device computed] of each worker, in the order of `workers` in the reply.
+#: What the values of a point are. id: a number that grows with each point, while the clock may jump. Rates are
+#: per second; shares are from 0 to 1; times and ages are in seconds, and null if nothing was measured. errors: the
+#: number of each code that occurred. workers: [state, share of the time in which its device computed] of each
+#: worker, in the order of `workers` in the reply.
 FIELDS = (
-    "time", "requests", "texts", "tokens", "padding_share", "truncated", "cancelled",
+    "id", "time", "requests", "texts", "tokens", "padding_share", "truncated", "cancelled",
     "queue_texts", "queue_age", "open_requests", "held_share", "batch_texts", "batch_fill",
     *(f"{stage}_p{100 * q:g}" for stage in _STAGES for q in _QUANTILES),
     "errors", "workers",
@@ -63,6 +65,8 @@ class History:
         self._clock = clock
         self._points: deque[Point] = deque(maxlen=_NUM_POINTS)
         self._noted_at: float | None = None
+        self._started = time.time()
+        self._num_points = 0
         self._rates = {
             "requests": metrics.requests,
             "texts": metrics.texts,
@@ -75,9 +79,13 @@ class History:
         self._stages = (metrics.latency, metrics.queue, metrics.tokenize, metrics.compute)
         self._before = self._counts()
 
-    def to_info(self) -> JsonObject:
-        """Return the points, and what their values are."""
-        return {"interval_s": INTERVAL_S, "fields": list(FIELDS), "points": list(self._points)}
+    def to_info(self, *, is_whole: bool) -> JsonObject:
+        """Return the points and what their values are. is_whole: all points; else only the newest ones.
+
+        started: when this server was started, in seconds since 1970. The ids of another server are other ones.
+        """
+        points = list(self._points) if is_whole else list(self._points)[-_NUM_RECENT:]
+        return {"started": self._started, "fields": list(FIELDS), "points": points}
 
     def note(self, now: float) -> None:
         """Add a point if it is time for one. now: monotonic seconds."""
@@ -93,14 +101,16 @@ class History:
         self._before = after
         grown = {name: after.totals[name] - before.totals[name] for name in after.totals}
         num_batches, num_tokens = grown["batches"], grown["tokens"]
+        self._num_points += 1
         return [
+            self._num_points,
             round(time.time(), 1),
             *(round(grown[name] / elapsed_s, 2) for name in ("requests", "texts", "tokens")),
             _share(grown["padding"], grown["padding"] + num_tokens),
             *(round(grown[name] / elapsed_s, 2) for name in ("truncated", "cancelled")),
             *self._gauges(now),
             round(grown["texts"] / num_batches, 1) if num_batches else None,
-            _share(num_tokens, num_batches * self._max_batch_tokens()) if num_batches else None,
+            round(grown["fill"] / num_batches, 4) if num_batches else None,
             *(_quantile(q, after.stages[i] - before.stages[i]) for i in range(len(_STAGES)) for q in _QUANTILES),
             {code: int(n) for code in after.errors if (n := after.errors[code] - before.errors[code])},
             [
@@ -118,12 +128,10 @@ class History:
             _share(memory.held, memory.capacity),
         ]
 
-    def _max_batch_tokens(self) -> int:
-        return max((view.facts.max_batch_tokens for view in self._views.values() if view.facts), default=0)
-
     def _counts(self) -> _Counts:
         return _Counts(
-            {name: counter.value for name, counter in self._rates.items()},
+            {name: counter.value for name, counter in self._rates.items()}
+            | {"fill": self._metrics.batch_fill.total},
             [np.array(stage.counts) for stage in self._stages],
             self._metrics.errors.by_first_label(),
             self._metrics.busy.by_first_label(),

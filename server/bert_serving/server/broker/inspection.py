@@ -13,8 +13,8 @@ from .status import StatusReport
 from .text_format import Snapshot
 from .workers import Workers
 
-# Metrics are many numbers, and any client may ask for them. So this many may be asked for at once and this many in
-# a second; beyond that, the same numbers are sent again.
+# Metrics and the history are many numbers, and any client may ask for them. So this many may be asked for at once
+# and this many in a second; beyond that, the same metrics are sent again, and only the end of the history.
 _FRESH_AT_ONCE = 20
 _FRESH_PER_S = 10.0
 
@@ -50,23 +50,35 @@ class Inspection:
         if request.command is Command.SHOW_METRICS:
             return self._snapshot(now)._asdict()
         is_ready = is_accepting and self._workers.have_recent_forwards()
-        if request.command is Command.SHOW_HISTORY:
+        if request.command in (Command.SHOW_HISTORY, Command.SHOW_RECENT):
+            is_whole = request.command is Command.SHOW_HISTORY and self._may_take_long(now)
             workers = [view.to_info(self._clock.now) for view in self._workers.views.values()]
             capacity = self._scheduler.admission.texts.capacity
-            return {**self._history.to_info(), "ready": is_ready, "workers": workers, "queue_capacity": capacity}
+            return {
+                **self._history.to_info(is_whole=is_whole),
+                "ready": is_ready,
+                "workers": workers,
+                "queue_capacity": capacity,
+            }
         self._set_gauges(now)
         return self._report.status(
             request.identity, now, loop_now=self._clock.now, is_ready=is_ready, model=self._scheduler.model
         )
 
     def _snapshot(self, now: float) -> Snapshot:
-        left = self._num_fresh_left + _FRESH_PER_S * (now - self._refilled_at)
-        self._num_fresh_left, self._refilled_at = min(left, float(_FRESH_AT_ONCE)), now
-        if self._num_fresh_left >= 1.0:
-            self._num_fresh_left -= 1.0
+        if self._may_take_long(now):
             self._set_gauges(now)
             self._last_snapshot = self._metrics.registry.snapshot()
         return self._last_snapshot
+
+    def _may_take_long(self, now: float) -> bool:
+        """Return whether a reply may take longer than the one to SHOW_STATUS; count it then."""
+        left = self._num_fresh_left + _FRESH_PER_S * (now - self._refilled_at)
+        self._num_fresh_left, self._refilled_at = min(left, float(_FRESH_AT_ONCE)), now
+        if self._num_fresh_left < 1.0:
+            return False
+        self._num_fresh_left -= 1.0
+        return True
 
     def _set_gauges(self, now: float) -> None:
         metrics, admission = self._metrics, self._scheduler.admission

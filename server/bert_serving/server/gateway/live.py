@@ -7,7 +7,7 @@ stream, so it costs nothing if no page is open.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 
 import orjson
@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from .dialect import BERT_AS_SERVICE
+from .middleware import FOLLOWS
 from .operations import OPERATIONS
 from .routes import DirectRoute
 from .service import STATUS_TIMEOUT_S, Service
@@ -25,6 +26,8 @@ PATH = "/page/live"
 _PERIOD_S = 2.0
 _MAX_STREAMS = 100  # each holds one connection
 _MAX_UNREAD = 30  # events that wait for a page that reads slowly; it misses later ones
+_END = b"event: end\ndata: {}\n\n"  # the page connects again, to another process or to the next server
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class LiveHistory:
@@ -41,20 +44,24 @@ class LiveHistory:
         """The number of pages that follow this process."""
         return len(self._streams)
 
-    async def events(self) -> AsyncGenerator[bytes]:
-        """Yield events: first one with all points of the last minutes, then one with each new point.
+    async def events(self, may_read: Callable[[], bool] = lambda: True) -> AsyncGenerator[bytes]:
+        """Yield events: first one with all points of the last minutes, then events with the newest points.
 
-        An event is the broker's reply to SHOW_HISTORY, or {"ready": false, "reason": ...} if it does not reply.
+        An event is the broker's reply to SHOW_HISTORY or SHOW_RECENT. If there is none, it is {"ready": false,
+        "reason": ...}. The events end when the process ends, and when `may_read` returns False.
         """
+        if len(self._streams) >= _MAX_STREAMS:
+            yield _event({"ready": False, "reason": f"{_MAX_STREAMS} pages are open, which is the limit"})
+            return
         mine: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_UNREAD)
         self._streams.add(mine)
-        if self._polling is None:
+        if self._polling is None or self._polling.done():
             self._polling = asyncio.create_task(self._poll())
         try:
-            yield _event(await self._ask())
-            while not self._is_closed and (event := await mine.get()) is not None:
+            yield _event(await self._ask(Command.SHOW_HISTORY))
+            while not self._is_closed and (event := await mine.get()) is not None and may_read():
                 yield event
-            yield b"event: end\ndata: {}\n\n"  # the page connects again at once, to another process or server
+            yield _END
         finally:
             self._streams.discard(mine)
             if not self._streams and self._polling is not None:
@@ -67,24 +74,18 @@ class LiveHistory:
         self._send(None)
 
     async def _poll(self) -> None:
-        newest = 0.0
         while True:
             await asyncio.sleep(_PERIOD_S)
-            info = await self._ask()
-            points = info.get("points", [])
-            info["points"] = [point for point in points if point[0] > newest] if newest else points[-1:]
-            newest = points[-1][0] if points else newest
-            event = _event(info)
-            self._send(event)
+            self._send(_event(await self._ask(Command.SHOW_RECENT)))
 
     def _send(self, event: bytes | None) -> None:
         for each in self._streams:
             with suppress(asyncio.QueueFull):
                 each.put_nowait(event)
 
-    async def _ask(self) -> JsonObject:
+    async def _ask(self, command: Command) -> JsonObject:
         try:
-            return await asyncio.wait_for(self._service.client.ask(Command.SHOW_HISTORY), STATUS_TIMEOUT_S)
+            return await asyncio.wait_for(self._service.client.ask(command), STATUS_TIMEOUT_S)
         except (ServingError, TimeoutError, asyncio.TimeoutError) as exc:
             return {"ready": False, "reason": str(exc) or "the server does not answer"}
 
@@ -99,10 +100,18 @@ def create_router(service: Service, live: LiveHistory) -> APIRouter:
             service.keys.check(request)
         except ServingError as exc:
             return BERT_AS_SERVICE.error_response(exc)
-        if live.num_streams >= _MAX_STREAMS:
-            return Response("too many pages are open", status_code=503, headers={"Retry-After": "10"})
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(live.events(), media_type="text/event-stream", headers=headers)
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream", headers=_HEADERS)
+        request.scope[FOLLOWS] = True
+
+        def may_read() -> bool:  # the keys may change while the stream lasts
+            try:
+                service.keys.check(request)
+            except ServingError:
+                return False
+            return True
+
+        return StreamingResponse(live.events(may_read), media_type="text/event-stream", headers=_HEADERS)
 
     router.routes.append(DirectRoute(PATH, follow, method="GET", name="live", dialect=OPERATIONS.tag))
     return router

@@ -139,6 +139,10 @@ class GatewayMetrics:
             self.errors.labels(route, error_code).inc()
         self.latency.labels(route).observe(seconds)
 
+    def count_followed(self, route: str) -> None:
+        """Count a request whose response lasted as long as its caller wanted."""
+        self.requests.labels(route, "200").inc()
+
     def count_texts(self, notes: TextNotes) -> None:
         """Count the texts of a request that were changed or refused."""
         if notes.num_dropped:

@@ -16,6 +16,10 @@ from .metrics import GatewayMetrics
 from .texts import NOTES
 from .usage import ON_COMPUTED
 
+#: Under this name, the ASGI scope of a request says that its response lasts as long as the caller wants. Its time
+#: is no latency, and it ends only when the caller leaves.
+FOLLOWS = "bert_serving.follows"
+
 
 class CountRequests:
     """Counts requests by route and status, and gives back their memory.
@@ -48,8 +52,17 @@ class CountRequests:
             facts.count_computed(num_texts, num_tokens)
             self._metrics.count_computed(facts.route, num_texts, num_tokens)
 
+        is_in_flight = True
+
+        def has_ended() -> None:
+            nonlocal is_in_flight
+            self._metrics.num_in_flight -= is_in_flight
+            is_in_flight = False
+
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if FOLLOWS in scope:
+                    has_ended()
                 facts.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
@@ -59,7 +72,7 @@ class CountRequests:
         try:
             await self._app(scope, receive, observed)
         finally:
-            self._metrics.num_in_flight -= 1
+            has_ended()
             if HELD in scope:
                 scope[HELD].release()
             facts.status = facts.ended_with or facts.status
@@ -68,6 +81,9 @@ class CountRequests:
 
     def _count(self, facts: RequestFacts) -> None:
         scope = facts.scope
+        if FOLLOWS in scope:
+            self._metrics.count_followed(facts.route)
+            return
         if facts.ended_with == LEFT:
             self._metrics.callers_left.labels(facts.route).inc()
         elif facts.ended_with is not None:

@@ -26,7 +26,7 @@ _FOLDER = Path(__file__).parents[2] / "page"
 #: style-src: uPlot and Preact set styles through the DOM, which needs no 'unsafe-inline'.
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
         "worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
@@ -51,9 +51,9 @@ def add_page(app: FastAPI) -> None:
     async def root(request: Request) -> Response:
         """Return the page to a browser, and a short JSON document to any other client."""
         if "text/html" not in request.headers.get("accept", ""):
-            return JSONResponse({"status": "live"})
+            return JSONResponse({"status": "live"}, headers={"Vary": "Accept"})
         content = index.replace("{root}", escape(_root_path(request.scope)))
-        return Response(content, media_type="text/html", headers=_HEADERS)
+        return Response(content, media_type="text/html", headers={**_HEADERS, "Vary": "Accept"})
 
     app.router.routes.append(DirectRoute("/", root, method="GET", name="root", dialect=OPERATIONS.tag))
     app.mount(_PATH, GZipMiddleware(_PageFiles(directory=_FOLDER)))
