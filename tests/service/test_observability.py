@@ -62,9 +62,10 @@ class Prometheus:
     def is_up(self) -> bool:
         """Whether it answers, and has got metrics from the server."""
         try:
-            return self.numbers("up") == [1.0]
+            is_ready = self._http.get("/-/ready").status_code == 200  # 503 while it starts
         except httpx.TransportError:
             return False
+        return is_ready and self.numbers("up") == [1.0]
 
     def rules(self) -> list[Mapping[str, Any]]:
         """Return the state of each rule."""
