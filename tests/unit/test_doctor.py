@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from dataclasses import replace
 from typing import Any
@@ -72,7 +73,6 @@ def test_a_sound_machine_has_no_problem_and_needs_no_advice() -> None:
         ({"ports": {5555: "process 7, nc -l 5555"}}, {}, "port 5555 is in use: process 7, nc -l 5555"),
         ({"choices": replace(CHOICES, workers=16)}, {}, "16 workers of 1,000 MB"),
         ({"measured": replace(MEASURED, parity=0.98)}, {}, "cosine of 0.9800: use -dtype float32"),
-        ({"machine": replace(MACHINE, max_files=1024)}, {"http_port": 8125}, "may open 1024 files"),
     ],
 )
 def test_a_problem_is_named(changed: dict[str, Any], given: dict[str, Any], expected: str) -> None:
@@ -96,6 +96,25 @@ def test_a_problem_is_named(changed: dict[str, Any], given: dict[str, Any], expe
 def test_advice_is_given(changed: dict[str, Any], expected: str) -> None:
     (advice,) = advice_of(replace(SOUND, **changed), settings(compile="auto"))
     assert expected in advice
+
+
+def test_few_open_files_mean_few_connections() -> None:
+    found = replace(SOUND, machine=replace(MACHINE, max_files=1024))
+    (advice,) = advice_of(found, settings(http_port=8125))
+    assert "HTTP keeps 896 connections open and not -http_max_connect 4096" in advice
+    assert problems_of(found, settings(http_port=8125)) == []
+    assert advice_of(found, settings(http_port=8125, http_max_connect=896)) == []
+    assert advice_of(found, settings()) == []
+    assert advice_of(replace(SOUND, machine=replace(MACHINE, max_files=None)), settings(http_port=8125)) == []
+
+
+def test_the_soft_limit_of_open_files_does_not_count_because_a_server_raises_it() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        assert this_machine().max_files == (None if hard == resource.RLIM_INFINITY else hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_what_was_asked_for_needs_no_advice() -> None:

@@ -15,7 +15,7 @@ from .machine import Machine, this_machine
 from .measured import Measured, measure
 from .ports import taken_by
 
-_FILES_BESIDE_CONNECTIONS = 200
+_FILES_BESIDE_CONNECTIONS = 128  # as in gateway/limits.py
 _BUSY = 0.25  # part of the cores that other programs keep busy, from which on figures are too low
 _MB = 1_000_000
 
@@ -138,12 +138,6 @@ def problems_of(found: Examination, settings: Settings) -> list[str]:
                 f"the vectors agree with those in float32 only to a cosine of {found.measured.parity:.4f}: use "
                 "-dtype float32"
             )
-    needed_files = settings.http_max_connect + _FILES_BESIDE_CONNECTIONS
-    if settings.http_port is not None and machine.max_files < needed_files:
-        lines.append(
-            f"a process may open {machine.max_files} files, and -http_max_connect {settings.http_max_connect} "
-            f"needs {needed_files}: raise it with ulimit -n"
-        )
     return lines
 
 
@@ -163,6 +157,7 @@ def advice_of(found: Examination, settings: Settings) -> list[str]:
         )
     if choices is not None and choices.workers > max(machine.cores, len(machine.torch_gpus)):
         lines.append(f"{choices.workers} workers share {machine.cores} cores: use at most one for each core")
+    lines += _advice_on_files(machine, settings)
     if measured is None:
         return lines
     on_cpu = measured.device == "cpu"
@@ -173,3 +168,15 @@ def advice_of(found: Examination, settings: Settings) -> list[str]:
     if measured.padded_because is not None:
         lines.append(f"batches are padded, which costs time, because {measured.padded_because}")
     return lines
+
+
+def _advice_on_files(machine: Machine, settings: Settings) -> list[str]:
+    if not settings.serves_http or machine.max_files is None:
+        return []
+    connections = max(1, machine.max_files - _FILES_BESIDE_CONNECTIONS)
+    if connections >= settings.http_max_connect:
+        return []
+    return [
+        f"a process may open at most {machine.max_files} files, so HTTP keeps {connections} connections open and "
+        f"not -http_max_connect {settings.http_max_connect}: raise the hard limit of open files"
+    ]

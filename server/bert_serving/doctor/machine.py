@@ -27,6 +27,7 @@ class Machine:
 
     cores: those that a process may use, by its affinity and the quota of its container. busy_cores: mean of the
     last minute. driver_gpus: the GPUs that NVIDIA's driver lists; torch_gpus: those that PyTorch can use.
+    max_files: the hard limit, to which a server raises its own limit; None: there is none.
     """
 
     processor: str
@@ -38,7 +39,7 @@ class Machine:
     free_memory: int
     driver_gpus: tuple[str, ...]
     torch_gpus: tuple[str, ...]
-    max_files: int
+    max_files: int | None
     versions: dict[str, str]
 
 
@@ -57,7 +58,7 @@ def this_machine() -> Machine:
         free_memory=free,
         driver_gpus=_driver_gpus(),
         torch_gpus=tuple(torch.cuda.get_device_name(i) for i in range(count)),
-        max_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        max_files=_max_files(),
         versions={
             "Python": platform.python_version(),
             "bert-embedding-service": version("bert-embedding-service"),
@@ -88,6 +89,11 @@ def _memory() -> tuple[int, int]:
         if limit < found.total:
             return limit, min(limit, found.available)
     return found.total, found.available
+
+
+def _max_files() -> int | None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return None if hard == resource.RLIM_INFINITY else hard
 
 
 def _driver_gpus() -> tuple[str, ...]:
