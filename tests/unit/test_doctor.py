@@ -6,11 +6,12 @@ import os
 import resource
 import socket
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from bert_serving.doctor.examination import Choices, Examination, advice_of, problems_of, reasons
-from bert_serving.doctor.machine import Machine, this_machine
+from bert_serving.doctor.machine import Machine, memory_within, this_machine
 from bert_serving.doctor.measured import Measured, texts_of
 from bert_serving.doctor.ports import taken_by
 from bert_serving.doctor.report import text_of
@@ -174,6 +175,33 @@ def test_this_machine_has_cores_memory_and_versions() -> None:
     assert 1 <= found.cores <= found.all_cores
     assert 0 < found.free_memory <= found.memory
     assert set(found.versions) == {"Python", "bert-embedding-service", "torch", "transformers"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "limit_file", "used_file", "cache"),
+    [
+        (".", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+    ids=["cgroup 2", "cgroup 1"],
+)
+def test_what_a_container_uses_is_not_free(
+    tmp_path: Path, folder: str, limit_file: str, used_file: str, cache: str
+) -> None:
+    cgroup = tmp_path / folder
+    cgroup.mkdir(exist_ok=True)
+    (cgroup / limit_file).write_text(f"{8 * GB}\n")
+    (cgroup / used_file).write_text(f"{6 * GB}\n")
+    assert memory_within(tmp_path, 64 * GB, 60 * GB) == (8 * GB, 2 * GB)
+    assert memory_within(tmp_path, 64 * GB, 1 * GB) == (8 * GB, 1 * GB)
+    (cgroup / "memory.stat").write_text(f"anon {5 * GB}\nx_{cache} 7\n{cache} {1 * GB}\n")
+    assert memory_within(tmp_path, 64 * GB, 60 * GB) == (8 * GB, 3 * GB), "the kernel can take back cached files"
+    assert memory_within(tmp_path, 4 * GB, 3 * GB) == (4 * GB, 3 * GB), "a limit above the host's memory"
+
+
+def test_without_a_limit_the_host_s_memory_counts(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_within(tmp_path, 64 * GB, 60 * GB) == (64 * GB, 60 * GB)
 
 
 def test_texts_have_5_to_40_words() -> None:

@@ -17,7 +17,11 @@ import torch
 from ..server.worker.device import allowed_cpus
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # that change what is chosen
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_MEMORY = (  # versions 2 and 1: the limit, what is used, and the part of it that the kernel can take back
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
 _NVIDIA_SMI_S = 10.0
 
 
@@ -46,7 +50,8 @@ class Machine:
 def this_machine() -> Machine:
     """Return the facts of this machine, as they are now."""
     processor, flags = _processor()
-    memory, free = _memory()
+    host = psutil.virtual_memory()
+    memory, free = memory_within(_CGROUP, host.total, host.available)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return Machine(
         processor=processor,
@@ -78,19 +83,6 @@ def _processor() -> tuple[str, set[str]]:
     return name[1] if name else platform.machine(), set(flags[1].split()) if flags else set()
 
 
-def _memory() -> tuple[int, int]:
-    """Return the memory that this process and its container may use, and what of it is free."""
-    found = psutil.virtual_memory()
-    for path in _CGROUP_LIMITS:
-        try:
-            limit = int(path.read_text())
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-        if limit < found.total:
-            return limit, min(limit, found.available)
-    return found.total, found.available
-
-
 def _max_files() -> int | None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return None if hard == resource.RLIM_INFINITY else hard
@@ -108,3 +100,28 @@ def _driver_gpus() -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     return tuple(line.strip() for line in found.stdout.splitlines() if line.strip())
+
+
+def memory_within(cgroup: Path, total: int, available: int) -> tuple[int, int]:
+    """Return the memory that this process and its container may use, and what of it is free.
+
+    cgroup: the folder of the container's limits. total, available: memory of the host.
+    """
+    for limit_file, used_file, cache_name in _CGROUP_MEMORY:
+        try:
+            limit = int((cgroup / limit_file).read_text())
+            used = int((cgroup / used_file).read_text())
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        if limit < total:
+            cache = _memory_stat((cgroup / limit_file).with_name("memory.stat"), cache_name)
+            return limit, max(0, min(limit - used + cache, available))
+    return total, available
+
+
+def _memory_stat(path: Path, name: str) -> int:
+    try:
+        found = re.search(rf"^{name} (\d+)$", path.read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
