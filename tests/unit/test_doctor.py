@@ -23,7 +23,7 @@ MACHINE = Machine(
     flags=("avx512_bf16",),
     cores=4,
     all_cores=8,
-    busy_cores=0.1,
+    load=0.1,
     memory=16 * GB,
     free_memory=12 * GB,
     driver_gpus=(),
@@ -87,7 +87,7 @@ def test_a_problem_is_named(changed: dict[str, Any], given: dict[str, Any], expe
     ("changed", "expected"),
     [
         ({"machine": replace(MACHINE, driver_gpus=("NVIDIA H200",))}, "PyTorch 2.13.0+cpu uses none"),
-        ({"machine": replace(MACHINE, busy_cores=3.2)}, "3.2 of 4 cores were busy"),
+        ({"machine": replace(MACHINE, load=5.2)}, "5.2 threads ran or waited on the 8 cores"),
         ({"choices": replace(CHOICES, workers=5)}, "use at most one for each core"),
         ({"choices": replace(CHOICES, compiler=None)}, "install g++"),
         ({"measured": replace(MEASURED, dtype="float32")}, "does not compute in bfloat16"),
@@ -97,6 +97,13 @@ def test_a_problem_is_named(changed: dict[str, Any], given: dict[str, Any], expe
 def test_advice_is_given(changed: dict[str, Any], expected: str) -> None:
     (advice,) = advice_of(replace(SOUND, **changed), settings(compile="auto"))
     assert expected in advice
+
+
+def test_a_busy_host_does_not_matter_if_it_has_cores_to_spare() -> None:
+    assert advice_of(replace(SOUND, machine=replace(MACHINE, load=4.9)), settings(compile="auto")) == []
+    assert (
+        advice_of(replace(SOUND, machine=replace(MACHINE, load=16, all_cores=64)), settings(compile="auto")) == []
+    )
 
 
 def test_few_open_files_mean_few_connections() -> None:

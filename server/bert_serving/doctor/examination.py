@@ -16,7 +16,7 @@ from .measured import Measured, measure
 from .ports import taken_by
 
 _FILES_BESIDE_CONNECTIONS = 128  # as in gateway/limits.py
-_BUSY = 0.25  # part of the cores that other programs keep busy, from which on figures are too low
+_BUSY = 0.25  # part of the cores that other programs take from a server, from which on figures are too low
 _MB = 1_000_000
 
 
@@ -150,10 +150,11 @@ def advice_of(found: Examination, settings: Settings) -> list[str]:
             f"NVIDIA's driver lists {len(machine.driver_gpus)} GPUs, but PyTorch {machine.versions['torch']} uses "
             "none: install a build of torch for CUDA"
         )
-    if machine.busy_cores > _BUSY * machine.cores:
+    # Also in a container, the load is that of the host. A server can use the cores of the host that it leaves.
+    if machine.all_cores - machine.load < (1 - _BUSY) * machine.cores:
         lines.append(
-            f"in the last minute, {machine.busy_cores:.1f} of {machine.cores} cores were busy: measure again when "
-            "they are not"
+            f"in the last minute, {machine.load:.1f} threads ran or waited on the {machine.all_cores} cores of "
+            "the host, so the figures may be too low: measure again when fewer do"
         )
     if choices is not None and choices.workers > max(machine.cores, len(machine.torch_gpus)):
         lines.append(f"{choices.workers} workers share {machine.cores} cores: use at most one for each core")

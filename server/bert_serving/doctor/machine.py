@@ -29,8 +29,9 @@ _NVIDIA_SMI_S = 10.0
 class Machine:
     """Facts that no server changes. Memory in bytes.
 
-    cores: those that a process may use, by its affinity and the quota of its container. busy_cores: mean of the
-    last minute. driver_gpus: the GPUs that NVIDIA's driver lists; torch_gpus: those that PyTorch can use.
+    cores: those that a process may use, by its affinity and the quota of its container. all_cores: those of
+    the whole host. load: how many threads of the whole host ran or waited for a core, mean of the last minute.
+    driver_gpus: the GPUs that NVIDIA's driver lists; torch_gpus: those that PyTorch can use.
     max_files: the hard limit, to which a server raises its own limit; None: there is none.
     """
 
@@ -38,7 +39,7 @@ class Machine:
     flags: tuple[str, ...]
     cores: int
     all_cores: int
-    busy_cores: float
+    load: float
     memory: int
     free_memory: int
     driver_gpus: tuple[str, ...]
@@ -58,7 +59,7 @@ def this_machine() -> Machine:
         flags=tuple(flag for flag in _FLAGS if flag in flags),
         cores=allowed_cpus(),
         all_cores=os.cpu_count() or 1,
-        busy_cores=os.getloadavg()[0],
+        load=os.getloadavg()[0],
         memory=memory,
         free_memory=free,
         driver_gpus=_driver_gpus(),
