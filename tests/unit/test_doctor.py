@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from bert_serving.doctor.examination import Choices, Examination, advice_of, problems_of, reasons
 from bert_serving.doctor.machine import Machine, memory_within, this_machine
-from bert_serving.doctor.measured import Measured, texts_of
+from bert_serving.doctor.measured import Measured, OneText, texts_of
 from bert_serving.doctor.ports import taken_by
 from bert_serving.doctor.report import text_of
 from bert_serving.server.settings import Settings
@@ -44,8 +44,7 @@ MEASURED = Measured(
     memory=GB,
     texts_per_s=800,
     tokens_per_s=20_000,
-    one_text_ms=5,
-    one_text_p99_ms=7,
+    one_text=OneText(calls=400, median_ms=5, p99_ms=7, max_ms=9),
 )
 PACKED = replace(MEASURED, forward_kind="packed")
 CHOICES = Choices(model="/models/x", workers=1, threads=4, devices=("cpu",), compiler="/usr/bin/g++")
@@ -209,6 +208,19 @@ def test_what_a_container_uses_is_not_free(
 def test_without_a_limit_the_host_s_memory_counts(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     assert memory_within(tmp_path, 64 * GB, 60 * GB) == (64 * GB, 60 * GB)
+
+
+def test_a_p99_needs_100_calls() -> None:
+    assert OneText.of([0.001, 0.002, 0.006]) == OneText(calls=3, median_ms=2, p99_ms=None, max_ms=6)
+    enough = OneText.of([0.001] * 98 + [0.002, 0.006])
+    assert enough.p99_ms is not None
+    assert enough.median_ms < enough.p99_ms < enough.max_ms
+
+
+def test_the_report_says_how_many_single_texts_were_measured() -> None:
+    assert "5.0 ms; 99 of 100 took less than 7.0 ms (400 measured)" in text_of(SOUND)
+    few = replace(MEASURED, one_text=OneText(calls=3, median_ms=5, p99_ms=None, max_ms=9))
+    assert "5.0 ms; the slowest of 3 took 9.0 ms" in text_of(replace(SOUND, measured=few))
 
 
 def test_texts_have_5_to_40_words() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,14 +18,14 @@ _BULK = 256  # texts of a request
 _WORDS = ("a", "service", "for", "vectors", "of", "sentences", "that", "machines", "and", "people", "can", "read")
 _ONE_S = 2.0  # of the time that is measured, for single texts
 _WARM_UP = 3
+_ENOUGH = 100  # calls, for a time that 99 of 100 do not reach
 
 
 @dataclass(frozen=True)
 class Measured:
     """A model that was loaded. Memory in bytes: of the process, with torch.
 
-    texts_per_s, tokens_per_s: of requests of 256 texts of 5 to 40 words. one_text_ms, one_text_p99_ms: of a text
-    of 12 words, alone.
+    texts_per_s, tokens_per_s: of requests of 256 texts of 5 to 40 words. one_text: a text of 12 words, alone.
     """
 
     device: str
@@ -40,8 +40,24 @@ class Measured:
     memory: int
     texts_per_s: float
     tokens_per_s: float
-    one_text_ms: float
-    one_text_p99_ms: float
+    one_text: OneText
+
+
+@dataclass(frozen=True)
+class OneText:
+    """The times of single texts, in milliseconds. p99_ms: None if there were too few calls for it."""
+
+    calls: int
+    median_ms: float
+    p99_ms: float | None
+    max_ms: float
+
+    @classmethod
+    def of(cls, times_s: Sequence[float]) -> OneText:
+        """Return the figures of these times in seconds, one for each call."""
+        times_ms = 1000 * np.array(times_s)
+        p99 = float(np.quantile(times_ms, 0.99)) if len(times_s) >= _ENOUGH else None
+        return cls(len(times_s), float(np.median(times_ms)), p99, float(times_ms.max()))
 
 
 def measure(spec: ModelSpec, num_threads: int, seconds: float, say: Callable[[str], None]) -> Measured:
@@ -73,8 +89,7 @@ def measure(spec: ModelSpec, num_threads: int, seconds: float, say: Callable[[st
         memory=psutil.Process().memory_info().rss,
         texts_per_s=_BULK / bulk,
         tokens_per_s=num_tokens / bulk,
-        one_text_ms=1000 * float(np.median(single)),
-        one_text_p99_ms=1000 * float(np.quantile(single, 0.99)),
+        one_text=OneText.of(single),
     )
 
 

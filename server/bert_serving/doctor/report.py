@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from .examination import Choices, Examination
 from .machine import Machine
-from .measured import Measured
+from .measured import Measured, OneText
 
 _WIDTH = 100
 _INDENT = 12
@@ -50,7 +50,13 @@ def _of_figures(measured: Measured, why: Mapping[str, str]) -> Iterator[tuple[st
     yield "vectors", f"{measured.dimension} components; texts are cut after {measured.max_seq_len} tokens"
     yield "start", f"{measured.load_s:.1f} s to load the model; {measured.memory / 1e6:,.0f} MB for a worker"
     yield "rate", f"{measured.texts_per_s:,.0f} texts/s, {measured.tokens_per_s:,.0f} tokens/s, without sockets"
-    yield "one text", f"{measured.one_text_ms:.1f} ms; 99 of 100 took less than {measured.one_text_p99_ms:.1f} ms"
+    yield "one text", _of_one_text(measured.one_text)
+
+
+def _of_one_text(times: OneText) -> str:
+    if times.p99_ms is None:
+        return f"{times.median_ms:.1f} ms; the slowest of {times.calls} took {times.max_ms:.1f} ms"
+    return f"{times.median_ms:.1f} ms; 99 of 100 took less than {times.p99_ms:.1f} ms ({times.calls} measured)"
 
 
 def _wrapped(about: str, text: str) -> str:
