@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from bert_serving.doctor.cli import main
 
 from tests.support.running_server import free_ports
+from tests.support.tensor_bundles import GOOGLE_BERT
 from tests.support.tiny_models import make_model
 
 
@@ -25,6 +30,7 @@ def test_a_model_is_loaded_and_measured(tmp_path: Path, capsys: pytest.CaptureFi
     assert "loading the model" in captured.err
     found = json.loads(captured.out)
     assert found["problems"] == []
+    assert found["folder_is_whole"]
     assert found["choices"]["workers"] == 2
     assert found["choices"]["model"] == str(model)
     measured = found["measured"]
@@ -38,15 +44,102 @@ def test_without_measuring_no_model_is_loaded(capsys: pytest.CaptureFixture[str]
     assert main([*ports(), "-seconds", "0"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert "a server can start here" in captured.out
+    assert "folder      whole" in captured.out
+    assert "the model was not loaded (-seconds 0)" in " ".join(captured.out.split())
 
 
-def test_a_model_that_is_not_whole_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = make_model(tmp_path / "bert", "bert")
+def cut_weights(model: Path) -> str:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    assert main([*ports(), "-model_dir", str(model), "-seconds", "0.1"]) == 1
-    assert "problem" in capsys.readouterr().out
+    return "model.safetensors are damaged or cut off"
+
+
+def lose_weights(model: Path) -> str:
+    (model / "model.safetensors").unlink()
+    return "model_dir has no weights"
+
+
+def lose_a_shard(model: Path) -> str:
+    (model / "model.safetensors").rename(model / "first.safetensors")
+    files = {"a": "first.safetensors", "b": "second.safetensors"}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    return "lists second.safetensors, which is not in"
+
+
+def clone_without_lfs(model: Path) -> str:
+    (model / "model.safetensors").unlink()
+    (model / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
+    return "git lfs pull"
+
+
+def cut_pickled_weights(model: Path) -> str:
+    (model / "model.safetensors").unlink()
+    torch.save({"a": torch.zeros(1000)}, model / "pytorch_model.bin")
+    weights = (model / "pytorch_model.bin").read_bytes()
+    (model / "pytorch_model.bin").write_bytes(weights[:-1000])
+    return "this is no file of torch.save"
+
+
+def cut_tokenizer(model: Path) -> str:
+    (model / "tokenizer.json").write_text('{"version": ')
+    return "tokenizer.json"
+
+
+def lose_dense_weights(model: Path) -> str:
+    modules = ["Transformer", "Pooling", "Dense"]
+    entries = [{"type": f"sentence_transformers.models.{kind}", "path": kind * bool(i)} for i, kind in
+               enumerate(modules)]  # fmt: skip
+    (model / "modules.json").write_text(json.dumps(entries))
+    for kind in modules[1:]:
+        (model / kind).mkdir()
+        (model / kind / "config.json").write_text("{}")
+    return "there are no weights (model.safetensors or pytorch_model.bin) in"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut_weights,
+        lose_weights,
+        lose_a_shard,
+        clone_without_lfs,
+        cut_pickled_weights,
+        cut_tokenizer,
+        lose_dense_weights,
+    ],
+)
+def test_a_folder_that_is_not_whole_is_a_problem(
+    tmp_path: Path, damage: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(tmp_path / "bert", "bert")
+    expected = damage(model)
+    assert main([*ports(), "-model_dir", str(model), "-seconds", "0", "-json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["folder_is_whole"]
+    (problem,) = found["problems"]
+    assert expected in problem
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_pickled_weights_are_whole(tmp_path: Path, safe: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_model(tmp_path / "bert", "bert")
+    weights = safetensors.torch.load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    torch.save(weights, model / "pytorch_model.bin", _use_new_zipfile_serialization=safe)
+    assert main([*ports(), "-model_dir", str(model), "-seconds", "0"]) == 0
+    assert "folder      whole" in capsys.readouterr().out
+
+
+def test_a_google_checkpoint_needs_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = Path(shutil.copytree(GOOGLE_BERT, tmp_path / "google"))
+    assert main([*ports(), "-model_dir", str(model), "-seconds", "0"]) == 0
+    assert "folder      whole" in capsys.readouterr().out
+    (model / "bert_model.ckpt.data-00000-of-00001").unlink()
+    assert main([*ports(), "-model_dir", str(model), "-seconds", "0"]) == 1
+    assert "folder      not whole" in capsys.readouterr().out
+
+
+def test_a_model_that_is_not_there_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ports(), "-model_dir", str(tmp_path / "none"), "-seconds", "0"]) == 1
     assert str(tmp_path / "none") in capsys.readouterr().out.replace("\n" + " " * 12, "")
 

@@ -54,7 +54,7 @@ WHY = {
     "dtype": "bf16",
     "forward pass": "a compiler",
 }
-SOUND = Examination(MACHINE, {5555: None, 5556: None}, CHOICES, MEASURED, WHY)
+SOUND = Examination(MACHINE, {5555: None, 5556: None}, True, CHOICES, MEASURED, WHY)
 
 
 def settings(**given: Any) -> Settings:
@@ -65,6 +65,13 @@ def test_a_sound_machine_has_no_problem_and_needs_no_advice() -> None:
     assert problems_of(SOUND, settings()) == []
     assert advice_of(SOUND, settings(compile="auto")) == []
     assert "a server can start here" in text_of(SOUND)
+    assert "folder      whole" in text_of(SOUND)
+
+
+def test_a_server_is_promised_only_after_the_model_was_loaded() -> None:
+    report = text_of(replace(SOUND, measured=None))
+    assert "a server can start here" not in report
+    assert "the model was not loaded (-seconds 0)" in " ".join(report.split())
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..server.model.errors import ModelError
+from ..server.model.folder import ModelFolder
 from ..server.settings import Settings
 from ..server.supervisor.startup import StartError, resolve, worker_spec
 from ..server.worker.compiled.operators import find_compiler
 from ..server.worker.device import pick_device
+from .folder import check_whole
 from .machine import Machine, this_machine
 from .measured import Measured, measure
 from .ports import taken_by
@@ -35,12 +37,15 @@ class Choices:
 class Examination:
     """The result.
 
-    ports: who has each port; None: it is free. why: the reason for each choice. problems: what keeps a server from
-    starting, or from working as it should. advice: what would make it better.
+    ports: who has each port; None: it is free. folder_is_whole: whether the model's folder has all files that
+    these settings need, and each of them can be read; if not, a problem says which one cannot. why: the reason for
+    each choice. problems: what keeps a server from starting, or from working as it should. advice: what would make
+    it better.
     """
 
     machine: Machine
     ports: dict[int, str | None]
+    folder_is_whole: bool = False
     choices: Choices | None = None
     measured: Measured | None = None
     why: dict[str, str] = field(default_factory=dict)
@@ -62,6 +67,8 @@ def examine(settings: Settings, seconds: float, say: Callable[[str], None]) -> E
         ports.append((settings.http_address, settings.http_port))
     found = Examination(this_machine(), {port: taken_by(host, port) for host, port in ports})
     try:
+        check_whole(ModelFolder.of(settings))
+        found = replace(found, folder_is_whole=True)
         found = _with_model(found, settings, seconds, say)
     except (StartError, ModelError) as exc:
         found = replace(found, problems=(str(exc),))

@@ -16,6 +16,7 @@ _INDENT = 12
 def text_of(found: Examination) -> str:
     """Return the whole report. Each line begins with what it is about."""
     lines = [*_of_machine(found.machine)]
+    lines.append(("folder", _of_folder(found)))
     if found.choices is not None:
         lines += _of_choices(found.choices, found.why)
     if found.measured is not None:
@@ -24,8 +25,20 @@ def text_of(found: Examination) -> str:
     lines += [("problem", problem) for problem in found.problems]
     lines += [("advice", advice) for advice in found.advice]
     if not found.problems:
-        lines.append(("result", "a server can start here"))
+        lines.append(("result", _result(found)))
     return "\n".join(_wrapped(about, text) for about, text in lines)
+
+
+def _of_folder(found: Examination) -> str:
+    if found.folder_is_whole:
+        return "whole: configuration, tokenizer and weights are there and can be read"
+    return "not whole, or not for these settings; a problem below says why"
+
+
+def _result(found: Examination) -> str:
+    if found.measured is None:
+        return "nothing keeps a server from starting, as far as is known: the model was not loaded (-seconds 0)"
+    return "a server can start here"
 
 
 def _of_machine(machine: Machine) -> Iterator[tuple[str, str]]:
