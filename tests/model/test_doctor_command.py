@@ -139,6 +139,47 @@ def test_a_google_checkpoint_needs_its_data(tmp_path: Path, capsys: pytest.Captu
     assert "folder      not whole" in capsys.readouterr().out
 
 
+FAILING_MODEL = """
+import torch
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel
+
+class FailingConfig(BertConfig):
+    model_type = "failing"
+
+class FailingModel(BertModel):
+    config_class = FailingConfig
+
+    def forward(self, *args, **options):
+        raise KeyError("a fault") if self.config.is_faulty else torch.OutOfMemoryError("CUDA out of memory.")
+
+AutoConfig.register("failing", FailingConfig, exist_ok=True)
+AutoModel.register(FailingConfig, FailingModel, exist_ok=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("is_faulty", "expected"),
+    [(False, "OutOfMemoryError: CUDA out of memory.: the memory is used up"), (True, "KeyError: 'a fault'; with")],
+)
+def test_a_model_that_fails_is_a_problem_in_one_line(
+    tmp_path: Path, is_faulty: bool, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(tmp_path / "bert", "bert")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "failing", "is_faulty": is_faulty}))
+    module = tmp_path / "failing_model.py"
+    module.write_text(FAILING_MODEL)
+    options = ["-model_dir", str(model), "-model_module", str(module), "-compile", "off", "-dtype", "float32"]
+    assert main([*ports(), *options, "-seconds", "0.1", "-json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "bert-serving-doctor: loading the model\n"
+    found = json.loads(captured.out)
+    (problem,) = found["problems"]
+    assert expected in problem
+    assert found["folder_is_whole"]
+    assert found["choices"]["workers"] == 1
+
+
 def test_a_model_that_is_not_there_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ports(), "-model_dir", str(tmp_path / "none"), "-seconds", "0"]) == 1
     assert str(tmp_path / "none") in capsys.readouterr().out.replace("\n" + " " * 12, "")

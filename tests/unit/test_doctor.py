@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bert_serving.doctor.examination import Choices, Examination, advice_of, problems_of, reasons
+import torch
+from bert_serving.doctor.examination import Choices, Examination, advice_of, problem_line, problems_of, reasons
 from bert_serving.doctor.machine import Machine, memory_within, this_machine
 from bert_serving.doctor.measured import Measured, OneText, texts_of
 from bert_serving.doctor.ports import taken_by
 from bert_serving.doctor.report import text_of
+from bert_serving.server.model.errors import ModelError
 from bert_serving.server.settings import Settings
+from bert_serving.server.supervisor.startup import StartError
 
 GB = 1_000_000_000
 MACHINE = Machine(
@@ -129,6 +132,22 @@ def test_the_soft_limit_of_open_files_does_not_count_because_a_server_raises_it(
         assert this_machine().max_files == (None if hard == resource.RLIM_INFINITY else hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("exc", "expected"),
+    [
+        (StartError("model_dir has no tokenizer"), "model_dir has no tokenizer"),
+        (ModelError("cannot load: DefaultCPUAllocator: can't allocate memory"), "memory is used up; stop other"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nMore"), "CUDA out of memory.: the memory is used up"),
+        (MemoryError(), "MemoryError: the memory is used up"),
+        (KeyError("x"), "the model cannot be examined: KeyError: 'x'; with -verbose"),
+    ],
+)
+def test_an_examination_that_ends_early_says_why_in_one_line(exc: Exception, expected: str) -> None:
+    line = problem_line(exc)
+    assert expected in line
+    assert "\n" not in line
 
 
 def test_what_was_asked_for_needs_no_advice() -> None:

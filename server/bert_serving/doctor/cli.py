@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(validation_line(exc))
     os.environ.update(worker_env(os.environ))  # before torch starts its threads
     logging.basicConfig(level=logging.ERROR)
+    if settings.verbose:
+        logging.getLogger(__package__).setLevel(logging.DEBUG)
     warnings.simplefilter("ignore")  # about texts that are cut
     from .examination import examine
     from .report import text_of

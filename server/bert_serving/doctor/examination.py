@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..server.model.errors import ModelError
+from ..server.model.errors import ModelError, one_line
 from ..server.model.folder import ModelFolder
+from ..server.model.spec import ModelSpec
 from ..server.settings import Settings
 from ..server.supervisor.startup import StartError, resolve, worker_spec
 from ..server.worker.compiled.operators import find_compiler
@@ -20,6 +22,9 @@ from .ports import taken_by
 _FILES_BESIDE_CONNECTIONS = 128  # as in gateway/limits.py
 _BUSY = 0.25  # part of the cores that other programs take from a server, from which on figures are too low
 _MB = 1_000_000
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # in the messages of PyTorch, which are RuntimeErrors
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,15 @@ def examine(settings: Settings, seconds: float, say: Callable[[str], None]) -> E
     try:
         check_whole(ModelFolder.of(settings))
         found = replace(found, folder_is_whole=True)
-        found = _with_model(found, settings, seconds, say)
-    except (StartError, ModelError) as exc:
-        found = replace(found, problems=(str(exc),))
+        resolved = resolve(settings)
+        specs = _specs(resolved)
+        choices = _choices(found.machine, resolved, specs)
+        found = replace(found, choices=choices)
+        if seconds:
+            found = replace(found, measured=measure(specs[0], choices.threads, seconds, say))
+    except Exception as exc:  # the rest of the report holds even if a library fails
+        log.debug("the examination ended early", exc_info=True)
+        found = replace(found, problems=(problem_line(exc),))
     return replace(
         found,
         why=reasons(found, settings),
@@ -80,22 +91,29 @@ def examine(settings: Settings, seconds: float, say: Callable[[str], None]) -> E
     )
 
 
-def _with_model(found: Examination, settings: Settings, seconds: float, say: Callable[[str], None]) -> Examination:
-    resolved = resolve(settings)
-    assert resolved.num_worker is not None
+def _choices(machine: Machine, resolved: Settings, specs: Sequence[ModelSpec]) -> Choices:
     assert resolved.model_dir is not None
-    specs = [worker_spec(resolved, i) for i in range(resolved.num_worker)]
-    choices = Choices(
+    return Choices(
         model=resolved.model_dir,
         workers=len(specs),
-        threads=max(1, found.machine.cores // len(specs)),
+        threads=max(1, machine.cores // len(specs)),
         devices=tuple(dict.fromkeys(str(pick_device(spec.device)) for spec in specs)),
         compiler=find_compiler(),
     )
-    found = replace(found, choices=choices)
-    if not seconds:
-        return found
-    return replace(found, measured=measure(specs[0], choices.threads, seconds, say))
+
+
+def _specs(resolved: Settings) -> list[ModelSpec]:
+    assert resolved.num_worker is not None
+    return [worker_spec(resolved, i) for i in range(resolved.num_worker)]
+
+
+def problem_line(exc: Exception) -> str:
+    """Return why an examination ended early, and what to do, in one line."""
+    is_known = isinstance(exc, StartError | ModelError)
+    line = str(exc) if is_known else one_line(exc)
+    if isinstance(exc, MemoryError) or any(words in str(exc).lower() for words in _OUT_OF_MEMORY):
+        return f"{line}: the memory is used up; stop other programs, or use a smaller model or a larger machine"
+    return line if is_known else f"the model cannot be examined: {line}; with -verbose you see where this happened"
 
 
 def reasons(found: Examination, settings: Settings) -> dict[str, str]:
