@@ -13,7 +13,7 @@ import pytest
 import torch
 from bert_serving.doctor.examination import Choices, Examination, advice_of, problem_line, problems_of, reasons
 from bert_serving.doctor.machine import Machine, memory_within, this_machine
-from bert_serving.doctor.measured import Measured, OneText, texts_of
+from bert_serving.doctor.measured import GpuMemory, Measured, OneText, gpu_memory, texts_of
 from bert_serving.doctor.ports import taken_by
 from bert_serving.doctor.report import text_of
 from bert_serving.server.model.errors import ModelError
@@ -45,6 +45,7 @@ MEASURED = Measured(
     parity=0.99999,
     load_s=2,
     memory=GB,
+    gpu=None,
     texts_per_s=800,
     tokens_per_s=20_000,
     one_text=OneText(calls=400, median_ms=5, p99_ms=7, max_ms=9),
@@ -113,6 +114,25 @@ def test_a_busy_host_does_not_matter_if_it_has_cores_to_spare() -> None:
     assert (
         advice_of(replace(SOUND, machine=replace(MACHINE, load=16, all_cores=64)), settings(compile="auto")) == []
     )
+
+
+def test_the_workers_of_a_gpu_share_its_free_memory() -> None:
+    gpu = GpuMemory(total=80 * GB, free=10 * GB, used=4 * GB)
+    measured = replace(PACKED, device="cuda:0", gpu=gpu)
+    four = replace(SOUND, choices=replace(CHOICES, workers=4, devices=("cuda:0", "cuda:1")), measured=measured)
+    assert problems_of(four, settings()) == []
+    assert "4,000 MB for a worker; of 80,000 MB, 10,000 MB were free" in text_of(four)
+    (problem,) = problems_of(replace(four, choices=replace(CHOICES, workers=3, devices=("cuda:0",))), settings())
+    assert "3 workers on cuda:0 may need 12,000 MB of its memory, 4,000 MB each, and 10,000 MB are free" in problem
+
+
+def test_a_cpu_has_no_gpu_memory() -> None:
+    assert gpu_memory(torch.device("cpu")) is None
+
+
+def test_the_free_memory_of_a_gpu_is_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * GB, 8 * GB))  # as (free, total)
+    assert gpu_memory(torch.device("cuda:0")) == GpuMemory(total=8 * GB, free=3 * GB, used=0)
 
 
 def test_few_open_files_mean_few_connections() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -158,12 +159,25 @@ def problems_of(found: Examination, settings: Settings) -> list[str]:
                 f"{found.measured.memory / _MB:,.0f} MB, and -memory_mb {settings.memory_mb}), and this machine "
                 f"has {machine.memory / _MB:,.0f} MB: lower -num_worker or -memory_mb"
             )
+        lines += _problem_of_gpu(found.choices, found.measured)
         if found.measured.parity < 0.999:
             lines.append(
                 f"the vectors agree with those in float32 only to a cosine of {found.measured.parity:.4f}: use "
                 "-dtype float32"
             )
     return lines
+
+
+def _problem_of_gpu(choices: Choices, measured: Measured) -> list[str]:
+    gpu = measured.gpu
+    workers = math.ceil(choices.workers / len(choices.devices))
+    if gpu is None or workers * gpu.used <= gpu.free:
+        return []
+    needed, each, free = (f"{size / _MB:,.0f} MB" for size in (workers * gpu.used, gpu.used, gpu.free))
+    return [
+        f"{workers} workers on {measured.device} may need {needed} of its memory, {each} each, and {free} are "
+        "free: lower -num_worker, or stop other programs on this GPU"
+    ]
 
 
 def advice_of(found: Examination, settings: Settings) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import psutil
 import torch
 
 from ..server.model.spec import ModelSpec
+from ..server.worker.device import pick_device
 from ..server.worker.encoder import Encoder
 from ..server.worker.sequences import RequestError
 
@@ -22,8 +23,17 @@ _ENOUGH = 100  # calls, for a time that 99 of 100 do not reach
 
 
 @dataclass(frozen=True)
+class GpuMemory:
+    """Memory of a GPU, in bytes. free: before the model was loaded. used: the most that a worker needed."""
+
+    total: int
+    free: int
+    used: int
+
+
+@dataclass(frozen=True)
 class Measured:
-    """A model that was loaded. Memory in bytes: of the process, with torch.
+    """A model that was loaded. Memory in bytes: of the process, with torch. gpu: None on a CPU.
 
     texts_per_s, tokens_per_s: of requests of 256 texts of 5 to 40 words. one_text: a text of 12 words, alone.
     """
@@ -38,6 +48,7 @@ class Measured:
     parity: float
     load_s: float
     memory: int
+    gpu: GpuMemory | None
     texts_per_s: float
     tokens_per_s: float
     one_text: OneText
@@ -64,6 +75,7 @@ def measure(spec: ModelSpec, num_threads: int, seconds: float, say: Callable[[st
     """Return the figures of a model. say: is called with lines for the user. Raises ModelError."""
     torch.set_num_threads(num_threads)
     say("loading the model")
+    gpu_before = gpu_memory(pick_device(spec.device))
     start = time.perf_counter()
     encoder = Encoder.from_spec(spec)
     load_s = time.perf_counter() - start
@@ -87,10 +99,19 @@ def measure(spec: ModelSpec, num_threads: int, seconds: float, say: Callable[[st
         parity=encoder.parity,
         load_s=load_s,
         memory=psutil.Process().memory_info().rss,
+        gpu=gpu_before and replace(gpu_before, used=torch.cuda.max_memory_reserved(encoder.device)),
         texts_per_s=_BULK / bulk,
         tokens_per_s=num_tokens / bulk,
         one_text=OneText.of(single),
     )
+
+
+def gpu_memory(device: torch.device) -> GpuMemory | None:
+    """Return the memory of a GPU on which no model was loaded yet; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return GpuMemory(total=total, free=free, used=0)
 
 
 def texts_of(count: int) -> list[str]:

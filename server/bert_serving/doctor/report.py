@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from .examination import Choices, Examination
 from .machine import Machine
-from .measured import Measured, OneText
+from .measured import GpuMemory, Measured, OneText
 
 _WIDTH = 100
 _INDENT = 12
@@ -62,8 +62,15 @@ def _of_figures(measured: Measured, why: Mapping[str, str]) -> Iterator[tuple[st
     yield "forward", f"{measured.forward_kind}, because: {why['forward pass']}"
     yield "vectors", f"{measured.dimension} components; texts are cut after {measured.max_seq_len} tokens"
     yield "start", f"{measured.load_s:.1f} s to load the model; {measured.memory / 1e6:,.0f} MB for a worker"
+    if measured.gpu is not None:
+        yield "GPU memory", _of_gpu(measured.gpu)
     yield "rate", f"{measured.texts_per_s:,.0f} texts/s, {measured.tokens_per_s:,.0f} tokens/s, without sockets"
     yield "one text", _of_one_text(measured.one_text)
+
+
+def _of_gpu(gpu: GpuMemory) -> str:
+    total, free, used = (f"{size / 1e6:,.0f} MB" for size in (gpu.total, gpu.free, gpu.used))
+    return f"{used} for a worker; of {total}, {free} were free before the model was loaded"
 
 
 def _of_one_text(times: OneText) -> str:
