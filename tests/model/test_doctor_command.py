@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -178,6 +179,16 @@ def test_a_model_that_fails_is_a_problem_in_one_line(
     assert expected in problem
     assert found["folder_is_whole"]
     assert found["choices"]["workers"] == 1
+
+
+def test_verbose_shows_where_an_examination_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.NOTSET, "bert_serving.doctor")  # also restores the level after the test
+    words = [*ports(), "-model_dir", str(tmp_path / "none"), "-seconds", "0"]
+    assert main(words) == 1
+    assert caplog.records == []
+    assert main([*words, "-verbose"]) == 1
+    (record,) = caplog.records
+    assert record.exc_info
 
 
 def test_a_model_that_is_not_there_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,11 +109,17 @@ def test_advice_is_given(changed: dict[str, Any], expected: str) -> None:
     assert expected in advice
 
 
-def test_a_busy_host_does_not_matter_if_it_has_cores_to_spare() -> None:
-    assert advice_of(replace(SOUND, machine=replace(MACHINE, load=4.9)), settings(compile="auto")) == []
-    assert (
-        advice_of(replace(SOUND, machine=replace(MACHINE, load=16, all_cores=64)), settings(compile="auto")) == []
-    )
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"machine": replace(MACHINE, load=4.9)},
+        {"machine": replace(MACHINE, load=16, all_cores=64)},
+        {"machine": replace(MACHINE, load=8), "measured": None},
+    ],
+    ids=["half a host", "a large host", "nothing was measured"],
+)
+def test_a_load_that_spoils_no_figures_needs_no_advice(changed: dict[str, Any]) -> None:
+    assert advice_of(replace(SOUND, **changed), settings(compile="auto")) == []
 
 
 def test_the_workers_of_a_gpu_share_its_free_memory() -> None:

@@ -190,7 +190,7 @@ def advice_of(found: Examination, settings: Settings) -> list[str]:
             "none: install a build of torch for CUDA"
         )
     # Also in a container, the load is that of the host. A server can use the cores of the host that it leaves.
-    if machine.all_cores - machine.load < (1 - _BUSY) * machine.cores:
+    if measured is not None and machine.all_cores - machine.load < (1 - _BUSY) * machine.cores:
         lines.append(
             f"in the last minute, {machine.load:.1f} threads ran or waited on the {machine.all_cores} cores of "
             "the host, so the figures may be too low: measure again when fewer do"
