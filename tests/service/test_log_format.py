@@ -115,3 +115,5 @@ def test_the_access_log_is_text_by_default(tiny: Path) -> None:
         httpx.get(f"{running.url}/live", headers={"X-Request-Id": "mine"}, timeout=HANG_S)
         running.wait_for("INFO gateway: request method=GET route=/live status=200 seconds=")
         running.wait_for("request_id=mine texts=0 tokens=0")
+        httpx.get(f"{running.url}/live", headers={"X-Request-Id": 'mine key="root"'}, timeout=HANG_S)
+        running.wait_for(r'request_id="mine key=\"root\"" texts=0 tokens=0')
