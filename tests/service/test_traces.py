@@ -238,6 +238,23 @@ def test_a_caller_that_asks_for_no_trace_gets_none(traced: RunningServer, receiv
     assert receiver.of_trace(trace_id) == []
 
 
+def test_the_tracestate_of_a_caller_may_come_in_several_headers(
+    traced: RunningServer, receiver: TraceReceiver
+) -> None:
+    trace_id = "d" * 32
+    headers = [("traceparent", f"00-{trace_id}-{'b' * 16}-01"), ("tracestate", "a=1"), ("tracestate", "b=2")]
+    httpx.post(f"{traced.url}/embed", json={"inputs": "a"}, headers=headers, timeout=HANG_S)
+    spans = receiver.wait_for(trace_id, "POST /embed", *REQUEST, "reply")
+    assert {span.proto.trace_state for span in spans.values()} == {"a=1,b=2"}
+
+
+def test_a_header_that_is_no_tracestate_is_not_logged(traced: RunningServer) -> None:
+    headers = {"traceparent": f"00-{'e' * 32}-{'b' * 16}-01", "tracestate": f"{TEXT}, a"}
+    httpx.post(f"{traced.url}/embed", json={"inputs": "a"}, headers=headers, timeout=HANG_S).raise_for_status()
+    traced.wait_for(f"trace_id={'e' * 32}")
+    assert TEXT not in traced.log
+
+
 def test_no_span_has_a_text(traced: RunningServer, receiver: TraceReceiver) -> None:
     """The tests before this one have sent the text: as a text, a query, a path, and as the name of a prompt."""
     assert receiver.bodies

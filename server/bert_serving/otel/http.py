@@ -117,6 +117,10 @@ def _parent_of(scope: Scope) -> Context:
     """Return the context of the caller's span; an empty one if the headers name none, or several."""
     if not trace_id_of(scope):
         return Context()
-    names = (b"traceparent", b"tracestate")
-    carrier = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in names}
+    carrier = {"traceparent": _header(scope, b"traceparent"), "tracestate": _header(scope, b"tracestate")}
     return _PROPAGATOR.extract(carrier, Context())
+
+
+def _header(scope: Scope, wanted: bytes) -> str:
+    """Return a header. If it came several times, the values are joined, as W3C requires it of tracestate."""
+    return ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == wanted)

@@ -30,6 +30,7 @@ LogFormat = Literal["text", "json"]
 
 _TRACE_ID_DIGITS = 32
 _CHATTY = ("asyncio", "uvicorn", "httpx", "httpcore", "urllib3", "filelock")
+_QUOTING = ("opentelemetry.trace",)  # its warnings quote the header tracestate: a caller can write anything there
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,8 @@ def set_up_logging(process: str, options: LogOptions) -> None:
     logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, handlers=[handler])
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in _QUOTING:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _log_what_python_prints() -> None:
