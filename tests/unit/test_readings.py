@@ -83,6 +83,17 @@ def test_a_server_that_was_started_again_is_not_compared_with_the_one_before() -
     assert [rate for rate in history.curve("texts", 300) if rate is not None] == [8.0]
 
 
+@pytest.mark.parametrize("seconds", [5.1, 70.0, 400.0], ids=str)
+def test_rates_are_known_if_the_server_is_read_seldom(seconds: float) -> None:
+    server, history = Server(), History()
+    for at in (1.0, 2.0, 3.0):
+        history.add(server.read(at * seconds))
+        server.metrics.texts.inc(8 * seconds)
+        server.metrics.errors.labels("Overloaded").inc()
+    assert history.rate("texts") == pytest.approx(8.0)
+    assert history.recent_errors()["Overloaded"] >= 1
+
+
 def test_a_curve_has_the_newest_rate_at_its_end_and_forgets_old_ones() -> None:
     server, history = Server(), History()
     for at in range(400):

@@ -87,7 +87,7 @@ class History:
     def add(self, new: Reading) -> None:
         """Add a reading, and forget those that no curve shows any more."""
         self._readings.append(new)
-        while self._readings[0].at < new.at - CURVE_S:
+        while len(self._readings) > 2 and self._readings[0].at < new.at - CURVE_S:  # rates need two
             self._readings.popleft()
 
     def rate(self, total: Total) -> float | None:
@@ -131,11 +131,14 @@ class History:
         return [sum(column) / len(column) if column else None for column in columns]
 
     def _window(self, seconds: float) -> tuple[Reading | None, Reading]:
-        """Return (the reading at the begin of the last seconds, the newest); None if the server is newer."""
+        """Return (the reading at the begin of the last seconds, the newest); None if the server is newer.
+
+        With less than one reading in this time, it is the reading before the newest.
+        """
         now = self._readings[-1]
-        earlier = (each for each in self._readings if each.at >= now.at - seconds and now.follows(each))
-        before = next(earlier, now)
-        return (before if before.at < now.at else None), now
+        earlier = [each for each in self._readings if each.at < now.at and now.follows(each)]
+        recent = (each for each in earlier if each.at >= now.at - seconds)
+        return next(recent, earlier[-1] if earlier else None), now
 
 
 def _rate(before: Reading, after: Reading, total: Total) -> float:
