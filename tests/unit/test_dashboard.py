@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from bert_serving.server.broker.metrics import BrokerMetrics
 from bert_serving.server.cli.dashboard import screen, sparkline
 from bert_serving.server.cli.readings import History, reading
@@ -20,9 +21,9 @@ INFO = {
 }
 
 
-def shown(history: History, problem: str | None = None) -> str:
+def shown(history: History, problem: str | None = None, *, width: int = 110) -> str:
     out = io.StringIO()
-    Console(file=out, width=110).print(screen(history, problem, address="localhost:5555", now=103.0))
+    Console(file=out, width=width).print(screen(history, problem, address="localhost:5555", now=103.0))
     return out.getvalue()
 
 
@@ -48,6 +49,12 @@ def test_it_shows_state_rates_queue_errors_and_workers() -> None:
     (worker,) = (line for line in text.splitlines() if "worker-0" in line)
     assert worker.split() == ["worker-0", "ready", "cpu", "bfloat16", "packed", "-", "█████░░░░░", "50%"]
     (texts,) = (line for line in text.splitlines() if line.strip().startswith("texts"))
+    assert texts.split() == ["texts", "40.0", "█", "40.0"]
+
+
+@pytest.mark.parametrize("width", [80, 60, 50])
+def test_in_a_narrow_terminal_a_curve_still_ends_with_the_newest_rate(width: int) -> None:
+    (texts,) = (line for line in shown(history_of(), width=width).splitlines() if line.strip().startswith("texts"))
     assert texts.split() == ["texts", "40.0", "█", "40.0"]
 
 

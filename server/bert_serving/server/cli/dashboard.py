@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,7 @@ from .status_table import Snapshot, duration, printable
 
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_COLUMNS = 50
+_CURVE_HEADER = "last 5 minutes"
 _BUSY_COLUMNS = 10
 _UNKNOWN = "-"
 _TOTALS: tuple[Total, ...] = ("requests", "texts", "tokens")
@@ -62,12 +64,27 @@ def _head(newest: Reading | None, problem: str | None, address: str, now: float)
 
 
 def _rates(history: History) -> RenderableType:
-    table = _table("per second", "now", "", "last 5 minutes", "highest")
+    table = _table("per second", "now", "", _CURVE_HEADER, "highest")
     for total in _TOTALS:
         curve = history.curve(total, _CURVE_COLUMNS)
         highest = max((value for value in curve if value is not None), default=None)
-        table.add_row(total, _number(history.rate(total)), "", sparkline(curve), _number(highest))
+        table.add_row(total, _number(history.rate(total)), "", _Curve(history, total), _number(highest))
     return table
+
+
+class _Curve:
+    """The rates of a total in the last minutes, as wide as its column. Rich would cut off the newest ones."""
+
+    def __init__(self, history: History, total: Total) -> None:
+        self._history = history
+        self._total: Total = total
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, _CURVE_COLUMNS).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        width = min(options.max_width, _CURVE_COLUMNS)
+        yield Text(sparkline(self._history.curve(self._total, width)), no_wrap=True)
 
 
 def _waiting(history: History, newest: Reading) -> RenderableType:
@@ -104,7 +121,8 @@ def _table(*headers: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 1), header_style="bold")
     for header in headers:
         is_number = header in ("now", "highest")
-        table.add_column(header, justify="right" if is_number else "left", no_wrap=True)
+        is_curve = header == _CURVE_HEADER  # in a narrow terminal, only this column becomes narrower
+        table.add_column(header, justify="right" if is_number else "left", no_wrap=not is_curve)
     return table
 
 
