@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import pytest
 from bert_serving.otel.export import BoundedProcessor, CountedExporter
 from bert_serving.otel.jobs import JobTraces
+from bert_serving.server.broker.counting import Counter
 from bert_serving.server.settings import Settings
+from bert_serving.server.supervisor.startup import StartError
 from bert_serving.server.supervisor.tracing import tracing_of
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider, sampling
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -32,6 +34,14 @@ def test_traces_are_off_without_an_endpoint(flag: str | None, env: dict[str, str
     assert (found is not None) == is_wanted
     if found is not None:
         assert found.endpoint == flag
+
+
+def test_a_variable_that_the_sdk_refuses_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", "-3")
+    found = tracing_of(Settings(otel_endpoint=ENDPOINT))
+    assert found is not None
+    with pytest.raises(StartError, match=r"variables OTEL_.*OTEL_SPAN_LINK_COUNT_LIMIT must be"):
+        found.job_tracer(Counter("bert_serving_lost_spans", "Lost"))
 
 
 def test_the_endpoint_must_be_an_address() -> None:
@@ -97,6 +107,14 @@ def test_a_span_that_finds_the_queue_full_is_lost_and_the_queue_goes_on(
     spans.end(1)
     spans.processor.force_flush()
     assert (receiver.num_seen, spans.lost) == (3, [1, 1, 1])
+
+
+def test_a_queue_may_be_smaller_than_the_usual_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE")
+    spans = Spans(FakeReceiver(SpanExportResult.FAILURE))
+    spans.end(1)
+    spans.processor.shutdown()
+    assert sum(spans.lost) == 1
 
 
 def test_a_span_that_is_not_sampled_takes_no_place() -> None:

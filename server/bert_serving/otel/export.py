@@ -21,7 +21,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 _SERVICE_NAME = "bert-serving"
 _SCOPE = "bert_serving"
-_QUEUE_SIZE = 2048  # the SDK's default
+_QUEUE_SIZE = 2048  # the SDK's defaults
+_BATCH_SIZE = 512
 _CLOSE_S = 1.0  # the supervisor gives its children two seconds to end
 
 #: Counts spans that were lost.
@@ -97,8 +98,10 @@ class BoundedProcessor(BatchSpanProcessor):
     """The SDK's queue. A span that finds it full is counted; the SDK would only log it. For one thread."""
 
     def __init__(self, exporter: CountedExporter, on_lost: OnLost) -> None:
-        self._capacity = _queue_size()
-        super().__init__(exporter, max_queue_size=self._capacity)
+        self._capacity = _positive("OTEL_BSP_MAX_QUEUE_SIZE", _QUEUE_SIZE)
+        # The SDK refuses batches that are larger than the queue, even if only the queue was configured.
+        batch_size = min(_positive("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", _BATCH_SIZE), self._capacity)
+        super().__init__(exporter, max_queue_size=self._capacity, max_export_batch_size=batch_size)
         self._counted = exporter
         self._on_lost = on_lost
         self._num_queued = 0
@@ -114,9 +117,9 @@ class BoundedProcessor(BatchSpanProcessor):
         super().on_end(span)
 
 
-def _queue_size() -> int:
-    given = os.environ.get("OTEL_BSP_MAX_QUEUE_SIZE", "")
-    return int(given) if given.isascii() and given.isdigit() and int(given) > 0 else _QUEUE_SIZE
+def _positive(variable: str, default: int) -> int:
+    given = os.environ.get(variable, "")
+    return int(given) if given.isascii() and given.isdigit() and int(given) > 0 else default
 
 
 def _resource(process: str, version: str) -> Resource:

@@ -35,9 +35,15 @@ class Tracing:
     model_name: str
 
     def job_tracer(self, num_lost: Counter) -> ClosableTracer:
-        """Return what makes the spans of the server process. num_lost: counts the spans that are lost."""
+        """Return what makes the spans of the server process. num_lost: counts the spans that are lost.
+
+        Raises StartError if the SDK cannot use one of its variables.
+        """
         kind = importlib.import_module("bert_serving.otel.jobs").JobTraces
-        tracer = kind(self.endpoint, model_name=self.model_name, version=own_version(), on_lost=num_lost.inc)
+        try:
+            tracer = kind(self.endpoint, model_name=self.model_name, version=own_version(), on_lost=num_lost.inc)
+        except ValueError as exc:
+            raise StartError(f"OpenTelemetry cannot use one of the variables OTEL_...: {exc}") from exc
         return cast("ClosableTracer", tracer)
 
     def for_gateway(self) -> dict[str, str | None]:
