@@ -75,6 +75,15 @@ def test_ctrl_c_ends_the_dashboard(server: RunningServer) -> None:
         assert "Traceback" not in terminal.text
 
 
+def test_sigterm_ends_the_dashboard_and_leaves_the_terminal_as_it_was(server: RunningServer) -> None:
+    with Terminal([*STATUS, *ports_of(server), "-watch"]) as terminal:
+        terminal.wait_for("ready, up 0:")
+        terminal.process.terminate()
+        assert terminal.wait_end() == 0
+        assert terminal.is_as_before
+        assert "Traceback" not in terminal.text
+
+
 def test_without_rich_a_terminal_shows_the_table(server: RunningServer) -> None:
     python, flag, program = STATUS
     without_rich = [python, flag, f"import sys; sys.modules['rich'] = None; {program}"]

@@ -1,7 +1,8 @@
-"""Shows the dashboard of a server in a terminal until q or Ctrl-C."""
+"""Shows the dashboard of a server in a terminal until q, Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
+import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -18,13 +19,15 @@ _REDRAW_S = 0.2  # a key or a new size of the terminal is noticed within this ti
 def watch(ip: str, port: int, port_out: int, *, every_s: float, curve_dir: str | None = None) -> None:
     """Show the dashboard until q is pressed. A server that is away is asked again until it replies.
 
-    Raises StatusError if the keys in curve_dir cannot be read, KeyboardInterrupt on Ctrl-C.
+    Raises StatusError if the keys in curve_dir cannot be read, KeyboardInterrupt on Ctrl-C or SIGTERM.
     """
     from rich.live import Live
 
     from .dashboard import screen
     from .key_presses import KeyPresses
 
+    # By default, SIGTERM would end the process at once and leave the terminal without echo.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (
         ThreadPoolExecutor(1) as pool,
         connected_client(ip, port, port_out, curve_dir) as client,
