@@ -21,7 +21,7 @@ COPY client client
 RUN python -m venv /opt/venv
 RUN /opt/venv/bin/pip install --no-cache-dir -c constraints.txt uv
 RUN /opt/venv/bin/uv pip install --no-cache --no-deps --python /opt/venv --torch-backend=${TORCH_BACKEND} -c constraints.txt torch
-RUN /opt/venv/bin/uv pip install --no-cache --python /opt/venv -c constraints.txt ".[server,demo]"
+RUN /opt/venv/bin/uv pip install --no-cache --python /opt/venv -c constraints.txt ".[server,demo,otel]"
 
 # The forward pass of the demo model, compiled for the processor that builds the image. On another processor, or with
 # another model, a server compiles it at its first start and keeps it in the volume.

@@ -229,6 +229,13 @@ def test_the_collector_takes_traces_by_http_and_writes_them_to_its_log() -> None
     assert COMPOSE["otel-collector"]["command"] == ["--config=/etc/otel/collector.yaml"]
 
 
+def test_the_command_of_the_compose_profile_sends_traces_to_the_collector() -> None:
+    assert COMPOSE["embedding"]["environment"]["BERT_SERVING_OTEL_ENDPOINT"] == "${OTEL_ENDPOINT:-}"
+    command = "OTEL_ENDPOINT=http://otel-collector:4318 docker compose --profile observability up\n"
+    assert command in (DEPLOY / "grafana/README.md").read_text()
+    assert re.search(r'"\.\[[a-z,]*\botel\b[a-z,]*\]"', (ROOT / "Dockerfile").read_text())
+
+
 def read(path: str | Path) -> Any:
     """Return the content of a YAML file in deploy/."""
     return yaml.safe_load((DEPLOY / path).read_text())

@@ -117,6 +117,7 @@ def test_compose_publishes_only_ports_that_the_image_opens_and_a_model_volume() 
     assert service["environment"] == {
         "BERT_SERVING_MODEL_DIR": "${MODEL:-}",
         "BERT_SERVING_API_KEY": "${API_KEY:-}",
+        "BERT_SERVING_OTEL_ENDPOINT": "${OTEL_ENDPOINT:-}",
     }
 
 

@@ -120,7 +120,7 @@ def test_the_image_is_built_like_the_one_of_the_server() -> None:
     """Its RUN lines are those of the other Dockerfile, which test_packaging.py runs, for another Python."""
 
     def lines(text: str) -> list[str]:
-        text = text.replace("--chown=ray:users ", "").replace("[ray,demo]", "[server,demo]")
+        text = text.replace("--chown=ray:users ", "").replace("[ray,demo]", "[server,demo,otel]")
         text = re.sub(r"/opt/venv/bin/|--python /opt/venv |--system ", "", text)
         return re.findall(r"^(?:RUN .*pip install|COPY (?:pyproject|server|client)).*$", text, re.M)
 
