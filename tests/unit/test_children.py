@@ -37,7 +37,7 @@ class FakeProcess:
 
 
 class FakeBroker:
-    """The broker as the children see it. calls: what happened, in this order."""
+    """The broker as the children see it. calls: what happened, in this order. deaths: the counted ones."""
 
     def __init__(self) -> None:
         self.clock = LoopClock()
@@ -48,6 +48,7 @@ class FakeBroker:
         self.outdated_workers: list[str] = []
         self.watched: set[int] = set()
         self.calls: list[str] = []
+        self.deaths: list[str] = []
 
     def watch(self, descriptor: int) -> None:
         self.watched.add(descriptor)
@@ -70,6 +71,9 @@ class FakeBroker:
         if self.ready.get(name) == pid:
             self.calls.append(f"lost {pid}")
             del self.ready[name]
+
+    def count_worker_death(self, name: str) -> None:
+        self.deaths.append(name)
 
     def worker_ended(self, name: str, pid: int) -> str | None:
         self.worker_lost(name, pid)
@@ -153,6 +157,7 @@ def test_a_program_is_forgotten_when_its_process_dies_or_is_killed_and_not_when_
     assert stage.children.pids == {"w0": [3, 4]}
     stage.be_ready("w0", 4)
     assert (program.num_forgotten, stage.children.pids) == (2, {"w0": [4]})
+    assert stage.broker.deaths == ["w0", "w0"]  # a reload is no fault
 
 
 # -- deaths --------------------------------------------------------------------------------------------

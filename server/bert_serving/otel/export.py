@@ -9,8 +9,10 @@ Rules of this file:
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from opentelemetry import trace
@@ -23,7 +25,10 @@ _SERVICE_NAME = "bert-serving"
 _SCOPE = "bert_serving"
 _QUEUE_SIZE = 2048  # the SDK's defaults
 _BATCH_SIZE = 512
+_LOSS_LOG_S = 300.0
 _CLOSE_S = 1.0  # the supervisor gives its children two seconds to end
+
+log = logging.getLogger(__name__)
 
 #: Counts spans that were lost.
 OnLost = Callable[[int], None]
@@ -41,11 +46,15 @@ class Export:
 
     def __init__(self, endpoint: str | None, *, process: str, version: str, on_lost: OnLost) -> None:
         traces = None if endpoint is None else f"{endpoint.rstrip('/')}/v1/traces"
+        # The exporter would log several lines for each attempt, as long as the receiver is away.
+        logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.CRITICAL)
         lock = threading.Lock()
+        loss_log = LossLog()
 
         def count_lost(num_spans: int) -> None:
             with lock:
                 on_lost(num_spans)
+                loss_log.lost(num_spans, time.monotonic())
 
         exporter = CountedExporter(OTLPSpanExporter(traces), count_lost)
         self._processor = BoundedProcessor(exporter, count_lost)
@@ -65,6 +74,21 @@ class Export:
         thread = threading.Thread(target=self._processor.shutdown, name="close-traces", daemon=True)
         thread.start()
         thread.join(_CLOSE_S)
+
+
+class LossLog:
+    """Logs that spans are lost, at once and then rarely."""
+
+    def __init__(self) -> None:
+        self._num_lost = 0
+        self._logged_at: float | None = None
+
+    def lost(self, num_spans: int, now: float) -> None:
+        """Note lost spans. now: monotonic seconds."""
+        self._num_lost += num_spans
+        if self._logged_at is None or now - self._logged_at >= _LOSS_LOG_S:
+            log.warning("spans are lost: the receiver of traces does not take them num=%d", self._num_lost)
+            self._num_lost, self._logged_at = 0, now
 
 
 class CountedExporter(SpanExporter):

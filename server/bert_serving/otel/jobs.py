@@ -175,6 +175,7 @@ class JobTraces:
     def cancelled(self, job: Job, now: float) -> None:
         """End the span of a request whose client no longer waits for it."""
         if (of := _begun(job)) is not None:
+            self._child(of, "queue", job.arrived_at, now if job.begun_at is None else job.begun_at)
             _fail(of, "cancelled", now)
 
     @_never_raises

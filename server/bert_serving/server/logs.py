@@ -135,7 +135,7 @@ def set_up_logging(process: str, options: LogOptions) -> None:
     handler = logging.StreamHandler(sys.stderr)
     if options.format == "json":
         handler.setFormatter(JsonLines(process, exceptions()))
-        _log_what_python_prints()
+        logging.captureWarnings(True)
     else:
         handler.setFormatter(exceptions(f"%(asctime)s %(levelname)s {process}: %(message)s"))
     logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, handlers=[handler])
@@ -143,11 +143,14 @@ def set_up_logging(process: str, options: LogOptions) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in _QUOTING:
         logging.getLogger(name).setLevel(logging.ERROR)
+    _log_crashes()
 
 
-def _log_what_python_prints() -> None:
-    """Make log events of warnings and of exceptions that end a thread or the process."""
-    logging.captureWarnings(True)
+def _log_crashes() -> None:
+    """Log exceptions that end a thread or the process.
+
+    Python would print their messages, which may quote a text.
+    """
     sys.excepthook = _log_crash
     threading.excepthook = lambda args: log_crash(args.exc_value)
 

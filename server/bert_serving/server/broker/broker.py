@@ -203,9 +203,12 @@ class Broker:
     def worker_ended(self, name: str, pid: int) -> str | None:
         """Note that a process has ended; return why it refused to serve, or None."""
         self.worker_lost(name, pid)
+        return self._workers.take_refusal(pid)
+
+    def count_worker_death(self, name: str) -> None:
+        """Count a process that died or was killed because of a fault, not one that a reload has replaced."""
         if self._intake.is_accepting:  # a stopping server does not replace workers
             self._metrics.worker_restarts.labels(name).inc()
-        return self._workers.take_refusal(pid)
 
     def hung_workers(self, *, silent_s: float) -> dict[str, str]:
         """Return the workers that must be replaced, with the reasons: silent, too slow, or unreadable."""

@@ -139,7 +139,11 @@ class BrokerMetrics:
             "state",
         )
         self.worker_restarts = self._labelled(
-            "worker_restarts", "Worker processes that have ended while the server served", "counter", "worker"
+            "worker_restarts",
+            "Worker processes that died, were killed because of a fault, or could not be started, while the server "
+            "served",
+            "counter",
+            "worker",
         )
         for name in worker_names:
             self.busy.labels(name)

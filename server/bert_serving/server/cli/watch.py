@@ -75,4 +75,7 @@ class _Polling:
 
 def _read(client: BertClient) -> Reading:
     snapshot, metrics = ask(client), ask_for(client, Command.SHOW_METRICS)
-    return reading(snapshot.at, snapshot.info, metrics["template"] % tuple(metrics["numbers"]))
+    try:
+        return reading(snapshot.at, snapshot.info, metrics["template"] % tuple(metrics["numbers"]))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise StatusError("the metrics cannot be read: the server is of another version") from exc

@@ -31,7 +31,5 @@ def run(
     try:
         getattr(importlib.import_module(module), function)(**kwargs)
     except Exception as exc:
-        if logs.format == "text":
-            raise  # multiprocessing prints it
-        log_crash(exc)
+        log_crash(exc)  # multiprocessing would print its message, which may quote a text
         sys.exit(1)

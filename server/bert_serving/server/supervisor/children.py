@@ -302,6 +302,8 @@ class Children:
 
     def _count_death(self, child: Child, reason: str, *, was_ready: bool, refusal: str | None = None) -> None:
         child.backoff.died(self._now, was_ready=was_ready)
+        if child.name in self._workers:
+            self._broker.count_worker_death(child.name)
         if self.has_been_ready or was_ready:
             return
         if refusal is not None:
