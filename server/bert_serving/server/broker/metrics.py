@@ -140,8 +140,8 @@ class BrokerMetrics:
         )
         self.worker_restarts = self._labelled(
             "worker_restarts",
-            "Worker processes that died, were killed because of a fault, or could not be started, while the server "
-            "served",
+            "Worker processes that died, were killed because of a fault, or could not be started, while the "
+            "server served",
             "counter",
             "worker",
         )
