@@ -145,7 +145,7 @@ import torch
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
 class FailingConfig(BertConfig):
-    model_type = "failing"
+    model_type = "broken"
 
 class FailingModel(BertModel):
     config_class = FailingConfig
@@ -153,7 +153,7 @@ class FailingModel(BertModel):
     def forward(self, *args, **options):
         raise KeyError("a fault") if self.config.is_faulty else torch.OutOfMemoryError("CUDA out of memory.")
 
-AutoConfig.register("failing", FailingConfig, exist_ok=True)
+AutoConfig.register("broken", FailingConfig, exist_ok=True)
 AutoModel.register(FailingConfig, FailingModel, exist_ok=True)
 """
 
@@ -167,7 +167,7 @@ def test_a_model_that_fails_is_a_problem_in_one_line(
 ) -> None:
     model = make_model(tmp_path / "bert", "bert")
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"model_type": "failing", "is_faulty": is_faulty}))
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "broken", "is_faulty": is_faulty}))
     module = tmp_path / "failing_model.py"
     module.write_text(FAILING_MODEL)
     options = ["-model_dir", str(model), "-model_module", str(module), "-compile", "off", "-dtype", "float32"]
