@@ -214,7 +214,7 @@ def test_a_large_body_with_lone_surrogates_is_read_too(http: httpx.Client) -> No
 def test_the_metrics_count_characters_and_nulls(server: RunningServer) -> None:
     def counts() -> list[float]:
         text = httpx.get(f"{server.url}/metrics", timeout=HANG_S).text
-        lines = [line.split() for line in text.splitlines() if line.startswith("bert_serving_http_")]
+        lines = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("bert_serving_http_")]
         found = {name: float(value) for name, value in lines if "{" not in name}
         return [found[f"bert_serving_http_{kind}_total"] for kind in ("dropped_characters", "null_texts")]
 

@@ -32,6 +32,9 @@ _FILES = {
     "gateway with small limits and TLS": ("test_tls_limits",),
     "server with TLS": ("test_tls",),
     "server behind proxies": ("test_proxies",),
+    "server that logs as JSON": ("test_log_format",),
+    "servers with traces": ("test_traces",),
+    "Prometheus": ("test_observability",),
     "wheel and sdist": ("test_distributions",),
     "GPU": ("test_encoder",),
 }
