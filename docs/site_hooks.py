@@ -19,32 +19,10 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 OUTSIDE = "repository"
-#: Pages that the navigation names and that need not exist.
-OPTIONAL = ("runbook.md", "traces.md", "page.md")
 
 _LINK = re.compile(r"(?P<text>!?\[[^\]]*\])\((?!\w+:|#|/)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]+)?\)")
 _FENCE = re.compile(r" *```")
 _ITEM = re.compile(r" *([-*]|\d+\.) ")
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave out of the navigation what may be missing and is missing."""
-    config.nav = _present(config.nav or [])
-    return config
-
-
-def _present(nav: list[object]) -> list[object]:
-    return [
-        {title: _present(value) if isinstance(value, list) else value for title, value in entry.items()}
-        if isinstance(entry, dict)
-        else entry
-        for entry in nav
-        if not (isinstance(entry, dict) and _is_missing(*entry.values()))
-    ]
-
-
-def _is_missing(value: object) -> bool:
-    return value in OPTIONAL and not (DOCS / str(value)).exists()
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -43,8 +43,7 @@ async def read(events: Any) -> JsonObject:
 def test_pages_share_one_task_and_nobody_costs_nothing(broker: Broker) -> None:
     async def use() -> None:
         history = LiveHistory(make_service(broker))
-        await asyncio.sleep(0.05)
-        assert broker.num_asked == 0
+        assert (broker.num_asked, history._polling) == (0, None)
         first, second = history.events(), history.events()
         assert (await read(first))["points"] == [[1.0]]
         assert (await read(first))["points"] == [[1.0], [2.0]]
@@ -55,10 +54,7 @@ def test_pages_share_one_task_and_nobody_costs_nothing(broker: Broker) -> None:
         assert history.num_streams == 2
         await first.aclose()
         await second.aclose()
-        asked = broker.num_asked
-        await asyncio.sleep(0.05)
-        assert broker.num_asked == asked
-        assert history.num_streams == 0
+        assert (history.num_streams, history._polling) == (0, None)
 
     asyncio.run(use())
 

@@ -1,6 +1,7 @@
 """The spans of a gateway: one for each HTTP request, after OpenTelemetry's conventions for HTTP servers.
 
-No span has a text, a key, a path or a query string: a caller could write anything there.
+No span has a text, a key, a path or a query string: a caller could write anything there. Only the request id
+is the caller's own, if the caller sent one.
 """
 
 from __future__ import annotations

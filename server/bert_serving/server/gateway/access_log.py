@@ -1,6 +1,7 @@
 """The access log: one event for each HTTP request that reached the application.
 
-It never contains a text, an API key, a path or a query string: a caller could write anything there.
+It never contains a text, an API key, a path or a query string: a caller could write anything there. Only the
+request id is the caller's own, if the caller sent one.
 """
 
 from __future__ import annotations
