@@ -708,14 +708,15 @@ def test_calls_that_the_full_queue_refuses_are_repeated_until_they_are_answered(
     small_queue_server: RunningServer,
 ) -> None:
     def ask(client: BertClient, i: int) -> tuple[int, ...]:
-        return client.encode([f"text {i}"] * 400).shape
+        # Equal texts are computed once, and would be gone before the next call arrives.
+        return client.encode(numbered(f"call {i} with a text", 400)).shape
 
     with BertClient(**small_queue_server.ports, timeout=HANG_S * 1000) as client, ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(ask, [client] * 16, range(16))) == [(400, 384)] * 16
+        assert list(pool.map(ask, [client] * 8, range(8))) == [(400, 384)] * 8
     with BertClient(**small_queue_server.ports, retry=False) as client, ThreadPoolExecutor(8) as pool:
-        calls = [pool.submit(ask, client, i) for i in range(16)]
+        calls = [pool.submit(ask, client, i) for i in range(8)]
         errors = [error for call in calls if (error := call.exception(HANG_S)) is not None]
-    assert 0 < len(errors) < 16
+    assert 0 < len(errors) < 8
     assert {type(error) for error in errors} == {Overloaded}
 
 
