@@ -370,6 +370,7 @@ def test_a_finger_chooses_a_text(server: RunningServer, open_page: OpenPage) -> 
         ("pandas.csv", ",text,n\n0,one,5\n1,two\n2,three,5,6\n", "text", 3),
         ("one.csv", "sentence\nno, quotes, here\nnone\n", "sentence", 2),
         ("long.tsv", "id\twhat\n1\ta long sentence\n2\tanother one\n", "what", 2),
+        ("quotes.tsv", 'text\tn\n"Well", she said.\t1\n"No."\t2\nAn end.\t3\n', "text", 3),
         ("rows.jsonl", '{"a": 1, "body": "x"}\n\n{"body": "y", "tags": ["t"]}\n', "body", 2),
         ("texts.jsonl", '"one"\nnull\n3\n', "text", 3),
     ],
@@ -512,6 +513,7 @@ def test_no_serious_fault_for_people_with_disabilities(
     rows = [f"{text}\t{i % 5}" for i, text in enumerate(lines(300))]
     (tmp_path / "texts.tsv").write_text("\n".join(["text\tkind", *rows]))
     page.get_by_label("or a file").set_input_files(tmp_path / "texts.tsv")
+    page.get_by_text("300 rows in texts.tsv").wait_for()
     page.get_by_label("Colour").select_option("kind")
     page.route("**/encode", lambda route: None)  # is not answered yet
     page.get_by_role("button", name="Make the map").click()
