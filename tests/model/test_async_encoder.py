@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -370,6 +372,20 @@ def test_closing_while_it_loads_or_while_calls_run(folder: Path, monkeypatch: py
         assert not [
             thread.name for thread in threading.enumerate() if thread.name.startswith(("encoder", "tokenizer-"))
         ]
+
+    run(use())
+
+
+def test_a_closed_engine_keeps_no_weights(folder: Path) -> None:
+    async def use() -> None:
+        engine = AsyncEncoder(folder, dtype="float32", compile="off")
+        await engine.start()
+        assert engine._thread is not None
+        encoder = weakref.ref(engine._thread.encoder)
+        assert encoder() is not None
+        await engine.close()
+        gc.collect()
+        assert encoder() is None
 
     run(use())
 

@@ -33,7 +33,7 @@ class ComputingThread:
     model: an encoder that nobody else uses meanwhile, or what to load. say: gets each message; it is called in
     other threads. A program may end without `stop`: what is computed then is dropped.
 
-    encoder: the encoder; None until it is loaded.
+    encoder: the encoder; None until it is loaded, and after `join`, so that the memory of its weights is free.
     """
 
     def __init__(self, model: Encoder | ModelSpec, say: Callable[[Message], None]) -> None:
@@ -65,6 +65,7 @@ class ComputingThread:
         """Wait until the threads have ended."""
         self._thread.join()
         atexit.unregister(self._end_with_program)
+        self.encoder = self._tokenizers = None
 
     def _end_with_program(self) -> None:
         self.stop()
