@@ -63,7 +63,7 @@ def test_a_trained_student_agrees_more_than_its_layers_did_before(texts: str, tm
     result = distill(parse_distill([*words, "-o", str(output)]), lambda line: None)
     found = result.agreement
     layered = LayeredModel(opened(str(find_demo_model()), "cpu", None))
-    some = read_texts([texts], limit=100)
+    some = read_texts([texts], print, limit=100)
     wanted = layered.model.encode(some)
     untrained = layered.reduced([0, 3, 5]).encode(some)
     assert found.spearman > rank_correlation(pairwise_cosines(untrained), pairwise_cosines(wanted)) + 0.05
@@ -81,7 +81,7 @@ def test_a_trained_student_agrees_more_than_its_layers_did_before(texts: str, tm
 
 def test_the_comparison_chooses_layers_that_agree_most(texts: str) -> None:
     layered = LayeredModel(opened(str(find_demo_model()), "cpu", None))
-    some = read_texts([texts])[:100]
+    some = read_texts([texts], print)[:100]
     wanted = layered.model.encode(some)
     said: list[str] = []
     keep = layered.chosen_layers(4, some, wanted, said.append)

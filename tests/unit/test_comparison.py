@@ -83,4 +83,4 @@ def test_a_score_is_a_finite_number(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("text_a,text_b,score\na,b,1\na,c,nan\n")
     with pytest.raises(TrainError, match="finite numbers, got nan"):
-        read_pairs(str(path))
+        read_pairs(str(path), print)

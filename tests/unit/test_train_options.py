@@ -44,22 +44,33 @@ def test_a_wrong_value_is_one_line(given: list[str], message: str, capsys: pytes
 def test_texts_are_different_and_not_empty(tmp_path: Path) -> None:
     path = tmp_path / "texts.txt"
     path.write_text("one\n\ntwo\n  \none\nthree\n")
-    assert read_texts([str(path)]) == ["one", "two", "three"]
-    assert len(read_texts([str(path)], limit=2)) == 2
+    said: list[str] = []
+    assert read_texts([str(path)], said.append) == ["one", "two", "three"]
+    assert len(read_texts([str(path)], said.append, limit=2)) == 2
+    assert said == []
+
+
+def test_rows_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "one"}\n{"text": 5}\n{"te\n{"text": "two"}\n')
+    said: list[str] = []
+    assert read_texts([str(path)], said.append) == ["one", "two"]
+    (line,) = said
+    assert line.startswith("rows that cannot be read are left out: 2; the first: ")
 
 
 def test_texts_of_a_column(tmp_path: Path) -> None:
     path = tmp_path / "texts.csv"
     path.write_text("id,body\n1,one\n2,two\n")
-    assert read_texts([str(path)], "body") == ["one", "two"]
+    assert read_texts([str(path)], print, text_column="body") == ["one", "two"]
     with pytest.raises(TrainError, match="there is no column 'other'; the columns are id, body"):
-        read_texts([str(path)], "other")
+        read_texts([str(path)], print, text_column="other")
 
 
 def test_pairs(tmp_path: Path) -> None:
     path = tmp_path / "pairs.tsv"
     path.write_text("text_a\ttext_b\tscore\none\tother\t0.5\ntwo\tthird\t4\n")
-    assert read_pairs(str(path)) == (["one", "two"], ["other", "third"], [0.5, 4.0])
+    assert read_pairs(str(path), print) == (["one", "two"], ["other", "third"], [0.5, 4.0])
 
 
 @pytest.mark.parametrize(
@@ -77,4 +88,4 @@ def test_wrong_pairs(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "pairs.tsv"
     path.write_text(content)
     with pytest.raises(TrainError, match=message):
-        read_pairs(str(path))
+        read_pairs(str(path), print)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from .agreement import (
 from .errors import TrainError
 from .measured_model import MeasuredModel
 from .options import CompareJob, checked_spec
-from .texts import read_pairs, read_texts, texts_of_python
+from .texts import Say, read_pairs, read_texts, texts_of_python
 
 _MIN_TEXTS = 20
 _ROUNDS = 7  # in which both models take turns, so that what else the machine does meets both
@@ -87,13 +87,15 @@ class Comparison:
         }
 
 
-def compare(job: CompareJob, say: Callable[[str], None]) -> Comparison:
+def compare(job: CompareJob, say: Say) -> Comparison:
     """Compare the models of a job. say: is called with lines for the user. Raises TrainError."""
     _check_files(job)
-    texts = read_texts(job.texts, job.text_column, job.max_texts) if job.texts else texts_of_python(job.max_texts)
-    pairs = None if job.pairs is None else read_pairs(job.pairs)
-    if not job.texts:
+    if job.texts:
+        texts = read_texts(job.texts, say, text_column=job.text_column, limit=job.max_texts)
+    else:
+        texts = texts_of_python(job.max_texts)
         say(f"no texts were given: {len(texts)} sentences of Python's manual are used")
+    pairs = None if job.pairs is None else read_pairs(job.pairs, say)
     return compare_on(job, texts, pairs)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,7 @@ from .comparison import Comparison, compare_on, table, write_json
 from .errors import TrainError
 from .options import DEMO, CompareJob, DistillJob
 from .student import LayeredModel, checked_keep, opened, save, with_width
-from .texts import read_texts
-
-Say = Callable[[str], None]
+from .texts import Say, read_texts
 
 _TEXTS_FOR_CHOICE = 300  # held-out texts that choose the layers
 _MIN_TEXTS = 200
@@ -69,7 +67,7 @@ def distill(job: DistillJob, say: Say) -> Comparison:
     _check_devices(job)
     _check_student(job)
     work = job.output.parent / f"{job.output.name}.training"
-    texts = _shuffled(read_texts(job.texts, job.text_column), job.seed)
+    texts = _shuffled(read_texts(job.texts, say, text_column=job.text_column), job.seed)
     if len(texts) < _MIN_TEXTS:
         raise TrainError(f"{_MIN_TEXTS} different texts are needed, got {len(texts)}")
     _begin(work, job, texts, say)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -16,34 +16,39 @@ from ..server.files.rows import REASON
 from ..server.files.sources import Source
 from .errors import TrainError
 
+Say: TypeAlias = Callable[[str], None]
+
 _MIN_CHARS = 20  # shorter lines of the manual are no sentences
 _PAIR_COLUMNS = ("text_a", "text_b", "score")
 
 
-def read_texts(inputs: Sequence[str], text_column: str | None = None, limit: int | None = None) -> list[str]:
+def read_texts(
+    inputs: Sequence[str], say: Say, *, text_column: str | None = None, limit: int | None = None
+) -> list[str]:
     """Return the different texts of files, without empty ones. Raises TrainError.
 
-    inputs, text_column: as of bert-serving-encode. limit: keep this many, chosen at random, always the same ones.
+    inputs, text_column: as of bert-serving-encode. say: gets a line for the user if rows cannot be read.
+    limit: keep this many, chosen at random, always the same ones.
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
             source = _source(inputs, text_column, (), Path(folder))
-            found = dict.fromkeys(str(text) for (text,) in _rows(source, [source.text_column]))
+            found = dict.fromkeys(str(text) for (text,) in _rows(source, [source.text_column], say))
     except FileError as exc:
         raise TrainError(str(exc)) from exc
     texts = [text for text in found if text.strip()]
     return _some(texts, limit)
 
 
-def read_pairs(path: str) -> tuple[list[str], list[str], list[float]]:
+def read_pairs(path: str, say: Say) -> tuple[list[str], list[str], list[float]]:
     """Return the first texts, the second texts and the scores of labelled pairs. Raises TrainError.
 
-    path: a file with the columns text_a, text_b and score.
+    path: a file with the columns text_a, text_b and score. say: gets a line for the user if rows cannot be read.
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
             source = _source([path], _PAIR_COLUMNS[0], _PAIR_COLUMNS, Path(folder))
-            rows = list(_rows(source, _PAIR_COLUMNS))
+            rows = list(_rows(source, _PAIR_COLUMNS, say))
     except FileError as exc:
         raise TrainError(str(exc)) from exc
     try:
@@ -84,10 +89,17 @@ def _source(inputs: Sequence[str], text_column: str | None, columns: Sequence[st
     )
 
 
-def _rows(source: Source, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Yield the values of the columns, of rows that can be read."""
+def _rows(source: Source, columns: Sequence[str], say: Say) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of the columns, of rows that can be read. Says how many others there are, and why."""
+    reasons = []
     for batch in source.batches():
         values = (batch[name].to_pylist() for name in (*columns, REASON))
         for *row, reason in zip(*values, strict=True):
-            if reason is None and None not in row:
+            if reason is not None:
+                reasons.append(reason)
+            elif None in row:
+                reasons.append(f"{columns[row.index(None)]} is missing")
+            else:
                 yield tuple(row)
+    if reasons:
+        say(f"rows that cannot be read are left out: {len(reasons)}; the first: {reasons[0]}")
