@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def describe() -> dict[str, Any]:
     """Return what a reader must know to compare the results of two machines."""
     commit = _git("rev-parse", "--short", "HEAD")
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit + (" with changes" if _git("status", "--porcelain", "--untracked-files=no") else ""),
         "cpu": cpu_name(),
         "architecture": platform.machine(),

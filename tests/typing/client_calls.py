@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import assert_type
 
 from bert_serving.client import (
     AsyncBertClient,
@@ -12,7 +13,6 @@ from bert_serving.client import (
     TokenVectors,
 )
 from bert_serving.protocol import Rows, TextPair
-from typing_extensions import assert_type
 
 
 def results_of_a_client(client: BertClient, texts: list[str]) -> None:

@@ -41,8 +41,10 @@ from .checks import (
 from .session import MakeRequest, Session
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from bert_serving.protocol import EncodeOptionsDict
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
 
 class AsyncBertClient:

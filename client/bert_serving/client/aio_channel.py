@@ -134,7 +134,7 @@ class AsyncChannel:
         if not self._connected.is_set():
             try:
                 await asyncio.wait_for(self._connected.wait(), left)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise self._timeout_error(connection) from None
         self._refuse_closed()
 
@@ -144,7 +144,7 @@ class AsyncChannel:
         try:
             left = deadline - time.monotonic()
             await asyncio.wait_for(arrival, None if left == float("inf") else max(0.0, left))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise self._timeout_error(connection) from None
         finally:
             del self._arrivals[request_id]

@@ -49,8 +49,10 @@ from .producer import Producer
 from .session import MakeRequest, Session
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from bert_serving.protocol import EncodeOptionsDict
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
 _POLL_S = 0.01  # pause of encode_async before it looks again for a reply, while no request is pending
 _ASYNC_POLL_S = 0.05  # how often encode_async checks whether its thread has ended, while it waits for a reply

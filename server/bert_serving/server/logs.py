@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
@@ -125,7 +125,7 @@ def _ids_in(trace: str | None) -> RequestIds | None:
 
 
 def _rfc3339(seconds: float) -> str:
-    text = datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+    text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")
 
 

@@ -51,8 +51,10 @@ from ..worker.encoder import Encoder
 from .computing_thread import ComputingThread, Message
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from bert_serving.protocol import EncodeOptionsDict
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
 log = logging.getLogger(__name__)
 

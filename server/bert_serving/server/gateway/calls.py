@@ -62,7 +62,7 @@ class Call:
         seconds = None if self.deadline is None else self.deadline - time.monotonic()
         try:
             return await asyncio.wait_for(work, seconds)
-        except asyncio.TimeoutError:  # of wait_for, or of the work
+        except TimeoutError:  # of wait_for, or of the work
             self.remaining_ms()
             raise
 

@@ -86,7 +86,7 @@ class LiveHistory:
     async def _ask(self, command: Command) -> JsonObject:
         try:
             return await asyncio.wait_for(self._service.client.ask(command), STATUS_TIMEOUT_S)
-        except (ServingError, TimeoutError, asyncio.TimeoutError) as exc:
+        except (ServingError, TimeoutError) as exc:
             return {"ready": False, "reason": str(exc) or "the server does not answer"}
 
 

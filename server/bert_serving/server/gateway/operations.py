@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeAlias
+from typing import Literal, NotRequired, TypeAlias
 
 from bert_serving.protocol import Command, ServingError
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from .dialect import Dialect
 from .errors import DefaultError, default_error
@@ -69,7 +69,7 @@ def create_router(service: Service, metrics: GatewayMetrics) -> APIRouter:
         try:
             info = await asyncio.wait_for(service.client.ask(Command.SHOW_METRICS), STATUS_TIMEOUT_S)
             text = info["template"] % tuple(info["numbers"])  # the broker has no time for this
-        except (ServingError, TimeoutError, asyncio.TimeoutError):
+        except (ServingError, TimeoutError):
             text = ""
         text += await asyncio.to_thread(metrics.text, broker_up=bool(text))  # it takes some milliseconds
         return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -229,6 +229,6 @@ async def server_status(client: VectorClient) -> ServerStatus:
     """Return the broker's status. Raises TimeoutError or Unavailable if the broker does not answer."""
     try:
         status = await asyncio.wait_for(client.server_status(), STATUS_TIMEOUT_S)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise Unavailable(f"the server did not answer within {STATUS_TIMEOUT_S:g} s") from None
     return cast("ServerStatus", status)

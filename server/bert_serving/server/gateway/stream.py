@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, TypeAlias, TypeVar, cast
+from typing import Annotated, Literal, NotRequired, TypeAlias, TypeVar, cast
 
 import orjson
 from bert_serving.protocol import (
@@ -32,7 +32,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field, RootModel
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from ..number_formats import DTYPES, Dtype
 from .context import RequestContext

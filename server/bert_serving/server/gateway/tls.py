@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import sys
 from asyncio import sslproto
 from collections.abc import Iterable
 from socket import AF_UNIX
@@ -21,11 +20,11 @@ from ..tls import CertificateSource
 if TYPE_CHECKING:
     from .http_protocol import ConnectionPool, LimitedConnection
 
-# From Python 3.11 on, asyncio gives each TLS connection a buffer of 256 KiB: 1 GiB for 4,096 connections.
+# asyncio gives each TLS connection a buffer of 256 KiB: 1 GiB for 4,096 connections.
 _READ_BUFFER_BYTES = 32 << 10
-# From Python 3.11 on, asyncio ends a connection 30 s after it was closed, even if the caller still reads its
+# asyncio ends a connection 30 s after it was closed, even if the caller still reads its
 # response. LimitedConnection.check ends connections whose callers do nothing, so asyncio need not.
-_SHUTDOWN: dict[str, Any] = {"ssl_shutdown_timeout": 86_400.0} if sys.version_info >= (3, 11) else {}
+_SHUTDOWN_S = 86_400.0
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +35,7 @@ class Tls:
     def __init__(self, source: CertificateSource) -> None:
         self._source = source
         self.context: ssl.SSLContext = source.new_context()
-        if sys.version_info >= (3, 11):
-            sslproto.SSLProtocol.max_size = _READ_BUFFER_BYTES
+        sslproto.SSLProtocol.max_size = _READ_BUFFER_BYTES
 
     def reload(self) -> None:
         """Read the certificate again. If it has an error, log it and keep the present one."""
@@ -95,7 +93,7 @@ class TlsHandshake(asyncio.Protocol):
                     self._tls.context,
                     server_side=True,
                     ssl_handshake_timeout=timeout_s,
-                    **_SHUTDOWN,
+                    ssl_shutdown_timeout=_SHUTDOWN_S,
                 )
         except OSError as exc:  # also of ssl, and after the timeout
             log.debug("TLS handshake failed: %s", exc)
@@ -138,9 +136,7 @@ class TlsTransport(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         """Return the number of bytes that were not passed to the system yet."""
-        # In Python 3.10, the TLS transport has no buffer, and returns the size of the other one.
-        own = self._encrypted.get_write_buffer_size() if sys.version_info >= (3, 11) else 0
-        return own + self._tcp.get_write_buffer_size()
+        return self._encrypted.get_write_buffer_size() + self._tcp.get_write_buffer_size()
 
     def close(self) -> None:
         """Close the connection when the caller has read everything."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn, TypeVar, cast
+from typing import Any, Literal, NoReturn, NotRequired, TypeVar, cast
 
 import orjson
 from bert_serving.protocol import (
@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.types import Message
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from ...number_formats import Dtype, Numbers
 from ..context import RequestContext

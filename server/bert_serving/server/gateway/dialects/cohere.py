@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import uuid
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NotRequired, get_args
 
 import numpy as np
 from bert_serving.protocol import EncodeReply, InvalidRequest, Rows, ServingError
 from fastapi import APIRouter, Response
 from pydantic import Field, model_validator
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from ...number_formats import Numbers
 from ..calls import path_of

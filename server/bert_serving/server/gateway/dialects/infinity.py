@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NotRequired
 
 from fastapi import APIRouter, Response
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from ..classify import LabelScore, labelled
 from ..context import RequestContext

@@ -7,12 +7,12 @@ says that the model is there.
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from bert_serving.protocol import InvalidRequest, ServingError
 from fastapi import APIRouter, Response
 from pydantic import Field
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from ...settings import own_version
 from ..context import RequestContext

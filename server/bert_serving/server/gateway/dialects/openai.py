@@ -7,11 +7,11 @@ have the same path, and more fields.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from ...number_formats import Dtype
 from ..context import RequestContext

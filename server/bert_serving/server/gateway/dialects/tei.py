@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, cast
 
 from bert_serving.protocol import (
     InvalidRequest,
@@ -21,7 +21,7 @@ from bert_serving.protocol import (
 )
 from fastapi import APIRouter, Response
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from ...number_formats import Dtype
 from ..classify import NAMED_BYTES, LabelScore, labelled
