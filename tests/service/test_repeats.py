@@ -155,3 +155,18 @@ def test_clients_that_send_the_same_texts_at_once_share_vectors(tiny: Path) -> N
 
         wait_until(share)
         assert counts.now()["cache_texts"] == counts.now()["cache_hits_total"] == 0
+
+
+def test_a_cache_larger_than_the_other_limits_disconnects_nobody(tmp_path: Path) -> None:
+    wide = make_model(tmp_path / "wide", "bert", hidden_size=1024, num_hidden_layers=2)
+    limits = ["-memory_mb", 16, "-max_message_mb", 1, "-cache_mb", 64]
+    with RunningServer("-model_dir", wide, "-dtype", "float32", "-cpu", *limits) as server:
+        with BertClient(**server.wait_ready().ports) as client:
+            for start in range(0, 7_200, 400):
+                client.encode([f"dog {number}" for number in range(start, start + 400)])
+        metrics = httpx.get(f"{server.url}/metrics").text
+        (cached,) = (
+            float(line.split()[1]) for line in metrics.splitlines() if line.startswith("bert_serving_cache_bytes ")
+        )
+        assert cached > 28 << 20  # more than -memory_mb and the messages that may be unread
+        assert "disconnected all clients" not in server.log

@@ -88,7 +88,7 @@ class Broker:
             endpoints=endpoints,
             max_message_bytes=settings.max_message_mb << 20,
             num_children=len(worker_names) + settings.http_workers,
-            max_growth=(settings.memory_mb + _NUM_UNREAD * settings.max_message_mb) << 20,
+            max_growth=(settings.memory_mb + settings.cache_mb + _NUM_UNREAD * settings.max_message_mb) << 20,
             curve=self._curve,
         )
         sizes = ResultSizes(
