@@ -37,7 +37,7 @@ from pydantic.fields import FieldInfo
 #: What to do about each error. A new class of errors must be added here.
 WHAT_TO_DO: Mapping[type[ServingError], str] = {
     InvalidRequest: "Change the request: the message says what was expected. Do not send it again as it is.",
-    PayloadTooLarge: "Send fewer or shorter texts in one request, or raise the limit that the message names.",
+    PayloadTooLarge: "Send fewer or shorter texts in one request, or raise [the limit](../http.md#limits).",
     Unauthorized: "Send an API key that the server knows: see "
     "[Security](../security.md#add-an-api-key-open-the-http-port).",
     Overloaded: "Send the request again after the time in `Retry-After`. Our clients do this by themselves. If it "

@@ -75,7 +75,7 @@ class PayloadTooLarge(InvalidRequest):
 
 
 class Overloaded(ServingError):
-    """The queue of the server is full. Send the request again after `retry_after_ms`."""
+    """The queue, the memory or the client's share of them is full. Try again after `retry_after_ms`."""
 
     code = "overloaded"
     http_status = 429

@@ -8,17 +8,20 @@ const KEY = "YOUR_KEY"; // the page does not show the key
 const MAX_TEXTS = 3;
 
 export function Snippets({ texts, options }) {
-  const [ports, setPorts] = useState(null);
+  const [status, setStatus] = useState(null);
   useEffect(() => {
-    serverStatus().then(setPorts, () => setPorts({ port: 5555, port_out: 5556 })); // the usual ones
+    serverStatus().then(setStatus, () => setStatus({ port: 5555, port_out: 5556 })); // the usual ones
   }, []);
-  if (!ports) return null;
+  if (!status) return null;
   return html`
     <h2>The same call in code</h2>
     ${texts.length > MAX_TEXTS && html`<p class="hint">With the first ${MAX_TEXTS} texts.</p>`}
+    ${status.host === "127.0.0.1" && html`<p class="hint">The ports of BertClient are open on the server's own machine only.</p>`}
+    ${status.curve && html`<p class="hint">The ports of BertClient are encrypted: give it curve_dir.</p>`}
+    <p class="hint">The vectors of OpenAI's API have length 1.</p>
     ${options.pooling_strategy && html`<p class="hint">OpenAI's API cannot choose the pooling: that call gets the server's.</p>`}
     <div class="columns">
-      ${Object.entries(snippetsOf(texts.slice(0, MAX_TEXTS), options, ports)).map(
+      ${Object.entries(snippetsOf(texts.slice(0, MAX_TEXTS), options, status)).map(
         ([name, code]) => html`<section><h3>${name}</h3><${Snippet} code=${code} name=${name} /></section>`,
       )}
     </div>
@@ -49,7 +52,7 @@ async function copied(text, element) {
   }
 }
 
-/** Return the code by its name. ports: {port, port_out} of BertClient. */
+/** Return the code by its name. status: has {port, port_out} of BertClient. */
 export function snippetsOf(texts, options, { port, port_out }) {
   const body = JSON.stringify({ id: 1, texts, options });
   const list = `[${texts.map(python).join(", ")}]`;

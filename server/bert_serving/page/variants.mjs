@@ -36,7 +36,7 @@ export function Variants({ result }) {
     <h2>Number formats, lengths and poolings side by side</h2>
     <p class="hint">
       Each row is compared with the vectors above, ${encoded.width} components in float32, ${encoded.width * 4} bytes.
-      Of bits, the similarity is the part of equal bits.
+      The similarity of bits is 1 if all are equal, 0 if half of them are, and −1 if none is.
     </p>
     <button type="button" class="secondary small" aria-busy=${isBusy} disabled=${isBusy || texts.length < 3} onClick=${compare}>Compare</button>
     ${texts.length < 3 && html`<p class="hint">This needs three texts or more.</p>`}

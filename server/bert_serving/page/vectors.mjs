@@ -26,7 +26,7 @@ export function dots(vector, rows) {
 
 /** Return the similarities of each pair of vectors: an array for each vector.
  *
- * Of numbers, it is the cosine. Of bits, it is the part of equal bits, from -1 (none) to 1 (all). numBits: of a
+ * Of numbers, it is the cosine. Of bits, it is 1 if all are equal, 0 if half of them are, -1 if none is. numBits: of a
  * vector; undefined for numbers. */
 export function similarities({ rows, width, numBits }) {
   if (numBits !== undefined) return pairs(rows, width, (a, b) => 1 - (2 * differingBits(a, b)) / numBits);

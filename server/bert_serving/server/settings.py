@@ -153,7 +153,7 @@ class Settings(ModelOptions, BaseSettings):
     )
     protect_metrics: bool = Field(False, description="require a key for /metrics too")
     served_model_name: str | None = Field(
-        None, description="name of the model in HTTP replies; default: the name of its folder"
+        None, description="name of the model in HTTP replies; default: its name on the hub, or that of its folder"
     )
     max_batch_size: int = Field(256, ge=1, description="largest number of texts in one batch of a worker")
     priority_batch_size: int = Field(
@@ -196,11 +196,11 @@ class Settings(ModelOptions, BaseSettings):
     cache_mb: int = Field(
         0,
         ge=0,
-        description="MiB for the vectors of texts that were computed before, beside memory_mb; 0: none are kept",
+        description="MiB for earlier texts with their vectors, in addition to memory_mb; 0: none are kept",
     )
     outbox_age: float = Field(300, gt=0, description="seconds that vectors wait for a client that does not read")
     worker_timeout: float = Field(
-        120, gt=0, description="seconds that a batch may take; after that, its worker is replaced"
+        120, gt=0, description="a worker that has a batch and finishes no pass for so many seconds is replaced"
     )
     start_timeout: float = Field(
         600, gt=0, description="seconds in which a worker must load its model; after that, it is started again"
