@@ -1,4 +1,4 @@
-"""The code blocks of docs/clients.md work as they are printed there.
+"""The code blocks of docs/clients.md, and those of other pages that name an environment, work as they are printed.
 
 Python and JavaScript run in the environments of their clients, shell commands and Java in those of this machine.
 Before a block, `texts`, `query` and `documents` are set. The block sets `vectors` (those of the texts), `vector`
@@ -24,13 +24,15 @@ from corpus import DOCUMENTS, KEY, QUERY
 from environments import NPM_PACKAGES, npm_folder_of, python_of
 from sent_requests import FOLDER, SentRequest, requests_of, scores_in, values_at, vectors_in
 
-from tests.support.code_blocks import ROOT, CodeBlock, code_blocks, on_ports_of
+from tests.support.code_blocks import ROOT, CodeBlock, blocks_run_by, code_blocks, on_ports_of
 from tests.support.running_server import RunningServer
 from tests.support.waiting import HANG_S
 
 PAGE = ROOT / "docs" / "clients.md"
-BLOCKS = list(code_blocks(PAGE))
-RUN = [block for block in BLOCKS if block.request is None and block.reason is None]
+ALL = blocks_run_by(__file__)
+BLOCKS = [block for block in ALL if ROOT / block.page == PAGE]
+OF_OTHER_PAGES = [block for block in ALL if block not in BLOCKS]
+RUN = [block for block in BLOCKS if block.request is None]
 TEXTS = ["First do it", "then do it right", "then do it better"]
 HELLO = ["hello world"]
 
@@ -138,6 +140,12 @@ def test_python(block: CodeBlock, run: Any, prepared: Any, assert_right: Any) ->
     assert_right(json.loads(found))
 
 
+@pytest.mark.parametrize("block", OF_OTHER_PAGES, ids=str)
+def test_python_of_another_page_prints_what_its_comment_says(block: CodeBlock, run: Any, prepared: Any) -> None:
+    assert block.environment == "light"
+    assert [run(python_of(block.environment), "-", code=prepared(block, "{code}"))] == block.printed
+
+
 @pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node and npm")
 @pytest.mark.parametrize("block", blocks("js"))
 def test_javascript(block: CodeBlock, run: Any, prepared: Any, assert_right: Any, tmp_path: Path) -> None:
@@ -186,7 +194,7 @@ def test_the_names_of_models_for_litellm(run: Any, prepared: Any, assert_right: 
     found = [row.groups() for row in _LITELLM_ROW.finditer(PAGE.read_text())]
     rows = [[call, model, api_base, {name: value} if name else {}] for call, model, api_base, name, value in found]
     assert {call for call, *_ in rows} == {"embedding", "rerank"}
-    code = prepared(CodeBlock("table", "python", json.dumps(rows)), LITELLM)
+    code = prepared(CodeBlock("docs/clients.md", 0, "python", json.dumps(rows)), LITELLM)
     results = json.loads(run(python_of("litellm"), "-", code=code))
     assert len(results) == len(rows)
     for result in results:
@@ -226,7 +234,7 @@ def _vectors_of(texts: list[str], server: RunningServer) -> np.ndarray:
 
 
 def test_every_block_is_run_or_its_requests_are_sent() -> None:
-    assert [block for block in BLOCKS if block.reason is not None] == []
+    assert list(code_blocks(PAGE)) == BLOCKS, "a block of this page has another runner, or is not run"
     known = {"python", "js", "java", "sh"}
     assert {block.language for block in RUN} <= known
     assert {block.environment for block in RUN if block.language == "js"} <= {None, *NPM_PACKAGES}

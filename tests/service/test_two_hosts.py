@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +20,8 @@ import psutil
 import pytest
 from bert_serving.server.cli.key_folder import KeyFolder
 
+from tests.support.certificates import Authority
+from tests.support.code_blocks import CodeBlock, blocks_run_by
 from tests.support.running_server import RunningServer, command
 from tests.support.two_hosts import SERVER_IP, TwoHosts, are_permitted
 from tests.support.waiting import HANG_S, wait_until
@@ -37,6 +43,27 @@ with BertClient(ip, port, port_out, curve_dir=curve_dir, connect_timeout=60_000,
             print(type(error).__name__, error, flush=True)
 """
 
+# What a block of a page becomes on two hosts: {code} with the functions that it calls. `$ON_SERVER` and
+# `$ON_CLIENT` run a command on a host. A server runs beside the rest of the block, which waits until it is ready.
+ON_TWO_HOSTS = r"""
+set -eu
+start() {{
+    $ON_SERVER "$@" >> server.log 2>&1 &
+    PID=$!
+    trap 'kill $PID; wait $PID' EXIT
+    wait_for 'all set'
+}}
+hang_up() {{
+    lines=$(wc -l < server.log)
+    kill -HUP "$1"
+    wait_for 'read the'
+}}
+wait_for() {{
+    until tail -n "+$((${{lines-0}} + 1))" server.log | grep -q "$1"; do kill -0 $PID; sleep 0.1; done
+}}
+scp() {{ cp -r "$2" "${{3#CLIENT:}}"; }}  # the hosts have the same files
+{code}
+"""
 
 _NOTICED_S = 13.0  # a client notices a cut line after ten seconds without heartbeats
 
@@ -191,3 +218,38 @@ def test_a_protected_server_gives_no_warning_and_an_open_one_names_both_ports(
         # Without CURVE and with the flag, the other host may stop it.
         Site(hosts, opened, site.keys).on_client("bert-serving-terminate")
         assert opened.wait_end() == 0
+
+
+@pytest.mark.parametrize("block", blocks_run_by(__file__), ids=str)
+def test_the_commands_of_a_page_work_on_two_hosts(
+    block: CodeBlock, hosts: TwoHosts, tiny: Path, tmp_path: Path
+) -> None:
+    Authority(tmp_path).issue(tmp_path / "cert.pem", tmp_path / "key.pem", ip=SERVER_IP)
+    (tmp_path / ".curlrc").write_text('fail\nnoproxy = "*"\n')
+    code = re.sub(r"^(?=.*\bSERVER\b)", "$ON_CLIENT ", block.code, flags=re.M)
+    code = re.sub(r"\bSERVER\b", SERVER_IP, code)
+    code = re.sub(r"^bert-serving-start", "start bert-serving-start", code, flags=re.M)
+    code = code.replace("kill -HUP PID", "hang_up $PID")
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "CURL_HOME": str(tmp_path),
+        "BERT_SERVING_MODEL_DIR": str(tiny),
+        "BERT_SERVING_CPU": "true",
+        "ON_SERVER": shlex.join(hosts.server),
+        "ON_CLIENT": shlex.join(hosts.client),
+    }
+    with subprocess.Popen(
+        ["bash", "-c", ON_TWO_HOSTS.format(code=code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    ) as script:
+        try:
+            said, _ = script.communicate(timeout=HANG_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(script.pid, signal.SIGKILL)
+            raise
+    assert script.returncode == 0, said + (tmp_path / "server.log").read_text()

@@ -38,10 +38,10 @@ class Authority:
         """A context for clients that trust this authority only."""
         return ssl.create_default_context(cafile=str(self.file))
 
-    def issue(self, cert: Path, key: Path, *, password: bytes | None = None) -> int:
+    def issue(self, cert: Path, key: Path, *, password: bytes | None = None, ip: str = "127.0.0.1") -> int:
         """Write a new certificate and its key into two files; return the serial number of the certificate."""
         own = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
+        names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address(ip))])
         builder = _builder(_name("localhost"), self._name, own).add_extension(names, critical=False)
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         certificate = builder.add_extension(issuer, critical=False).sign(self._key, hashes.SHA256())

@@ -56,7 +56,8 @@ class BertServer(threading.Thread):
 
     >>> args = get_args_parser().parse_args(["-port", "5555", "-port_out", "5556", "-cpu"])
     >>> with BertServer(args):
-    ...     BertClient().encode(["hello"])
+    ...     BertClient().encode(["hello"]).shape
+    (1, 384)
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
