@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from environments import python_of
+from environments import REQUIREMENTS, python_of
 
-from tests.support.code_blocks import ROOT
+from tests.support.code_blocks import ROOT, blocks_run_by
 from tests.support.running_server import RunningServer, free_ports
 from tests.support.waiting import HANG_S
 
@@ -27,6 +27,9 @@ from corpora import python_manual
 from stand_in_llm import StandIn, answer_to
 
 PIPELINES = ROOT / "examples/pipelines"
+#: What docs/applications/pipelines.md shows. The program that is asked is the one for LangChain.
+(SHOWN,) = blocks_run_by(__file__)
+INSTALL, START, STAND_IN, WRITE, ASK = SHOWN.commands
 MAX_LINES = 65
 RUN_WORDS = 8  # so many words in a row are hardly ever in two sections of the FAQ
 
@@ -49,25 +52,19 @@ def has_words_of(text: str, other: str) -> bool:
     return any(" ".join(words[max(0, end - RUN_WORDS) : end]) in text for end in ends)
 
 
-@pytest.mark.parametrize("framework", ["langchain", "llama_index", "haystack"])
-def test_a_rag_program_finds_the_right_section(
-    framework: str, open_server: RunningServer, llm: StandIn, tmp_path: Path
-) -> None:
-    script = PIPELINES / f"rag_{framework}.py"
-    assert len(script.read_text().splitlines()) <= MAX_LINES
-    write = [sys.executable, str(PIPELINES / "write_faq.py"), str(tmp_path / "faq")]
-    questions = subprocess.run(write, check=True, capture_output=True, text=True).stdout.splitlines()
-    servers = ["--server", f"{open_server.url}/v1", "--llm", f"http://127.0.0.1:{llm.server_port}/v1"]
+def answers_of(words: list[str], server: RunningServer, llm: StandIn, folder: Path) -> list[str]:
+    """Run a RAG program in a folder; return the lines that it prints. words: its path and its arguments."""
+    servers = ["--server", f"{server.url}/v1", "--llm", f"http://127.0.0.1:{llm.server_port}/v1"]
     done = subprocess.run(
-        [python_of("frameworks"), script, tmp_path / "faq", *questions, *servers],
+        [python_of("frameworks"), *words, *servers],
         capture_output=True,
         text=True,
         timeout=HANG_S,
-        cwd=tmp_path,
+        cwd=folder,
         # Nothing but the two servers can be reached, as on a machine without a network.
         env={
             "PATH": os.defpath,
-            "HOME": str(tmp_path),
+            "HOME": str(folder),
             "LANG": "C.UTF-8",
             "HAYSTACK_TELEMETRY_ENABLED": "False",
             "ALL_PROXY": "http://127.0.0.1:9",
@@ -76,7 +73,41 @@ def test_a_rag_program_finds_the_right_section(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    answers = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def write_faq(folder: Path) -> list[str]:
+    """Write Python's FAQ into the folder `faq` of a folder; return its questions. The page shows this command."""
+    python, script, *arguments, _, _ = WRITE
+    assert python == "python"
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *arguments], check=True, capture_output=True, text=True, cwd=folder
+    )
+    return done.stdout.splitlines()
+
+
+def test_the_commands_of_the_page_answer_its_question(
+    open_server: RunningServer, llm: StandIn, tmp_path: Path
+) -> None:
+    assert START == ["bert-serving-start", "-http_port", "8125"], "the fixtures start a server"
+    assert STAND_IN == ["python", "examples/pipelines/stand_in_llm.py"], "and this program"
+    packages = {name.partition("==")[0] for name in REQUIREMENTS["frameworks"]}
+    assert set(INSTALL) - {"pip", "install"} <= packages
+    assert ASK[-1] in write_faq(tmp_path)
+    (answer,) = answers_of([str(ROOT / ASK[1]), *ASK[2:]], open_server, llm, tmp_path)
+    assert [answer] == [answer_to(prompt) for prompt in llm.prompts]
+    (section,) = [section for section in python_manual("faq") if section.heading == ASK[-1]]
+    assert has_words_of(" ".join(section.paragraphs), answer)
+
+
+@pytest.mark.parametrize("framework", ["langchain", "llama_index", "haystack"])
+def test_a_rag_program_finds_the_right_section(
+    framework: str, open_server: RunningServer, llm: StandIn, tmp_path: Path
+) -> None:
+    script = PIPELINES / f"rag_{framework}.py"
+    assert len(script.read_text().splitlines()) <= MAX_LINES
+    questions = write_faq(tmp_path)
+    answers = answers_of([str(script), "faq", *questions], open_server, llm, tmp_path)
     assert answers == [answer_to(prompt) for prompt in llm.prompts]
 
     # The paragraphs of the right section of each question, in the order of the questions.

@@ -12,15 +12,20 @@ from typing import TypeAlias
 
 import pytest
 
+from tests.support.code_blocks import ROOT, blocks_run_by
 from tests.support.running_server import RunningServer
 from tests.support.tiny_models import make_classifier
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples/applications"
 MODULES = {"corpora", "report"}  # what the applications share
+SHOWN = [words for block in blocks_run_by(__file__) for words in block.commands]
+#: The words after `python` of the commands on the pages, by the name of the script, with a value that matters.
+COMMANDS = {Path(words[1]).stem: words[1:] for words in SHOWN if words[0] == "python" and "imdb" not in words}
+COMMANDS |= {f"{Path(words[1]).stem} imdb": words[1:] for words in SHOWN if words[-1] == "imdb"}
 TESTED = {
     "align_bibles",
     "classify_reviews",
+    "classify_reviews imdb",
     "distill_student",
     "find_duplicates",
     "mine_translations",
@@ -61,9 +66,10 @@ def run(server: RunningServer, tmp_path: Path) -> Run:
 
 
 def tables_of(folder: Path, name: str, *words: str) -> list[Table]:
-    """Run an application in a folder, and return the tables that it prints."""
+    """Run a command of COMMANDS in a folder, with more options; return the tables that it prints."""
+    script, *options = COMMANDS[name]
     done = subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py", *words],
+        [sys.executable, ROOT / script, *options, *words],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -86,11 +92,17 @@ def tables_of(folder: Path, name: str, *words: str) -> list[Table]:
 
 def test_every_application_is_short_and_has_a_page() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")} - MODULES
+    assert COMMANDS.keys() == TESTED
+    assert scripts == {name.split()[0] for name in TESTED}
+    # A fixture starts the server, and `make test` has installed the packages.
+    assert {" ".join(words[:2]) for words in SHOWN if words[0] != "python"} == {
+        "bert-serving-start",
+        "pip install",
+    }
     for name in scripts:
         assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= MAX_LINES, name
         (page,) = re.findall(r"docs/applications/\w+\.md", (EXAMPLES / f"{name}.py").read_text())
         assert f"python examples/applications/{name}.py" in (ROOT / page).read_text()
-    assert scripts == TESTED
 
 
 @full_and_small("--texts", "4000")
@@ -109,7 +121,7 @@ def test_classification(run: Run, words: list[str]) -> None:
 @pytest.mark.slow_examples
 @pytest.mark.timeout(TIMEOUT_S)
 def test_classification_of_long_reviews(run: Run) -> None:
-    found = run("classify_reviews", "--source", "imdb")["10,000 labelled texts"]
+    found = run("classify_reviews imdb")["10,000 labelled texts"]
     assert found["bag of words"] > found["vectors"] + 0.03, "docs/applications/classification.md says so"
 
 
