@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +17,9 @@ from bert_serving.server import Encoder
 from bert_serving.server.model.demo import find_demo_model
 from bert_serving.train import cli, distillation
 from bert_serving.train.agreement import mean_cosine, pairwise_cosines, rank_correlation
-from bert_serving.train.comparison import compare
 from bert_serving.train.distillation import _arguments, _begin, _LengthBatchSampler, distill
 from bert_serving.train.errors import TrainError
-from bert_serving.train.options import CompareJob, DistillJob, parse_distill
+from bert_serving.train.options import DistillJob, parse_distill
 from bert_serving.train.student import LayeredModel, opened, save, with_width
 from bert_serving.train.texts import read_texts
 from datasets import Dataset
@@ -26,10 +27,14 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import AutoModel
 
+from tests.support.code_blocks import blocks_run_by
 from tests.support.sentences import sentences
 from tests.support.tiny_models import FAMILIES, make_model
 from tests.support.waiting import HANG_S, wait_until
 
+#: What docs/applications/student.md shows.
+(SHOWN,) = blocks_run_by(__file__)
+DISTILL, COMPARE, START = (words[1:] for words in SHOWN.commands if words[0] != "pip")
 COMMAND = [sys.executable, "-c", "import sys; from bert_serving.train.cli import distill; sys.exit(distill())"]
 
 
@@ -45,38 +50,32 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_a_trained_student_agrees_more_than_its_layers_did_before(texts: str, tmp_path: Path) -> None:
-    words = [
-        "demo",
-        "-texts",
-        texts,
-        "-keep",
-        "0 3 5",
-        "-epochs",
-        "1",
-        "-evaluate_every",
-        "5",
-        "-batch_size",
-        "16",
-    ]
-    output = tmp_path / "student"
-    result = distill(parse_distill([*words, "-o", str(output)]), lambda line: None)
+def test_a_trained_student_agrees_more_than_its_layers_did_before(
+    texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(texts, "sentences.txt")
+    short = ["-epochs", "1", "-evaluate_every", "5", "-batch_size", "16"]
+    said: list[str] = []
+    result = distill(parse_distill([*DISTILL, *short]), said.append)
     found = result.agreement
     layered = LayeredModel(opened(str(find_demo_model()), "cpu", None))
     some = read_texts([texts], print, limit=100)
     wanted = layered.model.encode(some)
-    untrained = layered.reduced([0, 3, 5]).encode(some)
+    (*_, chosen) = [line.partition(":")[0] for line in said if line.startswith("with the layers")]
+    untrained = layered.reduced([int(layer) for layer in re.findall(r"\d+", chosen)]).encode(some)
     assert found.spearman > rank_correlation(pairwise_cosines(untrained), pairwise_cosines(wanted)) + 0.05
     assert found.cosine is not None
     assert found.cosine > mean_cosine(untrained, wanted) + 0.1
     assert result.student.size_mb < 0.8 * result.teacher.size_mb
-    written = json.loads((output / "comparison.json").read_text())
+    folder = START[START.index("-model_dir") + 1]
+    written = json.loads((tmp_path / folder / "comparison.json").read_text())
     assert written["agreement"]["spearman"] == found.spearman
-    assert written["student"]["model"] == str(output)
+    assert written["student"]["model"] == folder
     assert not (tmp_path / "student.training").exists()
     for_both = ["some words", "other words and more of them"]
-    ours = Encoder(output, dtype="float32", compile="off").encode(for_both)
-    assert np.allclose(ours, SentenceTransformer(str(output), device="cpu").encode(for_both), atol=1e-5)
+    ours = Encoder(folder, dtype="float32", compile="off").encode(for_both)
+    assert np.allclose(ours, SentenceTransformer(folder, device="cpu").encode(for_both), atol=1e-5)
 
 
 def test_the_comparison_chooses_layers_that_agree_most(texts: str) -> None:
@@ -278,12 +277,17 @@ def test_a_comparison_of_a_model_with_itself(
     assert "Spearman with the labels" in captured.out
 
 
-def test_other_models_agree_less(tiny: str, tmp_path: Path) -> None:
-    other = make_model(tmp_path / "other", "bert", seed=1, hidden_size=32)
-    result = compare(CompareJob(teacher=tiny, student=str(other), max_texts=300), lambda line: None)
-    assert result.agreement.cosine is None
-    assert result.agreement.neighbours < 0.9
-    assert result.agreement.spearman < 0.95
+def test_other_models_agree_less(tiny: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(texts, "other.txt")
+    make_model(tmp_path / "student", "bert", seed=1, hidden_size=32)
+    shown = [tiny if word == "demo" else word for word in COMPARE]
+    assert cli.compare([*shown, "-max_texts", "300", "-json_file", "out.json"]) == 0
+    agreement = json.loads((tmp_path / "out.json").read_text())["agreement"]
+    assert agreement["cosine"] is None
+    assert agreement["neighbours"] < 0.9
+    assert agreement["spearman"] < 0.95
+    assert "</svg>" in (tmp_path / "student.svg").read_text()
 
 
 @pytest.mark.parametrize("words", [["/nonexistent", "demo"], ["demo", "demo", "-texts", "/nonexistent.txt"]])

@@ -20,6 +20,7 @@ from bert_serving.ray import Embed
 from bert_serving.server.files import FileError
 from bert_serving.server.worker.encoder import Encoder
 
+from tests.support.code_blocks import blocks_run_by
 from tests.support.tiny_models import make_model
 from tests.support.waiting import HANG_S, wait_until
 
@@ -123,3 +124,30 @@ def test_options_reach_the_actors(model: Path) -> None:
     assert table["v"].is_valid().to_pylist() == [True, False, True]
     good = np.array(table["v"].drop_null().to_pylist(), np.float32)
     assert np.linalg.norm(good, axis=1) == pytest.approx([1, 1], abs=1e-2)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_job_of_the_page_writes_a_vector_for_each_row(model: Path, tmp_path: Path) -> None:
+    """With local folders, and with one actor on a CPU."""
+    (block,) = blocks_run_by(__file__)
+    code = block.code
+    for shown, here in (
+        ("s3://bucket", str(tmp_path)),
+        ("/mnt/shared", str(tmp_path)),
+        ("/models/my-model", str(model)),
+        ("num_gpus=1,", "num_cpus=1,"),
+        ("concurrency=4,", "concurrency=1,"),
+    ):
+        assert shown in code
+        code = code.replace(shown, here)
+    (tmp_path / "texts").mkdir()
+    pq.write_table(pa.table({"id": [7, 8, 9], "body": ["one", None, "two"]}), tmp_path / "texts/some.parquet")
+    context = ray.data.DataContext.get_current()
+    checkpoints = context.checkpoint_config
+    try:
+        exec(code, {})
+    finally:
+        context.checkpoint_config = checkpoints
+    table = pq.read_table(tmp_path / "vectors").sort_by("id")
+    assert table["id"].to_pylist() == [7, 8, 9]
+    assert table["vector"].is_valid().to_pylist() == [True, False, True]

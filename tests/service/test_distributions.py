@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import running_server
-from tests.support.code_blocks import ROOT, code_blocks, on_ports_of
+from tests.support.code_blocks import ROOT, blocks_run_by, code_blocks, on_ports_of
 from tests.support.processes import run
 from tests.support.running_server import RunningServer
 
@@ -94,25 +95,47 @@ def test_only_their_extras_bring_large_packages(built: Distributions) -> None:
     }
 
 
-def test_the_sdist_installs_and_serves_the_readmes_first_example(
-    built: Distributions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_sdist_takes_the_place_of_the_old_packages_and_serves_the_readmes_first_example(
+    built: Distributions, tmp_path: Path, demo_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The new environment can import the dependencies of this one, but nothing from this repository."""
+    """The commands are those of docs/migrating.md. The environment has nothing else from this repository."""
+    (block,) = blocks_run_by(__file__)
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")
     python, scripts = tmp_path / "env/bin/python", tmp_path / "env/bin"
     (site_packages,) = (tmp_path / "env/lib").glob("python*/site-packages")
     shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (site_packages / "shared.pth").write_text("\n".join(shared))
-    requirement = f"bert-embedding-service[server,demo] @ {built.sdist.as_uri()}"
-    install = ("--python", python, "install", "--no-warn-script-location", "-c", ROOT / "constraints.txt")
-    run(sys.executable, *PIP, *install, requirement, cwd=tmp_path, env={"PYTHONPATH": ""})
+    with tarfile.open(built.sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.glob("bert_embedding_service-*")
+    (scripts / "pip").write_text(f'#!/bin/sh\nexec {sys.executable} {" ".join(PIP)} --python {python} "$@"\n')
+    (scripts / "pip").chmod(0o755)
+    run(scripts / "pip", "install", "--no-deps", "bert-serving-client==1.10.0")
+    done = subprocess.run(
+        ["bash", "-euc", block.code.partition("bert-serving-start")[0]],
+        input="y\n",  # pip asks before it uninstalls
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=source,
+        env={
+            **os.environ,
+            "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+            "PIP_CONSTRAINT": str(ROOT / "constraints.txt"),
+            "PYTHONPATH": "",
+        },
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
     where = "import bert_serving.client as c, bert_serving.server as s; print(c.__file__, s.__file__)"
     files = run(python, "-c", where, cwd=tmp_path, env={"PYTHONPATH": ""}).split()
     assert all(Path(file).is_relative_to(site_packages) for file in files), files
+    installed = run(scripts / "pip", "list", "--path", site_packages, "--format=freeze")
+    assert "bert-serving-client" not in installed
     example = next(block for block in code_blocks(ROOT / "README.md") if block.language == "python")
     monkeypatch.setattr(running_server, "_BIN", scripts)
-    with RunningServer(env={"PYTHONPATH": ""}) as server:
+    options = [word.replace("/path/to/model", str(demo_model)) for word in block.start_options]
+    with RunningServer(*options, env={"PYTHONPATH": ""}) as server:
         code = on_ports_of(server.wait_ready(), example.code)
         printed = run(python, "-c", code, cwd=tmp_path, env={"PYTHONPATH": ""})
     assert printed.splitlines() == example.printed == ["(3, 384)"]

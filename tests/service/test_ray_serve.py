@@ -5,6 +5,8 @@ Ray is started once. The tests of the dialects have four applications; each othe
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import itertools
 import json
 import os
@@ -29,11 +31,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from tests.service.test_dialects import *  # noqa: F403  # these tests, with the fixture `model_servers` of this file
+from tests.support.code_blocks import blocks_run_by
 from tests.support.kubernetes import serve_config
 from tests.support.model_servers import ModelServers
+from tests.support.processes import run
 from tests.support.ray_cluster import RayCluster, applications, running_cluster
 from tests.support.running_server import RunningServer
 from tests.support.waiting import HANG_S, wait_until
+
+#: What docs/ray.md shows: the commands of Ray Serve, and the call of a handle.
+COMMANDS, HANDLE = blocks_run_by(__file__)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +105,19 @@ def test_a_replica_that_is_killed_under_load_costs_no_request(model_servers: Mod
         wait_until(lambda: statuses[200] > 200)
     assert statuses.keys() == {200}
     wait_until(lambda: len(now := {worker["pid"] for worker in workers(http)}) == 2 and victim not in now)
+
+
+def test_the_commands_of_the_page_start_an_application_that_answers(cluster: RayCluster, tiny: Path) -> None:
+    export, (serve_program, verb, *given), curl = COMMANDS.commands
+    name, _, value = export[1].partition("=")
+    assert os.environ[name] == value, "the cluster has this variable"
+    assert [serve_program, verb] == ["serve", "run"]
+    shown = [word.replace("/models/my-model", str(tiny)) for word in given]
+    cluster.serve_run("shown", *shown, "cpu=true", options=["--name", "shown", "--route-prefix", "/shown"])
+    words = [word.replace("http://127.0.0.1:8000", f"{cluster.url}/shown") for word in curl]
+    (vector,) = json.loads(run(*words))
+    assert len(vector) == 64
+    serve.delete("shown", _blocking=False)
 
 
 def test_replicas_are_added_for_a_load_that_waits_and_removed_after_it(cluster: RayCluster, tiny: Path) -> None:
@@ -189,8 +209,10 @@ def test_embed_gets_vectors_from_a_server(server: RunningServer, client: BertCli
 def test_a_handle_gives_vectors_and_errors_of_their_own_types(
     cluster: RayCluster, model_servers: ModelServers
 ) -> None:
-    engine = serve.get_deployment_handle("Engine", "prompted")
-    vectors = engine.encode.remote(["hello world", "a"], normalize=True).result()
-    assert (vectors.shape, vectors.dtype) == ((2, 384), "float32")
+    names: dict[str, Any] = {"serve": serve}
+    code = compile(HANDLE.code.replace('"vectors"', '"prompted"'), "page", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    asyncio.run(eval(code, names))
+    engine, vectors = names["engine"], names["vectors"]
+    assert (vectors.shape, vectors.dtype) == ((1, 384), "float32")
     with pytest.raises(InvalidRequest, match="pooling_layer"):
         engine.encode.remote(["a"], pooling_layer=99).result()

@@ -26,6 +26,8 @@ from bert_serving.server.logs import LogOptions
 from bert_serving.server.supervisor.process import Program
 from fastapi import Request
 
+from tests.support.code_blocks import blocks_run_by
+
 FILE = """
 # a comment
 alice  secret-of-alice-1  texts_per_minute=60 share=0.2
@@ -87,6 +89,14 @@ def test_a_line_has_a_name_a_key_and_limits(path: Path) -> None:
         ApiKey("alice", hash_of("secret-of-alice-1"), texts_per_minute=60, share=0.2),
         ApiKey("bob", hash_of("secret-of-bob-123")),
     )
+
+
+def test_the_file_of_the_page_is_read(path: Path) -> None:
+    (block,) = blocks_run_by(__file__)
+    path.write_text(block.code)
+    search, reports = read_key_file(path)
+    assert (search.name, search.texts_per_minute, search.share) == ("search", 6000, 0.2)
+    assert (reports.name, reports.texts_per_minute, reports.share) == ("reports", None, None)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pickle
 
 import pytest
+import yaml
 from bert_serving.ray.options import SERVER_SETTINGS, parse_args
 from bert_serving.server.model.errors import ModelError
 from bert_serving.server.settings import Settings
+
+from tests.support.code_blocks import blocks_run_by
 
 
 def test_strings_of_a_command_line_and_values_of_a_config_file_mean_the_same() -> None:
@@ -23,6 +26,16 @@ def test_strings_of_a_command_line_and_values_of_a_config_file_mean_the_same() -
     replicas, settings = parse_args(strings)
     assert (replicas.min_replicas, replicas.max_replicas, replicas.num_gpus) == (1, 4, 0.5)
     assert (settings.cpu, settings.pooling_layer, settings.max_seq_len) == (True, (-1, -2), 64)
+
+
+def test_the_application_takes_the_arguments_of_the_page() -> None:
+    (block,) = blocks_run_by(__file__)
+    (application,) = yaml.safe_load(block.code)["applications"]
+    assert application.keys() == {"name", "route_prefix", "import_path", "args"}
+    assert application["import_path"] == "bert_serving.ray:build_app"
+    replicas, settings = parse_args(application["args"])
+    assert (replicas.min_replicas, replicas.max_replicas, replicas.num_gpus) == (1, 4, 1)
+    assert settings.model_dir == "/models/my-model"
 
 
 def test_variables_that_would_give_other_vectors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
