@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -78,8 +79,14 @@ class CodeBlock:
     @property
     def commands(self) -> list[list[str]]:
         """The words of each command of a shell block, without comments."""
-        lines = self.code.replace("\\\n", " ").splitlines()
-        return [words for line in lines if (words := shlex.split(line, comments=True))]
+        found, command = [], ""
+        for line in self.code.replace("\\\n", " ").splitlines():
+            command += f"{line}\n"
+            with suppress(ValueError):  # a string goes on in the next line
+                found.append(shlex.split(command, comments=True))
+                command = ""
+        assert not command, f"{self}: {command}"
+        return [words for words in found if words]
 
     @property
     def start_options(self) -> list[str]:
