@@ -19,7 +19,7 @@ import pytest
 import yaml
 from bert_serving.client import BertClient
 
-from tests.support.code_blocks import ROOT
+from tests.support.code_blocks import ROOT, blocks_run_by
 from tests.support.processes import find_program, run
 from tests.support.running_server import RunningServer, free_ports
 from tests.support.waiting import HANG_S, wait_until
@@ -31,6 +31,12 @@ PANELS = [
     for path in sorted((DEPLOY / "grafana/dashboards").glob("*.json"))
     for panel in json.loads(path.read_text())["panels"]
     for target in panel.get("targets", ())
+]
+SHOWN = [
+    pytest.param(line, id=f"{block}: {line[:40]}")
+    for block in blocks_run_by(__file__)
+    for line in block.code.splitlines()
+    if not line.startswith("#")
 ]
 ALL_RULES = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in ALL_RULES if "alert" in rule}
@@ -144,6 +150,12 @@ def test_each_query_of_the_dashboards_returns_numbers(expr: str, prometheus: Pro
     for variable, value in {"$__rate_interval": "1m", "$job": "bert-serving", "$instance": ".*"}.items():
         expr = expr.replace(variable, value)
     assert prometheus.wait_for_numbers(expr)
+
+
+@pytest.mark.parametrize("expr", SHOWN)
+def test_each_query_of_the_page_returns_numbers(expr: str, prometheus: Prometheus) -> None:
+    prometheus.numbers(expr)
+    assert prometheus.wait_for_numbers(_COMPARISON.sub("", expr))
 
 
 @pytest.mark.parametrize("alert", ALERTS)
