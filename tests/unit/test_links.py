@@ -1,4 +1,4 @@
-"""The targets of the links between the documents exist."""
+"""The targets of the links between the Markdown files, and to other files of the repository, exist."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PAGES = [
-    path for place in ("*.md", "docs/**/*.md", "examples/*.md", "deploy/**/*.md") for path in ROOT.glob(place)
-]
+from tests.support.code_blocks import ROOT, pages
+
+PAGES = pages()
 
 _LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)")
 
