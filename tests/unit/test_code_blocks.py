@@ -82,6 +82,7 @@ def test_ci_runs_the_commands_that_contributors_run() -> None:
 
 
 def test_the_signatures_of_the_reference_are_compared_with_the_code() -> None:
+    assert all(block.page.startswith("docs/reference/") for block in BLOCKS if block.runner == BUILDER)
     _, _, check = MAKEFILE.partition("\ncheck:")
     assert f"{BUILDER} --check" in check.partition("\n\n")[0]
 
