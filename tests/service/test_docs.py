@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from inspect import isawaitable
+from inspect import iscoroutine
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +107,9 @@ def test_an_example_of_a_docstring_shows_its_result(
     for example in doctest.DocTestParser().get_examples(on_ports_of(prompted, code)):
         # As at the prompt of `python -m asyncio`, where `async with` may stand alone.
         result = eval(compile(example.source, str(block), "single", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
-        if isawaitable(result):
-            asyncio.run(_done(result))
+        if iscoroutine(result):
+            asyncio.run(result)
         assert capsys.readouterr().out == example.want
-
-
-async def _done(result: Any) -> None:
-    await result
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
