@@ -74,6 +74,10 @@ def _by_dialect(metric: str, *by: str) -> str:
     return f"sum by ({', '.join(('dialect', *by))}) ({rates} * on (instance, route) group_left (dialect) {routes})"
 
 
+_NO_PROBES = 'route!~"/ready|/health|/ping"'
+_HTTP = _rate("bert_serving_http_requests_total", "instance", labels=_NO_PROBES)
+_HTTP_ANSWERED = _rate("bert_serving_http_requests_total", "instance", labels=f'{_NO_PROBES}, status!~"5.."')
+
 _NOW = (
     Panel(
         "Workers ready", "none", "Workers that can take a batch", {"": _sum("bert_serving_workers_ready")}, True
@@ -148,6 +152,12 @@ _TRAFFIC = (
         "reqps",
         "Requests that got an error response",
         {"{{dialect}} {{code}}": _by_dialect("bert_serving_http_errors_total", "code")},
+    ),
+    Panel(
+        "HTTP requests that fail",
+        "percentunit",
+        "Part of the HTTP requests with status 5xx, also those that only a gateway has seen. Probes do not count",
+        {"{{instance}}": _share(f"({_HTTP} - {_HTTP_ANSWERED})", _HTTP)},
     ),
     Panel(
         "Refused before a request was read",

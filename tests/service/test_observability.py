@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -183,6 +184,32 @@ def test_requests_are_counted_by_dialect(dialect: str, prometheus: Prometheus) -
 
 def test_errors_are_counted_by_dialect(prometheus: Prometheus) -> None:
     assert prometheus.wait_for_numbers('dialect_code:bert_serving_http_errors:rate5m{dialect="Cohere"} > 0')
+
+
+def test_errors_that_only_a_gateway_has_seen_are_in_a_ratio(prometheus: Prometheus, server: RunningServer) -> None:
+    ratio = "instance:bert_serving_http_errors:ratio_rate5m > 0"
+    errors = "sum(bert_serving_errors_total)"
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nX-Request-Timeout-Ms: 1\r\n\r\n"
+
+    def is_seen_after_one_more() -> bool:
+        with socket.create_connection(("127.0.0.1", server.http_port)) as caller:  # the body never arrives
+            caller.sendall(head)
+            assert caller.recv(100).startswith(b"HTTP/1.1 504 ")
+        return bool(prometheus.numbers(ratio))
+
+    before = prometheus.numbers(errors)
+    wait_until(is_seen_after_one_more, lambda: prometheus.get("query", query=ratio))
+    assert prometheus.numbers(errors) == before
+
+
+def test_the_probes_that_are_no_errors_are_routes(prometheus: Prometheus, server: RunningServer) -> None:
+    (rule,) = [
+        rule for rule in ALL_RULES if rule.get("record") == "instance:bert_serving_http_errors:ratio_rate5m"
+    ]
+    (probes,) = set(re.findall(r'route!~"([^"]+)"', rule["expr"]))
+    assert [httpx.get(server.url + path).status_code for path in probes.split("|")] == [200, 200, 200]
+    for path in probes.split("|"):
+        assert prometheus.wait_for_numbers(f'bert_serving_http_requests_total{{route="{path}"}} > 0')
 
 
 def test_promtool_finds_nothing_wrong_with_rules_and_configuration() -> None:
