@@ -98,7 +98,7 @@ def _rows(text: str) -> Iterator[Row]:
 
 def _broker_text() -> str:
     """Return the metrics of the server process, with one series for each label."""
-    metrics = BrokerMetrics(["worker-0"])
+    metrics = BrokerMetrics(["worker-0"], ["gateway"])
     RepeatMetrics(metrics.registry, Repeats(ResultSizes(), cache_bytes=0))
     facts: dict[str, Any] = {field.name: "" for field in fields(ModelFacts)}
     ProcessMetrics(metrics.registry, lambda: {"server": []})

@@ -50,6 +50,10 @@ def _rate(metric: str, *by: str, labels: str = "") -> str:
     return f"sum by ({', '.join(by)}) (rate({_of(metric, labels)}[$__rate_interval]))"
 
 
+def _increase(metric: str, *by: str) -> str:
+    return f"sum by ({', '.join(by)}) (increase({_of(metric)}[10m]))"
+
+
 def _share(part: str, whole: str) -> str:
     """Return a quotient that is 0 as long as there is nothing to divide."""
     return f"{part} / clamp_min({whole}, 1e-9)"
@@ -324,8 +328,11 @@ _PROCESSES = (
     Panel(
         "Restarts in 10 minutes",
         "none",
-        "Worker processes that have ended",
-        {"{{worker}}": f"sum by (instance, worker) (increase({_of('bert_serving_worker_restarts_total')}[10m]))"},
+        "Processes of workers and of HTTP that have ended",
+        {
+            "{{worker}}": _increase("bert_serving_worker_restarts_total", "instance", "worker"),
+            "{{process}}": _increase("bert_serving_gateway_restarts_total", "instance", "process"),
+        },
     ),
     Panel(
         "Memory",

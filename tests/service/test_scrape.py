@@ -189,6 +189,10 @@ def test_counts_outlive_their_processes_and_use_no_more_files(served: Served) ->
         after = Scrape(Served(served.running, served.folder, http))
     counted = ("http_requests_total", "http_texts_total", "http_request_seconds_count")
     assert all(growth > 0 for growth in after.grown(before, *counted).values())
+    assert after.grown(before, "gateway_restarts_total", "worker_restarts_total") == {
+        "gateway_restarts_total gateway-0": 1,
+        "gateway_restarts_total gateway-1": 1,
+    }
     kinds = ("counter", "gauge_livesum", "histogram")
     expected = {f"{kind}_gateway-{i}.db" for kind in kinds for i in range(2)}
     assert {path.name for path in metrics_dir.iterdir()} == expected

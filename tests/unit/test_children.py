@@ -37,7 +37,10 @@ class FakeProcess:
 
 
 class FakeBroker:
-    """The broker as the children see it. calls: what happened, in this order. deaths: the counted ones."""
+    """The broker as the children see it. calls: what happened, in this order.
+
+    deaths, gateway_deaths: the counted ones.
+    """
 
     def __init__(self) -> None:
         self.clock = LoopClock()
@@ -49,6 +52,7 @@ class FakeBroker:
         self.watched: set[int] = set()
         self.calls: list[str] = []
         self.deaths: list[str] = []
+        self.gateway_deaths: list[str] = []
 
     def watch(self, descriptor: int) -> None:
         self.watched.add(descriptor)
@@ -74,6 +78,9 @@ class FakeBroker:
 
     def count_worker_death(self, name: str) -> None:
         self.deaths.append(name)
+
+    def count_gateway_death(self, name: str) -> None:
+        self.gateway_deaths.append(name)
 
     def worker_ended(self, name: str, pid: int) -> str | None:
         self.worker_lost(name, pid)
@@ -310,6 +317,7 @@ def test_a_gateway_that_is_silent_is_replaced() -> None:
     stage.turn(0.5)
     stage.turn()
     assert stage.alive == [2]
+    assert (stage.broker.gateway_deaths, stage.broker.deaths) == (["gateway"], [])
 
 
 # -- replacing workers that run ------------------------------------------------------------------------

@@ -64,6 +64,12 @@ def test_a_worker_is_in_one_state() -> None:
     assert restarts == {"worker-0": 0, "worker-1": 0}
 
 
+def test_gateways_have_a_series_for_each() -> None:
+    metrics = BrokerMetrics([], ["gateway-0", "gateway-1"])
+    restarts = {s.labels["process"]: s.value for s in families(metrics)["gateway_restarts"].samples}
+    assert restarts == {"gateway-0": 0, "gateway-1": 0}
+
+
 def test_duration_buckets_reach_to_minutes() -> None:
     metrics = BrokerMetrics()
     for seconds in (0.0009, 0.02, 0.12, 200, 1000):

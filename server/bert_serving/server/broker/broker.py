@@ -210,6 +210,11 @@ class Broker:
         if self._intake.is_accepting:  # a stopping server does not replace workers
             self._metrics.worker_restarts.labels(name).inc()
 
+    def count_gateway_death(self, name: str) -> None:
+        """Count a gateway process that died or was killed because of a fault."""
+        if self._intake.is_accepting:
+            self._metrics.gateway_restarts.labels(name).inc()
+
     def hung_workers(self, *, silent_s: float) -> dict[str, str]:
         """Return the workers that must be replaced, with the reasons: silent, too slow, or unreadable."""
         timeout_s = self._settings.worker_timeout

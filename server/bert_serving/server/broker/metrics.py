@@ -37,13 +37,14 @@ class BrokerMetrics:
     worker gets the first text of the request. tokenize, compute: time to tokenize or to compute a batch.
     """
 
-    def __init__(self, worker_names: Iterable[str] = ()) -> None:
+    def __init__(self, worker_names: Iterable[str] = (), gateway_names: Iterable[str] = ()) -> None:
         self.registry = Registry()
         self._add_requests()
         self._add_queue()
         self._add_replies()
         self._add_batches()
         self._add_workers(worker_names)
+        self._add_gateways(gateway_names)
 
     def _add_requests(self) -> None:
         self.requests = self._counter("requests", "Requests for vectors that arrived, from all clients")
@@ -149,6 +150,17 @@ class BrokerMetrics:
             self.busy.labels(name)
             self.worker_restarts.labels(name)
             self.set_worker_state(name, "starting")
+
+    def _add_gateways(self, gateway_names: Iterable[str]) -> None:
+        self.gateway_restarts = self._labelled(
+            "gateway_restarts",
+            "HTTP processes that died, were killed because of a fault, or could not be started, while the server "
+            "served. The requests that a process had are lost with it",
+            "counter",
+            "process",
+        )
+        for name in gateway_names:
+            self.gateway_restarts.labels(name)
 
     def set_worker_state(self, name: str, state: str) -> None:
         """Set the state of a worker, one of WORKER_STATES."""

@@ -304,6 +304,8 @@ class Children:
         child.backoff.died(self._now, was_ready=was_ready)
         if child.name in self._workers:
             self._broker.count_worker_death(child.name)
+        else:
+            self._broker.count_gateway_death(child.name)
         if self.has_been_ready or was_ready:
             return
         if refusal is not None:

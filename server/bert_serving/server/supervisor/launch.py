@@ -48,7 +48,7 @@ class Launch:
 
     def __init__(self, settings: Settings, *, token_rows: int | None) -> None:
         self._settings = settings
-        self.metrics = BrokerMetrics(self._worker_names)
+        self.metrics = BrokerMetrics(self._worker_names, self._gateway_names)
         with ExitStack() as resources:
             self._folder = _make_private_folder()
             resources.callback(shutil.rmtree, self._folder, ignore_errors=True)
@@ -74,6 +74,13 @@ class Launch:
     def _worker_names(self) -> list[str]:
         assert self._settings.num_worker is not None
         return [f"worker-{i}" for i in range(self._settings.num_worker)]
+
+    @property
+    def _gateway_names(self) -> list[str]:
+        if not self._settings.serves_http:
+            return []
+        count = self._settings.http_workers
+        return ["gateway"] if count == 1 else [f"gateway-{i}" for i in range(count)]
 
     def _make_tracer(self, resources: ExitStack) -> JobTracer | None:
         if self._tracing is None:
@@ -115,11 +122,9 @@ class Launch:
         if not self._settings.serves_http:
             return []
         listeners = open_listeners(self._settings, resources)
-        count = self._settings.http_workers
-        names = ["gateway"] if count == 1 else [f"gateway-{i}" for i in range(count)]
         metrics_dir = self._folder / "metrics"
         metrics_dir.mkdir()
-        return [self._make_gateway(name, listeners, metrics_dir) for name in names]
+        return [self._make_gateway(name, listeners, metrics_dir) for name in self._gateway_names]
 
     def _make_gateway(self, name: str, listeners: Sequence[socket], metrics_dir: Path) -> GatewayProgram:
         settings = self._settings
