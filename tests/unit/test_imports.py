@@ -15,12 +15,12 @@ SOURCES = (ROOT / "client", ROOT / "server")
 ALLOWED: dict[str, set[str]] = {
     "protocol": set(),
     "client": {"protocol"},
-    "settings": {"protocol", "model", "keys", "logs"},
+    "settings": {"protocol", "model", "keys", "logs", "trace_address"},
     "model": {"protocol"},
     "broker": {"protocol", "settings", "model", "compat.pooling_strategy", "buckets"},
     "worker": {"protocol", "model", "model.tensorflow.google_bert"},
     "gateway": {"protocol", "client", "settings", "buckets", "keys", "number_formats", "tls", "signals", "logs"},
-    "supervisor": {"protocol", "settings", "model", "broker", "keys", "tls", "signals", "logs"},
+    "supervisor": {"protocol", "settings", "model", "broker", "keys", "tls", "signals", "logs", "trace_address"},
     # What stands beside the server. No other part imports it.
     "engine": {"protocol", "client", "model", "broker", "worker"},
     "files": {"protocol", "client", "settings", "model", "number_formats", "worker"},
@@ -56,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "number_formats": {"protocol"},
     "signals": set(),
     "tls": set(),
+    "trace_address": set(),
     "compat.pooling_strategy": {"protocol"},
     # Converts a TensorFlow checkpoint into a PyTorch model. It is in model/ because it reads a file format, but
     # only the worker uses it.

@@ -47,8 +47,41 @@ def test_a_variable_that_the_sdk_refuses_is_an_error_of_one_line(monkeypatch: py
 def test_the_endpoint_must_be_an_address() -> None:
     with pytest.raises(ValueError, match="must begin with http:// or https://, got 'collector:4318'"):
         Settings(otel_endpoint="collector:4318")
-    with pytest.raises(ValueError, match="must not contain a password"):
-        Settings(otel_endpoint="http://user:secret@collector:4318")
+    with pytest.raises(ValueError, match=r"must name a host, such as .*, got 'http://:4318'"):
+        Settings(otel_endpoint="http://:4318")
+
+
+BAD = {
+    "collector:4318": "must begin with http:// or https://, got 'collector:4318'",
+    "grpc://collector:4317": "must begin with http:// or https://, got 'grpc://collector:4317'",
+    "http://": "must name a host",
+    "http:///v1/traces": "must name a host",
+    "http://collector:port": "must name a host",
+    "http://[::1": "must name a host",
+}
+
+
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])
+@pytest.mark.parametrize("address", BAD)
+def test_the_address_in_a_variable_is_checked_like_the_flag(variable: str, address: str) -> None:
+    with pytest.raises(StartError, match=f"^{variable} {BAD[address]}.*; OTEL_TRACES_EXPORTER=none turns"):
+        tracing_of(Settings(), {variable: address})
+    assert tracing_of(Settings(), {variable: address, "OTEL_TRACES_EXPORTER": "none"}) is None
+    assert tracing_of(Settings(otel_endpoint=ENDPOINT), {variable: address}) is not None  # the flag counts
+
+
+def test_the_variable_for_traces_alone_counts_if_both_are_set() -> None:
+    both = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": ENDPOINT, "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}
+    assert tracing_of(Settings(), both) is not None
+
+
+@pytest.mark.parametrize("address", ["http://user:secret@collector:4318", "user:secret@collector:4318"])
+def test_a_password_in_an_address_is_refused_and_in_no_message(address: str) -> None:
+    with pytest.raises(ValueError, match="otel_endpoint must not contain a password") as of_flag:
+        Settings(otel_endpoint=address)
+    with pytest.raises(StartError, match="OTEL_EXPORTER_OTLP_ENDPOINT must not contain a password") as of_variable:
+        tracing_of(Settings(), {"OTEL_EXPORTER_OTLP_ENDPOINT": address})
+    assert "secret" not in f"{of_flag.value} {of_variable.value}"
 
 
 class FakeReceiver(SpanExporter):

@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from .keys import hash_of
 from .logs import LogFormat, LogOptions
 from .model.spec import ModelOptions, split_list, validation_line
+from .trace_address import check_trace_address
 
 _ENV_PREFIX = "BERT_SERVING_"
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
@@ -41,6 +42,7 @@ class Settings(ModelOptions, BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=_ENV_PREFIX,
         env_ignore_empty=True,
+        hide_input_in_errors=True,  # it may be a key or a password
         enable_decoding=False,  # a variable holds a list as `0 1` or `0,1`, not as JSON
     )
 
@@ -261,10 +263,8 @@ class Settings(ModelOptions, BaseSettings):
     @field_validator("otel_endpoint")
     @classmethod
     def _otel_endpoint_is_an_address(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError(f"otel_endpoint must begin with http:// or https://, got {value[:80]!r}")
-        if value is not None and "@" in value:  # clients can read the settings
-            raise ValueError("otel_endpoint must not contain a password: use OTEL_EXPORTER_OTLP_HEADERS")
+        if value is not None:
+            check_trace_address("otel_endpoint", value)
         return value
 
     @field_validator("root_path")
