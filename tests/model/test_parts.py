@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bert_serving.protocol import EncodeOptions, InvalidRequest
+from bert_serving.protocol.trace_names import TraceNames
 from bert_serving.protocol.workers import Batch, Failed, Part, Rejected, Result, Vectors
 from bert_serving.server.worker import tokenization
 from bert_serving.server.worker.computation import Computation, TokenizedBatch
@@ -125,7 +126,9 @@ def test_an_error_is_logged_without_the_texts_of_users(
     parts = tokenize_parts(encoder, [GOOD])
     monkeypatch.setattr(Encoder, "forward_steps", _raise)
     with caplog.at_level(logging.INFO):
-        result = Computation(encoder, TokenizedBatch(7, parts, 0.0, "req-1"), np.dtype(np.float32)).step()
+        result = Computation(
+            encoder, TokenizedBatch(7, parts, 0.0, TraceNames(("req-1",))), np.dtype(np.float32)
+        ).step()
     assert isinstance(result, Failed)
     assert result.message.startswith("_Broken: cannot read")
     assert len(result.message) <= 300

@@ -179,6 +179,9 @@ def test_a_request_has_its_names_in_the_logs_of_all_processes(tiny: Path) -> Non
             f"{verbose.url}/embed", json={"inputs": "a", "prompt_name": "x"}, headers=headers, timeout=HANG_S
         ).is_error
         wait_until(lambda: {"server", "gateway", "worker-0"} <= _processes_that_name("my-request", verbose.log))
+        headers = {"X-Request-Id": "one,two/three"}
+        httpx.post(f"{verbose.url}/embed", json={"inputs": "a"}, headers=headers, timeout=HANG_S)
+        verbose.wait_for('trace="one,two/three/"')
 
 
 def _processes_that_name(trace: str, log: str) -> set[str]:

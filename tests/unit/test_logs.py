@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 from bert_serving.protocol import EncodeRequest
+from bert_serving.protocol.trace_names import TraceNames
 from bert_serving.protocol.workers import Batch, Part, worker_message_from_frames, worker_message_to_frames
 from bert_serving.server.broker.account import Account
 from bert_serving.server.broker.batching import InFlightBatch
 from bert_serving.server.broker.job import Job, Slice
+from bert_serving.server.gateway.calls import REQUEST_ID, call_of
+from bert_serving.server.gateway.calls import TRACE_ID as SCOPE_TRACE_ID
 from bert_serving.server.logs import JsonLines, RequestIds, WithoutMessages, note_request
+from fastapi import Request
 
 SECRET = "zanzibar"
 
@@ -43,19 +47,20 @@ def test_the_message_of_an_exception_is_not_logged() -> None:
     ("traces", "said"),
     [
         (["a", None, "a", "b/c"], "a,-,b/c"),
+        (["a,b", "c d", 'e=", "'], r'"a,b","c d","e=\", \""'),
         ([f"r{i}" for i in range(20)], "r0,r1,r2,r3,r4,r5,r6,r7,and 12 more"),
         ([], ""),
     ],
 )
 def test_a_batch_has_the_names_of_its_requests(traces: list[str | None], said: str) -> None:
     batch = Batch(1, [Part(["text"], trace=trace) for trace in traces])
-    assert batch.traces == said
+    assert str(batch.traces) == said
     received = worker_message_from_frames(worker_message_to_frames(batch))
     assert isinstance(received, Batch)
-    assert received.traces == said
+    assert received.traces == batch.traces
     held = Account(1 << 20, share=1.0).reserve(b"", 1)
     jobs = [Job(1, EncodeRequest(b"a", b"1", ["text"], trace=trace), 0.0, b"", held, held) for trace in traces]
-    assert InFlightBatch([Slice(job, 0, 1) for job in jobs], 1.0).traces == said
+    assert InFlightBatch([Slice(job, 0, 1) for job in jobs], 1.0).traces == batch.traces
 
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -95,14 +100,40 @@ def test_an_exception_in_json_has_no_message() -> None:
         ({"trace": "a/b"}, {"request_id": "a/b"}),
         ({"trace": f"-/{TRACE_ID}"}, {"trace_id": TRACE_ID}),
         ({"trace": None}, {}),
-        ({"traces": "-"}, {}),
-        ({"traces": f"mine/{TRACE_ID}"}, {"request_id": "mine", "trace_id": TRACE_ID}),
-        ({"traces": f"mine/{TRACE_ID},-"}, {"requests": f"mine/{TRACE_ID},-"}),
+        ({"trace": f"a/{TRACE_ID}x"}, {"request_id": f"a/{TRACE_ID}x"}),
+        ({"traces": TraceNames()}, {}),
+        ({"traces": TraceNames(("-",))}, {}),
+        ({"traces": TraceNames(("a,b",))}, {"request_id": "a,b"}),
+        ({"traces": TraceNames((f"mine/{TRACE_ID}",))}, {"request_id": "mine", "trace_id": TRACE_ID}),
+        (
+            {"traces": TraceNames((f"mine/{TRACE_ID}", "-", "a,b"), num_more=7)},
+            {"requests": [f"mine/{TRACE_ID}", "-", "a,b"], "num_requests": 10},
+        ),
         ({"fields": {"status": 200}}, {"status": 200}),
     ],
 )
 def test_an_event_names_its_requests(extra: dict[str, object], ids: dict[str, object]) -> None:
     assert {name: value for name, value in event(**extra).items() if name not in event()} == ids
+
+
+@pytest.mark.parametrize("trace_id", ["", TRACE_ID])
+@pytest.mark.parametrize(
+    "request_id", ["mine", "a,b", "/", "a/b", "a/", f"a/{TRACE_ID}", f"/{TRACE_ID}/", "-", "a b="]
+)
+def test_a_caller_may_choose_any_request_id(request_id: str, trace_id: str) -> None:
+    scope: dict[str, Any] = {
+        "type": "http",
+        "headers": [],
+        "client": None,
+        REQUEST_ID: request_id,
+        SCOPE_TRACE_ID: trace_id,
+    }
+    trace = call_of(Request(scope)).trace
+    ids = {"request_id": request_id, "trace_id": trace_id}
+    expected = {name: value for name, value in ids.items() if value and value != "-"}
+    for extra in ({"trace": trace}, {"traces": TraceNames.of([trace])}):
+        found = event(**extra)
+        assert {name: found[name] for name in found if name in (*ids, "requests")} == expected
 
 
 def test_every_event_of_a_task_names_its_request() -> None:

@@ -8,7 +8,7 @@ A message is sent as `kind | header | array ...`. The header is a JSON object. N
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -17,8 +17,7 @@ from .errors import ServingError, error_from_info
 from .known_options import known_options, options_to_json
 from .messages import JsonObject, Rows, Spans, Text, TextError
 from .options import EncodeOptions
-
-_MAX_TRACES = 8
+from .trace_names import TraceNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +99,9 @@ class Batch:
     parts: Sequence[Part]
 
     @property
-    def traces(self) -> str:
-        """The names of the requests in a log line."""
-        return joined_traces(part.trace for part in self.parts)
+    def traces(self) -> TraceNames:
+        """The names of the requests, for logs."""
+        return TraceNames.of(part.trace for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +168,6 @@ class Heartbeat:
 @dataclass(frozen=True, slots=True)
 class Stop:
     """The worker must end at once. The broker sends this message when it no longer waits for results."""
-
-
-def joined_traces(traces: Iterable[str | None]) -> str:
-    """Return the names of the requests in a batch for a log line: at most eight, and how many more there are."""
-    names = list(dict.fromkeys(trace or "-" for trace in traces))
-    more = [f"and {len(names) - _MAX_TRACES} more"] if len(names) > _MAX_TRACES else []
-    return ",".join([*names[:_MAX_TRACES], *more])
 
 
 PartResult: TypeAlias = "Vectors | Rejected"

@@ -32,6 +32,7 @@ from bert_serving.protocol import (
     Unavailable,
 )
 from bert_serving.protocol.errors import ErrorInfo, error_from_info
+from bert_serving.protocol.trace_names import quoted
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, TaskCancelledError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
@@ -85,7 +86,7 @@ class ReplicasClient:
         try:
             return number, await self._sent(texts, options, spans, more)
         except Unavailable as exc:
-            log.warning("sending a request once more trace=%s reason=%s", trace, exc.message)
+            log.warning("sending a request once more trace=%s reason=%s", quoted(trace), exc.message)
         if deadline is not None:
             more["timeout_ms"] = _remaining_ms(deadline)
         return number, await self._sent(texts, options, spans, more)

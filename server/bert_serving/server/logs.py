@@ -3,7 +3,7 @@
 Only the outermost function of a process calls `set_up_logging`. A log call may add to the JSON object:
 
     extra={"trace": name}      the event is about one request; the name is that of EncodeRequest.trace
-    extra={"traces": names}    the event is about a batch; the names are those of Batch.traces
+    extra={"traces": names}    the event is about a batch; the names are Batch.traces
     extra={"fields": mapping}  more values, each under its own name
 
 A process that handles several requests in one thread calls `note_request` in the task of each request.
@@ -13,22 +13,23 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from logging import _SysExcInfoType as SysExcInfoType
 
 LogFormat = Literal["text", "json"]
 
-_TRACE_ID_DIGITS = 32
+_TRACE_ID = re.compile("([0-9a-f]{32})?")
 _CHATTY = ("asyncio", "uvicorn", "httpx", "httpcore", "urllib3", "filelock")
 _QUOTING = ("opentelemetry.trace",)  # its warnings quote the header tracestate: a caller can write anything there
 
@@ -54,6 +55,13 @@ class RequestIds:
     def items(self) -> Iterator[tuple[str, str]]:
         """Yield the names and values of the ids that are known."""
         return ((name, value) for name in self.__slots__ if (value := getattr(self, name)))
+
+
+class BatchNames(Protocol):
+    """The names of the requests in a batch, and how many others there are. TraceNames are such names."""
+
+    names: Sequence[str]
+    num_more: int
 
 
 # The request of the current task. The tasks that this task creates have it too.
@@ -103,23 +111,29 @@ class JsonLines(logging.Formatter):
         return json.dumps(event, default=str)  # only ASCII, and line breaks are escaped
 
 
-def _ids_of(record: logging.LogRecord) -> Iterator[tuple[str, str]]:
-    traces = getattr(record, "traces", None)
-    if traces is not None and "," in traces:
-        yield "requests", traces
-    elif (ids := _current.get() or _ids_in(getattr(record, "trace", traces))) is not None:
+def _ids_of(record: logging.LogRecord) -> Iterator[tuple[str, object]]:
+    trace: str | None = getattr(record, "trace", None)
+    batch: BatchNames | None = getattr(record, "traces", None)
+    if batch is not None:
+        if len(batch.names) > 1:
+            yield "requests", batch.names
+            yield "num_requests", len(batch.names) + batch.num_more
+            return
+        trace = "".join(batch.names)
+    if (ids := _current.get() or _ids_in(trace)) is not None:
         yield from ids.items()
 
 
 def _ids_in(trace: str | None) -> RequestIds | None:
     """Return the ids in the name of a request, which is its id, or its id, a slash and a trace id.
 
-    Some requests of BertClient have a trace, but no id: their name begins with "-".
+    If the id has a slash, a trace id follows, which may be empty: see gateway/calls.py. Some requests of
+    BertClient have a trace, but no id: their name begins with "-".
     """
     if not trace or trace == "-":
         return None
     request_id, _, trace_id = trace.rpartition("/")
-    if not request_id or len(trace_id) != _TRACE_ID_DIGITS:
+    if not request_id or not _TRACE_ID.fullmatch(trace_id):
         return RequestIds(trace)
     return RequestIds("" if request_id == "-" else request_id, trace_id)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from bert_serving.protocol import ErrorReply, ServingError
+from bert_serving.protocol.trace_names import quoted
 
 from .account import NoRoom
 from .admission import Admission
@@ -68,7 +69,10 @@ class Answers:
         for failure in failures:
             request = failure.job.request
             log.debug(
-                "request failed trace=%s error=%s", request.trace, failure.error, extra={"trace": request.trace}
+                "request failed trace=%s error=%s",
+                quoted(request.trace),
+                failure.error,
+                extra={"trace": request.trace},
             )
             if self._tracer is not None:
                 self._tracer.failed(failure.job, failure.error, now)

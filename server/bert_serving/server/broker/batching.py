@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from bert_serving.protocol.workers import joined_traces
+from bert_serving.protocol.trace_names import TraceNames
 
 from .fair_queue import FairQueue
 from .job import Slice, TextCost
@@ -34,9 +34,9 @@ class InFlightBatch:
     given_at: float = 0.0
 
     @property
-    def traces(self) -> str:
-        """The names of the requests in a log line."""
-        return joined_traces(slice_.job.request.trace for slice_ in self.slices)
+    def traces(self) -> TraceNames:
+        """The names of the requests, for logs."""
+        return TraceNames.of(slice_.job.request.trace for slice_ in self.slices)
 
 
 @dataclass(slots=True)

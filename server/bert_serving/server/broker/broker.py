@@ -339,7 +339,7 @@ class Broker:
 
     def _on_result(self, name: str, result: Result, now: float) -> None:
         num_texts, num_tokens = self._metrics.count_batch(name, result, self._scheduler.full_batch_tokens(name))
-        traces = self._scheduler.traces(name, result.batch_id) if log.isEnabledFor(logging.DEBUG) else ""
+        traces = self._scheduler.traces(name, result.batch_id) if log.isEnabledFor(logging.DEBUG) else None
         log.debug(
             "batch done worker=%s id=%d texts=%d tokens=%d tokenize_ms=%.1f compute_ms=%.1f trace=%s",
             name, result.batch_id, num_texts, num_tokens, result.tokenize_ms, result.compute_ms, traces,

@@ -24,6 +24,7 @@ from bert_serving.protocol import (
     request_from_frames,
     sender_of,
 )
+from bert_serving.protocol.trace_names import quoted
 
 from ..settings import Settings
 from .account import Reservation
@@ -131,11 +132,11 @@ class Intake:
             elif self._tracer is not None and isinstance(request, EncodeRequest):
                 self._tracer.refused(request, error, now, is_from_gateway=is_from_gateway)
             trace = getattr(request, "trace", None)
-            log.debug("refused request trace=%s error=%s", trace, error, extra={"trace": trace})
+            log.debug("refused request trace=%s error=%s", quoted(trace), error, extra={"trace": trace})
             self._refuse(frames, error, now)
         except Exception:  # an unexpected error must fail only this request
             trace = getattr(request, "trace", None)
-            log.exception("cannot handle a request trace=%s", trace, extra={"trace": trace})
+            log.exception("cannot handle a request trace=%s", quoted(trace), extra={"trace": trace})
             self._refuse(frames, ServingError("internal error"), now)
         finally:
             if held is not None:

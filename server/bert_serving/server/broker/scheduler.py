@@ -45,6 +45,7 @@ from bert_serving.protocol import (
     Unavailable,
     WorkerFailed,
 )
+from bert_serving.protocol.trace_names import TraceNames
 from bert_serving.protocol.workers import Batch, ModelFacts, PartResult, Rejected, Result, Vectors
 
 from .account import Reservation
@@ -368,10 +369,10 @@ class Scheduler:
         self._learn(worker, batch, result)
         return ended
 
-    def traces(self, name: str, batch_id: int) -> str:
-        """Return the names of the requests in a batch of a worker, for a log line."""
+    def traces(self, name: str, batch_id: int) -> TraceNames:
+        """Return the names of the requests in a batch of a worker, for logs."""
         batch = self.in_flight(name, batch_id)
-        return "" if batch is None else batch.traces
+        return TraceNames() if batch is None else batch.traces
 
     def in_flight(self, name: str, batch_id: int) -> InFlightBatch | None:
         """Return a batch that a worker has; None if it does not have this batch."""

@@ -6,8 +6,9 @@ request id is the caller's own, if the caller sent one.
 
 from __future__ import annotations
 
-import json
 import logging
+
+from bert_serving.protocol.trace_names import quoted
 
 from .facts import RequestFacts
 
@@ -28,11 +29,5 @@ def log_request(facts: RequestFacts) -> None:
         "tokens": facts.num_tokens,
     }
     known = {name: value for name, value in fields.items() if value is not None}
-    line = " ".join(f"{name}={_quoted(value)}" for name, value in known.items())
+    line = " ".join(f"{name}={quoted(value)}" for name, value in known.items())
     log.info("request %s", line, extra={"fields": known})
-
-
-def _quoted(value: object) -> str:
-    """Return a value in quotes if it could look like other fields: a caller may choose its request id."""
-    text = str(value)
-    return json.dumps(text) if set(text) & set(' ="') else text

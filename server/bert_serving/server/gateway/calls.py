@@ -142,7 +142,10 @@ def _on_error(given: str) -> OnError:
 
 
 def _trace_of(request: Request) -> str:
-    """Return the request id, and after a slash the id of the trace of the request, if there is one."""
+    """Return the request id, and after a slash the id of the trace of the request, if there is one.
+
+    A request id with a slash is always followed by one, so that none of it can look like the id of a trace.
+    """
     request_id = str(request.scope.get(REQUEST_ID, "-"))
     trace_id = request.scope[TRACE_ID] if TRACE_ID in request.scope else trace_id_of(request.scope)
-    return f"{request_id}/{trace_id}" if trace_id else request_id
+    return f"{request_id}/{trace_id}" if trace_id or "/" in request_id else request_id

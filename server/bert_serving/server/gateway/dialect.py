@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import orjson
 from bert_serving.protocol import Overloaded, ServingError, Unauthorized, Unavailable
+from bert_serving.protocol.trace_names import quoted
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
@@ -101,10 +102,10 @@ class Dialect:
                 raise
             error = Unavailable("the server is shutting down")
         except Exception:  # caught here, because the application's error handler does not know the dialect
-            log.exception("cannot handle request trace=%s", context.service.call.trace)
+            log.exception("cannot handle request trace=%s", quoted(context.service.call.trace))
             error = ServingError("internal error")
         code = context.request.scope[ERROR_CODE] = getattr(error, "code", Unavailable.code)
-        log.debug("refused request trace=%s error=%s", context.service.call.trace, code)
+        log.debug("refused request trace=%s error=%s", quoted(context.service.call.trace), code)
         return self.error_response(error)
 
     def error_response(self, error: ServingError | TimeoutError) -> Response:

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from bert_serving.protocol.trace_names import TraceNames
 from bert_serving.protocol.workers import Batch, Failed, PartResult, Rejected, Result
 
 from ..model.errors import one_line
@@ -25,12 +26,12 @@ _MAX_MESSAGE_CHARS = 300
 
 @dataclass(frozen=True, slots=True)
 class TokenizedBatch:
-    """A batch whose texts are ready for the model. traces: the names of its requests in a log line."""
+    """A batch whose texts are ready for the model. traces: the names of its requests, for logs."""
 
     batch_id: int
     parts: Sequence[TokenizedPart | Rejected]
     tokenize_ms: float
-    traces: str = ""
+    traces: TraceNames = TraceNames()  # noqa: RUF009
 
     @property
     def num_tokens(self) -> int:
