@@ -12,6 +12,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from tests.support.browser import WatchedPage, running_browser
 from tests.support.model_servers import ModelServers
 from tests.support.running_server import RunningServer
 from tests.support.sentences import sentences
-from tests.support.waiting import wait_until
+from tests.support.waiting import HANG_S, wait_until
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts/page"
 EXAMPLES = (
@@ -183,6 +184,18 @@ def test_a_page_is_no_request_in_flight(server: RunningServer) -> None:
         wait_until(lambda: in_flight() == "1.0")  # /metrics itself
     text = httpx.get(f"{server.url}/metrics").text
     assert 'http_request_seconds_count{route="/page/live"} 1.0' in text  # that of HEAD
+
+
+def test_one_address_cannot_take_all_pages(server: RunningServer) -> None:
+    events: list[Iterator[str]] = []
+    with ExitStack() as pages, httpx.Client(limits=httpx.Limits(max_connections=None), timeout=HANG_S) as caller:
+        for _ in range(100):
+            page = pages.enter_context(caller.stream("GET", f"{server.url}/page/live"))
+            events.append(page.iter_lines())  # kept: the connection ends with its iterator
+            event = json.loads(next(events[-1]).removeprefix("data: "))
+            if "points" not in event:
+                break
+        assert "pages are open for this key or address, which is the limit" in event["reason"]
 
 
 def test_an_open_page_does_not_delay_the_end_of_the_server(tiny: Path, open_page: OpenPage) -> None:

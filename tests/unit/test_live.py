@@ -13,6 +13,8 @@ from bert_serving.server.gateway.live import LiveHistory
 
 from tests.support.gateway import make_service
 
+ALICE, BOB = "key:alice", "key:bob"
+
 
 class Broker:
     """Counts how often it is asked; each time it has one point more. is_down: it does not answer."""
@@ -44,7 +46,7 @@ def test_pages_share_one_task_and_nobody_costs_nothing(broker: Broker) -> None:
     async def use() -> None:
         history = LiveHistory(make_service(broker))
         assert (broker.num_asked, history._polling) == (0, None)
-        first, second = history.events(), history.events()
+        first, second = history.events(ALICE), history.events(ALICE)
         assert (await read(first))["points"] == [[1.0]]
         assert (await read(first))["points"] == [[1.0], [2.0]]
         assert (await read(second))["points"][0] == [1.0]
@@ -61,7 +63,7 @@ def test_pages_share_one_task_and_nobody_costs_nothing(broker: Broker) -> None:
 
 def test_a_broker_that_does_not_answer_is_shown(broker: Broker) -> None:
     async def use() -> None:
-        events = LiveHistory(make_service(broker)).events()
+        events = LiveHistory(make_service(broker)).events(ALICE)
         await read(events)
         broker.is_down = True
         while (event := await read(events)).get("ready"):
@@ -80,7 +82,7 @@ def test_a_page_that_does_not_read_holds_few_events(broker: Broker, monkeypatch:
 
     async def use() -> None:
         history = LiveHistory(make_service(broker))
-        events = history.events()
+        events = history.events(ALICE)
         await read(events)
         await read(events)
         while broker.num_asked < 20:
@@ -96,7 +98,7 @@ def test_a_page_that_does_not_read_holds_few_events(broker: Broker, monkeypatch:
 def test_a_key_that_is_removed_ends_the_stream(broker: Broker) -> None:
     async def use() -> None:
         allowed = [True]
-        events = LiveHistory(make_service(broker)).events(lambda: allowed[0])
+        events = LiveHistory(make_service(broker)).events(ALICE, lambda: allowed[0])
         await read(events)
         await read(events)
         allowed.clear()
@@ -111,11 +113,38 @@ def test_the_number_of_streams_is_limited(broker: Broker, monkeypatch: pytest.Mo
 
     async def use() -> None:
         history = LiveHistory(make_service(broker))
-        first = history.events()
+        first = history.events(ALICE)
         await read(first)
-        second = [event async for event in history.events()]
+        second = [event async for event in history.events(BOB)]
         assert [b"the limit" in event for event in second] == [True]
         await first.aclose()
-        assert (await read(history.events()))["ready"]
+        assert (await read(history.events(ALICE)))["ready"]
+
+    asyncio.run(asyncio.wait_for(use(), 20))
+
+
+def test_a_caller_may_have_as_many_streams_as_are_free(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_MAX_STREAMS", 8)
+
+    async def use() -> None:
+        history = LiveHistory(make_service(broker))
+
+        async def opened(caller: str) -> tuple[list[Any], str]:
+            """Open streams until one is refused; return those that are open, and the reason."""
+            streams = []
+            while (event := await read(events := history.events(caller)))["ready"]:
+                streams.append(events)
+            return streams, event["reason"]
+
+        of_alice, reason = await opened(ALICE)
+        assert (len(of_alice), reason) == (
+            4,
+            "4 pages are open for this key or address, which is the limit while 4 are free",
+        )
+        of_bob, _ = await opened(BOB)
+        assert len(of_bob) == 2
+        await of_alice[0].aclose()
+        assert not (await read(history.events(ALICE)))["ready"]  # she still has more than are free
+        assert (await read(of_bob[0]))["ready"]
 
     asyncio.run(asyncio.wait_for(use(), 20))

@@ -81,10 +81,12 @@ class Call:
 
 def call_of(request: Request) -> Call:
     """Return what the headers of a request say. Raises UnreadableBody if a value is not valid."""
-    flow, share = _flow_of(request)
+    flow = flow_of(request)
     timeout_ms = _timeout_ms(request.headers.get("x-request-timeout-ms"))
     deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
     on_error = _on_error(request.headers.get("x-on-error", "error"))
+    key = request.scope.get(API_KEY)
+    share = None if key is None else key.share
     return Call(flow, share, deadline, timeout_ms, _trace_of(request), on_error)
 
 
@@ -109,12 +111,19 @@ def path_of(scope: Scope) -> str:
     return path.removeprefix(prefix)
 
 
-def _flow_of(request: Request) -> tuple[str, float | None]:
-    """Return the name of the caller's flow, which is its key or else its address, and the share of its key."""
+def flow_of(request: Request) -> str:
+    """Return the name of the caller's flow, which is its key or else its address.
+
+    Call this after the check of the key. Behind a proxy, the address is that of the proxy, unless
+    -http_trusted_proxies names it.
+    """
     key = request.scope.get(API_KEY)
-    if key is not None:
-        return f"key:{key.name}"[:_MAX_FLOW_CHARS], key.share
-    return f"address:{_network_of(request.client.host) if request.client else ''}"[:_MAX_FLOW_CHARS], None
+    name = (
+        f"address:{_network_of(request.client.host) if request.client else ''}"
+        if key is None
+        else f"key:{key.name}"
+    )
+    return name[:_MAX_FLOW_CHARS]
 
 
 def _network_of(host: str) -> str:

@@ -7,6 +7,7 @@ stream, so it costs nothing if no page is open.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 
@@ -15,6 +16,7 @@ from bert_serving.protocol import Command, JsonObject, ServingError
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
+from .calls import flow_of
 from .dialect import BERT_AS_SERVICE
 from .middleware import FOLLOWS
 from .operations import OPERATIONS
@@ -31,11 +33,15 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class LiveHistory:
-    """The streams of this process."""
+    """The streams of this process.
+
+    A caller may have as many streams as are free, so one caller alone gets half of them. This is the rule of
+    GatewayMemory: there is always a stream for another caller, and many users behind one proxy still get many.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._streams: set[asyncio.Queue[bytes | None]] = set()
+        self._streams: dict[asyncio.Queue[bytes | None], str] = {}  # with the name of the caller
         self._polling: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -44,17 +50,17 @@ class LiveHistory:
         """The number of pages that follow this process."""
         return len(self._streams)
 
-    async def events(self, may_read: Callable[[], bool] = lambda: True) -> AsyncGenerator[bytes]:
+    async def events(self, caller: str, may_read: Callable[[], bool] = lambda: True) -> AsyncGenerator[bytes]:
         """Yield events: first one with all points of the last minutes, then events with the newest points.
 
         An event is the broker's reply to SHOW_HISTORY or SHOW_RECENT. If there is none, it is {"ready": false,
-        "reason": ...}. The events end when the process ends, and when `may_read` returns False.
+        "reason": ...}. The events end when the process ends, and when `may_read` returns False. caller: its flow.
         """
-        if len(self._streams) >= _MAX_STREAMS:
-            yield _event({"ready": False, "reason": f"{_MAX_STREAMS} pages are open, which is the limit"})
+        if (refusal := self._refusal(caller)) is not None:
+            yield _event({"ready": False, "reason": refusal})
             return
         mine: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_UNREAD)
-        self._streams.add(mine)
+        self._streams[mine] = caller
         if self._polling is None or self._polling.done():
             self._polling = asyncio.create_task(self._poll())
         try:
@@ -63,7 +69,7 @@ class LiveHistory:
                 yield event
             yield _END
         finally:
-            self._streams.discard(mine)
+            self._streams.pop(mine, None)
             if not self._streams and self._polling is not None:
                 self._polling.cancel()
                 self._polling = None
@@ -72,6 +78,18 @@ class LiveHistory:
         """End all streams, so that the process can end."""
         self._is_closed = True
         self._send(None)
+
+    def _refusal(self, caller: str) -> str | None:
+        """Return why a caller gets no other stream; None: it gets one."""
+        num_free = _MAX_STREAMS - len(self._streams)
+        num_own = Counter(self._streams.values())[caller]
+        if num_free <= 0:
+            return f"{_MAX_STREAMS} pages are open, which is the limit"
+        if num_own >= num_free:
+            return (
+                f"{num_own} pages are open for this key or address, which is the limit while {num_free} are free"
+            )
+        return None
 
     async def _poll(self) -> None:
         while True:
@@ -111,7 +129,9 @@ def create_router(service: Service, live: LiveHistory) -> APIRouter:
                 return False
             return True
 
-        return StreamingResponse(live.events(may_read), media_type="text/event-stream", headers=_HEADERS)
+        return StreamingResponse(
+            live.events(flow_of(request), may_read), media_type="text/event-stream", headers=_HEADERS
+        )
 
     router.routes.append(DirectRoute(PATH, follow, method="GET", name="live", dialect=OPERATIONS.tag))
     return router
