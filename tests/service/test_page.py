@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -111,16 +112,22 @@ def test_a_fresh_page_shows_what_the_server_did_before(
 ) -> None:
     client.encode(["before any page is open"] * 64)
     httpx.post(f"{server.url}/encode", json={"id": 1, "texts": ["a", ""]})
+
+    def history() -> Any:
+        with httpx.stream("GET", f"{server.url}/page/live") as stream:
+            return json.loads(next(stream.iter_lines()).removeprefix("data: "))
+
+    def num_texts() -> float:
+        found = history()
+        return sum(point[found["fields"].index("texts")] for point in found["points"])
+
+    wait_until(lambda: num_texts() > 0)  # the server adds a point every two seconds
     page = open_page(server.url).open()
     expect(page.get_by_role("status").first).to_have_text("Ready")
     expect(page.get_by_role("cell", name=re.compile(r"^0\.99\d+$"))).to_be_visible()  # parity
     expect(page.get_by_role("img", name=re.compile("worker-0: computes .* ready"))).to_be_visible()
     assert page.locator(".chart canvas").count() == page.locator(".chart").count() == 10
-    with httpx.stream("GET", f"{server.url}/page/live") as stream:
-        first = json.loads(next(stream.iter_lines()).removeprefix("data: "))
-    texts = first["fields"].index("texts")
-    assert sum(point[texts] for point in first["points"]) > 0
-    assert page.locator(".timeline rect").count() >= len(first["points"]) - 2
+    assert page.locator(".timeline rect").count() >= len(history()["points"]) - 2
 
 
 def test_the_page_is_live(client: BertClient, server: RunningServer, open_page: OpenPage) -> None:
