@@ -19,7 +19,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bert_serving.protocol.workers import ModelFacts
+from bert_serving.protocol.workers import Heartbeat, ModelFacts
+from bert_serving.server.broker.device_metrics import DeviceMetrics
 from bert_serving.server.broker.info_metrics import InfoMetrics
 from bert_serving.server.broker.metrics import BrokerMetrics
 from bert_serving.server.broker.repeat_metrics import RepeatMetrics
@@ -37,6 +38,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "metrics.md"
 FIRST = "<!-- Built by `make docs` from the metrics in the code. Change those instead of this table. -->"
 LAST = "<!-- end of the table -->"
+
+#: What a server without a GPU does not show.
+ONLY_WITH_GPUS = {"bert_serving_device_memory_bytes"}
 
 _FLAG = re.compile(r"(?<![\w`-])-[a-z]\w+")
 
@@ -102,7 +106,9 @@ def _broker_text() -> str:
     RepeatMetrics(metrics.registry, Repeats(ResultSizes(), cache_bytes=0))
     facts: dict[str, Any] = {field.name: "" for field in fields(ModelFacts)}
     ProcessMetrics(metrics.registry, lambda: {"server": []})
-    InfoMetrics(metrics.registry, Settings(), {"worker-0": WorkerView("worker-0", facts=ModelFacts(**facts))})
+    worker = WorkerView("worker-0", facts=ModelFacts(**facts), heartbeat=Heartbeat(0.0, device_bytes=0))
+    InfoMetrics(metrics.registry, Settings(), {worker.name: worker})
+    DeviceMetrics(metrics.registry, {worker.name: worker})
     TeiMetrics(metrics)
     return metrics.text()
 

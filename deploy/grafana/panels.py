@@ -341,6 +341,15 @@ _PROCESSES = (
         {"{{process}}": _sum("bert_serving_process_resident_memory_bytes", "instance", "process")},
     ),
     Panel(
+        "GPU memory",
+        "bytes",
+        "Memory that a worker has taken on its GPU; 0 on CPUs",
+        {
+            "{{worker}}": f"{_sum('bert_serving_device_memory_bytes', 'instance', 'worker')} or "
+            f"0 * {_sum('bert_serving_device_busy_seconds_total', 'instance', 'worker')}"
+        },
+    ),
+    Panel(
         "CPU",
         "short",
         "Cores in use",

@@ -11,6 +11,7 @@ import zmq
 from bert_serving.protocol import EncodeRequest, ServingError, Unavailable, Usage, WorkerFailed, request_to_frames
 from bert_serving.protocol.workers import (
     Batch,
+    Heartbeat,
     Ready,
     Result,
     Vectors,
@@ -53,12 +54,13 @@ class Stage:
         port, port_out = free_ports(2)
         endpoints = PrivateEndpoints.in_folder(folder)
         self.observer = Observer()
+        self.metrics = BrokerMetrics([NAME])
         self.broker = Broker(
             Settings(port=port, port_out=port_out, http_port=None, unavailable_after=30),
             endpoints=endpoints,
             worker_names=[NAME],
             max_seq_len=512,
-            metrics=BrokerMetrics([NAME]),
+            metrics=self.metrics,
             observers=[self.observer],
         )
         self._context = zmq.Context()
@@ -202,3 +204,20 @@ def test_nothing_is_sent_to_a_worker_while_its_last_messages_are_read(stage: Sta
     stage.step_until(lambda: "jobs=1" in repr(stage.broker))
     stage.be_ready()
     assert stage.batch().batch_id == 2
+
+
+def test_the_memory_of_a_gpu_is_shown_as_long_as_its_worker_lives(stage: Stage) -> None:
+    metric = "bert_serving_device_memory_bytes"
+    stage.be_ready()
+    stage.tell(Heartbeat(0.1))
+    stage.tell(Heartbeat(0.1, 1, device_bytes=3 << 30))
+    stage.step_until(lambda: f'\n{metric}{{worker="{NAME}"}} {3 << 30}\n' in stage.metrics.text())
+    stage.broker.worker_lost(NAME, PID)
+    assert metric not in stage.metrics.text()
+
+
+def test_a_worker_on_a_cpu_has_no_memory_of_a_gpu(stage: Stage) -> None:
+    stage.be_ready()
+    stage.tell(Heartbeat(0.1, 7))
+    stage.step_until(lambda: (view := stage.broker._workers.views[NAME]).heartbeat and view.heartbeat.num_forwards)
+    assert "device_memory" not in stage.metrics.text()

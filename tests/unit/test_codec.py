@@ -616,7 +616,7 @@ ROWS = np.array([[1.0], [2.0]], np.float32)
             ],
         ),
         (Failed(5, "boom"), [b"FAILED", b'{"batch_id":5,"message":"boom"}']),
-        (Heartbeat(1.5, 7), [b"HEARTBEAT", b'{"forward_age_s":1.5,"num_forwards":7}']),
+        (Heartbeat(1.5, 7), [b"HEARTBEAT", b'{"forward_age_s":1.5,"num_forwards":7,"device_bytes":null}']),
         (Stop(), [b"STOP", b"{}"]),
     ],
 )

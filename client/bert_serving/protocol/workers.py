@@ -158,11 +158,12 @@ class Heartbeat:
     """A worker sends this message every second.
 
     forward_age_s: time since the last forward pass that succeeded. num_forwards: the number of micro-batches of
-    batches since the worker became ready.
+    batches since the worker became ready. device_bytes: the GPU memory that the worker has taken; None: no GPU.
     """
 
     forward_age_s: float
     num_forwards: int = 0
+    device_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from ..settings import Settings
 from .answers import Answers
 from .budget import Budget, Chores
 from .curve import CurveServer
+from .device_metrics import DeviceMetrics
 from .history import History
 from .info_metrics import InfoMetrics
 from .inspection import Inspection
@@ -115,6 +116,7 @@ class Broker:
         self._replies = Replies(self._ports.replies, metrics, sparse_log, max_age_s=settings.outbox_age)
         self._workers = Workers(self._ports.workers, worker_names, self.clock)
         InfoMetrics(metrics.registry, settings, self._workers.views)
+        DeviceMetrics(metrics.registry, self._workers.views)
         statistic = Statistic(time.monotonic())
         report = StatusReport(settings, metrics, self._workers.views, statistic, worker_endpoint=endpoints.workers)
         RepeatMetrics(metrics.registry, repeats)

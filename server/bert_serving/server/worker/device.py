@@ -83,6 +83,15 @@ def fitting_tokens(forward: Callable[[int], object], max_tokens: int, device: to
     return max(_TRIAL_TOKENS[0], min(max_tokens, int(free * _MEMORY_SHARE / per_token)))
 
 
+def device_bytes(device: torch.device) -> int | None:
+    """Return the GPU memory that this process has taken with PyTorch; None if the device is no GPU.
+
+    This includes what is kept for later tensors, since no other process can use it. It does not include what CUDA
+    itself takes.
+    """
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else None
+
+
 class Pace:
     """Lets a GPU be at most one micro-batch behind the thread that sends it micro-batches.
 

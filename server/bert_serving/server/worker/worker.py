@@ -43,7 +43,7 @@ from ..model.errors import ModelError, one_line
 from ..model.spec import ModelSpec
 from .batch_loop import BatchLoop, warm_up
 from .computation import Compiled, Inbox
-from .device import allowed_cpus
+from .device import allowed_cpus, device_bytes
 from .encoder import Encoder
 from .tokenization import TokenizerThreads
 
@@ -205,11 +205,12 @@ class _IoThread:
                 shutil.rmtree(self._runtime_dir, ignore_errors=True)
                 os._exit(1)
             if time.monotonic() >= next_heartbeat:
-                self.send(self._heartbeat())
+                self.send(self._heartbeat(encoder))
                 next_heartbeat = time.monotonic() + _HEARTBEAT_S
 
-    def _heartbeat(self) -> Heartbeat:
-        return Heartbeat(time.monotonic() - self._forward_at, self._num_forwards)
+    def _heartbeat(self, encoder: Encoder) -> Heartbeat:
+        forward_age_s = time.monotonic() - self._forward_at
+        return Heartbeat(forward_age_s, self._num_forwards, device_bytes(encoder.device))
 
 
 def save_tokenizer(encoder: Encoder, folder: Path) -> None:
