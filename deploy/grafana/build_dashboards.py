@@ -1,9 +1,10 @@
-"""Builds the dashboards in deploy/grafana/dashboards with grafana-foundation-sdk.
+"""Builds the dashboards in deploy/grafana/dashboards, and the alerts for Prometheus Operator in deploy/kubernetes.
 
     make docs                                              writes the files
     python deploy/grafana/build_dashboards.py --check      exits with 1 if a file is not current
 
-panels.py says what is on them.
+panels.py says what is on the dashboards, which are built with grafana-foundation-sdk. The alerts are those of
+deploy/prometheus/rules.yaml.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import yaml
 from grafana_foundation_sdk.builders import dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import DataSourceRef, VariableOption, VariableRefresh
@@ -19,18 +21,26 @@ from panels import DASHBOARDS, Board, Panel
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "grafana" / "dashboards"
+RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
+PROMETHEUS_RULE = ROOT / "deploy" / "kubernetes" / "components" / "prometheus-rule" / "prometheus-rule.yaml"
 
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _HEIGHT, _WIDTH = 8, 8  # in units of the grid, which is 24 wide
 _STAT_HEIGHT, _STAT_WIDTH = 4, 4
+_LINE = 120
+_ABOUT_RULE = """\
+# Built by `make docs` from deploy/prometheus/rules.yaml: change that file instead. Many installations select
+# PrometheusRules by a label, such as `release`: add theirs with a patch.
+"""
 
 
 def main() -> int:
-    """Write the dashboards, or with --check compare them with the files; return the exit code."""
+    """Write the files, or with --check compare them with those that are there; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is not current")
     check = parser.parse_args().check
     files = {FOLDER / f"{board.uid}.json": to_json(board) for board in DASHBOARDS}
+    files[PROMETHEUS_RULE] = to_prometheus_rule(RULES.read_text())
     stale = {path: text for path, text in files.items() if not path.exists() or path.read_text() != text}
     for path, text in stale.items():
         if check:
@@ -38,6 +48,18 @@ def main() -> int:
         else:
             path.write_text(text)
     return 1 if check and stale else 0
+
+
+def to_prometheus_rule(rules: str) -> str:
+    """Return rules of Prometheus as the resource of Prometheus Operator. rules: the content of rules.yaml."""
+    name = "bert-embedding-service"
+    resource = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/name": name}},
+        "spec": yaml.safe_load(rules),
+    }
+    return _ABOUT_RULE + yaml.safe_dump(resource, sort_keys=False, width=_LINE)
 
 
 def to_json(board: Board) -> str:

@@ -21,6 +21,7 @@ from tests.support.image import DOCKERFILE
 from tests.support.kubernetes import (
     FOLDER,
     OVERLAYS,
+    ROOT,
     Resource,
     build,
     container,
@@ -76,7 +77,7 @@ def selects(selector: dict[str, str], labels: dict[str, str]) -> bool:
 
 
 def test_there_is_an_overlay_for_each_way_to_run_it() -> None:
-    assert OVERLAYS == ["cpu", "ingress", "keda", "nvidia-gpu", "service-monitor", "zeromq"]
+    assert OVERLAYS == ["cpu", "ingress", "keda", "nvidia-gpu", "prometheus-rule", "service-monitor", "zeromq"]
 
 
 @each_overlay
@@ -94,13 +95,15 @@ def test_components_can_be_combined_on_a_gpu(tmp_path: Path) -> None:
     def path(name: str) -> str:
         return os.path.relpath(FOLDER / name, tmp_path.resolve())
 
-    parts = ["keda", "service-monitor", "ingress"]
+    parts = ["keda", "service-monitor", "prometheus-rule", "ingress"]
     combined = {"resources": [path("overlays/nvidia-gpu")], "components": [path(f"components/{p}") for p in parts]}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(combined))
     resources = build(tmp_path)
     for resource in resources:
         check(resource, TWO_NEWEST[-1])
-    assert {"ScaledObject", "ServiceMonitor", "Ingress"} <= {resource["kind"] for resource in resources}
+    assert {"ScaledObject", "ServiceMonitor", "PrometheusRule", "Ingress"} <= {
+        resource["kind"] for resource in resources
+    }
     assert container(resources)["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
@@ -110,6 +113,7 @@ def test_components_can_be_combined_on_a_gpu(tmp_path: Path) -> None:
         ("Deployment", ("spec", "template", "spec"), "keda"),
         ("ScaledObject", ("spec", "triggers", 0), "keda"),
         ("ServiceMonitor", ("spec", "endpoints", 0), "service-monitor"),
+        ("PrometheusRule", ("spec", "groups", 0, "rules", 0), "prometheus-rule"),
     ],
 )
 def test_the_check_refuses_a_field_that_does_not_exist(kind: str, path: tuple[Any, ...], name: str) -> None:
@@ -274,11 +278,26 @@ def test_keda_scales_the_deployment_and_shares_the_models() -> None:
 
 
 def test_the_service_monitor_selects_the_service_and_its_port() -> None:
-    for name in ("service-monitor", "keda"):  # KEDA needs the metrics
+    for name in ("service-monitor", "prometheus-rule", "keda"):  # the alerts and KEDA need the metrics
         monitor, service = only(overlay(name), "ServiceMonitor"), only(overlay(name), "Service")
         assert selects(monitor["spec"]["selector"]["matchLabels"], service["metadata"]["labels"])
         (endpoint,) = monitor["spec"]["endpoints"]
         assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+
+
+def test_the_alerts_are_those_of_the_rules_for_prometheus(tmp_path: Path) -> None:
+    rules = only(overlay("prometheus-rule"), "PrometheusRule")["spec"]
+    assert rules == yaml.safe_load((ROOT / "deploy/prometheus/rules.yaml").read_text())
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    promtool = find_program("promtool", "Debian's package prometheus")
+    assert "SUCCESS" in run(promtool, "check", "rules", "--lint-fatal", tmp_path / "rules.yaml")
+    # Prometheus Operator gives each metric the name of the Service as its job.
+    job = only(overlay("prometheus-rule"), "Service")["metadata"]["name"]
+    (down,) = (
+        rule for group in rules["groups"] for rule in group["rules"] if rule.get("alert") == "BertServingDown"
+    )
+    (jobs,) = re.findall(r'job=~"(.+)"', down["expr"])
+    assert job in jobs.split("|")
 
 
 def test_the_ingress_leads_to_the_service_and_lets_the_largest_request_pass() -> None:
