@@ -66,6 +66,16 @@ def test_the_dashboard_shows_a_running_server_until_q(server: RunningServer, cli
         assert terminal.is_as_before
 
 
+def test_the_dashboard_can_be_read_in_40_columns(server: RunningServer, client: BertClient) -> None:
+    with Terminal([*STATUS, *ports_of(server), "-watch", "0.2"], columns=40) as terminal:
+        terminal.wait_for("worker-0", "busy, last 5 s", "%", "last 5 minutes", "q or Ctrl-C")
+        client.encode(["one", "two"])
+        terminal.wait_for("█")
+        assert "…" not in terminal.text  # what rich writes in place of what does not fit
+        terminal.press("q")
+        assert terminal.wait_end() == 0
+
+
 def test_ctrl_c_ends_the_dashboard(server: RunningServer) -> None:
     with Terminal([*STATUS, *ports_of(server), "-watch"]) as terminal:
         terminal.wait_for("ready, up 0:")

@@ -22,12 +22,12 @@ _LEAVE_SCREEN = b"\x1b[?1049l"  # back to what was shown before; pyte ignores it
 class Terminal:
     """A running program, the screen that it draws, and its keyboard."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], *, columns: int = COLUMNS) -> None:
         self._fd, inner = pty.openpty()
-        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, columns, 0, 0))
         self._settings = termios.tcgetattr(inner)
         self._inner = inner  # kept open, so that its settings can be read after the program's end
-        self._screen = pyte.Screen(COLUMNS, LINES)
+        self._screen = pyte.Screen(columns, LINES)
         self._stream = pyte.ByteStream(self._screen)
         self._written = b""
         # setsid makes the pseudo-terminal the controlling one, for Ctrl-C, and then becomes the program.

@@ -58,6 +58,37 @@ def test_in_a_narrow_terminal_a_curve_still_ends_with_the_newest_rate(width: int
     assert texts.split() == ["texts", "40.0", "█", "40.0"]
 
 
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (80, ["worker-0", "ready", "cuda:0", "bfloat16", "compiled", "0.999987", "█████░░░░░", "50%"]),
+        (70, ["worker-0", "ready", "cuda:0", "compiled", "█████░░░░░", "50%"]),
+        (50, ["worker-0", "ready", "█████░░░░░", "50%"]),
+        (36, ["worker-0", "ready", "50%"]),
+    ],
+)
+def test_in_a_narrow_terminal_less_is_shown_of_a_worker_and_no_value_is_cut(
+    width: int, expected: list[str]
+) -> None:
+    workers = [WORKER | {"device": "cuda:0", "forward": "compiled", "parity": 0.999987}]
+    text = shown(history_of(workers=workers), width=width)
+    assert "…" not in text
+    (worker,) = (line for line in text.splitlines() if "worker-0" in line)
+    assert worker.split() == expected
+
+
+def test_in_40_columns_a_rate_of_millions_has_its_curve() -> None:
+    history = history_of()
+    metrics = BrokerMetrics()
+    metrics.tokens.inc(2_345_678)
+    history.add(reading(102.0, INFO, metrics.text()))
+    text = shown(history, width=40)
+    assert "…" not in text
+    (tokens,) = (line for line in text.splitlines() if line.startswith("tokens"))
+    assert tokens.split() == ["tokens", "1,172,839.0", "█"]
+    assert "per second         now last 5 minutes" in text
+
+
 def test_it_says_why_a_server_is_not_ready() -> None:
     text = shown(history_of(ready=False, workers=[{"name": "worker-0", "state": "starting"}]))
     assert "not ready, up" in text

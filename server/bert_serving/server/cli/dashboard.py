@@ -21,6 +21,14 @@ _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_COLUMNS = 50
 _CURVE_HEADER = "last 5 minutes"
 _BUSY_COLUMNS = 10
+_ANY_WIDTH = 1000
+# What is shown of a worker: its facts, and whether the busy share is drawn as a bar too. The first that fits.
+_WORKER_COLUMNS = (
+    (("name", "state", "device", "dtype", "forward", "parity"), True),
+    (("name", "state", "device", "forward"), True),
+    (("name", "state"), True),
+    (("name", "state"), False),
+)
 _UNKNOWN = "-"
 _TOTALS: tuple[Total, ...] = ("requests", "texts", "tokens")
 
@@ -63,13 +71,33 @@ def _head(newest: Reading | None, problem: str | None, address: str, now: float)
     return Panel(Text("\n".join(map(printable, lines))), title=printable(address), border_style=style)
 
 
+class _FirstThatFits:
+    """The first of several tables that is not too wide for the terminal; the last one if all are.
+
+    slack: how many columns narrower than it would like to be a table may be.
+    """
+
+    def __init__(self, *tables: Table, slack: int = 0) -> None:
+        self._tables = tables
+        self._slack = slack
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        wide = options.update_width(_ANY_WIDTH)  # without this, no table would be wider than the terminal
+        most = options.max_width + self._slack
+        fitting = (table for table in self._tables if Measurement.get(console, wide, table).maximum <= most)
+        yield next(fitting, self._tables[-1])
+
+
 def _rates(history: History) -> RenderableType:
-    table = _table("per second", "now", "", _CURVE_HEADER, "highest")
+    wide = _table("per second", "now", "", _CURVE_HEADER, "highest")
+    narrow = _table("per second", "now", _CURVE_HEADER, is_narrow=True)
     for total in _TOTALS:
         curve = history.curve(total, _CURVE_COLUMNS)
         highest = max((value for value in curve if value is not None), default=None)
-        table.add_row(total, _number(history.rate(total)), "", _Curve(history, total), _number(highest))
-    return table
+        now, drawn = _number(history.rate(total)), _Curve(history, total)
+        wide.add_row(total, now, "", drawn, _number(highest))
+        narrow.add_row(total, now, drawn)
+    return _FirstThatFits(wide, narrow, slack=_CURVE_COLUMNS - len(_CURVE_HEADER))
 
 
 class _Curve:
@@ -80,7 +108,7 @@ class _Curve:
         self._total: Total = total
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(1, _CURVE_COLUMNS).with_maximum(options.max_width)
+        return Measurement(len(_CURVE_HEADER), _CURVE_COLUMNS).with_maximum(options.max_width)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         width = min(options.max_width, _CURVE_COLUMNS)
@@ -103,22 +131,28 @@ def _errors(history: History, newest: Reading) -> str:
 
 
 def _workers(history: History, newest: Reading) -> RenderableType:
-    table = _table("worker", "state", "device", "dtype", "forward", "parity", f"busy, last {RATE_S:.0f} s")
-    for worker in newest.info.get("workers", ()):
-        table.add_row(*map(Text, map(printable, _worker(history, worker))))
-    return table
+    tables = []
+    for names, has_bar in _WORKER_COLUMNS:
+        busy = f"busy, last {RATE_S:.0f} s" if has_bar else "busy"
+        table = _table("worker", *names[1:], busy, is_narrow=not has_bar)
+        for worker in newest.info.get("workers", ()):
+            facts = [Text(printable(worker.get(name, _UNKNOWN))) for name in names]
+            table.add_row(*facts, _busy(history, worker, has_bar=has_bar))
+        tables.append(table)
+    return _FirstThatFits(*tables)
 
 
-def _worker(history: History, worker: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("name", "state", "device", "dtype", "forward", "parity"):
-        yield str(worker.get(key, _UNKNOWN))
+def _busy(history: History, worker: Mapping[str, Any], *, has_bar: bool) -> str:
     share = history.busy_share(str(worker.get("name")))
-    filled = round((share or 0.0) * _BUSY_COLUMNS)
-    yield _UNKNOWN if share is None else f"{'█' * filled}{'░' * (_BUSY_COLUMNS - filled)} {share:4.0%}"
+    if share is None:
+        return _UNKNOWN
+    filled = round(share * _BUSY_COLUMNS)
+    bar = f"{'█' * filled}{'░' * (_BUSY_COLUMNS - filled)} " if has_bar else ""
+    return f"{bar}{share:4.0%}"
 
 
-def _table(*headers: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 1), header_style="bold")
+def _table(*headers: str, is_narrow: bool = False) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0) if is_narrow else (0, 2, 0, 1), header_style="bold")
     for header in headers:
         is_number = header in ("now", "highest")
         is_curve = header == _CURVE_HEADER  # in a narrow terminal, only this column becomes narrower
