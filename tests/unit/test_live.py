@@ -17,16 +17,22 @@ ALICE, BOB = "key:alice", "key:bob"
 
 
 class Broker:
-    """Counts how often it is asked; each time it has one point more. is_down: it does not answer."""
+    """Counts how often it is asked; each time it has one point more. is_down: it does not answer.
+
+    asked_often: is set when it has been asked 20 times.
+    """
 
     def __init__(self) -> None:
         self.num_asked = 0
+        self.asked_often = asyncio.Event()
         self.is_down = False
 
     async def ask(self, command: Command) -> JsonObject:
         if self.is_down:
             raise Unavailable("the broker is away")
         self.num_asked += 1
+        if self.num_asked == 20:
+            self.asked_often.set()
         points = [[float(i + 1)] for i in range(self.num_asked)]
         return {"ready": True, "points": points if command is Command.SHOW_HISTORY else points[-2:]}
 
@@ -85,8 +91,7 @@ def test_a_page_that_does_not_read_holds_few_events(broker: Broker, monkeypatch:
         events = history.events(ALICE)
         await read(events)
         await read(events)
-        while broker.num_asked < 20:
-            await asyncio.sleep(0.01)
+        await broker.asked_often.wait()
         (mine,) = history._streams
         assert mine.qsize() == 3
         history.close()
