@@ -21,7 +21,6 @@ from tests.support.image import DOCKERFILE
 from tests.support.kubernetes import (
     FOLDER,
     OVERLAYS,
-    ROOT,
     Resource,
     build,
     container,
