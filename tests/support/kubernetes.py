@@ -17,6 +17,7 @@ import yaml
 
 from tests.support.image import DOCKERFILE
 from tests.support.processes import find_program, run
+from tests.support.running_server import read_so_far
 from tests.support.two_hosts import TwoHosts
 from tests.support.waiting import HANG_S
 
@@ -182,8 +183,7 @@ class Pod:
     @property
     def log(self) -> str:
         """All log lines so far."""
-        self._log.seek(0)
-        return self._log.read()
+        return read_so_far(self._log)
 
     def run_beside(self, *command: object) -> subprocess.CompletedProcess[str]:
         """Run a command on the other host."""

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import IO, TypedDict
 
 import psutil
 
@@ -132,8 +132,7 @@ class RunningServer:
     @property
     def log(self) -> str:
         """All log lines so far."""
-        self._log.seek(0)
-        return self._log.read()
+        return read_so_far(self._log)
 
     def wait_ready(self) -> RunningServer:
         """Wait until every worker is ready; return this server."""
@@ -179,6 +178,14 @@ class RunningServer:
         )
         left = [str(path) for path in Path(self.tmp.name).rglob("*")]
         assert left == [], self.log
+
+
+def read_so_far(file: IO[str]) -> str:
+    """Return what a running process has written to a file that this process opened for it.
+
+    Both share the position in the file: seek() here would let the process overwrite its first lines.
+    """
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")
 
 
 def is_alive(process: psutil.Process) -> bool:
