@@ -173,10 +173,10 @@ def test_a_connection_with_thousands_of_subscriptions_keeps_no_client_out(server
 def test_requests_of_invented_identities_do_not_go_before_those_of_clients() -> None:
     with RunningServer() as running, BertClient(**running.wait_ready().ports) as client:
         flood = RawClient(running)
-        for i in range(20_000):
-            flood.send(b"%036d" % i, b'["a sentence to wait for"]', b"1", b"1")
-        while client.server_status["queue_texts"] < 10_000:
-            time.sleep(0.05)
+        with running.paused_workers():
+            for i in range(20_000):
+                flood.send(b"%036d" % i, b'["a sentence to wait for, number %d"]' % i, b"1", b"1")
+            wait_until(lambda: client.server_status["queue_texts"] >= 10_000)
         for _ in range(3):
             client.encode(["a client"])
         with BertClient(**running.ports) as late:

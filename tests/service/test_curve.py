@@ -60,7 +60,7 @@ def curved(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cur
 
 
 def connect(curved: Curved, **options: Any) -> BertClient:
-    return BertClient(**curved.running.ports, **{"curve_dir": curved.alice, "connect_timeout": 3000, **options})
+    return BertClient(**curved.running.ports, **{"curve_dir": curved.alice, **options})
 
 
 def test_both_clients_and_http_work(curved: Curved) -> None:
@@ -84,13 +84,13 @@ def test_without_a_known_key_a_call_ends_in_an_error_that_says_so(
 ) -> None:
     folder = None if key is None else curved.stranger
     with pytest.raises(TimeoutError, match=said):
-        connect(curved, curve_dir=folder, connect_timeout=2000)
+        connect(curved, curve_dir=folder, connect_timeout=3000)
 
 
 def test_a_client_that_expects_another_server_gets_an_error(curved: Curved, tmp_path: Path) -> None:
     KeyFolder(tmp_path).make(["alice"])
     with pytest.raises(TimeoutError, match=r"is server\.key the key of this server\?"):
-        connect(curved, curve_dir=tmp_path / "alice", connect_timeout=2000)
+        connect(curved, curve_dir=tmp_path / "alice", connect_timeout=3000)
 
 
 def test_a_stranger_hears_no_reply_even_if_he_knows_the_identity(curved: Curved) -> None:
@@ -131,7 +131,7 @@ def test_status_needs_a_key_too(curved: Curved) -> None:
 def test_a_new_client_is_let_in_after_sighup(curved: Curved) -> None:
     KeyFolder(curved.folder).make(["bob"])
     with pytest.raises(TimeoutError, match=REFUSED):
-        connect(curved, curve_dir=curved.folder / "bob", connect_timeout=1000)
+        connect(curved, curve_dir=curved.folder / "bob", connect_timeout=3000)
     curved.running.signal(signal.SIGHUP)
     curved.running.wait_for("read the CURVE keys clients=2")
     with connect(curved, curve_dir=curved.folder / "bob") as client:

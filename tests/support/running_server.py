@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypedDict
 
@@ -157,6 +158,18 @@ class RunningServer:
 
         with BertClient(**self.ports, ignore_all_checks=True) as client:
             return [worker["pid"] for worker in client.server_status["workers"] if worker["state"] == "ready"]
+
+    @contextmanager
+    def paused_workers(self) -> Iterator[None]:
+        """Stop the workers inside the context: however fast the machine is, no request is computed meanwhile."""
+        pids = self.worker_pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def signal(self, signum: int) -> None:
         """Send a signal to the server process."""
