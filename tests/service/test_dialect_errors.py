@@ -164,7 +164,7 @@ def bomb() -> bytes:
 def test_a_key_that_is_missing_or_wrong(model_servers: ModelServers, path: str, say: Say) -> None:
     method = "GET" if (path, say) in GETS else "POST"
     for headers in ({}, {"Authorization": "Bearer three"}, {"X-API-Key": "three"}, {"Authorization": "Basic one"}):
-        reply = httpx.request(method, model_servers.prompted.running.url + path, headers=headers)
+        reply = httpx.request(method, model_servers.prompted.running.url + path, headers=headers, timeout=HANG_S)
         assert_says(reply, say, 401, "this server requires an API key: send Authorization: Bearer <key>")
         assert reply.headers["www-authenticate"] == "Bearer"
 

@@ -148,7 +148,7 @@ def prometheus(folder: Path, job: str, target: str, path: str) -> Iterator[httpx
             [program, *flags, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1") as api:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=HANG_S) as api:
                 yield api
         finally:
             process.terminate()

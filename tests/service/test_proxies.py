@@ -173,7 +173,9 @@ def test_a_server_may_serve_http_on_its_socket_only(tiny: Path, tmp_path: Path) 
         killed.bind(str(path))
     with RunningServer("-model_dir", tiny, "-cpu", "-http_socket", path, http=False) as running:
         running.wait_ready()
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost") as client:
+        with httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=HANG_S
+        ) as client:
             assert client.get("/ready", timeout=HANG_S).status_code == 200
         running.signal(signal.SIGTERM)
         assert running.wait_end() == 0

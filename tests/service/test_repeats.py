@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.running_server import RunningServer
 from tests.support.tiny_models import make_model
-from tests.support.waiting import wait_until
+from tests.support.waiting import HANG_S, wait_until
 
 TEXTS = [f"a fox and {number} lazy dogs" for number in range(60)]
 
@@ -47,7 +47,7 @@ class Counts:
         self._last = self.now()
 
     def now(self) -> dict[str, float]:
-        families = text_string_to_metric_families(httpx.get(self._url).text)
+        families = text_string_to_metric_families(httpx.get(self._url, timeout=HANG_S).text)
         return {s.name.removeprefix("bert_serving_"): s.value for family in families for s in family.samples}
 
     def grown(self, *names: str) -> list[float]:
@@ -75,7 +75,11 @@ def test_a_text_is_found_in_the_cache_bit_for_bit(
     assert counts.grown("texts_total", "cache_hits_total", "cache_misses_total") == [60, 0, 60]
     assert np.array_equal(client.encode(TEXTS[::-1]), rows[::-1])
     assert np.array_equal(client.encode(["new", *TEXTS[:5], "newer"])[1:6], rows[:5])
-    reply = httpx.post(f"{running.url}/encode", json={"id": 1, "texts": [TEXTS[7]]}).raise_for_status().json()
+    reply = (
+        httpx.post(f"{running.url}/encode", json={"id": 1, "texts": [TEXTS[7]]}, timeout=HANG_S)
+        .raise_for_status()
+        .json()
+    )
     assert np.array_equal(np.float32(reply["result"]), rows[7:8])
     assert counts.grown("texts_total", "cache_hits_total") == [2, 66]
 

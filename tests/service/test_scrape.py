@@ -18,7 +18,7 @@ from bert_serving.client import BertClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.model_servers import ModelServers, Served
-from tests.support.waiting import wait_until
+from tests.support.waiting import HANG_S, wait_until
 
 
 class Scrape:
@@ -185,7 +185,7 @@ def test_counts_outlive_their_processes_and_use_no_more_files(served: Served) ->
     for gateway in gateways_of(served):
         gateway.send_signal(signal.SIGKILL)
     wait_until(lambda: served.running.log.count("HTTP is ready") == num_ready + 2)
-    with httpx.Client(base_url=served.running.url) as http:
+    with httpx.Client(base_url=served.running.url, timeout=HANG_S) as http:
         after = Scrape(Served(served.running, served.folder, http))
     counted = ("http_requests_total", "http_texts_total", "http_request_seconds_count")
     assert all(growth > 0 for growth in after.grown(before, *counted).values())

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+
+from tests.support.waiting import HANG_S
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 #: Chromium looks up hosts of its maker unless it is told not to. As root, it has no sandbox.
@@ -29,6 +31,7 @@ def running_browser() -> Iterator[Browser]:
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None and not os.environ.get("BERT_SERVING_NEEDS_BROWSER"):
         pytest.skip("needs Chromium: apt-get install chromium")
+    expect.set_options(timeout=HANG_S * 1000)  # the default is five seconds
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=_FLAGS)
         yield browser
@@ -51,7 +54,7 @@ class WatchedPage:
     def another(self) -> Page:
         """Open another tab of the same window."""
         page = self._context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(HANG_S * 1000)
         page.on("console", self._on_message)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", self._on_request)
