@@ -39,14 +39,15 @@ def memory_of(lines: int, model: Path, folder: Path, *, window: int = 16_384) ->
     words = [source, "-o", output, "-model_dir", model, "-compile", "off", "-window", window, "-precision", "int8"]
     with subprocess.Popen([*_PROGRAM, *map(str, words)], stderr=subprocess.DEVNULL) as process:
         watched = psutil.Process(process.pid)
-        early = peak = 0
+        early, peak, is_early = 0, 0, True
         while process.poll() is None:
             done = _rows_done(output)
             # Without pages of files that are mapped into memory: the system takes them back when it needs them.
             memory = watched.memory_info()
             own = memory.rss - memory.shared
-            if done < lines // 10:
+            if is_early:
                 early = max(early, own)
+            is_early = is_early and done < lines // 10  # so the first value after the first tenth counts too
             peak = max(peak, own)
             time.sleep(_POLL_S)
     if process.returncode != 0:

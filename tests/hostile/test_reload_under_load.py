@@ -12,6 +12,7 @@ from tests.hostile.target import Target
 from tests.support.encoders import shared_encoder
 from tests.support.running_server import RunningServer
 from tests.support.tiny_models import make_model
+from tests.support.waiting import wait_until
 
 # With batches of 16 texts, both workers compute parts of one large request.
 _FLAGS = ("-num_worker", 2, "-cpu", "-dtype", "float32", "-max_batch_size", 16)
@@ -32,5 +33,6 @@ def test_a_reload_under_load_costs_no_request_and_mixes_no_models(tmp_path: Path
                 with BertClient(**server.ports, ignore_all_checks=True) as client:
                     vectors = client.encode(texts(20))
                 assert np.abs(vectors - expected[name][:20]).max() < 1e-4, "the old model replied"
+                wait_until(lambda name=name: clients.num_replies[name] or clients.faults)
         assert clients.faults == []
         assert clients.num_replies.keys() == expected.keys()

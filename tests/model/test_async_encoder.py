@@ -21,10 +21,11 @@ from bert_serving.server.model.errors import ModelError
 from bert_serving.server.worker.micro_batches import PreparedText
 
 from tests.support.tiny_models import make_model
+from tests.support.waiting import HANG_S
 
 T = TypeVar("T")
 TEXTS = ["First do it", "then do it right", "then do it better " * 20]
-_LIMIT_S = 60.0
+_LIMIT_S = float(HANG_S)
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +83,17 @@ def test_vectors_tokens_and_spans_are_those_of_an_encoder(folder: Path, encoder:
     run(use())
 
 
-def test_tasks_are_merged_into_batches_and_equal_texts_computed_once(encoder: Encoder) -> None:
+def test_tasks_are_merged_into_batches_and_equal_texts_computed_once(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def use() -> None:
         texts = many(60)
         async with AsyncEncoder(encoder) as engine:
-            rows = await asyncio.gather(*(engine.encode([text]) for text in [*texts, *texts]))
+            gate = Gate(encoder, monkeypatch)
+            calls = asyncio.gather(*(engine.encode([text]) for text in [*texts, *texts]))
+            await gate.wait()
+            gate.is_open.set()
+            rows = await calls
             assert np.allclose(np.concatenate(rows[:60]), encoder.encode(texts), atol=1e-6)
             assert np.array_equal(rows[:60], rows[60:])
             assert engine.status["num_batch"] < 20
@@ -104,14 +111,16 @@ def test_a_small_request_overtakes_a_large_one(encoder: Encoder, monkeypatch: py
     async def use() -> None:
         async with AsyncEncoder(encoder, max_batch_size=32) as engine:
             gate = Gate(encoder, monkeypatch)
+            ended: list[str] = []
             large = asyncio.create_task(engine.encode(many(400)))
+            large.add_done_callback(lambda _: ended.append("large"))
             await gate.wait()
             small = asyncio.create_task(engine.encode(["a small one"]))
+            small.add_done_callback(lambda _: ended.append("small"))
             await asyncio.sleep(0)
             gate.is_open.set()
-            await small
-            assert not large.done()
-            await large
+            await asyncio.gather(large, small)
+            assert ended == ["small", "large"]
 
     run(use())
 
@@ -349,6 +358,8 @@ def test_wrong_limits_are_refused(arguments: dict[str, Any], encoder: Encoder) -
 
 
 def test_closing_while_it_loads_or_while_calls_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = set(threading.enumerate())  # of engines that other tests of this process have left open
+
     async def use() -> None:
         loading = AsyncEncoder(folder, compile="off")
         start = asyncio.create_task(loading.start())
@@ -369,9 +380,8 @@ def test_closing_while_it_loads_or_while_calls_run(folder: Path, monkeypatch: py
             await call
         gate.is_open.set()
         await engine.close()
-        assert not [
-            thread.name for thread in threading.enumerate() if thread.name.startswith(("encoder", "tokenizer-"))
-        ]
+        left = [thread.name for thread in threading.enumerate() if thread not in others]
+        assert not [name for name in left if name.startswith(("encoder", "tokenizer-"))]
 
     run(use())
 
@@ -424,7 +434,7 @@ def test_a_program_may_end_while_it_computes(folder: Path) -> None:
         [sys.executable, "-W", "ignore", "-c", _ENDS, str(folder)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 3, done.stderr

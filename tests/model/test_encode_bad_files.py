@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +30,7 @@ from bert_serving.server.number_formats import converted
 from bert_serving.server.worker import device
 
 from tests.support.tiny_models import make_model
+from tests.support.waiting import HANG_S, wait_until
 
 _PROGRAM = [sys.executable, "-c", "import sys; from bert_serving.server.cli import encode; sys.exit(encode())"]
 
@@ -538,13 +538,11 @@ def test_a_pipe_that_is_silent_can_be_interrupted(settings: list[str], folder: P
         assert process.stdin is not None
         process.stdin.write("one\n")
         process.stdin.flush()
-        deadline = time.monotonic() + 120
-        while not Path("o.npy.parts").exists():  # the model is loaded, and the pipe is read
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        # Then the model is loaded, and the pipe is read.
+        wait_until(lambda: Path("o.npy.parts").exists() or process.poll() is not None)
+        assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, said
     assert "Traceback" not in said
 
@@ -678,7 +676,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(settings: list[str], 
     words = ["x.txt", "-window", "100", "-o", "o.npy", *settings]
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, -1)); {_PROGRAM[2]}"
     full = subprocess.run(
-        [sys.executable, "-c", limit, *words], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", limit, *words], capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert full.returncode == 1, full.stderr
     assert "cannot write o.npy: OSError" in full.stderr

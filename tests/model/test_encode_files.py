@@ -27,6 +27,7 @@ from benchmarks.encode_files import memory_of
 from tests.support.file_runs import wait_for_rows
 from tests.support.sentences import sentences
 from tests.support.tiny_models import make_model
+from tests.support.waiting import HANG_S
 
 Vectors: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 TEXTS = ['one, with a "quote"', "", "two ||| three", "vier äöü", "a long one " * 300, "7", 'one, with a "quote"']
@@ -156,7 +157,7 @@ def test_half_precision_a_folder_a_pattern_and_a_pipe(
     program = [sys.executable, "-c", "import sys; from bert_serving.server.cli import encode; sys.exit(encode())"]
     words = ["-", "-o", str(output), "-model_dir", str(model), "-dtype", "float32", "-compile", "off"]
     done = subprocess.run(
-        [*program, *words], input=b"one\ntwo\nthree", capture_output=True, timeout=120, check=False
+        [*program, *words], input=b"one\ntwo\nthree", capture_output=True, timeout=HANG_S, check=False
     )
     assert done.returncode == 0, done.stderr
     assert np.allclose(np.load(output), rows, atol=1e-6)
@@ -275,7 +276,7 @@ def test_20_000_texts_are_the_encoder_s_bit_for_bit_after_a_kill_half_way(
     process = subprocess.Popen([sys.executable, "-c", code, *words, *settings], stderr=subprocess.PIPE)
     wait_for_rows(tmp_path / "out.npy.parts", len(texts) // 2, process)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANG_S)
     assert not output.exists()
     assert encode(*words) == 0
     encoder = Encoder(model, dtype="float32", compile="off")
@@ -300,7 +301,7 @@ def test_ctrl_c_leaves_what_is_finished(tmp_path: Path, model: Path, encode: Cal
     process = subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stderr=subprocess.PIPE, text=True)
     wait_for_rows(tmp_path / "out.npy.parts", 128, process)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, said
     assert "the same command goes on from here" in said
     assert "Traceback" not in said

@@ -17,6 +17,7 @@ from bert_serving.server.files import on_ray
 from tests.support.file_runs import wait_for_rows
 from tests.support.sentences import sentences
 from tests.support.tiny_models import make_model
+from tests.support.waiting import HANG_S
 
 _WINDOW = 2048  # as many texts as an encoder gets at once
 
@@ -34,7 +35,7 @@ def test_texts_are_the_encoder_s_bit_for_bit_after_a_kill_half_way(tmp_path: Pat
         wait_for_rows(tmp_path / "o.npy.parts", 3 * _WINDOW, run)
         run.kill()
     assert not (tmp_path / "o.npy").exists()
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=2 * HANG_S)
     encoder = Encoder(model, dtype="float32", compile="off")
     starts = range(0, len(texts), _WINDOW)
     expected = np.concatenate([encoder.encode(texts[i : i + _WINDOW], pairs=False) for i in starts])

@@ -129,6 +129,6 @@ def test_a_run_can_be_interrupted_while_the_server_is_silent(tmp_path: Path) -> 
             assert isinstance(server.next_request(), CommandRequest)
             assert isinstance(server.next_request(), EncodeRequest)
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, said
     assert "Traceback" not in said

@@ -164,7 +164,7 @@ def test_each_alert_compares_numbers_that_exist(alert: str, prometheus: Promethe
     expr = ALERTS[alert]["expr"]
     compared, num_comparisons = _COMPARISON.subn("", expr)
     assert num_comparisons == 1
-    assert all(map(math.isfinite, prometheus.wait_for_numbers(compared)))
+    wait_until(lambda: (found := prometheus.numbers(compared)) and all(map(math.isfinite, found)))
     prometheus.numbers(expr)
 
 

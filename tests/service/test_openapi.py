@@ -50,7 +50,7 @@ def run_schemathesis(running: RunningServer, folder: Path, *args: str) -> subpro
         ),
         capture_output=True,
         text=True,
-        timeout=HANG_S,
+        timeout=2 * HANG_S,  # on two busy cores, it takes 200 s
         cwd=folder,  # schemathesis stores its examples in the working folder
         env={**os.environ, "SCHEMATHESIS_HOOKS": str(_HOOKS)},
         check=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -47,6 +49,7 @@ def test_ctrl_c_reaches_the_whole_process_group() -> None:
 @pytest.mark.parametrize("delay_s", [0.7, 1.0, 1.5, 2.5])
 def test_ctrl_c_at_any_moment_of_the_start_ends_it_quietly(delay_s: float) -> None:
     with RunningServer() as running:
+        wait_until(lambda: catches(running.process.pid, signal.SIGTERM))  # Python itself takes a while to start
         time.sleep(delay_s)
         running.family = psutil.Process(running.process.pid).children(recursive=True)
         os.killpg(running.process.pid, signal.SIGINT)
@@ -228,6 +231,12 @@ def test_a_server_that_dies_during_a_call_is_an_error() -> None:
                 client.encode(numbered("a long sentence " * 30, 5000))
         running.process.wait()
         running.assert_nothing_left()
+
+
+def catches(pid: int, signum: signal.Signals) -> bool:
+    """Return whether a process has a handler for a signal."""
+    (mask,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (signum - 1) & 1)
 
 
 def _network_addresses() -> list[str]:

@@ -208,8 +208,11 @@ def test_one_batch_is_linked_to_each_of_its_requests(
         return {span.id for span in receiver.spans if span.trace_id in trace_ids} & set(batch.links)
 
     wait_until(lambda: linked() == set(batch.links))
-    back = [span for span in receiver.spans if span.name == "compute" and span.links == [batch.id]]
-    assert {span.parent for span in back} == set(batch.links)
+
+    def linked_back() -> set[str]:
+        return {span.parent for span in receiver.spans if span.name == "compute" and span.links == [batch.id]}
+
+    wait_until(lambda: linked_back() == set(batch.links))
 
 
 def test_a_request_that_fails_has_the_code_of_its_error(
