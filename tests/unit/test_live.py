@@ -12,6 +12,7 @@ from bert_serving.server.gateway import live
 from bert_serving.server.gateway.live import LiveHistory
 
 from tests.support.gateway import make_service
+from tests.support.waiting import HANG_S
 
 ALICE, BOB = "key:alice", "key:bob"
 
@@ -97,7 +98,7 @@ def test_a_page_that_does_not_read_holds_few_events(broker: Broker, monkeypatch:
         history.close()
         assert [event async for event in events][-1] == b"event: end\ndata: {}\n\n"
 
-    asyncio.run(asyncio.wait_for(use(), 20))
+    asyncio.run(asyncio.wait_for(use(), HANG_S))
 
 
 def test_a_key_that_is_removed_ends_the_stream(broker: Broker) -> None:
@@ -110,7 +111,7 @@ def test_a_key_that_is_removed_ends_the_stream(broker: Broker) -> None:
         allowed.append(False)
         assert [event async for event in events] == [b"event: end\ndata: {}\n\n"]
 
-    asyncio.run(asyncio.wait_for(use(), 20))
+    asyncio.run(asyncio.wait_for(use(), HANG_S))
 
 
 def test_the_number_of_streams_is_limited(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,4 +153,4 @@ def test_a_caller_may_have_as_many_streams_as_are_free(broker: Broker, monkeypat
         assert not (await read(history.events(ALICE)))["ready"]  # she still has more than are free
         assert (await read(of_bob[0]))["ready"]
 
-    asyncio.run(asyncio.wait_for(use(), 20))
+    asyncio.run(asyncio.wait_for(use(), HANG_S))
