@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 from bert_serving.server import Encoder
 from environments import folder_of
 
@@ -22,6 +24,15 @@ _NUM_FILES, _FILE_ROWS, _BATCH_ROWS = 10, 2000, 1000  # both examples compute ba
 _SPARK = [pytest.mark.slow_clients, pytest.mark.timeout(1200)]
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """The order of sums depends on the number of threads, and the examples compute with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -30,10 +41,11 @@ _SPARK = [pytest.mark.slow_clients, pytest.mark.timeout(1200)]
         pytest.param(["spark_job.py", "--udf"], id="spark-udf", marks=_SPARK),
     ],
 )
+@pytest.mark.usefixtures("_one_thread")
 def test_20_000_texts_are_the_encoder_s_bit_for_bit_after_a_kill_half_way(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the order of sums depends on the number of threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     long_texts = sentences(_NUM_FILES * _FILE_ROWS)
     texts = [" ".join([*text.split()[: i % 9], str(i)]) for i, text in enumerate(long_texts)]
     source, target = tmp_path / "texts", tmp_path / "vectors"

@@ -8,6 +8,7 @@ import json
 import re
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -548,7 +549,9 @@ def _first_worker(running: RunningServer) -> psutil.Process:
     server = psutil.Process(running.process.pid)
 
     def found() -> list[psutil.Process]:
-        return [p for p in server.children() if any("spawn_main" in argument for argument in p.cmdline())]
+        with suppress(psutil.NoSuchProcess):  # a process that has just ended
+            return [p for p in server.children() if any("spawn_main" in argument for argument in p.cmdline())]
+        return []
 
     wait_until(found, lambda: running.log)
     return min(found(), key=lambda process: process.pid)
