@@ -157,7 +157,7 @@ def test_errors_are_counted_by_code(server: RunningServer, open_page: OpenPage) 
     with BertClient(**server.ports) as client, pytest.raises(ValueError, match="dimensions"):
         client.encode(["too many"], dimensions=100_000)
     page = open_page(server.url).open()
-    expect(page.get_by_role("rowheader", name="invalid_request")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("rowheader", name="invalid_request")).to_be_visible()
 
 
 def test_a_server_that_dies_and_comes_back_is_shown(tiny: Path, browser: Browser) -> None:

@@ -18,6 +18,7 @@ from bert_serving.protocol import (
     request_to_frames,
 )
 from bert_serving.protocol.workers import Result
+from bert_serving.server.broker import intake
 from bert_serving.server.broker.batching import InFlightBatch
 from bert_serving.server.broker.broker import Broker
 from bert_serving.server.broker.job import Job
@@ -140,7 +141,10 @@ def test_a_request_that_is_sent_again_is_computed_once(door: Door) -> None:
     assert "jobs=3" in repr(door.broker)
 
 
-def test_after_many_refused_requests_the_next_ones_are_read_a_little_later(door: Door) -> None:
+def test_after_many_refused_requests_the_next_ones_are_read_a_little_later(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "_PAUSE_S", 1.0)  # a slow machine could miss a shorter pause
     for _ in range(40):
         door.tcp.send_multipart([b"not a request"])
     wait_until(lambda: door.broker.step(10) or door.broker._ports._paused_until is not None)
