@@ -63,8 +63,8 @@ class Stage:
     def pid(self) -> int | None:
         return self.workers.views[NAME].pid
 
-    def faults(self) -> Sequence[str]:
-        return list(self.workers.faulty(silent_s=30.0).values())
+    def faults(self, idle: Sequence[str] = ()) -> Sequence[str]:
+        return list(self.workers.faulty(silent_s=30.0, idle=idle, timeout_s=120.0).values())
 
 
 @pytest.fixture
@@ -92,6 +92,20 @@ def test_a_worker_is_not_silent_after_a_pause_of_the_server(stage: Stage) -> Non
     stage.clock.turn(1000.0)
     stage.clock.turn(1600.0)  # the whole server was stopped for ten minutes
     assert stage.faults() == []
+
+
+def test_an_idle_worker_that_computes_nothing_is_found_after_the_timeout(stage: Stage) -> None:
+    def faults(now: float, forward_age_s: float, idle: Sequence[str]) -> Sequence[str]:
+        stage.clock.now = now
+        stage.hear(1, Heartbeat(forward_age_s))
+        return stage.faults(idle)
+
+    assert faults(1000.0, 60.0, [NAME]) == []
+    assert faults(1120.0, 180.0, [NAME]) == []
+    assert faults(1120.5, 180.5, []) == []  # it has a batch, to which other limits apply
+    assert faults(1121.0, 181.0, [NAME]) == []
+    assert faults(1241.5, 301.5, [NAME]) == ["computes nothing"]
+    assert faults(1242.0, 0.5, [NAME]) == []
 
 
 def test_a_successor_takes_the_name_and_its_predecessor_is_not_heard_any_more(stage: Stage) -> None:

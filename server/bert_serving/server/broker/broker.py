@@ -218,10 +218,11 @@ class Broker:
             self._metrics.gateway_restarts.labels(name).inc()
 
     def hung_workers(self, *, silent_s: float) -> dict[str, str]:
-        """Return the workers that must be replaced, with the reasons: silent, too slow, or unreadable."""
+        """Return the workers that must be replaced, with the reasons: silent, hanging, or unreadable."""
         timeout_s = self._settings.worker_timeout
         overdue = dict.fromkeys(self._scheduler.overdue(timeout_s), "does not answer")
-        return overdue | self._workers.faulty(silent_s=silent_s)
+        faulty = self._workers.faulty(silent_s=silent_s, idle=self._scheduler.idle, timeout_s=timeout_s)
+        return overdue | faulty
 
     @property
     def outdated_workers(self) -> list[str]:

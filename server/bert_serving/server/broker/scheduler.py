@@ -398,6 +398,11 @@ class Scheduler:
         now = self._clock.now
         return [worker.name for worker in self._workers.values() if worker.is_overdue(now, timeout_s)]
 
+    @property
+    def idle(self) -> list[str]:
+        """The workers that have no batch."""
+        return [worker.name for worker in self._workers.values() if not worker.in_flight]
+
     # -- inside: batches -------------------------------------------------------------------------------
 
     def _next_to_send_again(self) -> InFlightBatch | None:

@@ -8,7 +8,7 @@ messages of the other process are ignored.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -52,7 +52,8 @@ class WorkerView:
     """What the broker knows about the process that serves under a worker's name.
 
     pid: process id; None if no process is ready. facts: what the worker reported when it became ready. heard_at:
-    time of its last message, in seconds of the loop's clock.
+    time of its last message, in seconds of the loop's clock. stale_since: since when it has no batch and has not
+    computed recently; None: it has a batch or has computed.
     """
 
     name: str
@@ -60,6 +61,7 @@ class WorkerView:
     facts: ModelFacts | None = None
     heartbeat: Heartbeat | None = None
     heard_at: float = 0.0
+    stale_since: float | None = None
     num_unreadable: int = 0
 
     @property
@@ -122,12 +124,20 @@ class Workers:
         """The seconds since the last ready worker was lost; 0 if a worker is ready, or if none was ready yet."""
         return 0.0 if self.num_ready or self._lost_at is None else self._clock.now - self._lost_at
 
-    def faulty(self, *, silent_s: float) -> dict[str, str]:
-        """Return the workers that should be replaced, with the reasons."""
+    def faulty(self, *, silent_s: float, idle: Container[str], timeout_s: float) -> dict[str, str]:
+        """Return the workers that should be replaced, with the reasons.
+
+        silent_s: a worker that says nothing for so long is faulty. idle: the names of the workers without a batch.
+        Such a worker tests its model again and again; it is faulty if it stays stale for more than `timeout_s`.
+        """
         found = {}
         for view in self._views.values():
+            is_stale = view.is_ready and view.name in idle and not view.has_recent_forward(self._clock.now)
+            view.stale_since = (view.stale_since or self._clock.now) if is_stale else None
             if view.is_ready and self._clock.now - view.heard_at > silent_s:
                 found[view.name] = "does not answer"
+            elif view.stale_since is not None and self._clock.now - view.stale_since > timeout_s:
+                found[view.name] = "computes nothing"
             elif view.num_unreadable >= _MAX_UNREADABLE:
                 found[view.name] = "sends messages that cannot be read"
         return found
