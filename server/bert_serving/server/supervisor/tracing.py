@@ -17,7 +17,8 @@ from .startup import StartError
 
 log = logging.getLogger(__name__)
 
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_BASE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", _BASE)
 _INSTALL = "pip install 'bert-embedding-service[otel]'"
 
 
@@ -56,8 +57,8 @@ def tracing_of(settings: Settings, env: Mapping[str, str] = os.environ) -> Traci
     """Return where traces go; None if there are none.
 
     Raises StartError if -otel_endpoint is set and OpenTelemetry is not installed. If only a variable of
-    OpenTelemetry is set, this is a warning: some platforms set it for all of their programs. Raises StartError if
-    traces cannot be sent to the address in the variable.
+    OpenTelemetry is set, this is a warning, and so is an address in it that cannot be used: some platforms set it
+    for all of their programs.
     """
     if not _is_wanted(settings, env):
         return None
@@ -68,17 +69,17 @@ def tracing_of(settings: Settings, env: Mapping[str, str] = os.environ) -> Traci
             raise StartError(f"-otel_endpoint needs the extra otel ({exc}): {_INSTALL}") from exc
         log.warning("there are no traces, although OTEL_EXPORTER_OTLP_ENDPOINT is set: %s; %s", exc, _INSTALL)
         return None
-    if settings.otel_endpoint is None:
-        _check_variable(env)
-    return Tracing(settings.otel_endpoint, settings.served_model_name or "model")
-
-
-def _check_variable(env: Mapping[str, str]) -> None:
-    name = next(name for name in _ENDPOINTS if env.get(name))  # the SDK takes the first one too
-    try:
-        check_trace_address(name, env[name])
-    except ValueError as exc:
-        raise StartError(f"{exc}; OTEL_TRACES_EXPORTER=none turns traces off") from exc
+    endpoint = settings.otel_endpoint
+    if endpoint is None:
+        name = next(name for name in _ENDPOINTS if env.get(name))
+        try:
+            check_trace_address(name, env[name])
+        except ValueError as exc:
+            log.warning("there are no traces: %s", exc)
+            return None
+        if name == _BASE:
+            endpoint = env[name]  # the SDK would take the other variable, even if it is empty
+    return Tracing(endpoint, settings.served_model_name or "model")
 
 
 def _is_wanted(settings: Settings, env: Mapping[str, str]) -> bool:
