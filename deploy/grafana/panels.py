@@ -78,7 +78,7 @@ def _by_dialect(metric: str, *by: str) -> str:
     return f"sum by ({', '.join(('dialect', *by))}) ({rates} * on (instance, route) group_left (dialect) {routes})"
 
 
-_NO_PROBES = 'route!~"/ready|/health|/ping"'
+_NO_PROBES = 'route!~"/live|/ready|/health|/ping|/metrics|/page/.*"'
 _HTTP = _rate("bert_serving_http_requests_total", "instance", labels=_NO_PROBES)
 _HTTP_ANSWERED = _rate("bert_serving_http_requests_total", "instance", labels=f'{_NO_PROBES}, status!~"5.."')
 

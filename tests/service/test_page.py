@@ -211,16 +211,28 @@ def test_a_page_is_no_request_in_flight(server: RunningServer) -> None:
     assert 'http_request_seconds_count{route="/page/live"} 1.0' in text  # that of HEAD
 
 
-def test_one_address_cannot_take_all_pages(server: RunningServer) -> None:
-    events: list[Iterator[str]] = []
-    with ExitStack() as pages, httpx.Client(limits=httpx.Limits(max_connections=None), timeout=HANG_S) as caller:
+def test_one_address_cannot_take_all_pages(tiny: Path, browser: Browser) -> None:
+    with (
+        RunningServer("-model_dir", tiny, "-cpu") as server,
+        ExitStack() as pages,
+        httpx.Client(limits=httpx.Limits(max_connections=None), timeout=HANG_S) as caller,
+    ):
+        url = f"{server.wait_ready().url}/page/live"
+        events: list[Iterator[str]] = []
         for _ in range(100):
-            page = pages.enter_context(caller.stream("GET", f"{server.url}/page/live"))
-            events.append(page.iter_lines())  # kept: the connection ends with its iterator
-            event = json.loads(next(events[-1]).removeprefix("data: "))
-            if "points" not in event:
+            page = pages.enter_context(caller.stream("GET", url))
+            if page.status_code != 200:
                 break
-        assert "pages are open for this key or address, which is the limit" in event["reason"]
+            events.append(page.iter_lines())  # kept: the connection ends with its iterator
+            next(events[-1])
+        assert page.status_code == 429
+        assert len(events) == 50
+        watched = WatchedPage(browser, server.url)  # the browser logs each 429
+        watched.page.goto(server.url)
+        expect(watched.page.get_by_role("status").first).to_contain_text(
+            "50 pages are open for this key or address"
+        )
+        watched.close()
 
 
 def test_an_open_page_does_not_delay_the_end_of_the_server(tiny: Path, open_page: OpenPage) -> None:
@@ -412,6 +424,7 @@ def test_a_finger_chooses_a_text(server: RunningServer, open_page: OpenPage) -> 
         ("one.csv", "sentence\nno, quotes, here\nnone\n", "sentence", 2),
         ("long.tsv", "id\twhat\n1\ta long sentence\n2\tanother one\n", "what", 2),
         ("quotes.tsv", 'text\tn\n"Well", she said.\t1\n"No."\t2\nAn end.\t3\n', "text", 3),
+        ("screens.csv", 'text,n\n"a, b",1\n"two\nlines",2\n"5" screen",3\n"c, d",4\n', "text", 4),
         ("rows.jsonl", '{"a": 1, "body": "x"}\n\n{"body": "y", "tags": ["t"]}\n', "body", 2),
         ("texts.jsonl", '"one"\nnull\n3\n', "text", 3),
     ],

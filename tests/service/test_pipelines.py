@@ -58,7 +58,6 @@ def test_a_database_of_vectors_finds_the_right_passages(server: RunningServer, s
 def test_the_notebook_finds_the_right_passages(
     server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("nbclient", reason="not on Python 3.10")
     import nbformat
     from nbclient import NotebookClient
 

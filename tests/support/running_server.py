@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TypedDict
 
@@ -169,7 +169,8 @@ class RunningServer:
             yield
         finally:
             for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+                with suppress(ProcessLookupError):  # it was silent for so long that the server has replaced it
+                    os.kill(pid, signal.SIGCONT)
 
     def signal(self, signum: int) -> None:
         """Send a signal to the server process."""

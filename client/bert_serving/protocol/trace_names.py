@@ -11,7 +11,7 @@ _MAX_NAMES = 8
 
 @dataclass(frozen=True, slots=True)
 class TraceNames:
-    """The names of the requests in a batch: at most eight. num_more: how many other requests the batch has."""
+    """The names of the requests in a batch: at most eight. num_more: how many other names there are."""
 
     names: tuple[str, ...] = ()
     num_more: int = 0

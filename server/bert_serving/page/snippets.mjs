@@ -16,7 +16,7 @@ export function Snippets({ texts, options }) {
   return html`
     <h2>The same call in code</h2>
     ${texts.length > MAX_TEXTS && html`<p class="hint">With the first ${MAX_TEXTS} texts.</p>`}
-    ${status.host === "127.0.0.1" && html`<p class="hint">The ports of BertClient are open on the server's own machine only.</p>`}
+    ${["127.0.0.1", "::1", "localhost"].includes(status.host) && html`<p class="hint">The ports of BertClient are open on the server's own machine only.</p>`}
     ${status.curve && html`<p class="hint">The ports of BertClient are encrypted: give it curve_dir.</p>`}
     <p class="hint">The vectors of OpenAI's API have length 1.</p>
     ${options.pooling_strategy && html`<p class="hint">OpenAI's API cannot choose the pooling: that call gets the server's.</p>`}

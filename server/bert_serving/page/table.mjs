@@ -37,9 +37,9 @@ function rowsOf(name, content) {
 function rowsOfCsv(content) {
   const transformHeader = (header, index) => header.trim() || `column ${index + 1}`; // as that of pandas' index
   const settings = { header: true, skipEmptyLines: "greedy", transformHeader };
-  let { data, errors } = Papa.parse(content, settings);
-  // Many files have tabs between their columns and no quoting: a text that begins with a quote is no quoted field there.
-  if (errors.some(({ type }) => type === "Quotes"))
+  let { data, errors, meta } = Papa.parse(content, settings);
+  // Many files with tabs between their columns have no quoting: a text that begins with a quote is no quoted field there.
+  if (meta.delimiter === "\t" && errors.some(({ type }) => type === "Quotes"))
     ({ data } = Papa.parse(content, { ...settings, fastMode: true }));
   return data.map(({ __parsed_extra: rest, ...row }) => {
     const columns = Object.keys(row);

@@ -91,15 +91,14 @@ def _source(inputs: Sequence[str], text_column: str | None, columns: Sequence[st
 
 def _rows(source: Source, columns: Sequence[str], say: Say) -> Iterator[tuple[Any, ...]]:
     """Yield the values of the columns, of rows that can be read. Says how many others there are, and why."""
-    reasons = []
+    num_left, first = 0, None
     for batch in source.batches():
         values = (batch[name].to_pylist() for name in (*columns, REASON))
         for *row, reason in zip(*values, strict=True):
-            if reason is not None:
-                reasons.append(reason)
-            elif None in row:
-                reasons.append(f"{columns[row.index(None)]} is missing")
-            else:
+            if reason is None and None not in row:
                 yield tuple(row)
-    if reasons:
-        say(f"rows that cannot be read are left out: {len(reasons)}; the first: {reasons[0]}")
+            else:
+                num_left += 1
+                first = first or reason or f"{columns[row.index(None)]} is missing"
+    if num_left:
+        say(f"rows that cannot be read are left out: {num_left}; the first: {first}")

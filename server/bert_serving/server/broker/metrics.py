@@ -154,8 +154,8 @@ class BrokerMetrics:
     def _add_gateways(self, gateway_names: Iterable[str]) -> None:
         self.gateway_restarts = self._labelled(
             "gateway_restarts",
-            "HTTP processes that died, were killed because of a fault, or could not be started, while the server "
-            "served. The requests that a process had are lost with it",
+            "HTTP processes that died, were killed because of a fault, or could not be started, until the "
+            "server stops. The requests that a process had are lost with it",
             "counter",
             "process",
         )

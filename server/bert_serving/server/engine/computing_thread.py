@@ -33,7 +33,7 @@ class ComputingThread:
     model: an encoder that nobody else uses meanwhile, or what to load. say: gets each message; it is called in
     other threads. A program may end without `stop`: what is computed then is dropped.
 
-    encoder: the encoder; None until it is loaded, and after `join`, so that the memory of its weights is free.
+    encoder: the encoder; None until it is loaded, and after `join`, which frees weights that were loaded.
     """
 
     def __init__(self, model: Encoder | ModelSpec, say: Callable[[Message], None]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 
 import orjson
-from bert_serving.protocol import Command, JsonObject, ServingError
+from bert_serving.protocol import Command, JsonObject, Overloaded, ServingError
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
@@ -27,6 +27,7 @@ PATH = "/page/live"
 
 _PERIOD_S = 2.0
 _MAX_STREAMS = 100  # each holds one connection
+_RETRY_AFTER_MS = 10_000
 _MAX_UNREAD = 30  # events that wait for a page that reads slowly; it misses later ones
 _END = b"event: end\ndata: {}\n\n"  # the page connects again, to another process or to the next server
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -36,7 +37,7 @@ class LiveHistory:
     """The streams of this process.
 
     A caller may have as many streams as are free, so one caller alone gets half of them. This is the rule of
-    GatewayMemory: there is always a stream for another caller, and many users behind one proxy still get many.
+    GatewayMemory: one caller cannot take all, and many users behind one proxy still get many.
     """
 
     def __init__(self, service: Service) -> None:
@@ -56,7 +57,7 @@ class LiveHistory:
         An event is the broker's reply to SHOW_HISTORY or SHOW_RECENT. If there is none, it is {"ready": false,
         "reason": ...}. The events end when the process ends, and when `may_read` returns False. caller: its flow.
         """
-        if (refusal := self._refusal(caller)) is not None:
+        if (refusal := self.refusal(caller)) is not None:  # again: others may have come since the request
             yield _event({"ready": False, "reason": refusal})
             return
         mine: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_UNREAD)
@@ -79,7 +80,7 @@ class LiveHistory:
         self._is_closed = True
         self._send(None)
 
-    def _refusal(self, caller: str) -> str | None:
+    def refusal(self, caller: str) -> str | None:
         """Return why a caller gets no other stream; None: it gets one."""
         num_free = _MAX_STREAMS - len(self._streams)
         num_own = Counter(self._streams.values())[caller]
@@ -120,6 +121,8 @@ def create_router(service: Service, live: LiveHistory) -> APIRouter:
             return BERT_AS_SERVICE.error_response(exc)
         if request.method == "HEAD":
             return Response(media_type="text/event-stream", headers=_HEADERS)
+        if (refusal := live.refusal(flow_of(request))) is not None:
+            return BERT_AS_SERVICE.error_response(Overloaded(refusal, retry_after_ms=_RETRY_AFTER_MS))
         request.scope[FOLLOWS] = True
 
         def may_read() -> bool:  # the keys may change while the stream lasts
