@@ -43,7 +43,8 @@ def test_make_serve_starts_the_server_that_the_tests_start(block: CodeBlock) -> 
     """CI runs what `make serve` does before this: `make check` installs the same, and more."""
     (words,) = block.commands
     installed = Path(sys.prefix) / ".serve"
-    run_by_make = run(*words, "--dry-run", "--assume-old", installed, f"VENV={sys.prefix}", cwd=ROOT)
+    options = ["--dry-run", "--no-print-directory", "--assume-old", installed, f"VENV={sys.prefix}"]
+    run_by_make = run(*words, *options, cwd=ROOT)
     assert run_by_make.split() == command("bert-serving-start", "-http_port", 8125)
 
 
