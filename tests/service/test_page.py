@@ -424,7 +424,7 @@ def test_a_finger_chooses_a_text(server: RunningServer, open_page: OpenPage) -> 
         ("one.csv", "sentence\nno, quotes, here\nnone\n", "sentence", 2),
         ("long.tsv", "id\twhat\n1\ta long sentence\n2\tanother one\n", "what", 2),
         ("quotes.tsv", 'text\tn\n"Well", she said.\t1\n"No."\t2\nAn end.\t3\n', "text", 3),
-        ("screens.csv", 'text,n\n"a, b",1\n"two\nlines",2\n"5" screen",3\n"c, d",4\n', "text", 4),
+        ("screens.csv", 'text,n\n"a, b",1\n"5" screen",2\n"two\nlines",3\n', "text", 3),
         ("rows.jsonl", '{"a": 1, "body": "x"}\n\n{"body": "y", "tags": ["t"]}\n', "body", 2),
         ("texts.jsonl", '"one"\nnull\n3\n', "text", 3),
     ],
