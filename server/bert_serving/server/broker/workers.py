@@ -52,8 +52,8 @@ class WorkerView:
     """What the broker knows about the process that serves under a worker's name.
 
     pid: process id; None if no process is ready. facts: what the worker reported when it became ready. heard_at:
-    time of its last message, in seconds of the loop's clock. stale_since: since when it has no batch and has not
-    computed recently; None: it has a batch or has computed.
+    time of its last message, in seconds of the loop's clock. stale_since: when it was first found stale
+    without a batch; None: it is not.
     """
 
     name: str

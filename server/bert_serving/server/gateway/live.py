@@ -121,7 +121,8 @@ def create_router(service: Service, live: LiveHistory) -> APIRouter:
             return BERT_AS_SERVICE.error_response(exc)
         if request.method == "HEAD":
             return Response(media_type="text/event-stream", headers=_HEADERS)
-        if (refusal := live.refusal(flow_of(request))) is not None:
+        caller = flow_of(request)
+        if (refusal := live.refusal(caller)) is not None:
             return BERT_AS_SERVICE.error_response(Overloaded(refusal, retry_after_ms=_RETRY_AFTER_MS))
         request.scope[FOLLOWS] = True
 
@@ -132,9 +133,7 @@ def create_router(service: Service, live: LiveHistory) -> APIRouter:
                 return False
             return True
 
-        return StreamingResponse(
-            live.events(flow_of(request), may_read), media_type="text/event-stream", headers=_HEADERS
-        )
+        return StreamingResponse(live.events(caller, may_read), media_type="text/event-stream", headers=_HEADERS)
 
     router.routes.append(DirectRoute(PATH, follow, method="GET", name="live", dialect=OPERATIONS.tag))
     return router

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # asyncio gives each TLS connection a buffer of 256 KiB: 1 GiB for 4,096 connections.
 _READ_BUFFER_BYTES = 32 << 10
-# asyncio ends a connection 30 s after it was closed, even if the caller still reads its
-# response. LimitedConnection.check ends connections whose callers do nothing, so asyncio need not.
+# asyncio ends a connection 30 s after it was closed, even if the caller still reads its response.
+# LimitedConnection.check ends connections whose callers do nothing, so asyncio need not.
 _SHUTDOWN_S = 86_400.0
 
 log = logging.getLogger(__name__)
