@@ -53,10 +53,10 @@ class Gate:
         self.is_open, self.num_waiting = threading.Event(), 0
         inner = encoder.forward_steps
 
-        def steps(prepared: Sequence[PreparedText]) -> Any:
+        def steps(prepared: Sequence[PreparedText], **options: Any) -> Any:
             self.num_waiting += 1
             assert self.is_open.wait(_LIMIT_S)
-            return (yield from inner(prepared))
+            return (yield from inner(prepared, **options))
 
         monkeypatch.setattr(encoder, "forward_steps", steps)
 
@@ -195,10 +195,10 @@ def test_an_error_in_the_model_fails_its_text_only(encoder: Encoder, monkeypatch
     (bad,) = encoder.prepare(["a bad one"])
     assert isinstance(bad, PreparedText)
 
-    def steps(prepared: Sequence[PreparedText]) -> Any:
+    def steps(prepared: Sequence[PreparedText], **options: Any) -> Any:
         if any(each.text.ids == bad.text.ids for each in prepared):
             raise RuntimeError("cannot compute this")
-        return (yield from inner(prepared))
+        return (yield from inner(prepared, **options))
 
     monkeypatch.setattr(encoder, "forward_steps", steps)
 
@@ -245,7 +245,7 @@ def test_a_model_that_cannot_be_loaded_is_an_error_of_the_start(tmp_path: Path) 
 
 
 def test_a_thread_that_dies_fails_all_calls(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def steps(prepared: Sequence[PreparedText]) -> Any:
+    def steps(prepared: Sequence[PreparedText], **options: Any) -> Any:
         raise torch.AcceleratorError("the device is gone")
         yield
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +17,19 @@ import numpy as np
 import pytest
 import torch
 from bert_serving.protocol import Rows, Text
+from bert_serving.protocol.workers import Batch, Part, Result, Vectors
 from bert_serving.server.model.errors import ModelError
+from bert_serving.server.worker.batch_loop import BatchLoop
 from bert_serving.server.worker.compiled import operators
 from bert_serving.server.worker.compiled.build import program_of
 from bert_serving.server.worker.compiled.cache import Cache
 from bert_serving.server.worker.compiled.forward import CompiledForward, GraphFacts
 from bert_serving.server.worker.compiled.quantization import TracedForward
 from bert_serving.server.worker.encoder import Encoder
+from bert_serving.server.worker.lanes import Work
 
 from tests.support.tiny_models import FAMILIES, WORDS, make_model
+from tests.support.waiting import HANG_S
 
 PADDED = {"mpnet", "deberta-v2"}
 needs_products = pytest.mark.skipif(
@@ -128,6 +136,70 @@ def test_a_vector_does_not_depend_on_its_company(compiled: Encoder) -> None:
     together = compiled.encode(TEXTS)
     alone = np.concatenate([compiled.encode([text]) for text in TEXTS])
     assert np.abs(together - alone).max() <= 1e-5
+
+
+def test_a_pass_lets_other_threads_run_python(compiled: Encoder) -> None:
+    forward = compiled._loaded.transformer._compiled
+    assert isinstance(forward, CompiledForward)
+    num_tokens = forward.facts.max_tokens
+    row = torch.ones(1, num_tokens, dtype=torch.int64)
+    inputs = [row, row, torch.tensor([num_tokens]), row * 0]
+    spans: list[tuple[float, float]] = []
+
+    def run() -> None:
+        for _ in range(50):
+            start = time.perf_counter()
+            forward._graph.run(inputs)
+            spans.append((start, time.perf_counter()))
+
+    times = []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000.0)  # a thread gives up Python's lock only where it waits or computes without it
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+        while thread.is_alive():
+            times.append(time.perf_counter())
+            time.sleep(0)
+    finally:
+        sys.setswitchinterval(interval)
+    num_with_others = sum(any(start < now < end for now in times) for start, end in spans)
+    assert num_with_others > len(spans) / 2, num_with_others
+
+
+def test_lanes_give_the_vectors_of_a_single_thread(compiled: Encoder) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert compiled.num_lanes == 2
+        rows, threads = computed_in_lanes(compiled, [TEXTS, TEXTS[::-1], ["one two"], TEXTS[:9]])
+    finally:
+        torch.set_num_threads(before)
+    for found, texts in zip(rows, [TEXTS, TEXTS[::-1], ["one two"], TEXTS[:9]], strict=True):
+        assert np.abs(found - compiled.encode(texts)).max() <= 1e-5
+    assert "lane-1" in threads
+
+
+def computed_in_lanes(mine: Encoder, batches: list[list[str]]) -> tuple[list[Rows], set[str]]:
+    """Return the vectors of each batch, and the names of the threads that have computed them."""
+    work, results, threads = Work(), queue.SimpleQueue[Result](), set()
+    loop = BatchLoop(
+        mine, work, dtype=np.dtype(np.float32), max_batch_tokens=1024, send=results.put,  # type: ignore[arg-type]
+        on_forward=lambda: threads.add(threading.current_thread().name),
+    )  # fmt: skip
+    for number, texts in enumerate(batches):
+        work.put(Batch(number, [Part(texts)]))
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    found = {}
+    for _ in batches:
+        result = results.get(timeout=HANG_S)
+        (part,) = result.part_results
+        assert isinstance(part, Vectors)
+        found[result.batch_id] = part.rows
+    work.put(None)
+    thread.join(HANG_S)
+    return [found[number] for number in range(len(batches))], threads
 
 
 def test_what_the_graph_lacks_is_computed_without_it(compiled: Encoder, bert: Path, cache: Path) -> None:

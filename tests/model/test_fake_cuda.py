@@ -15,7 +15,7 @@ import torch
 from bert_serving.protocol import EncodeOptions, Rows, options_from_json
 from bert_serving.server.worker import attention
 from bert_serving.server.worker.loading import LoadedModel
-from bert_serving.server.worker.micro_batches import Budget, PreparedText, run_micro_batches
+from bert_serving.server.worker.micro_batches import Budget, PreparedText, micro_batches
 from bert_serving.server.worker.pooling import STRATEGIES
 from bert_serving.server.worker.sequences import TokenizedText
 
@@ -49,11 +49,11 @@ def run(cuda: FakeCuda, loaded: LoadedModel, prepared: Sequence[PreparedText]) -
     """Compute the texts in micro-batches of few tokens, check each step, and return the steps and the rows."""
     hides = loaded.transformer._inputs.hide_specials
     with cuda.running():
-        computation = run_micro_batches(loaded.transformer, prepared, Budget(20), hide_specials=hides)
+        computation = micro_batches(loaded.transformer, prepared, Budget(20), hide_specials=hides)
         steps, rows = steps_of(cuda, computation)
-    *micro_batches, end = steps
-    assert len(micro_batches) > 1
-    for step in micro_batches:
+    *passes, end = steps
+    assert len(passes) > 1
+    for step in passes:
         assert [copy.waits for copy in step.copies if copy.to_device] == [False], "one copy, from pinned memory"
         assert step.waits == []
     assert sum(not copy.to_device for copy in end.copies) <= 1

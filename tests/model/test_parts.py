@@ -13,14 +13,15 @@ import pytest
 from bert_serving.protocol import EncodeOptions, InvalidRequest
 from bert_serving.protocol.trace_names import TraceNames
 from bert_serving.protocol.workers import Batch, Failed, Part, Rejected, Result, Vectors
-from bert_serving.server.worker import tokenization
+from bert_serving.server.worker import computation, tokenization
 from bert_serving.server.worker.computation import Computation, TokenizedBatch
 from bert_serving.server.worker.encoder import Encoder
-from bert_serving.server.worker.parts import tokenize_parts
+from bert_serving.server.worker.parts import TokenizedPart, tokenize_parts
 from bert_serving.server.worker.pooling_plan import PoolingPlan
 from bert_serving.server.worker.tokenization import TokenizerThreads
 from torch import Tensor
 
+from tests.support.computations import computed
 from tests.support.encoders import shared_encoder
 from tests.support.tiny_models import make_model
 from tests.support.waiting import HANG_S
@@ -36,7 +37,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 
 def compute(encoder: Encoder, parts: list[Part]) -> Result:
     batch = TokenizedBatch(1, tokenize_parts(encoder, parts), 0.0)
-    result = Computation(encoder, batch, np.dtype(np.float32)).step()
+    result = computed(Computation(encoder, batch, np.dtype(np.float32)))
     assert isinstance(result, Result)
     return result
 
@@ -126,9 +127,8 @@ def test_an_error_is_logged_without_the_texts_of_users(
     parts = tokenize_parts(encoder, [GOOD])
     monkeypatch.setattr(Encoder, "forward_steps", _raise)
     with caplog.at_level(logging.INFO):
-        result = Computation(
-            encoder, TokenizedBatch(7, parts, 0.0, TraceNames(("req-1",))), np.dtype(np.float32)
-        ).step()
+        batch = TokenizedBatch(7, parts, 0.0, TraceNames(("req-1",)))
+        result = computed(Computation(encoder, batch, np.dtype(np.float32)))
     assert isinstance(result, Failed)
     assert result.message.startswith("_Broken: cannot read")
     assert len(result.message) <= 300
@@ -140,10 +140,11 @@ def test_an_error_is_logged_without_the_texts_of_users(
 def test_a_batch_that_cannot_be_tokenized_fails_alone(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    inbox: queue.SimpleQueue[TokenizedBatch | Failed | None] = queue.SimpleQueue()
+    monkeypatch.setattr(tokenization, "_SMALL_CHARS", -1)
+    inbox: queue.SimpleQueue[Batch | TokenizedBatch | Failed | None] = queue.SimpleQueue()
     threads = TokenizerThreads(encoder, inbox)
     with monkeypatch.context() as patch:
-        patch.setattr(tokenization, "tokenize_parts", _raise)
+        patch.setattr(computation, "tokenize_parts", _raise)
         threads.put(Batch(1, [GOOD]))
         failed = inbox.get(timeout=HANG_S)
     assert isinstance(failed, Failed)
@@ -152,13 +153,35 @@ def test_a_batch_that_cannot_be_tokenized_fails_alone(
     threads.put(Batch(2, [GOOD]))
     tokenized = inbox.get(timeout=HANG_S)
     assert isinstance(tokenized, TokenizedBatch)
-    assert tokenized.num_tokens == 10
+    (part,) = tokenized.parts
+    assert isinstance(part, TokenizedPart)
+    assert sum(each.text.num_tokens for each in part.prepared) == 10
+
+
+def test_small_batches_are_tokenized_where_they_are_computed(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox: queue.SimpleQueue[Batch | TokenizedBatch | Failed | None] = queue.SimpleQueue()
+    threads = TokenizerThreads(encoder, inbox)
+    small, long, ids = Batch(1, [GOOD]), Batch(2, [Part(["word " * 2000])]), Batch(3, [Part([[5, 6]])])
+    for batch in (small, long, ids):
+        threads.put(batch)
+    found = [inbox.get(timeout=HANG_S) for _ in range(3)]
+    assert small in found
+    assert {batch.batch_id for batch in found if isinstance(batch, TokenizedBatch)} == {2, 3}
+    threads.close()
+    result = computed(Computation(encoder, small, np.dtype(np.float32)))
+    assert isinstance(result, Result)
+    assert result.tokenize_ms > 0
+    monkeypatch.setattr(computation, "tokenize_parts", _raise)
+    assert isinstance(computed(Computation(encoder, small, np.dtype(np.float32))), Failed)
 
 
 def test_a_short_text_passes_a_long_one_that_is_being_tokenized(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inbox: queue.SimpleQueue[TokenizedBatch | Failed | None] = queue.SimpleQueue()
+    monkeypatch.setattr(tokenization, "_SMALL_CHARS", -1)
+    inbox: queue.SimpleQueue[Batch | TokenizedBatch | Failed | None] = queue.SimpleQueue()
     gate: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def slow(encoder: Encoder, parts: list[Part]) -> Any:
@@ -166,7 +189,7 @@ def test_a_short_text_passes_a_long_one_that_is_being_tokenized(
             gate.get(timeout=HANG_S)
         return tokenize_parts(encoder, parts)
 
-    monkeypatch.setattr(tokenization, "tokenize_parts", slow)
+    monkeypatch.setattr(computation, "tokenize_parts", slow)
     threads = TokenizerThreads(encoder, inbox)
     for batch_id, text in enumerate(["long", "long", "short", "short"], 1):
         threads.put(Batch(batch_id, [Part([text])]))

@@ -8,8 +8,11 @@ from bert_serving.protocol import EncodeOptions
 from bert_serving.protocol.workers import Failed, Part, Result, Vectors
 from bert_serving.server.worker.computation import Computation, TokenizedBatch, Turns
 from bert_serving.server.worker.encoder import Encoder
+from bert_serving.server.worker.micro_batches import PreparedText
 from bert_serving.server.worker.parts import tokenize_parts
 
+from tests.support.computations import computed
+from tests.support.computations import step as step_of
 from tests.support.encoders import shared_encoder
 from tests.support.tiny_models import make_model
 
@@ -29,12 +32,8 @@ def computation(encoder: Encoder, batch_id: int, texts: list[str]) -> Computatio
 
 
 def step(turns: Turns) -> Result | None:
-    """Let the batch whose turn it is compute a micro-batch; return its result if it is finished."""
-    chosen = turns.next()
-    result = chosen.step()
+    result = step_of(turns)
     assert not isinstance(result, Failed)
-    if result is not None:
-        turns.remove(chosen)
     return result
 
 
@@ -57,7 +56,9 @@ def test_a_short_text_waits_for_at_most_two_micro_batches_of_a_long_one(encoder:
 def test_a_stream_of_short_texts_does_not_stop_a_long_one(encoder: Encoder) -> None:
     turns, long = Turns(), computation(encoder, 1, [LONG])
     turns.add(long)
-    num_steps = -(-long.tokens_left // 512)
+    (prepared,) = encoder.prepare([LONG], CHUNKED)
+    assert isinstance(prepared, PreparedText)
+    num_steps = -(-prepared.text.num_tokens // 512)
     ended = []
     for batch_id in range(2, 2 + 2 * num_steps):
         turns.add(computation(encoder, batch_id, ["hello world"]))
@@ -81,10 +82,5 @@ def test_vectors_do_not_depend_on_the_turns(encoder: Encoder) -> None:
 
 
 def test_a_batch_without_a_valid_text_is_finished_at_once(encoder: Encoder) -> None:
-    result = computation(encoder, 1, [[5000]]).step()  # type: ignore[list-item]
+    result = computed(computation(encoder, 1, [[5000]]))  # type: ignore[list-item]
     assert isinstance(result, Result)
-
-
-def test_a_step_of_a_small_batch_returns_its_result(encoder: Encoder) -> None:
-    only = computation(encoder, 1, ["hello world"])
-    assert isinstance(only.step(), Result)

@@ -19,6 +19,7 @@ import torch
 from bert_serving.server.model.spec import ModelSpec
 from bert_serving.server.worker import attention, checkpoint, execution
 from bert_serving.server.worker.loading import LoadedModel, load
+from bert_serving.server.worker.micro_batches import MicroBatch
 from bert_serving.server.worker.transformer import Execution
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
@@ -203,14 +204,15 @@ def _shares_memory(tensor: Tensor, others: list[Tensor]) -> bool:
     return any(other.untyped_storage()._cdata == storage for other in others)
 
 
-def steps_of(cuda: FakeCuda, steps: Generator[int, None, _Result]) -> tuple[list[Step], _Result]:
-    """Run all steps, and return what happened in each of them; the last one is the end of the batch."""
+def steps_of(cuda: FakeCuda, stages: Generator[list[MicroBatch], None, _Result]) -> tuple[list[Step], _Result]:
+    """Compute all micro-batches; return what happened in each of them, and at last at the end of the batch."""
     done = []
     cuda.new_step()
     try:
         while True:
-            next(steps)
-            done.append(cuda.new_step())
+            for each in next(stages):
+                each.compute()
+                done.append(cuda.new_step())
     except StopIteration as end:
         return [*done, cuda.new_step()], end.value
 

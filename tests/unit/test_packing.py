@@ -8,7 +8,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from bert_serving.server.worker.packing import Group, groups_of, plan_micro_batches
+from bert_serving.server.worker.packing import (
+    MAX_LANE_TOKENS,
+    Group,
+    groups_of,
+    plan_for_lanes,
+    plan_micro_batches,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,6 +70,41 @@ def test_plan_has_the_expected_micro_batches(
     lengths: list[int], max_tokens: int, padded: bool, plan: list[list[int]]
 ) -> None:
     assert plan_micro_batches(lengths, max_tokens, padded=padded) == plan
+
+
+@given(LENGTHS, st.integers(2, 8))
+def test_lanes_share_every_sequence(lengths: list[int], lanes: int) -> None:
+    plan = plan_for_lanes(lengths, lanes)
+    assert sorted(i for batch in plan for i in batch) == list(range(len(lengths)))
+    assert all(plan)
+    planned = [lengths[i] for batch in plan for i in batch]
+    assert planned == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.integers(3, 100), min_size=40), st.integers(2, 8))
+def test_each_lane_gets_as_much_as_the_others(lengths: list[int], lanes: int) -> None:
+    sizes = [sum(lengths[i] for i in batch) for batch in plan_for_lanes(lengths, lanes)]
+    assert max(sizes) <= MAX_LANE_TOKENS
+    if sum(lengths) >= 24 * lanes:
+        assert max(sizes) - min(sizes) <= 2 * max(lengths)
+        assert len(sizes) % lanes == 0 or max(lengths) > min(sizes)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "plan"),
+    [
+        ([], []),
+        ([40], [[0]]),
+        ([20, 20], [[0, 1]]),
+        ([30, 30], [[0], [1]]),
+        ([5, 60, 50, 5], [[1], [2, 0, 3]]),
+        ([256] * 4, [[0], [1], [2], [3]]),
+        ([128] * 5, [[0], [1], [2, 3], [4]]),
+        ([2000, 30, 30], [[0], [1, 2]]),
+    ],
+)
+def test_lanes_have_the_expected_micro_batches(lengths: list[int], plan: list[list[int]]) -> None:
+    assert plan_for_lanes(lengths, 2) == plan
 
 
 def test_groups_are_runs_of_equal_length() -> None:

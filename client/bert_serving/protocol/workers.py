@@ -3,7 +3,8 @@
     worker -> broker   Ready, Changed, Refused, Result, Failed, Heartbeat
     broker -> worker   Batch, Stop
 
-A message is sent as `kind | header | array ...`. The header is a JSON object. Nothing is pickled.
+A message is sent as `kind | header | array ...`. The header is a JSON object. Nothing is pickled. A worker has two
+addresses: one that batches go to, and the same with RESULTS at its end, which results come from.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from .known_options import known_options, options_to_json
 from .messages import JsonObject, Rows, Spans, Text, TextError
 from .options import EncodeOptions
 from .trace_names import TraceNames
+
+RESULTS = b"#results"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The worker processes as the broker sees them: the one place that knows which workers are ready.
 
 A worker name may belong to two processes for a while: one that serves, and one that is being started to take its
-place. Each process has its own address, "<name>#<process id>". The process that became ready last has the name;
-messages of the other process are ignored.
+place. Each process has its own address, "<name>#<process id>", and one more for its results. The process that
+became ready last has the name; messages of the other process are ignored.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TypeAlias
 import zmq
 from bert_serving.protocol import Frames
 from bert_serving.protocol.workers import (
+    RESULTS,
     BrokerMessage,
     Changed,
     Failed,
@@ -145,7 +146,8 @@ class Workers:
     def messages(self) -> Iterator[tuple[str, MessageForBroker]]:
         """Read the socket; yield (worker name, message) for each message that the broker must act on."""
         while (frames := receive(self._socket)) is not None:
-            name, _, pid = frames[0].bytes.decode(errors="replace").partition("#")
+            address = frames[0].bytes.removesuffix(RESULTS)
+            name, _, pid = address.decode(errors="replace").partition("#")
             if name not in self._views or not pid.isdecimal():
                 log.warning("ignored a message that is not from a worker")
                 continue

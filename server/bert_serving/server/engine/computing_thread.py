@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import queue
 import threading
 from collections.abc import Callable
 from typing import TypeAlias
@@ -15,8 +14,8 @@ from bert_serving.protocol.workers import Batch, Changed, Failed, ModelFacts, Re
 from ..model.errors import ModelError, one_line
 from ..model.spec import ModelSpec
 from ..worker.batch_loop import BatchLoop, warm_up
-from ..worker.computation import Compiled, Inbox
 from ..worker.encoder import Encoder
+from ..worker.lanes import Compiled, Work
 from ..worker.tokenization import TokenizerThreads
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ class ComputingThread:
     def __init__(self, model: Encoder | ModelSpec, say: Callable[[Message], None]) -> None:
         self._model = model
         self._say = say
-        self._inbox: Inbox = queue.SimpleQueue()
+        self._work = Work()
         self._is_stopped = False
         self._tokenizers: TokenizerThreads | None = None
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
@@ -59,7 +58,7 @@ class ComputingThread:
     def stop(self) -> None:
         """Let the threads end as soon as they can. Batches that are not computed are dropped."""
         self._is_stopped = True
-        self._inbox.put(None)
+        self._work.put(None)
 
     def join(self) -> None:
         """Wait until the threads have ended."""
@@ -72,7 +71,7 @@ class ComputingThread:
         self._thread.join(_EXIT_S)
 
     def _run(self) -> None:
-        reason = "a tokenizer thread has ended"  # that is, if the inbox holds None before `stop` puts it there
+        reason = "a thread of the engine has ended"  # that is, if the work gets None before `stop` puts it there
         try:
             encoder = self.encoder = (
                 self._model if isinstance(self._model, Encoder) else Encoder.from_spec(self._model)
@@ -87,13 +86,13 @@ class ComputingThread:
             self._say(Refused(reason))
 
     def _serve(self, encoder: Encoder, facts: ModelFacts) -> None:
-        self._tokenizers = TokenizerThreads(encoder, self._inbox)
+        self._tokenizers = TokenizerThreads(encoder, self._work)
         self._say(Ready(facts))
         if encoder.compiles_later and not self._is_stopped:
             threading.Thread(target=self._compile, args=(encoder,), name="compiler", daemon=True).start()
         loop = BatchLoop(
             encoder,
-            self._inbox,
+            self._work,
             dtype=np.dtype(np.float32),
             max_batch_tokens=encoder.max_batch_tokens,
             send=self._say,
@@ -105,4 +104,4 @@ class ComputingThread:
 
     def _compile(self, encoder: Encoder) -> None:
         if encoder.compile():
-            self._inbox.put(Compiled())
+            self._work.put(Compiled())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bert_serving.protocol import EncodeReply, Rows
 
     from ..worker.encoder import Encoder, EncodingError
-    from ..worker.micro_batches import PreparedText
+    from ..worker.micro_batches import MicroBatch, PreparedText
 
 _TEXTS_PER_REQUEST = 1024
 _BYTES_PER_REQUEST = 4 << 20
@@ -171,10 +171,11 @@ class InProcess:
     def _forward(self, encoder: Encoder, prepared: list[PreparedText]) -> list[Rows | EncodingError]:
         found: list[Rows | EncodingError] = []
 
-        def steps() -> Iterator[int]:
+        def steps() -> Iterator[list[MicroBatch]]:
             found.extend((yield from encoder.forward_steps(prepared)))
 
-        for _ in steps():
+        for micro_batch in chain.from_iterable(steps()):
+            micro_batch.compute()
             if self._is_closed:
                 raise FileError("stopped")
         return found

@@ -1,18 +1,19 @@
-"""The loop that computes batches in turns, one micro-batch at a time, in the thread that runs it."""
+"""The loop that computes batches in turns, micro-batch by micro-batch."""
 
 from __future__ import annotations
 
 import os
-import queue
+import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
-from bert_serving.protocol.workers import Changed, Failed, ModelFacts, Result
+from bert_serving.protocol.workers import Batch, Changed, Failed, ModelFacts, Result
 
-from .computation import Compiled, Computation, Inbox, Turns
+from .computation import Computation, Outcome, TokenizedBatch
 from .encoder import Encoder
-from .micro_batches import PreparedText
+from .lanes import Compiled, Lanes, Task, Work, run
+from .micro_batches import MicroBatch, PreparedText
 
 _CANARY_S = 15.0  # how often an idle loop checks with a short forward pass that the model still works
 _WARM_UP_TOKENS = 1024
@@ -24,11 +25,11 @@ def _nothing() -> None:
 
 
 class BatchLoop:
-    """Computes the tokenized batches of an inbox until the inbox holds None.
+    """Computes the batches that are put into `work`, until None is put there.
 
     dtype: number format of the vectors. max_batch_tokens: largest number of tokens in a forward pass. send: gets
     the result of each batch, or its error, and the model's facts when they change. on_forward, on_canary: are
-    called after each micro-batch, and after each check of an idle model. All are called in the loop's thread.
+    called after each micro-batch, and after each check of an idle model. All are called by one thread at a time.
 
     An exception while a batch is computed fails that batch only. Any other exception ends the loop.
     """
@@ -36,7 +37,7 @@ class BatchLoop:
     def __init__(
         self,
         encoder: Encoder,
-        inbox: Inbox,
+        work: Work,
         *,
         dtype: np.dtype[np.floating],
         max_batch_tokens: int,
@@ -45,47 +46,67 @@ class BatchLoop:
         on_canary: Callable[[], None] = _nothing,
     ) -> None:
         self._encoder = encoder
-        self._inbox = inbox
+        self._work = work
         self._dtype = dtype
         self._max_batch_tokens = max_batch_tokens
+        self._lock = threading.Lock()  # for the three that follow
         self._send = send
         self._on_forward = on_forward
         self._on_canary = on_canary
-        self._turns = Turns()
+        self._lanes: Lanes | None = None
+        work.open(self._begin)
 
     def run(self) -> None:
-        """Compute until the inbox holds None."""
-        turns, canary = self._turns, _canary(self._encoder)
+        """Compute until None is put into the work. The thread that runs this is the main thread of the lanes."""
+        try:
+            self._start_lanes()
+            self._compute()
+        finally:
+            self._work.close()
+            if self._lanes is not None:
+                self._lanes.join()
+
+    def _compute(self) -> None:
+        canary = _canary(self._encoder)
         while True:
             try:
-                # Wait only if there is nothing to compute.
-                batch = self._inbox.get(block=not turns, timeout=None if turns else _CANARY_S)
-            except queue.Empty:
-                if turns:
-                    self._step()
-                else:
-                    self._encoder.forward(canary)
+                task = self._work.take(_CANARY_S)
+            except TimeoutError:
+                self._encoder.forward(canary)
+                with self._lock:
                     self._on_canary()
                 continue
-            if batch is None:
+            if task is None:
                 return
-            if isinstance(batch, Failed):
-                self._send(batch)
-            elif isinstance(batch, Compiled):
+            if isinstance(task, Task):
+                self._done(task, run(task))
+            elif isinstance(task, Compiled):
                 # Measured here, between two batches, so that the scheduler learns the new speed.
-                self._send(Changed(warm_up(self._encoder, max_batch_tokens=self._max_batch_tokens)))
+                facts = warm_up(self._encoder, max_batch_tokens=self._max_batch_tokens)
+                self._start_lanes()
+                self._say(Changed(facts))
             else:
-                turns.add(Computation(self._encoder, batch, self._dtype))
+                self._say(task)
 
-    def _step(self) -> None:
-        """Compute a micro-batch; if it is the last one of its batch, pass the result on."""
-        computation = self._turns.next()
-        result = computation.step()
-        if not isinstance(result, Failed):
-            self._on_forward()
-        if result is not None:
-            self._turns.remove(computation)
-            self._send(result)
+    def _start_lanes(self) -> None:
+        if self._lanes is None and self._encoder.num_lanes > 1:
+            self._lanes = Lanes(self._work, self._encoder.num_lanes, self._done)
+
+    def _begin(self, batch: Batch | TokenizedBatch) -> Computation:
+        return Computation(self._encoder, batch, self._dtype, lanes=self._work.num_lanes)
+
+    def _done(self, task: Task, outcome: Outcome) -> None:
+        """Note the outcome of a task, and pass on the result of its batch if this ends the batch."""
+        end = self._work.give_back(task, outcome)
+        if isinstance(task.step, MicroBatch) and outcome.failed is None:
+            with self._lock:
+                self._on_forward()
+        if end is not None:
+            self._say(end)
+
+    def _say(self, message: Result | Failed | Changed) -> None:
+        with self._lock:
+            self._send(message)
 
 
 def warm_up(encoder: Encoder, *, max_batch_tokens: int) -> ModelFacts:

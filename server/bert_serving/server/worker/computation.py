@@ -1,14 +1,15 @@
-"""The batches that a worker has tokenized and not finished, computed in turns: one micro-batch at a time."""
+"""The batches that a worker has tokenized and not finished, and which of them is computed next."""
 
 from __future__ import annotations
 
+import enum
 import logging
-import queue
 import time
 import traceback
+from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from bert_serving.protocol.workers import Batch, Failed, PartResult, Rejected, R
 
 from ..model.errors import one_line
 from .encoder import Encoder
-from .parts import TokenizedPart, part_results
+from .micro_batches import MicroBatch
+from .parts import TokenizedPart, part_results, tokenize_parts
 
 log = logging.getLogger(__name__)
 
@@ -33,58 +35,145 @@ class TokenizedBatch:
     tokenize_ms: float
     traces: TraceNames = TraceNames()  # noqa: RUF009
 
-    @property
-    def num_tokens(self) -> int:
-        """The number of tokens that the model computes, special tokens included."""
-        texts = (text for part in self.parts if isinstance(part, TokenizedPart) for text in part.prepared)
-        return sum(prepared.text.num_tokens for prepared in texts)
+
+class Plan(enum.Enum):
+    """The step of a batch that finds out which micro-batches come next, or what the results are."""
+
+    NEXT = enum.auto()
 
 
-class Compiled:
-    """In place of a batch: forward passes are compiled from now on."""
+#: What a thread computes at once.
+Step: TypeAlias = "MicroBatch | Literal[Plan.NEXT]"
 
 
-#: What the main thread of a worker gets: batches, or why they cannot be computed; None: stop.
-Inbox: TypeAlias = "queue.SimpleQueue[TokenizedBatch | Failed | Compiled | None]"
+@dataclass(slots=True)
+class Outcome:
+    """What a step has brought: micro-batches to compute, the results of all parts, an error, or none of these."""
+
+    planned: Sequence[MicroBatch] = ()
+    results: list[PartResult] | None = None
+    failed: Failed | None = None
+    seconds: float = 0.0
+    num_padding: int = 0
 
 
 class Computation:
-    """A batch that is computed step by step. tokens_left: the number of tokens that are not computed yet."""
+    """A batch that is computed micro-batch by micro-batch, by one or several threads.
 
-    def __init__(self, encoder: Encoder, batch: TokenizedBatch, dtype: np.dtype[np.floating]) -> None:
-        self.tokens_left = batch.num_tokens
+    A thread takes a step, runs it, and gives it back. Several threads may call `run` at the same time, but only
+    one thread at a time the other methods.
+
+    batch: may be tokenized already. lanes: how many threads compute small passes at the same time.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        batch: Batch | TokenizedBatch,
+        dtype: np.dtype[np.floating],
+        *,
+        lanes: int = 1,
+    ) -> None:
         self._encoder = encoder
         self._batch = batch
-        self._steps: Generator[int, None, list[PartResult]] = part_results(encoder, batch.parts, dtype)
+        self._dtype = dtype
+        self._lanes = lanes
+        self._stages: Generator[list[MicroBatch], None, list[PartResult]] | None = None
+        self._waiting: deque[MicroBatch] = deque()
+        self._num_taken = 0
+        self._tokenize_ms = 0.0
         self._compute_ms = 0.0
         self._num_padding = 0
+        self._end: Result | Failed | None = None
 
-    def step(self) -> Result | Failed | None:
-        """Compute a micro-batch; return the result of the batch if this was the last one, Failed after an error.
+    @property
+    def tokens_left(self) -> int:
+        """The number of tokens in micro-batches that no thread has taken yet."""
+        return sum(each.num_tokens for each in self._waiting)
+
+    @property
+    def next_step(self) -> Step | None:
+        """What can be computed next; None: threads must give back what they have taken, or the batch is done."""
+        if self._waiting:
+            return self._waiting[0]
+        return Plan.NEXT if self._num_taken == 0 and self._end is None else None
+
+    @property
+    def num_lane_sized(self) -> int:
+        """The number of micro-batches that wait for a thread, and of which several may run at the same time."""
+        return sum(each.is_lane_sized for each in self._waiting)
+
+    def take(self) -> Step:
+        """Take `next_step`, which is not None."""
+        self._num_taken += 1
+        return self._waiting.popleft() if self._waiting else Plan.NEXT
+
+    def run(self, step: Step) -> Outcome:
+        """Compute a step that was taken.
 
         Raises torch.AcceleratorError if only a new process can use the GPU again.
         """
+        outcome = Outcome()
+        if self._stages is None and (error := self._tokenize()) is not None:
+            outcome.failed = error
+            return outcome
+        assert self._stages is not None
         start, padding = time.perf_counter(), self._encoder.num_padding
-        results = None
         try:
-            self.tokens_left -= next(self._steps)
-            if self.tokens_left == 0:  # in most cases, nothing is left to do but to collect the rows
-                self.tokens_left -= next(self._steps)
+            if isinstance(step, MicroBatch):
+                step.compute()
+            else:
+                outcome.planned = next(self._stages)
         except StopIteration as end:
-            results = end.value
+            outcome.results = end.value
         except torch.AcceleratorError:
             raise  # the CUDA context is broken; only a new process can use the GPU again
         except Exception as exc:  # an error of any type fails this batch, not the worker
-            return failed(self._batch, exc, "compute")
-        self._compute_ms += (time.perf_counter() - start) * 1000
-        self._num_padding += self._encoder.num_padding - padding
-        if results is None:
-            return None
+            outcome.failed = failed(self._batch, exc, "compute")
+        outcome.seconds = time.perf_counter() - start
+        outcome.num_padding = self._encoder.num_padding - padding
+        return outcome
+
+    def _tokenize(self) -> Failed | None:
+        batch = self._batch if isinstance(self._batch, TokenizedBatch) else tokenized(self._encoder, self._batch)
+        if isinstance(batch, Failed):
+            return batch
+        self._tokenize_ms = batch.tokenize_ms
+        self._stages = part_results(self._encoder, batch.parts, self._dtype, lanes=self._lanes)
+        return None
+
+    def give_back(self, outcome: Outcome, *, share: float = 1.0) -> Result | Failed | None:
+        """Note the outcome of a step; return the result of the batch if this ends it, Failed after an error.
+
+        share: which part of the worker's threads the step has used.
+        """
+        self._num_taken -= 1
+        self._compute_ms += outcome.seconds * share * 1000
+        self._num_padding += outcome.num_padding
         batch = self._batch
-        if log.isEnabledFor(logging.DEBUG):
-            traces = batch.traces
-            log.debug("batch computed id=%d trace=%s", batch.batch_id, traces, extra={"traces": traces})
-        return Result(batch.batch_id, results, batch.tokenize_ms, self._compute_ms, self._num_padding)
+        if outcome.failed is not None:
+            self._end = outcome.failed
+            self._waiting.clear()
+        elif outcome.results is not None:
+            self._end = Result(
+                batch.batch_id, outcome.results, self._tokenize_ms, self._compute_ms, self._num_padding
+            )
+            if log.isEnabledFor(logging.DEBUG):
+                traces = batch.traces
+                log.debug("batch computed id=%d trace=%s", batch.batch_id, traces, extra={"traces": traces})
+        elif self._end is None:
+            self._waiting.extend(outcome.planned)
+        return self._end if self._num_taken == 0 else None
+
+
+def tokenized(encoder: Encoder, batch: Batch) -> TokenizedBatch | Failed:
+    """Return the batch with its texts ready for the model, or why that is not possible."""
+    start = time.perf_counter()
+    try:
+        parts = tokenize_parts(encoder, batch.parts)
+    except Exception as exc:  # an error of any type fails this batch, not the worker
+        return failed(batch, exc, "tokenize")
+    return TokenizedBatch(batch.batch_id, parts, (time.perf_counter() - start) * 1000, batch.traces)
 
 
 def failed(batch: Batch | TokenizedBatch, exc: Exception, verb: str) -> Failed:
@@ -104,7 +193,7 @@ def failed(batch: Batch | TokenizedBatch, exc: Exception, verb: str) -> Failed:
 
 
 class Turns:
-    """Decides which of the unfinished batches computes its next micro-batch.
+    """Decides which of the unfinished batches is computed next.
 
     The batch with the fewest tokens left goes first, so a short text waits for one or two micro-batches of a long
     text and not for all of them. Every second micro-batch belongs to the oldest batch, so no stream of short texts
@@ -118,6 +207,11 @@ class Turns:
     def __len__(self) -> int:
         return len(self._computations)
 
+    @property
+    def num_lane_sized(self) -> int:
+        """The number of micro-batches that wait for a thread, and of which several may run at the same time."""
+        return sum(each.num_lane_sized for each in self._computations)
+
     def add(self, computation: Computation) -> None:
         """Add a batch, after those that came before it."""
         self._computations.append(computation)
@@ -126,9 +220,24 @@ class Turns:
         """Remove a batch that is finished."""
         self._computations.remove(computation)
 
-    def next(self) -> Computation:
-        """Return the batch that computes now. There must be one."""
-        oldest = self._computations[0]
-        chosen = oldest if self._is_oldests_turn else min(self._computations, key=lambda c: c.tokens_left)
-        self._is_oldests_turn = chosen is not oldest
-        return chosen
+    def next(self) -> Computation | None:
+        """Return the batch that has the next step; None if there is none."""
+        waiting = self._waiting()
+        if not waiting:
+            return None
+        for each in waiting:
+            if each.next_step is Plan.NEXT:  # it takes little time, and others may get work by it
+                return each
+        return waiting[0] if self._is_oldests_turn else min(waiting, key=lambda each: each.tokens_left)
+
+    def take(self, computation: Computation) -> Step:
+        """Take the next step of the batch that `next` has returned."""
+        oldest = self._waiting()[0]
+        step = computation.take()
+        if step is not Plan.NEXT:
+            self._is_oldests_turn = computation is not oldest
+        return step
+
+    def _waiting(self) -> list[Computation]:
+        """Return the batches that have a step that can be computed now, in the order of their arrival."""
+        return [each for each in self._computations if each.next_step is not None]

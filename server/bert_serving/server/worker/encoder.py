@@ -35,7 +35,7 @@ from .checked_texts import checked_texts
 from .compiled.forward import NotCompiled
 from .compiled.target import Target
 from .loading import load
-from .micro_batches import Budget, PreparedText, finished, run_micro_batches
+from .micro_batches import Budget, MicroBatch, PreparedText, computed, micro_batches
 from .pooling_plan import FROM_FIRST
 from .sequences import RequestError, TokenizedText
 from .transformer import Transformer
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 _MAX_SPAN_TOKENS = 1 << 18  # limit for all spans of a text together; a token in two spans counts twice
 _MAX_TOKEN_BYTES = 512 << 20
+_MAX_LANES = 8  # Python takes a part of the time of a pass, and only one thread at a time runs Python
 
 
 class EncodingError(Exception):
@@ -263,19 +264,23 @@ class Encoder:
 
     def forward(self, prepared: Sequence[PreparedText]) -> list[Rows | EncodingError]:
         """Return the rows of each text, float32. A text whose rows are not finite is computed again in float32."""
-        return finished(self.forward_steps(prepared))
+        return computed(self.forward_steps(prepared))
 
-    def forward_steps(self, prepared: Sequence[PreparedText]) -> Generator[int, None, list[Rows | EncodingError]]:
-        """Do the same as `forward`, one micro-batch at a time, and yield the number of tokens of each micro-batch.
+    def forward_steps(
+        self, prepared: Sequence[PreparedText], *, lanes: int = 1
+    ) -> Generator[list[MicroBatch], None, list[Rows | EncodingError]]:
+        """Do the same as `forward`, but let the caller compute the micro-batches.
 
-        Between two micro-batches, other texts may be computed. Only one thread may compute.
+        Yields lists of micro-batches; the caller computes all of a list, in any order, before it goes on. Between
+        two of them, other texts may be computed. lanes: how many threads compute micro-batches of one size at the
+        same time; a micro-batch that is not `is_lane_sized` runs alone.
         """
-        rows = yield from self._steps_on(self._loaded.transformer, prepared)
+        rows = yield from self._steps_on(self._loaded.transformer, prepared, lanes)
         bad = [i for i, each in enumerate(rows) if not np.isfinite(each).all()]
         found: list[Rows | EncodingError] = list(rows)
         if bad and self.dtype is not torch.float32:
             log.warning("%d texts have no finite vector in %s, computing again in float32", len(bad), self.dtype)
-            again = yield from self._steps_on(self._in_float32(), [prepared[i] for i in bad])
+            again = yield from self._steps_on(self._in_float32(), [prepared[i] for i in bad], 1)
             for i, each in zip(bad, again, strict=True):
                 found[i] = rows[i] = each
         for i in bad:
@@ -352,6 +357,15 @@ class Encoder:
         return "packed" if transformer.padded_because is None else "padded"
 
     @property
+    def num_lanes(self) -> int:
+        """How many threads should compute small passes at the same time; 1: one pass after the other is faster."""
+        transformer = self._loaded.transformer
+        if not transformer.is_compiled or transformer.sparse_head is not None:
+            return 1
+        num_threads = torch.get_num_threads()
+        return num_threads if num_threads <= _MAX_LANES else 1
+
+    @property
     def padded_because(self) -> str | None:
         """Why the forward pass is padded, or None if it is packed."""
         return self._loaded.transformer.padded_because
@@ -421,9 +435,9 @@ class Encoder:
         return found
 
     def _steps_on(
-        self, transformer: Transformer, prepared: Sequence[PreparedText]
-    ) -> Generator[int, None, list[Rows]]:
-        return run_micro_batches(transformer, prepared, self._budget, hide_specials=self._hides_specials)
+        self, transformer: Transformer, prepared: Sequence[PreparedText], lanes: int
+    ) -> Generator[list[MicroBatch], None, list[Rows]]:
+        return micro_batches(transformer, prepared, self._budget, hide_specials=self._hides_specials, lanes=lanes)
 
     def _try_compiled(self, *, build: bool) -> None:
         """Use the compiled forward pass from now on; log the reason if this is not possible.

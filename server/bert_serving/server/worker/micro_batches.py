@@ -1,8 +1,8 @@
 """Computes the rows of prepared texts in micro-batches, and returns them in the order of the texts.
 
-    run_micro_batches    plan -> one forward pass for each micro-batch -> finish
-    _forward_and_pool    one forward pass, then the output of each sequence in it
-    _finish              outputs of a text's sequences -> the text's rows
+    micro_batches    plans MicroBatches, lets the caller compute them, then finishes
+    MicroBatch       one forward pass, then the output of each sequence in it
+    _finish          outputs of a text's sequences -> the text's rows
 
 Shapes: B texts, T tokens, H hidden size, D components of a vector, V terms of the vocabulary.
 """
@@ -22,7 +22,7 @@ from bert_serving.protocol import Rows
 from torch import Tensor
 
 from .device import Pace
-from .packing import plan_micro_batches
+from .packing import MAX_LANE_TOKENS, plan_for_lanes, plan_micro_batches
 from .pooling import SegmentArrays, Segments, partial_segments, whole_segments
 from .pooling_plan import PoolingPlan
 from .sequences import TokenizedText, TokenSequence
@@ -84,65 +84,123 @@ class _BatchedSequence:
         return len(self.sequence.ids)
 
 
-def run_micro_batches(
-    transformer: Transformer, texts: Sequence[PreparedText], budget: Budget, *, hide_specials: bool = False
-) -> Generator[int, None, list[Rows]]:
-    """Compute one micro-batch at a time, and yield its number of tokens; at the end, return the rows of each text.
+class MicroBatch:
+    """Sequences that share a forward pass. Any thread may compute it, once.
 
-    Rows are returned even if they are not finite. hide_specials: do not pool special tokens.
+    num_tokens: of all sequences. is_lane_sized: whether one thread computes it about as fast for each token as all
+    threads do, while others compute other micro-batches of this kind (see lanes.py).
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        sequences: Sequence[_BatchedSequence],
+        pace: Pace,
+        *,
+        hide_specials: bool,
+        lanes: int,
+    ) -> None:
+        self.num_tokens = sum(sequence.length for sequence in sequences)
+        self.is_lane_sized = (
+            lanes > 1
+            and self.num_tokens <= MAX_LANE_TOKENS
+            and transformer.runs_compiled(self.num_tokens, _layers_of(sequences))
+        )
+        self._transformer = transformer
+        self._sequences = sequences
+        self._pace = pace
+        self._hide_specials = hide_specials
+        self._does_not_fit = False
+
+    def compute(self) -> None:
+        """Run the forward pass. If the GPU has too little memory, `halves` tells what to compute in its place.
+
+        Raises OutOfMemoryError if there is too little memory for a single sequence.
+        """
+        try:
+            _forward_and_pool(self._transformer, self._sequences, hide_specials=self._hide_specials)
+        except torch.OutOfMemoryError:
+            if len(self._sequences) == 1:
+                raise
+            self._does_not_fit = True
+            return
+        self._pace.wait()
+
+    def halves(self) -> list[Sequence[_BatchedSequence]]:
+        """Return the two halves of the sequences if there was too little memory for all of them; else nothing."""
+        half = len(self._sequences) // 2
+        return [self._sequences[:half], self._sequences[half:]] if self._does_not_fit else []
+
+
+def micro_batches(
+    transformer: Transformer,
+    texts: Sequence[PreparedText],
+    budget: Budget,
+    *,
+    hide_specials: bool = False,
+    lanes: int = 1,
+) -> Generator[list[MicroBatch], None, list[Rows]]:
+    """Yield the micro-batches to compute, longest first; at the end, return the rows of each text.
+
+    The caller computes all that were yielded, in any threads, before it goes on. Rows are returned even if they
+    are not finite. hide_specials: do not pool special tokens. lanes: how many threads compute micro-batches at the
+    same time, if there are enough of them.
     """
     sequences_of = [[_BatchedSequence(s, prepared) for s in prepared.text.sequences] for prepared in texts]
     sequences = [sequence for of_text in sequences_of for sequence in of_text]
-    is_padded = transformer.padded_because is not None
-    pending = plan_micro_batches(
-        [sequence.length for sequence in sequences],
-        budget.tokens,
-        padded=is_padded,
-        # In some models (DeBERTa), all tokens are masked for a hidden special token. It then attends to all of
-        # them, padding included. Sequences of equal length need no padding.
-        equal=is_padded and hide_specials,
-    )
-    pending.reverse()  # so that pop() takes the longest first
+    plan = _plan(transformer, sequences, budget, hide_specials=hide_specials, lanes=lanes)
     pace = Pace(transformer.device)
-    while pending:
-        indices = pending.pop()
-        micro_batch = [sequences[i] for i in indices]
-        num_tokens = sum(sequence.length for sequence in micro_batch)
-        if _fits_in_memory(transformer, micro_batch, hide_specials=hide_specials):
-            pace.wait()
-            yield num_tokens
-            continue
-        torch.cuda.empty_cache()
-        budget.shrink(num_tokens)
-        half = len(indices) // 2
-        pending += [indices[half:], indices[:half]]
+    while plan:
+        planned = [MicroBatch(transformer, each, pace, hide_specials=hide_specials, lanes=lanes) for each in plan]
+        yield planned
+        plan = [half for each in planned for half in each.halves()]
+        if plan:
+            torch.cuda.empty_cache()
+        for each in planned:
+            if each.halves():
+                budget.shrink(each.num_tokens)
     return _finish(texts, sequences_of, transformer, hide_specials=hide_specials)
 
 
-def finished(steps: Generator[int, None, _Result]) -> _Result:
-    """Run all steps, such as those of `run_micro_batches`, and return their result."""
+def _plan(
+    transformer: Transformer,
+    sequences: Sequence[_BatchedSequence],
+    budget: Budget,
+    *,
+    hide_specials: bool,
+    lanes: int,
+) -> list[Sequence[_BatchedSequence]]:
+    """Divide sequences into micro-batches."""
+    lengths = [sequence.length for sequence in sequences]
+    is_padded = transformer.padded_because is not None
+    if lanes > 1 and transformer.runs_compiled(MAX_LANE_TOKENS, _layers_of(sequences)):
+        plan = plan_for_lanes(lengths, lanes)
+    else:
+        plan = plan_micro_batches(
+            lengths,
+            budget.tokens,
+            padded=is_padded,
+            # In some models (DeBERTa), all tokens are masked for a hidden special token. It then attends to all of
+            # them, padding included. Sequences of equal length need no padding.
+            equal=is_padded and hide_specials,
+        )
+    return [[sequences[i] for i in indices] for indices in plan]
+
+
+def _layers_of(sequences: Iterable[_BatchedSequence]) -> frozenset[int]:
+    """Return the layers whose hidden states the sequences need."""
+    return frozenset[int]().union(*(sequence.prepared.plan.reads for sequence in sequences))
+
+
+def computed(steps: Generator[list[MicroBatch], None, _Result]) -> _Result:
+    """Compute what the generator yields, such as `micro_batches`, and return its result."""
     try:
         while True:
-            next(steps)
+            for each in next(steps):
+                each.compute()
     except StopIteration as end:
         result: _Result = end.value
         return result
-
-
-def _fits_in_memory(
-    transformer: Transformer, micro_batch: Sequence[_BatchedSequence], *, hide_specials: bool
-) -> bool:
-    """Compute a micro-batch and return True, or return False if the GPU has too little memory for it.
-
-    Raises OutOfMemoryError if the micro-batch is a single sequence.
-    """
-    try:
-        _forward_and_pool(transformer, micro_batch, hide_specials=hide_specials)
-        return True
-    except torch.OutOfMemoryError:
-        if len(micro_batch) == 1:
-            raise
-        return False
 
 
 @torch.inference_mode()
@@ -150,7 +208,7 @@ def _forward_and_pool(
     transformer: Transformer, micro_batch: Sequence[_BatchedSequence], *, hide_specials: bool
 ) -> None:
     """Run one forward pass over a micro-batch and set the output of each of its sequences."""
-    layers = frozenset[int]().union(*(item.prepared.plan.reads for item in micro_batch))
+    layers = _layers_of(micro_batch)
     starts = [0, *accumulate(item.length for item in micro_batch)]
     alike: dict[tuple[PoolingPlan, bool], list[int]] = {}  # sequences with the same plan are pooled together
     for i, item in enumerate(micro_batch):

@@ -11,6 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_LANE_TOKENS = 256  # what a thread computes from input to result in a core's cache (compiled/native/products.cpp)
+_MIN_LANE_TOKENS = 24  # fewer are computed sooner by all threads together
+#: Of more tokens than this, small requests would wait too long for one thread.
+MAX_LANE_TOKENS = 2 * _LANE_TOKENS
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -48,6 +53,23 @@ def plan_micro_batches(
         plan[-1].append(i)
         room -= cost
     return plan
+
+
+def plan_for_lanes(lengths: Sequence[int], lanes: int) -> list[list[int]]:
+    """Return the indices of `lengths`, divided into micro-batches for threads that each compute one at a time.
+
+    Each thread gets as many micro-batches as the others, of about the same numbers of tokens; a few tokens are one
+    micro-batch, for all threads together. lanes: the number of threads.
+    """
+    total = sum(lengths)
+    count = lanes * -(-total // (lanes * _LANE_TOKENS)) if total >= lanes * _MIN_LANE_TOKENS else 1
+    plan: dict[int, list[int]] = {}
+    before = 0
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        middle = before + lengths[i] / 2
+        plan.setdefault(int(middle * count / total), []).append(i)
+        before += lengths[i]
+    return list(plan.values())
 
 
 def groups_of(lengths: Sequence[int]) -> list[Group]:

@@ -19,7 +19,7 @@ from bert_serving.protocol import EncodeOptions
 from ..model.errors import ModelError
 from .arrays import dense
 from .execution import MIN_COSINE
-from .micro_batches import Budget, PreparedText, finished, run_micro_batches
+from .micro_batches import Budget, PreparedText, computed, micro_batches
 from .pooling_plan import PoolingPlan, PoolingPlanner, needs_classifier
 from .sequences import TokenizedText
 from .transformer import Transformer
@@ -133,8 +133,7 @@ class ParityCheck:
     def _rows(self, transformer: Transformer, prepared: Sequence[PreparedText]) -> _Matrix:
         """Return the rows of all probes, (N, D). For NONE, each token has a row."""
         plan, budget = prepared[0].plan, Budget(_MICRO_BATCH_TOKENS)
-        steps = run_micro_batches(transformer, prepared, budget, hide_specials=self._hides_specials)
-        rows_of = finished(steps)
+        rows_of = computed(micro_batches(transformer, prepared, budget, hide_specials=self._hides_specials))
         if plan.is_sparse:
             return dense(rows_of, plan.width).astype(np.float64)
         rows = np.concatenate([rows.reshape(-1, plan.width) for rows in rows_of]).astype(np.float64)

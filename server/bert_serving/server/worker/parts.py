@@ -11,7 +11,7 @@ from bert_serving.protocol import EncodeOptions, InvalidRequest, Rows, ServingEr
 from bert_serving.protocol.workers import Part, PartResult, Rejected, Vectors
 
 from .encoder import Encoder, EncodingError
-from .micro_batches import PreparedText
+from .micro_batches import MicroBatch, PreparedText
 from .sequences import RequestError, TokenizedText
 
 _STAND_IN = "a"
@@ -75,14 +75,18 @@ def _stand_in(encoder: Encoder, part: Part) -> PreparedText | RequestError:
 
 
 def part_results(
-    encoder: Encoder, parts: Sequence[TokenizedPart | Rejected], dtype: np.dtype[np.floating]
-) -> Generator[int, None, list[PartResult]]:
-    """Compute all parts in the same forward passes; return their results at the end.
+    encoder: Encoder,
+    parts: Sequence[TokenizedPart | Rejected],
+    dtype: np.dtype[np.floating],
+    *,
+    lanes: int = 1,
+) -> Generator[list[MicroBatch], None, list[PartResult]]:
+    """Let the caller compute all parts in the same forward passes; return their results at the end.
 
-    Yields the number of tokens of each micro-batch when it is computed. dtype: the dtype of the vectors.
+    Yields micro-batches, see `Encoder.forward_steps`. dtype: the dtype of the vectors.
     """
     prepared = [text for part in parts if isinstance(part, TokenizedPart) for text in part.prepared]
-    rows = iter((yield from encoder.forward_steps(prepared)))
+    rows = iter((yield from encoder.forward_steps(prepared, lanes=lanes)))
     return [
         part
         if isinstance(part, Rejected)

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
+from typing import Protocol
 
 from bert_serving.protocol.workers import Batch, Failed
 
-from .computation import Inbox, TokenizedBatch, failed
+from .computation import TokenizedBatch, tokenized
 from .encoder import Encoder
-from .parts import tokenize_parts
 
+_SMALL_CHARS = 4096  # of all texts of a small batch; they are tokenized in about a millisecond
 _NUM_THREADS = 5  # as many as the broker sends batches to a worker: two long ones, two others, an urgent one
 
 
+class Inbox(Protocol):
+    """Where batches go."""
+
+    def put(self, item: Batch | TokenizedBatch | Failed | None, /) -> None:
+        """Add a batch, or why it could not be tokenized; None: a thread has ended."""
+
+
 class TokenizerThreads:
-    """Tokenizes batches and puts them into the inbox of the thread that computes, each as soon as it is ready.
+    """Tokenizes batches and puts them into the inbox of the threads that compute, each as soon as it is ready.
 
     A long text takes a second. So it must not be tokenized in the thread that sends heartbeats, and short texts
-    need another thread to pass it. None in the inbox means that a thread has ended, as when the tokenizer crashes.
+    need another thread to pass it. A few short texts go into the inbox as they are: to tokenize them takes no
+    longer than to wake a thread. None in the inbox means that a thread has ended, as when the tokenizer crashes.
     """
 
     def __init__(self, encoder: Encoder, inbox: Inbox) -> None:
@@ -33,8 +41,11 @@ class TokenizerThreads:
             thread.start()
 
     def put(self, batch: Batch) -> None:
-        """Let the next free thread tokenize a batch."""
-        self._batches.put(batch)
+        """Let the next free thread tokenize a batch, if it is not small."""
+        if _is_small(batch):
+            self._inbox.put(batch)
+        else:
+            self._batches.put(batch)
 
     def close(self) -> None:
         """End the threads when they have tokenized what they got before, and wait for that."""
@@ -46,14 +57,16 @@ class TokenizerThreads:
     def _run(self) -> None:
         try:
             while (batch := self._batches.get()) is not None:
-                self._inbox.put(self._tokenized(batch))
+                self._inbox.put(tokenized(self._encoder, batch))
         finally:
             self._inbox.put(None)
 
-    def _tokenized(self, batch: Batch) -> TokenizedBatch | Failed:
-        start = time.perf_counter()
-        try:
-            parts = tokenize_parts(self._encoder, batch.parts)
-        except Exception as exc:  # an error of any type fails this batch, not the worker
-            return failed(batch, exc, "tokenize")
-        return TokenizedBatch(batch.batch_id, parts, (time.perf_counter() - start) * 1000, batch.traces)
+
+def _is_small(batch: Batch) -> bool:
+    left = _SMALL_CHARS
+    for part in batch.parts:
+        for text in part.texts:
+            if not isinstance(text, str) or len(text) > left:
+                return False
+            left -= len(text)
+    return True

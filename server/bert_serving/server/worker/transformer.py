@@ -126,6 +126,10 @@ class Transformer:
         """Whether the forward pass is compiled, at least for the layers that are pooled by default."""
         return self._compiled is not None
 
+    def runs_compiled(self, num_tokens: int, layers: frozenset[int]) -> bool:
+        """Whether the pass over a row of this length, for these layers, is compiled."""
+        return self._compiled is not None and self._compiled.can_compute(num_tokens, layers)
+
     def with_compiled(self, compiled: PackedForward) -> Transformer:
         """Return a transformer of the same model that uses the compiled forward pass."""
         return Transformer(self._model, self._inputs, self._execution, self._all_heads, compiled)
@@ -161,9 +165,8 @@ class Transformer:
         self, sequences: Sequence[TokenSequence], layers: frozenset[int], arrays: Sequence[Array]
     ) -> tuple[dict[int, Tensor], list[Tensor]]:
         lengths = [len(s.ids) for s in sequences]
-        compiled = self._compiled
-        if compiled is not None and compiled.can_compute(sum(lengths), layers):
-            hidden = self._run_compiled(compiled, sequences, lengths)
+        if self.runs_compiled(sum(lengths), layers):
+            hidden = self._run_compiled(sequences, lengths)
             return hidden, to_device(arrays, self.device)
         groups = groups_of(lengths)
         inputs = {
@@ -183,14 +186,13 @@ class Transformer:
             hidden = self._call_model(on_device, layers)
         return {layer: states[0] for layer, states in hidden.items()}, list(moved)
 
-    def _run_compiled(
-        self, compiled: PackedForward, sequences: Sequence[TokenSequence], lengths: Sequence[int]
-    ) -> dict[int, Tensor]:
+    def _run_compiled(self, sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> dict[int, Tensor]:
+        assert self._compiled is not None
         ids, positions = _row([s.ids for s in sequences]), _positions(lengths)[None] + self._inputs.first_position
         types = np.zeros_like(ids)
         if self._takes_types and any(s.type_ids for s in sequences):
             types = _row([s.type_ids or [0] * len(s.ids) for s in sequences])
-        return compiled(*to_device([ids, positions, np.cumsum(lengths), types], self.device))
+        return self._compiled(*to_device([ids, positions, np.cumsum(lengths), types], self.device))
 
     def _padded(
         self, sequences: Sequence[TokenSequence], layers: frozenset[int], arrays: Sequence[Array]

@@ -1,9 +1,10 @@
-"""The worker process: one model on one device, connected to the broker by one socket.
+"""The worker process: one model on one device, connected to the broker by two sockets, in and out.
 
-    main thread          forward passes, one micro-batch at a time (batch_loop.py)
+    main thread          forward passes, one micro-batch at a time, and results (batch_loop.py)
+    lanes                small compiled passes beside those of the main thread (lanes.py)
     compiler thread      waits while another process compiles the forward pass (compiled/)
-    io thread            socket, heartbeats
-    tokenizer threads    tokenization of the next batches (tokenization.py)
+    io thread            batches, heartbeats
+    tokenizer threads    tokenization of the next large batches (tokenization.py)
 
 Forward passes run in the main thread because OpenMP is fastest there: in any other thread a short sentence takes
 markedly longer. An exception while a batch is computed fails that batch only. Any other exception ends the
@@ -15,7 +16,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import queue
 import shutil
 import signal
 import threading
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import zmq
 from bert_serving.protocol.workers import (
+    RESULTS,
     Batch,
     Changed,
     Failed,
@@ -42,15 +43,14 @@ from bert_serving.protocol.workers import (
 from ..model.errors import ModelError, one_line
 from ..model.spec import ModelSpec
 from .batch_loop import BatchLoop, warm_up
-from .computation import Compiled, Inbox
 from .device import allowed_cpus, device_bytes
 from .encoder import Encoder
+from .lanes import Compiled, Work
 from .tokenization import TokenizerThreads
 
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 1.0
-_INPROC = "inproc://results"
 
 
 def main(
@@ -92,9 +92,12 @@ class Worker:
     ) -> None:
         self._dtype = dtype
         # The process id is part of the name, so that the broker can tell a worker from its replacement.
-        self._io = _IoThread(context, f"{name}#{os.getpid()}".encode(), endpoint)
-        self._results = context.socket(zmq.PUSH)
-        self._results.connect(_INPROC)
+        address = f"{name}#{os.getpid()}".encode()
+        self._io = _IoThread(context, address, endpoint)
+        # A socket of its own, because what a thread sends through another one waits until that one has a core.
+        self._results = context.socket(zmq.DEALER)
+        self._results.routing_id = address + RESULTS
+        self._results.connect(endpoint)
 
     def run(self, spec: ModelSpec, tokenizer_dir: Path | None) -> None:
         """Load the model, warm up, report readiness, and serve batches."""
@@ -118,7 +121,7 @@ class Worker:
             threading.Thread(target=self._io.compile, args=(encoder,), name="compiler", daemon=True).start()
         loop = BatchLoop(
             encoder,
-            self._io.inbox,
+            self._io.work,
             dtype=self._dtype,
             max_batch_tokens=spec.max_batch_tokens,
             send=self._send,
@@ -132,20 +135,19 @@ class Worker:
             thread.join()
 
     def _send(self, result: Result | Failed | Changed) -> None:
-        """Pass a message to the io thread, which sends it to the broker."""
         self._results.send_multipart(worker_message_to_frames(result), copy=False)
 
 
 class _IoThread:
     """The worker's socket, and the loop that serves it in the io thread.
 
-    inbox: tokenized batches for the main thread, or why they could not be tokenized; Compiled, when passes have
-    become faster; None tells the main thread to stop. The broker limits how many batches a worker has.
+    work: gets tokenized batches, or why they could not be tokenized; Compiled, when passes have become faster;
+    None tells the main thread to stop. The broker limits how many batches a worker has.
     is_closing: whether the main thread has stopped computing; the main thread sets it.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes, endpoint: str) -> None:
-        self.inbox: Inbox = queue.SimpleQueue()
+        self.work = Work()
         self.is_closing = False
         self._forward_at = time.monotonic()
         self._num_forwards = 0
@@ -153,15 +155,13 @@ class _IoThread:
         self._socket = context.socket(zmq.DEALER)
         self._socket.routing_id = routing_id
         self._socket.connect(endpoint)
-        self._results = context.socket(zmq.PULL)
-        self._results.bind(_INPROC)
 
     def send(self, message: WorkerMessage) -> None:
         """Send a message. The main thread may call this only before `run` has started."""
         self._socket.send_multipart(worker_message_to_frames(message), copy=False)
 
     def count_forward(self) -> None:
-        """Note that a micro-batch was computed just now. Only the main thread may call this."""
+        """Note that a micro-batch was computed just now. Only one thread at a time may call this."""
         self._forward_at = time.monotonic()
         self._num_forwards += 1
 
@@ -172,27 +172,25 @@ class _IoThread:
     def compile(self, encoder: Encoder) -> None:
         """Let the encoder compile its forward passes, and tell the main thread if it could."""
         if encoder.compile():
-            self.inbox.put(Compiled())
+            self.work.put(Compiled())
 
     def run(self, encoder: Encoder) -> None:
         """Serve the socket until is_closing is set. When this thread ends, the main thread ends too."""
         try:
             self._serve_socket(encoder)
         finally:
-            self.inbox.put(None)
+            self.work.put(None)
 
     def _serve_socket(self, encoder: Encoder) -> None:
-        tokenizers = TokenizerThreads(encoder, self.inbox)
+        tokenizers = TokenizerThreads(encoder, self.work)
         parent = multiprocessing.parent_process()
         assert parent is not None
         poller = zmq.Poller()
-        for source in (self._socket, self._results, parent.sentinel):
+        for source in (self._socket, parent.sentinel):
             poller.register(source, zmq.POLLIN)
         next_heartbeat = 0.0
         while not self.is_closing:
             ready = dict(poller.poll(max(0, round((next_heartbeat - time.monotonic()) * 1000))))
-            if self._results in ready:
-                self._socket.send_multipart(self._results.recv_multipart(copy=False), copy=False)
             if self._socket in ready:
                 frames = self._socket.recv_multipart(copy=False)
                 message = worker_message_from_frames([frame.buffer for frame in frames])

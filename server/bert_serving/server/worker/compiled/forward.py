@@ -83,7 +83,7 @@ class CompiledForward:
             if hashes_in(folder) != self.facts.hashes:  # a program that was cut off would crash the process
                 raise Damaged(f"the compiled graph in {folder} is damaged")
             operators.use(folder / _OPERATORS)
-            self._runner, self._weights = _runner_with_weights(folder)
+            self._graph = _graph_with_weights(folder)
         except (OSError, ValueError, KeyError) as exc:
             raise Damaged(f"the compiled graph in {folder} is damaged: {str(exc)[:200]}") from exc
         except RuntimeError as exc:
@@ -100,27 +100,29 @@ class CompiledForward:
 
     def __call__(self, ids: Tensor, positions: Tensor, ends: Tensor, types: Tensor) -> dict[int, Tensor]:
         """Return the hidden states of the graph's layers, (T, H) each. Arguments: as in PackedGraph.forward."""
-        num_tokens = ids.shape[1]
+        run = self._graph.run if operators.is_in_one_thread() else self._run_timed
+        return dict(zip(self.facts.layers, run([ids, positions, ends, types]), strict=True))
+
+    def _run_timed(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Run with all threads, or with one if all would wait for one whose core is taken."""
+        num_tokens = inputs[0].shape[1]
         alone = self._threads.should_run_alone(num_tokens)
         start = time.perf_counter()
         with operators.one_thread() if alone else nullcontext():
-            outputs = self._runner.run([ids, positions, ends, types])
+            outputs: list[Tensor] = self._graph.run(inputs)
         self._threads.note(num_tokens, time.perf_counter() - start, alone=alone)
-        return dict(zip(self.facts.layers, outputs, strict=True))
+        return outputs
 
 
-def _runner_with_weights(folder: Path) -> tuple[Any, dict[str, Tensor]]:
-    """Load a graph and its weights; return PyTorch's runner, and the weights that must live as long as it."""
-    # PyTorch's own loader of packages would extract the whole package again for each process.
-    runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / f"{_GRAPH}.so"), 1)
-    weights: dict[str, Tensor] = {}
+def _graph_with_weights(folder: Path) -> Any:
+    """Load a graph and its weights."""
+    graph = operators.graph(folder / f"{_GRAPH}.so", passes=torch.get_num_threads())
     if (folder / _WEIGHTS).exists():
         # Mapped into memory, so all processes with this graph share one copy.
-        weights = torch.load(folder / _WEIGHTS, mmap=True, weights_only=True)
-        runner.update_constant_buffer(weights, use_inactive=False, validate_full_updates=True, user_managed=True)
+        graph.use_weights(torch.load(folder / _WEIGHTS, mmap=True, weights_only=True))
     elif (folder / _BLOB).exists():  # else the program has the weights
-        runner.update_constant_buffer_from_blob(str(folder / _BLOB))
-    return runner, weights
+        graph.use_blob(str(folder / _BLOB))
+    return graph
 
 
 def can_load_blob() -> bool:
@@ -130,7 +132,10 @@ def can_load_blob() -> bool:
 
 def share_weights(folder: Path) -> None:
     """Let processes share the weights of a new graph, if PyTorch gives them as plain tensors, by their names."""
-    runner, _ = _runner_with_weights(folder)
+    # PyTorch's own loader of packages would extract the whole package again for each process.
+    runner: Any = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / f"{_GRAPH}.so"), 1)
+    if (folder / _BLOB).exists():
+        runner.update_constant_buffer_from_blob(str(folder / _BLOB))
     by_origin = runner.extract_constants_map(False)
     origins: dict[str, str] = runner.get_constant_names_to_original_fqns()
     is_plain = all(tensor.layout is torch.strided for tensor in by_origin.values())

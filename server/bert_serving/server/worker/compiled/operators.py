@@ -5,8 +5,9 @@
     product_and_norm    a linear layer, a residual, and layer normalization
     feed_forward        two linear layers with GELU between them, the residual, and layer normalization
 
-The code is compiled for this processor by the C++ compiler that PyTorch's compiler uses too. Products are there
-only on processors with AVX-512's dot products (`has_products`); they compute in bfloat16 or 8-bit integers.
+The same library has the class `Graph`, which runs a compiled graph. The code is compiled for this processor by the
+C++ compiler that PyTorch's compiler uses too. Products are there only on processors with AVX-512's dot products
+(`has_products`); they compute in bfloat16 or 8-bit integers.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +28,7 @@ from torch import Tensor
 _FOLDER = Path(__file__).with_name("native")
 SOURCES = sorted(_FOLDER.glob("*.*"))
 _FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-funroll-loops", "-fno-math-errno", "-fopenmp"]
-_FLAGS += ["-std=c++17", "-shared", "-fPIC", "-Wno-psabi"]
+_FLAGS += ["-std=c++20", "-shared", "-fPIC", "-Wno-psabi"]
 _TIMEOUT_S = 300
 
 _SIGNATURES = [
@@ -39,6 +42,7 @@ _SIGNATURES = [
 NAMES = [signature.partition("(")[0] for signature in _SIGNATURES]
 
 _loaded: list[ctypes.CDLL] = []  # the library with the code, once it is loaded
+_local = threading.local()
 
 
 def find_compiler() -> str | None:
@@ -54,7 +58,8 @@ def build(compiler: str, path: Path, *flags: str) -> None:
     torch_folder = Path(torch.__file__).parent
     sources = [str(source) for source in SOURCES if source.suffix == ".cpp"]
     libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
-    command = [compiler, *_FLAGS, *flags, f"-I{torch_folder / 'include'}", *sources, *libraries, "-o", str(path)]
+    includes = [f"-I{torch_folder / 'include'}", f"-I{torch_folder / 'include/torch/csrc/api/include'}"]
+    command = [compiler, *_FLAGS, *flags, *includes, *sources, *libraries, "-o", str(path)]
     subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
 
 
@@ -87,6 +92,14 @@ def operation(name: str) -> torch._ops.OpOverload:
     return found
 
 
+def graph(program: Path, *, passes: int) -> Any:
+    """Return a compiled graph, without weights. passes: how many threads may run it at the same time.
+
+    Raises RuntimeError.
+    """
+    return torch.classes.bert_serving.Graph(str(program), passes)
+
+
 def has_products() -> bool:
     """Whether the code that is loaded has the products, and not only the attention."""
     return bool(_loaded and _loaded[0].has_products())
@@ -98,11 +111,17 @@ def one_thread() -> Iterator[None]:
 
     Unlike torch.set_num_threads, this does not change the number that other threads start with.
     """
-    before = _loaded[0].set_num_threads(1)
+    before, _local.is_in_one_thread = _loaded[0].set_num_threads(1), True
     try:
         yield
     finally:
         _loaded[0].set_num_threads(before)
+        _local.is_in_one_thread = False
+
+
+def is_in_one_thread() -> bool:
+    """Whether the calling thread is within `one_thread`."""
+    return getattr(_local, "is_in_one_thread", False)
 
 
 def attention(
