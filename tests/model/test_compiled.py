@@ -156,7 +156,7 @@ def test_a_pass_lets_other_threads_run_python(compiled: Encoder) -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1000.0)  # a thread gives up Python's lock only where it waits or computes without it
     try:
-        thread = threading.Thread(target=run)
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         while thread.is_alive():
             times.append(time.perf_counter())
@@ -164,7 +164,7 @@ def test_a_pass_lets_other_threads_run_python(compiled: Encoder) -> None:
     finally:
         sys.setswitchinterval(interval)
     num_with_others = sum(any(start < now < end for now in times) for start, end in spans)
-    assert num_with_others > len(spans) / 2, num_with_others
+    assert num_with_others > 5, num_with_others  # if passes keep the lock, it is 0
 
 
 def test_lanes_give_the_vectors_of_a_single_thread(compiled: Encoder) -> None:
@@ -189,7 +189,7 @@ def computed_in_lanes(mine: Encoder, batches: list[list[str]]) -> tuple[list[Row
     )  # fmt: skip
     for number, texts in enumerate(batches):
         work.put(Batch(number, [Part(texts)]))
-    thread = threading.Thread(target=loop.run)
+    thread = threading.Thread(target=loop.run, daemon=True)
     thread.start()
     found = {}
     for _ in batches:

@@ -634,7 +634,7 @@ def test_result_has_an_array_frame_for_each_computed_part() -> None:
         b'{"array":{"dtype":"float32","shape":[2,1]},"num_tokens":[3,4],"truncated":[1]},'
         b'{"error":{"code":"invalid_request","message":"too long"},"index":3},'
         b'{"array":{"dtype":"float32","shape":[1,1]},"num_tokens":[2]}],'
-        b'"tokenize_ms":0.5,"compute_ms":2.0,"padding_tokens":0}',
+        b'"tokenize_ms":0.5,"compute_ms":2.0,"busy_share":1.0,"padding_tokens":0}',
         b"\x00\x00\x80\x3f\x00\x00\x00\x40",
         b"\x00\x00\x80\x3f",
     ]

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bert_serving.protocol.workers import Changed, Failed, PartResult, Result
+from bert_serving.protocol.workers import Changed, Failed, ModelFacts, PartResult, Result
 from bert_serving.server.worker import batch_loop, computation
 from bert_serving.server.worker.batch_loop import BatchLoop
 from bert_serving.server.worker.compiled import operators
 from bert_serving.server.worker.computation import TokenizedBatch
-from bert_serving.server.worker.lanes import Work
+from bert_serving.server.worker.lanes import Compiled, Work
 from bert_serving.server.worker.micro_batches import MicroBatch
 
+from tests.support.model_facts import model_facts
 from tests.support.waiting import HANG_S
 
 _NUM_LANES = 3
@@ -27,11 +28,12 @@ class FakeMicroBatch(MicroBatch):
     """A micro-batch that calls a function."""
 
     def __init__(self, compute: Callable[[], object], *, is_lane_sized: bool = True) -> None:
-        self.num_tokens, self.is_lane_sized = 100, is_lane_sized
+        self.num_tokens, self.is_lane_sized, self.is_computed = 100, is_lane_sized, False
         self._compute = compute
 
     def compute(self) -> None:
         self._compute()
+        self.is_computed = True
 
 
 class FakeEncoder:
@@ -73,7 +75,7 @@ class Running:
             on_forward=self._count,
         )  # fmt: skip
         self.num_forwards = 0
-        self._thread = threading.Thread(target=self._loop.run)
+        self._thread = threading.Thread(target=self._loop.run, daemon=True)
         self._thread.start()
         encoder.stages_of.update(enumerate(batches))
         for number in range(len(batches)):
@@ -83,7 +85,8 @@ class Running:
 
     def _send(self, message: Result | Failed | Changed) -> None:
         self.said.append(message)
-        self._left.release()
+        if not isinstance(message, Changed):
+            self._left.release()
 
     def _count(self) -> None:
         self.num_forwards += 1
@@ -118,6 +121,10 @@ def test_small_micro_batches_run_at_the_same_time(encoder: FakeEncoder) -> None:
     assert running.results == [0]
     assert running.num_forwards == 2 * _NUM_LANES
     assert len(names) == _NUM_LANES
+    (result,) = running.said
+    assert isinstance(result, Result)
+    assert 0 < result.busy_share <= 1
+    assert result.busy_ms <= result.compute_ms
 
 
 def test_small_batches_fill_the_lanes_together(encoder: FakeEncoder) -> None:
@@ -176,6 +183,56 @@ def test_a_large_micro_batch_runs_alone_and_every_batch_ends_once(encoder: FakeE
     assert len(running.results) > len(failed) > 0
     assert all(count == 1 for is_small, count in together if not is_small)
     assert max(count for _, count in together) == _NUM_LANES
+
+
+def test_a_batch_in_one_lane_uses_a_part_of_the_threads(encoder: FakeEncoder) -> None:
+    gate, meeting = threading.Event(), threading.Barrier(_NUM_LANES, timeout=HANG_S)
+
+    def large() -> None:
+        gate.wait(HANG_S)
+        threading.Event().wait(0.2)
+
+    def slow() -> None:
+        meeting.wait()
+        threading.Event().wait(0.2)
+
+    first = [[FakeMicroBatch(large, is_lane_sized=False)]]
+    running = Running(encoder, [first, *([[FakeMicroBatch(slow)]] for _ in range(_NUM_LANES))])
+    gate.set()
+    running.finish()
+    alone, *others = sorted((each for each in running.said if isinstance(each, Result)), key=lambda r: r.batch_id)
+    assert alone.busy_share > 0.5
+    for each in others:
+        assert each.compute_ms >= 200
+        assert each.busy_share < 0.5
+
+
+def test_new_passes_are_measured_while_no_lane_computes(
+    encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = threading.Lock()
+    num_running = 0
+    seen: list[int] = []
+
+    def compute() -> None:
+        nonlocal num_running
+        with lock:
+            num_running += 1
+        threading.Event().wait(0.001)
+        with lock:
+            num_running -= 1
+
+    def warm_up(*_args: object, **_options: object) -> ModelFacts:
+        for _ in range(20):
+            seen.append(num_running)
+            threading.Event().wait(0.001)
+        return model_facts()
+
+    monkeypatch.setattr(batch_loop, "warm_up", warm_up)
+    running = Running(encoder, [[[FakeMicroBatch(compute) for _ in range(90)]] for _ in range(4)])
+    running.work.put(Compiled())
+    running.finish()
+    assert seen == [0] * 20
 
 
 def test_stages_follow_each_other(encoder: FakeEncoder) -> None:

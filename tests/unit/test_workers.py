@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import pytest
 import zmq
 from bert_serving.protocol.workers import (
+    RESULTS,
     Failed,
     Heartbeat,
     Ready,
     Refused,
+    Result,
     WorkerMessage,
     worker_message_to_frames,
 )
@@ -170,7 +172,13 @@ def test_an_unreadable_message_is_reported_and_the_third_one_replaces_the_worker
     assert stage.faults() == []
 
 
-@pytest.mark.parametrize("sender", [b"", b"worker-0", b"worker-9#1", b"worker-0#x", b"\xff\x00"])
+def test_results_come_from_an_address_of_their_own(stage: Stage) -> None:
+    result = Result(1, [])
+    assert stage.hear_frames(f"{NAME}#1".encode() + RESULTS, *worker_message_to_frames(result)) == [result]
+    assert stage.hear_frames(f"{NAME}#2".encode() + RESULTS, *worker_message_to_frames(result)) == []
+
+
+@pytest.mark.parametrize("sender", [b"", b"worker-0", b"worker-9#1", b"worker-0#x", b"\xff\x00", RESULTS])
 def test_a_message_of_an_unknown_sender_is_ignored(stage: Stage, sender: bytes) -> None:
     assert stage.hear_frames(sender, *worker_message_to_frames(Ready(model_facts()))) == []
     assert stage.pid == 1

@@ -137,15 +137,22 @@ class Rejected:
 class Result:
     """The results of a batch, one for each part, in the order of the parts.
 
-    tokenize_ms, compute_ms: duration of each stage. padding_tokens: the number of padding tokens that were
-    computed in addition to the tokens of the texts.
+    tokenize_ms, compute_ms: duration of each stage. busy_share: which part of the worker's threads were busy with
+    the batch while it was computed, on average. padding_tokens: the number of padding tokens that were computed in
+    addition to the tokens of the texts.
     """
 
     batch_id: int
     part_results: Sequence[PartResult]
     tokenize_ms: float = 0.0
     compute_ms: float = 0.0
+    busy_share: float = 1.0
     padding_tokens: int = 0
+
+    @property
+    def busy_ms(self) -> float:
+        """The time that the batch would have taken with all threads of the worker."""
+        return self.compute_ms * self.busy_share
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,8 +88,8 @@ class RateEstimate:
     def __post_init__(self) -> None:
         self.floor_tokens_per_s = self.tokens_per_s / 4
 
-    def learn(self, num_tokens: int, compute_ms: float) -> None:
+    def learn(self, num_tokens: int, busy_ms: float) -> None:
         """Correct the estimate with a batch."""
-        rate = num_tokens / compute_ms * 1000
+        rate = num_tokens / busy_ms * 1000
         self.tokens_per_s += _SMOOTHING * (rate - self.tokens_per_s)
         self.tokens_per_s = max(self.tokens_per_s, self.floor_tokens_per_s)

@@ -194,7 +194,7 @@ class BrokerMetrics:
         self.texts.inc(num_texts)
         self.tokens.inc(num_tokens)
         self.padding.inc(result.padding_tokens)
-        self.busy.labels(worker).inc(result.compute_ms / 1000)
+        self.busy.labels(worker).inc(result.busy_ms / 1000)
         self.truncated.inc(num_truncated)
         self.batch_texts.observe(num_texts)
         self.batch_tokens.observe(num_tokens)

@@ -489,8 +489,8 @@ class Scheduler:
         if not computed:
             return
         num_tokens = sum(sum(vectors.num_tokens) for _, vectors in computed)
-        if num_tokens >= worker.full_batch_tokens / 2 and result.compute_ms > 0:
-            worker.rate.learn(num_tokens, result.compute_ms)
+        if num_tokens >= worker.full_batch_tokens / 2 and result.busy_ms > 0:
+            worker.rate.learn(num_tokens, result.busy_ms)
         self._estimate.learn(computed, num_tokens)
 
     # -- inside: repeated texts ------------------------------------------------------------------------

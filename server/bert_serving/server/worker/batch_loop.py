@@ -12,7 +12,7 @@ from bert_serving.protocol.workers import Batch, Changed, Failed, ModelFacts, Re
 
 from .computation import Computation, Outcome, TokenizedBatch
 from .encoder import Encoder
-from .lanes import Compiled, Lanes, Task, Work, run
+from .lanes import Compiled, Lanes, Task, Work
 from .micro_batches import MicroBatch, PreparedText
 
 _CANARY_S = 15.0  # how often an idle loop checks with a short forward pass that the model still works
@@ -79,7 +79,7 @@ class BatchLoop:
             if task is None:
                 return
             if isinstance(task, Task):
-                self._done(task, run(task))
+                self._done(task, task.run())
             elif isinstance(task, Compiled):
                 # Measured here, between two batches, so that the scheduler learns the new speed.
                 facts = warm_up(self._encoder, max_batch_tokens=self._max_batch_tokens)
@@ -98,7 +98,7 @@ class BatchLoop:
     def _done(self, task: Task, outcome: Outcome) -> None:
         """Note the outcome of a task, and pass on the result of its batch if this ends the batch."""
         end = self._work.give_back(task, outcome)
-        if isinstance(task.step, MicroBatch) and outcome.failed is None:
+        if isinstance(task.step, MicroBatch) and task.step.is_computed:
             with self._lock:
                 self._on_forward()
         if end is not None:

@@ -1,4 +1,4 @@
-"""The batches that a worker has tokenized and not finished, and which of them is computed next."""
+"""The batches that a worker has and not finished, and which of them is computed next."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ class Computation:
         self._waiting: deque[MicroBatch] = deque()
         self._num_taken = 0
         self._tokenize_ms = 0.0
-        self._compute_ms = 0.0
+        self._taken_at = 0.0  # when the first of the steps was taken that are not given back yet
+        self._compute_s = 0.0
+        self._busy_s = 0.0
         self._num_padding = 0
         self._end: Result | Failed | None = None
 
@@ -105,6 +107,8 @@ class Computation:
 
     def take(self) -> Step:
         """Take `next_step`, which is not None."""
+        if self._num_taken == 0:
+            self._taken_at = time.perf_counter()
         self._num_taken += 1
         return self._waiting.popleft() if self._waiting else Plan.NEXT
 
@@ -148,22 +152,33 @@ class Computation:
         share: which part of the worker's threads the step has used.
         """
         self._num_taken -= 1
-        self._compute_ms += outcome.seconds * share * 1000
+        self._busy_s += outcome.seconds * share
+        if self._num_taken == 0:
+            self._compute_s += time.perf_counter() - self._taken_at
         self._num_padding += outcome.num_padding
-        batch = self._batch
         if outcome.failed is not None:
             self._end = outcome.failed
             self._waiting.clear()
         elif outcome.results is not None:
-            self._end = Result(
-                batch.batch_id, outcome.results, self._tokenize_ms, self._compute_ms, self._num_padding
-            )
-            if log.isEnabledFor(logging.DEBUG):
-                traces = batch.traces
-                log.debug("batch computed id=%d trace=%s", batch.batch_id, traces, extra={"traces": traces})
+            self._end = self._result(outcome.results)
         elif self._end is None:
             self._waiting.extend(outcome.planned)
         return self._end if self._num_taken == 0 else None
+
+    def _result(self, results: list[PartResult]) -> Result:
+        batch, tokenize_s = self._batch, self._tokenize_ms / 1000 if isinstance(self._batch, Batch) else 0.0
+        if log.isEnabledFor(logging.DEBUG):
+            traces = batch.traces
+            log.debug("batch computed id=%d trace=%s", batch.batch_id, traces, extra={"traces": traces})
+        compute_s = self._compute_s - tokenize_s
+        return Result(
+            batch.batch_id,
+            results,
+            self._tokenize_ms,
+            compute_ms=compute_s * 1000,
+            busy_share=self._busy_s / compute_s,
+            padding_tokens=self._num_padding,
+        )
 
 
 def tokenized(encoder: Encoder, batch: Batch) -> TokenizedBatch | Failed:

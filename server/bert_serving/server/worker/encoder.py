@@ -9,6 +9,7 @@ The error of a text takes the place of its result in the list, so the other text
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ from ..model.errors import ModelError
 from ..model.spec import ModelSpec
 from .arrays import dense, padded
 from .checked_texts import checked_texts
-from .compiled.forward import NotCompiled
+from .compiled.forward import MAX_LANES, NotCompiled
 from .compiled.target import Target
 from .loading import load
 from .micro_batches import Budget, MicroBatch, PreparedText, computed, micro_batches
@@ -47,7 +48,6 @@ log = logging.getLogger(__name__)
 
 _MAX_SPAN_TOKENS = 1 << 18  # limit for all spans of a text together; a token in two spans counts twice
 _MAX_TOKEN_BYTES = 512 << 20
-_MAX_LANES = 8  # Python takes a part of the time of a pass, and only one thread at a time runs Python
 
 
 class EncodingError(Exception):
@@ -134,6 +134,7 @@ class Encoder:
         if spec.compile != "off":
             self._try_compiled(build=spec.compile == "wait")
         self._exact: Transformer | None = None
+        self._loading = threading.Lock()
         self._hides_specials = spec.mask_cls_sep
         self.encode(["a"])  # parts of the model that do not fit together cause an error here, not in a request
 
@@ -272,8 +273,8 @@ class Encoder:
         """Do the same as `forward`, but let the caller compute the micro-batches.
 
         Yields lists of micro-batches; the caller computes all of a list, in any order, before it goes on. Between
-        two of them, other texts may be computed. lanes: how many threads compute micro-batches of one size at the
-        same time; a micro-batch that is not `is_lane_sized` runs alone.
+        two of them, other texts may be computed. lanes: how many threads compute those that are `is_lane_sized` at
+        the same time; others run one after the other, in one thread.
         """
         rows = yield from self._steps_on(self._loaded.transformer, prepared, lanes)
         bad = [i for i, each in enumerate(rows) if not np.isfinite(each).all()]
@@ -358,12 +359,12 @@ class Encoder:
 
     @property
     def num_lanes(self) -> int:
-        """How many threads should compute small passes at the same time; 1: one pass after the other is faster."""
+        """How many threads should compute small passes at the same time, `forward_steps` tells which; 1: none."""
         transformer = self._loaded.transformer
         if not transformer.is_compiled or transformer.sparse_head is not None:
             return 1
         num_threads = torch.get_num_threads()
-        return num_threads if num_threads <= _MAX_LANES else 1
+        return num_threads if num_threads <= MAX_LANES else 1
 
     @property
     def padded_because(self) -> str | None:
@@ -466,9 +467,10 @@ class Encoder:
 
     def _in_float32(self) -> Transformer:
         """Return the transformer in float32, loaded when it is first needed."""
-        if self._exact is None:
-            self._exact = self._loaded.load_in_float32()
-        return self._exact
+        with self._loading:
+            if self._exact is None:
+                self._exact = self._loaded.load_in_float32()
+            return self._exact
 
     def _prompt(self, options: EncodeOptions) -> str:
         """Return the text that precedes each text. Raises RequestError for an unknown prompt name."""

@@ -9,12 +9,13 @@ Only compiled passes have lanes: Python between the layers of others needs the l
 
 from __future__ import annotations
 
+import enum
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import torch
 from bert_serving.protocol.workers import Batch, Failed, Result
@@ -30,15 +31,36 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A step of a batch that a thread has taken. is_alone: no other pass runs, so this one may use all threads."""
+    """A step of a batch that a thread has taken.
+
+    is_in_main: the main thread has taken it. has_all_threads: no other pass runs, so this one may use all threads.
+    """
 
     computation: Computation
     step: Step
-    is_alone: bool
+    is_in_main: bool
+    has_all_threads: bool
+
+    @property
+    def is_in_lane(self) -> bool:
+        """Whether it is a pass that runs in one thread, beside others."""
+        return isinstance(self.step, MicroBatch) and not self.has_all_threads
+
+    def run(self) -> Outcome:
+        """Compute the step in this thread."""
+        with operators.one_thread() if self.is_in_lane else nullcontext():
+            return self.computation.run(self.step)
 
 
 #: What only the main thread handles: the error of a batch, new passes, or the end (None).
 ForMain: TypeAlias = "Failed | Compiled | None"
+
+
+class _Nothing(enum.Enum):
+    NOTHING = enum.auto()
+
+
+_NOTHING: Final = _Nothing.NOTHING
 
 
 class Work:
@@ -57,14 +79,17 @@ class Work:
         self._turns = Turns()
         self._begin: Callable[[Batch | TokenizedBatch], Computation] | None = None
         self._num_in_lanes = 0  # passes that run in one thread each
-        self._runs_alone = False
-        self._is_main_idle = False
-        self._wants_all = False  # the main thread waits for the lanes, to have all threads
+        self._num_planning = 0  # steps of lanes after which there may be more passes
+        self._main_has_all = False  # all threads belong to what the main thread does
+        self._main_wants_all = False  # it waits for the lanes
+        self._main_is_idle = False
         self._is_closed = False
 
     def put(self, new: Batch | TokenizedBatch | ForMain) -> None:
         """Add a batch, or something for the main thread."""
         with self._lock:
+            if self._is_closed:
+                return
             if isinstance(new, Batch | TokenizedBatch):
                 self._batches.append(new)
             else:
@@ -76,43 +101,64 @@ class Work:
         self._begin = begin
 
     def take(self, timeout_s: float) -> Task | ForMain:
-        """Return what the main thread does next. Raises TimeoutError if there was nothing for so long."""
+        """Return what the main thread does next. Raises TimeoutError if there was nothing for so long.
+
+        Until the next call, no lane begins a pass, unless this one returned a task that runs beside others.
+        """
         with self._lock:
-            while True:
-                self._wants_all = False
-                if self._messages and not (self._num_in_lanes and isinstance(self._messages[0], Compiled)):
-                    return self._messages.popleft()
-                if not self._messages and (task := self._next(is_main=True)) is not None:
-                    return task
-                self._wants_all = bool(self._messages) or self._turns.next() is not None
-                self._is_main_idle = True
+            self._main_has_all = False
+            while (found := self._next_for_main()) is _NOTHING:
+                self._main_is_idle = True
                 was_woken = self._for_main_thread.wait(timeout_s)
-                self._is_main_idle = False
+                self._main_is_idle = self._main_wants_all = False
                 if not (was_woken or self._turns):
+                    self._main_has_all = True
                     raise TimeoutError
+            self._wake()  # there may be more to do
+            return found
+
+    def _next_for_main(self) -> Task | ForMain | Literal[_Nothing.NOTHING]:
+        if None in self._messages:
+            return None
+        if self._messages:
+            if isinstance(self._messages[0], Compiled):
+                self._main_wants_all = True
+                if self._num_in_lanes:
+                    return _NOTHING
+                self._main_wants_all, self._main_has_all = False, True
+            return self._messages.popleft()
+        task = self._next(is_main=True)
+        self._main_wants_all = task is None and self._turns.next() is not None
+        return _NOTHING if task is None else task
 
     def take_in_lane(self) -> Task | None:
         """Return what a thread beside the main thread does next; None at the end."""
         with self._lock:
             while not self._is_closed:
-                if not (self._runs_alone or self._wants_all) and (task := self._next(is_main=False)) is not None:
+                may_begin = not (self._main_has_all or self._main_wants_all)
+                if may_begin and (task := self._next(is_main=False)) is not None:
                     return task
                 self._for_lanes.wait()
             return None
 
     def give_back(self, task: Task, outcome: Outcome) -> Result | Failed | None:
-        """Note the outcome of a task; return the result of the batch if this ends it, Failed after an error."""
+        """Note the outcome of a task; return the result of the batch if this ends it, Failed after an error.
+
+        Then the thread must take the next task at once.
+        """
         with self._lock:
-            share = 1.0
-            if task.is_alone:
-                self._runs_alone = False
-            elif isinstance(task.step, MicroBatch):
+            if task.has_all_threads:
+                self._main_has_all = False
+            elif task.is_in_lane:
                 self._num_in_lanes -= 1
-                share = 1 / self.num_lanes
+            elif not task.is_in_main:
+                self._num_planning -= 1
+            share = 1.0 if task.has_all_threads else 1 / self.num_lanes
             end = task.computation.give_back(outcome, share=share)
             if end is not None and not self._is_closed:
                 self._turns.remove(task.computation)
-            self._wake()
+            if not task.is_in_main:
+                self._wake()
             return end
 
     def close(self) -> None:
@@ -132,28 +178,22 @@ class Work:
         step = None if computation is None else computation.next_step
         if computation is None or step is None:
             return None
+        has_all_threads = False
         if not isinstance(step, MicroBatch):
-            # If a lane plans while the main thread is idle, the pass comes later by the time of a wake-up.
-            can_take, is_alone = is_main or not self._is_main_idle, False
+            self._num_planning += not is_main
         elif step.is_lane_sized and self._turns.num_lane_sized + self._num_in_lanes >= self.num_lanes:
-            can_take, is_alone = True, False
             self._num_in_lanes += 1
+        elif is_main and not self._num_in_lanes and not self._num_planning:
+            has_all_threads = self._main_has_all = True
         else:
-            can_take = is_alone = self._runs_alone = is_main and not self._num_in_lanes
-        return Task(computation, self._turns.take(computation), is_alone) if can_take else None
+            return None
+        return Task(computation, self._turns.take(computation), is_main, has_all_threads)
 
     def _wake(self) -> None:
-        if self._is_main_idle:
+        if self._main_is_idle:  # it wakes the lanes if they are needed: one wake-up is enough for a short text
             self._for_main_thread.notify()
-        if self.num_lanes > 1 and not self._runs_alone and (self._batches or self._turns.num_lane_sized):
+        elif self.num_lanes > 1 and not self._main_has_all and (self._batches or self._turns.next() is not None):
             self._for_lanes.notify_all()
-
-
-def run(task: Task) -> Outcome:
-    """Compute a task in this thread."""
-    in_lane = isinstance(task.step, MicroBatch) and not task.is_alone
-    with operators.one_thread() if in_lane else nullcontext():
-        return task.computation.run(task.step)
 
 
 class Lanes:
@@ -170,12 +210,16 @@ class Lanes:
         self._threads = [
             threading.Thread(target=self._run, name=f"lane-{i}", daemon=True) for i in range(1, count)
         ]
-        num_threads = torch.get_num_threads()
-        for thread in self._threads:
-            thread.start()
-        self._have_started.wait()
-        torch.set_num_threads(num_threads)  # a lane has changed what later threads start with
         work.num_lanes = count
+        num_threads = torch.get_num_threads()
+        try:
+            for thread in self._threads:
+                thread.start()
+            self._have_started.wait()
+        except BaseException:
+            self._have_started.abort()
+            raise
+        torch.set_num_threads(num_threads)  # a lane has changed what later threads start with
 
     def join(self) -> None:
         """Wait until the threads have ended. Close the work before."""
@@ -184,10 +228,12 @@ class Lanes:
 
     def _run(self) -> None:
         try:
+            torch.get_num_threads()  # PyTorch sets a thread's number when it is first asked for
             torch.set_num_threads(1)  # no operation may start threads of OpenMP here
             self._have_started.wait()
             while (task := self._work.take_in_lane()) is not None:
-                self._done(task, run(task))
+                self._done(task, task.run())
         except BaseException:
+            self._have_started.abort()
             self._work.put(None)  # the main thread cannot go on without the lane
             raise

@@ -87,14 +87,15 @@ class _BatchedSequence:
 class MicroBatch:
     """Sequences that share a forward pass. Any thread may compute it, once.
 
-    num_tokens: of all sequences. is_lane_sized: whether one thread computes it about as fast for each token as all
-    threads do, while others compute other micro-batches of this kind (see lanes.py).
+    num_tokens: of all sequences. is_lane_sized: whether it should run in one thread, while others compute other
+    micro-batches of this kind (see lanes.py). is_computed: whether `compute` has computed it.
     """
 
     def __init__(
         self,
         transformer: Transformer,
         sequences: Sequence[_BatchedSequence],
+        budget: Budget,
         pace: Pace,
         *,
         hide_specials: bool,
@@ -108,12 +109,13 @@ class MicroBatch:
         )
         self._transformer = transformer
         self._sequences = sequences
+        self._budget = budget
         self._pace = pace
         self._hide_specials = hide_specials
-        self._does_not_fit = False
+        self.is_computed = False
 
     def compute(self) -> None:
-        """Run the forward pass. If the GPU has too little memory, `halves` tells what to compute in its place.
+        """Run the forward pass. If the GPU has too little memory, its halves must be computed in its place.
 
         Raises OutOfMemoryError if there is too little memory for a single sequence.
         """
@@ -122,14 +124,16 @@ class MicroBatch:
         except torch.OutOfMemoryError:
             if len(self._sequences) == 1:
                 raise
-            self._does_not_fit = True
+            torch.cuda.empty_cache()
+            self._budget.shrink(self.num_tokens)
             return
         self._pace.wait()
+        self.is_computed = True
 
     def halves(self) -> list[Sequence[_BatchedSequence]]:
-        """Return the two halves of the sequences if there was too little memory for all of them; else nothing."""
+        """Return the two halves of the sequences."""
         half = len(self._sequences) // 2
-        return [self._sequences[:half], self._sequences[half:]] if self._does_not_fit else []
+        return [self._sequences[:half], self._sequences[half:]]
 
 
 def micro_batches(
@@ -151,14 +155,11 @@ def micro_batches(
     plan = _plan(transformer, sequences, budget, hide_specials=hide_specials, lanes=lanes)
     pace = Pace(transformer.device)
     while plan:
-        planned = [MicroBatch(transformer, each, pace, hide_specials=hide_specials, lanes=lanes) for each in plan]
+        planned = [
+            MicroBatch(transformer, each, budget, pace, hide_specials=hide_specials, lanes=lanes) for each in plan
+        ]
         yield planned
-        plan = [half for each in planned for half in each.halves()]
-        if plan:
-            torch.cuda.empty_cache()
-        for each in planned:
-            if each.halves():
-                budget.shrink(each.num_tokens)
+        plan = [half for each in planned if not each.is_computed for half in each.halves()]
     return _finish(texts, sequences_of, transformer, hide_specials=hide_specials)
 
 

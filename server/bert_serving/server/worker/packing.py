@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_LANE_TOKENS = 256  # what a thread computes from input to result in a core's cache (compiled/native/products.cpp)
+#: What a thread computes from input to result in a core's cache (compiled/native/products.cpp).
+LANE_TOKENS = 256
 _MIN_LANE_TOKENS = 24  # fewer are computed sooner by all threads together
 #: Of more tokens than this, small requests would wait too long for one thread.
-MAX_LANE_TOKENS = 2 * _LANE_TOKENS
+MAX_LANE_TOKENS = 2 * LANE_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def plan_for_lanes(lengths: Sequence[int], lanes: int) -> list[list[int]]:
     micro-batch, for all threads together. lanes: the number of threads.
     """
     total = sum(lengths)
-    count = lanes * -(-total // (lanes * _LANE_TOKENS)) if total >= lanes * _MIN_LANE_TOKENS else 1
+    count = lanes * -(-total // (lanes * LANE_TOKENS)) if total >= lanes * _MIN_LANE_TOKENS else 1
     plan: dict[int, list[int]] = {}
     before = 0
     for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):

@@ -11,7 +11,7 @@ from bert_serving.protocol.workers import Batch, Failed
 from .computation import TokenizedBatch, tokenized
 from .encoder import Encoder
 
-_SMALL_CHARS = 4096  # of all texts of a small batch; they are tokenized in about a millisecond
+_SMALL_CHARS = 4096  # of all texts of a small batch, with prompts; they are tokenized in about a millisecond
 _NUM_THREADS = 5  # as many as the broker sends batches to a worker: two long ones, two others, an urgent one
 
 
@@ -42,7 +42,7 @@ class TokenizerThreads:
 
     def put(self, batch: Batch) -> None:
         """Let the next free thread tokenize a batch, if it is not small."""
-        if _is_small(batch):
+        if self._is_small(batch):
             self._inbox.put(batch)
         else:
             self._batches.put(batch)
@@ -61,12 +61,17 @@ class TokenizerThreads:
         finally:
             self._inbox.put(None)
 
-
-def _is_small(batch: Batch) -> bool:
-    left = _SMALL_CHARS
-    for part in batch.parts:
-        for text in part.texts:
-            if not isinstance(text, str) or len(text) > left:
-                return False
-            left -= len(text)
-    return True
+    def _is_small(self, batch: Batch) -> bool:
+        """Whether the computing thread may tokenize a batch. Not for a GPU, which that thread must keep busy."""
+        if self._encoder.device.type != "cpu":
+            return False
+        left, longest_prompt = _SMALL_CHARS, max(map(len, self._encoder.prompts.values()), default=0)
+        for part in batch.parts:
+            prompt = longest_prompt if part.options.prompt is None else len(part.options.prompt)
+            for text in part.texts:
+                if not isinstance(text, str):
+                    return False
+                left -= prompt + len(text) + 1
+                if left < 0:
+                    return False
+        return True

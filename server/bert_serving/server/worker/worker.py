@@ -139,10 +139,10 @@ class Worker:
 
 
 class _IoThread:
-    """The worker's socket, and the loop that serves it in the io thread.
+    """The worker's socket for batches, and the loop that serves it in the io thread.
 
-    work: gets tokenized batches, or why they could not be tokenized; Compiled, when passes have become faster;
-    None tells the main thread to stop. The broker limits how many batches a worker has.
+    work: gets batches, tokenized or not, or why they could not be tokenized; Compiled, when passes have become
+    faster; None tells the main thread to stop. The broker limits how many batches a worker has.
     is_closing: whether the main thread has stopped computing; the main thread sets it.
     """
 

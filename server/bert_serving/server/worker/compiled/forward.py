@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 import time
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..packing import LANE_TOKENS
 from . import operators
 from .threads import ThreadChoice
 
@@ -25,7 +27,9 @@ _BLOB = "graph.blob"  # the weights as PyTorch's compiler stores them
 _BLOCK_BYTES = 1 << 20
 _WEIGHTS = "weights.pt"  # the weights if they are shared; then there is no blob
 _OPERATORS = "operators.so"
-_THREAD_TOKENS = 256  # what a thread computes from input to result in a core's cache (native/products.cpp)
+#: Limit for the threads that compute passes at the same time: Python takes a part of the time of each pass, and
+#: only one thread at a time runs Python.
+MAX_LANES = 8
 
 
 class NotCompiled(Exception):
@@ -76,6 +80,7 @@ class CompiledForward:
 
     def __init__(self, folder: Path) -> None:
         self._threads = ThreadChoice()
+        self._lock = threading.Lock()
         try:
             self.facts = GraphFacts.read(folder)
             if self.facts.failed is not None:
@@ -92,7 +97,7 @@ class CompiledForward:
     @property
     def micro_batch_tokens(self) -> int:
         """The tokens of a pass that occupies all threads. More are not faster, and small requests wait longer."""
-        return min(self.facts.max_tokens, _THREAD_TOKENS * torch.get_num_threads())
+        return min(self.facts.max_tokens, LANE_TOKENS * torch.get_num_threads())
 
     def can_compute(self, num_tokens: int, layers: frozenset[int]) -> bool:
         """Whether the graph computes these layers for a row of this length."""
@@ -106,17 +111,18 @@ class CompiledForward:
     def _run_timed(self, inputs: list[Tensor]) -> list[Tensor]:
         """Run with all threads, or with one if all would wait for one whose core is taken."""
         num_tokens = inputs[0].shape[1]
-        alone = self._threads.should_run_alone(num_tokens)
-        start = time.perf_counter()
-        with operators.one_thread() if alone else nullcontext():
-            outputs: list[Tensor] = self._graph.run(inputs)
-        self._threads.note(num_tokens, time.perf_counter() - start, alone=alone)
+        with self._lock:  # a user's threads may call an encoder at the same time
+            alone = self._threads.should_run_alone(num_tokens)
+            start = time.perf_counter()
+            with operators.one_thread() if alone else nullcontext():
+                outputs: list[Tensor] = self._graph.run(inputs)
+            self._threads.note(num_tokens, time.perf_counter() - start, alone=alone)
         return outputs
 
 
 def _graph_with_weights(folder: Path) -> Any:
     """Load a graph and its weights."""
-    graph = operators.graph(folder / f"{_GRAPH}.so", passes=torch.get_num_threads())
+    graph = operators.graph(folder / f"{_GRAPH}.so", passes=MAX_LANES)
     if (folder / _WEIGHTS).exists():
         # Mapped into memory, so all processes with this graph share one copy.
         graph.use_weights(torch.load(folder / _WEIGHTS, mmap=True, weights_only=True))

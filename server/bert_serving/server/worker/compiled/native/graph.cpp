@@ -35,7 +35,7 @@ class Graph : public torch::CustomClassHolder {
     for (const auto& entry : weights) by_name.emplace(entry.key(), entry.value());
     runner_.update_constant_buffer(by_name, /*use_inactive=*/false, /*validate_full_updates=*/true,
                                    /*user_managed=*/true);
-    weights_ = weights;  // the runner itself keeps only pointers
+    weights_ = weights;  // they must live as long as the runner
   }
 
   void use_blob(const std::string& path) { load_blob(runner_, path); }
