@@ -9,13 +9,12 @@ Only compiled passes have lanes: Python between the layers of others needs the l
 
 from __future__ import annotations
 
-import enum
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from bert_serving.protocol.workers import Batch, Failed, Result
@@ -54,13 +53,6 @@ class Task:
 
 #: What only the main thread handles: the error of a batch, new passes, or the end (None).
 ForMain: TypeAlias = "Failed | Compiled | None"
-
-
-class _Nothing(enum.Enum):
-    NOTHING = enum.auto()
-
-
-_NOTHING: Final = _Nothing.NOTHING
 
 
 class Work:
@@ -107,29 +99,30 @@ class Work:
         """
         with self._lock:
             self._main_has_all = False
-            while (found := self._next_for_main()) is _NOTHING:
+            while None not in self._messages:
+                if (found := self._next_for_main()) is not None:
+                    self._wake()  # there may be more to do
+                    return found
                 self._main_is_idle = True
                 was_woken = self._for_main_thread.wait(timeout_s)
                 self._main_is_idle = self._main_wants_all = False
                 if not (was_woken or self._turns):
                     self._main_has_all = True
                     raise TimeoutError
-            self._wake()  # there may be more to do
-            return found
-
-    def _next_for_main(self) -> Task | ForMain | Literal[_Nothing.NOTHING]:
-        if None in self._messages:
             return None
-        if self._messages:
-            if isinstance(self._messages[0], Compiled):
-                self._main_wants_all = True
-                if self._num_in_lanes:
-                    return _NOTHING
-                self._main_wants_all, self._main_has_all = False, True
-            return self._messages.popleft()
-        task = self._next(is_main=True)
-        self._main_wants_all = task is None and self._turns.next() is not None
-        return _NOTHING if task is None else task
+
+    def _next_for_main(self) -> Task | ForMain:
+        """Return what the main thread can do now; None if it has to wait."""
+        if not self._messages:
+            task = self._next(is_main=True)
+            self._main_wants_all = task is None and self._turns.next() is not None
+            return task
+        if isinstance(self._messages[0], Compiled):
+            self._main_wants_all = self._num_in_lanes > 0
+            if self._main_wants_all:
+                return None
+            self._main_has_all = True
+        return self._messages.popleft()
 
     def take_in_lane(self) -> Task | None:
         """Return what a thread beside the main thread does next; None at the end."""
