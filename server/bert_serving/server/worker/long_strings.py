@@ -41,6 +41,8 @@ def _word_ids(
     source: SourceString, excerpt: str, encoding: Encoding, *, from_end: bool, with_offsets: bool
 ) -> WordIds:
     num_unread = len(source.string) - len(excerpt)
+    if not (with_offsets or num_unread or source.unread):
+        return WordIds(encoding.ids)
     excerpt_start, unread_start = (num_unread, 0) if from_end else (0, len(excerpt))
     offsets = None
     if with_offsets:

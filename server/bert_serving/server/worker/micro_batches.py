@@ -35,8 +35,7 @@ log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedText:
+class PreparedText(NamedTuple):
     """A tokenized text, and what to compute from its hidden states."""
 
     text: TokenizedText

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 from bert_serving.protocol import EncodeOptions
@@ -28,8 +27,7 @@ class RequestError(ValueError):
     """A text cannot be encoded with the options of its request. Only that request fails."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSequence:
+class TokenSequence(NamedTuple):
     """One sequence of token ids as the model sees it.
 
     kept: range of positions whose vectors are used. These are all positions, except where windows overlap: there,
@@ -47,8 +45,7 @@ class TokenSequence:
     num_new: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizedText:
+class TokenizedText(NamedTuple):
     """A text as one sequence, or as several windows that overlap.
 
     truncated: whether part of the text was cut off. offsets: the characters of the text that each of `ids` stands
@@ -73,8 +70,7 @@ class TokenizedText:
         return sum(len(s.ids) for s in self.sequences)
 
 
-@dataclass(frozen=True, slots=True)
-class WordIds:
+class WordIds(NamedTuple):
     """The token ids of one string, or of one list of tokens, without special tokens.
 
     offsets: the characters of the text that each token stands for. unread: the characters of a long string that
@@ -122,6 +118,12 @@ def build_sequences(
     the first string. Raises RequestError if the options do not allow a text of this length.
     """
     room = max(0, max_seq_len - special_tokens.num_specials)  # max_seq_len may be 3; RoBERTa adds 4 to a pair
+    first = word_ids[0]
+    if len(word_ids) == 1 and len(first.ids) <= room and first.unread is None and first.offsets is None:
+        # The shortest way for most texts: beside a GPU, Python is what takes the time.
+        return TokenizedText(
+            (_sequence(word_ids, special_tokens, prompt.num_left_out(len(special_tokens.before))),)
+        )
     length = sum(len(w.ids) for w in word_ids)
     is_unread = any(w.unread is not None for w in word_ids)
     truncated = length > room or is_unread
@@ -243,7 +245,7 @@ def _in_windows(word_ids: WordIds, special_tokens: SpecialTokens, room: int, pro
         start = 0 if window is plan[0] else num_before + window.kept_start - window.start
         stop = len(sequence.ids) if window is plan[-1] else num_before + window.kept_stop - window.start
         num_new = window.kept_stop - window.kept_start
-        sequences.append(replace(sequence, kept=(start, stop), num_new=num_new))
+        sequences.append(sequence._replace(kept=(start, stop), num_new=num_new))
     return TokenizedText(tuple(sequences), offsets=_offsets([word_ids], special_tokens))
 
 
@@ -269,4 +271,4 @@ def with_spans(text: TokenizedText, spans: Sequence[Sequence[int]], num_chars: i
         if first >= after_last:
             raise RequestError(f"span [{start}, {end}] contains no token")
         found.append((positions[first], positions[after_last - 1] + 1))
-    return replace(text, spans=found)
+    return text._replace(spans=found)
