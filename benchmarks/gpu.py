@@ -1,4 +1,4 @@
-"""Compares ways of encoding on one GPU: dtypes, an older version, CUDA graphs, compiled models, two workers.
+"""Compares ways of encoding on one GPU: dtypes, an older version, with and without CUDA graphs, two workers.
 
     python -m benchmarks.gpu [--shape minilm|base|demo] [--before FOLDER] [--rounds 3] [--texts 4096]
         [--only WORD ...]
@@ -34,7 +34,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from benchmarks.common import seconds
 from benchmarks.device import device_name
-from benchmarks.gpu_ways import VARIATIONS
+from benchmarks.gpu_ways import WAYS
 from tests.support.sentences import sentences
 
 _ROOT = Path(__file__).parents[1]
@@ -118,9 +118,9 @@ def planned(args: argparse.Namespace) -> dict[str, tuple[str, str, Path]]:
         if args.before is not None:
             ways[f"encoder before, {dtype}"] = ("encoder", dtype, args.before.absolute())
         ways[f"encoder, {dtype}"] = ("encoder", dtype, _ROOT)
-    for variation in VARIATIONS:
-        if variation != "encoder":
-            ways[f"{variation}, float16"] = (variation, "float16", _ROOT)
+    for way in WAYS:
+        if way != "encoder":
+            ways[f"{way}, float16"] = (way, "float16", _ROOT)
     return {name: way for name, way in ways.items() if not args.only or any(word in name for word in args.only)}
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -48,9 +48,9 @@ class Way:
             return
         from bert_serving.server import Encoder
 
-        encoder = Encoder(folder, dtype=dtype, device=device)
-        plain = encoder.encode(self.short)
-        VARIATIONS[name](encoder)
+        options = {"dtype": dtype, "device": device}
+        plain = Encoder(folder, compile="off", **options).encode(self.short)  # type: ignore[arg-type]
+        encoder = WAYS[name](Encoder(folder, compile="off" if name == PLAIN else "auto", **options))  # type: ignore[arg-type]
         alone = np.concatenate([encoder.encode([text]) for text in self.short])
         self.differences = {
             "from_plain": float(np.abs(encoder.encode(self.short) - plain).max()),
@@ -71,110 +71,27 @@ class Way:
         return [seconds(partial(self.encode, [text])) for text in self.short]
 
 
-def without_num_splits(encoder: Encoder) -> None:
+def unchanged(encoder: Encoder) -> Encoder:
+    """Return the encoder as it is."""
+    return encoder
+
+
+def without_num_splits(encoder: Encoder) -> Encoder:
     """Let the attention kernel choose how it splits a sequence."""
     from bert_serving.server.worker import attention
 
     if not attention._takes_num_splits():
         raise RuntimeError(f"varlen_attn of PyTorch {torch.__version__} has no num_splits")
     attention._takes_num_splits = lambda: False  # type: ignore[assignment]
+    return encoder
 
 
-def with_cuda_graphs(encoder: Encoder) -> None:
-    """Replay CUDA graphs for small rows."""
-    from benchmarks.small_rows import SIZES, SmallRows, graphed
-
-    SmallRows(encoder._loaded.transformer, graphed, SIZES)
-
-
-def compiled_small(encoder: Encoder) -> None:
-    """Compile the model for rows of 32 and of 64 tokens, with CUDA graphs by torch.compile."""
-    from benchmarks.small_rows import SmallRows
-
-    _let_attention_be_traced()
-    SmallRows(
-        encoder._loaded.transformer,
-        lambda forward, example: torch.compile(forward, mode="reduce-overhead", dynamic=False),
-        (32, 64),
-    )
-
-
-def compiled_every_row(encoder: Encoder, *, mode: str) -> None:
-    """Compile the model for rows of any number of tokens."""
-    from bert_serving.server.worker import attention, packing, transfers
-
-    from benchmarks.small_rows import plain_forward
-
-    _let_attention_be_traced()
-    transformer = encoder._loaded.transformer
-    plain, top = transformer._packed, transformer.num_layers - 1
-    compiled = torch.compile(plain_forward(transformer, encoder.max_seq_len), mode=mode, dynamic=True)
-
-    def run(sequences: Any, layers: Any, arrays: Any) -> Any:
-        if layers != {top}:
-            return plain(sequences, layers, arrays)
-        lengths = [len(s.ids) for s in sequences]
-        ids = np.concatenate([s.ids for s in sequences])[None]
-        positions = np.concatenate([np.arange(length) for length in lengths])[None]
-        types = np.concatenate([s.type_ids or [0] * len(s.ids) for s in sequences])[None]
-        stops = attention.cumulative_lengths(packing.groups_of(lengths))
-        host = [ids, positions + transformer._inputs.first_position, types, stops, *arrays]
-        moved = transfers.to_device(host, transformer.device)
-        return {top: compiled(*moved[:4])[0]}, moved[4:]
-
-    transformer._packed = run  # type: ignore[method-assign]
-
-
-class _Row:
-    """What attention.PackedRow is, in a form that torch.compile can trace."""
-
-    def __init__(self, groups: Any, visible: Any = None, cu_seqlens: Any = None) -> None:
-        self.groups, self.visible, self.cu_seqlens = groups, visible, cu_seqlens
-
-
-class _CurrentRow:
-    """What the context variable of attention is, in a form that torch.compile can trace."""
-
-    def __init__(self) -> None:
-        self.row: _Row | None = None
-
-    def get(self) -> _Row | None:
-        return self.row
-
-
-_current_row = _CurrentRow()
-
-
-class _Entered:
-    """What attention.packed_row is, in a form that torch.compile can trace."""
-
-    def __init__(self, row: _Row) -> None:
-        _current_row.row = row
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def _let_attention_be_traced() -> None:
-    """Replace what torch.compile cannot trace: the context variable, and a look at a function's signature."""
-    from bert_serving.server.worker import attention
-
-    replaced: Any = attention
-    takes = attention._takes_num_splits()
-    replaced._takes_num_splits = lambda: takes
-    replaced._current_row, replaced.packed_row, replaced.PackedRow = _current_row, _Entered, _Row
-
-
-VARIATIONS: dict[str, Callable[[Encoder], None]] = {
-    "encoder": lambda encoder: None,
+PLAIN = "encoder without CUDA graphs"
+#: What is done to the encoder, by the name of the way.
+WAYS: dict[str, Callable[[Encoder], Encoder]] = {
+    "encoder": unchanged,
+    PLAIN: unchanged,
     "num_splits chosen by the kernel": without_num_splits,
-    "CUDA graphs": with_cuda_graphs,
-    "compiled small rows, reduce-overhead": compiled_small,
-    "compiled rows, default": partial(compiled_every_row, mode="default"),
-    "compiled rows, max-autotune-no-cudagraphs": partial(compiled_every_row, mode="max-autotune-no-cudagraphs"),
 }
 
 

@@ -53,6 +53,7 @@ OWN: list[System] = [
         for name, settings in _SETTINGS.items()
     ),
     Own("BertClient", _WAIT),
+    Own("BertClient eager", ("-compile", "off")),  # on a GPU: without CUDA graphs
     Own("HTTP JSON", _WAIT, openai_floats(_V1)),
     Own("HTTP base64", _WAIT, openai_base64(_V1)),
     Own("HTTP raw", _WAIT, RAW),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from pathlib import Path
 
@@ -99,6 +100,7 @@ def test_out_of_memory_halves_the_micro_batch(folders: dict[str, Path]) -> None:
     batch = texts(3000, 60)
     expected = Encoder(folders["bert"], device="cpu", dtype="float32").encode(batch)
     mine = Encoder(folders["bert"], device="cuda:0", dtype="float32", max_batch_tokens=1 << 20)
+    gc.collect()  # encoders of other tests
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(0) + (48 << 20)) / total, 0)

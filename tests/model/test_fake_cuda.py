@@ -7,19 +7,22 @@ DeBERTa is left out: parts of its code are TorchScript, which does not accept fa
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from bert_serving.protocol import EncodeOptions, Rows, options_from_json
 from bert_serving.server.worker import attention
+from bert_serving.server.worker.cuda_graphs import NotRecorded, OnlyRecordable
 from bert_serving.server.worker.loading import LoadedModel
 from bert_serving.server.worker.micro_batches import Budget, PreparedText, micro_batches
 from bert_serving.server.worker.pooling import STRATEGIES
 from bert_serving.server.worker.sequences import TokenizedText
 
-from tests.support.fake_cuda import FakeCuda, Step, load_on_fake_cuda, steps_of
+from tests.support.fake_cuda import FakeCuda, Step, load_on_fake_cuda, steps_of, without_recording
 from tests.support.tiny_models import FAMILIES, make_classifier, make_masked, make_model
 
 FAKED = [family for family in FAMILIES if family != "deberta-v2"]
@@ -79,6 +82,46 @@ def test_a_micro_batch_is_one_copy_and_no_wait(
     assert {row.shape for row in rows} == {(64,)}
     assert steps[-1].waits == ["synchronize"]
     assert [copy.num_bytes for copy in steps[-1].copies] == [len(TEXTS) * 64 * 4]
+
+
+@pytest.mark.parametrize("family", [family for family in FAKED if family != "mpnet"])
+def test_a_short_pass_by_a_cuda_graph_is_one_copy_and_no_wait(folders: dict[str, Path], family: str) -> None:
+    cuda = FakeCuda()
+    loaded = load_on_fake_cuda(cuda, folders[family], torch.float16)
+    with without_recording(), cuda.running():
+        layers, longest = loaded.check.layers, loaded.max_seq_len
+        transformer = loaded.transformer.with_graphs(layers, longest=longest, max_tokens=512)
+    graphs = transformer._graphs
+    assert graphs is not None
+    with mock.patch.object(graphs, "run", wraps=graphs.run) as runs:
+        steps, rows = run(cuda, replace(loaded, transformer=transformer), prepare(loaded))
+    sizes = [call.args[0] for call in runs.call_args_list]
+    assert (sizes[0], len(sizes)) == (512, len(steps) - 1), sizes
+    assert {row.shape for row in rows} == {(64,)}
+    assert steps[-1].waits == ["synchronize"]
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.to("cpu", non_blocking=True),
+        lambda x: x * torch.tensor(2.0).to("cuda:0"),
+        lambda x: x + torch.ones(3).to("cuda:0", non_blocking=True),
+        lambda x: torch.repeat_interleave(x, torch.ones(3, dtype=torch.int64, device="cuda:0")),
+    ],
+)
+def test_a_pass_that_waits_is_not_recorded(waits: Callable[[torch.Tensor], object]) -> None:
+    cuda = FakeCuda()
+    with cuda.running(), torch.inference_mode():
+        x = torch.ones(3, device="cuda:0")
+        with OnlyRecordable():
+            index = torch.zeros(2, dtype=torch.int64, device="cuda:0")
+            torch.nn.functional.gelu(x[index] * 2.0 + torch.tensor(1.0)).to(torch.float16)
+            with pytest.raises(NotRecorded, match=r"waits for the GPU|copies between"):
+                waits(x)
 
 
 @BOTH

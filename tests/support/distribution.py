@@ -42,7 +42,7 @@ _FILES = {
     "servers with traces": ("test_traces",),
     "Prometheus": ("test_observability",),
     "wheel and sdist": ("test_distributions",),
-    "GPU": ("test_encoder",),
+    "GPU": ("test_encoder", "test_cuda_graphs"),
 }
 SERVERS = {file: servers for servers, files in _FILES.items() for file in files}
 

@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import torch
 from bert_serving.server.model.spec import ModelSpec
-from bert_serving.server.worker import attention, checkpoint, execution
+from bert_serving.server.worker import attention, checkpoint, cuda_graphs, execution
 from bert_serving.server.worker.loading import LoadedModel, load
 from bert_serving.server.worker.micro_batches import MicroBatch
 from bert_serving.server.worker.transformer import Execution
@@ -215,6 +215,30 @@ def steps_of(cuda: FakeCuda, stages: Generator[list[MicroBatch], None, _Result])
                 done.append(cuda.new_step())
     except StopIteration as end:
         return [*done, cuda.new_step()], end.value
+
+
+def recorded_eagerly(
+    run: Callable[[], dict[int, Tensor]], device: torch.device, pool: object
+) -> cuda_graphs.Recording:
+    """Take the place of cuda_graphs._recorded: what it returns computes the pass again, and copies its result."""
+    with cuda_graphs.OnlyRecordable():
+        hidden = run()
+
+    def replay() -> None:
+        for layer, states in run().items():
+            hidden[layer].copy_(states)
+
+    return cuda_graphs.Recording(replay, hidden, start_s=1.0, replay_s=0.5)
+
+
+@contextmanager
+def without_recording() -> Iterator[None]:
+    """Within this context, CUDA graphs need no GPU, and compute their pass again each time."""
+    with (
+        mock.patch.object(cuda_graphs, "_recorded", recorded_eagerly),
+        mock.patch.object(cuda_graphs, "_new_pool", return_value=None),
+    ):
+        yield
 
 
 def load_on_fake_cuda(

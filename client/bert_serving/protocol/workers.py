@@ -35,7 +35,7 @@ class ModelFacts:
     poolings: the strategies that are used if a request names no strategy.
     splits_specials: the tokenizer treats the name of a special token in a text as ordinary text.
     prompts: the text of each prompt, by its name. labels: the labels of the classification head, if there is one.
-    max_seq_len: longest sequence in tokens. forward: "compiled", "packed" or "padded".
+    max_seq_len: longest sequence in tokens. forward: "compiled", "cuda-graphs", "packed" or "padded".
     parity: lowest cosine, over a few probe texts, between a row that the model serves without options (or of its
         classification head) and the float32 reference of that row.
     tokens_per_s: speed during the warm-up. max_batch_tokens: limit for the tokens in a batch.

@@ -35,6 +35,7 @@ from .arrays import dense, padded
 from .checked_texts import checked_texts
 from .compiled.forward import MAX_LANES, NotCompiled
 from .compiled.target import Target
+from .cuda_graphs import NotRecorded
 from .loading import load
 from .micro_batches import Budget, MicroBatch, PreparedText, computed, micro_batches
 from .pooling_plan import FROM_FIRST
@@ -73,7 +74,7 @@ class Encoder:
         a compiled pass on a CPU with AVX-512 VNNI and BF16; other passes and products are in bfloat16.
     compile: "auto": use the forward pass that was compiled for this processor, if compile_cache has it; "wait":
         compile it now if it is not there, which takes up to a minute and needs g++; "off": never use it. See
-        `compile`.
+        `compile`. On a GPU, "auto" and "wait" mean CUDA graphs, which are recorded now.
     compile_cache: folder for compiled forward passes; None: the value of BERT_SERVING_COMPILE_CACHE, or
         bert-serving/compiled in the user's cache folder.
     max_seq_len: longest sequence in tokens, special tokens included; "NONE": the model's number of positions;
@@ -131,7 +132,9 @@ class Encoder:
         self._spec = spec
         self._budget = Budget(self._loaded.micro_batch_tokens)
         self._int8_products = 0
-        if spec.compile != "off":
+        if spec.compile != "off" and self.device.type == "cuda":
+            self._try_graphs()
+        elif spec.compile != "off":
             self._try_compiled(build=spec.compile == "wait")
         self._exact: Transformer | None = None
         self._loading = threading.Lock()
@@ -333,7 +336,7 @@ class Encoder:
     @property
     def compiles_later(self) -> bool:
         """Whether it was created with compile="auto", and `compile` could make its forward passes faster."""
-        return self._spec.compile == "auto" and self.forward_kind == "packed"
+        return self._spec.compile == "auto" and self.forward_kind == "packed" and self.device.type == "cpu"
 
     @property
     def parity(self) -> float:
@@ -351,10 +354,15 @@ class Encoder:
 
     @property
     def forward_kind(self) -> str:
-        """How forward passes run: "compiled", "packed" (without padding) or "padded"."""
+        """How forward passes run: "compiled", "packed" (without padding), "padded", or "cuda-graphs".
+
+        "cuda-graphs": packed, and by CUDA graphs as far as these are faster.
+        """
         transformer = self._loaded.transformer
         if transformer.is_compiled:
             return "compiled"
+        if transformer.has_graphs:
+            return "cuda-graphs"
         return "packed" if transformer.padded_because is None else "padded"
 
     @property
@@ -465,6 +473,20 @@ class Encoder:
         self._int8_products = compiled.facts.int8_products
         log.info("the forward pass is compiled parity=%.6f int8_products=%d", parity, self._int8_products)
 
+    def _try_graphs(self) -> None:
+        """Compute forward passes by CUDA graphs from now on; log the reason if this is not possible."""
+        loaded = self._loaded
+        try:
+            transformer = loaded.transformer.with_graphs(
+                loaded.check.layers, longest=loaded.max_seq_len, max_tokens=loaded.micro_batch_tokens
+            )
+            parity = loaded.check.smallest_cosine(transformer, loaded.dtype)
+        except (NotRecorded, ModelError) as exc:
+            log.info("there are no CUDA graphs: %s", exc)
+            return
+        self._loaded = replace(loaded, transformer=transformer, parity=parity)
+        log.info("forward passes are CUDA graphs parity=%.6f", parity)
+
     def _in_float32(self) -> Transformer:
         """Return the transformer in float32, loaded when it is first needed."""
         with self._loading:
@@ -494,11 +516,13 @@ class Encoder:
             return f"the tokenizer has tokens that the model has no embedding for: it has {num_ids} embeddings"
         if text.spans is not None and sum(stop - start for start, stop in text.spans) > _MAX_SPAN_TOKENS:
             return f"the spans of a text may have at most {_MAX_SPAN_TOKENS} tokens in total"
+        if not prepared.keeps_token_vectors:
+            return None
         num_bytes = text.num_tokens * len(prepared.plan.layers) * self._loaded.hidden_size * 4
-        if prepared.keeps_token_vectors and num_bytes > _MAX_TOKEN_BYTES:
-            limit = f"at most {_MAX_TOKEN_BYTES >> 20} MiB"
-            return f"the token vectors of a text may have {limit}, got {num_bytes >> 20} MiB"
-        return None
+        if num_bytes <= _MAX_TOKEN_BYTES:
+            return None
+        limit = f"at most {_MAX_TOKEN_BYTES >> 20} MiB"
+        return f"the token vectors of a text may have {limit}, got {num_bytes >> 20} MiB"
 
 
 def _all_prepared(prepared: Sequence[PreparedText | RequestError]) -> list[PreparedText]:

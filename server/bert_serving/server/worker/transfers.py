@@ -29,9 +29,13 @@ def to_device(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:
     tensors = [torch.from_numpy(array) for array in arrays]
     if device.type == "cpu":
         return tensors
+    return unpacked(moved_together(arrays, device), tensors)
+
+
+def moved_together(arrays: Sequence[Array], device: torch.device) -> Tensor:
+    """Return the bytes of all arrays on a GPU, for `unpacked`. They travel in one copy, which does not wait."""
     # PyTorch does not reuse pinned memory before the copy from it has ended.
-    moved = torch.from_numpy(packed(arrays)).pin_memory().to(device, non_blocking=True)
-    return unpacked(moved, tensors)
+    return torch.from_numpy(packed(arrays)).pin_memory().to(device, non_blocking=True)
 
 
 def packed(arrays: Sequence[Array]) -> Array:

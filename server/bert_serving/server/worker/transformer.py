@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from . import attention
+from .cuda_graphs import CudaGraphs, NotRecorded, RowArrays
 from .packing import groups_of
 from .pooling_plan import Head
 from .sequences import TokenSequence
@@ -88,7 +89,7 @@ class PackedForward(Protocol):
 class Transformer:
     """A Transformers model, and how its forward passes run.
 
-    compiled: the compiled forward pass, used for packed rows that it can compute.
+    compiled: the compiled forward pass, used for packed rows that it can compute. graphs: CUDA graphs, likewise.
     """
 
     def __init__(
@@ -98,9 +99,11 @@ class Transformer:
         execution: Execution,
         heads: Heads = Heads(),
         compiled: PackedForward | None = None,
+        graphs: CudaGraphs | None = None,
     ) -> None:
         self._model = model
         self._compiled = compiled
+        self._graphs = graphs
         self._inputs = inputs
         self._execution = execution
         self._takes_types = takes_types(model)
@@ -126,6 +129,11 @@ class Transformer:
         """Whether the forward pass is compiled, at least for the layers that are pooled by default."""
         return self._compiled is not None
 
+    @property
+    def has_graphs(self) -> bool:
+        """Whether packed rows are computed by CUDA graphs, if they are not too long."""
+        return self._graphs is not None
+
     def runs_compiled(self, num_tokens: int, layers: frozenset[int]) -> bool:
         """Whether the pass over a row of this length, for these layers, is compiled."""
         return self._compiled is not None and self._compiled.can_compute(num_tokens, layers)
@@ -133,6 +141,24 @@ class Transformer:
     def with_compiled(self, compiled: PackedForward) -> Transformer:
         """Return a transformer of the same model that uses the compiled forward pass."""
         return Transformer(self._model, self._inputs, self._execution, self._all_heads, compiled)
+
+    def with_graphs(self, layers: frozenset[int], *, longest: int, max_tokens: int) -> Transformer:
+        """Return a transformer of the same model that computes these layers by CUDA graphs.
+
+        longest: the largest number of tokens in a sequence. max_tokens: the largest number in a row. Raises
+        NotRecorded if this is not possible.
+        """
+        if not self._execution.has_varlen or self._inputs.hide_specials:
+            raise NotRecorded("only packed passes in half precision are recorded, and not with -mask_cls_sep")
+        graphs = CudaGraphs(
+            lambda inputs, row: self._run_row(inputs, row, layers),
+            self.device,
+            layers,
+            longest=longest,
+            max_tokens=max_tokens,
+            takes_types=self._takes_types,
+        )
+        return Transformer(self._model, self._inputs, self._execution, self._all_heads, graphs=graphs)
 
     @property
     def num_ids(self) -> int | None:
@@ -169,12 +195,15 @@ class Transformer:
             hidden = self._run_compiled(sequences, lengths)
             return hidden, to_device(arrays, self.device)
         groups = groups_of(lengths)
+        if self._graphs is not None and (size := self._graphs.size_for(sum(lengths), len(lengths), layers)):
+            host = RowArrays(*self._row(sequences, lengths), attention.cumulative_lengths(groups))
+            return self._graphs.run(size, host, arrays)
         inputs = {
-            "input_ids": _row([s.ids for s in sequences]),
-            "position_ids": _positions(lengths)[None] + self._inputs.first_position,
+            "input_ids": _end_to_end([s.ids for s in sequences]),
+            "position_ids": self._positions(lengths),
         }
         if self._takes_types and any(s.type_ids for s in sequences):
-            inputs["token_type_ids"] = _row([s.type_ids or [0] * len(s.ids) for s in sequences])
+            inputs["token_type_ids"] = _types(sequences)
         row = {}  # what attention must know
         if self._inputs.hide_specials:
             row["visible"] = np.concatenate([_visible(s) for s in sequences])
@@ -182,17 +211,34 @@ class Transformer:
             row["cu_seqlens"] = attention.cumulative_lengths(groups)
         moved = iter(to_device([*inputs.values(), *row.values(), *arrays], self.device))
         on_device = {name: next(moved) for name in inputs}
-        with attention.packed_row(attention.PackedRow(groups, **{name: next(moved) for name in row})):
-            hidden = self._call_model(on_device, layers)
-        return {layer: states[0] for layer, states in hidden.items()}, list(moved)
+        packed_row = attention.PackedRow(groups, **{name: next(moved) for name in row})
+        return self._run_row(on_device, packed_row, layers), list(moved)
+
+    def _run_row(
+        self, inputs: dict[str, Tensor], row: attention.PackedRow, layers: frozenset[int]
+    ) -> dict[int, Tensor]:
+        """Return the hidden states of a packed row, (T, H) for each layer. inputs: (1, T) each."""
+        with attention.packed_row(row):
+            hidden = self._call_model(inputs, layers)
+        return {layer: states[0] for layer, states in hidden.items()}
 
     def _run_compiled(self, sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> dict[int, Tensor]:
         assert self._compiled is not None
-        ids, positions = _row([s.ids for s in sequences]), _positions(lengths)[None] + self._inputs.first_position
-        types = np.zeros_like(ids)
-        if self._takes_types and any(s.type_ids for s in sequences):
-            types = _row([s.type_ids or [0] * len(s.ids) for s in sequences])
+        ids, positions, types = self._row(sequences, lengths)
         return self._compiled(*to_device([ids, positions, np.cumsum(lengths), types], self.device))
+
+    def _row(self, sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> tuple[Array, Array, Array]:
+        """Return ids, positions and types of a packed row, (1, T) int64 each."""
+        ids = _end_to_end([s.ids for s in sequences])
+        if self._takes_types and any(s.type_ids for s in sequences):
+            return ids, self._positions(lengths), _types(sequences)
+        return ids, self._positions(lengths), np.zeros_like(ids)
+
+    def _positions(self, lengths: Sequence[int]) -> Array:
+        """Return the position ids of the tokens of a packed row, (1, T) int64."""
+        stops = np.cumsum(lengths)
+        in_sequence = np.arange(stops[-1]) - np.repeat(stops - lengths, lengths)
+        return in_sequence[None] + self._inputs.first_position
 
     def _padded(
         self, sequences: Sequence[TokenSequence], layers: frozenset[int], arrays: Sequence[Array]
@@ -221,15 +267,14 @@ class Transformer:
         return {i: output.last_hidden_state if i == top else output.hidden_states[i + 1] for i in layers}
 
 
-def _row(lists: Iterable[list[int]]) -> Array:
+def _end_to_end(lists: Iterable[list[int]]) -> Array:
     """Return the numbers of the lists, end to end, as (1, T) int64."""
     return np.fromiter(chain.from_iterable(lists), np.int64)[None]
 
 
-def _positions(lengths: Sequence[int]) -> Array:
-    """Return the positions of the tokens of sequences that lie end to end, (T,) int64, each counted from 0."""
-    stops = np.cumsum(lengths)
-    return np.arange(stops[-1]) - np.repeat(stops - lengths, lengths)
+def _types(sequences: Iterable[TokenSequence]) -> Array:
+    """Return the token type ids of a packed row, (1, T) int64."""
+    return _end_to_end([s.type_ids or [0] * len(s.ids) for s in sequences])
 
 
 def _visible(sequence: TokenSequence) -> Array:
