@@ -166,13 +166,13 @@ def beside(bout: Bout) -> Found:
 WORKLOADS: dict[str, Workload] = {
     "bulk": bulk,
     "one": one,
+    "lengths": lengths,
     "clients": clients,
     "callers": callers,
-    "open": open_loads,
-    "lengths": lengths,
     "beside": beside,
     "duplicates": duplicates,
     "busy": busy,
+    "open": open_loads,  # at the end, because a server is busy when its many clients leave (leaving_clients.py)
 }
 
 
