@@ -172,7 +172,7 @@ WORKLOADS: dict[str, Workload] = {
     "beside": beside,
     "duplicates": duplicates,
     "busy": busy,
-    "open": open_loads,  # at the end, because a server is busy when its many clients leave (leaving_clients.py)
+    "open": open_loads,  # the last, because a server is busy when a thousand clients leave (leaving_clients.py)
 }
 
 

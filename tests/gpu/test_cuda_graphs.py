@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -52,10 +53,10 @@ def both(folder: Path, **options: object) -> tuple[Encoder, Encoder]:
     return graphs, plain
 
 
-def sizes_of(encoder: Encoder) -> list[int]:
+def graphs_of(encoder: Encoder) -> cuda_graphs.CudaGraphs:
     graphs = encoder._loaded.transformer._graphs
     assert graphs is not None
-    return graphs.sizes
+    return graphs
 
 
 def smallest_cosine(rows: np.ndarray, expected: np.ndarray) -> float:
@@ -67,10 +68,15 @@ def smallest_cosine(rows: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_every_size_gives_the_vectors_of_the_plain_pass(folders: dict[str, Path], family: str, dtype: str) -> None:
     graphs, plain = both(folders[family], dtype=dtype, pooling_layer=[-1])
-    for size in sizes_of(graphs):
+    recorded = graphs_of(graphs)
+    for size in recorded.sizes:
         for num_tokens in (size - 1, size, size + 1):
             texts = row_of(num_tokens)
-            assert smallest_cosine(graphs.encode(texts), plain.encode(texts)) >= 0.9999, num_tokens
+            with mock.patch.object(recorded, "run", wraps=recorded.run) as run:
+                rows = graphs.encode(texts)
+            assert smallest_cosine(rows, plain.encode(texts)) >= 0.9999, num_tokens
+            if num_tokens <= size:
+                assert [call.args[0] for call in run.call_args_list] == [size], num_tokens
     longest = [of_tokens(graphs.max_seq_len)]
     assert smallest_cosine(graphs.encode(longest), plain.encode(longest)) >= 0.9999
     alone = np.concatenate([graphs.encode([text]) for text in texts])
@@ -116,17 +122,24 @@ def test_threads_that_encode_at_the_same_time_get_their_own_vectors(folders: dic
     assert smallest_cosine(rows, np.tile(expected, (5, 1))) >= 0.9999
 
 
+def test_two_encoders_have_graphs_of_their_own(folders: dict[str, Path]) -> None:
+    texts = row_of(100)
+    pairs = [both(folders[family], dtype="float16", pooling_layer=[-1]) for family in ("bert", "roberta")]
+    for graphs, plain in [*pairs, *pairs]:
+        assert smallest_cosine(graphs.encode(texts), plain.encode(texts)) >= 0.9999
+
+
 def test_what_cannot_be_recorded_runs_as_before(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for options in ({"dtype": "float32"}, {"mask_cls_sep": True}, {"compile": "off"}):
         assert Encoder(folders["bert"], device="cuda:0", **options).forward_kind == "packed"  # type: ignore[arg-type]
     assert Encoder(folders["mpnet"], device="cuda:0").forward_kind == "padded"
-    recorded = cuda_graphs._recorded
+    record = cuda_graphs.Recorder.record
 
-    def waits(run: Run, device: torch.device, pool: object) -> cuda_graphs.Recording:
-        return recorded(lambda: {layer: x * x.isfinite().all().item() for layer, x in run().items()}, device, pool)
+    def waits(recorder: cuda_graphs.Recorder, run: Run) -> cuda_graphs.Recording:
+        return record(recorder, lambda: {layer: x * x.isfinite().all().item() for layer, x in run().items()})
 
     expected = Encoder(folders["bert"], device="cuda:0", compile="off").encode(["one two"])
-    monkeypatch.setattr(cuda_graphs, "_recorded", waits)
+    monkeypatch.setattr(cuda_graphs.Recorder, "record", waits)
     mine = Encoder(folders["bert"], device="cuda:0")
     assert mine.forward_kind == "packed"
     assert smallest_cosine(mine.encode(["one two"]), expected) >= 0.9999

@@ -6,7 +6,7 @@ the kernel for packed rows. tests/gpu has the same with graphs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ from bert_serving.server.worker.encoder import Encoder
 from bert_serving.server.worker.transfers import Array, packed
 from torch import Tensor
 
-from tests.support.fake_cuda import without_recording
+from tests.support.fake_cuda import EagerRecorder, without_recording
 from tests.support.tiny_models import make_model
 
 
@@ -66,10 +66,9 @@ def test_a_filled_row_gives_the_same_vectors(tmp_path: Path, family: str, no_gpu
     graphs._loaded = replace(loaded, transformer=transformer)
     recorded = transformer._graphs
     assert recorded is not None
-    used = []
     with mock.patch.object(recorded, "run", wraps=recorded.run) as run:
         for count in (1, 2, 4, 5, 13, 100, 500, 600):
-            texts = ["a", "one two ||| three", *["the quick brown fox"] * count][-count:]
+            texts = ["a", "one two ||| three", *["the quick brown fox"] * count][:count]
             assert np.abs(graphs.encode(texts) - plain.encode(texts)).max() <= 1e-5
         used = [call.args[0] for call in run.call_args_list]
     assert {16, 32, 128, 768, 3072} <= set(used)
@@ -95,22 +94,38 @@ def test_the_size_follows_tokens_sequences_and_layers(no_gpu: None) -> None:
     assert graphs.size_for(10, 1, frozenset({4, 5})) is None
 
 
-def test_no_pass_is_recorded_that_is_not_faster(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def recorded(*args: object) -> cuda_graphs.Recording:
-        seconds.append(2 * seconds[-1])
-        return cuda_graphs.Recording(lambda: None, {}, start_s=1.0, replay_s=seconds[-1])
-
-    def graphs() -> cuda_graphs.CudaGraphs:
+def graphs_recorded_by(record: Callable[[], cuda_graphs.Recording]) -> cuda_graphs.CudaGraphs:
+    with mock.patch.object(EagerRecorder, "record", side_effect=lambda run: record()):
         return cuda_graphs.CudaGraphs(
             lambda inputs, row: {}, torch.device("cpu"), frozenset(), longest=512, max_tokens=512, takes_types=True
         )
 
-    monkeypatch.setattr(cuda_graphs, "_recorded", recorded)
-    seconds = [0.1]
-    assert graphs().sizes == [16, 32, 64]
-    seconds = [1.0]
+
+@pytest.mark.parametrize(("first_s", "sizes"), [(0.2, [16, 32, 64]), (0.6, [16])])
+def test_no_pass_is_recorded_that_is_not_faster(no_gpu: None, first_s: float, sizes: list[int]) -> None:
+    seconds = iter(first_s * 2**i for i in range(20))
+    assert graphs_recorded_by(lambda: recording(next(seconds))).sizes == sizes
+
+
+def test_a_slow_gpu_has_no_graphs(no_gpu: None) -> None:
     with pytest.raises(NotRecorded, match="no faster"):
-        graphs()
+        graphs_recorded_by(lambda: recording(2.0))
+
+
+def test_graphs_end_where_the_memory_does(no_gpu: None, caplog: pytest.LogCaptureFixture) -> None:
+    recordings = iter([recording(0.5), recording(0.5)])
+
+    def record() -> cuda_graphs.Recording:
+        for each in recordings:
+            return each
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert graphs_recorded_by(record).sizes == [16, 32]
+    assert "no GPU memory for more CUDA graphs than 2" in caplog.text
+
+
+def recording(replay_s: float) -> cuda_graphs.Recording:
+    return cuda_graphs.Recording(lambda: None, {}, start_s=1.0, replay_s=replay_s)
 
 
 def test_only_packed_passes_in_half_precision_are_recorded(tmp_path: Path) -> None:

@@ -217,27 +217,28 @@ def steps_of(cuda: FakeCuda, stages: Generator[list[MicroBatch], None, _Result])
         return [*done, cuda.new_step()], end.value
 
 
-def recorded_eagerly(
-    run: Callable[[], dict[int, Tensor]], device: torch.device, pool: object
-) -> cuda_graphs.Recording:
-    """Take the place of cuda_graphs._recorded: what it returns computes the pass again, and copies its result."""
-    with cuda_graphs.OnlyRecordable():
-        hidden = run()
+class EagerRecorder(cuda_graphs.Recorder):
+    """Takes the place of a Recorder: its recordings compute the pass again, and copy its result."""
 
-    def replay() -> None:
-        for layer, states in run().items():
-            hidden[layer].copy_(states)
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
-    return cuda_graphs.Recording(replay, hidden, start_s=1.0, replay_s=0.5)
+    def record(self, run: Callable[[], dict[int, Tensor]]) -> cuda_graphs.Recording:
+        """Compute the pass, and return what does so again."""
+        with cuda_graphs.OnlyRecordable():
+            hidden = run()
+
+        def replay() -> None:
+            for layer, states in run().items():
+                hidden[layer].copy_(states)
+
+        return cuda_graphs.Recording(replay, hidden, start_s=1.0, replay_s=0.5)
 
 
 @contextmanager
 def without_recording() -> Iterator[None]:
     """Within this context, CUDA graphs need no GPU, and compute their pass again each time."""
-    with (
-        mock.patch.object(cuda_graphs, "_recorded", recorded_eagerly),
-        mock.patch.object(cuda_graphs, "_new_pool", return_value=None),
-    ):
+    with mock.patch.object(cuda_graphs, "Recorder", EagerRecorder):
         yield
 
 

@@ -139,7 +139,7 @@ def reasons(found: Examination, settings: Settings) -> dict[str, str]:
     if measured.forward_kind == "compiled":
         lines["forward pass"] = f"there is a compiler, {choices.compiler}"
     elif measured.forward_kind == "cuda-graphs":
-        lines["forward pass"] = "a GPU runs a recorded short pass as a whole"
+        lines["forward pass"] = "a recorded pass starts as a whole on a GPU"
     elif settings.compile == "off":
         lines["forward pass"] = "-compile off"
     elif on_cpu and choices.compiler is None:

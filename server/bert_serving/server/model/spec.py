@@ -66,7 +66,7 @@ class ModelOptions(BaseModel):
         "auto",
         description="compile the forward pass for this processor, which takes up to a minute and is kept in "
         "compile_cache; auto: serve at once, and change over when it is done; wait: serve when it is done; on a "
-        "GPU, auto and wait record short passes as CUDA graphs",
+        "GPU, auto and wait record passes as CUDA graphs",
     )
     compile_cache: str | None = Field(
         None,

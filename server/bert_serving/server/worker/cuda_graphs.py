@@ -8,6 +8,7 @@ filling, and everything else computes each token alone.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +24,16 @@ from .attention import PackedRow
 from .packing import Group
 from .transfers import Array, moved_together, unpacked
 
+log = logging.getLogger(__name__)
+
 #: Numbers of tokens.
 SIZES = (16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 _WARM_UP_RUNS = 3  # kernels are chosen, and memory is allocated, before a pass is recorded
 _TIMED_RUNS = 3
-_index = torch.ops.aten.index.Tensor
-_COPIES = {torch.ops.aten._to_copy, torch.ops.aten.copy_, torch.ops.aten.copy}
+_recording = threading.Lock()  # PyTorch records one graph at a time in a process
+_aten = torch.ops.aten
+_INDEXING = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}
+_COPIES = {_aten._to_copy, _aten.copy_, _aten.copy}
 
 #: Computes the hidden states of some layers, (T, H) each, from a model's inputs, (1, T) each, and a packed row.
 Forward: TypeAlias = "Callable[[dict[str, Tensor], PackedRow], dict[int, Tensor]]"
@@ -81,15 +86,18 @@ class CudaGraphs:
     ) -> None:
         self._device = device
         self._layers = layers
-        self._lock = threading.Lock()  # a user's threads may call an encoder at the same time
+        # A user's threads may call an encoder at the same time, on one stream unless they choose others.
+        self._lock = threading.Lock()
         self._graphs: dict[int, _Graph] = {}
-        pool = _new_pool(device)
+        recorder = Recorder(device)
         try:
             for size in (size for size in SIZES if size <= max_tokens):
-                graph = _Graph(forward, device, size, min(size, longest), takes_types, pool)
+                graph = _Graph(forward, recorder, size, min(size, longest), takes_types)
                 if not graph.is_faster:  # the GPU has so much to do that Python is in time with the next kernel
                     break
                 self._graphs[size] = graph
+        except torch.OutOfMemoryError:
+            log.warning("there is no GPU memory for more CUDA graphs than %d", len(self._graphs))
         except RuntimeError as exc:  # CUDA's errors, too
             raise NotRecorded(str(exc).splitlines()[0][:200]) from exc
         if not self._graphs:
@@ -130,19 +138,17 @@ class _Graph:
     Its inputs and outputs always have the same places in memory.
     """
 
-    def __init__(
-        self, forward: Forward, device: torch.device, size: int, longest: int, takes_types: bool, pool: Any
-    ) -> None:
+    def __init__(self, forward: Forward, recorder: Recorder, size: int, longest: int, takes_types: bool) -> None:
         zeros = np.zeros((1, longest), np.int64)
         example = RowArrays(zeros, zeros, zeros, np.array([0, longest], np.int32)).filled(size)
-        self._row = moved_together(example, device)
+        self._row = moved_together(example, recorder.device)
         ids, positions, types, cu_seqlens = unpacked(self._row, [torch.from_numpy(array) for array in example])
         inputs = {"input_ids": ids, "position_ids": positions}
         if takes_types:
             inputs["token_type_ids"] = types
         # The kernel must know the length of the longest sequence before it reads where they end.
         packed_row = PackedRow((Group(0, 1, longest),), cu_seqlens=cu_seqlens)
-        self._recording = _recorded(lambda: forward(inputs, packed_row), device, pool)
+        self._recording = recorder.record(lambda: forward(inputs, packed_row))
 
     @property
     def is_faster(self) -> bool:
@@ -155,12 +161,6 @@ class _Graph:
         self._recording.replay()
         # Copies, because the next pass overwrites the originals.
         return {layer: states[:num_tokens].clone() for layer, states in self._recording.hidden.items()}
-
-
-def _new_pool(device: torch.device) -> Any:
-    """Return a pool of GPU memory that graphs share, since only one of them runs at a time."""
-    with torch.cuda.device(device):
-        return torch.cuda.graph_pool_handle()
 
 
 class Recording(NamedTuple):
@@ -176,27 +176,40 @@ class Recording(NamedTuple):
     replay_s: float
 
 
-@torch.inference_mode()
-def _recorded(run: Callable[[], dict[int, Tensor]], device: torch.device, pool: Any) -> Recording:
-    """Record what the call lets the GPU do."""
-    stream, beside = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    beside.wait_stream(stream)
-    with torch.cuda.stream(beside):
-        with OnlyRecordable():  # type: ignore[no-untyped-call]
-            run()
-        start_s = min(_seconds(run) for _ in range(_WARM_UP_RUNS))
-    stream.wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads of the process may use the GPU meanwhile.
-    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        hidden = run()
+class Recorder:
+    """Records passes on one GPU. Its recordings share memory, since only one of them runs at a time."""
 
-    def replay_and_wait() -> None:
-        graph.replay()
-        stream.synchronize()
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # PyTorch's own stream for recordings belongs to the GPU of the process's first one.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
 
-    replay_and_wait()
-    return Recording(graph.replay, hidden, start_s, min(_seconds(replay_and_wait) for _ in range(_TIMED_RUNS)))
+    @torch.inference_mode()
+    def record(self, run: Callable[[], dict[int, Tensor]]) -> Recording:
+        """Record what the call lets the GPU do. Raises NotRecorded, or whatever the call raises."""
+        with _recording, torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream(self.device)
+            self._stream.wait_stream(stream)
+            with torch.cuda.stream(self._stream):
+                with OnlyRecordable():  # type: ignore[no-untyped-call]
+                    run()
+                start_s = min(_seconds(run) for _ in range(_WARM_UP_RUNS))
+            stream.wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            mode = "thread_local"  # other threads of the process may use the GPU meanwhile
+            recording = torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode)
+            with torch.cuda.stream(stream), recording:  # a recording that fails does not restore the stream
+                hidden = run()
+
+            def replay_and_wait() -> None:
+                graph.replay()
+                stream.synchronize()
+
+            replay_and_wait()
+            replay_s = min(_seconds(replay_and_wait) for _ in range(_TIMED_RUNS))
+        return Recording(graph.replay, hidden, start_s, replay_s)
 
 
 class OnlyRecordable(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -218,8 +231,8 @@ class OnlyRecordable(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_gpu = any(leaf.device.type == "cuda" for leaf in given)
         has_mask = any(leaf.dtype in (torch.bool, torch.uint8) for leaf in given[1:])
-        # The host waits for the number of results, except with an index that consists of integers.
-        counts = torch.Tag.dynamic_output_shape in func.tags and (func is not _index or has_mask)
+        # The host waits for the number of results. Only with an index that consists of integers, it is known.
+        counts = has_mask if func.overloadpacket in _INDEXING else torch.Tag.dynamic_output_shape in func.tags
         if on_gpu and (counts or torch.Tag.data_dependent_output in func.tags):
             raise NotRecorded(f"the model's code waits for the GPU ({func})")
         result = func(*args, **kwargs)

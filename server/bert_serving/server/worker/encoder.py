@@ -356,7 +356,7 @@ class Encoder:
     def forward_kind(self) -> str:
         """How forward passes run: "compiled", "packed" (without padding), "padded", or "cuda-graphs".
 
-        "cuda-graphs": packed, and by CUDA graphs as far as these are faster.
+        "cuda-graphs": packed, and rows that are not too long by CUDA graphs.
         """
         transformer = self._loaded.transformer
         if transformer.is_compiled:
