@@ -195,15 +195,13 @@ class Transformer:
             hidden = self._run_compiled(sequences, lengths)
             return hidden, to_device(arrays, self.device)
         groups = groups_of(lengths)
+        ids, positions, types = self._row(sequences, lengths)
         if self._graphs is not None and (size := self._graphs.size_for(sum(lengths), len(lengths), layers)):
-            host = RowArrays(*self._row(sequences, lengths), attention.cumulative_lengths(groups))
+            host = RowArrays(ids, positions, types, attention.cumulative_lengths(groups))
             return self._graphs.run(size, host, arrays)
-        inputs = {
-            "input_ids": _end_to_end([s.ids for s in sequences]),
-            "position_ids": self._positions(lengths),
-        }
-        if self._takes_types and any(s.type_ids for s in sequences):
-            inputs["token_type_ids"] = _types(sequences)
+        inputs = {"input_ids": ids, "position_ids": positions}
+        if self._takes_types and types.any():
+            inputs["token_type_ids"] = types
         row = {}  # what attention must know
         if self._inputs.hide_specials:
             row["visible"] = np.concatenate([_visible(s) for s in sequences])
@@ -230,15 +228,12 @@ class Transformer:
     def _row(self, sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> tuple[Array, Array, Array]:
         """Return ids, positions and types of a packed row, (1, T) int64 each."""
         ids = _end_to_end([s.ids for s in sequences])
-        if self._takes_types and any(s.type_ids for s in sequences):
-            return ids, self._positions(lengths), _types(sequences)
-        return ids, self._positions(lengths), np.zeros_like(ids)
-
-    def _positions(self, lengths: Sequence[int]) -> Array:
-        """Return the position ids of the tokens of a packed row, (1, T) int64."""
+        types = np.zeros_like(ids)
+        if any(s.type_ids for s in sequences):
+            types = _end_to_end([s.type_ids or [0] * len(s.ids) for s in sequences])
         stops = np.cumsum(lengths)
-        in_sequence = np.arange(stops[-1]) - np.repeat(stops - lengths, lengths)
-        return in_sequence[None] + self._inputs.first_position
+        positions = np.arange(stops[-1]) - np.repeat(stops - lengths, lengths)  # counted from 0 in each sequence
+        return ids, positions[None] + self._inputs.first_position, types
 
     def _padded(
         self, sequences: Sequence[TokenSequence], layers: frozenset[int], arrays: Sequence[Array]
@@ -270,11 +265,6 @@ class Transformer:
 def _end_to_end(lists: Iterable[list[int]]) -> Array:
     """Return the numbers of the lists, end to end, as (1, T) int64."""
     return np.fromiter(chain.from_iterable(lists), np.int64)[None]
-
-
-def _types(sequences: Iterable[TokenSequence]) -> Array:
-    """Return the token type ids of a packed row, (1, T) int64."""
-    return _end_to_end([s.type_ids or [0] * len(s.ids) for s in sequences])
 
 
 def _visible(sequence: TokenSequence) -> Array:
