@@ -60,7 +60,7 @@ class ModelOptions(BaseModel):
         "auto",
         description="number format of the forward pass; auto: float16 on a GPU, bfloat16 on a CPU with hardware "
         "support for it, else float32; int8: 8-bit integers where the vectors allow it, in a compiled pass on a "
-        "CPU with AVX-512 VNNI and BF16, and bfloat16 elsewhere",
+        "CPU with AVX-512 VNNI, and bfloat16 or float32 elsewhere",
     )
     compile: Literal["auto", "off", "wait"] = Field(
         "auto",

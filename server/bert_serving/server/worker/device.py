@@ -46,16 +46,17 @@ def every_device() -> list[str]:
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """Return the dtype with this name; "auto": the fastest that the device supports in hardware.
 
-    "int8": what is not in 8-bit integers is in bfloat16. Raises ModelError if the device cannot compute so.
+    "int8": what is not in 8-bit integers is in bfloat16, or in float32 if the processor has no bfloat16. Raises
+    ModelError if the device cannot compute so.
     """
     if dtype in _DTYPES:
         return _DTYPES[dtype]
     if dtype == "int8":
         if device.type != "cpu":
             raise ModelError(f"dtype int8 runs on the CPU only, and the device is {device}")
-        if not (torch.cpu._is_vnni_supported() and torch.cpu._is_avx512_bf16_supported()):
-            raise ModelError("dtype int8 needs a CPU with AVX-512 VNNI and BF16: use -dtype auto")
-        return torch.bfloat16
+        if not torch.cpu._is_vnni_supported():
+            raise ModelError("dtype int8 needs a CPU with AVX-512 VNNI: use -dtype auto")
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
     if dtype != "auto":
         raise ModelError(f"dtype must be one of auto, {', '.join(_DTYPES)}, int8, got {dtype!r}")
     if device.type == "cuda":

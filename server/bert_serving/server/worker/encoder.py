@@ -71,7 +71,8 @@ class Encoder:
     trust_remote_code: run the Python code that comes with the model.
     dtype: number format of the forward pass, "auto", "float32", "float16", "bfloat16" or "int8"; vectors are
         always float32. "int8": products of 8-bit integers where they keep the vectors within a cosine of 0.999, in
-        a compiled pass on a CPU with AVX-512 VNNI and BF16; other passes and products are in bfloat16.
+        a compiled pass on a CPU with AVX-512 VNNI; other passes and products are in bfloat16, or in float32 if the
+        CPU has no bfloat16.
     compile: "auto": use the forward pass that was compiled for this processor, if compile_cache has it; "wait":
         compile it now if it is not there, which takes up to a minute and needs g++; "off": never use it. See
         `compile`. On a GPU, "auto" and "wait" mean CUDA graphs, which are recorded now.

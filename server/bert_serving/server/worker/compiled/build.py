@@ -103,16 +103,18 @@ def program_of(
     longest row. integers: whether products may be in 8-bit integers.
     """
     model = loaded.load_model()
-    is_fused = loaded.dtype is torch.bfloat16 and operators.has_products()
+    dtype = operators.product_dtype()
+    # The GELU of the operators is not exact enough for float32 alone.
+    is_fused = loaded.dtype is dtype and (integers or dtype is torch.bfloat16)
     if not is_fused:
         compute_linear_in(loaded.dtype, model)
     graph = PackedGraph(model, layers, takes_types=takes_types(model))
     program = traced(graph, max_tokens=max_tokens)
-    if not is_fused:
+    if dtype is None or not is_fused:
         return program, 0
     module = program.module(check_guards=False)
-    quantization = Quantization(loaded, module, layers) if integers else None
-    linears = fuse(module)
+    quantization = Quantization(loaded, module, layers, dtype) if integers else None
+    linears = fuse(module, dtype)
     int8_products = 0 if quantization is None else quantization.apply(module, linears)
     return traced(module, max_tokens=max_tokens), int8_products
 

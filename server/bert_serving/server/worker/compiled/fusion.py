@@ -1,4 +1,4 @@
-"""Replaces parts of a traced graph by operators that compute them in one step, in bfloat16 or in 8-bit integers.
+"""Replaces parts of a traced graph by operators that compute them in one step.
 
 What is replaced is recognized by the operations of the graph, not by the names of layers, so it is the same for
 every family: a linear layer, with GELU after it, or with a residual and layer normalization; and the feed-forward
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from . import operators
-from .packed_weights import LinearParts, to_bfloat16
+from .packed_weights import LinearParts, to_dtype
 
 _aten = torch.ops.aten
 _MULTIPLE = 16  # the operators need whole vectors
@@ -69,13 +69,13 @@ class _Layer:
         return cls(node, str(weight.target), *found)
 
 
-def fuse(module: GraphModule) -> dict[str, FusedLinear]:
+def fuse(module: GraphModule, dtype: torch.dtype) -> dict[str, FusedLinear]:
     """Replace what can be replaced in the graph of a module; return the linear layers that were replaced, by name.
 
-    Their products are in bfloat16 until `store` changes this. Float32 stays between the operators. Linear layers
-    whose sizes the operators cannot compute are in bfloat16, too.
+    dtype: `operators.product_dtype()`. Their products are in this dtype until `store` changes this. Float32 stays
+    between the operators. Linear layers whose sizes the operators cannot compute are in the same dtype.
     """
-    return _Fusion(module).run()
+    return _Fusion(module, dtype).run()
 
 
 def store(module: GraphModule, name: str, parts: LinearParts) -> None:
@@ -91,8 +91,9 @@ def linear_input(node: Node) -> tuple[str, Node] | None:
 
 
 class _Fusion:
-    def __init__(self, module: GraphModule) -> None:
+    def __init__(self, module: GraphModule, dtype: torch.dtype) -> None:
         self._module = module
+        self._dtype = dtype
         self._graph = module.graph
         self._linears: dict[str, FusedLinear] = {}
         operators.define()
@@ -183,8 +184,8 @@ class _Fusion:
             self._take_place(node, self._product([layer], gelu=gelu))
 
     def _take_place(self, node: Node, new: Node) -> None:
-        """Let a new node in bfloat16 take the place of a node in float32."""
-        if not _takes_bfloat16(node):
+        """Let a new node, in the dtype of products, take the place of a node in float32."""
+        if self._dtype is not torch.float32 and not _takes_any_dtype(node):
             with self._graph.inserting_after(new):
                 new = self._graph.call_function(_aten.to.dtype, (new, torch.float32))
         new.meta["val"] = node.meta["val"]
@@ -192,7 +193,9 @@ class _Fusion:
         self._erase(node)
 
     def _cast_rest(self) -> None:
-        """Let linear layers that no operator has replaced compute in bfloat16."""
+        """Let linear layers that no operator has replaced compute in the dtype of products."""
+        if self._dtype is torch.float32:
+            return
         for node in list(self._graph.nodes):
             if node.target is not _aten.linear.default or (found := _weight_and_bias(node)) is None:
                 continue
@@ -201,9 +204,9 @@ class _Fusion:
                 constants = []
                 for kind, tensor in zip(("weight", "bias"), found, strict=True):
                     name = _buffer(node.name, kind)
-                    self._module.register_buffer(name, tensor.bfloat16())
+                    self._module.register_buffer(name, tensor.to(self._dtype))
                     constants.append(self._graph.get_attr(name))
-                rounded = self._graph.call_function(_aten.to.dtype, (x, torch.bfloat16))
+                rounded = self._graph.call_function(_aten.to.dtype, (x, self._dtype))
                 self._take_place(node, self._graph.call_function(_aten.linear.default, (rounded, *constants)))
 
     def _product(self, layers: Sequence[_Layer], *, gelu: bool) -> Node:
@@ -217,7 +220,7 @@ class _Fusion:
         )  # weights may be shared by layers
         weight, bias = (torch.cat([getattr(layer, field) for layer in layers]) for field in ("weight", "bias"))
         self._linears[name] = FusedLinear(weight, bias, layers[0].name)
-        store(self._module, name, to_bfloat16(weight, bias))
+        store(self._module, name, to_dtype(weight, bias, self._dtype))
         return [self._graph.get_attr(_buffer(name, kind)) for kind in LinearParts._fields]
 
     def _erase(self, *nodes: Node) -> None:
@@ -260,8 +263,8 @@ def _shape(node: object) -> object:
     return getattr(node.meta.get("val"), "shape", None) if isinstance(node, Node) else None
 
 
-def _takes_bfloat16(node: Node) -> bool:
-    """Whether all that reads a node's value accepts bfloat16, maybe after its shape was changed."""
+def _takes_any_dtype(node: Node) -> bool:
+    """Whether all that reads a node's value accepts it in bfloat16, too, maybe after its shape was changed."""
     return all(
-        user.target in _OPERATORS or (user.target in _OF_SHAPE and _takes_bfloat16(user)) for user in node.users
+        user.target in _OPERATORS or (user.target in _OF_SHAPE and _takes_any_dtype(user)) for user in node.users
     )

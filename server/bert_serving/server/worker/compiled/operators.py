@@ -6,8 +6,8 @@
     feed_forward        two linear layers with GELU between them, the residual, and layer normalization
 
 The same library has the class `Graph`, which runs a compiled graph. The code is compiled for this processor by the
-C++ compiler that PyTorch's compiler uses too. Products are there only on processors with AVX-512's dot products
-(`has_products`); they compute in bfloat16 or 8-bit integers.
+C++ compiler that PyTorch's compiler uses too. Products are there only on processors with AVX-512's dot products of
+8-bit integers; they compute in these, or in `product_dtype`.
 """
 
 from __future__ import annotations
@@ -100,9 +100,12 @@ def graph(program: Path, *, passes: int) -> Any:
     return torch.classes.bert_serving.Graph(str(program), passes)
 
 
-def has_products() -> bool:
-    """Whether the code that is loaded has the products, and not only the attention."""
-    return bool(_loaded and _loaded[0].has_products())
+def product_dtype() -> torch.dtype | None:
+    """Return the dtype of products that are not in 8-bit integers, and of what `product` returns.
+
+    It is bfloat16, or float32 on a processor without bfloat16. None: the code that is loaded has no products.
+    """
+    return {2: torch.bfloat16, 4: torch.float32}.get(_loaded[0].product_bytes() if _loaded else 0)
 
 
 @contextmanager
@@ -147,7 +150,7 @@ def _attention_shape(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, sc
 
 
 def _product_shape(x: Tensor, linear: Sequence[Tensor], gelu: bool) -> Tensor:
-    return x.new_empty((*x.shape[:-1], linear[1].shape[0]), dtype=torch.bfloat16)
+    return x.new_empty((*x.shape[:-1], linear[1].shape[0]), dtype=product_dtype())
 
 
 def _norm_shape(x: Tensor, linear: Sequence[Tensor], *others: object) -> Tensor:

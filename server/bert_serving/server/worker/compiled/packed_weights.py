@@ -14,7 +14,7 @@ _BLOCK = 32
 
 
 class LinearParts(NamedTuple):
-    """A linear layer in bfloat16 or in 8-bit integers; for bfloat16 the last three are empty.
+    """A linear layer in bfloat16, float32 or 8-bit integers; without integers, the last three are empty.
 
     weight: packed. bias: (N,) float32. smooth: (K,), what each component of the input is multiplied by before it
     is rounded to an integer. scale: (N,), what an integer of a column stands for. correction: (N,), the sum of
@@ -28,10 +28,10 @@ class LinearParts(NamedTuple):
     correction: Tensor
 
 
-def to_bfloat16(weight: Tensor, bias: Tensor) -> LinearParts:
-    """Return the parts of a linear layer that computes in bfloat16. weight: (N, K). bias: (N,)."""
+def to_dtype(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> LinearParts:
+    """Return the parts of a linear layer that computes in bfloat16 or float32. weight: (N, K). bias: (N,)."""
     nothing = torch.empty(0)
-    return LinearParts(_packed(weight.bfloat16()), bias.float(), nothing, nothing, nothing)
+    return LinearParts(_packed(weight.to(dtype)), bias.float(), nothing, nothing, nothing)
 
 
 def to_int8(weight: Tensor, bias: Tensor, highest: Tensor, alpha: float) -> LinearParts:

@@ -2,7 +2,7 @@
 
 The largest numbers in the input of each layer are found with texts of several languages and lengths. Then the
 layers that harm the vectors least, for the work that they save, become integers, as many as keep the vectors of
-all these texts close enough to those in float32. The others stay in bfloat16.
+all these texts close enough to those in float32. The others stay in the dtype of the fused graph.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..loading import LoadedModel
 from ..parity import PROBES, ParityCheck, served_plans
 from ..sequences import TokenizedText
 from .fusion import FusedLinear, linear_input, store
-from .packed_weights import to_bfloat16, to_int8
+from .packed_weights import to_dtype, to_int8
 
 TEXTS = Path(__file__).with_name("calibration.txt")
 _MIN_COSINE = 0.9993  # of the texts here, so that other texts have at least 0.999
@@ -47,12 +47,16 @@ class TracedForward:
 class Quantization:
     """Quantizes the linear layers of one model.
 
-    module: the graph as it was traced, in float32. layers: whose hidden states it returns.
+    module: the graph as it was traced, in float32. layers: whose hidden states it returns. dtype: of the layers
+    that are not quantized.
     """
 
-    def __init__(self, loaded: LoadedModel, module: GraphModule, layers: Sequence[int]) -> None:
+    def __init__(
+        self, loaded: LoadedModel, module: GraphModule, layers: Sequence[int], dtype: torch.dtype
+    ) -> None:
         self._loaded = loaded
         self._layers = layers
+        self._dtype = dtype
         recorder = _LargestInputs(module)
         exact = loaded.transformer.with_compiled(TracedForward(recorder.run, layers))
         plans = served_plans(loaded.planner, loaded.labels)
@@ -84,12 +88,12 @@ class Quantization:
         return 1 - cosine
 
     def _choose(self, fused: GraphModule, linears: dict[str, FusedLinear], chosen: Sequence[str]) -> None:
-        """Let the chosen ones of these layers compute in integers, and the others in bfloat16."""
+        """Let the chosen ones of these layers compute in integers, and the others in the usual dtype."""
         for name, linear in linears.items():
             if name in chosen:
                 parts = to_int8(linear.weight, linear.bias, self._highest[linear.first], _ALPHA)
             else:
-                parts = to_bfloat16(linear.weight, linear.bias)
+                parts = to_dtype(linear.weight, linear.bias, self._dtype)
             store(fused, name, parts)
 
     def _cosine(self, fused: GraphModule, check: ParityCheck) -> float:

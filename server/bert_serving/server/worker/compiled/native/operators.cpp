@@ -32,6 +32,8 @@ bool is_bfloat16(const Tensor& tensor) { return tensor.scalar_type() == ScalarTy
 
 #ifdef BERT_SERVING_PRODUCTS
 
+constexpr ScalarType kNumber = sizeof(Number) == 2 ? ScalarType::BFloat16 : ScalarType::Float;
+
 // parts: weight, bias, smooth, scale and correction; the last three are empty without 8-bit integers.
 Linear linear_of(const std::vector<Tensor>& parts, int64_t depth) {
   Linear linear{};
@@ -61,8 +63,8 @@ Tensor empty_result(const Tensor& x, int64_t columns, ScalarType type) {
 Tensor product_of(const Tensor& x, const std::vector<Tensor>& linear, bool gelu) {
   const Tensor input = torch::stable::contiguous(x);
   const Linear layer = linear_of(linear, x.size(x.dim() - 1));
-  Tensor y = empty_result(x, layer.columns, ScalarType::BFloat16);
-  product(layer, input_of(input), gelu, pointer<uint16_t>(y), omp_get_max_threads());
+  Tensor y = empty_result(x, layer.columns, kNumber);
+  product(layer, input_of(input), gelu, pointer<Number>(y), omp_get_max_threads());
   return y;
 }
 
@@ -119,9 +121,10 @@ STABLE_TORCH_LIBRARY_IMPL(bert_serving, CPU, library) {
 #endif
 }
 
-extern "C" int32_t has_products() {
+// Bytes of a Number; 0 if there are no products.
+extern "C" int32_t product_bytes() {
 #ifdef BERT_SERVING_PRODUCTS
-  return 1;
+  return sizeof(Number);
 #else
   return 0;
 #endif

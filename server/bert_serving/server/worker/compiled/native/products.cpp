@@ -1,4 +1,4 @@
-// Products in bfloat16 or in 8-bit integers.
+// Products in bfloat16 or in 8-bit integers; in float32 instead of bfloat16 on processors without it.
 //
 // A task computes up to 256 rows, from their input to their result, so that what lies between stays in a core's
 // cache. It first writes its rows as the instructions read them: rounded to bfloat16, or as 8-bit integers with a scale
@@ -6,8 +6,8 @@
 // all threads compute the same rows, and each thread some of the columns.
 //
 // Both AMX's tiles and AVX-512's dot products read weights in groups of 4 bytes of a column (two bfloat16 numbers or
-// four integers). A packed weight therefore has, for each 16 columns and each 4 bytes of depth, a line of 16 groups. The
-// depth is filled up with zeros to whole lines, and the columns to 32.
+// four integers; a group of float32 has one number). A packed weight therefore has, for each 16 columns and each 4 bytes
+// of depth, a line of 16 groups. The depth is filled up with zeros to whole lines, and the columns to 32.
 
 #include "products.h"
 
@@ -77,11 +77,16 @@ struct Rows {
 
 struct Scratch {
   Rows rows;
-  std::vector<uint16_t> hidden;
+  std::vector<Number> hidden;
   alignas(64) uint8_t sums[2][kBlock * kBlock * 4];
 };
 
-// -- the two kinds of numbers ------------------------------------------------------------------------------------
+// -- the kinds of numbers ----------------------------------------------------------------------------------------
+
+// dot() adds to each sum the product of a group of 4 bytes with another. It is written in assembly because GCC 12 copies
+// all sums to other registers and back when it compiles the intrinsics.
+
+#ifdef BERT_SERVING_BFLOAT16
 
 struct Bfloat16 {
   typedef float Sum;
@@ -101,7 +106,8 @@ struct Bfloat16 {
     }
   }
   static __m512 dot(__m512 sum, __m512i a, __m512i b) {
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
   }
 #ifdef __AMX_BF16__
   static void dot_tiles() {
@@ -115,6 +121,32 @@ struct Bfloat16 {
     return _mm512_load_ps(sums) + load(linear.bias + column);
   }
 };
+
+typedef Bfloat16 Wide;
+
+#else
+
+struct Float32 {
+  typedef float Sum;
+  typedef __m512 Sums;
+  static constexpr int64_t kBytes = 4;
+
+  template <typename T>
+  static void read(const T* x, const Linear& linear, Rows& rows, int64_t row) {
+    for (int64_t k = 0; k < linear.depth; k += kLanes)
+      _mm512_storeu_ps(reinterpret_cast<float*>(rows.at(row, k * kBytes)), load(x + k));
+  }
+  static __m512 dot(__m512 sum, __m512i a, __m512i b) {
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
+  }
+  static Vec result(const Sum* sums, const Linear& linear, const Rows&, int64_t, int64_t column) {
+    return _mm512_load_ps(sums) + load(linear.bias + column);
+  }
+};
+
+typedef Float32 Wide;
+
+#endif
 
 struct Int8 {
   typedef int32_t Sum;
@@ -143,7 +175,10 @@ struct Int8 {
     rows.scale[row] = scale;
     rows.zero[row] = zero;
   }
-  static __m512i dot(__m512i sum, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(sum, a, b); }
+  static __m512i dot(__m512i sum, __m512i a, __m512i b) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+  }
 #ifdef __AMX_INT8__
   static void dot_tiles() {
     _tile_dpbusd(0, 4, 6);
@@ -163,18 +198,30 @@ struct Int8 {
 
 // Each takes 16 results of a row, or 32 of them.
 
-struct ToBfloat16 {
-  uint16_t* y;
+inline void store(float* to, Vec a) { _mm512_storeu_ps(to, a); }
+inline void store(float* to, Vec a, Vec b) {
+  store(to, a);
+  store(to + kLanes, b);
+}
+#ifdef BERT_SERVING_BFLOAT16
+inline void store(uint16_t* to, Vec a) {
+  const __m256bh rounded = _mm512_cvtneps_pbh(a);
+  std::memcpy(to, &rounded, sizeof rounded);
+}
+inline void store(uint16_t* to, Vec a, Vec b) {
+  const __m512bh rounded = _mm512_cvtne2ps_pbh(b, a);
+  std::memcpy(to, &rounded, sizeof rounded);
+}
+#endif
+
+struct ToNumbers {
+  Number* y;
   int64_t columns;
   bool with_gelu;
-  void put(int64_t row, int64_t column, Vec a) const {
-    const __m256bh rounded = _mm512_cvtneps_pbh(with_gelu ? gelu(a) : a);
-    std::memcpy(y + row * columns + column, &rounded, sizeof rounded);
-  }
+  void put(int64_t row, int64_t column, Vec a) const { store(y + row * columns + column, with_gelu ? gelu(a) : a); }
   void put(int64_t row, int64_t column, Vec a, Vec b) const {
     if (with_gelu) a = gelu(a), b = gelu(b);
-    const __m512bh rounded = _mm512_cvtne2ps_pbh(b, a);
-    std::memcpy(y + row * columns + column, &rounded, sizeof rounded);
+    store(y + row * columns + column, a, b);
   }
 };
 
@@ -184,7 +231,7 @@ struct AddedToResidual {
   int64_t columns;
   void put(int64_t row, int64_t column, Vec a) const {
     const int64_t at = row * columns + column;
-    _mm512_storeu_ps(y + at, a + load(residual + at));
+    store(y + at, a + load(residual + at));
   }
   void put(int64_t row, int64_t column, Vec a, Vec b) const {
     put(row, column, a);
@@ -250,21 +297,25 @@ inline void multiply(const uint8_t* rows, int64_t depth, const uint8_t* weights,
 template <typename Kind, typename Sink>
 inline void multiply(const uint8_t* rows, int64_t depth, const uint8_t* weights, void* sums,
                      Pending<Kind, Sink>& pending) {
-  constexpr int kHeld = 8;  // rows whose sums are in registers
-  const uint8_t* next = weights + depth * kLanes;
+  constexpr int kHeld = 8;   // rows whose sums are in registers
+  constexpr int kGroup = 4;  // bytes
   for (int64_t first = 0; first < kBlock; first += kHeld) {
-    const uint8_t* lines = rows + first / kLanes * kLanes * depth + first % kLanes * kLine;
+    const uint8_t *line = rows + first / kLanes * kLanes * depth + first % kLanes * kLine, *left = weights,
+                  *right = weights + depth * kLanes, *end = right;
     typename Kind::Sums held[kHeld][2] = {};
-    for (int64_t k = 0; k < depth; k += 4) {
-      const __m512i a = _mm512_loadu_si512(weights + k * kLanes), b = _mm512_loadu_si512(next + k * kLanes);
+    while (left < end) {
+      for (int at = 0; at < kLine; at += kGroup, left += kLine, right += kLine) {
+        const __m512i a = _mm512_loadu_si512(left), b = _mm512_loadu_si512(right);
 #pragma GCC unroll 8
-      for (int i = 0; i < kHeld; ++i) {
-        int32_t group;
-        std::memcpy(&group, lines + k / kLine * kLanes * kLine + i * kLine + k % kLine, sizeof group);
-        const __m512i row = _mm512_set1_epi32(group);
-        held[i][0] = Kind::dot(held[i][0], row, a);
-        held[i][1] = Kind::dot(held[i][1], row, b);
+        for (int i = 0; i < kHeld; ++i) {
+          int32_t group;
+          std::memcpy(&group, line + i * kLine + at, sizeof group);
+          const __m512i row = _mm512_set1_epi32(group);
+          held[i][0] = Kind::dot(held[i][0], row, a);
+          held[i][1] = Kind::dot(held[i][1], row, b);
+        }
       }
+      line += kLanes * kLine;
     }
     std::memcpy(static_cast<uint8_t*>(sums) + first * kBlock * 4, held, sizeof held);
     pending.finish(kHeld);
@@ -323,8 +374,8 @@ void read_and_multiply(const Linear& linear, const Input& x, int64_t first, Scra
     read<Int8>(linear, x, first, scratch.rows);
     multiply_part<Int8>(linear, scratch, part, sink);
   } else {
-    read<Bfloat16>(linear, x, first, scratch.rows);
-    multiply_part<Bfloat16>(linear, scratch, part, sink);
+    read<Wide>(linear, x, first, scratch.rows);
+    multiply_part<Wide>(linear, scratch, part, sink);
   }
 }
 
@@ -340,7 +391,7 @@ void normalize(const Norm& norm, float* row, int64_t width) {
   const Vec per_deviation = splat(1 / __builtin_sqrtf(_mm512_reduce_add_ps(squares) / width + norm.epsilon));
   for (int64_t k = 0; k < width; k += kLanes) {
     const Vec v = (load(row + k) - mean) * per_deviation;
-    _mm512_storeu_ps(row + k, v * load(norm.weight + k) + load(norm.bias + k));
+    store(row + k, v * load(norm.weight + k) + load(norm.bias + k));
   }
 }
 
@@ -381,9 +432,9 @@ void for_rows(int64_t count, int threads, const Work& work) {
 
 }  // namespace
 
-void product(const Linear& linear, const Input& x, bool gelu, uint16_t* y, int threads) {
+void product(const Linear& linear, const Input& x, bool gelu, Number* y, int threads) {
   for_rows(x.count, threads, [&](int64_t first, int64_t count, Part part, Scratch& scratch, auto) {
-    const ToBfloat16 sink{y + first * linear.columns, linear.columns, gelu};
+    const ToNumbers sink{y + first * linear.columns, linear.columns, gelu};
     read_and_multiply(linear, {x.data, count, x.is_bfloat16}, first, scratch, part, sink);
   });
 }
@@ -401,20 +452,20 @@ void product_and_norm(const Linear& linear, const Input& x, const float* residua
 }
 
 void feed_forward(const Linear& up, const Linear& down, const Input& x, const Norm& norm, float* y, int threads) {
-  std::vector<uint16_t> shared;  // what is between the products, if the threads compute the same rows
+  std::vector<Number> shared;  // what is between the products, if the threads compute the same rows
   if (Plan(x.count, threads).tasks < threads) shared.resize(x.count * up.columns);
   for_rows(x.count, threads, [&](int64_t first, int64_t count, Part part, Scratch& scratch, auto barrier) {
-    uint16_t* hidden = shared.data();
+    Number* hidden = shared.data();
     if (part.count == 1) {
       if (static_cast<int64_t>(scratch.hidden.size()) < count * up.columns) scratch.hidden.resize(count * up.columns);
       hidden = scratch.hidden.data();
     }
     read_and_multiply(up, {x.data, count, x.is_bfloat16}, first, scratch, part,
-                      ToBfloat16{hidden, up.columns, true});
+                      ToNumbers{hidden, up.columns, true});
     barrier();
     const int64_t at = first * down.columns;
     const AddedToResidual sink{y + at, static_cast<const float*>(x.data) + at, down.columns};
-    read_and_multiply(down, {hidden, count, true}, 0, scratch, part, sink);
+    read_and_multiply(down, {hidden, count, sizeof(Number) == 2}, 0, scratch, part, sink);
     barrier();
     for (int64_t i = part.begin(count); i < part.end(count); ++i)
       normalize(norm, y + at + i * down.columns, down.columns);

@@ -3,11 +3,20 @@
 
 #include <cstdint>
 
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#ifdef __AVX512VNNI__
 #define BERT_SERVING_PRODUCTS
 #endif
 
-// A linear layer, x W^T + bias, that computes in bfloat16 or in 8-bit integers.
+// What products compute in if they do not compute in 8-bit integers: bfloat16 if the processor has its dot products,
+// else float32.
+#if defined(__AVX512BF16__) && !defined(BERT_SERVING_NO_BFLOAT16)
+#define BERT_SERVING_BFLOAT16
+typedef uint16_t Number;
+#else
+typedef float Number;
+#endif
+
+// A linear layer, x W^T + bias, that computes in Numbers or in 8-bit integers.
 //
 // weight: packed, see products.cpp. With 8-bit integers, the rest belongs to each column: `scale`, what an integer
 // stands for, and `correction`, the sum of the column; and to each component of x: `smooth`, a factor that it is
@@ -34,8 +43,8 @@ struct Input {
 
 // Each function computes all rows of its result; `threads` is the number of threads that it may use.
 
-// y = x W^T + b, followed by GELU if asked for. y: bfloat16.
-void product(const Linear& linear, const Input& x, bool gelu, uint16_t* y, int threads);
+// y = x W^T + b, followed by GELU if asked for.
+void product(const Linear& linear, const Input& x, bool gelu, Number* y, int threads);
 
 // y = norm(x W^T + b + residual). y and residual: float32; they may not overlap.
 void product_and_norm(const Linear& linear, const Input& x, const float* residual, const Norm& norm, float* y,
