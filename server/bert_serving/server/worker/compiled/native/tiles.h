@@ -4,7 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#if defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__) && !defined(BERT_SERVING_NO_AMX)
+#if defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && \
+    !defined(BERT_SERVING_NO_AMX)
 #define BERT_SERVING_TILES
 #include <immintrin.h>
 
