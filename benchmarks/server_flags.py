@@ -1,7 +1,7 @@
 """Compares flags of the server: how fast it is with each of them, in alternation.
 
-    python -m benchmarks.server_flags "-cpu -num_worker 1" "-cpu -num_worker 4" "-cpu -dtype int8" [--rounds 2]
-        [--bulk 1024] [--clients 64 256] [--model demo|base]
+    python -m benchmarks.server_flags [--rounds 2] [--bulk 1024] [--clients 64 256] [--model demo|base] --
+        "-cpu -num_worker 1" "-cpu -num_worker 4" "-cpu -dtype int8"
 
 Each argument is the flags of one server; "" stands for none. Servers run one at a time, every other round in
 the opposite order. A server that passes may still compile while it is measured: add -compile wait. The figures are

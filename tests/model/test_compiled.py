@@ -25,6 +25,7 @@ from bert_serving.server.worker.compiled.build import program_of
 from bert_serving.server.worker.compiled.cache import Cache
 from bert_serving.server.worker.compiled.forward import CompiledForward, GraphFacts
 from bert_serving.server.worker.compiled.quantization import TracedForward
+from bert_serving.server.worker.device import pick_dtype
 from bert_serving.server.worker.encoder import Encoder
 from bert_serving.server.worker.lanes import Work
 
@@ -77,22 +78,25 @@ def compiled(bert: Path, cache: Path) -> Encoder:
     return mine
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("int8", marks=needs_products)])
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in PADDED])
 def test_the_graph_of_every_packed_family_gives_its_vectors(
-    family: str, tmp_path: Path, code_of_operators: None
+    family: str, dtype: str, tmp_path: Path, code_of_operators: None
 ) -> None:
     folder = make_model(tmp_path / family, family)
     exact = encoder(folder, tmp_path, compile="off").encode(TEXTS)
-    mine = encoder(folder, tmp_path, compile="off", dtype="bfloat16")
+    rest = pick_dtype(dtype, torch.device("cpu"))
+    mine = encoder(folder, tmp_path, compile="off", dtype=str(rest).removeprefix("torch."))
     loaded = mine._loaded
     layers = sorted(loaded.check.layers)
-    program, _ = program_of(loaded, layers, max_tokens=2048, integers=False)
+    program, num_int8 = program_of(loaded, layers, max_tokens=2048, integers=dtype == "int8")
     forward = TracedForward(program.module(), layers)
     mine._loaded = replace(loaded, transformer=loaded.transformer.with_compiled(forward))
     assert smallest_cosine(mine.encode(TEXTS), exact) >= 0.999
+    assert (num_int8 > 0) is (dtype == "int8")
     operations = {str(node.target) for node in program.graph.nodes}
     assert "bert_serving.packed_attention.default" in operations
-    is_fused = operators.product_dtype() is torch.bfloat16
+    is_fused = dtype == "int8" or operators.product_dtype() is torch.bfloat16
     assert ("bert_serving.product.default" in operations) is is_fused
     assert ("aten.linear.default" in operations) is not is_fused
 
@@ -118,6 +122,13 @@ def test_integers_stay_close(bert: Path, cache: Path, caplog: pytest.LogCaptureF
     assert smallest_cosine(mine.encode(TEXTS), exact.encode(TEXTS)) >= 0.999
     (folder,) = [path for path in cache.iterdir() if (path / "facts.json").exists() and int8_products(path)]
     assert int8_products(folder) > 0
+
+
+@pytest.mark.parametrize(("has_bfloat16", "rest"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_what_is_not_in_integers(has_bfloat16: bool, rest: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
+    assert pick_dtype("int8", torch.device("cpu")) is rest
 
 
 def test_integers_need_a_processor_and_a_compiled_pass(

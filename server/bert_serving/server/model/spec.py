@@ -59,8 +59,8 @@ class ModelOptions(BaseModel):
     dtype: Dtype = Field(
         "auto",
         description="number format of the forward pass; auto: float16 on a GPU, bfloat16 on a CPU with hardware "
-        "support for it, else float32; int8: 8-bit integers where the vectors allow it, in a compiled pass on a "
-        "CPU with AVX-512 VNNI, and bfloat16 or float32 elsewhere",
+        "support for it, else float32; int8: 8-bit integers where the vectors allow it, and bfloat16 or float32 "
+        "for the rest, in a compiled pass on a CPU with AVX-512 VNNI",
     )
     compile: Literal["auto", "off", "wait"] = Field(
         "auto",

@@ -283,8 +283,9 @@ class Encoder:
         rows = yield from self._steps_on(self._loaded.transformer, prepared, lanes)
         bad = [i for i, each in enumerate(rows) if not np.isfinite(each).all()]
         found: list[Rows | EncodingError] = list(rows)
-        if bad and (self._int8_products or self.dtype is not torch.float32):
-            log.warning("%d texts have no finite vector in %s, computing again in float32", len(bad), self.dtype)
+        if bad and self.dtype_name != "float32":
+            name = self.dtype_name
+            log.warning("%d texts have no finite vector in %s, computing again in float32", len(bad), name)
             again = yield from self._steps_on(self._in_float32(), [prepared[i] for i in bad], 1)
             for i, each in zip(bad, again, strict=True):
                 found[i] = rows[i] = each

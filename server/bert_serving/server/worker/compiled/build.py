@@ -116,6 +116,8 @@ def program_of(
     quantization = Quantization(loaded, module, layers, dtype) if integers else None
     linears = fuse(module, dtype)
     int8_products = 0 if quantization is None else quantization.apply(module, linears)
+    if not int8_products and dtype is torch.float32:
+        return program, 0
     return traced(module, max_tokens=max_tokens), int8_products
 
 

@@ -86,11 +86,17 @@ struct Scratch {
 // dot() adds to each sum the product of a group of 4 bytes with another. It is written in assembly because GCC 12 copies
 // all sums to other registers and back when it compiles the intrinsics.
 
-#ifdef BERT_SERVING_BFLOAT16
-
-struct Bfloat16 {
+struct Floats {
   typedef float Sum;
   typedef __m512 Sums;
+  static Vec result(const Sum* sums, const Linear& linear, const Rows&, int64_t, int64_t column) {
+    return _mm512_load_ps(sums) + load(linear.bias + column);
+  }
+};
+
+#ifdef BERT_SERVING_BFLOAT16
+
+struct Bfloat16 : Floats {
   static constexpr int64_t kBytes = 2;
 
   static void read(const uint16_t* x, const Linear& linear, Rows& rows, int64_t row) {
@@ -117,18 +123,13 @@ struct Bfloat16 {
     _tile_dpbf16ps(3, 5, 7);
   }
 #endif
-  static Vec result(const Sum* sums, const Linear& linear, const Rows&, int64_t, int64_t column) {
-    return _mm512_load_ps(sums) + load(linear.bias + column);
-  }
 };
 
 typedef Bfloat16 Wide;
 
 #else
 
-struct Float32 {
-  typedef float Sum;
-  typedef __m512 Sums;
+struct Float32 : Floats {
   static constexpr int64_t kBytes = 4;
 
   template <typename T>
@@ -138,9 +139,6 @@ struct Float32 {
   }
   static __m512 dot(__m512 sum, __m512i a, __m512i b) {
     return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
-  }
-  static Vec result(const Sum* sums, const Linear& linear, const Rows&, int64_t, int64_t column) {
-    return _mm512_load_ps(sums) + load(linear.bias + column);
   }
 };
 
@@ -265,9 +263,10 @@ struct Pending {
 
 #ifdef BERT_SERVING_TILES
 
-// Multiplies 32 rows by 32 columns. weights: the lines of the first 16 columns, then those of the next 16.
+// Multiplies 32 rows, of which `count` are of use, by 32 columns. weights: the lines of the first 16 columns, then those
+// of the next 16.
 template <typename Kind, typename Sink>
-inline void multiply(const uint8_t* rows, int64_t depth, const uint8_t* weights, void* sums,
+inline void multiply(const uint8_t* rows, int64_t, int64_t depth, const uint8_t* weights, void* sums,
                      Pending<Kind, Sink>& pending) {
   const uint8_t *below = rows + depth * kLanes, *next = weights + depth * kLanes;
   const int64_t some = (kBlock * kLine + depth - 1) / depth;
@@ -295,11 +294,11 @@ inline void multiply(const uint8_t* rows, int64_t depth, const uint8_t* weights,
 #else
 
 template <typename Kind, typename Sink>
-inline void multiply(const uint8_t* rows, int64_t depth, const uint8_t* weights, void* sums,
+inline void multiply(const uint8_t* rows, int64_t count, int64_t depth, const uint8_t* weights, void* sums,
                      Pending<Kind, Sink>& pending) {
   constexpr int kHeld = 8;   // rows whose sums are in registers
   constexpr int kGroup = 4;  // bytes
-  for (int64_t first = 0; first < kBlock; first += kHeld) {
+  for (int64_t first = 0; first < count; first += kHeld) {
     const uint8_t *line = rows + first / kLanes * kLanes * depth + first % kLanes * kLine, *left = weights,
                   *right = weights + depth * kLanes, *end = right;
     typename Kind::Sums held[kHeld][2] = {};
@@ -355,12 +354,13 @@ void multiply_part(const Linear& linear, Scratch& scratch, Part part, const Sink
     const uint8_t* weights = static_cast<const uint8_t*>(linear.weight) + column * rows.depth;
     for (int64_t row = 0; row < rows.count; row += kBlock) {
       auto sums = reinterpret_cast<typename Kind::Sum*>(scratch.sums[turn ^= 1]);
-      multiply<Kind>(rows.at(row, 0), rows.depth, weights, sums, pending);
+      const int64_t count = std::min(kBlock, rows.count - row);
+      multiply<Kind>(rows.at(row, 0), count, rows.depth, weights, sums, pending);
       pending.finish(kBlock);
       pending.sums = sums;
       pending.row = row;
       pending.column = column;
-      pending.count = std::min(kBlock, rows.count - row);
+      pending.count = count;
       pending.next = 0;
     }
   }
