@@ -3,8 +3,8 @@
     python -m benchmarks.products [--threads 1 2] [--rows 28 1024] [--rounds 15]
 
 The sizes are those of the demo model: queries, keys and values; the two layers of the feed-forward block. Each
-figure is the best of all rounds, in 10^9 operations a second; a multiplication and an addition are two. The code of
-the operators is compiled first.
+figure is the best of all rounds, in 10^9 operations a second; a multiplication and an addition are two. The code
+of the operators is compiled first.
 """
 
 from __future__ import annotations
