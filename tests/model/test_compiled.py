@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -19,8 +21,9 @@ import torch
 from bert_serving.protocol import Rows, Text
 from bert_serving.protocol.workers import Batch, Part, Result, Vectors
 from bert_serving.server.model.errors import ModelError
+from bert_serving.server.model.spec import ModelSpec
 from bert_serving.server.worker.batch_loop import BatchLoop
-from bert_serving.server.worker.compiled import operators
+from bert_serving.server.worker.compiled import build, operators
 from bert_serving.server.worker.compiled.build import program_of
 from bert_serving.server.worker.compiled.cache import Cache
 from bert_serving.server.worker.compiled.forward import CompiledForward, GraphFacts
@@ -237,6 +240,19 @@ def test_an_encoder_compiles_only_if_it_is_asked_to(bert: Path, tmp_path: Path) 
     assert encoder(bert, tmp_path, compile="auto").forward_kind == "packed"
     assert encoder(bert, tmp_path, compile="off").forward_kind == "packed"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("compile_", "priorities"), [("wait", []), ("auto", [call(10)])])
+def test_a_compilation_that_nobody_waits_for_has_a_low_priority(
+    compile_: str, priorities: list[object], bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModelSpec(model_dir=bert, compile=compile_, compile_cache=tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(spec.model_dump_json()))
+    monkeypatch.setattr(build, "load", Mock(side_effect=ModelError("stop here")))
+    monkeypatch.setattr(os, "nice", lowered := Mock())
+    with pytest.raises(ModelError, match="stop here"):
+        build.main("key", torch.get_num_threads(), os.getppid())
+    assert lowered.mock_calls == priorities
 
 
 def test_other_options_have_another_graph(compiled: Encoder, bert: Path, cache: Path) -> None:

@@ -36,10 +36,11 @@ _PARENT_CHECK_S = 1.0
 
 def main(key: str, num_threads: int, parent_pid: int) -> None:
     """Put the graph of the spec on standard input into the cache under the key, unless it is there."""
-    os.nice(_NICENESS)
     threading.Thread(target=_end_with, args=(parent_pid,), daemon=True).start()
     torch.set_num_threads(num_threads)
     spec = ModelSpec.model_validate_json(sys.stdin.read())
+    if spec.compile != "wait":  # then somebody waits for the graph, and nobody is served meanwhile
+        os.nice(_NICENESS)
     cache = Cache(spec.compile_cache)
     with cache.locked(key):  # another worker may be compiling the same graph
         if cache.find(key) is not None:
