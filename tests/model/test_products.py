@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -95,6 +96,7 @@ def test_products(kind: str, num_threads: int) -> None:
 _AS_ON_OTHERS = """
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 from bert_serving.server.worker.compiled import operators
 from tests.model.test_products import KINDS, ROWS, SIZES, check
 operators.build(operators.find_compiler(), Path(sys.argv[1]), *sys.argv[2:])
@@ -115,6 +117,14 @@ def test_processors_without_tiles_or_bfloat16(flags: list[str], tmp_path: Path) 
     command = [sys.executable, "-c", _AS_ON_OTHERS, str(tmp_path / "operators.so"), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == "right\n", done.stderr
+
+
+@pytest.mark.parametrize("may", [True, False])
+def test_tiles_need_permission(may: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "may_use_tiles", lambda: may)
+    monkeypatch.setattr(subprocess, "run", compile_ := Mock())
+    operators.build("g++", tmp_path / "operators.so")
+    assert ("-DBERT_SERVING_NO_AMX" in compile_.call_args.args[0]) is not may
 
 
 @pytest.mark.parametrize("kind", KINDS)

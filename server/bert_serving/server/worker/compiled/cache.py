@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from .operators import SOURCES
+from .operators import SOURCES, may_use_tiles
 
 _MAX_BYTES = 4 << 30  # all graphs together; those that were not used for the longest time are deleted first
 _VARIABLE = "BERT_SERVING_COMPILE_CACHE"
@@ -96,7 +96,7 @@ class Cache:
 
 
 def key_of(fingerprint: str, layers: Sequence[int], dtype: str, max_tokens: int, compiler: str) -> str:
-    """Return the key of a graph: a hash of the model, its options, this code, PyTorch and the processor.
+    """Return the key of a graph: a hash of the model, its options, this code, PyTorch, and what the processor can.
 
     fingerprint: of the model's weights and options. compiler: the path of the C++ compiler.
     """
@@ -111,6 +111,7 @@ def key_of(fingerprint: str, layers: Sequence[int], dtype: str, max_tokens: int,
         transformers.__version__,
         version.decode(errors="replace"),
         _processor(),
+        may_use_tiles(),
         *(hashlib.sha256(path.read_bytes()).hexdigest() for path in sources),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -13,6 +13,7 @@ C++ compiler that PyTorch's compiler uses too. Products are there only on proces
 from __future__ import annotations
 
 import ctypes
+import platform
 import shutil
 import subprocess
 import threading
@@ -30,6 +31,7 @@ SOURCES = sorted(_FOLDER.glob("*.*"))
 _FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-funroll-loops", "-fno-math-errno", "-fopenmp"]
 _FLAGS += ["-std=c++20", "-shared", "-fPIC", "-Wno-psabi"]
 _TIMEOUT_S = 300
+_ARCH_PRCTL, _REQUEST, _TILES = 158, 0x1023, 18  # a system call, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
 
 _SIGNATURES = [
     "packed_attention(Tensor query, Tensor key, Tensor value, Tensor ends, float scale, int window) -> Tensor",
@@ -50,6 +52,18 @@ def find_compiler() -> str | None:
     return shutil.which("g++")
 
 
+@cache
+def may_use_tiles() -> bool:
+    """Whether this process may use AMX's tiles, if the processor has them. A process must ask Linux once.
+
+    Sandboxes with a kernel of their own, such as gVisor, do not know the question.
+    """
+    if platform.machine() != "x86_64":
+        return False
+    answer: int = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILES)
+    return answer == 0
+
+
 def build(compiler: str, path: Path, *flags: str) -> None:
     """Compile the code to a shared library, with more flags of the compiler.
 
@@ -59,6 +73,8 @@ def build(compiler: str, path: Path, *flags: str) -> None:
     sources = [str(source) for source in SOURCES if source.suffix == ".cpp"]
     libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
     includes = [f"-I{torch_folder / 'include'}", f"-I{torch_folder / 'include/torch/csrc/api/include'}"]
+    if not may_use_tiles():
+        flags += ("-DBERT_SERVING_NO_AMX",)
     command = [compiler, *_FLAGS, *flags, *includes, *sources, *libraries, "-o", str(path)]
     subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
 
@@ -79,8 +95,8 @@ def use(path: Path) -> None:
     define()
     if not _loaded:  # all libraries are made from the same source
         library = ctypes.CDLL(str(path))
-        if not library.may_use_tiles():  # the first instruction would end the process
-            raise RuntimeError("Linux does not let this process use AMX, which the processor has")
+        if library.uses_tiles() and not may_use_tiles():  # the first instruction would end the process
+            raise RuntimeError("the operators use AMX, which Linux does not let this process use")
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
         _loaded.append(library)
 

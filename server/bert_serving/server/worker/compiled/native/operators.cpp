@@ -10,11 +10,7 @@
 
 #include "packed_attention.h"
 #include "products.h"
-
-#ifdef __AMX_TILE__
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+#include "tiles.h"
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -137,12 +133,11 @@ extern "C" int32_t set_num_threads(int32_t count) {
   return before;
 }
 
-// Whether the products may run: a process must ask Linux once before it uses AMX's tiles (ARCH_REQ_XCOMP_PERM,
-// XFEATURE_XTILEDATA).
-extern "C" int32_t may_use_tiles() {
-#ifdef __AMX_TILE__
-  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-#else
+// Whether the code uses AMX's tiles, which a process may not do before it has asked Linux.
+extern "C" int32_t uses_tiles() {
+#ifdef BERT_SERVING_TILES
   return 1;
+#else
+  return 0;
 #endif
 }
