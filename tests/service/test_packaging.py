@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,22 @@ BASE_STAGE, BUILD_STAGE, LAST_STAGE = DOCKERFILE.split("\nFROM ")[1:]
 def test_nothing_but_the_worker_loads_torch_or_transformers(module: str) -> None:
     code = f"import sys, {module}; print(*(m for m in ('torch', 'transformers') if m in sys.modules))"
     assert run(sys.executable, "-c", code).strip() == ""
+
+
+_IMPORT_WORKER = """
+import sys
+from bert_serving.server.worker import start
+try:
+    start.main(no_such_option=1)
+except TypeError:  # after everything is imported
+    print("transformers" in sys.modules, *(name for name in ("sklearn", "scipy") if name in sys.modules))
+"""
+
+
+def test_a_worker_does_not_import_what_it_does_not_need() -> None:
+    assert find_spec("sklearn")  # else this shows nothing
+    assert find_spec("scipy")
+    assert run(sys.executable, "-c", _IMPORT_WORKER) == "True\n"
 
 
 @pytest.mark.parametrize("block", blocks_run_by(__file__), ids=str)
@@ -72,8 +89,8 @@ def test_the_images_run_lines_work_in_a_clean_environment(tmp_path: Path) -> Non
     assert re.fullmatch(
         r"bert-serving-start \S+\n", run(target / "bin/bert-serving-start", "-version", cwd=tmp_path)
     )
-    (compiled,) = [path for path in (opt / "volumes/models/.compiled").iterdir() if path.is_dir()]
-    assert GraphFacts.read(compiled).failed is None
+    (compiled,) = (opt / "volumes/models/.compiled").glob("*/graph.so")
+    assert GraphFacts.read(compiled.parent).failed is None
     run(target / "bin/python", "-c", "from bert_serving.server.model.demo import find_demo_model as f; f()")
 
 

@@ -114,7 +114,7 @@ class Launch:
             "spec": worker_spec(settings, index),
         }
         return self._program(
-            Program, name, "bert_serving.server.worker.worker:main", kwargs, env=worker_env(os.environ)
+            Program, name, "bert_serving.server.worker.start:main", kwargs, env=worker_env(os.environ)
         )
 
     def _make_gateways(self, resources: ExitStack) -> list[GatewayProgram]:
