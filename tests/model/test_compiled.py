@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import queue
+import shutil
 import sys
 import threading
 import time
@@ -28,9 +29,11 @@ from bert_serving.server.worker.compiled.build import program_of
 from bert_serving.server.worker.compiled.cache import Cache
 from bert_serving.server.worker.compiled.forward import CompiledForward, GraphFacts
 from bert_serving.server.worker.compiled.quantization import TracedForward
+from bert_serving.server.worker.compiled.target import Target
 from bert_serving.server.worker.device import pick_dtype
 from bert_serving.server.worker.encoder import Encoder
 from bert_serving.server.worker.lanes import Work
+from bert_serving.server.worker.loading import load
 
 from tests.support.tiny_models import FAMILIES, WORDS, make_model
 from tests.support.waiting import HANG_S
@@ -272,6 +275,26 @@ def test_a_damaged_graph_is_removed(
     assert encoder(bert, copy, compile="auto").forward_kind == "packed"
     assert "is damaged" in caplog.text
     assert len(list(copy.iterdir())) == before - 1
+
+
+def test_operators_are_compiled_once(
+    compiled: Encoder, bert: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = [path.parent for path in cache.glob("*/operators.so") if not (path.parent / "graph.so").exists()]
+    shutil.copytree(whole, own := tmp_path / "own" / whole.name)
+    own.parent.chmod(0o700)
+    spec = ModelSpec(model_dir=bert, device="cpu", dtype="float32", compile_cache=own.parent)
+    target = Target.of(spec, load(spec))
+    monkeypatch.setattr(operators, "build", built := Mock(side_effect=operators.build))
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        folder.mkdir()
+        build.add_operators(target, folder)
+        assert (folder / "operators.so").read_bytes() == (whole / "operators.so").read_bytes()
+        assert not built.called
+    (own / "operators.so").write_bytes(b"cut off")
+    build.add_operators(target, folder)
+    built.assert_called_once()
+    operators.use(folder / "operators.so")
 
 
 # A model whose code looks at its own numbers.

@@ -124,7 +124,10 @@ def test_tiles_need_permission(may: bool, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(operators, "may_use_tiles", lambda: may)
     monkeypatch.setattr(subprocess, "run", compile_ := Mock())
     operators.build("g++", tmp_path / "operators.so")
-    assert ("-DBERT_SERVING_NO_AMX" in compile_.call_args.args[0]) is not may
+    compiled, linked = compile_.call_args_list[:-1], compile_.call_args_list[-1]
+    assert len(compiled) == len([source for source in operators.SOURCES if source.suffix == ".cpp"])
+    assert all(("-DBERT_SERVING_NO_AMX" in call.args[0]) is not may for call in compiled)
+    assert "-shared" in linked.args[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -23,7 +23,7 @@ from ..execution import compute_linear_in
 from ..loading import LoadedModel, load
 from ..transformer import takes_types
 from . import operators
-from .cache import Cache
+from .cache import Cache, operators_key
 from .forward import CompiledForward, GraphFacts, hashes_in, operator_library, share_weights, unpack
 from .fusion import fuse
 from .graph import PackedGraph, compile_program, traced
@@ -71,7 +71,7 @@ def _compile(target: Target, loaded: LoadedModel, scratch: Path, folder: Path) -
 
     May raise any exception for what may work the next time: the compiler may lack a header, or disk or memory.
     """
-    operators.build(target.compiler, operator_library(folder))
+    add_operators(target, folder)
     operators.use(operator_library(folder))
     try:
         program, int8_products = program_of(
@@ -93,6 +93,28 @@ def _compile(target: Target, loaded: LoadedModel, scratch: Path, folder: Path) -
     if int8_products and cosine < MIN_INT8_COSINE:
         return GraphFacts(failed=f"8-bit integers are too coarse for this model (cosine {cosine:.4f})")
     return facts
+
+
+def add_operators(target: Target, folder: Path) -> None:
+    """Put the operators' library into the folder of a graph. All graphs have the same, so it is compiled once."""
+    cache, key = target.cache, operators_key(target.compiler)
+    with cache.locked(key):
+        found = cache.find(key)
+        if found is None or not _is_whole(found):
+            with cache.scratch() as scratch:
+                new = scratch / "operators"
+                new.mkdir()
+                operators.build(target.compiler, operator_library(new))
+                GraphFacts(hashes=hashes_in(new)).write(new)
+                found = cache.add(key, new)
+        shutil.copy(operator_library(found), operator_library(folder))
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return GraphFacts.read(folder).hashes == hashes_in(folder)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def program_of(

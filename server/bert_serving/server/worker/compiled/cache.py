@@ -1,4 +1,4 @@
-"""The folder that keeps compiled graphs. Each has a folder, named by a key of all that it depends on."""
+"""The folder that keeps compiled graphs and operators. Each has a folder, named by a key of all it depends on."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ import transformers
 
 from .operators import SOURCES, may_use_tiles
 
-_MAX_BYTES = 4 << 30  # all graphs together; those that were not used for the longest time are deleted first
+_MAX_BYTES = 4 << 30  # all folders together; those that were not used for the longest time are deleted first
 _VARIABLE = "BERT_SERVING_COMPILE_CACHE"
 _PARTIAL = "partial-"
-_ABANDONED_S = 86400.0  # no graph takes so long to compile
+_ABANDONED_S = 86400.0  # nothing takes so long to compile
 
 
 class Cache:
-    """Compiled graphs in a folder. Raises OSError if the folder cannot be used, or if others may write to it.
+    """Compiled graphs and operators in a folder.
+
+    Raises OSError if the folder cannot be used, or if others may write to it.
 
     folder: None: the value of BERT_SERVING_COMPILE_CACHE, or bert-serving/compiled in the user's cache folder.
     """
@@ -42,7 +44,7 @@ class Cache:
             )
 
     def find(self, key: str) -> Path | None:
-        """Return the folder of a graph and note that it is used; None if there is none."""
+        """Return the folder of a key and note that it is used; None if there is none."""
         found = self.folder / key
         if not found.is_dir():
             return None
@@ -51,19 +53,19 @@ class Cache:
         return found
 
     def remove(self, key: str) -> None:
-        """Remove a graph, so that it is compiled again."""
+        """Remove what the key stands for, so that it is compiled again."""
         shutil.rmtree(self.folder / key, ignore_errors=True)
 
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:
-        """Let only one process at a time compile the graph of this key. Others wait here."""
+        """Let only one process at a time compile what the key stands for. Others wait here."""
         with (self.folder / f"{key}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Make a folder for the files of a graph that is being compiled; remove what is left of it afterwards."""
+        """Make a folder for files that are being compiled; remove what is left of it afterwards."""
         self._remove_abandoned()
         folder = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self.folder))
         try:
@@ -72,7 +74,7 @@ class Cache:
             shutil.rmtree(folder, ignore_errors=True)
 
     def add(self, key: str, folder: Path) -> Path:
-        """Move a finished folder into the cache; return its new path. Older graphs make room for it."""
+        """Move a finished folder into the cache; return its new path. Older ones make room for it."""
         target = self.folder / key
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
@@ -95,26 +97,33 @@ class Cache:
                 shutil.rmtree(path, ignore_errors=True)  # but not its lock: another process may wait for that
 
 
-def key_of(fingerprint: str, layers: Sequence[int], dtype: str, max_tokens: int, compiler: str) -> str:
-    """Return the key of a graph: a hash of the model, its options, this code, PyTorch, and what the processor can.
+def key_of(fingerprint: str, layers: Sequence[int], dtype: str, max_tokens: int, operators: str) -> str:
+    """Return the key of a graph: a hash of the model, its options, Transformers, this code and the operators.
 
-    fingerprint: of the model's weights and options. compiler: the path of the C++ compiler.
+    fingerprint: of the model's weights and options. operators: their key.
+    """
+    folder = Path(__file__).parent
+    files = [folder / "calibration.txt", *sorted(folder.glob("*.py"))]
+    return _hash(fingerprint, list(layers), dtype, max_tokens, transformers.__version__, operators, _hashes(files))
+
+
+def operators_key(compiler: str) -> str:
+    """Return the key of the operators: a hash of their code, the compiler, PyTorch, and what the processor can.
+
+    compiler: the path of the C++ compiler. Raises OSError or subprocess.SubprocessError.
     """
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
-    sources = [*SOURCES, Path(__file__).with_name("calibration.txt"), *sorted(Path(__file__).parent.glob("*.py"))]
-    parts = [
-        fingerprint,
-        list(layers),
-        dtype,
-        max_tokens,
-        torch.__version__,
-        transformers.__version__,
-        version.decode(errors="replace"),
-        _processor(),
-        may_use_tiles(),
-        *(hashlib.sha256(path.read_bytes()).hexdigest() for path in sources),
-    ]
+    files = [*SOURCES, Path(__file__).with_name("operators.py")]
+    said = version.decode(errors="replace")
+    return _hash("operators", torch.__version__, said, _processor(), may_use_tiles(), _hashes(files))
+
+
+def _hash(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _hashes(files: Sequence[Path]) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
 
 
 def _processor() -> list[str]:

@@ -16,8 +16,10 @@ import ctypes
 import platform
 import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -29,7 +31,7 @@ from torch import Tensor
 _FOLDER = Path(__file__).with_name("native")
 SOURCES = sorted(_FOLDER.glob("*.*"))
 _FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-funroll-loops", "-fno-math-errno", "-fopenmp"]
-_FLAGS += ["-std=c++20", "-shared", "-fPIC", "-Wno-psabi"]
+_FLAGS += ["-std=c++20", "-fPIC", "-Wno-psabi"]
 _TIMEOUT_S = 300
 _ARCH_PRCTL, _REQUEST, _TILES = 158, 0x1023, 18  # a system call, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
 
@@ -70,12 +72,18 @@ def build(compiler: str, path: Path, *flags: str) -> None:
     Raises subprocess.SubprocessError or OSError.
     """
     torch_folder = Path(torch.__file__).parent
-    sources = [str(source) for source in SOURCES if source.suffix == ".cpp"]
-    libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
     includes = [f"-I{torch_folder / 'include'}", f"-I{torch_folder / 'include/torch/csrc/api/include'}"]
+    libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
     if not may_use_tiles():
         flags += ("-DBERT_SERVING_NO_AMX",)
-    command = [compiler, *_FLAGS, *flags, *includes, *sources, *libraries, "-o", str(path)]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        sources = {source: f"{folder}/{source.stem}.o" for source in SOURCES if source.suffix == ".cpp"}
+        compile_ = [compiler, *_FLAGS, *flags, *includes, "-c"]
+        list(pool.map(lambda source, to: _run([*compile_, str(source), "-o", to]), sources, sources.values()))
+        _run([compiler, *_FLAGS, "-shared", *sources.values(), *libraries, "-o", str(path)])
+
+
+def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
 
 

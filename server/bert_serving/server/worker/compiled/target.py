@@ -16,7 +16,7 @@ from ...model.errors import one_line
 from ...model.spec import ModelSpec
 from ..device import CPU_MICRO_BATCH_TOKENS
 from . import operators
-from .cache import Cache, key_of
+from .cache import Cache, key_of, operators_key
 from .forward import CompiledForward, Damaged, NotCompiled
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Target:
         dtype = "int8" if spec.dtype == "int8" else str(loaded.dtype)
         try:
             cache = Cache(spec.compile_cache)
-            key = key_of(loaded.fingerprint, layers, dtype, max_tokens, compiler)
+            key = key_of(loaded.fingerprint, layers, dtype, max_tokens, operators_key(compiler))
         except (OSError, subprocess.SubprocessError) as exc:
             raise NotCompiled(one_line(exc)) from exc
         return cls(spec, cache, key, compiler, layers, max_tokens)
