@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import queue
+import re
 import shutil
 import sys
 import threading
@@ -246,16 +247,26 @@ def test_an_encoder_compiles_only_if_it_is_asked_to(bert: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("compile_", "priorities"), [("wait", []), ("auto", [call(10)])])
-def test_a_compilation_that_nobody_waits_for_has_a_low_priority(
+def test_a_compilation_in_the_background_has_a_low_priority(
     compile_: str, priorities: list[object], bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = ModelSpec(model_dir=bert, compile=compile_, compile_cache=tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO(spec.model_dump_json()))
     monkeypatch.setattr(build, "load", Mock(side_effect=ModelError("stop here")))
+    monkeypatch.setattr(build, "_end_with", Mock())  # it would end the tests with their parent
     monkeypatch.setattr(os, "nice", lowered := Mock())
     with pytest.raises(ModelError, match="stop here"):
         build.main("key", torch.get_num_threads(), os.getppid())
     assert lowered.mock_calls == priorities
+
+
+def test_a_crash_of_the_compilation_is_reported_with_its_place(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("bert_serving.server.worker.compiled.target._PROGRAM", "tests.support.crash")
+    assert encoder(bert, tmp_path).forward_kind == "packed"
+    assert re.search(r"the process that compiles died of SIGSEGV in .*, line \d+ in string_at", caplog.text)
 
 
 def test_other_options_have_another_graph(compiled: Encoder, bert: Path, cache: Path) -> None:
@@ -291,10 +302,13 @@ def test_operators_are_compiled_once(
         build.add_operators(target, folder)
         assert (folder / "operators.so").read_bytes() == (whole / "operators.so").read_bytes()
         assert not built.called
-    (own / "operators.so").write_bytes(b"cut off")
-    build.add_operators(target, folder)
-    built.assert_called_once()
-    operators.use(folder / "operators.so")
+    for file, text in (("operators.so", "cut off"), ("facts.json", "null")):
+        (own / file).write_text(text)
+        build.add_operators(target, folder)
+        built.assert_called_once()
+        built.reset_mock()
+        assert build._is_whole(own)
+        assert (folder / "operators.so").read_bytes() == (own / "operators.so").read_bytes()
 
 
 # A model whose code looks at its own numbers.

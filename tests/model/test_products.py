@@ -96,7 +96,6 @@ def test_products(kind: str, num_threads: int) -> None:
 _AS_ON_OTHERS = """
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 from bert_serving.server.worker.compiled import operators
 from tests.model.test_products import KINDS, ROWS, SIZES, check
 operators.build(operators.find_compiler(), Path(sys.argv[1]), *sys.argv[2:])

@@ -39,7 +39,7 @@ def main(key: str, num_threads: int, parent_pid: int) -> None:
     threading.Thread(target=_end_with, args=(parent_pid,), daemon=True).start()
     torch.set_num_threads(num_threads)
     spec = ModelSpec.model_validate_json(sys.stdin.read())
-    if spec.compile != "wait":  # then somebody waits for the graph, and nobody is served meanwhile
+    if spec.compile != "wait":  # then a start, or a reload, waits for the graph
         os.nice(_NICENESS)
     cache = Cache(spec.compile_cache)
     with cache.locked(key):  # another worker may be compiling the same graph
@@ -48,7 +48,7 @@ def main(key: str, num_threads: int, parent_pid: int) -> None:
         loaded = load(spec)
         target = Target.of(spec, loaded)
         if target.key != key:
-            raise SystemExit("the model's files have changed")
+            raise SystemExit("the model's files have changed, or Linux lets only one of two processes use AMX")
         with cache.scratch() as scratch:
             _build(target, loaded, scratch)
 
@@ -113,7 +113,7 @@ def add_operators(target: Target, folder: Path) -> None:
 def _is_whole(folder: Path) -> bool:
     try:
         return GraphFacts.read(folder).hashes == hashes_in(folder)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

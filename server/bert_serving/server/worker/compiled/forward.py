@@ -89,7 +89,7 @@ class CompiledForward:
                 raise Damaged(f"the compiled graph in {folder} is damaged")
             operators.use(folder / _OPERATORS)
             self._graph = _graph_with_weights(folder)
-        except (OSError, ValueError, KeyError) as exc:
+        except (OSError, ValueError, KeyError, TypeError) as exc:
             raise Damaged(f"the compiled graph in {folder} is damaged: {str(exc)[:200]}") from exc
         except RuntimeError as exc:
             raise NotCompiled(f"the compiled graph in {folder} cannot be loaded: {str(exc)[:200]}") from exc

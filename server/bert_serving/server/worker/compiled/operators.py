@@ -76,7 +76,7 @@ def build(compiler: str, path: Path, *flags: str) -> None:
     libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
     if not may_use_tiles():
         flags += ("-DBERT_SERVING_NO_AMX",)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, ThreadPoolExecutor() as pool:
         sources = {source: f"{folder}/{source.stem}.o" for source in SOURCES if source.suffix == ".cpp"}
         compile_ = [compiler, *_FLAGS, *flags, *includes, "-c"]
         list(pool.map(lambda source, to: _run([*compile_, str(source), "-o", to]), sources, sources.values()))

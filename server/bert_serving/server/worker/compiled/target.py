@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,7 +81,7 @@ class Target:
         with tempfile.TemporaryFile("w+", errors="replace") as said:
             try:
                 subprocess.run(
-                    [sys.executable, "-m", _PROGRAM, *arguments],
+                    [sys.executable, "-X", "faulthandler", "-m", _PROGRAM, *arguments],
                     input=self.spec.model_dump_json(),
                     text=True,
                     stdout=subprocess.DEVNULL,
@@ -87,7 +89,7 @@ class Target:
                     check=True,
                 )
             except (OSError, subprocess.SubprocessError) as exc:
-                raise NotCompiled(_last_line(said) or one_line(exc)) from exc
+                raise NotCompiled(_place_of_crash(said, exc) or _last_line(said) or one_line(exc)) from exc
         found = self.find()
         if found is None:
             raise NotCompiled("the process that compiles has ended without a graph")
@@ -106,6 +108,16 @@ def _why_not(spec: ModelSpec, loaded: LoadedModel) -> str | None:
     if spec.mask_cls_sep:
         return "with -mask_cls_sep, passes are not compiled"
     return None
+
+
+def _place_of_crash(said: IO[str], exc: Exception) -> str | None:
+    """Return where a process was when a signal ended it; None if it ended in another way."""
+    if not isinstance(exc, subprocess.CalledProcessError) or exc.returncode >= 0:
+        return None
+    said.seek(0)
+    stack = re.search(r"most recent call first\):\n\s*File (.+)", said.read())
+    name = signal.Signals(-exc.returncode).name
+    return f"the process that compiles died of {name}" + (f" in {stack[1]}" if stack else "")
 
 
 def _last_line(file: IO[str]) -> str:

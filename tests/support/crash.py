@@ -1,0 +1,5 @@
+"""Ends by SIGSEGV."""
+
+import ctypes
+
+ctypes.string_at(0)
