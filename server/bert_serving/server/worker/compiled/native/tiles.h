@@ -44,7 +44,8 @@ struct Tiles {
       uint8_t rows[16] = {};
     } config;
     for (int i = 0; i < 8; ++i) config.bytes[i] = kLine, config.rows[i] = kTileRows;
-    _tile_loadconfig(&config);
+    // Not _tile_loadconfig: some versions of GCC take it to read 8 bytes, and may leave out what sets the others.
+    asm volatile("ldtilecfg %0" : : "m"(config));
   }
   ~Tiles() { _tile_release(); }
 };
