@@ -39,7 +39,7 @@ def main(key: str, num_threads: int, parent_pid: int) -> None:
     threading.Thread(target=_end_with, args=(parent_pid,), daemon=True).start()
     torch.set_num_threads(num_threads)
     spec = ModelSpec.model_validate_json(sys.stdin.read())
-    if spec.compile != "wait":  # then a start, or a reload, waits for the graph
+    if spec.compile != "wait":  # with "wait", a start or a reload waits for the graph
         os.nice(_NICENESS)
     cache = Cache(spec.compile_cache)
     with cache.locked(key):  # another worker may be compiling the same graph
