@@ -78,7 +78,7 @@ class Supervisor:
             self._clear_wake_up()
             self._children.release_dead()  # before batches are sent, so that no dead worker gets one
         self._broker.handle_messages()
-        if has_news or time.monotonic() >= self._next_check_at:
+        if has_news or not self._children.has_been_ready or time.monotonic() >= self._next_check_at:
             self._check_children()
             self._process_metrics.look(time.monotonic())
             self._next_check_at = time.monotonic() + _CHECK_S
@@ -86,7 +86,8 @@ class Supervisor:
     def _check_children(self) -> None:
         """Start, replace and announce children, after the broker has read their messages.
 
-        This is not done in every turn: under load the loop turns thousands of times in a second.
+        Once the server has been ready, this is not done in every turn: under load the loop turns thousands of
+        times in a second.
         """
         self._children.release_dead()
         self._children.note_readiness()
