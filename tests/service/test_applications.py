@@ -195,7 +195,7 @@ def test_topics(run: Run, words: list[str]) -> None:
             assert found["mails: words"][measure] > found["mails: vectors"][measure] + 0.05, "topics.md says so"
 
 
-@full_and_small("--texts", "60", "--labelled", "600", "--epochs", "1")
+@full_and_small("--texts", "20", "--labelled", "240", "--epochs", "1")
 def test_a_model_of_your_own(tmp_path: Path, words: list[str]) -> None:
     masked, classified, pre_trained, served = tables_of(tmp_path, "train_your_own", *words)
     perplexity = {name: measures["perplexity"] for name, measures in masked.items()}
@@ -206,7 +206,7 @@ def test_a_model_of_your_own(tmp_path: Path, words: list[str]) -> None:
         assert found.get("equal labels", 1) > 0.99
     accuracy = {name: measures["accuracy"] for name, measures in classified.items()}
     own, tuned = accuracy["pre-trained and fine-tuned"], accuracy["fine-tuned"]
-    if not words:  # 500 labelled texts, read once, are too few for fine-tuning
+    if not words:  # 200 labelled texts, read once, are too few for fine-tuning
         assert min(own, tuned) > accuracy["words, linear model"]
         assert min(own, tuned) > accuracy["vectors, linear model"] + 0.03
         assert abs(own - tuned) < 0.03, "docs/applications/own_model.md says that pre-training makes no difference"
