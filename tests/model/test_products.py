@@ -93,29 +93,43 @@ def test_products(kind: str, num_threads: int) -> None:
         torch.set_num_threads(before)
 
 
+OWN_DTYPE = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+EMULATED_TILES = Path(__file__).parents[1] / "support/emulated_tiles.h"
 _AS_ON_OTHERS = """
 import sys
 from pathlib import Path
+import torch
 from bert_serving.server.worker.compiled import operators
+from tests.model.test_compiled import test_attention_within_each_sequence
 from tests.model.test_products import KINDS, ROWS, SIZES, check
+operators.may_use_tiles = lambda: True  # the flags decide
 operators.build(operators.find_compiler(), Path(sys.argv[1]), *sys.argv[2:])
 operators.use(Path(sys.argv[1]))
 for kind in KINDS:
     for rows in ROWS:
         for sizes in SIZES:
             check(kind, rows, *sizes)
-print("right")
+for window in (None, 5, 64):
+    for width in (20, 32, 64):
+        test_attention_within_each_sequence(None, window, width, torch.bfloat16)
+print("right", operators._loaded[0].uses_tiles(), operators.product_dtype())
 """
 
 
 @pytest.mark.parametrize(
-    "flags", [["-DBERT_SERVING_NO_AMX"], ["-DBERT_SERVING_NO_AMX", "-DBERT_SERVING_NO_BFLOAT16"]]
+    ("flags", "runs"),
+    [
+        (["-include", str(EMULATED_TILES)], "1 torch.bfloat16"),
+        (["-DBERT_SERVING_NO_AMX"], f"0 {OWN_DTYPE}"),
+        (["-DBERT_SERVING_NO_AMX", "-DBERT_SERVING_NO_BFLOAT16"], "0 torch.float32"),
+    ],
+    ids=["tiles", "bfloat16", "neither"],
 )
-def test_processors_without_tiles_or_bfloat16(flags: list[str], tmp_path: Path) -> None:
+def test_what_other_processors_run(flags: list[str], runs: str, tmp_path: Path) -> None:
     # In a process of its own, because a process can load the operators only once.
     command = [sys.executable, "-c", _AS_ON_OTHERS, str(tmp_path / "operators.so"), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout == "right\n", done.stderr
+    assert done.stdout == f"right {runs}\n", done.stderr
 
 
 @pytest.mark.parametrize("may", [True, False])
