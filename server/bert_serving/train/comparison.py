@@ -108,6 +108,7 @@ def compare_on(
     specs = [checked_spec(job, name) for name in (job.teacher, job.student)]
     with MeasuredModel(job.teacher, specs[0]) as teacher, MeasuredModel(job.student, specs[1]) as student:
         models = [teacher, student]
+        facts = [model.facts for model in models]  # a model that cannot be loaded is reported before the work
         vectors = teacher.encode(texts)[0], student.encode(texts)[0]
         rates, times = _measured_in_turns(models, texts)
         labels = [None if pairs is None else _with_labels(model, *pairs) for model in models]
@@ -118,9 +119,9 @@ def compare_on(
                 texts_per_s=float(np.median(rate)),
                 one_text_ms=float(np.median(time)) * 1000,
                 labels=label,
-                **asdict(model.facts),
+                **asdict(fact),
             )
-            for model, rate, time, label in zip(models, rates, times, labels, strict=True)
+            for model, fact, rate, time, label in zip(models, facts, rates, times, labels, strict=True)
         ]
     cosines = [pairwise_cosines(each) for each in vectors]
     agreement = Agreement(

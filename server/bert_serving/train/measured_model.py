@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +38,10 @@ class ModelFacts:
 
 
 class MeasuredModel:
-    """Calls an Encoder in another process, one call after the other. Raises TrainError."""
+    """Calls an Encoder in another process, one call after the other. Raises TrainError.
+
+    The process starts at once; the first call waits for it. So several start side by side.
+    """
 
     def __init__(self, name: str, spec: ModelSpec) -> None:
         self.name = name
@@ -46,7 +50,6 @@ class MeasuredModel:
         self._process = context.Process(target=_serve, args=(theirs, spec), daemon=True)
         self._process.start()
         theirs.close()
-        self.facts: ModelFacts = self._result()
 
     def __enter__(self) -> MeasuredModel:
         return self
@@ -58,8 +61,15 @@ class MeasuredModel:
         self._process.join(_END_S)
         self._process.kill()
 
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """What the process says of the model when it has loaded it."""
+        found: ModelFacts = self._result()
+        return found
+
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], float]:
         """Return the vectors, (num_texts, dimension), and the seconds that they took."""
+        _ = self.facts  # they come first
         try:
             self._pipe.send(list(texts))
         except OSError as exc:
