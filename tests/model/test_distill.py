@@ -298,6 +298,18 @@ def test_a_comparison_that_cannot_be_is_one_line(words: list[str], capsys: pytes
     assert "/nonexistent" in line
 
 
+def test_a_model_that_cannot_be_loaded_is_one_line(
+    tiny: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The process of the other model is still loading then, and says nothing."""
+    shutil.copytree(tiny, tmp_path / "damaged")
+    (tmp_path / "damaged/model.safetensors").write_bytes(b"damaged")
+    assert cli.compare([str(tmp_path / "damaged"), tiny, "-max_texts", "100"]) == 1
+    texts, error = capfd.readouterr().err.splitlines()
+    assert "100 sentences" in texts
+    assert f"{tmp_path / 'damaged'}: cannot load the model" in error
+
+
 def test_a_batch_has_texts_of_similar_lengths_and_each_text_comes_once_in_an_epoch() -> None:
     lengths = np.random.default_rng(0).integers(1, 400, 2_000)
     sampler = _LengthBatchSampler(

@@ -23,7 +23,6 @@ from ..server.model.spec import ModelSpec
 from .errors import TrainError
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.data-*")  # of Transformers, of PyTorch, of TensorFlow
-_END_S = 10.0
 _MB = 1e6
 
 
@@ -57,9 +56,9 @@ class MeasuredModel:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._pipe.close()  # ends the process
-        self._process.join(_END_S)
-        self._process.kill()
+        self._process.kill()  # it may still be loading its model
+        self._process.join()
+        self._pipe.close()
 
     @cached_property
     def facts(self) -> ModelFacts:

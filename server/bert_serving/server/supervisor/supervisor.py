@@ -26,6 +26,7 @@ from .process_metrics import ProcessMetrics
 log = logging.getLogger(__name__)
 
 _CHECK_S = 0.25  # how often the children are checked; their end is noticed at once
+_START_CHECK_S = 0.02  # the same until all have been ready, since somebody waits for that
 _DRAIN_POLL_MS = 50
 _STOP_S = 2.0
 
@@ -78,16 +79,16 @@ class Supervisor:
             self._clear_wake_up()
             self._children.release_dead()  # before batches are sent, so that no dead worker gets one
         self._broker.handle_messages()
-        if has_news or not self._children.has_been_ready or time.monotonic() >= self._next_check_at:
+        if has_news or time.monotonic() >= self._next_check_at:
             self._check_children()
             self._process_metrics.look(time.monotonic())
-            self._next_check_at = time.monotonic() + _CHECK_S
+            every_s = _CHECK_S if self._children.has_been_ready else _START_CHECK_S
+            self._next_check_at = time.monotonic() + every_s
 
     def _check_children(self) -> None:
         """Start, replace and announce children, after the broker has read their messages.
 
-        Once the server has been ready, this is not done in every turn: under load the loop turns thousands of
-        times in a second.
+        This is not done in every turn: under load the loop turns thousands of times in a second.
         """
         self._children.release_dead()
         self._children.note_readiness()
